@@ -1,0 +1,69 @@
+# `make help` lists what there is. Variables, each optional:
+#   ARGS="..."       options for the program, as in: make train ARGS="--max_epochs 1"
+#   LOCKED=1         install the exact versions of requirements.lock, hashes checked
+#   TORCH=cpu        install PyTorch's CPU build where the index has one
+#   PYTHON=python3.N the Python that makes .venv, 3.11 or newer
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+KIND := $(if $(LOCKED),locked,bounds)$(if $(TORCH),-$(TORCH))
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# The CPU build 2.x+cpu sorts above 2.x, so pip takes it where this index can be reached, and else goes on without.
+TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-slow lint tensorboard bench lock clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+train: .venv/.$(KIND)  ## set up if need be, then train and test the default recipe
+	@$(BIN)/python -m src.train $(ARGS)
+
+test: .venv/.$(KIND)-dev  ## set up if need be, then run the tests
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/.$(KIND)-dev  ## run the tests that take long
+	@$(BIN)/python -m pytest -m slow --numprocesses 0 $(ARGS)
+
+lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-commit hooks do
+	@$(BIN)/pre-commit run --all-files
+
+tensorboard: .venv/.$(KIND)  ## show the curves of all runs
+	@$(BIN)/tensorboard --logdir logs $(ARGS)
+
+bench: .venv/.$(KIND)-dev  ## measure this machine, and the data path against torchvision's
+	@$(BIN)/python benchmarks/reference.py
+	@$(BIN)/python benchmarks/data_path.py
+
+lock: .venv/.$(KIND)-dev  ## refresh requirements.lock from the bounds in pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --upgrade --quiet \
+		--no-emit-package lightning-starter --custom-compile-command "make lock" --output-file requirements.lock
+
+clean:  ## remove the virtual environment and caches; logs and data stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+
+ifneq ($(filter-out cpu,$(TORCH)),)
+$(error TORCH=$(TORCH): only TORCH=cpu is known; leave it out for the default build)
+endif
+ifneq ($(and $(LOCKED),$(TORCH)),)
+$(error requirements.lock holds the hashes of the default builds: give LOCKED=1 or TORCH=cpu, not both)
+endif
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: $(PYTHON) is not Python 3.11 or newer; give one that is, as in: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/.bounds .venv/.bounds-cpu: pyproject.toml | .venv/bin/python
+	$(PIP) $(TORCH_INDEX) --editable '.[sample]'
+	@touch $@
+
+.venv/.bounds-dev .venv/.bounds-cpu-dev: pyproject.toml | .venv/bin/python
+	$(PIP) $(TORCH_INDEX) --editable '.[dev]'
+	@touch $@ $(@:-dev=)
+
+.venv/.locked .venv/.locked-dev: requirements.lock pyproject.toml | .venv/bin/python
+	$(PIP) --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch .venv/.locked .venv/.locked-dev

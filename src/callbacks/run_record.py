@@ -1,0 +1,126 @@
+"""What a run leaves behind beside its checkpoints and curves."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.data import extract_batch_size
+
+from src import ROOT
+
+
+class RunRecord(Callback):
+    """Writes `config.yaml` and `environment.txt` when a run starts, `metrics.json` whenever a stage ends.
+
+    `metrics.json` is one flat object: every final metric under its logged name, and `samples_per_second`
+    (training samples, validation excluded), `peak_memory_mb` (of the GPU where one is used, else resident),
+    `data_source`, and the seconds given to `write`.
+
+    Args:
+        folder: the run folder.
+        config: the run's complete configuration, as YAML.
+    """
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder = folder
+        self.config = config
+        self.metrics: dict[str, float | str] = {}
+        self._samples = 0
+        self._train_time = 0.0
+        self._resumed_at = 0.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero and not (self.folder / "config.yaml").exists():
+            _write(self.folder / "config.yaml", self.config)
+            _write(self.folder / "environment.txt", describe_environment())
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._resumed_at = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._samples += extract_batch_size(batch) * trainer.world_size
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._train_time += time.perf_counter() - self._resumed_at
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._resumed_at = time.perf_counter()
+        if not trainer.training and not trainer.sanity_checking:
+            self._collect(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._train_time += time.perf_counter() - self._resumed_at
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._collect(trainer)
+        if self._train_time:
+            self.metrics["samples_per_second"] = self._samples / self._train_time
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._collect(trainer)
+
+    def write(self, **more: float) -> None:
+        """Write `metrics.json` with everything known by now and `more`, such as `total_seconds`."""
+        self.metrics |= more
+        _write(self.folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
+
+    def _collect(self, trainer: Trainer) -> None:
+        self.metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self.metrics["peak_memory_mb"] = _peak_memory_mb()
+        data = getattr(trainer, "datamodule", None)
+        self.metrics["data_source"] = getattr(data, "data_source", type(data).__name__)
+
+
+def describe_environment() -> str:
+    """Python, hardware, git commit and the version of every installed package, a line each."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    capabilities = torch.backends.cpu.get_cpu_capability()
+    lines = [
+        f"python {platform.python_version()} on {platform.platform()}",
+        f"command {' '.join(sys.orig_argv)}",
+        f"git {_git_state()}",
+        f"cpu {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {capabilities}",
+        f"gpu {', '.join(gpus) or 'none'}",
+        "",
+        *sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _git_state() -> str:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return f"commit {git('rev-parse', 'HEAD')}, {'dirty' if git('status', '--porcelain') else 'clean'}"
+    except (OSError, subprocess.CalledProcessError):
+        return "not a repository with a commit"
+
+
+def _peak_memory_mb() -> float:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that is either there as a whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

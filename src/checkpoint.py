@@ -1,0 +1,72 @@
+"""Reading a checkpoint without trusting it."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from src.config import Tree, differences
+from src.errors import InputError
+
+
+def read_checkpoint(given: str) -> dict[str, Any]:
+    """A Lightning checkpoint of tensors and plain values; nothing in it is executed.
+
+    Raises:
+        InputError: the file is missing, truncated, not a checkpoint, or holds pickled code.
+    """
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise InputError(
+            f"--ckpt_path {given}: no such file; give one such as logs/default/version_0/checkpoints/best.ckpt"
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        with path.open("rb") as file:
+            is_zip = file.read(2) == b"PK"
+        problem = "is damaged or truncated" if is_zip else "is not a checkpoint"
+        raise InputError(
+            f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no state_dict")
+    return checkpoint
+
+
+def model_arguments(checkpoint: dict[str, Any]) -> Tree:
+    """Class and arguments of the model a checkpoint was written for, as far as it carries them."""
+    arguments = dict(checkpoint.get("hyper_parameters", {}))
+    arguments.pop("_instantiator", None)
+    class_path = arguments.pop("_class_path", None)
+    return {"class_path": class_path, "init_args": arguments} if class_path else {}
+
+
+def check_fit(checkpoint: dict[str, Any], model: LightningModule, arguments: Tree) -> None:
+    """Make sure that the weights of a checkpoint fit a model before anything is run.
+
+    Args:
+        checkpoint: as read.
+        model: the model that is to take the weights.
+        arguments: class and arguments the model was built with.
+
+    Raises:
+        InputError: they do not; the message names the arguments that differ from the checkpoint's.
+    """
+    if not model.strict_loading:
+        return
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    if own == saved:
+        return
+    changed = differences(model_arguments(checkpoint), arguments, "model")
+    name = next(name for name in (*own, *saved) if own.get(name) != saved.get(name))
+    detail = f"{name} is {saved.get(name, 'missing')} in the checkpoint and {own.get(name, 'missing')} in the model"
+    cause = f"{' and '.join(changed)} does not fit" if changed else "the model does not fit"
+    raise InputError(f"{cause} the weights of the checkpoint: {detail}")

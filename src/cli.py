@@ -1,0 +1,324 @@
+"""The command line: LightningCLI with recipes, short flags, run folders and one-line errors."""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from rich.console import Console
+from rich.table import Table
+from torch.optim import Optimizer
+
+from src import ROOT, config
+from src.callbacks.run_record import RunRecord
+from src.checkpoint import check_fit, model_arguments, read_checkpoint
+from src.errors import InputError
+from src.explain import explain
+from src.optim.configure import configure_optimizers
+
+SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
+# Settings of one call, which a saved configuration must not repeat.
+CALL_ONLY = ("config", "ckpt_path", "debug")
+# CPU capabilities, as torch names them, that make bfloat16 faster than float32.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
+
+class StarterCLI(LightningCLI):
+    """One parser for all stages, and a run folder for every run.
+
+    Args:
+        args: the command line without the program's name.
+        started: `time.perf_counter()` when the program started, for `total_seconds`.
+
+    Raises:
+        InputError: something on the command line or in a configuration cannot work.
+    """
+
+    def __init__(self, args: list[str], started: float) -> None:
+        self.started = started
+        self.stage: str | None = None
+        self.checkpoint: dict[str, Any] | None = None
+        self.record: RunRecord | None = None
+        super().__init__(
+            args=args,
+            run=False,
+            seed_everything_default=42,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "prog": "python -m src.train",
+                "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
+                "description": "Without a word: fit, then test the best checkpoint. README.md shows what one can do.",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; by default the recipe's name")
+        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to load; for fit, to continue from")
+        parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
+        parser.add_optimizer_args((Optimizer,))
+        parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+        parser.add_argument("--lr_scheduler_interval", choices=["step", "epoch"], default="step")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/loss",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        for name in SHORT_FLAGS:
+            action = parser._option_string_actions[f"--trainer.{name}"]
+            action.option_strings = [f"--{name}", *action.option_strings]
+            parser._option_string_actions[f"--{name}"] = action
+        fast_dev_run = parser._option_string_actions["--fast_dev_run"]
+        fast_dev_run.nargs, fast_dev_run.const = "?", "true"
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.stage, files, options = config.split_command_line(list(args or []))
+        tree, overlays = config.choose_recipe(files)
+        dropped: list[str] = []
+        ckpt_path = [*(part.get("ckpt_path") for part in (tree, *overlays)), dict(options).get("--ckpt_path")]
+        if any(ckpt_path):
+            self.checkpoint = read_checkpoint([path for path in ckpt_path if path][-1])
+            tree = config.merge(tree, {"model": model_arguments(self.checkpoint)}, "", [])
+        for overlay in overlays:
+            tree = config.merge(tree, overlay, "", dropped)
+        tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
+        for line in dropped:
+            rank_zero_info(line)
+        words = [flag if value is None else f"{flag}={value}" for flag, value in options]
+        try:
+            self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
+        except argparse.ArgumentError as error:
+            raise InputError(explain(str(error), parser, options, files)) from error
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config.trainer
+        _check_accelerator(trainer.accelerator)
+        _check_strategy(trainer.strategy)
+        if trainer.precision is None:
+            trainer.precision, reason = choose_precision(trainer.accelerator)
+            rank_zero_info(f"Precision {trainer.precision}: {reason}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer of the configuration, with a run folder of its own."""
+        saved = self.config.clone()
+        for key in CALL_ONLY:
+            saved.pop(key, None)
+        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_none=False)
+        tree = yaml.safe_load(text)
+        # The checkpoint then rebuilds the model by itself, whatever its class records.
+        arguments = {"_class_path": tree["model"]["class_path"], **tree["model"].get("init_args", {})}
+        arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        self.model.save_hyperparameters(arguments)
+        if self.checkpoint is not None:
+            check_fit(self.checkpoint, self.model, tree["model"])
+            self.checkpoint = None
+        if tree["optimizer"]:
+            spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
+            self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
+
+        options = {**self.config_init.trainer, **kwargs}
+        callbacks: list[Callback] = list(options.pop("callbacks") or [])
+        if options["logger"] is False:  # this one refuses to work without a logger
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+        checkpoint: ModelCheckpoint = self.config_init.checkpoint
+        if options["enable_checkpointing"] is not False:
+            callbacks.append(checkpoint)
+        if not options["fast_dev_run"]:
+            folder = claim_run_folder(Path(options["default_root_dir"] or ROOT / "logs"), self.config.name)
+            self.record = RunRecord(folder, text)
+            callbacks.append(self.record)
+            # Outside of training nothing is saved; Lightning warns when the folder is not the checkpoint's own.
+            trains = self.stage in (None, "fit") or self.config.ckpt_path is None
+            checkpoints = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
+            checkpoint.dirpath = checkpoint.dirpath or str(checkpoints)
+            options["default_root_dir"] = folder
+            if options["logger"] is None or options["logger"] is True:
+                version = int(folder.name.removeprefix("version_"))
+                options["logger"] = TensorBoardLogger(folder.parents[1], folder.parent.name, version)
+        try:
+            return Trainer(**options, callbacks=callbacks)
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            self._drop_empty_folder()
+            if raised_by_library(error):
+                raise InputError(str(error)) from error
+            raise
+
+    def _drop_empty_folder(self) -> None:
+        if self.record is not None:
+            with suppress(OSError):  # something is in it, or this process never had one
+                self.record.folder.rmdir()
+
+    def run(self) -> None:
+        """Run the stage asked for, then print what came out."""
+        try:
+            self._run_stage()
+        except BaseException:
+            self._drop_empty_folder()
+            raise
+
+    def _run_stage(self) -> None:
+        given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
+        common = {"model": self.model, "datamodule": self.datamodule}
+        seconds = {}
+        if self.stage in (None, "fit"):
+            start = time.perf_counter()
+            self.trainer.fit(**common, **given)
+            seconds["train_seconds"] = time.perf_counter() - start
+        elif given["ckpt_path"] is None:
+            rank_zero_info(f"No --ckpt_path given: {self.stage} uses the untrained model")
+        if self.stage is None:
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+        elif self.stage == "predict":
+            self.trainer.predict(**common, **given)
+        elif self.stage != "fit":
+            getattr(self.trainer, self.stage)(**common, **given, verbose=False)
+        if self.trainer.is_global_zero:
+            seconds["total_seconds"] = time.perf_counter() - self.started
+            if self.record is not None:
+                self.record.write(**seconds)
+            self.print_summary()
+
+    def print_summary(self) -> None:
+        """One short table: the metrics of the last stage, the run folder, the best checkpoint, what to type next."""
+        table = Table.grid(padding=(0, 2))
+        wanted = {None: "test/", "fit": "val/", "validate": "val/"}.get(self.stage, "test/")
+        for name, value in sorted(self.trainer.callback_metrics.items()):
+            if name.startswith(wanted):
+                table.add_row(name, f"{value.item():.4f}")
+        if self.record is not None:
+            folder = self.record.folder
+            table.add_row("run folder", _relative(folder))
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            if best:
+                table.add_row("best checkpoint", _relative(Path(best)))
+            tensorboard = Path(sys.executable).with_name("tensorboard")
+            command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else _relative(tensorboard)
+            table.add_row("see it", f"{command} --logdir {_relative(folder.parents[1])}")
+        console = Console()
+        # Paths are for copying, so they are not folded to the usual 80 columns of a pipe or a log file.
+        console.print(table, width=None if console.is_terminal else 1000, soft_wrap=not console.is_terminal)
+
+
+def claim_run_folder(root: Path, name: str) -> Path:
+    """A new folder `root/name/version_N` of this run's own, also when many start in the same second.
+
+    Only the first process of a run makes it; the Trainer tells it to the others.
+
+    Raises:
+        InputError: the folder cannot be made, or the name is none.
+    """
+    if Path(name).name != name:
+        raise InputError(f"--name {name} is not a folder name: leave out slashes")
+    parent = root.expanduser().absolute() / name
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return parent / "version_-1"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        versions = [int(m[1]) for p in parent.iterdir() if (m := re.fullmatch(r"version_(\d+)", p.name))]
+        number = max(versions, default=-1) + 1
+        while True:
+            folder = parent / f"version_{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another run was quicker
+                number += 1
+            else:
+                return folder
+    except OSError as error:
+        raise InputError(
+            f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
+        ) from error
+
+
+def choose_precision(accelerator: Any) -> tuple[str, str]:
+    """The fastest precision the hardware has arithmetic for that trains as well as float32, and why."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 arithmetic"
+        return "32-true", f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
+        found = [name for name in BF16_INSTRUCTIONS if torch.cpu.get_capabilities().get(name)]
+        if found:
+            return "bf16-mixed", f"this CPU has bfloat16 arithmetic ({found[0]})"
+        return "32-true", "this CPU has no bfloat16 arithmetic"
+    return "32-true", "the safe choice for this accelerator"
+
+
+def _check_accelerator(given: Any) -> None:
+    """Raise InputError where this machine lacks the accelerator."""
+    registry = AcceleratorRegistry
+    known = {"auto", "gpu", *registry.available_accelerators()}
+    if not isinstance(given, str) or given == "auto":
+        return
+    if given not in known:
+        raise InputError(f"--accelerator {given}: no such accelerator{config.nearest(given, known)}")
+    present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
+    present |= {"gpu"} if present & {"cuda", "mps"} else set()
+    if given not in present:
+        raise InputError(
+            f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
+            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}, or leave it out"
+        )
+
+
+def _check_strategy(given: Any) -> None:
+    """Raise InputError where no strategy has that name."""
+    known = {"auto", *StrategyRegistry.available_strategies()}
+    if isinstance(given, str) and given not in known:
+        near = config.nearest(given, known) or f"; known are {', '.join(sorted(known))}"
+        raise InputError(f"--strategy {given}: no such strategy{near}")
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def raised_by_library(error: BaseException) -> bool:
+    """Whether Lightning itself raised an error, and not a class it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+
+
+def run(started: float) -> None:
+    """Build and run what `sys.argv` asks for; what the user can mend is one line and exit code 2."""
+    args = sys.argv[1:]
+    try:
+        StarterCLI(args, started).run()
+    except Exception as error:
+        # jsonargparse wraps what a constructor raises.
+        cause: BaseException = error
+        while not isinstance(cause, InputError) and isinstance(cause, ValueError) and cause.__cause__:
+            cause = cause.__cause__
+        mendable = isinstance(cause, InputError)
+        mendable |= isinstance(cause, MisconfigurationException) and raised_by_library(cause)
+        if "--debug" in args or not mendable:
+            raise
+        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""One LightningDataModule a file, with the Dataset it feeds."""

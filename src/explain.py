@@ -1,0 +1,62 @@
+"""jsonargparse's errors in the user's words: one line with what was given and what would work."""
+
+import inspect
+import re
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from src.config import Option, import_class, nearest
+
+
+def explain(message: str, parser: LightningArgumentParser, options: list[Option], files: list[str]) -> str:
+    """One line for a parser's message.
+
+    Args:
+        message: of any number of lines.
+        parser: the parser that gave it, for the names it knows.
+        options: what the command line gave, besides classes and configurations.
+        files: the configurations given.
+    """
+    message = " ".join(message.split())
+    known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
+        return f"{found[1]}: no such option{nearest(found[1], known)}"
+    if found := re.match(r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<leaf>[^']+)'", message):
+        key = ".".join(filter(None, (found["group"], found["leaf"])))
+        settings = [flag.removeprefix("--") for flag in known]
+        return f"{_origin(key, options, files)}: no such setting{nearest(key, settings)}"
+
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    classes = re.findall(r"class_path '([^']+)'", message)
+    if found := re.search(r"Option '([^']+)' is not accepted", message):
+        arguments = inspect.signature(import_class(classes[-1])).parameters
+        name = classes[-1].rpartition(".")[2]
+        key = f"{key}.{found[1]}"
+        return f"{_origin(key, options, files)}: {name} has no argument {found[1]}{nearest(found[1], arguments)}"
+    if found := re.search(r"arguments are required: (\w+)", message):
+        return f"{classes[-1].rpartition('.')[2]} needs {found[1]}: give --{key}.{found[1]}"
+    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        return f"{_origin(key, options, files)}: {found[1].rpartition('.')[2]} is not a {found[2]}"
+    innermost = message[message.rfind("Parser key") :] if key else ""
+    value = re.search(r"Got value: (\S+)", innermost) or re.search(r"Given value: (.+)$", innermost)
+    expected = re.findall(r"Expected an? <class '([\w.]+)'>", innermost)
+    choices = re.findall(r"typing\.Literal\[([^]]*)\]", innermost)
+    if value:
+        names = [name for name in expected if name != "NoneType"]
+        names += [word.strip(" '") for choice in choices for word in choice.split(",")]
+        wanted = f"expected {', '.join(dict.fromkeys(names))}" if names else "no class that fits here"
+        return f"{_origin(key, options, files)} {value[1]}: {wanted}{nearest(value[1], names)}"
+    return message
+
+
+def _origin(key: str, options: list[Option], files: list[str]) -> str:
+    """A setting as the user gave it: the flag he typed, or its name and the configuration it stands in."""
+    leaf = key.rpartition(".")[2]
+    for flag, _ in options:
+        if flag.removeprefix("--").replace(".init_args", "") in (key, leaf):
+            return flag
+    for file in files:
+        if re.search(rf"^[\s-]*{re.escape(leaf)}:", Path(file).read_text(encoding="utf-8"), re.MULTILINE):
+            return f"{key} (in {file})"
+    return f"--{key}"

@@ -1,0 +1,1 @@
+"""Networks (`nn.Module`) and tasks (`LightningModule`), one a file."""

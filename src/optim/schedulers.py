@@ -1,0 +1,59 @@
+"""torch's schedules whose required arguments a run already knows: its peak learning rate and its length.
+
+Both are found under torch's own name on the command line. `total_steps` and `T_max` left at None are filled
+in from the run; the learning rate is always the optimizer's.
+"""
+
+from typing import Any, Literal
+
+from torch.optim import Optimizer, lr_scheduler
+
+
+class OneCycleLR(lr_scheduler.OneCycleLR):
+    """Warm up to the optimizer's learning rate, then anneal to nearly zero (Smith and Topin 2018).
+
+    Args:
+        optimizer: its learning rate is the peak of the cycle.
+        total_steps: optimizer steps of the whole cycle; the run's where nothing is given.
+        pct_start: share of the steps spent warming up, in (0, 1).
+        anneal_strategy: shape of the annealing.
+        cycle_momentum: whether momentum (or beta1) moves against the learning rate.
+        base_momentum: momentum at the peak learning rate.
+        max_momentum: momentum at the lowest learning rate.
+        div_factor: the first learning rate is the peak over this.
+        final_div_factor: the last learning rate is the first over this.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        cycle_momentum: bool = True,
+        base_momentum: float = 0.85,
+        max_momentum: float = 0.95,
+        div_factor: float = 25.0,
+        final_div_factor: float = 1e4,
+    ) -> None:
+        # The groups may have learning rates of their own.
+        max_lr: list[float] = [group["lr"] for group in optimizer.param_groups]
+        options: dict[str, Any] = {"pct_start": pct_start, "anneal_strategy": anneal_strategy}
+        options |= {"cycle_momentum": cycle_momentum, "base_momentum": base_momentum, "max_momentum": max_momentum}
+        options |= {"div_factor": div_factor, "final_div_factor": final_div_factor}
+        super().__init__(optimizer, max_lr, total_steps, **options)
+
+
+class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
+    """Half a cosine from the optimizer's learning rate down to `eta_min` (Loshchilov and Hutter 2017).
+
+    Args:
+        optimizer: its learning rate is the start.
+        T_max: steps (or epochs, by the scheduler's interval) until the lowest; the run's where nothing is given.
+        eta_min: the lowest learning rate.
+    """
+
+    def __init__(self, optimizer: Optimizer, T_max: int | None = None, eta_min: float = 0.0) -> None:  # noqa: N803
+        if T_max is None:
+            raise ValueError("CosineAnnealingLR needs T_max outside of a run")
+        super().__init__(optimizer, T_max, eta_min)
