@@ -106,13 +106,13 @@ class StarterCLI(LightningCLI):
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
-        for line in dropped:
-            rank_zero_info(line)
         words = [flag if value is None else f"{flag}={value}" for flag, value in options]
         try:
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), parser, options, files)) from error
+        for line in dropped:
+            rank_zero_info(line)
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
@@ -127,7 +127,7 @@ class StarterCLI(LightningCLI):
         saved = self.config.clone()
         for key in CALL_ONLY:
             saved.pop(key, None)
-        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_none=False)
+        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
         tree = yaml.safe_load(text)
         # The checkpoint then rebuilds the model by itself, whatever its class records.
         arguments = {"_class_path": tree["model"]["class_path"], **tree["model"].get("init_args", {})}
@@ -206,6 +206,8 @@ class StarterCLI(LightningCLI):
     def print_summary(self) -> None:
         """One short table: the metrics of the last stage, the run folder, the best checkpoint, what to type next."""
         table = Table.grid(padding=(0, 2))
+        table.add_column()
+        table.add_column(overflow="fold")
         wanted = {None: "test/", "fit": "val/", "validate": "val/"}.get(self.stage, "test/")
         for name, value in sorted(self.trainer.callback_metrics.items()):
             if name.startswith(wanted):
@@ -219,9 +221,8 @@ class StarterCLI(LightningCLI):
             tensorboard = Path(sys.executable).with_name("tensorboard")
             command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else _relative(tensorboard)
             table.add_row("see it", f"{command} --logdir {_relative(folder.parents[1])}")
-        console = Console()
-        # Paths are for copying, so they are not folded to the usual 80 columns of a pipe or a log file.
-        console.print(table, width=None if console.is_terminal else 1000, soft_wrap=not console.is_terminal)
+        # Paths are for copying, so in a pipe or a log file they are not folded to the usual 80 columns.
+        Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def claim_run_folder(root: Path, name: str) -> Path:

@@ -296,8 +296,8 @@ def choose_recipe(files: list[str]) -> tuple[Tree, list[Tree]]:
     loaded = [load_config(file) for file in files]
     recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
     path, recipe = recipes[-1] if recipes else load_config("configs/default.yaml")
-    overlays = [tree for _, tree in loaded if not is_recipe(tree)]
-    return {"name": path.stem} | recipe, overlays
+    overlays = [resolve_names(tree) for _, tree in loaded if not is_recipe(tree)]
+    return {"name": path.stem} | resolve_names(recipe), overlays
 
 
 def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:

@@ -2,11 +2,10 @@
 
 import inspect
 import re
-from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.config import Option, import_class, nearest
+from src.config import Option, import_class, load_config, nearest
 
 
 def explain(message: str, parser: LightningArgumentParser, options: list[Option], files: list[str]) -> str:
@@ -57,6 +56,6 @@ def _origin(key: str, options: list[Option], files: list[str]) -> str:
         if flag.removeprefix("--").replace(".init_args", "") in (key, leaf):
             return flag
     for file in files:
-        if re.search(rf"^[\s-]*{re.escape(leaf)}:", Path(file).read_text(encoding="utf-8"), re.MULTILINE):
+        if re.search(rf"(?<!\w){re.escape(leaf)}\s*:", load_config(file)[0].read_text(encoding="utf-8")):
             return f"{key} (in {file})"
     return f"--{key}"

@@ -219,10 +219,10 @@ def random_affine(images: Tensor, max_shift: float, max_rotation: float, max_sca
     Returns:
         (B, C, H, W) float.
     """
-    size, device = len(images), images.device
+    size = len(images)
 
     def uniform(limit: float) -> Tensor:
-        return torch.empty(size, device=device).uniform_(-limit, limit)
+        return torch.empty(size, device=images.device, dtype=images.dtype).uniform_(-limit, limit)
 
     angle = torch.deg2rad(uniform(max_rotation))  # (B,)
     zoom = 1 + uniform(max_scale)

@@ -74,6 +74,15 @@ class ImageClassifier(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._step(batch, self.test_metrics)
 
+    def on_fit_start(self) -> None:
+        for name in ("net", "loss"):
+            if name not in self.hparams:
+                rank_zero_warn(
+                    f"the arguments of {type(getattr(self, name)).__name__} cannot be read back from its attributes, so"
+                    " a checkpoint will not rebuild it: keep each argument as an attribute of its own name, or load"
+                    f" the checkpoint with {name}=..."
+                )
+
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> dict[str, Tensor]:
         """Labels (B,) int64 and probabilities (B, num_classes) float32 of images, with or without targets."""
         images = batch if isinstance(batch, Tensor) else batch[0]
@@ -98,7 +107,7 @@ class ImageClassifier(LightningModule):
 
 
 def _describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
-    """The arguments of a task as plain values, in the form in which LightningCLI stores them."""
+    """The arguments of a task that can be had as plain values, in the form in which LightningCLI stores them."""
     described: dict[str, Any] = {"_class_path": f"{task.__module__}.{task.__qualname__}"}
     described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
     for name, value in arguments.items():
@@ -106,11 +115,6 @@ def _describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
             described[name] = value
         elif (description := _describe_module(value)) is not None:
             described[name] = description
-        else:
-            rank_zero_warn(
-                f"the arguments of {type(value).__name__} cannot be read back from its attributes, so a checkpoint will"
-                f" not rebuild it: keep each as an attribute of its own name, or load with {name}=..."
-            )
     return described
 
 
@@ -119,10 +123,11 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
     cls = type(module)
     init_args = {}
     for name, parameter in inspect.signature(cls).parameters.items():
-        if not hasattr(module, name) and cls.__module__.startswith("torch."):
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and not hasattr(module, name) and cls.__module__.startswith("torch."):
             continue  # torch keeps all but its deprecated arguments
         value = getattr(module, name, _MISSING)
-        if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD or not _is_plain(value):
+        if not named or not _is_plain(value):
             return None
         init_args[name] = list(value) if isinstance(value, tuple) else value
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}

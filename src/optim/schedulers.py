@@ -43,6 +43,11 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         options |= {"div_factor": div_factor, "final_div_factor": final_div_factor}
         super().__init__(optimizer, max_lr, total_steps, **options)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the position of a saved schedule, but not its length: a continued run may be longer."""
+        length = ("total_steps", "_schedule_phases")
+        super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
+
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
     """Half a cosine from the optimizer's learning rate down to `eta_min` (Loshchilov and Hutter 2017).

