@@ -84,7 +84,6 @@ class StarterCLI(LightningCLI):
             {
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/loss",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -106,6 +105,8 @@ class StarterCLI(LightningCLI):
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
+        if not tree["model"]:
+            raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
         words = [flag if value is None else f"{flag}={value}" for flag, value in options]
         try:
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
@@ -141,24 +142,22 @@ class StarterCLI(LightningCLI):
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
 
         options = {**self.config_init.trainer, **kwargs}
-        callbacks: list[Callback] = list(options.pop("callbacks") or [])
+        callbacks: list[Callback] = options.pop("callbacks") or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if options["logger"] is False:  # this one refuses to work without a logger
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-        checkpoint: ModelCheckpoint = self.config_init.checkpoint
-        if options["enable_checkpointing"] is not False:
-            callbacks.append(checkpoint)
         if not options["fast_dev_run"]:
             folder = claim_run_folder(Path(options["default_root_dir"] or ROOT / "logs"), self.config.name)
             self.record = RunRecord(folder, text)
             callbacks.append(self.record)
-            # Outside of training nothing is saved; Lightning warns when the folder is not the checkpoint's own.
-            trains = self.stage in (None, "fit") or self.config.ckpt_path is None
-            checkpoints = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
-            checkpoint.dirpath = checkpoint.dirpath or str(checkpoints)
+            if options["enable_checkpointing"] is not False:
+                callbacks += self._checkpoints(folder)
             options["default_root_dir"] = folder
             if options["logger"] is None or options["logger"] is True:
                 version = int(folder.name.removeprefix("version_"))
-                options["logger"] = TensorBoardLogger(folder.parents[1], folder.parent.name, version)
+                options["logger"] = TensorBoardLogger(
+                    folder.parents[1], folder.parent.name, version, default_hp_metric=False
+                )
         try:
             return Trainer(**options, callbacks=callbacks)
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -166,6 +165,17 @@ class StarterCLI(LightningCLI):
             if raised_by_library(error):
                 raise InputError(str(error)) from error
             raise
+
+    def _checkpoints(self, folder: Path) -> list[Callback]:
+        """`best.ckpt`, as configured, and `last.ckpt`."""
+        # Outside of training nothing is saved, and Lightning warns when the folder is not the checkpoint's own.
+        trains = self.stage in (None, "fit") or self.config.ckpt_path is None
+        checkpoints = str(folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent)
+        best: ModelCheckpoint = self.config_init.checkpoint
+        best.dirpath = best.dirpath or checkpoints
+        # ModelCheckpoint's own save_last skips every epoch that is not the best one (Lightning 2.6).
+        last = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        return [best, last]
 
     def _drop_empty_folder(self) -> None:
         if self.record is not None:
@@ -318,7 +328,7 @@ def run(started: float) -> None:
         while not isinstance(cause, InputError) and isinstance(cause, ValueError) and cause.__cause__:
             cause = cause.__cause__
         mendable = isinstance(cause, InputError)
-        mendable |= isinstance(cause, MisconfigurationException) and raised_by_library(cause)
+        mendable |= isinstance(cause, MisconfigurationException | ModuleNotFoundError) and raised_by_library(cause)
         if "--debug" in args or not mendable:
             raise
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)

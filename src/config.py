@@ -40,6 +40,51 @@ NAMESPACES = (
 )
 
 
+def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Option]]:
+    """Stage (or None), configuration files, and all other options with their values, in the order given.
+
+    Raises:
+        InputError: a word is no stage and no option's value, or an option lacks its value.
+    """
+    stage: str | None = None
+    files: list[str] = []
+    options: list[Option] = []
+    words = list(args)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("-"):
+            if word not in STAGES or stage:
+                raise InputError(f"{word}: one of {', '.join(STAGES)} may stand here{nearest(word, STAGES)}")
+            stage = word
+            continue
+        flag, equals, text = word.partition("=")
+        value: str | None = text
+        if not equals:
+            bare = flag in BARE_FLAGS or not words or words[0].startswith("--")
+            if flag.endswith("fast_dev_run"):
+                bare = bare or not re.fullmatch(r"\d+|true|false", words[0], re.IGNORECASE)
+            value = None if bare else words.pop(0)
+        if flag not in ("-c", "--config"):
+            options.append((flag, value))
+        elif value:
+            files.append(value)
+        else:
+            raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
+    return stage, files, options
+
+
+def choose_recipe(files: list[str]) -> tuple[Tree, list[Tree]]:
+    """The recipe, with its `name`, and the overlays among some configuration files.
+
+    Of several recipes the last counts alone; with none it is `configs/default.yaml`.
+    """
+    loaded = [load_config(file) for file in files]
+    recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
+    path, recipe = recipes[-1] if recipes else load_config("configs/default.yaml")
+    overlays = [resolve_names(tree) for _, tree in loaded if not is_recipe(tree)]
+    return {"name": path.stem} | resolve_names(recipe), overlays
+
+
 def load_config(given: str) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, looked up in the working directory and then in the project.
 
@@ -78,6 +123,100 @@ def parse_value(text: str) -> Any:
 def is_recipe(tree: Tree) -> bool:
     """Whether a configuration is complete: it names a model and data. Any other is an overlay on a recipe."""
     return "model" in tree and "data" in tree
+
+
+def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
+    """Lay the classes named on the command line over a tree; what is left are plain values.
+
+    Raises:
+        InputError: a class does not exist.
+    """
+    left: list[Option] = []
+    for flag, value in options:
+        key = flag.removeprefix("--").removesuffix(".class_path").replace(".init_args", "")
+        if value is None:
+            left.append((flag, value))
+        elif flag.endswith(".help"):
+            left.append((flag, resolve_class(value, key)))
+        elif holds_class(tree, key):
+            over = parse_value(value)
+            if isinstance(over, str) and over.endswith((".yaml", ".yml")):
+                over = load_config(over)[1]
+            over = {"class_path": resolve_class(over, key)} if isinstance(over, str) else resolve_names(over, key)
+            tree = merge(tree, nest(key, over), "", dropped)
+        elif value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier()):
+            left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
+        else:
+            left.append((flag, value))
+    for flag, _ in left:
+        key, _, leaf = flag.removeprefix("--").partition(".")
+        if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not _is_class(tree.get(key)):
+            raise InputError(f"{flag}: there is no {key} to take it; name one too, as in --{key} CLASS")
+    return tree, left
+
+
+def holds_class(tree: Tree, key: str) -> bool:
+    """Whether the setting of this dotted name, such as `model.net`, is a class."""
+    if key in CLASS_KEYS:
+        return True
+    node: Any = tree
+    *parents, leaf = key.split(".")
+    for name in parents:
+        node = node.get(name) if isinstance(node, dict) else None
+        if isinstance(node, dict) and "class_path" in node:
+            parent = node["class_path"]
+            node = {"class_path": parent, **(node.get("init_args") or {})}
+    return _is_class(node) and _takes_class(node["class_path"], leaf)
+
+
+def nest(key: str, value: Any) -> Tree:
+    """{"a": {"b": value}} of a dotted name a.b."""
+    root, _, rest = key.partition(".")
+    return {root: nest(rest, value) if rest else value}
+
+
+def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
+    """Lay one tree over another.
+
+    A class that changes starts from its own defaults; what that loses is added to `dropped`, a line a class.
+    `name+` appends to the list `name`.
+    """
+    if _is_class(base) and isinstance(over, str):
+        over = {"class_path": resolve_class(over, key)}
+    if _is_class(base) and isinstance(over, dict):
+        if not _is_class(over):
+            if not over.keys() & {"init_args", "dict_kwargs"}:
+                over = {"init_args": over}
+            over = {"class_path": base["class_path"], **over}
+        if import_class(over["class_path"]) is not import_class(base["class_path"]):
+            if lost := base.get("init_args"):
+                old, new = (path.rpartition(".")[2] for path in (base["class_path"], over["class_path"]))
+                values = ", ".join(f"{name}={_short(value)}" for name, value in lost.items())
+                dropped.append(f"{key}: {new} starts from its own defaults; {old}'s {values} dropped")
+            return over
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    merged = dict(base)
+    for name, value in over.items():
+        path = f"{key}.{name}" if key and name != "init_args" else key or name
+        if name.endswith("+"):
+            items = value if isinstance(value, list) else [value]
+            merged[name[:-1]] = [*(merged.get(name[:-1]) or []), *items]
+        else:
+            merged[name] = merge(merged.get(name), value, path, dropped)
+    return merged
+
+
+def differences(old: Any, new: Any, key: str) -> list[str]:
+    """Dotted names and values of `new` in which it differs from `old`; a class that differs counts once."""
+    if _is_class(old) and _is_class(new) and old["class_path"] != new["class_path"]:
+        return [f"--{key} {_short(new)}"]
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in new:
+            found += differences(old.get(name), new[name], key if name == "init_args" else f"{key}.{name}")
+        return found
+    return [] if old == new else [f"--{key} {_short(new)}"]
 
 
 @cache
@@ -145,85 +284,6 @@ def resolve_names(node: Any, key: str = "") -> Any:
     return node
 
 
-def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
-    """Lay one tree over another.
-
-    A class that changes starts from its own defaults; what that loses is added to `dropped`, a line a class.
-    `name+` appends to the list `name`.
-    """
-    if _is_class(base) and isinstance(over, str):
-        over = {"class_path": resolve_class(over, key)}
-    if _is_class(base) and isinstance(over, dict):
-        if not _is_class(over):
-            if not over.keys() & {"init_args", "dict_kwargs"}:
-                over = {"init_args": over}
-            over = {"class_path": base["class_path"], **over}
-        if import_class(over["class_path"]) is not import_class(base["class_path"]):
-            if lost := base.get("init_args"):
-                old, new = (path.rpartition(".")[2] for path in (base["class_path"], over["class_path"]))
-                values = ", ".join(f"{name}={_short(value)}" for name, value in lost.items())
-                dropped.append(f"{key}: {new} starts from its own defaults; {old}'s {values} dropped")
-            return over
-    if not isinstance(base, dict) or not isinstance(over, dict):
-        return over
-    merged = dict(base)
-    for name, value in over.items():
-        path = f"{key}.{name}" if key and name != "init_args" else key or name
-        if name.endswith("+"):
-            items = value if isinstance(value, list) else [value]
-            merged[name[:-1]] = [*(merged.get(name[:-1]) or []), *items]
-        else:
-            merged[name] = merge(merged.get(name), value, path, dropped)
-    return merged
-
-
-def holds_class(tree: Tree, key: str) -> bool:
-    """Whether the setting of this dotted name, such as `model.net`, is a class."""
-    if key in CLASS_KEYS:
-        return True
-    node: Any = tree
-    *parents, leaf = key.split(".")
-    for name in parents:
-        node = node.get(name) if isinstance(node, dict) else None
-        if isinstance(node, dict) and "class_path" in node:
-            parent = node["class_path"]
-            node = {"class_path": parent, **(node.get("init_args") or {})}
-    return _is_class(node) and _takes_class(node["class_path"], leaf)
-
-
-def nest(key: str, value: Any) -> Tree:
-    """{"a": {"b": value}} of a dotted name a.b."""
-    root, _, rest = key.partition(".")
-    return {root: nest(rest, value) if rest else value}
-
-
-def differences(old: Any, new: Any, key: str) -> list[str]:
-    """Dotted names and values of `new` in which it differs from `old`, leaving out class wrappers."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for name in new:
-            path = key if name in ("init_args", "class_path") else f"{key}.{name}"
-            found += differences(old.get(name), new[name], path)
-        return found
-    return [] if old == new else [f"--{key} {_short(new)}"]
-
-
-def _is_class(node: Any) -> bool:
-    return isinstance(node, dict) and isinstance(node.get("class_path"), str)
-
-
-def _short(value: Any) -> str:
-    return str(value["class_path"]).rpartition(".")[2] if _is_class(value) else str(value)
-
-
-def _importable(module: str) -> bool:
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError:
-        return False
-    return True
-
-
 def import_class(path: str) -> Any:
     """The class or function at a dotted path, or None. Errors inside the imported module are the user's to see."""
     module, _, name = path.rpartition(".")
@@ -237,88 +297,35 @@ def import_class(path: str) -> Any:
         raise
 
 
-def _takes_class(class_path: str, argument: str) -> bool:
-    """Whether an argument of a class is annotated with a class of its own, such as a network."""
-    cls = import_class(class_path)
-    try:
-        annotation = get_type_hints(cls.__init__).get(argument) if inspect.isclass(cls) else None
-    except (NameError, TypeError):  # annotations that only a type checker can read
-        return False
-    plain = (str, int, float, bool, bytes, type(None), list, dict, tuple, set, Path)
-    options = (annotation, *get_args(annotation))
-    return any(inspect.isclass(t) and get_origin(t) is None and t not in plain for t in options)
-
-
 def nearest(given: str, known: Any, prefix: str = "") -> str:
     """Words that suggest the known name nearest to the given one, or none."""
     near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
     return f", did you mean {prefix}{near[0]}?" if near else ""
 
 
-def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Option]]:
-    """Stage (or None), configuration files, and all other options with their values, in the order given.
-
-    Raises:
-        InputError: a word is no stage and no option's value, or an option lacks its value.
-    """
-    stage: str | None = None
-    files: list[str] = []
-    options: list[Option] = []
-    words = list(args)
-    while words:
-        word = words.pop(0)
-        if not word.startswith("-"):
-            if word not in STAGES or stage:
-                raise InputError(f"{word}: one of {', '.join(STAGES)} may stand here{nearest(word, STAGES)}")
-            stage = word
-            continue
-        flag, equals, text = word.partition("=")
-        value: str | None = text
-        if not equals:
-            bare = flag in BARE_FLAGS or flag.endswith(".help") or not words or words[0].startswith("--")
-            if flag.endswith("fast_dev_run"):
-                bare = bare or not re.fullmatch(r"\d+|true|false", words[0], re.IGNORECASE)
-            value = None if bare else words.pop(0)
-        if flag not in ("-c", "--config"):
-            options.append((flag, value))
-        elif value:
-            files.append(value)
-        else:
-            raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
-    return stage, files, options
+def _is_class(node: Any) -> bool:
+    return isinstance(node, dict) and isinstance(node.get("class_path"), str)
 
 
-def choose_recipe(files: list[str]) -> tuple[Tree, list[Tree]]:
-    """The recipe, with its `name`, and the overlays among some configuration files.
+def _takes_class(class_path: str, argument: str) -> bool:
+    """Whether an argument of a class is annotated with a class of its own, such as a network."""
+    cls = import_class(class_path)
+    try:
+        annotation = get_type_hints(cls.__init__).get(argument) if inspect.isclass(cls) else None
+    except Exception:  # annotations that only a type checker can read
+        return False
+    plain = (str, int, float, bool, bytes, type(None), list, dict, tuple, set, Path)
+    options = (annotation, *get_args(annotation))
+    return any(inspect.isclass(t) and get_origin(t) is None and t not in plain for t in options)
 
-    Of several recipes the last counts alone; with none it is `configs/default.yaml`.
-    """
-    loaded = [load_config(file) for file in files]
-    recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
-    path, recipe = recipes[-1] if recipes else load_config("configs/default.yaml")
-    overlays = [resolve_names(tree) for _, tree in loaded if not is_recipe(tree)]
-    return {"name": path.stem} | resolve_names(recipe), overlays
+
+def _importable(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
-def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """Lay the classes named on the command line over a tree; what is left are plain values.
-
-    Raises:
-        InputError: a class does not exist.
-    """
-    left: list[Option] = []
-    for flag, value in options:
-        key = flag.removeprefix("--").removesuffix(".class_path").replace(".init_args", "")
-        if value is None or flag.endswith(".help"):
-            left.append((flag, value))
-        elif holds_class(tree, key):
-            over = parse_value(value)
-            if isinstance(over, str) and over.endswith((".yaml", ".yml")):
-                over = load_config(over)[1]
-            over = {"class_path": resolve_class(over, key)} if isinstance(over, str) else resolve_names(over, key)
-            tree = merge(tree, nest(key, over), "", dropped)
-        elif value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier()):
-            left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
-        else:
-            left.append((flag, value))
-    return tree, left
+def _short(value: Any) -> str:
+    return str(value["class_path"]).rpartition(".")[2] if _is_class(value) else str(value)

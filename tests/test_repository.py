@@ -1,9 +1,11 @@
 """What a stranger meets when he clones: the lock file, the Makefile, the rooms."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -79,6 +81,17 @@ def test_make_help_lists_the_commands(fresh: Path) -> None:
     listed = make(fresh, "help")
     for command in ("train", "test", "lint", "tensorboard", "bench", "lock"):
         assert re.search(rf"^  make {command} +\w", listed, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("words", ["reference.py --repeats 1 --batches 1", "data_path.py --pairs 1"])
+def test_the_benchmarks_print_their_tables(words: str) -> None:
+    script, *options = words.split()
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "median" in done.stdout
+    assert re.search(r"\d\.\d", done.stdout)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ class RunRecord(Callback):
 
     def _collect(self, trainer: Trainer) -> None:
         self.metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
-        self.metrics["peak_memory_mb"] = _peak_memory_mb()
+        if (peak := _peak_memory_mb()) is not None:
+            self.metrics["peak_memory_mb"] = peak
         data = getattr(trainer, "datamodule", None)
         self.metrics["data_source"] = getattr(data, "data_source", type(data).__name__)
 
@@ -108,13 +109,13 @@ def _git_state() -> str:
         return "not a repository with a commit"
 
 
-def _peak_memory_mb() -> float:
+def _peak_memory_mb() -> float | None:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
         import resource
     except ImportError:  # not on Windows
-        return float("nan")
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere
 

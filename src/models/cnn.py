@@ -16,7 +16,7 @@ class CNN(nn.Module):
         num_classes: number of logits.
         width: channels of the first convolution; the second has twice as many.
         hidden: width of the first linear layer.
-        dropout: probability of zeroing an activation before each linear layer, in [0, 1).
+        dropout: probability of zeroing an activation of the hidden linear layer, in [0, 1).
 
     Shapes:
         (B, in_channels, image_size, image_size) float -> (B, num_classes) float.
@@ -62,7 +62,7 @@ class CNN(nn.Module):
             raise InputError(f"images of shape {tuple(x.shape)} do not fit this CNN: it takes (B, {str(expected)[1:]}")
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, width, S/2, S/2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 2*width, S/4, S/4)
-        x = F.dropout(torch.flatten(x, 1), self.dropout, self.training)  # (B, 2*width*(S/4)^2)
-        x = F.dropout(F.relu(self.fc1(x)), self.dropout, self.training)  # (B, hidden)
+        x = F.relu(self.fc1(torch.flatten(x, 1)))  # (B, hidden)
+        x = F.dropout(x, self.dropout, self.training)
         logits: Tensor = self.fc2(x)  # (B, num_classes)
         return logits
