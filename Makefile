@@ -53,13 +53,15 @@ endif
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: $(PYTHON) is not Python 3.11 or newer; give one that is, as in: make PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/.bounds .venv/.bounds-cpu: pyproject.toml | .venv/bin/python
+	$(if $(TORCH),$(PIP) $(TORCH_INDEX) --upgrade torch torchvision)
 	$(PIP) $(TORCH_INDEX) --editable '.[sample]'
 	@touch $@
 
 .venv/.bounds-dev .venv/.bounds-cpu-dev: pyproject.toml | .venv/bin/python
+	$(if $(TORCH),$(PIP) $(TORCH_INDEX) --upgrade torch torchvision)
 	$(PIP) $(TORCH_INDEX) --editable '.[dev]'
 	@touch $@ $(@:-dev=)
 

@@ -1,14 +1,16 @@
 """Reading a checkpoint without trusting it."""
 
+import inspect
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from src.config import Tree, differences
+from src.config import Tree, differences, import_class
 from src.errors import InputError
 
 
@@ -24,7 +26,7 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             f"--ckpt_path {given}: no such file; give one such as logs/default/version_0/checkpoints/best.ckpt"
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded"
@@ -36,17 +38,27 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         raise InputError(
             f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
         ) from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no state_dict")
+    lacking = [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]
+    if lacking or not isinstance(checkpoint["state_dict"], dict):
+        raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(lacking or ['weights'])[0]}")
     return checkpoint
 
 
 def model_arguments(checkpoint: dict[str, Any]) -> Tree:
     """Class and arguments of the model a checkpoint was written for, as far as it carries them."""
-    arguments = dict(checkpoint.get("hyper_parameters", {}))
-    arguments.pop("_instantiator", None)
-    class_path = arguments.pop("_class_path", None)
-    return {"class_path": class_path, "init_args": arguments} if class_path else {}
+    saved = dict(checkpoint.get("hyper_parameters") or {})
+    cls = import_class(saved.get("_class_path", ""))
+    if cls is None:
+        return {}
+    arguments = {name: saved[name] for name in inspect.signature(cls).parameters if name in saved}
+    return {"class_path": saved["_class_path"], "init_args": arguments}
+
+
+def run_configuration(checkpoint: dict[str, Any]) -> Tree:
+    """The configuration of the run that wrote a checkpoint; empty where it was written without the command line."""
+    text = checkpoint.get("config")
+    tree = yaml.safe_load(text) if isinstance(text, str) else None
+    return tree if isinstance(tree, dict) else {}
 
 
 def check_fit(checkpoint: dict[str, Any], model: LightningModule, arguments: Tree) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 import lightning
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -27,13 +29,13 @@ from rich.table import Table
 from torch.optim import Optimizer
 
 from src import ROOT, config
+from src.callbacks.optimizer_overrides import OptimizerOverrides
 from src.callbacks.run_record import RunRecord
-from src.checkpoint import check_fit, model_arguments, read_checkpoint
+from src.checkpoint import check_fit, model_arguments, read_checkpoint, run_configuration
 from src.errors import InputError
 from src.explain import explain
 from src.optim.configure import configure_optimizers
 
-SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Settings of one call, which a saved configuration must not repeat.
 CALL_ONLY = ("config", "ckpt_path", "debug")
 # CPU capabilities, as torch names them, that make bfloat16 faster than float32.
@@ -82,12 +84,11 @@ class StarterCLI(LightningCLI):
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/loss",
                 "checkpoint.enable_version_counter": False,
             }
         )
-        for name in SHORT_FLAGS:
+        for name in config.SHORT_FLAGS:
             action = parser._option_string_actions[f"--trainer.{name}"]
             action.option_strings = [f"--{name}", *action.option_strings]
             parser._option_string_actions[f"--{name}"] = action
@@ -96,12 +97,14 @@ class StarterCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.stage, files, options = config.split_command_line(list(args or []))
-        tree, overlays = config.choose_recipe(files)
+        tree, name, overlays = config.choose_recipe(files)
         dropped: list[str] = []
         ckpt_path = [*(part.get("ckpt_path") for part in (tree, *overlays)), dict(options).get("--ckpt_path")]
         if any(ckpt_path):
             self.checkpoint = read_checkpoint([path for path in ckpt_path if path][-1])
-            tree = config.merge(tree, {"model": model_arguments(self.checkpoint)}, "", [])
+            saved = run_configuration(self.checkpoint)
+            own = {key: saved[key] for key in ("optimizer", "lr_scheduler", "lr_scheduler_interval") if key in saved}
+            tree = config.merge(tree, own | {"model": model_arguments(self.checkpoint)}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
@@ -111,7 +114,11 @@ class StarterCLI(LightningCLI):
         try:
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
         except argparse.ArgumentError as error:
-            raise InputError(explain(str(error), parser, options, files)) from error
+            raise InputError(explain(str(error), parser, tree, options, files)) from error
+        self.config.name = self.config.name or name
+        if self.config.optimizer is None and self.config.lr_scheduler is not None:
+            dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
+            self.config.lr_scheduler = None
         for line in dropped:
             rank_zero_info(line)
 
@@ -119,7 +126,9 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         _check_accelerator(trainer.accelerator)
         _check_strategy(trainer.strategy)
-        if trainer.precision is None:
+        if trainer.accumulate_grad_batches < 1:
+            raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+        if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
 
@@ -134,16 +143,18 @@ class StarterCLI(LightningCLI):
         arguments = {"_class_path": tree["model"]["class_path"], **tree["model"].get("init_args", {})}
         arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters(arguments)
+        options = {**self.config_init.trainer, **kwargs}
+        callbacks: list[Callback] = options.pop("callbacks") or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if self.checkpoint is not None:
             check_fit(self.checkpoint, self.model, tree["model"])
+            saved_by = run_configuration(self.checkpoint)
+            if saved_by and self.stage in (None, "fit"):
+                callbacks.append(OptimizerOverrides(saved_by, tree))
             self.checkpoint = None
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
-
-        options = {**self.config_init.trainer, **kwargs}
-        callbacks: list[Callback] = options.pop("callbacks") or []
-        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if options["logger"] is False:  # this one refuses to work without a logger
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
         if not options["fast_dev_run"]:
@@ -173,6 +184,7 @@ class StarterCLI(LightningCLI):
         checkpoints = str(folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent)
         best: ModelCheckpoint = self.config_init.checkpoint
         best.dirpath = best.dirpath or checkpoints
+        best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
         # ModelCheckpoint's own save_last skips every epoch that is not the best one (Lightning 2.6).
         last = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         return [best, last]
@@ -243,8 +255,8 @@ def claim_run_folder(root: Path, name: str) -> Path:
     Raises:
         InputError: the folder cannot be made, or the name is none.
     """
-    if Path(name).name != name:
-        raise InputError(f"--name {name} is not a folder name: leave out slashes")
+    if Path(name).name != name or name in ("", ".."):
+        raise InputError(f"--name {name} is not the name of a folder: give a plain one, such as mine")
     parent = root.expanduser().absolute() / name
     if getattr(rank_zero_only, "rank", 0) != 0:
         return parent / "version_-1"
@@ -278,6 +290,12 @@ def choose_precision(accelerator: Any) -> tuple[str, str]:
             return "bf16-mixed", f"this CPU has bfloat16 arithmetic ({found[0]})"
         return "32-true", "this CPU has no bfloat16 arithmetic"
     return "32-true", "the safe choice for this accelerator"
+
+
+def _has_precision_plugin(plugins: Any) -> bool:
+    given = plugins if isinstance(plugins, list) else [plugins]
+    classes = [config.import_class(plugin.class_path) for plugin in given if isinstance(plugin, Namespace)]
+    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
 
 
 def _check_accelerator(given: Any) -> None:
@@ -327,8 +345,8 @@ def run(started: float) -> None:
         cause: BaseException = error
         while not isinstance(cause, InputError) and isinstance(cause, ValueError) and cause.__cause__:
             cause = cause.__cause__
-        mendable = isinstance(cause, InputError)
-        mendable |= isinstance(cause, MisconfigurationException | ModuleNotFoundError) and raised_by_library(cause)
+        refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
+        mendable = isinstance(cause, InputError) or (isinstance(cause, refused) and raised_by_library(cause))
         if "--debug" in args or not mendable:
             raise
         print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)

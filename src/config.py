@@ -8,6 +8,7 @@ import difflib
 import importlib
 import inspect
 import re
+from enum import Enum
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -21,6 +22,8 @@ Tree = dict[str, Any]
 Option = tuple[str, str | None]
 
 STAGES = ("fit", "validate", "test", "predict")
+# Options of the Trainer that have a short form on the command line.
+SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options that may stand without a value, and so do not swallow the word behind them.
 BARE_FLAGS = ("-h", "--help", "--debug", "--print_config")
 # Settings that hold a class, whatever the recipe.
@@ -53,7 +56,9 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
-            if word not in STAGES or stage:
+            if word in STAGES and stage:
+                raise InputError(f"{stage} {word}: only one of {', '.join(STAGES)} can run at a time")
+            if word not in STAGES:
                 raise InputError(f"{word}: one of {', '.join(STAGES)} may stand here{nearest(word, STAGES)}")
             stage = word
             continue
@@ -64,25 +69,34 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
             if flag.endswith("fast_dev_run"):
                 bare = bare or not re.fullmatch(r"\d+|true|false", words[0], re.IGNORECASE)
             value = None if bare else words.pop(0)
-        if flag not in ("-c", "--config"):
-            options.append((flag, value))
-        elif value:
+        if flag in ("-c", "--config"):
+            if not value:
+                raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
             files.append(value)
+        elif value is None and flag not in BARE_FLAGS and not flag.endswith((".help", "fast_dev_run")):
+            raise InputError(f"{flag} needs a value")
         else:
-            raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
+            options.append((flag, value))
     return stage, files, options
 
 
-def choose_recipe(files: list[str]) -> tuple[Tree, list[Tree]]:
-    """The recipe, with its `name`, and the overlays among some configuration files.
+def choose_recipe(files: list[str]) -> tuple[Tree, str, list[Tree]]:
+    """The recipe, its file's name, and the overlays among some configuration files.
 
     Of several recipes the last counts alone; with none it is `configs/default.yaml`.
     """
     loaded = [load_config(file) for file in files]
+    for file, (_, tree) in zip(files, loaded, strict=True):
+        if short := [name for name in SHORT_FLAGS if name in tree]:
+            raise InputError(f"{file}: {short[0]} belongs under trainer, as in trainer: {{{short[0]}: ...}}")
     recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
     path, recipe = recipes[-1] if recipes else load_config("configs/default.yaml")
+    recipe = resolve_names(recipe)
+    for key in ("model", "data"):
+        if isinstance(recipe[key], dict) and not _is_class(recipe[key]):
+            raise InputError(f"{path}: it has model and data and so is a recipe, but {key} has no class_path")
     overlays = [resolve_names(tree) for _, tree in loaded if not is_recipe(tree)]
-    return {"name": path.stem} | resolve_names(recipe), overlays
+    return recipe, path.stem, overlays
 
 
 def load_config(given: str) -> tuple[Path, Tree]:
@@ -139,11 +153,13 @@ def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple
         elif flag.endswith(".help"):
             left.append((flag, resolve_class(value, key)))
         elif holds_class(tree, key):
-            over = parse_value(value)
+            over = None if value.lower() in ("none", "null") else parse_value(value)
             if isinstance(over, str) and over.endswith((".yaml", ".yml")):
                 over = load_config(over)[1]
             over = {"class_path": resolve_class(over, key)} if isinstance(over, str) else resolve_names(over, key)
             tree = merge(tree, nest(key, over), "", dropped)
+        elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
+            tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         elif value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier()):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
@@ -153,6 +169,18 @@ def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not _is_class(tree.get(key)):
             raise InputError(f"{flag}: there is no {key} to take it; name one too, as in --{key} CLASS")
     return tree, left
+
+
+def argument_flags(node: Any, flag: str = "-") -> list[str]:
+    """The option of every argument of every class in a tree, such as --optimizer.lr."""
+    flags: list[str] = []
+    if _is_class(node):
+        cls = import_class(node["class_path"])
+        flags += [f"{flag}.{name}" for name in inspect.signature(cls).parameters] if cls else []
+        node = node.get("init_args") or {}
+    for name, value in node.items() if isinstance(node, dict) else ():
+        flags += argument_flags(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
+    return flags
 
 
 def holds_class(tree: Tree, key: str) -> bool:
@@ -287,7 +315,7 @@ def resolve_names(node: Any, key: str = "") -> Any:
 def import_class(path: str) -> Any:
     """The class or function at a dotted path, or None. Errors inside the imported module are the user's to see."""
     module, _, name = path.rpartition(".")
-    if not module:
+    if not module or not all(part.isidentifier() for part in path.split(".")):
         return None
     try:
         return getattr(importlib.import_module(module), name, None)
@@ -299,7 +327,11 @@ def import_class(path: str) -> Any:
 
 def nearest(given: str, known: Any, prefix: str = "") -> str:
     """Words that suggest the known name nearest to the given one, or none."""
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.6)
+    names = list(known)
+    leaf = given.lstrip("-").rpartition(".")[2].lower()
+    near = [name for name in names if name.lower() == given.lower()]
+    near += [name for name in names if name.lstrip("-").rpartition(".")[2].lower() == leaf]
+    near += difflib.get_close_matches(given, names, n=1, cutoff=0.6)
     return f", did you mean {prefix}{near[0]}?" if near else ""
 
 
@@ -314,12 +346,16 @@ def _takes_class(class_path: str, argument: str) -> bool:
         annotation = get_type_hints(cls.__init__).get(argument) if inspect.isclass(cls) else None
     except Exception:  # annotations that only a type checker can read
         return False
-    plain = (str, int, float, bool, bytes, type(None), list, dict, tuple, set, Path)
-    options = (annotation, *get_args(annotation))
-    return any(inspect.isclass(t) and get_origin(t) is None and t not in plain for t in options)
+    options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
+    # A setting that may also be a word or a number is left to jsonargparse.
+    if any(issubclass(t, str | int | float | Enum | Path) for t in options):
+        return False
+    return any(t not in (type(None), bytes, list, dict, tuple, set) for t in options)
 
 
 def _importable(module: str) -> bool:
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
     try:
         importlib.import_module(module)
     except ModuleNotFoundError:

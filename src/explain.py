@@ -5,20 +5,22 @@ import re
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.config import Option, import_class, load_config, nearest
+from src.config import Option, Tree, argument_flags, import_class, load_config, nearest
 
 
-def explain(message: str, parser: LightningArgumentParser, options: list[Option], files: list[str]) -> str:
+def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: list[Option], files: list[str]) -> str:
     """One line for a parser's message.
 
     Args:
         message: of any number of lines.
         parser: the parser that gave it, for the names it knows.
+        tree: the settings it was given, for the arguments of their classes.
         options: what the command line gave, besides classes and configurations.
         files: the configurations given.
     """
     message = " ".join(message.split())
-    known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    known = [flag for flag in parser._option_string_actions if flag.startswith("--") and not flag.endswith("+")]
+    known += argument_flags(tree)
     if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
         return f"{found[1]}: no such option{nearest(found[1], known)}"
     if found := re.match(r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<leaf>[^']+)'", message):
@@ -38,7 +40,7 @@ def explain(message: str, parser: LightningArgumentParser, options: list[Option]
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         return f"{_origin(key, options, files)}: {found[1].rpartition('.')[2]} is not a {found[2]}"
     innermost = message[message.rfind("Parser key") :] if key else ""
-    value = re.search(r"Got value: (\S+)", innermost) or re.search(r"Given value: (.+)$", innermost)
+    value = re.search(r"(?:Got|Given) value: (\S+)", innermost)
     expected = re.findall(r"Expected an? <class '([\w.]+)'>", innermost)
     choices = re.findall(r"typing\.Literal\[([^]]*)\]", innermost)
     if value:

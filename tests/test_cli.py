@@ -19,6 +19,7 @@ from torch import nn
 
 from src import ROOT, cli
 from src.cli import StarterCLI, choose_precision, claim_run_folder
+from src.config import SHORT_FLAGS
 from src.errors import InputError
 from src.models.cnn import CNN
 from src.models.image_classifier import ImageClassifier
@@ -78,25 +79,26 @@ def test_the_stage_may_stand_before_or_behind_the_options(parse: Parse) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "expected"),
+    ("name", "value", "expected", "other"),
     [
-        ("devices", "1", "1"),
-        ("num_nodes", "1", 1),
-        ("strategy", "ddp", "ddp"),
-        ("precision", "64-true", "64-true"),
-        ("max_epochs", "7", 7),
-        ("fast_dev_run", "3", 3),
-        ("accelerator", "cpu", "cpu"),
+        ("devices", "3", "3", "2"),
+        ("num_nodes", "3", 3, "2"),
+        ("strategy", "ddp", "ddp", "auto"),
+        ("precision", "64-true", "64-true", "32-true"),
+        ("max_epochs", "7", 7, "1"),
+        ("fast_dev_run", "3", 3, "false"),
+        ("accelerator", "gpu", "gpu", "cpu"),
     ],
 )
 def test_short_flags_are_the_trainers_and_the_last_one_given_wins(
-    tmp_path: Path, name: str, value: str, expected: object
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object, other: str
 ) -> None:
-    other = {"strategy": "auto", "accelerator": "auto", "fast_dev_run": "false", "precision": "32-true"}.get(name, "1")
+    monkeypatch.setattr(StarterCLI, "_set_seed", lambda _: None)
+    monkeypatch.setattr(StarterCLI, "before_instantiate_classes", lambda _: None)
+    monkeypatch.setattr(StarterCLI, "instantiate_classes", lambda _: None)
 
     def parsed(*args: str) -> object:
-        built = StarterCLI([*args, f"--trainer.default_root_dir={tmp_path}"], time.perf_counter())
-        return built.config.trainer[name]
+        return StarterCLI([*args], time.perf_counter()).config.trainer[name]
 
     assert parsed(f"--{name}", value) == parsed(f"--trainer.{name}={value}") == expected
     assert parsed(f"--trainer.{name}={other}", f"--{name}={value}") == expected
@@ -115,17 +117,22 @@ def test_fast_dev_run_may_stand_bare_before_another_option(parse: Parse) -> None
     assert built.record is None
 
 
-def test_saved_and_printed_configurations_carry_the_long_form_only(train: Train) -> None:
+def test_saved_and_printed_configurations_carry_the_long_form_only(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     saved = yaml.safe_load((train("fit", *SHORT, "--devices=1").folder / "config.yaml").read_text())
-    assert saved["trainer"]["devices"] == "1"
-    assert not set(cli.SHORT_FLAGS) & saved.keys()
+    with pytest.raises(SystemExit):
+        StarterCLI(["--devices=1", "--print_config"], time.perf_counter())
+    for tree in (saved, yaml.safe_load(capsys.readouterr().out)):
+        assert tree["trainer"]["devices"] == "1"
+        assert not set(SHORT_FLAGS) & tree.keys()
 
 
 def test_help_shows_the_short_flags_and_the_stages() -> None:
     done = program("--help")
     assert done.returncode == 0
     assert "[fit|validate|test|predict]" in done.stdout
-    for name in cli.SHORT_FLAGS:
+    for name in SHORT_FLAGS:
         assert re.search(rf"^  --{name} [^,]*, --trainer\.{name}\b", done.stdout, re.MULTILINE), name
 
 
@@ -217,6 +224,10 @@ def test_weight_averaging_saves_averaged_weights_that_load(train: Train) -> None
     assert torch.equal(loaded.state_dict()[key], checkpoint["state_dict"][key])
 
 
+def test_gradients_are_clipped_with_the_default_recipe(train: Train) -> None:
+    assert train("fit", *SHORT, "--trainer.gradient_clip_val=1.0").cli.trainer.state.finished
+
+
 def test_gradient_accumulation_steps_less_often(train: Train) -> None:
     run = train("fit", *SHORT, "--trainer.limit_train_batches=4", "--trainer.accumulate_grad_batches=2")
     assert run.cli.trainer.global_step == 2
@@ -240,7 +251,7 @@ def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Pa
 def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str]) -> None:
     built = parse("--optimizer", "torch.optim.adamw.AdamW", "--model.net=CNN", "--model.net.width=4")
     assert built.config.optimizer.init_args.lr == 0.003
-    assert (built.model.net.width, built.model.net.dropout) == (4, 0.15)
+    assert (built.model.net.width, built.model.net.dropout) == (4, 0.25)
     assert not any("dropped" in message for message in messages)
 
 
@@ -279,6 +290,28 @@ def test_print_config_shows_the_whole(capsys: pytest.CaptureFixture[str]) -> Non
     assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 32
 
 
+def test_a_printed_configuration_is_a_recipe_with_its_own_files_name(
+    parse: Parse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse("--print_config", "--max_epochs=3")
+    config = parse("--config", write(tmp_path / "printed.yaml", capsys.readouterr().out)).config
+    assert (config.name, config.trainer.max_epochs) == ("printed", 3)
+
+
+def test_a_strategy_is_given_by_class_too(parse: Parse) -> None:
+    assert type(parse("--strategy=DDPStrategy").trainer.strategy).__name__ == "DDPStrategy"
+
+
+def test_without_an_optimizer_the_models_own_is_used_and_the_schedule_goes_too(
+    train: Train, messages: list[str]
+) -> None:
+    run = train("fit", *SHORT, "--optimizer=null")
+    assert any(message.startswith("lr_scheduler dropped") for message in run.messages)
+    assert run.cli.trainer.lr_scheduler_configs == []
+    assert "lr_scheduler: null" in (run.folder / "config.yaml").read_text()
+
+
 # Precision
 
 
@@ -309,6 +342,11 @@ def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(tr
     run = train("fit", *SHORT, "--precision=64-true")
     assert not any(message.startswith("Precision") for message in run.messages)
     assert run.cli.trainer.precision == "64-true"
+
+
+def test_a_precision_plugin_is_left_alone(parse: Parse) -> None:
+    plugin = ("--trainer.plugins=MixedPrecision", "--trainer.plugins.precision=bf16-mixed")
+    assert parse(*plugin, "--trainer.plugins.device=cpu").trainer.precision == "bf16-mixed"
 
 
 # Run folders
@@ -395,6 +433,12 @@ def test_runs_without_logger_or_checkpoints_work(train: Train) -> None:
     assert {path.name for path in run.folder.iterdir()} == {"config.yaml", "environment.txt", "metrics.json"}
 
 
+def test_several_best_checkpoints_are_kept_apart(train: Train) -> None:
+    run = train("fit", *SHORT, "--max_epochs=3", "--checkpoint.save_top_k=-1")
+    names = {path.name for path in (run.folder / "checkpoints").iterdir()}
+    assert names == {"best-epoch=0-step=3.ckpt", "best-epoch=1-step=6.ckpt", "best-epoch=2-step=9.ckpt", "last.ckpt"}
+
+
 # Checkpoints and their own arguments
 
 
@@ -472,6 +516,9 @@ def broken_files(folder: Path) -> None:
     (folder / "half.ckpt").write_bytes(content[: len(content) // 2])
     torch.save([1], folder / "other.ckpt")
     torch.save(nn.Linear(1, 1), folder / "module.ckpt")
+    write(folder / "short.yaml", "max_epochs: 3\n")
+    write(folder / "both.yaml", "model: {net: {width: 8}}\ndata: {batch_size: 64}\n")
+    torch.save({"state_dict": {}}, folder / "bare.ckpt")
     write(folder / "file", "")
 
 
@@ -500,6 +547,7 @@ def broken_files(folder: Path) -> None:
         ("--ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),
         ("--ckpt_path text.ckpt", "--ckpt_path text.ckpt is not a checkpoint"),
         ("--ckpt_path other.ckpt", "--ckpt_path other.ckpt is not a Lightning checkpoint"),
+        ("--ckpt_path bare.ckpt", "is not a Lightning checkpoint: it has no pytorch-lightning_version"),
         ("--ckpt_path module.ckpt", "--ckpt_path module.ckpt holds more than tensors and plain values"),
         ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler to take it"),
         ("--trainer.logger CometLogger", "not met"),
@@ -508,7 +556,21 @@ def broken_files(folder: Path) -> None:
         ("--model.net.image_size 2", "image_size 2 is too small for CNN"),
         ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
         ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),
-        ("--name a/b", "--name a/b is not a folder name"),
+        ("--name a/b", "--name a/b is not the name of a folder"),
+        ("--name ..", "--name .. is not the name of a folder"),
+        ("--lr 1e-3", "--lr: no such option, did you mean --optimizer.lr?"),
+        ("--batch_size 8", "--batch_size: no such option, did you mean --data.batch_size?"),
+        ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean AdamW"),
+        ("--optimizer.lr", "--optimizer.lr needs a value"),
+        ("--optimizer.lr abc", "--optimizer.lr abc: expected float"),
+        ("--optimizer.lr -1 --fast_dev_run", "AdamW does not take its arguments: Invalid learning rate: -1.0"),
+        ("fit test", "fit test: only one of fit, validate, test, predict can run at a time"),
+        ("--model.net ./mine.py", "--model.net ./mine.py: there is no class"),
+        ("--model.num_classes 5", "num_classes 5 does not fit CNN, which has 10"),
+        ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches 0: give at least 1"),
+        ("--seed_everything -1", "-1 is not in bounds"),
+        ("--config short.yaml", "short.yaml: max_epochs belongs under trainer"),
+        ("--config both.yaml", "is a recipe, but model has no class_path"),
         ("--trainer.max_epochs -5", "`max_epochs` must be a non-negative integer or -1"),
         ("--trainer.callbacks+=EarlyStoping", "EarlyStoping: no class of that name, did you mean EarlyStopping"),
     ],

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from src import ROOT
@@ -19,6 +21,8 @@ from src import ROOT
 
 class RunRecord(Callback):
     """Writes `config.yaml` and `environment.txt` when a run starts, `metrics.json` whenever a stage ends.
+
+    Every checkpoint carries the configuration too.
 
     `metrics.json` is one flat object: every final metric under its logged name, and `samples_per_second`
     (training samples, validation excluded), `peak_memory_mb` (of the GPU where one is used, else resident),
@@ -32,7 +36,6 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self.config = config
-        self.metrics: dict[str, float | str] = {}
         self._samples = 0
         self._train_time = 0.0
         self._resumed_at = 0.0
@@ -41,6 +44,9 @@ class RunRecord(Callback):
         if trainer.is_global_zero and not (self.folder / "config.yaml").exists():
             _write(self.folder / "config.yaml", self.config)
             _write(self.folder / "environment.txt", describe_environment())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
@@ -56,31 +62,39 @@ class RunRecord(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
-        if not trainer.training and not trainer.sanity_checking:
-            self._collect(trainer)
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._write_metrics(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_time += time.perf_counter() - self._resumed_at
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._collect(trainer)
-        if self._train_time:
-            self.metrics["samples_per_second"] = self._samples / self._train_time
+        rate = {"samples_per_second": self._samples / self._train_time} if self._train_time else {}
+        self._write_metrics(trainer, **rate)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._collect(trainer)
+        self._write_metrics(trainer)
 
-    def write(self, **more: float) -> None:
-        """Write `metrics.json` with everything known by now and `more`, such as `total_seconds`."""
-        self.metrics |= more
-        _write(self.folder / "metrics.json", json.dumps(self.metrics, indent=2) + "\n")
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_metrics(trainer)
 
-    def _collect(self, trainer: Trainer) -> None:
-        self.metrics |= {name: value.item() for name, value in trainer.callback_metrics.items()}
+    def write(self, **values: float | str) -> None:
+        """Add values, such as `total_seconds`, to `metrics.json`; what is not a finite number becomes null."""
+        path = self.folder / "metrics.json"
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, value in values.items():
+            metrics[name] = None if isinstance(value, float) and not math.isfinite(value) else value
+        _write(path, json.dumps(metrics, indent=2) + "\n")
+
+    def _write_metrics(self, trainer: Trainer, **more: float) -> None:
+        if not trainer.is_global_zero:
+            return
+        values: dict[str, float | str] = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if (peak := _peak_memory_mb()) is not None:
-            self.metrics["peak_memory_mb"] = peak
+            values["peak_memory_mb"] = peak
         data = getattr(trainer, "datamodule", None)
-        self.metrics["data_source"] = getattr(data, "data_source", type(data).__name__)
+        values["data_source"] = getattr(data, "data_source", type(data).__name__)
+        self.write(**values, **more)
 
 
 def describe_environment() -> str:

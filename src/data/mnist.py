@@ -113,7 +113,7 @@ class MNISTDataModule(LightningDataModule):
         if num_workers < 0:
             raise InputError(f"num_workers {num_workers} is out of range: give at least 0")
         self.save_hyperparameters()
-        self.data_dir = Path(data_dir) if data_dir is not None else ROOT / "data"
+        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
         self.source = source
         self.batch_size = batch_size
         self.val_size = val_size
@@ -134,21 +134,23 @@ class MNISTDataModule(LightningDataModule):
         """
         if self.source == "sample" or self._unreachable:
             return
-        damaged = [path for path in self._files if path.is_file() and _md5(path) != CHECKSUMS[path.name]]
-        if not damaged and all(path.is_file() for path in self._files):
+        missing = [path for path in self._files if not path.is_file()]
+        damaged = [path for path in self._files if path not in missing and _md5(path) != CHECKSUMS[path.name]]
+        if not missing and not damaged:
             return
         for path in damaged:
             rank_zero_info(f"{path} is damaged (its MD5 is not the official one): fetching it again")
         try:
             _download(self._files[0].parent)
         except _DownloadError as error:
-            if not damaged and self.source == "auto":
+            if len(missing) == len(self._files) and self.source == "auto":
                 self._unreachable = True  # not asked again before the test stage
                 rank_zero_info(f"MNIST could not be downloaded: {error}")
                 return
+            problem = f"{damaged[0]} is damaged" if damaged else f"{missing[0]} is not there"
             raise InputError(
-                f"{damaged[0] if damaged else self._files[0]} is {'damaged' if damaged else 'not there'} and could not"
-                f" be downloaded ({error}): put the official files there, or give --data.source sample"
+                f"{problem} and could not be downloaded ({error}): put the official files there, or give"
+                " --data.source sample"
             ) from error
 
     def setup(self, stage: str) -> None:

@@ -33,14 +33,17 @@ class ImageClassifier(LightningModule):
     F1 macro-averaged.
 
     Raises:
-        InputError: the number of classes is neither given nor an attribute of the network.
+        InputError: the number of classes is neither given nor an attribute of the network, or is both and differs.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
         super().__init__()
         # So that the checkpoint rebuilds its network by itself; the command line records what it parsed instead.
         self.save_hyperparameters(_describe_arguments(type(self), net=net, loss=loss, num_classes=num_classes))
-        num_classes = num_classes or getattr(net, "num_classes", None)
+        own = getattr(net, "num_classes", None)
+        if own and num_classes and own != num_classes:
+            raise InputError(f"num_classes {num_classes} does not fit {type(net).__name__}, which has {own}; give one")
+        num_classes = num_classes or own
         if num_classes is None:
             raise InputError(f"{type(net).__name__} has no attribute num_classes: give ImageClassifier its num_classes")
         self.num_classes = num_classes

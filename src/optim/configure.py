@@ -22,19 +22,28 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
         interval: `step` or `epoch`, how often the schedule moves; `ReduceLROnPlateau` always moves by epoch.
 
     Raises:
-        InputError: the schedule needs the run's length and the run has no end.
+        InputError: the schedule needs the run's length and the run has no end, or torch refuses an argument.
     """
-    built: torch.optim.Optimizer = instantiate_class(module.parameters(), optimizer)
+    built: torch.optim.Optimizer = _build(module.parameters(), optimizer)
     if scheduler is None:
         return {"optimizer": built}
     init_args = dict(scheduler.get("init_args") or {})
     for name in ("total_steps", "T_max"):
         if name in init_args and init_args[name] is None and not init_args.get("epochs"):
             init_args[name] = _run_length(module, interval)
-    schedule = instantiate_class(built, {"class_path": scheduler["class_path"], "init_args": init_args})
+    schedule = _build(built, {"class_path": scheduler["class_path"], "init_args": init_args})
     if isinstance(schedule, ReduceLROnPlateau):
         return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
     return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+
+def _build(first: Any, spec: Spec) -> Any:
+    try:
+        return instantiate_class(first, spec)
+    except (ValueError, TypeError) as error:
+        if not spec["class_path"].startswith(("torch.", "src.optim.", "lightning.")):
+            raise
+        raise InputError(f"{spec['class_path'].rpartition('.')[2]} does not take its arguments: {error}") from error
 
 
 def _run_length(module: LightningModule, interval: str) -> int:

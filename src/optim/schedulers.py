@@ -17,7 +17,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         total_steps: optimizer steps of the whole cycle; the run's where nothing is given.
         pct_start: share of the steps spent warming up, in (0, 1).
         anneal_strategy: shape of the annealing.
-        cycle_momentum: whether momentum (or beta1) moves against the learning rate.
+        cycle_momentum: whether momentum (or beta1) moves against the learning rate, in place of the optimizer's.
         base_momentum: momentum at the peak learning rate.
         max_momentum: momentum at the lowest learning rate.
         div_factor: the first learning rate is the peak over this.
@@ -30,7 +30,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         total_steps: int | None = None,
         pct_start: float = 0.3,
         anneal_strategy: Literal["cos", "linear"] = "cos",
-        cycle_momentum: bool = True,
+        cycle_momentum: bool = False,
         base_momentum: float = 0.85,
         max_momentum: float = 0.95,
         div_factor: float = 25.0,

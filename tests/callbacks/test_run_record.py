@@ -35,6 +35,18 @@ def test_throughput_counts_training_samples_over_training_time(train: Callable[.
     assert run.metrics["samples_per_second"] == pytest.approx(record._samples / record._train_time)
 
 
+def test_a_prediction_is_recorded_too(train: Callable[..., Run]) -> None:
+    metrics = train("predict", "--model.net=MLP", "--trainer.limit_predict_batches=1").metrics
+    assert metrics["data_source"] == "sample"
+    assert metrics["total_seconds"] > 0
+
+
+def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
+    record = run_record.RunRecord(tmp_path, "")
+    record.write(a=float("nan"), b=float("inf"), c=1.0)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": None, "b": None, "c": 1.0}
+
+
 def test_the_source_of_the_data_is_among_the_hyperparameters(train: Callable[..., Run]) -> None:
     assert "data_source: sample" in (train("fit", *SHORT).folder / "hparams.yaml").read_text()
 

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
 from torchvision.datasets import MNIST
 
 from src.data import mnist
 from src.data.mnist import ImageTensors, MNISTDataModule, random_affine
 from src.errors import InputError
+from src.models.image_classifier import ImageClassifier
+from src.models.mlp import MLP
 
 
 def idx(values: torch.Tensor) -> bytes:
@@ -163,6 +166,16 @@ def test_a_damaged_file_without_network_is_an_error_and_not_the_sample(
     assert (raw / "t10k-images-idx3-ubyte").exists()
 
 
+def test_a_part_of_the_files_without_network_is_an_error_too(official: dict[str, bytes], tmp_path: Path) -> None:
+    (place(official, tmp_path) / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte is not there and could not be downloaded"):
+        ready(data_dir=str(tmp_path))
+
+
+def test_a_home_folder_is_expanded() -> None:
+    assert MNISTDataModule(data_dir="~/digits").data_dir == Path.home() / "digits"
+
+
 def test_archives_fetched_by_hand_are_unpacked_without_network(official: dict[str, bytes], tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -271,13 +284,14 @@ def test_augmentation_moves_turns_and_scales_each_image_by_its_own_amount() -> N
     assert torch.allclose(turned[:, :, 0, 0], torch.full((64, 1), black), atol=1e-4)  # what comes in is black
 
 
-def test_only_training_batches_are_augmented() -> None:
-    class FakeTrainer:
-        training = True
-
-    data = MNISTDataModule(source="sample", max_shift=2)
-    data.trainer = FakeTrainer()  # type: ignore[assignment]
-    batch = (torch.rand(4, 1, 28, 28), torch.zeros(4))
-    assert not torch.equal(data.on_after_batch_transfer(batch, 0)[0], batch[0])
-    data.trainer.training = False  # type: ignore[union-attr]
-    assert torch.equal(data.on_after_batch_transfer(batch, 0)[0], batch[0])
+def test_only_training_batches_are_augmented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    monkeypatch.setattr(mnist, "random_affine", lambda images, *_: sizes.append(len(images)) or images)
+    options = {"limit_train_batches": 3, "limit_val_batches": 2, "limit_test_batches": 2, "max_epochs": 1}
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = Trainer(default_root_dir=tmp_path, enable_checkpointing=False, **options, **quiet)
+    data = MNISTDataModule(source="sample", max_shift=2, batch_size=50)
+    task = ImageClassifier(net=MLP(hidden=4))
+    trainer.fit(task, data)
+    trainer.test(task, data, verbose=False)
+    assert sizes == [50, 50, 50]
