@@ -649,14 +649,20 @@ def test_an_exception_of_a_users_class_keeps_its_traceback(tmp_path: Path, place
 def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "src.train", "--data.source=sample", "--model.net=MLP", *QUIET]
     words += ["--max_epochs=100000", f"--trainer.default_root_dir={tmp_path}"]
-    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        last = tmp_path / "default" / "version_0" / "checkpoints" / "last.ckpt"
-        for _ in range(600):
-            if last.exists():
-                break
+    last = tmp_path / "default" / "version_0" / "checkpoints" / "last.ckpt"
+
+    def heed_interrupts() -> None:  # a shell that runs the tests in the background has them ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts)
+    try:
+        while not last.exists():
+            assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert "Traceback" not in errors
     assert "state_dict" in torch.load(last, weights_only=True)
