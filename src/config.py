@@ -86,24 +86,19 @@ def choose_recipe(files: list[str]) -> tuple[Tree, str, list[Tree]]:
     Of several recipes the last counts alone; with none it is `configs/default.yaml`.
     """
     loaded = [load_config(file) for file in files]
-    for file, (_, tree) in zip(files, loaded, strict=True):
-        if short := [name for name in SHORT_FLAGS if name in tree]:
-            raise InputError(f"{file}: {short[0]} belongs under trainer, as in trainer: {{{short[0]}: ...}}")
     recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
     path, recipe = recipes[-1] if recipes else load_config("configs/default.yaml")
-    recipe = resolve_names(recipe)
     for key in ("model", "data"):
         if isinstance(recipe[key], dict) and not _is_class(recipe[key]):
             raise InputError(f"{path}: it has model and data and so is a recipe, but {key} has no class_path")
-    overlays = [resolve_names(tree) for _, tree in loaded if not is_recipe(tree)]
-    return recipe, path.stem, overlays
+    return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
 
 def load_config(given: str) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, looked up in the working directory and then in the project.
 
     Raises:
-        InputError: the file is missing, or is not a YAML mapping.
+        InputError: the file is missing, is not a YAML mapping, or names a class that does not exist.
     """
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -119,7 +114,12 @@ def load_config(given: str) -> tuple[Path, Tree]:
         tree = {}
     if not isinstance(tree, dict):
         raise InputError(f"--config {given} is not a configuration: it holds {type(tree).__name__}, not settings")
-    return path, tree
+    if short := [name for name in SHORT_FLAGS if name in tree]:
+        raise InputError(f"{given}: {short[0]} belongs under trainer, as in trainer: {{{short[0]}: ...}}")
+    try:
+        return path, resolve_names(tree)
+    except InputError as error:
+        raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
 
 
 def parse_value(text: str) -> Any:

@@ -517,6 +517,7 @@ def broken_files(folder: Path) -> None:
     torch.save([1], folder / "other.ckpt")
     torch.save(nn.Linear(1, 1), folder / "module.ckpt")
     write(folder / "short.yaml", "max_epochs: 3\n")
+    write(folder / "class.yaml", "optimizer: {class_path: AdamX}\n")
     write(folder / "both.yaml", "model: {net: {width: 8}}\ndata: {batch_size: 64}\n")
     torch.save({"state_dict": {}}, folder / "bare.ckpt")
     write(folder / "file", "")
@@ -560,7 +561,7 @@ def broken_files(folder: Path) -> None:
         ("--name ..", "--name .. is not the name of a folder"),
         ("--lr 1e-3", "--lr: no such option, did you mean --optimizer.lr?"),
         ("--batch_size 8", "--batch_size: no such option, did you mean --data.batch_size?"),
-        ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean AdamW"),
+        ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean Adam"),
         ("--optimizer.lr", "--optimizer.lr needs a value"),
         ("--optimizer.lr abc", "--optimizer.lr abc: expected float"),
         ("--optimizer.lr -1 --fast_dev_run", "AdamW does not take its arguments: Invalid learning rate: -1.0"),
@@ -570,6 +571,7 @@ def broken_files(folder: Path) -> None:
         ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches 0: give at least 1"),
         ("--seed_everything -1", "-1 is not in bounds"),
         ("--config short.yaml", "short.yaml: max_epochs belongs under trainer"),
+        ("--config class.yaml", "class.yaml: optimizer AdamX: no class of that name, did you mean Adam"),
         ("--config both.yaml", "is a recipe, but model has no class_path"),
         ("--trainer.max_epochs -5", "`max_epochs` must be a non-negative integer or -1"),
         ("--trainer.callbacks+=EarlyStoping", "EarlyStoping: no class of that name, did you mean EarlyStopping"),

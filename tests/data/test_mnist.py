@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
 from torchvision.datasets import MNIST
 
+from src import ROOT
 from src.data import mnist
 from src.data.mnist import ImageTensors, MNISTDataModule, random_affine
 from src.errors import InputError
@@ -172,8 +173,17 @@ def test_a_part_of_the_files_without_network_is_an_error_too(official: dict[str,
         ready(data_dir=str(tmp_path))
 
 
-def test_a_home_folder_is_expanded() -> None:
+def test_data_lies_in_the_project_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert MNISTDataModule().data_dir == ROOT / "data"
     assert MNISTDataModule(data_dir="~/digits").data_dir == Path.home() / "digits"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU only")
+def test_batches_are_pinned_for_a_gpu() -> None:
+    images, targets = next(iter(ready(source="sample").train_dataloader()))
+    assert images.is_pinned()
+    assert targets.is_pinned()
 
 
 def test_archives_fetched_by_hand_are_unpacked_without_network(official: dict[str, bytes], tmp_path: Path) -> None:
