@@ -561,7 +561,7 @@ def broken_files(folder: Path) -> None:
         ("--name ..", "--name .. is not the name of a folder"),
         ("--lr 1e-3", "--lr: no such option, did you mean --optimizer.lr?"),
         ("--batch_size 8", "--batch_size: no such option, did you mean --data.batch_size?"),
-        ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean Adam"),
+        ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean AdamW"),
         ("--optimizer.lr", "--optimizer.lr needs a value"),
         ("--optimizer.lr abc", "--optimizer.lr abc: expected float"),
         ("--optimizer.lr -1 --fast_dev_run", "AdamW does not take its arguments: Invalid learning rate: -1.0"),
