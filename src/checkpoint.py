@@ -83,3 +83,17 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, arguments: Tre
     detail = f"{name} is {saved.get(name, 'missing')} in the checkpoint and {own.get(name, 'missing')} in the model"
     cause = f"{' and '.join(changed)} does not fit" if changed else "the model does not fit"
     raise InputError(f"{cause} the weights of the checkpoint: {detail}")
+
+
+def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:
+    """Make sure that a run that goes on from a checkpoint has something left to do.
+
+    Raises:
+        InputError: the checkpoint has as many epochs or steps as the run is to have.
+    """
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+    epochs, steps = progress.get("processed", 0), checkpoint.get("global_step", 0)
+    if max_epochs is not None and 0 <= max_epochs <= epochs:
+        raise InputError(f"the checkpoint has {epochs} epochs already: give more, as in --max_epochs {2 * epochs}")
+    if 0 <= max_steps <= steps:
+        raise InputError(f"the checkpoint has {steps} steps already: give more, as in --trainer.max_steps {2 * steps}")

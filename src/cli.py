@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from src import ROOT, config
 from src.callbacks.optimizer_overrides import OptimizerOverrides
 from src.callbacks.run_record import RunRecord
-from src.checkpoint import check_fit, model_arguments, read_checkpoint, run_configuration
+from src.checkpoint import check_fit, check_unfinished, model_arguments, read_checkpoint, run_configuration
 from src.errors import InputError
 from src.explain import explain
 from src.optim.configure import configure_optimizers
@@ -97,12 +97,15 @@ class StarterCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.stage, files, options = config.split_command_line(list(args or []))
-        tree, name, overlays = config.choose_recipe(files)
+        loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
-        ckpt_path = [*(part.get("ckpt_path") for part in (tree, *overlays)), dict(options).get("--ckpt_path")]
+        saved: config.Tree = {}
+        ckpt_path = [*(tree.get("ckpt_path") for _, tree in loaded), dict(options).get("--ckpt_path")]
         if any(ckpt_path):
             self.checkpoint = read_checkpoint([path for path in ckpt_path if path][-1])
             saved = run_configuration(self.checkpoint)
+        tree, name, overlays = config.choose_recipe(loaded, saved)
+        if self.checkpoint is not None:
             own = {key: saved[key] for key in ("optimizer", "lr_scheduler", "lr_scheduler_interval") if key in saved}
             tree = config.merge(tree, own | {"model": model_arguments(self.checkpoint)}, "", [])
         for overlay in overlays:
@@ -115,6 +118,9 @@ class StarterCLI(LightningCLI):
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), parser, tree, options, files)) from error
+        finally:
+            if any(flag == "--print_config" for flag, _ in options):
+                print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
@@ -148,9 +154,10 @@ class StarterCLI(LightningCLI):
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if self.checkpoint is not None:
             check_fit(self.checkpoint, self.model, tree["model"])
-            saved_by = run_configuration(self.checkpoint)
-            if saved_by and self.stage in (None, "fit"):
-                callbacks.append(OptimizerOverrides(saved_by, tree))
+            if self.stage in (None, "fit"):
+                check_unfinished(self.checkpoint, options["max_epochs"], options["max_steps"])
+                if saved_by := run_configuration(self.checkpoint):
+                    callbacks.append(OptimizerOverrides(saved_by, tree))
             self.checkpoint = None
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])

@@ -80,14 +80,15 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     return stage, files, options
 
 
-def choose_recipe(files: list[str]) -> tuple[Tree, str, list[Tree]]:
-    """The recipe, its file's name, and the overlays among some configuration files.
+def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, str, list[Tree]]:
+    """The recipe, its file's name, and the overlays among some configurations.
 
-    Of several recipes the last counts alone; with none it is `configs/default.yaml`.
+    Of several recipes the last counts alone. With none it is the configuration `saved` in a checkpoint, where
+    there is one, and else `configs/default.yaml`.
     """
-    loaded = [load_config(file) for file in files]
     recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
-    path, recipe = recipes[-1] if recipes else load_config("configs/default.yaml")
+    default = ROOT / "configs" / "default.yaml"
+    path, recipe = recipes[-1] if recipes else (default, saved) if is_recipe(saved) else load_config(str(default))
     for key in ("model", "data"):
         if isinstance(recipe[key], dict) and not _is_class(recipe[key]):
             raise InputError(f"{path}: it has model and data and so is a recipe, but {key} has no class_path")
@@ -103,8 +104,12 @@ def load_config(given: str) -> tuple[Path, Tree]:
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").rglob("*.yaml"))]
-        raise InputError(f"--config {given}: no such file{nearest(given, known)}")
+        paths = sorted((ROOT / "configs").rglob("*.yaml"))
+        known = [str(p.relative_to(ROOT)) for p in paths if p.stem == given] or [
+            str(p.relative_to(ROOT)) for p in paths
+        ]
+        near = f", did you mean {known[0]}?" if len(known) == 1 else nearest(given, known)
+        raise InputError(f"--config {given}: no such file{near}")
     try:
         tree = parse_value(path.read_text(encoding="utf-8"))
     except (InputError, UnicodeDecodeError) as error:
@@ -328,10 +333,13 @@ def import_class(path: str) -> Any:
 def nearest(given: str, known: Any, prefix: str = "") -> str:
     """Words that suggest the known name nearest to the given one, or none."""
     names = list(known)
-    leaf = given.lstrip("-").rpartition(".")[2].lower()
-    near = [name for name in names if name.lower() == given.lower()]
-    near += [name for name in names if name.lstrip("-").rpartition(".")[2].lower() == leaf]
+    lower = given.lower()
+    near = [name for name in names if name.lower() == lower]
+    if "/" not in given:
+        leaf = lower.lstrip("-").rpartition(".")[2]
+        near += [name for name in names if name.lstrip("-").rpartition(".")[2].lower() == leaf]
     near += difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    near += [name for name in names if len(lower) > 2 and name.lower().startswith(lower)]
     return f", did you mean {prefix}{near[0]}?" if near else ""
 
 

@@ -34,20 +34,22 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         arguments = inspect.signature(import_class(classes[-1])).parameters
         name = classes[-1].rpartition(".")[2]
         key = f"{key}.{found[1]}"
-        return f"{_origin(key, options, files)}: {name} has no argument {found[1]}{nearest(found[1], arguments)}"
+        near = nearest(found[1], arguments) or f"; it has {', '.join(arguments) or 'none'}"
+        return f"{_origin(key, options, files)}: {name} has no argument {found[1]}{near}"
     if found := re.search(r"arguments are required: (\w+)", message):
         return f"{classes[-1].rpartition('.')[2]} needs {found[1]}: give --{key}.{found[1]}"
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
-        return f"{_origin(key, options, files)}: {found[1].rpartition('.')[2]} is not a {found[2]}"
+        hint = "; networks go to --model.net" if found[2] == "LightningModule" else ""
+        return f"{_origin(key, options, files)}: {found[1].rpartition('.')[2]} is not a {found[2]}{hint}"
     innermost = message[message.rfind("Parser key") :] if key else ""
     value = re.search(r"(?:Got|Given) value: (\S+)", innermost)
     expected = re.findall(r"Expected an? <class '([\w.]+)'>", innermost)
     choices = re.findall(r"typing\.Literal\[([^]]*)\]", innermost)
     if value:
-        names = [name for name in expected if name != "NoneType"]
-        names += [word.strip(" '") for choice in choices for word in choice.split(",")]
+        words = [word.strip(" '") for choice in choices for word in choice.split(",")]
+        names = [name for name in expected if name != "NoneType"] + words
         wanted = f"expected {', '.join(dict.fromkeys(names))}" if names else "no class that fits here"
-        return f"{_origin(key, options, files)} {value[1]}: {wanted}{nearest(value[1], names)}"
+        return f"{_origin(key, options, files)} {value[1]}: {wanted}{nearest(value[1], words)}"
     return message
 
 

@@ -10,9 +10,12 @@ def main() -> None:
     started = time.perf_counter()
     if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
         print("Loading torch and Lightning ...", file=sys.stderr)
-    from src.cli import run  # the import takes most of the start, and counts into the total time
+    try:
+        from src.cli import run  # the import takes most of the start, and counts into the total time
 
-    run(started)
+        run(started)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

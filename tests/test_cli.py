@@ -24,6 +24,7 @@ from src.errors import InputError
 from src.models.cnn import CNN
 from src.models.image_classifier import ImageClassifier
 from src.models.mlp import MLP
+from src.train import main
 from tests.conftest import QUIET, Run, program
 
 Train = Callable[..., Run]
@@ -248,6 +249,12 @@ def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Pa
     assert "weight_decay=0.01" in line
 
 
+def test_what_is_dropped_is_said_beside_a_printed_configuration_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        StarterCLI(["--optimizer=SGD", "--print_config"], time.perf_counter())
+    assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.003" in capsys.readouterr().err
+
+
 def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str]) -> None:
     built = parse("--optimizer", "torch.optim.adamw.AdamW", "--model.net=CNN", "--model.net.width=4")
     assert built.config.optimizer.init_args.lr == 0.003
@@ -395,8 +402,7 @@ def test_the_default_cnn_repeats_bitwise_too(train: Train) -> None:
 
 def test_a_continued_run_saves_no_checkpoint_path(train: Train) -> None:
     first = train("fit", *SHORT)
-    last = first.folder / "checkpoints" / "last.ckpt"
-    second = train("fit", "--ckpt_path", str(last), *[word for word in SHORT if "epochs" not in word], "--max_epochs=2")
+    second = train("fit", "--ckpt_path", str(first.folder / "checkpoints" / "last.ckpt"), "--max_epochs=2")
     assert second.cli.trainer.current_epoch == 2
     assert "ckpt_path" not in (second.folder / "config.yaml").read_text()
 
@@ -453,6 +459,25 @@ def test_a_checkpoint_brings_its_own_model_arguments(train: Train, tmp_path: Pat
     assert over.model.net.hidden == 9
     line = train("test", "--ckpt_path", path, "--config", overlay, "--model.loss=CrossEntropyLoss").cli
     assert isinstance(line.model.loss, nn.CrossEntropyLoss)
+
+
+def test_without_a_recipe_the_checkpoints_own_configuration_is_it(train: Train) -> None:
+    fitted = train("fit", *SHORT, "--name=mine", "--data.batch_size=50")
+    tested = train("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"), sample=False)
+    assert tested.metrics["data_source"] == "sample"
+    assert tested.cli.datamodule.batch_size == 50
+    assert tested.folder.parent.name == "mine"
+    default = ("--config=configs/default.yaml", "--fast_dev_run")
+    other = train("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"), *default)
+    assert other.cli.datamodule.batch_size == 128
+
+
+def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train) -> None:
+    path = str(train("fit", *SHORT).folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(InputError, match=r"the checkpoint has 1 epochs already: give more, as in --max_epochs 2"):
+        train("fit", "--ckpt_path", path)
+    with pytest.raises(InputError, match=r"the checkpoint has 3 steps already"):
+        train("fit", "--ckpt_path", path, "--max_epochs=9", "--trainer.max_steps=3")
 
 
 def test_an_override_that_does_not_fit_the_weights_is_named(train: Train) -> None:
@@ -559,6 +584,10 @@ def broken_files(folder: Path) -> None:
         ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),
         ("--name a/b", "--name a/b is not the name of a folder"),
         ("--name ..", "--name .. is not the name of a folder"),
+        ("--config configs/deflt.yaml", "no such file, did you mean configs/default.yaml?"),
+        ("--config default", "no such file, did you mean configs/default.yaml?"),
+        ("--data MNIST", "--data MNIST: no class of that name, did you mean MNISTDataModule"),
+        ("--model.net MLP --model.net.size 3", "MLP has no argument size; it has in_features, num_classes, hidden"),
         ("--lr 1e-3", "--lr: no such option, did you mean --optimizer.lr?"),
         ("--batch_size 8", "--batch_size: no such option, did you mean --data.batch_size?"),
         ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean AdamW"),
@@ -646,6 +675,16 @@ def test_an_exception_of_a_users_class_keeps_its_traceback(tmp_path: Path, place
     assert "Traceback" in done.stderr
     assert 'mynet.py", line' in done.stderr
     assert "ValueError: mine, all mine" in done.stderr
+
+
+def test_an_interrupt_before_the_run_begins_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
 
 
 def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:

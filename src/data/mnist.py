@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 import socket
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +147,7 @@ class MNISTDataModule(LightningDataModule):
         except _DownloadError as error:
             if len(missing) == len(self._files) and self.source == "auto":
                 self._unreachable = True  # not asked again before the test stage
-                rank_zero_info(f"MNIST could not be downloaded: {error}")
+                rank_zero_info(f"No {self._files[0].parent}, and no download: {error}")
                 return
             problem = f"{damaged[0]} is damaged" if damaged else f"{missing[0]} is not there"
             raise InputError(
@@ -243,6 +245,7 @@ class _DownloadError(Exception):
 
 def _download(raw: Path) -> None:
     """Fetch the official files into a folder of their own and move them to `raw` only when whole."""
+    made = [path for path in (raw, *raw.parents) if not path.exists()]
     try:
         raw.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=raw, prefix=".download-")
@@ -252,7 +255,7 @@ def _download(raw: Path) -> None:
         ) from error
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    with folder as name:
+    with _removed_if_empty(made), folder as name:
         fresh = Path(name) / "MNIST" / "raw"
         fresh.mkdir(parents=True)
         for archive in raw.glob("*.gz"):  # fetched by hand; torchvision checks them and takes the good ones
@@ -260,7 +263,8 @@ def _download(raw: Path) -> None:
         try:
             MNIST(name, download=True)
         except (RuntimeError, OSError, HTTPException, EOFError) as error:
-            raise _DownloadError(" ".join(str(error).split())) from error
+            reasons = re.findall(r"<urlopen error (.*?)>", str(error))
+            raise _DownloadError(reasons[-1] if reasons else " ".join(str(error).split())) from error
         finally:
             socket.setdefaulttimeout(timeout)
         for file, checksum in CHECKSUMS.items():
@@ -269,6 +273,16 @@ def _download(raw: Path) -> None:
             if (raw / file).exists():
                 os.replace(raw / file, raw / f"{file}.damaged")
             os.replace(fresh / file, raw / file)
+
+
+@contextmanager
+def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the first one that holds something ends it
+            for folder in folders:
+                folder.rmdir()
 
 
 def _md5(path: Path) -> str:
