@@ -26,7 +26,7 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             f"--ckpt_path {given}: no such file; give one such as logs/default/version_0/checkpoints/best.ckpt"
         )
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise InputError(
             f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded"
@@ -38,10 +38,11 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         raise InputError(
             f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
         ) from error
-    lacking = [key for key in ("state_dict", "pytorch-lightning_version") if key not in checkpoint]
+    keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
+    lacking = [key for key in ("state_dict", "pytorch-lightning_version") if key not in keys]
     if lacking or not isinstance(checkpoint["state_dict"], dict):
         raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(lacking or ['weights'])[0]}")
-    return checkpoint
+    return dict(checkpoint)
 
 
 def model_arguments(checkpoint: dict[str, Any]) -> Tree:

