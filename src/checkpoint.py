@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src.config import Tree, differences, import_class
+from src.data.tokenizer import Tokenizer, restore_tokenizer
 from src.errors import InputError
 
 
@@ -60,6 +61,46 @@ def run_configuration(checkpoint: dict[str, Any]) -> Tree:
     text = checkpoint.get("config")
     tree = yaml.safe_load(text) if isinstance(text, str) else None
     return tree if isinstance(tree, dict) else {}
+
+
+def load_model(checkpoint: dict[str, Any], ability: str, given: str) -> LightningModule:
+    """The model of a checkpoint with its weights, on the CPU, ready to use.
+
+    Args:
+        checkpoint: as read.
+        ability: name of a method that its task must have, such as `generate`.
+        given: the path as the user gave it.
+
+    Raises:
+        InputError: the checkpoint does not say how its model is built, or its task lacks that method.
+    """
+    arguments = model_arguments(checkpoint)
+    cls = import_class(arguments.get("class_path", ""))
+    if not isinstance(cls, type) or not issubclass(cls, LightningModule):
+        raise InputError(f"--ckpt_path {given} does not say which model it is of: load it in Python")
+    if not hasattr(cls, ability):
+        raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give another checkpoint")
+    try:
+        model: LightningModule = cls.load_from_checkpoint(given, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"--ckpt_path {given} does not fit the {cls.__name__} of this project: {reason}") from error
+    return model.eval()
+
+
+def read_tokenizer(checkpoint: dict[str, Any], given: str) -> Tokenizer:
+    """The tokenizer that a checkpoint's data had.
+
+    Raises:
+        InputError: there is none.
+    """
+    states = (value.get("tokenizer") for value in checkpoint.values() if isinstance(value, dict))
+    state = next((state for state in states if isinstance(state, str)), None)
+    if state is None:
+        raise InputError(f"--ckpt_path {given} holds no tokenizer: give one that was trained on text")
+    return restore_tokenizer(state)
 
 
 def check_fit(checkpoint: dict[str, Any], model: LightningModule, arguments: Tree) -> None:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from src import ROOT, config
 from src.callbacks.optimizer_overrides import OptimizerOverrides
 from src.callbacks.run_record import RunRecord
 from src.checkpoint import check_fit, check_unfinished, model_arguments, read_checkpoint, run_configuration
-from src.errors import InputError
+from src.errors import InputError, report
 from src.explain import explain
 from src.optim.configure import configure_optimizers
 
@@ -59,6 +60,8 @@ class StarterCLI(LightningCLI):
         self.checkpoint: dict[str, Any] | None = None
         self.saved: config.Tree = {}  # the configuration of the run that wrote the checkpoint
         self.record: RunRecord | None = None
+        self.given: set[str] = set()  # dotted names of all that is not left at its default
+        self.data: Any = None  # the DataModule, where it had to be built before the model
         super().__init__(
             args=args,
             run=False,
@@ -109,6 +112,7 @@ class StarterCLI(LightningCLI):
         tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
+        self.given = config.given_names(tree, options)
         words = [flag if value is None else f"{flag}={value}" for flag, value in options]
         try:
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
@@ -133,16 +137,46 @@ class StarterCLI(LightningCLI):
         if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
+        self._fit_model_and_data()
+
+    def _fit_model_and_data(self) -> None:
+        """Give data the tokenizer of a pretrained network, and a network the sizes that follow from the data.
+
+        What is given by the user, a recipe or a checkpoint is left alone.
+        """
+        if self.config.data is None:
+            return
+        data = self.config.data.init_args
+        model = {"model": self.config.model.init_args}
+        if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
+            model["model.net"] = net.init_args
+        pretrained = model.get("model.net", {}).get("pretrained")
+        if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
+            data.tokenizer = pretrained
+        if not hasattr(config.import_class(self.config.data.class_path), "network_arguments"):
+            return
+        self.data = self.parser.instantiate_classes(Namespace(data=self.config.data)).data
+        if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
+            self.data.load_state_dict(state)  # its tokenizer and its labels, before new ones are made
+        for name, value in self.data.network_arguments().items():
+            for key, arguments in model.items():
+                if name in arguments and f"{key}.{name}" not in self.given:
+                    arguments[name] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the configuration, with a run folder of its own."""
+        self.datamodule = self.data or self.datamodule
         saved = self.config.clone()
         for key in CALL_ONLY:
             saved.pop(key, None)
         text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
         tree = yaml.safe_load(text)
         # The checkpoint then rebuilds the model by itself, whatever its class records.
-        arguments = {"_class_path": tree["model"]["class_path"], **tree["model"].get("init_args", {})}
+        arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
+        for name, value in arguments.items():
+            if isinstance(value, dict) and "class_path" in value:
+                rebuild = getattr(getattr(self.model, name, None), "rebuild", {})
+                value["init_args"] = {**value.get("init_args", {}), **rebuild}
         arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters(arguments)
         options = {**self.config_init.trainer, **kwargs}
@@ -352,5 +386,4 @@ def run(started: float) -> None:
         mendable = isinstance(cause, InputError) or (isinstance(cause, refused) and raised_by_library(cause))
         if "--debug" in args or not mendable:
             raise
-        print(f"error: {' '.join(str(cause).split())}", file=sys.stderr)
-        sys.exit(2)
+        report(cause)

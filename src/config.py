@@ -173,6 +173,20 @@ def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple
     return tree, left
 
 
+def given_names(tree: Tree, options: list[Option]) -> set[str]:
+    """Dotted names, such as `model.net.width`, of all that a tree and options set."""
+    names = {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
+
+    def walk(node: Any, key: str) -> None:
+        for name, value in node.items() if isinstance(node, dict) else ():
+            path = f"{key}.{name}".lstrip(".")
+            names.add(path)
+            walk(value, key if name == "init_args" else path)
+
+    walk(tree, "")
+    return names
+
+
 def argument_flags(node: Any, flag: str = "-") -> list[str]:
     """The option of every argument of every class in a tree, such as --optimizer.lr."""
     flags: list[str] = []

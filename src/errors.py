@@ -1,8 +1,18 @@
 """The error a user can mend himself."""
 
+import sys
+from typing import NoReturn
+
 
 class InputError(ValueError):
     """Something given by the user cannot work; the message says what was given and what would work.
 
     The command line prints it as one line and exits with code 2, without a traceback.
     """
+
+
+def report(error: BaseException) -> NoReturn:
+    """Print an error as one line and exit with code 2."""
+    message = str(error).rpartition("InputError: ")[2]  # what a worker process raised brings its traceback
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

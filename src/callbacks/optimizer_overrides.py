@@ -22,7 +22,8 @@ class OptimizerOverrides(Callback):
         now: configuration of this run.
 
     Raises:
-        InputError: the optimizer or the schedule is of another class, so the saved state does not fit it.
+        InputError: the optimizer or the schedule is of another class, so the saved state does not fit it, or an
+            argument is not among those that an optimizer keeps.
     """
 
     def __init__(self, saved: Spec, now: Spec) -> None:
@@ -46,6 +47,10 @@ class OptimizerOverrides(Callback):
                 if name in group:
                     group[name] *= self.lr_factor
             group.update({name: value for name, value in self.optimizer.items() if name in group})
+        groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
+        for name in self.optimizer:
+            if not any(name in group for group in groups):
+                raise InputError(f"--optimizer.{name} cannot be changed in a run that goes on: leave it out")
         for state in checkpoint["lr_schedulers"]:
             if "base_lrs" in state:
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]

@@ -2,13 +2,10 @@
 
 import hashlib
 import os
-import re
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import MNIST
 
 from src import ROOT
+from src.data.download import DownloadError, downloading
 from src.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
@@ -37,7 +35,6 @@ CHECKSUMS = {
 }
 # The split is the same in every run, whatever the run's own seed.
 SPLIT_SEED = 0
-DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer
 
 
 class ImageTensors(Dataset[Batch]):
@@ -89,6 +86,8 @@ class MNISTDataModule(LightningDataModule):
         InputError: an argument is out of its range, the folder cannot be written, or the official files
             are wanted and can neither be found nor downloaded.
     """
+
+    num_classes = 10
 
     def __init__(
         self,
@@ -143,7 +142,7 @@ class MNISTDataModule(LightningDataModule):
             rank_zero_info(f"{path} is damaged (its MD5 is not the official one): fetching it again")
         try:
             _download(self._files[0].parent)
-        except _DownloadError as error:
+        except DownloadError as error:
             if len(missing) == len(self._files) and self.source == "auto":
                 rank_zero_info(f"No {self._files[0].parent}, and no download: {error}")
                 return
@@ -237,10 +236,6 @@ def random_affine(images: Tensor, max_shift: float, max_rotation: float, max_sca
     return F.grid_sample(images - black, grid, align_corners=False) + black
 
 
-class _DownloadError(Exception):
-    """The official files could not be fetched; the message says why, in one line."""
-
-
 def _download(raw: Path) -> None:
     """Fetch the official files into a folder of their own and move them to `raw` only when whole."""
     made = [path for path in (raw, *raw.parents) if not path.exists()]
@@ -251,23 +246,16 @@ def _download(raw: Path) -> None:
         raise InputError(
             f"data folder {raw.parents[1]} cannot be written ({error.strerror}): give one that can with --data.data_dir"
         ) from error
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     with _removed_if_empty(made), folder as name:
         fresh = Path(name) / "MNIST" / "raw"
         fresh.mkdir(parents=True)
         for archive in raw.glob("*.gz"):  # fetched by hand; torchvision checks them and takes the good ones
             (fresh / archive.name).symlink_to(archive.resolve())
-        try:
+        with downloading():
             MNIST(name, download=True)
-        except (RuntimeError, OSError, HTTPException, EOFError) as error:
-            reasons = re.findall(r"<urlopen error (.*?)>", str(error))
-            raise _DownloadError(reasons[-1] if reasons else " ".join(str(error).split())) from error
-        finally:
-            socket.setdefaulttimeout(timeout)
         for file, checksum in CHECKSUMS.items():
             if _md5(fresh / file) != checksum:
-                raise _DownloadError(f"{file} arrived damaged")
+                raise DownloadError(f"{file} arrived damaged")
             if (raw / file).exists():
                 os.replace(raw / file, raw / f"{file}.damaged")
             os.replace(fresh / file, raw / file)

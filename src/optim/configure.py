@@ -15,7 +15,8 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
     """What `LightningModule.configure_optimizers` returns, for the parameters the module has by then.
 
     Args:
-        module: a task inside of a run.
+        module: a task inside of a run; its `parameter_groups()`, where it has them, are what is optimized, else all
+            its parameters that are trained.
         optimizer: `class_path` and `init_args` of an optimizer.
         scheduler: the same of a learning-rate schedule, or None. Its `total_steps` or `T_max` is the run's
             length where it is left at None.
@@ -24,7 +25,9 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
     Raises:
         InputError: the schedule needs the run's length and the run has no end, or torch refuses an argument.
     """
-    built: torch.optim.Optimizer = _build(module.parameters(), optimizer)
+    groups = getattr(module, "parameter_groups", None)
+    trained = groups() if groups else [parameter for parameter in module.parameters() if parameter.requires_grad]
+    built: torch.optim.Optimizer = _build(trained, optimizer)
     if scheduler is None:
         return {"optimizer": built}
     init_args = dict(scheduler.get("init_args") or {})

@@ -1,0 +1,61 @@
+"""Tables of the user's own: two columns of a CSV, TSV, JSON lines or Parquet file."""
+
+from pathlib import Path
+from typing import Any
+
+from src.errors import InputError
+
+Row = tuple[str, str]  # a text, or a path, and its label
+
+
+def read_table(path: str, text_column: str, label_column: str, option: str = "text_column") -> list[Row]:
+    """Texts and labels of a .csv, .tsv, .jsonl or .parquet file; `option` is what names the column of texts.
+
+    Raises:
+        InputError: the file is missing or of another kind, lacks a column, or a row lacks its text or its label;
+            rows count from 1, without a header.
+    """
+    table = _read_columns(path)
+    for column, name in ((text_column, option), (label_column, "label_column")):
+        if column not in table.column_names:
+            raise InputError(
+                f"{path} has no column {column}, it has {', '.join(table.column_names)}: give --data.{name}"
+            )
+    if not table.num_rows:
+        raise InputError(f"{path} has no rows")
+    rows = []
+    pairs = zip(table[text_column].to_pylist(), table[label_column].to_pylist(), strict=True)
+    for number, (text, label) in enumerate(pairs, start=1):
+        for value, column in ((text, text_column), (label, label_column)):
+            if value is None or not str(value).strip():
+                raise InputError(f"{path}, row {number}: column {column} is empty; fill it or take the row out")
+        rows.append((str(text), str(label).strip()))
+    return rows
+
+
+def _read_columns(path: str) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv, json, parquet
+
+    file = Path(path).expanduser()
+    suffix = file.suffix.lower()
+    if not file.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        if suffix in (".csv", ".tsv"):
+            parsing = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
+            with csv.open_csv(file, parse_options=parsing) as head:
+                names = head.schema.names
+            # Every column is text: a label 01 stays 01, and NA is a word.
+            converting = csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=False
+            )
+            return csv.read_csv(file, parse_options=parsing, convert_options=converting)
+        if suffix in (".jsonl", ".ndjson"):
+            return json.read_json(file)
+        if suffix == ".parquet":
+            return parquet.read_table(file)
+    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error
+    raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")

@@ -1,0 +1,81 @@
+"""Write text with a trained language model: `python -m src.generate --help`."""
+
+import argparse
+import sys
+from typing import Any
+
+from src.errors import InputError, report
+
+
+def main() -> None:
+    """Continue a prompt, streaming to the terminal."""
+    if sys.stderr.isatty():
+        print("Loading torch and Lightning ...", file=sys.stderr)
+    try:
+        write(sys.argv[1:])
+    except InputError as error:
+        report(error)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+
+
+def write(args: list[str]) -> None:
+    """Print prompt and continuation as the command line says.
+
+    Raises:
+        InputError: an option, the checkpoint, or the prompt cannot work.
+    """
+    options = _parse(args)
+    import torch  # what it takes to read the options is had sooner without
+
+    from src.checkpoint import load_model, read_checkpoint, read_tokenizer
+    from src.models.language_model import check_sampling
+
+    check_sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
+    checkpoint = read_checkpoint(options.ckpt_path)
+    task: Any = load_model(checkpoint, "generate", options.ckpt_path)
+    tokenizer = read_tokenizer(checkpoint, options.ckpt_path)
+    try:
+        prompt = torch.from_numpy(tokenizer.encode(options.prompt).astype("int64"))
+    except UnicodeEncodeError as error:
+        raise InputError("--prompt holds bytes that are not UTF-8") from error
+    seed = options.seed if options.seed is not None else torch.seed() % 2**32
+    generator = torch.Generator().manual_seed(seed)
+    limits = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    ids = task.generate(prompt, options.max_new_tokens, **limits, generator=generator)
+    print(options.prompt, end="", flush=True)
+    for text in tokenizer.stream(ids):
+        print(text, end="", flush=True)
+    print()
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m src.generate",
+        description="Continue a text with a trained language model. Its tokenizer comes from the checkpoint.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", help="checkpoint of a language model")
+    parser.add_argument("--prompt", default="\n", help="what the text begins with (a line's end)")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens to write (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument("--top_k", type=int, help="sample among so many of the likeliest tokens (all)")
+    parser.add_argument("--top_p", type=float, help="sample among the likeliest with this probability together (1)")
+    parser.add_argument("--seed", type=int, help="repeats a text (another one each time)")
+    try:
+        options, unknown = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error).removeprefix("argument ")) from error
+    if unknown:
+        from src.config import nearest
+
+        known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
+    if options.ckpt_path is None:
+        raise InputError("--ckpt_path is missing: give a checkpoint of a language model")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""A decoder-only transformer, and the attention and block that every transformer here is made of."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.errors import InputError
+
+Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim / 2)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens a GPT has read, so that each further token costs one step only."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    def __len__(self) -> int:
+        """Number of tokens read."""
+        return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, num_heads, T, head_dim) keys and values of a layer; returns those of all tokens so far."""
+        if (earlier := self.layers[layer]) is not None:
+            keys, values = torch.cat([earlier[0], keys], dim=2), torch.cat([earlier[1], values], dim=2)
+        self.layers[layer] = (keys, values)
+        return keys, values
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021).
+
+    Queries and keys are normalised, which keeps the attention logits bounded (Henry et al. 2020).
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.causal = causal
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        batch, length, d_model = x.shape
+        q, k, v = (
+            self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        )  # (B, heads, T, head_dim)
+        q, k = rotate(_normalise(q), rotation), rotate(_normalise(k), rotation)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, heads, S, head_dim), S tokens so far
+        earlier = k.shape[2] - length
+        if self.causal and earlier and length > 1:
+            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(earlier)  # (T, S)
+        if x.device.type == "cpu":  # torch 2.15's bfloat16 attention takes twice as long there
+            q, k, v = q.float(), k.float(), v.float()
+        causal = self.causal and not earlier and length > 1
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)  # (B, heads, T, head_dim)
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a squared ReLU (So et al. 2021)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(d_model, 4 * d_model, bias=False)
+        self.proj = nn.Linear(4 * d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(F.relu(self.fc(x)).square())  # (B, T, 4C) inside
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on the normalised stream and added to it (pre-norm, Xiong et al. 2020)."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention = Attention(d_model, num_heads, dropout, causal)
+        self.feed_forward_norm = nn.RMSNorm(d_model)
+        self.feed_forward = FeedForward(d_model)
+        self.dropout = nn.Dropout(dropout)
+        # A block begins as the identity, so that depth costs nothing at the start (Zhang et al. 2019).
+        nn.init.zeros_(self.attention.proj.weight)
+        nn.init.zeros_(self.feed_forward.proj.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache, layer))  # (B, T, C)
+        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
+        return x
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer (Radford et al. 2018) with RMSNorm (Zhang and Sennrich 2019).
+
+    Args:
+        vocab_size: number of tokens.
+        block_size: longest context in tokens.
+        d_model: width of the residual stream, a multiple of twice `num_heads`.
+        num_heads: attention heads a block.
+        num_layers: blocks.
+        dropout: probability of zeroing an activation behind the embedding, attention and feed-forward, in [0, 1).
+        tie_weights: whether the output layer is the embedding (Press and Wolf 2017).
+
+    Shapes:
+        (B, T) int64 tokens, T up to block_size -> (B, T, vocab_size) float logits of the next token.
+
+    Raises:
+        InputError: an argument is out of its range, or there are more tokens than `block_size`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 256,
+        block_size: int = 128,
+        d_model: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 4,
+        dropout: float = 0.0,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        check_sizes("GPT", vocab_size, d_model, num_heads, num_layers, dropout)
+        if block_size < 2:
+            raise InputError(f"block_size {block_size} is too small for GPT: give at least 2 tokens")
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.dropout = dropout
+        self.tie_weights = tie_weights
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.embedding_dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=True) for _ in range(num_layers))
+        self.norm = nn.RMSNorm(d_model)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        if tie_weights:
+            # The output sees the input token itself; this keeps its logit small at the start.
+            nn.init.normal_(self.embedding.weight, std=0.5 / d_model)
+            self.head.weight = self.embedding.weight
+        else:
+            nn.init.normal_(self.embedding.weight)
+            nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))  # logits of size 0.1
+
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache, for `forward` to fill."""
+        return KeyValueCache(self.num_layers)
+
+    def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Logits of the token behind each given one; with a cache, `tokens` are those it has not read yet."""
+        start = 0 if cache is None else len(cache)
+        end = start + tokens.shape[1]
+        if end > self.block_size:
+            raise InputError(f"{end} tokens do not fit this GPT, whose block_size is {self.block_size}")
+        x = self.embedding(tokens)  # (B, T, C)
+        x = self.embedding_dropout(_normalise(x))
+        rotation = rotary_angles(start, end, self.d_model // self.num_heads, tokens.device)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, cache=cache, layer=layer)
+        logits: Tensor = self.head(self.norm(x))  # (B, T, vocab_size)
+        return logits
+
+
+def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> Rotation:
+    """Cosine and sine, each (T, head_dim / 2) float32, for positions start to end - 1 (Su et al. 2021)."""
+    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)  # (head_dim / 2,)
+    angles = torch.outer(torch.arange(start, end, device=device), frequencies)  # (T, head_dim / 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair of features of (B, num_heads, T, head_dim) by its position's angle."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=-1)  # (B, heads, T, head_dim / 2) each
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def check_sizes(name: str, vocab_size: int, d_model: int, num_heads: int, num_layers: int, dropout: float) -> None:
+    """Raise InputError where a transformer cannot have these sizes."""
+    sizes = {"vocab_size": vocab_size, "d_model": d_model, "num_heads": num_heads, "num_layers": num_layers}
+    for argument, value in sizes.items():
+        if value < 1:
+            raise InputError(f"{argument} {value} is too small for {name}: give at least 1")
+    if d_model % (2 * num_heads):
+        raise InputError(
+            f"d_model {d_model} does not fit {name} with num_heads {num_heads}: give a multiple of {2 * num_heads}"
+        )
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout {dropout} is out of range for {name}: give a probability from 0 up to, not with, 1")
+
+
+def _normalise(x: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:])

@@ -1,0 +1,196 @@
+"""The task of telling which token comes next, and of writing text by it."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric
+
+from src.errors import InputError
+from src.models.hyperparameters import describe_arguments
+from src.optim.groups import Group, decay_groups
+
+Batch = tuple[Tensor, Tensor]
+
+IGNORED = -100  # a target that does not count
+
+
+class LanguageModel(LightningModule):
+    """Trains and tests any network that gives the logits of the next token, and generates with it.
+
+    Args:
+        net: the network, (B, T) int64 tokens -> (B, T, vocab_size) float logits, with `block_size`, the longest
+            context, and `new_cache()`, what `forward` takes as second argument to read each token once.
+
+    A batch is inputs (B, T) int64 and targets (B, T) int64, -100 where there is none. Logs, each token counted
+    once, `{train,val,test}/loss` in nats a token, `{val,test}/perplexity`, and `{val,test}/bits_per_char` where
+    the DataModule says `tokens_per_char`; also `train/loss_step`. Biases and norms do not decay.
+
+    Raises:
+        InputError: the data has more tokens than the network, or longer contexts.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.save_hyperparameters(describe_arguments(type(self), net=net))
+        self.net = net
+        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("train", "val", "test")})
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        for name in ("vocab_size", "block_size"):
+            have, limit = getattr(data, name, None), getattr(self.net, name, None)
+            if have and limit and have > limit:
+                raise InputError(
+                    f"{name} {have} of the data does not fit {type(self.net).__name__}, which has {limit}: leave the"
+                    f" network's {name} out, or give {have}"
+                )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, T) int64 tokens -> (B, T, vocab_size) float logits of the next ones."""
+        logits: Tensor = self.net(tokens)
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self._step(batch, "train")
+        self.log("train/loss_step", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+        """(B, T) int64: the likeliest next token behind each."""
+        logits = self(batch if isinstance(batch, Tensor) else batch[0])  # (B, T, vocab_size)
+        return logits.argmax(dim=-1)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_derived("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_derived("test")
+
+    def parameter_groups(self) -> list[Group]:
+        """The groups an optimizer is built with."""
+        return decay_groups(self.net)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (Loshchilov and Hutter 2019) where no optimizer is configured, as in plain Python use."""
+        return torch.optim.AdamW(self.parameter_groups())
+
+    def generate(
+        self,
+        prompt: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+    ) -> Iterator[int]:
+        """Continue a text, a token at a time.
+
+        A context that has grown over `block_size` goes on from its last half, which is read once more.
+
+        Args:
+            prompt: (T,) int64 tokens, at least one.
+            max_new_tokens: how many to write.
+            temperature: logits are divided by it; 0 always takes the likeliest token.
+            top_k: sample among so many of the likeliest tokens only.
+            top_p: sample among the likeliest tokens that together have this probability (Holtzman et al. 2020).
+            generator: source of randomness, on the CPU.
+            use_cache: read each token once; without, the whole context is read for every token, to compare.
+
+        Raises:
+            InputError: an argument is out of its range.
+        """
+        if not len(prompt):
+            raise InputError("the prompt is empty: give at least one token")
+        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        return self._generate(prompt.tolist(), max_new_tokens, temperature, top_k, top_p, generator, use_cache)
+
+    def _generate(
+        self,
+        context: list[int],
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        generator: torch.Generator | None,
+        use_cache: bool,
+    ) -> Iterator[int]:
+        net: Any = self.net
+        trained = net.training
+        net.eval()
+        try:
+            cache, read = net.new_cache() if use_cache else None, 0
+            for _ in range(max_new_tokens):
+                if len(context) > net.block_size:
+                    context = context[-(net.block_size // 2) :]
+                    cache, read = net.new_cache() if use_cache else None, 0
+                tokens = torch.tensor([context[read:]], device=self.device)  # (1, T)
+                with torch.no_grad():
+                    logits = net(tokens, cache)[0, -1].float()  # (vocab_size,)
+                read = len(context) if use_cache else 0
+                token = sample(logits.cpu(), temperature, top_k, top_p, generator)
+                context.append(token)
+                yield token
+        finally:
+            net.train(trained)
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        tokens, targets = batch
+        logits = self(tokens)  # (B, T, vocab_size)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        metric: Any = self.losses[f"{stage}_loss"]
+        metric.update(loss.detach(), weight=(targets != IGNORED).sum())
+        self.log(f"{stage}/loss", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
+        return loss
+
+    def _log_derived(self, stage: str) -> None:
+        metric: Any = self.losses[f"{stage}_loss"]
+        loss = metric.compute()
+        self.log(f"{stage}/perplexity", loss.exp())
+        rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})
+        if stage in rates:
+            self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage])
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> int:
+    """One token number by (vocab_size,) float logits; what the arguments mean is said at `LanguageModel.generate`."""
+    if temperature == 0:
+        return int(logits.argmax())
+    logits = logits / temperature
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
+    probabilities = logits.softmax(dim=0)
+    if top_p is not None:
+        ordered, order = probabilities.sort(descending=True)
+        before = ordered.cumsum(dim=0) - ordered  # the probability of all likelier tokens
+        probabilities[order[before >= top_p]] = 0
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise InputError where an argument of `LanguageModel.generate` is out of its range."""
+    if max_new_tokens < 0:
+        raise InputError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature {temperature} is out of range: give at least 0, where 0 takes the likeliest")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")

@@ -1,0 +1,192 @@
+"""Pretrained transformers of Hugging Face as networks: for classification, and for text generation."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from src.errors import InputError
+from src.hub import load_from_hub, transformers
+
+# Layers whose weights LoRA adapts where peft does not know the architecture.
+ALL_LINEAR = "all-linear"
+
+
+class _Pretrained(nn.Module):
+    """What both kinds share: weights from the hub, a folder, or a checkpoint; a frozen body; LoRA."""
+
+    auto_class: str
+    peft_task: str
+
+    def __init__(
+        self,
+        pretrained: str,
+        config: dict[str, Any] | None,
+        freeze_body: bool,
+        lora_rank: int,
+        lora_alpha: float,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if lora_rank < 0:
+            raise InputError(f"lora_rank {lora_rank} is out of range: give at least 1, or 0 for none")
+        if freeze_body and lora_rank:
+            raise InputError("freeze_body and lora_rank both say what is trained of the body: give one")
+        self.pretrained = pretrained
+        self.config = config
+        self.freeze_body = freeze_body
+        self.lora_rank = lora_rank
+        self.lora_alpha = lora_alpha
+        auto = transformers(self.auto_class)
+        if config is None:
+            model = load_from_hub(auto, pretrained, **options)
+        else:
+            model = auto.from_config(transformers("AutoConfig").for_model(**config))
+        if model.config.pad_token_id is None:
+            end = model.config.eos_token_id
+            model.config.pad_token_id = 0 if end is None else end if isinstance(end, int) else end[0]
+        # A checkpoint brings the weights, so all it needs of the files is this.
+        self.rebuild = {"config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}}
+        if freeze_body:
+            model.base_model.requires_grad_(False)
+        self.model = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
+        self.block_size: int | None = _longest(model.config)
+
+    @property
+    def head(self) -> nn.ModuleList:
+        """The layers that `pretrained` does not have, or that turn its features into logits."""
+        model: Any = self.model.base_model.model if self.lora_rank else self.model
+        return nn.ModuleList(child for name, child in model.named_children() if name != model.base_model_prefix)
+
+    def train(self, mode: bool = True) -> "_Pretrained":
+        super().train(mode)
+        if self.freeze_body:  # its dropout would only blur the features
+            self.model.base_model.eval()
+        return self
+
+    def _check_length(self, length: int, option: str) -> None:
+        if self.block_size is not None and length > self.block_size:
+            raise InputError(
+                f"{length} tokens do not fit {self.pretrained}, which takes {self.block_size}: give --data.{option}"
+                f" {self.block_size} or less"
+            )
+
+
+class PretrainedClassifier(_Pretrained):
+    """Any `AutoModelForSequenceClassification`: BERT, RoBERTa, GPT-2 and their kin, with a head of its own classes.
+
+    Args:
+        pretrained: hub name, or folder with `config.json` and the weights.
+        num_classes: number of logits.
+        freeze_body: train the head only.
+        lora_rank: rank of the matrices that LoRA (Hu et al. 2021) trains in place of the body's weights; 0 trains all.
+        lora_alpha: LoRA's scale, which is divided by its rank.
+        dropout: probability in every dropout layer, in [0, 1); the model's own where nothing is given.
+        config: the model's configuration, for a network whose weights a checkpoint brings; nothing is read from
+            `pretrained` then.
+
+    Shapes:
+        tokens (B, T) int64, mask (B, T) bool, true where there is a token -> (B, num_classes) float.
+
+    Raises:
+        InputError: `transformers` (or peft, for LoRA) is not installed, the model cannot be had, or texts are longer
+            than it takes.
+    """
+
+    auto_class = "AutoModelForSequenceClassification"
+    peft_task = "SEQ_CLS"
+
+    def __init__(
+        self,
+        pretrained: str,
+        num_classes: int = 2,
+        freeze_body: bool = False,
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+        dropout: float | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha, num_labels=num_classes)
+        self.num_classes = num_classes
+        self.dropout = dropout
+        if dropout is not None:
+            for module in self.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = dropout
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        self._check_length(tokens.shape[1], "max_length")
+        # Some of these models find a text's end by the padding token.
+        tokens = tokens.masked_fill(~mask, self.model.config.pad_token_id)
+        logits: Tensor = self.model(input_ids=tokens, attention_mask=mask.long()).logits  # (B, num_classes)
+        return logits
+
+
+class PretrainedLM(_Pretrained):
+    """Any `AutoModelForCausalLM`, such as GPT-2.
+
+    Args:
+        pretrained: hub name, or folder with `config.json` and the weights.
+        freeze_body: train the output layer only.
+        lora_rank: rank of the matrices that LoRA (Hu et al. 2021) trains in place of the weights; 0 trains all.
+        lora_alpha: LoRA's scale, which is divided by its rank.
+        config: the model's configuration, for a network whose weights a checkpoint brings; nothing is read from
+            `pretrained` then.
+
+    Shapes:
+        (B, T) int64 tokens -> (B, T, vocab_size) float logits of the next token.
+
+    Raises:
+        InputError: `transformers` (or peft, for LoRA) is not installed, the model cannot be had, or contexts are
+            longer than it takes.
+    """
+
+    auto_class = "AutoModelForCausalLM"
+    peft_task = "CAUSAL_LM"
+
+    def __init__(
+        self,
+        pretrained: str,
+        freeze_body: bool = False,
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha)
+        if freeze_body:
+            self.model.get_output_embeddings().requires_grad_(True)  # where it is the embedding too
+
+    def new_cache(self) -> Any:
+        """An empty cache, for `forward` to fill."""
+        return transformers("DynamicCache")(config=self.model.config)
+
+    def forward(self, tokens: Tensor, cache: Any = None) -> Tensor:
+        """Logits of the token behind each given one; with a cache, `tokens` are those it has not read yet."""
+        start = 0 if cache is None else cache.get_seq_length()
+        self._check_length(start + tokens.shape[1], "block_size")
+        logits: Tensor = self.model(
+            input_ids=tokens, past_key_values=cache, use_cache=cache is not None
+        ).logits  # (B, T, vocab_size)
+        return logits
+
+
+def _with_lora(model: nn.Module, rank: int, alpha: float, task: str) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+    except ImportError as error:
+        raise InputError("LoRA needs the package peft: install it with pip install '.[pretrained]'") from error
+    body: Any = model
+    targets = None if body.config.model_type in KNOWN else ALL_LINEAR
+    # GPT-2's layers hold their weights the other way round, which peft notices and says.
+    adapted: nn.Module = get_peft_model(
+        body, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task)
+    )
+    return adapted
+
+
+def _longest(config: Any) -> int | None:
+    """Tokens that a model's positions reach, where they end."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    # RoBERTa and its kin count positions from behind the padding token's number.
+    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    return None if longest is None else longest - offset

@@ -1,0 +1,76 @@
+"""A transformer encoder that tells the class of a text."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import InputError
+from src.models.gpt import Block, check_sizes, rotary_angles
+
+
+class TextEncoder(nn.Module):
+    """An encoder (Vaswani et al. 2017) with the blocks of `GPT`, looking both ways, and the mean over the text.
+
+    Args:
+        vocab_size: number of tokens.
+        num_classes: number of logits.
+        d_model: width of the residual stream, a multiple of twice `num_heads`.
+        num_heads: attention heads a block.
+        num_layers: blocks.
+        dropout: probability of zeroing an activation behind embedding, attention, feed-forward and mean, in [0, 1).
+        token_dropout: probability of hiding a whole token in training (Iyyer et al. 2015), in [0, 1).
+
+    Shapes:
+        tokens (B, T) int64, mask (B, T) bool, true where there is a token -> (B, num_classes) float.
+
+    Raises:
+        InputError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 256,
+        num_classes: int = 2,
+        d_model: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        token_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_sizes("TextEncoder", vocab_size, d_model, num_heads, num_layers, dropout)
+        if num_classes < 1:
+            raise InputError(f"num_classes {num_classes} is too small for TextEncoder: give at least 1")
+        if not 0 <= token_dropout < 1:
+            raise InputError(f"token_dropout {token_dropout} is out of range: give a probability from 0 up to 1")
+        self.vocab_size = vocab_size
+        self.num_classes = num_classes
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.dropout = dropout
+        self.token_dropout = token_dropout
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.embedding_dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=False) for _ in range(num_layers))
+        self.norm = nn.RMSNorm(d_model)
+        self.head_dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(d_model, num_classes)
+        nn.init.normal_(self.embedding.weight, std=0.1)  # small, so that few steps teach a rare word
+        nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self.embedding(tokens)  # (B, T, C)
+        if self.training and self.token_dropout:
+            x = x * (torch.rand(tokens.shape, device=x.device) >= self.token_dropout).unsqueeze(2)
+        x = self.embedding_dropout(x)
+        rotation = rotary_angles(0, tokens.shape[1], self.d_model // self.num_heads, tokens.device)
+        seen = mask[:, None, None, :]  # (B, 1, 1, T): no token looks at padding
+        for block in self.blocks:
+            x = block(x, rotation, seen)  # (B, T, C)
+        weight = mask.unsqueeze(2) / mask.sum(dim=1)[:, None, None]  # (B, T, 1)
+        mean = (self.norm(x) * weight).sum(dim=1)  # (B, C)
+        logits: Tensor = self.head(self.head_dropout(mean))  # (B, num_classes)
+        return logits

@@ -1,0 +1,117 @@
+"""torchvision's classification networks, with a head of one's own classes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from src.errors import InputError
+
+
+class TorchvisionNet(nn.Module):
+    """Any classification network of torchvision, such as resnet18, its last layer replaced.
+
+    Args:
+        name: as torchvision names it.
+        weights: `DEFAULT` for the best of torchvision's, which are downloaded; the name of others, such as
+            `IMAGENET1K_V1`; a file of weights; or nothing, to train from scratch.
+        num_classes: number of logits.
+        freeze_body: train the last layer only; dropout and batch statistics of the rest stand still then.
+
+    Shapes:
+        (B, 3, H, W) float, normalised as ImageNet's -> (B, num_classes) float.
+
+    Raises:
+        InputError: there is no such network, or its weights cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet18",
+        weights: str | None = None,
+        num_classes: int = 10,
+        freeze_body: bool = False,
+    ) -> None:
+        super().__init__()
+        known = models.list_models(module=models)
+        if name not in known:
+            raise InputError(f"torchvision has no network {name}: give one of {', '.join(known)}")
+        self.name = name
+        self.weights = weights
+        self.num_classes = num_classes
+        self.freeze_body = freeze_body
+        self.rebuild = {"weights": None}  # a checkpoint brings its own
+        file = Path(weights).expanduser() if weights is not None else None
+        own_file = file is not None and file.is_file()
+        if file is not None and not own_file and file.suffix:
+            raise InputError(f"weights {weights}: no such file")
+        self.net: nn.Module = _build(name, None if own_file else weights)
+        if file is not None and own_file:
+            _load(self.net, file, name)
+        if freeze_body:
+            self.net.requires_grad_(False)
+        self._head_name = _replace_head(self.net, num_classes)
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer."""
+        return self.net.get_submodule(self._head_name)
+
+    def train(self, mode: bool = True) -> "TorchvisionNet":
+        super().train(mode)
+        if self.freeze_body:
+            self.net.eval()
+            self.head.train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Any = self.net(x)
+        # Inception and GoogLeNet give logits of inner layers too while they train.
+        result: Tensor = logits if isinstance(logits, Tensor) else logits.logits
+        return result  # (B, num_classes)
+
+
+def _build(name: str, weights: str | None) -> nn.Module:
+    options = {"init_weights": True} if weights is None and name in ("googlenet", "inception_v3") else {}
+    try:
+        net: nn.Module = models.get_model(name, weights=weights, **options)
+    except (ValueError, KeyError) as error:
+        have = [weight.name for weight in models.get_model_weights(name)]
+        raise InputError(
+            f"weights {weights}: {name} has none of that name; give {', '.join(have)}, DEFAULT, or a file"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"the weights {weights} of {name} could not be downloaded ({error}): give a file with --model.net.weights"
+        ) from error
+    return net
+
+
+def _load(net: nn.Module, file: Path, name: str) -> None:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        raise InputError(f"weights {file} is not a file of weights that torch.save wrote") from error
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"the weights in {file} do not fit {name}: {reason}") from error
+
+
+def _replace_head(net: nn.Module, num_classes: int) -> str:
+    """Put a new last layer in the place of the old one; returns where."""
+    layers = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    # GoogLeNet and Inception end in `fc`, but hold side branches behind it.
+    main = [(name, module) for name, module in layers if not name.startswith(("aux", "AuxLogits"))]
+    name, old = main[-1]
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):  # SqueezeNet
+        new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
+    else:
+        new = nn.Linear(old.in_features, num_classes)
+    parent, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, new)
+    return name
