@@ -155,7 +155,8 @@ class StarterCLI(LightningCLI):
             data.tokenizer = pretrained
         if not hasattr(config.import_class(self.config.data.class_path), "network_arguments"):
             return
-        self.data = self.parser.instantiate_classes(Namespace(data=self.config.data)).data
+        alone: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+        self.data = self.parser.instantiate_classes(alone).data
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
             self.data.load_state_dict(state)  # its tokenizer and its labels, before new ones are made
         for name, value in self.data.network_arguments().items():

@@ -82,17 +82,19 @@ class BucketSampler(DistributedSampler[Batch]):
         self.lengths = texts.lengths
         self.batch_size = batch_size
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
         order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]  # every process gets as many
-        pool = POOL * self.batch_size * self.num_replicas
+        size = self.batch_size * self.num_replicas
         batches: list[Tensor] = []
-        for part in order.split(pool):
-            batches += part[self.lengths[part].argsort(stable=True)].split(self.batch_size * self.num_replicas)
+        for start in range(0, len(order), POOL * size):
+            part = order[start : start + POOL * size]
+            part = part[self.lengths[part].argsort(stable=True)]
+            batches += [part[first : first + size] for first in range(0, len(part), size)]
         # The one short batch comes last, else the loader would cut all behind it anew.
-        full = [batch for batch in batches if len(batch) == len(batches[0])]
-        short = [batch for batch in batches if len(batch) != len(batches[0])]
+        full = [batch for batch in batches if len(batch) == size]
+        short = [batch for batch in batches if len(batch) < size]
         shuffled = [full[index] for index in torch.randperm(len(full), generator=generator)]
         for batch in shuffled + short:
             yield from batch[self.rank :: self.num_replicas].tolist()

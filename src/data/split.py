@@ -21,7 +21,7 @@ def stratified_split(targets: Sequence[int], shares: Sequence[float]) -> list[li
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
     members = torch.as_tensor(targets)
-    for label in members.unique():
+    for label in sorted(set(targets)):
         found = (members == label).nonzero().squeeze(1)
         order = found[torch.randperm(len(found), generator=generator)].tolist()
         for part, share in zip(parts[1:], shares, strict=True):

@@ -87,7 +87,7 @@ class RandomWindows(DistributedSampler[Batch]):
         super().__init__(windows, num_replicas, rank, seed=seed)
         self.num_samples = max(1, len(windows.tokens) // (windows.block_size * num_replicas))
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         count = len(self.dataset)  # type: ignore[arg-type]
         for start in range(0, self.num_samples, 1024):

@@ -115,8 +115,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     from tokenizers.trainers import BpeTrainer
 
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = ByteLevelDecoder()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
         vocab_size=vocab_size, initial_alphabet=ByteLevel.alphabet(), show_progress=sys.stderr.isatty()
     )
@@ -138,8 +138,8 @@ def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     from tokenizers.trainers import WordLevelTrainer
 
     tokenizer = Tokenizer(WordLevel(unk_token=UNKNOWN))
-    tokenizer.normalizer = Lowercase()  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.normalizer = Lowercase()
+    tokenizer.pre_tokenizer = Whitespace()
     trainer = WordLevelTrainer(
         vocab_size=vocab_size, min_frequency=2, special_tokens=[UNKNOWN], show_progress=sys.stderr.isatty()
     )

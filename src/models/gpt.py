@@ -61,12 +61,13 @@ class Attention(nn.Module):
         earlier = k.shape[2] - length
         if self.causal and earlier and length > 1:
             mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(earlier)  # (T, S)
-        if x.device.type == "cpu":  # torch 2.15's bfloat16 attention takes twice as long there
-            q, k, v = q.float(), k.float(), v.float()
+        dtype = v.dtype
+        if dtype == torch.bfloat16 and x.device.type == "cpu":  # there, torch's own attention takes half as long
+            q, k, v = q.float(), k.float(), v.float()  # in float32 as in bfloat16
         causal = self.causal and not earlier and length > 1
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)  # (B, heads, T, head_dim)
-        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
+        out: Tensor = self.proj(y.to(dtype).transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
         return out
 
 
@@ -106,8 +107,8 @@ class Block(nn.Module):
         layer: int = 0,
     ) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache, layer))  # (B, T, C)
-        x = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
-        return x
+        out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
+        return out
 
 
 class GPT(nn.Module):

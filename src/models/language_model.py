@@ -69,7 +69,8 @@ class LanguageModel(LightningModule):
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """(B, T) int64: the likeliest next token behind each."""
         logits = self(batch if isinstance(batch, Tensor) else batch[0])  # (B, T, vocab_size)
-        return logits.argmax(dim=-1)
+        likeliest: Tensor = logits.argmax(dim=-1)  # (B, T)
+        return likeliest
 
     def on_validation_epoch_end(self) -> None:
         self._log_derived("val")

@@ -23,7 +23,7 @@ class _Pretrained(nn.Module):
         config: dict[str, Any] | None,
         freeze_body: bool,
         lora_rank: int,
-        lora_alpha: float,
+        lora_alpha: int,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Pretrained(nn.Module):
         self.rebuild = {"config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}}
         if freeze_body:
             model.base_model.requires_grad_(False)
-        self.model = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
+        self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
         self.block_size: int | None = _longest(model.config)
 
     @property
@@ -101,7 +101,7 @@ class PretrainedClassifier(_Pretrained):
         num_classes: int = 2,
         freeze_body: bool = False,
         lora_rank: int = 0,
-        lora_alpha: float = 16.0,
+        lora_alpha: int = 16,
         dropout: float | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
@@ -148,7 +148,7 @@ class PretrainedLM(_Pretrained):
         pretrained: str,
         freeze_body: bool = False,
         lora_rank: int = 0,
-        lora_alpha: float = 16.0,
+        lora_alpha: int = 16,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha)
@@ -169,7 +169,7 @@ class PretrainedLM(_Pretrained):
         return logits
 
 
-def _with_lora(model: nn.Module, rank: int, alpha: float, task: str) -> nn.Module:
+def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN

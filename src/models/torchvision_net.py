@@ -106,7 +106,8 @@ def _replace_head(net: nn.Module, num_classes: int) -> str:
     layers = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     # GoogLeNet and Inception end in `fc`, but hold side branches behind it.
     main = [(name, module) for name, module in layers if not name.startswith(("aux", "AuxLogits"))]
-    name, old = main[-1]
+    name: str = main[-1][0]
+    old = main[-1][1]
     new: nn.Module
     if isinstance(old, nn.Conv2d):  # SqueezeNet
         new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)

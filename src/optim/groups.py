@@ -19,7 +19,8 @@ def decay_groups(net: nn.Module, head_lr: float | None = None) -> list[Group]:
         matrices, and biases and norms, which do not decay (Loshchilov and Hutter 2019).
     """
     embeddings = {id(p) for module in net.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    head = {id(p) for p in net.head.parameters()} if isinstance(getattr(net, "head", None), nn.Module) else set()
+    outer_layer = getattr(net, "head", None)
+    head = {id(p) for p in outer_layer.parameters()} if isinstance(outer_layer, nn.Module) else set()
     groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
     for parameter in net.parameters():
         if parameter.requires_grad:

@@ -54,7 +54,7 @@ class MuonWithAdamW(Optimizer):
         self._parts = (muon, adamw)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both; `closure`, where given, is called once and its loss returned."""
         loss = None
         if closure is not None:

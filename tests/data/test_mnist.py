@@ -1,10 +1,7 @@
 import gzip
 import hashlib
-import http.server
 import struct
-import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from src.data.mnist import ImageTensors, MNISTDataModule, random_affine
 from src.errors import InputError
 from src.models.image_classifier import ImageClassifier
 from src.models.mlp import MLP
+from tests.conftest import serving
 
 
 def idx(values: torch.Tensor) -> bytes:
@@ -51,15 +49,9 @@ def server(official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.Monke
     for name, content in official.items():
         (folder / name).write_bytes(content)
 
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{serving.server_address[1]}/"])
+    with serving(folder) as url:
+        monkeypatch.setattr(MNIST, "mirrors", [url])
         yield folder
-        serving.shutdown()
 
 
 def place(files: dict[str, bytes], data_dir: Path) -> Path:

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from src.models.text_classifier import TextClassifier
+from src.models.text_encoder import TextEncoder
+from tests.models.test_image_classifier import trainer
+
+
+def batches() -> DataLoader[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        (torch.randint(50, (9,), generator=generator), torch.arange(9) < 3 + number % 6, torch.tensor(number % 3))
+        for number in range(20)
+    ]
+    return DataLoader(rows, batch_size=7)  # type: ignore[arg-type]
+
+
+def test_metrics_and_confusion_equal_a_computation_by_hand(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    task = TextClassifier(TextEncoder(50, 3, d_model=16, num_heads=2, num_layers=1))
+    (found,) = trainer(tmp_path).test(task, batches(), verbose=False)
+    tokens, mask, targets = (torch.stack(column) for column in zip(*batches().dataset, strict=True))  # type: ignore[arg-type]
+    labels = task.eval()(tokens, mask).argmax(dim=1)
+    assert found["test/acc"] == pytest.approx((labels == targets).float().mean().item())
+    confusion = torch.zeros(3, 3, dtype=torch.long)
+    for truth, guess in zip(targets, labels, strict=True):
+        confusion[truth, guess] += 1
+    assert torch.equal(task.confusion.compute(), confusion)
+
+
+def test_the_head_may_have_a_learning_rate_of_its_own() -> None:
+    task = TextClassifier(TextEncoder(50, 3, d_model=16, num_heads=2, num_layers=1), head_lr=0.5)
+    optimizer = torch.optim.AdamW(task.parameter_groups(), lr=0.1, weight_decay=0.3)
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(task.net.parameters()))
+    assert rates[id(task.net.head.weight)] == (0.5, 0.3)  # type: ignore[union-attr]
+    assert rates[id(task.net.head.bias)] == (0.5, 0.0)  # type: ignore[union-attr]
+    assert rates[id(task.net.embedding.weight)] == (0.1, 0.3)  # type: ignore[union-attr]
+    assert rates[id(task.net.norm.weight)] == (0.1, 0.0)  # type: ignore[union-attr]
+
+
+def test_predictions_need_no_targets() -> None:
+    task = TextClassifier(TextEncoder(50, 3, d_model=16, num_heads=2, num_layers=1)).eval()
+    tokens, mask, targets = next(iter(batches()))
+    found = task.predict_step((tokens, mask, targets), 0)
+    assert torch.equal(found["labels"], task(tokens, mask).argmax(dim=1))
+    assert torch.allclose(found["probabilities"].sum(dim=1), torch.ones(7))
