@@ -96,8 +96,8 @@ def read_tokenizer(checkpoint: dict[str, Any], given: str) -> Tokenizer:
     Raises:
         InputError: there is none.
     """
-    states = (value.get("tokenizer") for value in checkpoint.values() if isinstance(value, dict))
-    state = next((state for state in states if isinstance(state, str)), None)
+    states = [value for key, value in checkpoint.items() if isinstance(value, dict) and not key.endswith("_parameters")]
+    state = next((state["tokenizer"] for state in states if "tokenizer" in state), None)
     if state is None:
         raise InputError(f"--ckpt_path {given} holds no tokenizer: give one that was trained on text")
     return restore_tokenizer(state)

@@ -156,7 +156,7 @@ class StarterCLI(LightningCLI):
         if not hasattr(config.import_class(self.config.data.class_path), "network_arguments"):
             return
         alone: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
-        self.data = self.parser.instantiate_classes(alone).data
+        self.data = self.parser.instantiate(alone).data
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
             self.data.load_state_dict(state)  # its tokenizer and its labels, before new ones are made
         for name, value in self.data.network_arguments().items():

@@ -162,7 +162,9 @@ def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple
             tree = merge(tree, nest(key, over), "", dropped)
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
-        elif value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier()):
+        elif value.lower() not in ("none", "null") and (
+            value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+        ):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
             left.append((flag, value))

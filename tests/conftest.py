@@ -153,9 +153,7 @@ def tiny_pretrained(kind: str, folder: Path) -> str:
     return path
 
 
-def program(
-    *args: str, cwd: Path = ROOT, module: str = "src.train", **env: str
-) -> subprocess.CompletedProcess[str]:
+def program(*args: str, cwd: Path = ROOT, module: str = "src.train", **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project as a user does, in its own process."""
     command = [sys.executable, "-m", module, *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}

@@ -24,8 +24,9 @@ from src.errors import InputError
 from src.models.cnn import CNN
 from src.models.image_classifier import ImageClassifier
 from src.models.mlp import MLP
+from src.models.text_classifier import TextClassifier
 from src.train import main
-from tests.conftest import QUIET, Run, program
+from tests.conftest import QUIET, Run, program, tiny_pretrained
 
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
@@ -319,6 +320,72 @@ def test_without_an_optimizer_the_models_own_is_used_and_the_schedule_goes_too(
     assert "lr_scheduler: null" in (run.folder / "config.yaml").read_text()
 
 
+# Sizes that follow from the data
+
+
+def own_text(folder: Path) -> str:
+    return write(folder / "own.txt", "To be, or not to be: that is the question. " * 40)
+
+
+GPT = ("--config=configs/shakespeare_gpt.yaml", "--model.net.d_model=16", "--model.net.num_heads=2")
+
+
+def test_a_network_takes_its_sizes_from_the_data(train: Train, tmp_path: Path) -> None:
+    words = (
+        *GPT,
+        f"--data.path={own_text(tmp_path)}",
+        f"--data.cache_dir={tmp_path / 'cache'}",
+        "--data.block_size=12",
+    )
+    words = ("fit", *words, "--data.tokenizer=bpe", "--data.max_vocab_size=270", "--trainer.max_steps=1")
+    run = train(*words, "--trainer.limit_val_batches=1", sample=False)
+    assert (run.cli.model.net.block_size, run.cli.model.net.vocab_size) == (12, run.cli.datamodule.vocab_size)
+    saved = yaml.safe_load((run.folder / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["net"]["init_args"]["vocab_size"] == run.cli.datamodule.vocab_size
+    table = write(tmp_path / "own.csv", "text,label\n" + "".join(f"t{n},{n % 5}\n" for n in range(60)))
+    encoder = ("--config=configs/sentiment_transformer.yaml", "--fast_dev_run", f"--data.path={table}")
+    built = train(*encoder, sample=False).cli
+    assert built.model.net.num_classes == 5
+    assert built.model.net.vocab_size == built.datamodule.vocab_size < 30
+    with pytest.raises(InputError, match="the data has 5 classes and TextEncoder 2: leave num_classes out, or give 5"):
+        train(*encoder, "--model.net.num_classes=2", sample=False)
+
+
+def test_a_network_with_fewer_classes_than_the_digits_is_one_line(train: Train) -> None:
+    with pytest.raises(InputError, match="the data has 10 classes and CNN 3"):
+        train("--model.net.num_classes=3", "--fast_dev_run")
+
+
+def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alone(
+    train: Train, tmp_path: Path
+) -> None:
+    folder = tiny_pretrained("bert", tmp_path)
+    rows = "".join(f"the {('cat', 'dog')[n % 2]} sat,{('C', 'D')[n % 2]}\n" for n in range(60))
+    table = write(tmp_path / "own.csv", f"text,label\n{rows}")
+    words = ("--config=configs/sentiment_pretrained.yaml", f"--data.path={table}", "--data.max_length=40")
+    run = train(*words, f"--model.net.pretrained={folder}", "--optimizer.lr=0.01", "--max_epochs=4", sample=False)
+    assert run.cli.config.data.init_args.tokenizer == folder
+    assert run.metrics["test/acc"] == 1
+    (tmp_path / "bert").rename(tmp_path / "gone")
+    best = run.folder / "checkpoints" / "best.ckpt"
+    again = train("test", "--ckpt_path", str(best), sample=False)
+    assert again.metrics["test/loss"] == pytest.approx(run.metrics["test/loss"])
+    loaded = TextClassifier.load_from_checkpoint(best, weights_only=True)
+    assert all(torch.equal(value, run.weights[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_checkpoint_brings_the_labels_it_was_trained_on(train: Train, tmp_path: Path) -> None:
+    rows = "".join(f"{'abc'[n % 3] * 4},{'xyz'[n % 3]}\n" for n in range(60))
+    first = write(tmp_path / "first.csv", f"text,label\n{rows}")
+    fewer = write(tmp_path / "fewer.csv", "text,label\n" + "bbbb,y\ncccc,z\n" * 20)
+    words = ("--config=configs/language_id.yaml", "--model.net.num_layers=1", "--max_epochs=12", "--data.batch_size=8")
+    run = train("fit", *words, f"--data.path={first}", sample=False)
+    path = str(run.folder / "checkpoints" / "last.ckpt")
+    tested = train("test", "--ckpt_path", path, f"--data.path={fewer}", sample=False)
+    assert tested.cli.datamodule.labels == ["x", "y", "z"]
+    assert tested.metrics["test/acc"] == 1
+
+
 # Precision
 
 
@@ -513,6 +580,23 @@ def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> N
     assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
 
 
+@pytest.mark.parametrize("recipe", ["shakespeare_gpt_fast", "language_id"])
+def test_two_processes_train_on_text(tmp_path: Path, recipe: str) -> None:
+    logs = tmp_path / "logs"
+    two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")
+    if recipe == "language_id":
+        data = write(tmp_path / "own.csv", "text,label\n" + "".join(f"text {n},{n % 3}\n" for n in range(99)))
+        words = (f"--data.path={data}", "--data.batch_size=8", "--max_epochs=1")
+    else:
+        words = (f"--data.path={own_text(tmp_path)}", f"--data.cache_dir={tmp_path / 'cache'}", "--data.block_size=16")
+        words = (*words, "--trainer.max_steps=4", "--trainer.val_check_interval=2")
+    done = program(f"--config=configs/{recipe}.yaml", *words, *QUIET, *two, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (logs / recipe).iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
+    assert done.stdout.count("run folder") == 1
+
+
 def test_runs_land_in_the_projects_logs_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
     monkeypatch.setattr(cli, "claim_run_folder", lambda root, name: seen.append(root) or Path("/nowhere/x/version_0"))
@@ -547,6 +631,11 @@ def broken_files(folder: Path) -> None:
     torch.save({"state_dict": {}}, folder / "bare.ckpt")
     torch.save(torch.zeros(3), folder / "tensor.ckpt")
     write(folder / "file", "")
+    (folder / "latin.txt").write_bytes("caf\xe9 ".encode("latin-1") * 90)
+    write(folder / "one.csv", "text,label\na,1\nb,1\n")
+    write(folder / "gap.csv", "text,label\na,1\n,2\n")
+    (folder / "pictures" / "a").mkdir(parents=True)
+    write(folder / "pictures" / "a" / "x.png", "no picture")
 
 
 @pytest.mark.parametrize(
@@ -606,6 +695,14 @@ def broken_files(folder: Path) -> None:
         ("--config both.yaml", "is a recipe, but model has no class_path"),
         ("--trainer.max_epochs -5", "`max_epochs` must be a non-negative integer or -1"),
         ("--trainer.callbacks+=EarlyStoping", "EarlyStoping: no class of that name, did you mean EarlyStopping"),
+        ("--config configs/shakespeare_gpt.yaml --data.path gone.txt", "--data.path gone.txt: no such file"),
+        ("--config configs/shakespeare_gpt.yaml --data.path latin.txt", "latin.txt is not UTF-8: byte 3 is 0xe9"),
+        ("--config configs/language_id.yaml --data.path one.csv", "one.csv has one label only, '1'"),
+        ("--config configs/language_id.yaml --data.path gap.csv", "gap.csv, row 2: column text is empty"),
+        ("--config configs/image_folder.yaml", "no images given: give --data.path a folder"),
+        ("--config configs/image_folder.yaml --data.path pictures", "1 of 1 images cannot be used: pictures/a/x.png"),
+        ("--config configs/sentiment_pretrained.yaml --model.net.pretrained no/such", "no/such is no folder"),
+        ("--data.path x.csv --data LabelledTextDataModule", "x.csv: no such file"),
     ],
 )
 def test_an_error_of_the_user_is_one_line(
@@ -633,6 +730,9 @@ def test_an_error_of_the_user_is_one_line(
         ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
         ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
         ("--data.source official --data.data_dir empty", "could not be downloaded"),
+        ("--config configs/shakespeare_gpt.yaml --data.path latin.txt", "latin.txt is not UTF-8: byte 3 is 0xe9"),
+        ("--config configs/language_id.yaml --data.path gap.csv", "gap.csv, row 2: column text is empty"),
+        ("--config configs/image_folder.yaml --data.path pictures", "1 of 1 images cannot be used: pictures/a/x.png"),
     ],
 )
 def test_an_error_of_the_user_ends_the_program_with_code_2(words: str, expected: str, tmp_path: Path) -> None:

@@ -7,22 +7,54 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision import models
 
-from src import ROOT
+from src import ROOT, generate
 from src.cli import StarterCLI
-from tests.conftest import QUIET
+from tests.conftest import QUIET, tiny_pretrained
+from tests.data.test_image_folder import pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"python -m src\.train[^`\n|#]*", README)))
+COMMANDS = sorted(set(re.findall(r"python -m src\.(?:train|generate)[^`\n|#]*", README)))
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the default recipe has been run once, for the commands that build on that."""
     folder = tmp_path_factory.mktemp("readme")
-    short = ("--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--data.source=sample")
-    StarterCLI(["fit", *short, *QUIET, f"--trainer.default_root_dir={folder / 'logs'}"], time.perf_counter()).run()
+    short = ("--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", *QUIET)
+    root = f"--trainer.default_root_dir={folder / 'logs'}"
+    StarterCLI(["fit", *short, root, "--data.source=sample"], time.perf_counter()).run()
+    (folder / "path" / "to" / "texts").mkdir(parents=True)
+    (folder / "path" / "to" / "texts" / "a.txt").write_text("To be, or not to be. " * 200)
+    table = "text,label\n" + "".join(f"the {word} sat,{word}\n" for word in ("cat", "dog") * 30)
+    (folder / "path" / "to" / "table.csv").write_text(table)
+    pictures(folder / "path" / "to" / "images")
+    tiny_pretrained("bert", folder / "path" / "to")
+    (folder / "path" / "to" / "bert").rename(folder / "path" / "to" / "model")
+    tiny_pretrained("gpt2", folder / "path" / "to")
+    torch.save(models.mobilenet_v3_small().state_dict(), folder / "path" / "to" / "weights.pth")
+    gpt = ("--config=configs/shakespeare_gpt_fast.yaml", "--data.path", str(folder / "path" / "to" / "texts"))
+    words = (
+        "--data.block_size=32",
+        "--trainer.val_check_interval=2",
+        "--trainer.max_steps=2",
+        "--model.net.d_model=16",
+    )
+    StarterCLI(["fit", *gpt, *short, root, *words], time.perf_counter()).run()
     return folder
+
+
+def own_data(words: list[str], folder: Path) -> list[str]:
+    """What a command of the README needs here, where nothing can be downloaded and little time is to be spent."""
+    recipe = words[words.index("--config") + 1] if "--config" in words else ""
+    if "shakespeare" in recipe:
+        small = ["--data.block_size=32", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+        return small if "--data.path" in words else [*small, "--data.path", str(folder / "path" / "to" / "texts")]
+    if "sentiment" in recipe:
+        return ["--data.max_length=40", "--data.path", str(folder / "path" / "to" / "table.csv")]
+    return [] if recipe.startswith(("configs/language", "configs/image")) else ["--data.source=sample"]
 
 
 def test_the_readme_shows_commands() -> None:
@@ -33,11 +65,14 @@ def test_the_readme_shows_commands() -> None:
 def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     words = shlex.split(command.replace("--accelerator gpu", "--accelerator cpu"))[3:]
+    if "src.generate" in command:
+        generate.write([*words, "--max_new_tokens", "3"])
+        return
     one_process = "--devices" not in words
     extra = [*QUIET, f"--trainer.default_root_dir={workplace / 'more'}"]
     # Real stages on two batches; several processes are only parsed here, and run in test_cli.py.
     short = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
-    extra += [*short, "--data.source=sample"] if one_process else []
+    extra += [*short, *own_data(words, workplace)] if one_process else []
     if any(word.endswith(("help", "print_config")) for word in words):
         with pytest.raises(SystemExit) as stop:
             StarterCLI([*words, *extra], time.perf_counter())

@@ -1,5 +1,6 @@
 """Tables of the user's own: two columns of a CSV, TSV, JSON lines or Parquet file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +45,21 @@ def _read_columns(path: str) -> Any:
     try:
         if suffix in (".csv", ".tsv"):
             parsing = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-            with csv.open_csv(file, parse_options=parsing) as head:
+            # One thread, as only then an error says its row.
+            reading = csv.ReadOptions(use_threads=False)
+            with csv.open_csv(file, reading, parsing) as head:
                 names = head.schema.names
             # Every column is text: a label 01 stays 01, and NA is a word.
             converting = csv.ConvertOptions(
                 column_types={name: pa.string() for name in names}, strings_can_be_null=False
             )
-            return csv.read_csv(file, parse_options=parsing, convert_options=converting)
+            return csv.read_csv(file, reading, parsing, converting)
         if suffix in (".jsonl", ".ndjson"):
             return json.read_json(file)
         if suffix == ".parquet":
             return parquet.read_table(file)
     except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError) as error:
-        reason = " ".join(str(error).split())
+        # pyarrow counts the header as a row.
+        reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", " ".join(str(error).split()))
         raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error
     raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")

@@ -1,5 +1,4 @@
 import hashlib
-import io
 import os
 import subprocess
 import sys
@@ -254,7 +253,7 @@ def test_shakespeare_is_downloaded_and_checked(
     own(tmp_path, shakespeare[:-1], "mirror/input.txt")
     with serving(tmp_path / "mirror") as url:
         monkeypatch.setattr(sources, "SHAKESPEARE_URL", f"{url}input.txt")
-        with pytest.raises(InputError, match="could not be downloaded .*invalid hash"):
+        with pytest.raises(InputError, match=r"could not be downloaded .*invalid hash"):
             ready(tmp_path, source="tiny_shakespeare")
         assert not (tmp_path / "data").exists()
         own(tmp_path, shakespeare, "mirror/input.txt")
@@ -317,7 +316,7 @@ def test_private_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     used = []
     for megabytes in (5, 400):
         path = tmp_path / f"{megabytes}.txt"
-        with io.open(path, "wb") as file:
+        with open(path, "wb") as file:
             for _ in range(megabytes):
                 file.write(np.random.default_rng(0).integers(97, 123, 2**20, dtype=np.uint8).tobytes())
         command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "cache")]

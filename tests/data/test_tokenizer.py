@@ -19,7 +19,9 @@ def test_all_of_unicode_comes_back_unchanged(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids.tolist()) == ALL
 
 
-@pytest.mark.parametrize("text", ["", "\r\n\t  \n", " leading and trailing ", "e\u0301 é \U0001f468\u200d\U0001f469", "\0"])
+@pytest.mark.parametrize(
+    "text", ["", "\r\n\t  \n", " leading and trailing ", "e\u0301 é \U0001f468\u200d\U0001f469", "\0"]
+)
 def test_awkward_texts_come_back_unchanged(tokenizer: Tokenizer, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
 

@@ -1,0 +1,75 @@
+"""Private memory of training on a long text beside a short one.
+
+Each text is generated, tokenized and trained on for some batches in a process of its own, which then reads its peak
+RssAnon: memory that the kernel cannot drop, unlike the pages of the memory-mapped tokens. The long text takes twice
+its size on the disk while this runs.
+
+    python benchmarks/text_memory.py [--megabytes 5 5000] [--folder FOLDER]
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+RUN = """
+import sys, threading, time
+from src.cli import StarterCLI
+from pathlib import Path
+
+def anonymous():
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) / 1024
+
+peak = [0.0]
+def watch():
+    while True:
+        peak[0] = max(peak[0], anonymous())
+        time.sleep(0.05)
+threading.Thread(target=watch, daemon=True).start()
+
+path, folder, steps = sys.argv[1:]
+words = ["fit", "--config=configs/shakespeare_gpt_fast.yaml", f"--data.path={path}", f"--data.cache_dir={folder}/cache"]
+words += [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=4", f"--trainer.default_root_dir={folder}/logs"]
+words += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--accelerator=cpu"]
+start = time.perf_counter()
+StarterCLI([*words, f"--trainer.val_check_interval={steps}"], start).run()
+print("MEASURED", peak[0], time.perf_counter() - start)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Private memory of training on a long text beside a short one.")
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[5, 5000])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--folder", help="where the texts are written; the system's temporary folder where not given")
+    options = parser.parse_args()
+
+    table = Table("text, MB", "peak private memory, MB", "more than the first, MB", "seconds")
+    found: list[float] = []
+    for megabytes in options.megabytes:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            path = Path(folder) / "text.txt"
+            random = np.random.default_rng(0)
+            with path.open("wb") as file:
+                for _ in range(megabytes):
+                    letters = random.integers(97, 123, 10**6, dtype=np.uint8)
+                    letters[::6] = 32
+                    letters[::80] = 10
+                    file.write(letters.tobytes())
+            command = [sys.executable, "-c", RUN, str(path), folder, str(options.steps)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
+            memory, seconds = map(float, done.stdout.split("MEASURED")[1].split())
+        found.append(memory)
+        table.add_row(f"{megabytes:,}", f"{memory:,.0f}", f"{memory - found[0]:+,.0f}", f"{seconds:,.0f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
