@@ -43,6 +43,10 @@ CALL_ONLY = ("config", "ckpt_path", "debug")
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Of a class of its own, so that its state is never taken for that of the best checkpoint."""
+
+
 class StarterCLI(LightningCLI):
     """One parser for all stages, and a run folder for every run.
 
@@ -149,7 +153,7 @@ class StarterCLI(LightningCLI):
         data = self.config.data.init_args
         model = {"model": self.config.model.init_args}
         if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
-            model["model.net"] = net.init_args
+            model = {"model.net": net.init_args, **model}
         pretrained = model.get("model.net", {}).get("pretrained")
         if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
             data.tokenizer = pretrained
@@ -160,9 +164,9 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
             self.data.load_state_dict(state)  # its tokenizer and its labels, before new ones are made
         for name, value in self.data.network_arguments().items():
-            for key, arguments in model.items():
-                if name in arguments and f"{key}.{name}" not in self.given:
-                    arguments[name] = value
+            key = next((key for key, arguments in model.items() if name in arguments), None)
+            if key is not None and f"{key}.{name}" not in self.given:
+                model[key][name] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the configuration, with a run folder of its own."""
@@ -224,7 +228,7 @@ class StarterCLI(LightningCLI):
         best.dirpath = best.dirpath or checkpoints
         best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
         # ModelCheckpoint's own save_last skips every epoch that is not the best one (Lightning 2.6).
-        last = ModelCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+        last = LastCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
         return [best, last]
 
     def _drop_empty_folder(self) -> None:

@@ -351,6 +351,14 @@ def test_a_network_takes_its_sizes_from_the_data(train: Train, tmp_path: Path) -
         train(*encoder, "--model.net.num_classes=2", sample=False)
 
 
+def test_a_tokenizer_that_does_not_fit_a_network_is_one_line(train: Train, tmp_path: Path) -> None:
+    folder = tiny_pretrained("bert", tmp_path)
+    table = write(tmp_path / "own.csv", "text,label\n" + "the cat,1\na dog,2\n" * 30)
+    words = ("--config=configs/sentiment_pretrained.yaml", f"--model.net.pretrained={folder}", "--data.tokenizer=bytes")
+    with pytest.raises(InputError, match="vocab_size 256 of the data does not fit PretrainedClassifier"):
+        train(*words, f"--data.path={table}", "--data.max_length=40", "--fast_dev_run", sample=False)
+
+
 def test_a_network_with_fewer_classes_than_the_digits_is_one_line(train: Train) -> None:
     with pytest.raises(InputError, match="the data has 10 classes and CNN 3"):
         train("--model.net.num_classes=3", "--fast_dev_run")
@@ -363,7 +371,8 @@ def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alo
     rows = "".join(f"the {('cat', 'dog')[n % 2]} sat,{('C', 'D')[n % 2]}\n" for n in range(60))
     table = write(tmp_path / "own.csv", f"text,label\n{rows}")
     words = ("--config=configs/sentiment_pretrained.yaml", f"--data.path={table}", "--data.max_length=40")
-    run = train(*words, f"--model.net.pretrained={folder}", "--optimizer.lr=0.01", "--max_epochs=4", sample=False)
+    words = (*words, "--data.batch_size=4", "--max_epochs=6", "--optimizer.lr=0.01", "--model.net.dropout=0")
+    run = train(*words, f"--model.net.pretrained={folder}", sample=False)
     assert run.cli.config.data.init_args.tokenizer == folder
     assert run.metrics["test/acc"] == 1
     (tmp_path / "bert").rename(tmp_path / "gone")

@@ -44,6 +44,7 @@ def checkpoint(workplace: Path) -> str:
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
     generate.write(list(words))
     return capsys.readouterr().out
 

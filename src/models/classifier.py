@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from src.errors import InputError
-from src.models.hyperparameters import describe_arguments
+from src.models.hyperparameters import check_limits, describe_arguments
 
 Batch = tuple[Tensor, ...]
 
@@ -64,7 +64,9 @@ class Classifier(LightningModule):
         self.confusion = MulticlassConfusionMatrix(num_classes)
 
     def setup(self, stage: str) -> None:
-        have = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+        check_limits(self.net, data)
+        have = getattr(data, "num_classes", None)
         if have is not None and have != self.num_classes:
             raise InputError(
                 f"the data has {have} classes and {type(self.net).__name__} {self.num_classes}: leave num_classes out,"

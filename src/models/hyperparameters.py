@@ -1,9 +1,11 @@
-"""A task's arguments as plain values, so that its checkpoint rebuilds it."""
+"""A network's arguments: as plain values, so that a checkpoint rebuilds it, and beside the sizes of its data."""
 
 import inspect
 from typing import Any
 
 from torch import nn
+
+from src.errors import InputError
 
 
 def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
@@ -40,6 +42,21 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
             return None
         init_args[name] = list(value) if isinstance(value, tuple) else value
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+
+
+def check_limits(net: nn.Module, data: Any) -> None:
+    """Make sure that a network takes the tokens and the context of its data, before anything is run.
+
+    Raises:
+        InputError: the data has more tokens than the network, or longer contexts.
+    """
+    for name in ("vocab_size", "block_size"):
+        have, limit = getattr(data, name, None), getattr(net, name, None)
+        if have and limit and have > limit:
+            raise InputError(
+                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limit}: leave the network's"
+                f" {name} out, or give data that fits"
+            )
 
 
 _MISSING = object()

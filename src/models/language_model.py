@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from src.errors import InputError
-from src.models.hyperparameters import describe_arguments
+from src.models.hyperparameters import check_limits, describe_arguments
 from src.optim.groups import Group, decay_groups
 
 Batch = tuple[Tensor, Tensor]
@@ -41,14 +41,7 @@ class LanguageModel(LightningModule):
         self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("train", "val", "test")})
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        for name in ("vocab_size", "block_size"):
-            have, limit = getattr(data, name, None), getattr(self.net, name, None)
-            if have and limit and have > limit:
-                raise InputError(
-                    f"{name} {have} of the data does not fit {type(self.net).__name__}, which has {limit}: leave the"
-                    f" network's {name} out, or give {have}"
-                )
+        check_limits(self.net, getattr(self.trainer, "datamodule", None))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 tokens -> (B, T, vocab_size) float logits of the next ones."""

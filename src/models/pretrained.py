@@ -50,6 +50,7 @@ class _Pretrained(nn.Module):
             model.base_model.requires_grad_(False)
         self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
         self.block_size: int | None = _longest(model.config)
+        self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
 
     @property
     def head(self) -> nn.ModuleList:

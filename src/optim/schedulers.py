@@ -38,6 +38,8 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
     ) -> None:
         # The groups may have learning rates of their own.
         max_lr: list[float] = [group["lr"] for group in optimizer.param_groups]
+        if total_steps is not None and pct_start * total_steps == 1:
+            pct_start *= 1.01  # torch takes a warm-up of one step for one of none, and divides by its length
         options: dict[str, Any] = {"pct_start": pct_start, "anneal_strategy": anneal_strategy}
         options |= {"cycle_momentum": cycle_momentum, "base_momentum": base_momentum, "max_momentum": max_momentum}
         options |= {"div_factor": div_factor, "final_div_factor": final_div_factor}

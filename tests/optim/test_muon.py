@@ -1,11 +1,16 @@
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon
 
+from src.errors import InputError
 from src.models.gpt import GPT
 from src.optim.groups import decay_groups
 from src.optim.muon import MuonWithAdamW
+from tests.conftest import Run
 
 
 def net() -> GPT:
@@ -109,3 +114,24 @@ def test_tied_weights_are_no_hidden_matrix() -> None:
     hidden = {id(p) for group in decay_groups(module) if group["hidden"] for p in group["params"]}
     assert id(module.head.weight) not in hidden
     assert len(hidden) == 4
+
+
+def test_clipping_accumulation_and_resume_work_as_with_any_optimizer(train: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("To be, or not to be. " * 60)
+    words = ["fit", "--config=configs/shakespeare_gpt_fast.yaml", f"--data.path={tmp_path / 'own.txt'}"]
+    words += [f"--data.cache_dir={tmp_path / 'cache'}", "--data.block_size=16", "--model.net.d_model=16"]
+    words += ["--trainer.max_steps=-1", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0"]
+    words += ["--lr_scheduler=null", "--trainer.gradient_clip_val=0.1", "--trainer.accumulate_grad_batches=2"]
+    words += ["--trainer.callbacks=null", "--precision=32-true"]
+    half = train(*words, "--max_epochs=1", sample=False)
+    assert isinstance(half.cli.trainer.optimizers[0], MuonWithAdamW)
+    assert half.cli.trainer.global_step == 4  # of 7 batches, the last one alone
+    last = str(half.folder / "checkpoints" / "last.ckpt")
+    resumed = train(*words, "--max_epochs=2", "--ckpt_path", last, sample=False)
+    whole = train(*words, "--max_epochs=2", sample=False)
+    assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
+    clipped = [word.replace("clip_val=0.1", "clip_val=1e-9") for word in words]
+    other = train(*clipped, "--max_epochs=2", sample=False)
+    assert not all(torch.equal(value, other.weights[name]) for name, value in whole.weights.items())
+    with pytest.raises(InputError, match=r"--optimizer.adamw_lr cannot be changed in a run that goes on"):
+        train(*words, "--max_epochs=2", "--ckpt_path", last, "--optimizer.adamw_lr=1.0", sample=False)

@@ -33,3 +33,13 @@ def test_cosine_falls_to_eta_min_after_t_max() -> None:
 def test_cosine_outside_of_a_run_needs_its_length() -> None:
     with pytest.raises(ValueError, match="needs T_max"):
         CosineAnnealingLR(optimizer(0.1))
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 49, 50, 51, 100])
+def test_a_cycle_of_any_length_ends(total_steps: int) -> None:
+    groups = optimizer(0.1)
+    schedule = OneCycleLR(groups, total_steps=total_steps, pct_start=0.02)
+    for _ in range(total_steps - 1):
+        groups.step()
+        schedule.step()
+    assert 0 <= groups.param_groups[0]["lr"] < 0.1
