@@ -35,6 +35,7 @@ from src.callbacks.run_record import RunRecord
 from src.checkpoint import check_fit, check_unfinished, model_arguments, read_checkpoint, run_configuration
 from src.errors import InputError, report
 from src.explain import explain
+from src.models.hyperparameters import rebuild_arguments
 from src.optim.configure import configure_optimizers
 
 # Settings of one call, which a saved configuration must not repeat.
@@ -150,13 +151,15 @@ class StarterCLI(LightningCLI):
         """
         if self.config.data is None:
             return
-        data = self.config.data.init_args
-        model = {"model": self.config.model.init_args}
+        data: Any = self.config.data.get("init_args", {})
+        model: dict[str, Any] = {"model": self.config.model.get("init_args", {})}
         if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
             model = {"model.net": net.init_args, **model}
         pretrained = model.get("model.net", {}).get("pretrained")
         if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
-            data.tokenizer = pretrained
+            data["tokenizer"] = pretrained
+        elif pretrained and data.get("tokenizer", pretrained) != pretrained:
+            rank_zero_info(f"The tokenizer is {data['tokenizer']}, as given, and not that of {pretrained}")
         if not hasattr(config.import_class(self.config.data.class_path), "network_arguments"):
             return
         alone: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
@@ -180,8 +183,10 @@ class StarterCLI(LightningCLI):
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
             if isinstance(value, dict) and "class_path" in value:
-                rebuild = getattr(getattr(self.model, name, None), "rebuild", {})
-                value["init_args"] = {**value.get("init_args", {}), **rebuild}
+                value["init_args"] = {
+                    **value.get("init_args", {}),
+                    **rebuild_arguments(getattr(self.model, name, None)),
+                }
         arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters(arguments)
         options = {**self.config_init.trainer, **kwargs}

@@ -1,6 +1,7 @@
 """Write text with a trained language model: `python -m src.generate --help`."""
 
 import argparse
+import io
 import sys
 from typing import Any
 
@@ -31,6 +32,8 @@ def write(args: list[str]) -> None:
     from src.checkpoint import load_model, read_checkpoint, read_tokenizer
     from src.models.language_model import check_sampling
 
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed {options.seed} is out of range: give 0 or more, below 2**63")
     check_sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
     checkpoint = read_checkpoint(options.ckpt_path)
     task: Any = load_model(checkpoint, "generate", options.ckpt_path)
@@ -39,10 +42,15 @@ def write(args: list[str]) -> None:
         prompt = torch.from_numpy(tokenizer.encode(options.prompt).astype("int64"))
     except UnicodeEncodeError as error:
         raise InputError("--prompt holds bytes that are not UTF-8") from error
-    seed = options.seed if options.seed is not None else torch.seed() % 2**32
+    seed = options.seed
+    if seed is None:
+        seed = torch.seed() % 2**32
+        print(f"--seed {seed}", file=sys.stderr)  # so that a text one likes can be had again
     generator = torch.Generator().manual_seed(seed)
     limits = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     ids = task.generate(prompt, options.max_new_tokens, **limits, generator=generator)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
     print(options.prompt, end="", flush=True)
     for text in tokenizer.stream(ids):
         print(text, end="", flush=True)

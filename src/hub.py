@@ -43,7 +43,9 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
     found = find_pretrained(name)
     try:
         return cls.from_pretrained(found, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of many kinds: the hub, the files, their format, a package that is missing
         reason = " ".join(str(error).split())
         if Path(found).is_dir():
             raise InputError(f"the folder {name} holds no model that fits {cls.__name__}: {reason}") from error

@@ -15,7 +15,8 @@ LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 class OptimizerOverrides(Callback):
     """Carries arguments that differ from the checkpoint's into the state that the checkpoint restores.
 
-    A changed learning rate scales all that the schedule derived from the old one, so that its shape stays.
+    A changed learning rate scales all that the schedule derived from the old one, so that its shape stays, and those of
+    all parameter groups alike.
 
     Args:
         saved: configuration of the run that wrote the checkpoint.
@@ -37,6 +38,9 @@ class OptimizerOverrides(Callback):
                 )
         self.optimizer = _changed_arguments(saved.get("optimizer"), now.get("optimizer"))
         self.lr_scheduler = _changed_arguments(saved.get("lr_scheduler"), now.get("lr_scheduler"))
+        self.before = {
+            name: _plain(value) for name, value in ((saved.get("optimizer") or {}).get("init_args") or {}).items()
+        }
         self.lr_factor = 1.0
         if "lr" in self.optimizer:
             self.lr_factor = self.optimizer.pop("lr") / saved["optimizer"]["init_args"]["lr"]
@@ -46,7 +50,9 @@ class OptimizerOverrides(Callback):
             for name in LEARNING_RATES:
                 if name in group:
                     group[name] *= self.lr_factor
-            group.update({name: value for name, value in self.optimizer.items() if name in group})
+            # A group that has a value of its own, such as no weight decay, keeps it.
+            shared = [name for name in self.optimizer if name in group and _plain(group[name]) == self.before.get(name)]
+            group.update({name: self.optimizer[name] for name in shared})
         groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
         for name in self.optimizer:
             if not any(name in group for group in groups):
@@ -55,6 +61,10 @@ class OptimizerOverrides(Callback):
             if "base_lrs" in state:
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]
             state.update({name: value for name, value in self.lr_scheduler.items() if name in state})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _changed_arguments(old: Spec | None, new: Spec | None) -> dict[str, Any]:

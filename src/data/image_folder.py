@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -26,6 +27,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 NAMED = 5  # unreadable files named in one message
 PARTS = ("train", "val", "test")
+PART_NAMES = {*PARTS, "training", "valid", "validation", "testing"}
 
 
 class ImageFiles(Dataset[Batch]):
@@ -49,7 +51,7 @@ class ImageFiles(Dataset[Batch]):
         """Image (3, H, W) float and target () int64."""
         try:
             with Image.open(self.files[index]) as image:
-                rgb = image.convert("RGB")
+                rgb = _to_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
         except UNREADABLE as error:
             raise InputError(f"{self.files[index]} cannot be read ({error}): take it away or mend it") from error
         return self.transform(rgb), torch.tensor(self.targets[index])
@@ -176,6 +178,8 @@ class ImageFolderDataModule(LightningDataModule):
             files,
             batch_size=self.batch_size,
             shuffle=shuffle,
+            # Batch norm cannot train on a batch of one.
+            drop_last=shuffle and len(files) % self.batch_size == 1 and len(files) > self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -196,6 +200,11 @@ class ImageFolderDataModule(LightningDataModule):
         classes = sorted(
             folder for folder in self.path.iterdir() if folder.is_dir() and not folder.name.startswith(".")
         )
+        if len(classes) > 1 and all(folder.name.lower() in PART_NAMES for folder in classes):
+            raise InputError(
+                f"--data.path {self.path}: its folders {', '.join(folder.name for folder in classes)} are parts, not"
+                f" classes: give one of them, which is split by val_share and test_share, or a table"
+            )
         found = [
             (file, folder.name)
             for folder in classes
@@ -206,6 +215,8 @@ class ImageFolderDataModule(LightningDataModule):
             raise InputError(
                 f"--data.path {self.path}: there are no images in its folders; it needs one folder for each class"
             )
+        if without := {folder.name for folder in classes} - {label for _, label in found}:
+            rank_zero_info(f"Folders without images are no classes: {', '.join(sorted(without))}")
         return found
 
     def _from_table(self) -> list[tuple[Path, str]]:
@@ -213,6 +224,13 @@ class ImageFolderDataModule(LightningDataModule):
             raise InputError(f"--data.path {self.path}: no such folder or table")
         rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
         return [(self.path.parent / name, label) for name, label in rows]
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits would be cut at white, so they are scaled."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
 
 
 def _check_files(files: list[Path]) -> None:

@@ -1,6 +1,5 @@
 """Texts with labels, from tables of the user's own or from a named source, in batches of similar length."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from src import ROOT
-from src.data.download import DownloadError
+from src.data.loading import in_memory_loader, replica
 from src.data.sources import language_names, rt_polarity
 from src.data.split import check_shares, stratified_split
 from src.data.tables import Row, read_table
@@ -26,6 +25,7 @@ from src.data.tokenizer import (
     train_bpe,
     train_words,
 )
+from src.download import DownloadError
 from src.errors import InputError
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -212,24 +212,18 @@ class LabelledTextDataModule(LightningDataModule):
         self._restored = dict(state_dict)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        seed = torch.initial_seed() % 2**32
-        return self._loader(self.train_set, BucketSampler(self.train_set, self.batch_size, world, rank, seed))
+        return in_memory_loader(
+            self.train_set, self.batch_size, BucketSampler(self.train_set, self.batch_size, **replica(self.trainer))
+        )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set)
+        return in_memory_loader(self.val_set, self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
+        return in_memory_loader(self.test_set, self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def _loader(self, texts: TokenizedTexts, sampler: BucketSampler | None = None) -> DataLoader[Batch]:
-        # Batches are cut from memory, so Lightning's advice to add worker processes would only cost time here.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        pin = torch.cuda.is_available()
-        return DataLoader(texts, self.batch_size, sampler=sampler, collate_fn=_already_a_batch, pin_memory=pin)
+        return in_memory_loader(self.test_set, self.batch_size)
 
     def _tokenize(self, rows: list[Row]) -> TokenizedTexts:
         numbers = {label: number for number, label in enumerate(self.labels)}
@@ -310,7 +304,3 @@ def _order(label: str) -> tuple[bool, float, str]:
         return False, float(label), label
     except ValueError:
         return True, 0.0, label
-
-
-def _already_a_batch(batch: Any) -> Any:
-    return batch

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import MNIST
 
 from src import ROOT
-from src.data.download import DownloadError, downloading
+from src.download import DownloadError, downloading
 from src.errors import InputError
 
 Batch = tuple[Tensor, Tensor]

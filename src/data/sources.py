@@ -4,13 +4,15 @@ import hashlib
 import os
 import tarfile
 import tempfile
+import uuid
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
-from src.data.download import downloading
+from src.download import downloading
 from src.errors import InputError
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -125,7 +127,8 @@ def _fetch(url: str, sha256: str, path: Path) -> None:
     except OSError as error:
         raise unwritable(path.parent, error) from error
     finally:
-        path.with_name(f".{path.name}.lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            path.with_name(f".{path.name}.lock").unlink()
         for folder in made:
             try:
                 folder.rmdir()
@@ -139,13 +142,16 @@ def write_whole(path: Path, content: bytes, option: str = "data_dir") -> None:
     Raises:
         InputError: its folder, which `option` names, cannot be written.
     """
+    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            file.write(content)
-        os.replace(file.name, path)
+        partial.write_bytes(content)
+        os.replace(partial, path)
     except OSError as error:
         raise unwritable(path.parent, error, option) from error
+    finally:
+        with suppress(OSError):  # it has its name
+            partial.unlink()
 
 
 def unwritable(folder: Path, error: OSError, option: str = "data_dir") -> InputError:

@@ -22,6 +22,8 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
             raise InputError(
                 f"{path} has no column {column}, it has {', '.join(table.column_names)}: give --data.{name}"
             )
+        if table.column_names.count(column) > 1:
+            raise InputError(f"{path} has several columns {column}: rename all but one")
     if not table.num_rows:
         raise InputError(f"{path} has no rows")
     rows = []
@@ -42,11 +44,12 @@ def _read_columns(path: str) -> Any:
     suffix = file.suffix.lower()
     if not file.is_file():
         raise InputError(f"{path}: no such file")
+    block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must lie within a block
     try:
         if suffix in (".csv", ".tsv"):
             parsing = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
             # One thread, as only then an error says its row.
-            reading = csv.ReadOptions(use_threads=False)
+            reading = csv.ReadOptions(use_threads=False, block_size=block_size)
             with csv.open_csv(file, reading, parsing) as head:
                 names = head.schema.names
             # Every column is text: a label 01 stays 01, and NA is a word.
@@ -55,10 +58,10 @@ def _read_columns(path: str) -> Any:
             )
             return csv.read_csv(file, reading, parsing, converting)
         if suffix in (".jsonl", ".ndjson"):
-            return json.read_json(file)
+            return json.read_json(file, json.ReadOptions(block_size=block_size))
         if suffix == ".parquet":
             return parquet.read_table(file)
-    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         # pyarrow counts the header as a row.
         reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", " ".join(str(error).split()))
         raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error

@@ -7,11 +7,10 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
 from src import ROOT
-from src.data.download import DownloadError
+from src.data.loading import in_memory_loader, replica
 from src.data.sources import python_reference, tiny_shakespeare, unwritable, write_whole
 from src.data.tokenizer import ByteTokenizer, Tokenizer, pretrained_tokenizer, restore_tokenizer, train_bpe
+from src.download import DownloadError
 from src.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
@@ -167,6 +167,7 @@ class TextDataModule(LightningDataModule):
         if self._folder is not None:
             return
         files = self._find_files()
+        state = _states(files)
         digest, characters = _survey(files)
         splits = split_sizes(characters)
         if not all(splits.values()):
@@ -177,7 +178,7 @@ class TextDataModule(LightningDataModule):
                 tokenizer = self._find_tokenizer(files, digest, splits["train"])
                 folder = self.cache_dir / _key(digest, tokenizer.state)
                 if not folder.exists():
-                    _write_tokens(files, splits, tokenizer, folder)
+                    _write_tokens(files, splits, tokenizer, folder, state)
         except OSError as error:
             raise unwritable(self.cache_dir, error, "cache_dir") from error
         self._folder = folder
@@ -225,23 +226,16 @@ class TextDataModule(LightningDataModule):
         self._restored = restore_tokenizer(state_dict["tokenizer"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return self._loader(self.train_set, RandomWindows(self.train_set, world, rank, torch.initial_seed() % 2**32))
+        return in_memory_loader(self.train_set, self.batch_size, RandomWindows(self.train_set, **replica(self.trainer)))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set)
+        return in_memory_loader(self.val_set, self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
+        return in_memory_loader(self.test_set, self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def _loader(self, windows: Windows, sampler: RandomWindows | None = None) -> DataLoader[Batch]:
-        # Batches are cut from memory, so Lightning's advice to add worker processes would only cost time here.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        pin = torch.cuda.is_available()
-        return DataLoader(windows, self.batch_size, sampler=sampler, collate_fn=_already_a_batch, pin_memory=pin)
+        return in_memory_loader(self.test_set, self.batch_size)
 
     def _find_files(self) -> list[Path]:
         if self.path is not None:
@@ -314,6 +308,11 @@ def split_sizes(characters: int) -> dict[str, int]:
     return {"train": train, "val": development - train, "test": characters - development}
 
 
+def _states(files: list[Path]) -> list[tuple[int, int]]:
+    """Size and time of each file, to see that none changes while it is read."""
+    return [(status.st_size, status.st_mtime_ns) for status in (path.stat() for path in files)]
+
+
 def _survey(files: list[Path]) -> tuple[str, int]:
     """SHA-256 and number of characters of a text."""
     digest = hashlib.sha256()
@@ -369,7 +368,7 @@ def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, st
     for part, left in splits.items():
         while left:
             if len(buffer) < left:
-                buffer += next(texts)
+                buffer += next(texts, "") or _changed(files)
             piece = buffer[:left]
             if len(piece) < left:
                 piece = piece[: piece.rfind("\n") + 1] or piece
@@ -378,7 +377,13 @@ def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, st
             yield part, piece
 
 
-def _write_tokens(files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path) -> None:
+def _changed(files: list[Path]) -> NoReturn:
+    raise InputError(f"{files[0]}{' or another file' if len(files) > 1 else ''} changed while it was read: start again")
+
+
+def _write_tokens(
+    files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, state: list[tuple[int, int]]
+) -> None:
     """Tokens, tokenizer and sizes in a folder that gets its name only when whole."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
@@ -390,6 +395,8 @@ def _write_tokens(files: list[Path], splits: dict[str, int], tokenizer: Tokenize
                 file.write(ids.data)
                 counts[part] += len(ids)
                 bar.update(len(text))
+        if _states(files) != state:
+            _changed(files)
         (partial / "tokenizer.json").write_text(tokenizer.state, encoding="utf-8")
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -406,7 +413,3 @@ def _key(*parts: str) -> str:
 def _progress(files: list[Path], what: str) -> "tqdm[Any]":
     size = sum(path.stat().st_size for path in files)
     return tqdm(total=size, desc=what, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False)
-
-
-def _already_a_batch(batch: Any) -> Any:
-    return batch

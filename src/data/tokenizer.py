@@ -32,13 +32,13 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token numbers; bytes that are not UTF-8 become the replacement character."""
-        return bytes(ids).decode("utf-8", errors="replace")
+        return "".join(self.stream(ids))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of token numbers as they come, a piece as soon as its characters are whole."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for number in ids:
-            if text := decoder.decode(bytes([number])):
+            if number < self.vocab_size and (text := decoder.decode(bytes([number]))):  # a network may have more
                 yield text
         if text := decoder.decode(b"", final=True):
             yield text
@@ -88,9 +88,14 @@ class SubwordTokenizer:
         from tokenizers.decoders import DecodeStream
 
         decoder = DecodeStream(skip_special_tokens=False)
+        seen, sent = [], 0
         for number in ids:
+            seen.append(number)
             if text := decoder.step(self.inner, number):
+                sent += len(text)
                 yield text
+        if rest := self.decode(seen)[sent:]:  # the end may lie within a character
+            yield rest
 
 
 Tokenizer = ByteTokenizer | SubwordTokenizer

@@ -20,7 +20,7 @@ def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
     return described
 
 
-def rebuild_arguments(module: nn.Module) -> dict[str, Any]:
+def rebuild_arguments(module: Any) -> dict[str, Any]:
     """Arguments that a checkpoint must hold in place of those a network was built with.
 
     A network that was built from files says in its attribute `rebuild` how it is built without them.

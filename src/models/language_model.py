@@ -121,12 +121,13 @@ class LanguageModel(LightningModule):
         use_cache: bool,
     ) -> Iterator[int]:
         net: Any = self.net
+        longest = net.block_size or math.inf  # some pretrained models know no end
         trained = net.training
         net.eval()
         try:
             cache, read = net.new_cache() if use_cache else None, 0
             for _ in range(max_new_tokens):
-                if len(context) > net.block_size:
+                if len(context) > longest:
                     context = context[-(net.block_size // 2) :]
                     cache, read = net.new_cache() if use_cache else None, 0
                 tokens = torch.tensor([context[read:]], device=self.device)  # (1, T)

@@ -1,5 +1,6 @@
 """Pretrained transformers of Hugging Face as networks: for classification, and for text generation."""
 
+import json
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,12 +46,14 @@ class _Pretrained(nn.Module):
             end = model.config.eos_token_id
             model.config.pad_token_id = 0 if end is None else end if isinstance(end, int) else end[0]
         # A checkpoint brings the weights, so all it needs of the files is this.
-        self.rebuild = {"config": {k: v for k, v in model.config.to_dict().items() if k != "_name_or_path"}}
+        plain = json.loads(model.config.to_json_string(use_diff=False))
+        self.rebuild = {"config": {name: value for name, value in plain.items() if name != "_name_or_path"}}
         if freeze_body:
             model.base_model.requires_grad_(False)
         self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
-        self.block_size: int | None = _longest(model.config)
+        self.block_size: int | None = _longest(model)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
+        self.train()  # what comes from the hub is in evaluation mode, and Lightning would leave it so
 
     @property
     def head(self) -> nn.ModuleList:
@@ -106,7 +109,9 @@ class PretrainedClassifier(_Pretrained):
         dropout: float | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha, num_labels=num_classes)
+        super().__init__(
+            pretrained, config, freeze_body, lora_rank, lora_alpha, num_labels=num_classes, ignore_mismatched_sizes=True
+        )
         self.num_classes = num_classes
         self.dropout = dropout
         if dropout is not None:
@@ -185,9 +190,14 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     return adapted
 
 
-def _longest(config: Any) -> int | None:
+def _longest(model: Any) -> int | None:
     """Tokens that a model's positions reach, where they end."""
-    longest: int | None = getattr(config, "max_position_embeddings", None)
+    longest: int | None = getattr(model.config, "max_position_embeddings", None)
+    if longest is None or longest <= 0:
+        return None
     # RoBERTa and its kin count positions from behind the padding token's number.
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
-    return None if longest is None else longest - offset
+    tables = [
+        m for name, m in model.named_modules() if name.endswith("position_embeddings") and hasattr(m, "padding_idx")
+    ]
+    padding = tables[0].padding_idx if tables else None
+    return longest if padding is None else longest - padding - 1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from src.download import DownloadError, downloading
 from src.errors import InputError
 
 
@@ -19,6 +20,7 @@ class TorchvisionNet(nn.Module):
             `IMAGENET1K_V1`; a file of weights; or nothing, to train from scratch.
         num_classes: number of logits.
         freeze_body: train the last layer only; dropout and batch statistics of the rest stand still then.
+        image_size: height and width of the images in pixels; where it is given, whether they fit is seen at once.
 
     Shapes:
         (B, 3, H, W) float, normalised as ImageNet's -> (B, num_classes) float.
@@ -33,6 +35,7 @@ class TorchvisionNet(nn.Module):
         weights: str | None = None,
         num_classes: int = 10,
         freeze_body: bool = False,
+        image_size: int | None = None,
     ) -> None:
         super().__init__()
         known = models.list_models(module=models)
@@ -42,6 +45,7 @@ class TorchvisionNet(nn.Module):
         self.weights = weights
         self.num_classes = num_classes
         self.freeze_body = freeze_body
+        self.image_size = image_size
         self.rebuild = {"weights": None}  # a checkpoint brings its own
         file = Path(weights).expanduser() if weights is not None else None
         own_file = file is not None and file.is_file()
@@ -53,6 +57,9 @@ class TorchvisionNet(nn.Module):
         if freeze_body:
             self.net.requires_grad_(False)
         self._head_name = _replace_head(self.net, num_classes)
+        if image_size is not None:
+            _check_size(self, image_size)
+        self.train()
 
     @property
     def head(self) -> nn.Module:
@@ -73,16 +80,28 @@ class TorchvisionNet(nn.Module):
         return result  # (B, num_classes)
 
 
+def _check_size(net: TorchvisionNet, size: int) -> None:
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{net.name} does not take images of {size} x {size} pixels ({reason}): give --data.image_size 224"
+        ) from error
+
+
 def _build(name: str, weights: str | None) -> nn.Module:
     options = {"init_weights": True} if weights is None and name in ("googlenet", "inception_v3") else {}
     try:
-        net: nn.Module = models.get_model(name, weights=weights, **options)
+        with downloading():
+            net: nn.Module = models.get_model(name, weights=weights, **options)
     except (ValueError, KeyError) as error:
         have = [weight.name for weight in models.get_model_weights(name)]
         raise InputError(
             f"weights {weights}: {name} has none of that name; give {', '.join(have)}, DEFAULT, or a file"
         ) from error
-    except (OSError, RuntimeError) as error:
+    except DownloadError as error:
         raise InputError(
             f"the weights {weights} of {name} could not be downloaded ({error}): give a file with --model.net.weights"
         ) from error

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from src.errors import InputError
+
 Group = dict[str, Any]
 
 
@@ -14,12 +16,17 @@ def decay_groups(net: nn.Module, head_lr: float | None = None) -> list[Group]:
         net: a network whose attribute `head` is its output layer, where it has one.
         head_lr: learning rate of the output layer; the optimizer's where nothing is given.
 
+    Raises:
+        InputError: there is a `head_lr` and no `head`.
+
     Returns:
         Groups for an optimizer: hidden matrices (marked `hidden: True`, for Muon), embeddings and output
         matrices, and biases and norms, which do not decay (Loshchilov and Hutter 2019).
     """
     embeddings = {id(p) for module in net.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     outer_layer = getattr(net, "head", None)
+    if head_lr is not None and not isinstance(outer_layer, nn.Module):
+        raise InputError(f"head_lr {head_lr}: {type(net).__name__} has no attribute head; leave head_lr out")
     head = {id(p) for p in outer_layer.parameters()} if isinstance(outer_layer, nn.Module) else set()
     groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
     for parameter in net.parameters():

@@ -75,8 +75,16 @@ def test_what_is_trained_is_what_was_asked_for(models: Path, kind: str, options:
         assert any("embeddings" in name or "wte" in name for name in changed)
 
 
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_it_begins_in_training_mode(models: Path, options: dict[str, int]) -> None:
+    for net in (PretrainedClassifier(str(models / "bert"), **options), PretrainedLM(str(models / "gpt2"), **options)):  # type: ignore[arg-type]
+        assert all(module.training for module in net.modules())
+
+
 def test_a_frozen_body_keeps_its_dropout_still(models: Path) -> None:
-    net = PretrainedClassifier(str(models / "bert"), freeze_body=True).train()
+    net = PretrainedClassifier(str(models / "bert"), freeze_body=True)
+    assert not net.model.base_model.training
+    net.train()
     assert not net.model.base_model.training
     assert net.model.classifier.training
 

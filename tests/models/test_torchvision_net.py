@@ -61,6 +61,7 @@ def test_a_checkpoint_needs_no_file_of_weights(weights: Path) -> None:
         "weights": None,
         "num_classes": 3,
         "freeze_body": False,
+        "image_size": None,
     }
 
 
