@@ -359,6 +359,13 @@ def test_a_tokenizer_that_does_not_fit_a_network_is_one_line(train: Train, tmp_p
         train(*words, f"--data.path={table}", "--data.max_length=40", "--fast_dev_run", sample=False)
 
 
+def test_classes_without_arguments_run_too(train: Train) -> None:
+    boring = "lightning.pytorch.demos.boring_classes.Boring"
+    words = (f"--model={boring}Model", f"--data={boring}DataModule", "--optimizer=null", "--checkpoint.monitor=null")
+    run = train("fit", *words, "--max_epochs=1", "--trainer.limit_train_batches=2", sample=False)
+    assert run.cli.trainer.state.finished
+
+
 def test_a_network_with_fewer_classes_than_the_digits_is_one_line(train: Train) -> None:
     with pytest.raises(InputError, match="the data has 10 classes and CNN 3"):
         train("--model.net.num_classes=3", "--fast_dev_run")

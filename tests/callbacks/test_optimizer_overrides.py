@@ -2,6 +2,7 @@ from collections.abc import Callable
 
 import pytest
 
+from src.callbacks.optimizer_overrides import OptimizerOverrides
 from src.errors import InputError
 from tests.conftest import Run
 
@@ -30,6 +31,16 @@ def test_arguments_given_again_are_stronger_than_the_checkpoint(train: Train) ->
     assert second.cli.trainer.global_step == 6
     assert group["weight_decay"] == 0.25
     assert group["lr"] == pytest.approx(0.5 * 0.5)  # one step of the schedule after the fourth batch
+
+
+def test_a_group_with_a_value_of_its_own_keeps_it() -> None:
+    spec = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "weight_decay": 0.01, "betas": [0.9, 0.99]}}
+    now = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "weight_decay": 0.5, "betas": [0.8, 0.99]}}
+    groups = [{"weight_decay": 0.01, "betas": (0.9, 0.99)}, {"weight_decay": 0.0, "betas": (0.9, 0.99)}]
+    checkpoint = {"optimizer_states": [{"param_groups": groups}], "lr_schedulers": []}
+    OptimizerOverrides({"optimizer": spec}, {"optimizer": now}).on_load_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert [group["betas"] for group in groups] == [[0.8, 0.99]] * 2
 
 
 def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> None:

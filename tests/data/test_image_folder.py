@@ -145,3 +145,27 @@ def test_a_checkpoints_labels_stay(tmp_path: Path) -> None:
     other.load_state_dict({"labels": ["blue", "green"]})
     with pytest.raises(InputError, match=r"class red .* is none that was trained on: blue, green"):
         other.setup("test")
+
+
+def test_grey_of_16_bits_is_not_cut_at_white(tmp_path: Path) -> None:
+    for name, value in (("dark", 6553), ("light", 58981)):
+        for number in range(3):
+            picture(tmp_path / name / f"{number}.png", value, "I;16")
+    data = ready(path=str(tmp_path), image_size=8)
+    found = {data.val_set[index][1].item(): data.val_set[index][0][0].mean().item() for index in range(2)}
+    assert found[0] == pytest.approx((0.1 - 0.485) / 0.229, abs=0.05)
+    assert found[1] == pytest.approx((0.9 - 0.485) / 0.229, abs=0.05)
+
+
+def test_folders_of_parts_are_not_taken_for_classes(tmp_path: Path) -> None:
+    pictures(tmp_path / "train")
+    pictures(tmp_path / "val")
+    with pytest.raises(InputError, match="its folders train, val are parts, not classes"):
+        ready(path=str(tmp_path))
+
+
+def test_a_last_batch_of_one_is_left_out_of_training_only(tmp_path: Path) -> None:
+    data = ready(path=pictures(tmp_path), image_size=8, batch_size=5)  # 16 train, 2 val
+    assert [len(targets) for _, targets in data.train_dataloader()] == [5, 5, 5]
+    data.batch_size = 1
+    assert [len(targets) for _, targets in data.val_dataloader()] == [1, 1]

@@ -93,6 +93,17 @@ def test_a_bad_table_is_one_clear_error(tmp_path: Path, name: str, content: str,
         ready(path=path)
 
 
+def test_columns_of_one_name_bytes_that_are_not_utf8_and_long_rows(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has several columns text"):
+        ready(path=write(tmp_path / "twice.csv", "text,text,label\na,b,1\n"))
+    (tmp_path / "latin.csv").write_bytes("text,café\na,1\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin.csv (is not a .csv file|has no column label)"):
+        ready(path=str(tmp_path / "latin.csv"))
+    for suffix in (".csv", ".jsonl"):
+        rows = [("x" * 3_000_000, "1"), ("y", "2")]
+        assert read_table(table(tmp_path, suffix, rows), "text", "label") == rows  # type: ignore[arg-type]
+
+
 def test_a_missing_table_is_an_error() -> None:
     with pytest.raises(InputError, match=r"missing.csv: no such file"):
         ready(path="missing.csv")

@@ -149,6 +149,24 @@ def test_a_writing_that_was_cut_short_is_never_used(tmp_path: Path, monkeypatch:
     assert len(ready(tmp_path, path=path).test_set.tokens) == 100
 
 
+def test_a_text_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = own(tmp_path, "abcdefghij" * 100)
+    survey = text._survey
+
+    def slow(files: list[Path]) -> tuple[str, int]:
+        found = survey(files)
+        own(tmp_path, "abcdefghiJ" * lengths.pop())
+        return found
+
+    monkeypatch.setattr(text, "_survey", slow)
+    lengths = [50, 101]
+    while lengths:
+        own(tmp_path, "abcdefghij" * 100)
+        with pytest.raises(InputError, match="changed while it was read"):
+            ready(tmp_path, path=path)
+    assert [file.name for file in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize(("size", "dtype"), [(256, np.uint8), (300, np.uint16)])
 def test_tokens_take_the_smallest_type_that_fits(tmp_path: Path, size: int, dtype: type) -> None:
     options = {} if size == 256 else {"tokenizer": "bpe", "max_vocab_size": size}

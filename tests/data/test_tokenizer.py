@@ -1,3 +1,4 @@
+import random
 import sys
 
 import pytest
@@ -62,3 +63,14 @@ def test_texts_are_cut_to_a_length_with_their_special_tokens() -> None:
     assert isinstance(tokenizer, SubwordTokenizer)
     assert [len(ids) for ids in tokenizer.encode_batch([WORDS, "the"], 5)] == [5, 1]
     assert len(tokenizer.encode(WORDS)) > 5  # and no longer
+
+
+def test_a_stream_of_any_numbers_is_what_decoding_gives(tokenizer: Tokenizer) -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        ids = [generator.randrange(tokenizer.vocab_size) for _ in range(12)]
+        assert "".join(tokenizer.stream(ids)) == tokenizer.decode(ids)
+
+
+def test_numbers_beyond_the_bytes_are_left_out() -> None:
+    assert ByteTokenizer().decode([65, 300, 66]) == "AB"

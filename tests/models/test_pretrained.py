@@ -98,6 +98,18 @@ def test_a_network_is_rebuilt_without_its_folder(models: Path, kind: str, option
     assert torch.equal(again(*inputs()), net(*inputs()))
 
 
+def test_a_head_of_another_size_is_replaced(models: Path, tmp_path: Path) -> None:
+    PretrainedClassifier(str(models / "bert"), num_classes=5).model.save_pretrained(tmp_path / "five")
+    assert PretrainedClassifier(str(tmp_path / "five"), num_classes=3)(*inputs()).shape == (2, 3)
+
+
+def test_a_task_built_in_python_says_how_it_is_rebuilt(models: Path) -> None:
+    net = PretrainedClassifier(str(models / "bert"), num_classes=3)
+    arguments = TextClassifier(net).hparams["net"]["init_args"]
+    assert arguments["config"] == net.rebuild["config"]
+    assert arguments["num_classes"] == 3
+
+
 def test_dropout_may_be_set(models: Path) -> None:
     net = PretrainedClassifier(str(models / "bert"), dropout=0.0).train()
     assert torch.equal(net(*inputs()), net(*inputs()))

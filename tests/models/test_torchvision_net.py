@@ -84,6 +84,12 @@ def test_what_cannot_work_is_one_clear_error(
         TorchvisionNet(*arguments)
 
 
+def test_a_size_that_does_not_fit_says_which_does() -> None:
+    with pytest.raises(InputError, match=r"vit_b_16 does not take images of 64 x 64 pixels .*--data.image_size 224"):
+        TorchvisionNet("vit_b_16", image_size=64)
+    assert all(module.training for module in TorchvisionNet("resnet18", image_size=64).modules())
+
+
 def test_weights_that_cannot_be_downloaded_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(InputError, match=r"DEFAULT of resnet18 could not be downloaded .*give a file"):
