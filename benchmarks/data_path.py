@@ -25,8 +25,7 @@ class PerImage(MNIST):
     """torchvision's dataset over digits that are already in memory."""
 
     def __init__(self, data: MNISTDataModule) -> None:
-        pixels = (data.train_set.images * STD + MEAN).mul(255).round().byte()
-        self.data, self.targets = pixels.squeeze(1), data.train_set.targets
+        self.data, self.targets = data.train_set.images, data.train_set.targets
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
         self.target_transform = None
 

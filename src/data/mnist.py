@@ -33,15 +33,17 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+# Points a side of the coarse grid that a warp moves.
+WARP_POINTS = 5
 # The split is the same in every run, whatever the run's own seed.
 SPLIT_SEED = 0
 
 
 class ImageTensors(Dataset[Batch]):
-    """Images and targets held as two tensors; a whole batch is one indexing, no Python runs per image.
+    """Grey images and targets held as two tensors; a whole batch is one indexing, no Python runs per image.
 
     Args:
-        images: (N, C, H, W) float.
+        images: (N, H, W) uint8, 0 to 255; batches of them are (B, 1, H, W) float32, normalised.
         targets: (N,) int64 class numbers.
     """
 
@@ -53,11 +55,17 @@ class ImageTensors(Dataset[Batch]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> Batch:
-        return self.images[index], self.targets[index]
+        images, targets = self.__getitems__([index])
+        return images[0], targets[0]
+
+    def to(self, device: torch.device) -> None:
+        """Move all of it to a device, on which batches are then cut."""
+        self.images, self.targets = self.images.to(device), self.targets.to(device)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these indices; a DataLoader calls it, whatever its sampler, in place of B single items."""
-        return self.images[indices], self.targets[indices]
+        rows = torch.tensor(indices, device=self.images.device)
+        return _normalise(self.images[rows]), self.targets[rows]
 
 
 class MNISTDataModule(LightningDataModule):
@@ -77,7 +85,9 @@ class MNISTDataModule(LightningDataModule):
         max_shift: largest random shift of a training image in pixels, each axis, at least 0.
         max_rotation: largest random rotation of a training image in degrees, 0 to 180.
         max_scale: largest random change of size of a training image as a fraction, in [0, 1).
+        max_warp: largest random displacement of a point in a training image in pixels, each axis, at least 0.
         num_workers: processes that cut batches; 0 cuts them in the training process, which is fastest here.
+        device_resident: keep all digits on the device that trains, 55 MB, and cut batches there.
 
     Batches are images (B, 1, 28, 28) float32, normalised to mean 0 and standard deviation 1, and targets
     (B,) int64.
@@ -98,7 +108,9 @@ class MNISTDataModule(LightningDataModule):
         max_shift: float = 0.0,
         max_rotation: float = 0.0,
         max_scale: float = 0.0,
+        max_warp: float = 0.0,
         num_workers: int = 0,
+        device_resident: bool = False,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -107,12 +119,18 @@ class MNISTDataModule(LightningDataModule):
             raise InputError(f"val_size {val_size} is out of range: give 1 to 59999 of the 60000 training digits")
         if max_shift < 0:
             raise InputError(f"max_shift {max_shift} is out of range: give at least 0 pixels")
+        if max_warp < 0:
+            raise InputError(f"max_warp {max_warp} is out of range: give at least 0 pixels")
         if not 0 <= max_rotation <= 180:
             raise InputError(f"max_rotation {max_rotation} is out of range: give 0 to 180 degrees")
         if not 0 <= max_scale < 1:
             raise InputError(f"max_scale {max_scale} is out of range: give a fraction from 0 up to, not with, 1")
         if num_workers < 0:
             raise InputError(f"num_workers {num_workers} is out of range: give at least 0")
+        if device_resident and num_workers:
+            raise InputError(
+                f"num_workers {num_workers} does not fit device_resident, which cuts batches on the device: give 0"
+            )
         self.save_hyperparameters()
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
         self.source = source
@@ -121,7 +139,9 @@ class MNISTDataModule(LightningDataModule):
         self.max_shift = max_shift
         self.max_rotation = max_rotation
         self.max_scale = max_scale
+        self.max_warp = max_warp
         self.num_workers = num_workers
+        self.device_resident = device_resident
         self._files = [self.data_dir / "MNIST" / "raw" / name for name in CHECKSUMS]
         self.data_source = "official"
         """Where the digits in use come from, `official` or `sample`; known after `setup`."""
@@ -171,7 +191,7 @@ class MNISTDataModule(LightningDataModule):
         else:
             raise InputError(f"{self._files[0]} is not there: call prepare_data() first, or give another data_dir")
         self.save_hyperparameters({"data_source": self.data_source})
-        self.train_set, self.val_set, self.test_set = (ImageTensors(_normalise(x), y) for x, y in parts.values())
+        self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
@@ -189,49 +209,57 @@ class MNISTDataModule(LightningDataModule):
         """Augment a whole training batch at once, on the device it is trained on."""
         if self.trainer is None or not self.trainer.training:
             return batch
-        if not (self.max_shift or self.max_rotation or self.max_scale):
+        limits = (self.max_shift, self.max_rotation, self.max_scale, self.max_warp)
+        if not any(limits):
             return batch
         images, targets = batch
-        return random_affine(images, self.max_shift, self.max_rotation, self.max_scale), targets
+        return distort(images, *limits), targets
 
     def _loader(self, dataset: ImageTensors, shuffle: bool = False) -> DataLoader[Batch]:
         # Batches are cut from memory, so Lightning's advice to add worker processes would only cost time here.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        if self.device_resident and self.trainer is not None:
+            dataset.to(self.trainer.strategy.root_device)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not self.device_resident,
             collate_fn=_already_a_batch,
         )
 
 
-def random_affine(images: Tensor, max_shift: float, max_rotation: float, max_scale: float) -> Tensor:
-    """Shift, rotate and scale every image of a batch by its own random amount (Simard et al. 2003).
+def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: float, max_warp: float) -> Tensor:
+    """Shift, rotate, scale and warp every image of a batch by its own random amounts (Simard et al. 2003).
 
     Args:
         images: (B, C, H, W) float, normalised; what comes in from outside is black.
         max_shift: pixels, at least 0.
         max_rotation: degrees, at least 0.
         max_scale: fraction, in [0, 1).
+        max_warp: pixels by which a point is moved, at least 0; points between 5 x 5 such ones move smoothly.
 
     Returns:
         (B, C, H, W) float.
     """
-    size = len(images)
+    size, _, height, width = images.shape
 
-    def uniform(limit: float) -> Tensor:
-        return torch.empty(size, device=images.device, dtype=images.dtype).uniform_(-limit, limit)
+    def uniform(limit: float, *shape: int) -> Tensor:
+        return torch.empty(size, *shape, device=images.device, dtype=images.dtype).uniform_(-limit, limit)
 
     angle = torch.deg2rad(uniform(max_rotation))  # (B,)
     zoom = 1 + uniform(max_scale)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     # Grid coordinates run from -1 to 1, so a pixel is 2 / size wide.
-    shift_x, shift_y = uniform(2 * max_shift / images.shape[3]), uniform(2 * max_shift / images.shape[2])
+    shift_x, shift_y = uniform(2 * max_shift / width), uniform(2 * max_shift / height)
     theta = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(size, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, H, W, 2)
+    if max_warp:
+        moves = uniform(2 * max_warp / min(height, width), 2, WARP_POINTS, WARP_POINTS)
+        moves = F.interpolate(moves, (height, width), mode="bicubic", align_corners=True)  # (B, 2, H, W)
+        grid = grid + moves.permute(0, 2, 3, 1)
     black = -MEAN / STD
     return F.grid_sample(images - black, grid, align_corners=False) + black
 

@@ -3,15 +3,15 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from src.errors import InputError
-from src.models.hyperparameters import check_limits, describe_arguments
+from src.models.hyperparameters import describe_arguments
+from src.models.task import Task
 
 Batch = tuple[Tensor, ...]
 
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, ...]
 ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
-class Classifier(LightningModule):
+class Classifier(Task):
     """Trains and tests a network that gives class logits; `ImageClassifier` and `TextClassifier` are it.
 
     Args:
@@ -29,7 +29,7 @@ class Classifier(LightningModule):
         num_classes: number of classes; where nothing is given, the network's own `num_classes`.
 
     A batch is the network's inputs and, last, targets (B,) int64. Logs `{train,val,test}/{loss,acc,f1}` once an
-    epoch, and `train/loss_step`; accuracy is micro-averaged, F1 macro-averaged. `confusion` holds the confusion
+    epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` holds the confusion
     matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows.
 
     Raises:
@@ -37,36 +37,32 @@ class Classifier(LightningModule):
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
-        super().__init__()
-        # So that the checkpoint rebuilds its network by itself; the command line records what it parsed instead.
-        self.save_hyperparameters(describe_arguments(type(self), net=net, loss=loss, num_classes=num_classes))
         own = getattr(net, "num_classes", None)
         if own and num_classes and own != num_classes:
             raise InputError(f"num_classes {num_classes} does not fit {type(net).__name__}, which has {own}; give one")
+        # So that the checkpoint rebuilds its network by itself; the command line records what it parsed instead.
+        saved = describe_arguments(type(self), net=net, loss=loss, num_classes=num_classes)
         num_classes = num_classes or own
         if num_classes is None:
             raise InputError(
                 f"{type(net).__name__} has no attribute num_classes: give {type(self).__name__} its num_classes"
             )
+        # Whether the classes exist, the loss has seen; torchmetrics would search every batch for them.
+        unchecked: dict[str, Any] = {"validate_args": False}
+        metrics: dict[str, Metric | MetricCollection] = {
+            "loss": MeanMetric(),
+            "acc": MulticlassAccuracy(num_classes, average="micro", **unchecked),
+            "f1": MulticlassF1Score(num_classes, average="macro", **unchecked),
+        }
+        super().__init__(net, MetricCollection(metrics))
+        self.save_hyperparameters(saved)
         self.num_classes = num_classes
-        self.net = net
         self.loss = loss or nn.CrossEntropyLoss()
-        metrics = MetricCollection(
-            {
-                "loss": MeanMetric(),
-                "acc": MulticlassAccuracy(num_classes, average="micro"),
-                "f1": MulticlassF1Score(num_classes, average="macro"),
-            }
-        )
-        self.train_metrics = metrics.clone(prefix="train/")
-        self.val_metrics = metrics.clone(prefix="val/")
-        self.test_metrics = metrics.clone(prefix="test/")
-        self.confusion = MulticlassConfusionMatrix(num_classes)
+        self.confusion = MulticlassConfusionMatrix(num_classes, **unchecked)
 
     def setup(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        check_limits(self.net, data)
-        have = getattr(data, "num_classes", None)
+        super().setup(stage)
+        have = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
         if have is not None and have != self.num_classes:
             raise InputError(
                 f"the data has {have} classes and {type(self.net).__name__} {self.num_classes}: leave num_classes out,"
@@ -78,24 +74,29 @@ class Classifier(LightningModule):
         logits: Tensor = self.net(*inputs)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss, _ = self._step(batch, self.train_metrics)
-        self.log("train/loss_step", loss, prog_bar=True)
-        return loss
+    def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a batch, and predictions and targets for the metrics."""
+        loss: Tensor
+        *inputs, targets = batch
+        logits = self(*inputs)  # (B, num_classes)
+        if isinstance(self.loss, ONE_HOT_LOSSES):
+            loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
+        else:
+            loss = self.loss(logits, targets)
+        preds = logits.detach().argmax(dim=1)
+        return loss, {"preds": preds, "target": targets, "value": loss.detach(), "weight": len(targets)}
+
+    def update_metrics(self, stage: str, **seen: Tensor) -> None:
+        """Also fill the confusion matrix, except in training."""
+        super().update_metrics(stage, **seen)
+        if stage != "train":
+            self.confusion.update(seen["preds"], seen["target"])
 
     def on_validation_epoch_start(self) -> None:
         self.confusion.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        _, logits = self._step(batch, self.val_metrics)
-        self.confusion.update(logits, batch[-1])
-
     def on_test_epoch_start(self) -> None:
         self.confusion.reset()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        _, logits = self._step(batch, self.test_metrics)
-        self.confusion.update(logits, batch[-1])
 
     def on_fit_start(self) -> None:
         for name in ("net", "loss"):
@@ -115,15 +116,3 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019) where no optimizer is configured, as in plain Python use."""
         return torch.optim.AdamW(self.parameters())
-
-    def _step(self, batch: Batch, metrics: MetricCollection) -> tuple[Tensor, Tensor]:
-        loss: Tensor
-        *inputs, targets = batch
-        logits = self(*inputs)  # (B, num_classes)
-        if isinstance(self.loss, ONE_HOT_LOSSES):
-            loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
-        else:
-            loss = self.loss(logits, targets)
-        metrics.update(preds=logits.detach(), target=targets, value=loss.detach(), weight=len(targets))
-        self.log_dict(metrics, on_step=False, on_epoch=True)
-        return loss, logits.detach()

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from src.errors import InputError
-from src.models.hyperparameters import check_limits, describe_arguments
+from src.models.hyperparameters import describe_arguments
+from src.models.task import Task
 from src.optim.groups import Group, decay_groups
 
 Batch = tuple[Tensor, Tensor]
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor]
 IGNORED = -100  # a target that does not count
 
 
-class LanguageModel(LightningModule):
+class LanguageModel(Task):
     """Trains and tests any network that gives the logits of the next token, and generates with it.
 
     Args:
@@ -28,36 +28,27 @@ class LanguageModel(LightningModule):
 
     A batch is inputs (B, T) int64 and targets (B, T) int64, -100 where there is none. Logs, each token counted
     once, `{train,val,test}/loss` in nats a token, `{val,test}/perplexity`, and `{val,test}/bits_per_char` where
-    the DataModule says `tokens_per_char`; also `train/loss_step`. Biases and norms do not decay.
+    the DataModule says `tokens_per_char`. Biases and norms do not decay.
 
     Raises:
         InputError: the data has more tokens than the network, or longer contexts.
     """
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
+        super().__init__(net, MetricCollection({"loss": MeanMetric()}))
         self.save_hyperparameters(describe_arguments(type(self), net=net))
-        self.net = net
-        self.losses = nn.ModuleDict({f"{stage}_loss": MeanMetric() for stage in ("train", "val", "test")})
-
-    def setup(self, stage: str) -> None:
-        check_limits(self.net, getattr(self.trainer, "datamodule", None))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 tokens -> (B, T, vocab_size) float logits of the next ones."""
         logits: Tensor = self.net(tokens)
         return logits
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self._step(batch, "train")
-        self.log("train/loss_step", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "val")
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "test")
+    def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The mean loss of a batch's tokens, and how many these are."""
+        tokens, targets = batch
+        logits = self(tokens)  # (B, T, vocab_size)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        return loss, {"value": loss.detach(), "weight": (targets != IGNORED).sum()}
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """(B, T) int64: the likeliest next token behind each."""
@@ -66,9 +57,11 @@ class LanguageModel(LightningModule):
         return likeliest
 
     def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
         self._log_derived("val")
 
     def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
         self._log_derived("test")
 
     def parameter_groups(self) -> list[Group]:
@@ -140,18 +133,8 @@ class LanguageModel(LightningModule):
         finally:
             net.train(trained)
 
-    def _step(self, batch: Batch, stage: str) -> Tensor:
-        tokens, targets = batch
-        logits = self(tokens)  # (B, T, vocab_size)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        metric: Any = self.losses[f"{stage}_loss"]
-        metric.update(loss.detach(), weight=(targets != IGNORED).sum())
-        self.log(f"{stage}/loss", metric, on_step=False, on_epoch=True, prog_bar=stage == "val")
-        return loss
-
     def _log_derived(self, stage: str) -> None:
-        metric: Any = self.losses[f"{stage}_loss"]
-        loss = metric.compute()
+        loss = getattr(self, f"{stage}_metrics")["loss"].compute()
         self.log(f"{stage}/perplexity", loss.exp())
         rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})
         if stage in rates:

@@ -12,7 +12,7 @@ from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.data import mnist
-from src.data.mnist import ImageTensors, MNISTDataModule, random_affine
+from src.data.mnist import ImageTensors, MNISTDataModule, distort
 from src.errors import InputError
 from src.models.image_classifier import ImageClassifier
 from src.models.mlp import MLP
@@ -108,8 +108,9 @@ def test_the_split_of_the_official_files_is_fixed_and_the_test_digits_stay_apart
 def test_the_full_official_files_open_as_they_are(full_data: str) -> None:
     data = ready(data_dir=full_data, source="official")
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (55_000, 5_000, 10_000)
-    assert data.train_set.images.mean().item() == pytest.approx(0, abs=0.01)
-    assert data.train_set.images.std().item() == pytest.approx(1, abs=0.01)
+    images, _ = data.train_set.__getitems__(list(range(55_000)))
+    assert images.mean().item() == pytest.approx(0, abs=0.01)
+    assert images.std().item() == pytest.approx(1, abs=0.01)
 
 
 def test_missing_files_are_downloaded_and_checked(
@@ -222,6 +223,7 @@ def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
         {"val_size": 0},
         {"val_size": 60_000},
         {"max_shift": -1.0},
+        {"max_warp": -1.0},
         {"max_rotation": -1.0},
         {"max_scale": 1.0},
         {"num_workers": -1},
@@ -234,7 +236,7 @@ def test_an_argument_out_of_range_is_named(arguments: dict[str, float]) -> None:
 
 
 def numbered(size: int) -> ImageTensors:
-    return ImageTensors(torch.arange(size).view(-1, 1, 1, 1).float(), torch.arange(size))
+    return ImageTensors(torch.arange(size, dtype=torch.uint8).view(-1, 1, 1), torch.arange(size))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -256,7 +258,9 @@ def test_batches_are_cut_right_by_any_sampler_with_and_without_workers(kind: str
     )
     seen = []
     for images, targets in loader:
-        assert torch.equal(images.flatten().long(), targets)
+        pixels = (images * mnist.STD + mnist.MEAN) * 255
+        assert images.dtype == torch.float32
+        assert torch.equal(pixels.flatten().round().long(), targets)
         seen += targets.tolist()
     assert len(seen) == {"shuffled": 23, "distributed": 12, "weighted": 11}[kind]
     if kind == "shuffled":
@@ -282,22 +286,52 @@ def test_augmentation_moves_turns_and_scales_each_image_by_its_own_amount() -> N
         mass = (batch - black).sum(dim=(1, 2))  # (B, W)
         return (mass * torch.arange(28)).sum(dim=1) / mass.sum(dim=1)
 
-    still = random_affine(images, 0, 0, 0)
+    still = distort(images, 0, 0, 0, 0)
     assert torch.allclose(still, images, atol=1e-4)
-    shifted = centre(random_affine(images, 3, 0, 0)) - centre(images)
+    shifted = centre(distort(images, 3, 0, 0, 0)) - centre(images)
     assert 2 < shifted.abs().max() <= 3.01
     assert shifted.std() > 1
-    area = (random_affine(images, 0, 0, 0.2) - black).sum(dim=(1, 2, 3)) / (images - black).sum(dim=(1, 2, 3))
+    area = (distort(images, 0, 0, 0.2, 0) - black).sum(dim=(1, 2, 3)) / (images - black).sum(dim=(1, 2, 3))
     assert area.min() < 0.75
     assert area.max() > 1.3
-    turned = random_affine(images, 0, 90, 0)
+    turned = distort(images, 0, 90, 0, 0)
     assert (turned - images).abs().amax(dim=(1, 2, 3)).median() > 1
     assert torch.allclose(turned[:, :, 0, 0], torch.full((64, 1), black), atol=1e-4)  # what comes in is black
 
 
+def test_a_warp_moves_neighbours_alike_and_distant_points_differently() -> None:
+    torch.manual_seed(0)
+    ramp = torch.arange(28.0).expand(64, 1, 28, 28)  # a pixel's value says where it came from
+    moved = (distort(ramp, 0, 0, 0, 2) - ramp)[:, 0, 4:-4, 4:-4]  # (B, H, W) pixels; the borders come from outside
+    assert 1 < moved.abs().max() < 3
+    assert moved.diff(dim=1).abs().max() < 1
+    assert (moved[:, 0, 0] - moved[:, -1, -1]).std() > 0.5
+
+
+def test_device_resident_digits_give_the_same_batches_and_are_cut_on_the_device(tmp_path: Path) -> None:
+    losses = []
+    for resident in (False, True):
+        torch.manual_seed(0)
+        data = MNISTDataModule(source="sample", device_resident=resident)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        trainer = Trainer(default_root_dir=tmp_path, enable_checkpointing=False, max_epochs=1, **quiet)
+        trainer.fit(ImageClassifier(net=MLP(hidden=4)), data)
+        losses.append(trainer.callback_metrics["train/loss"])
+        assert data.train_set.images.device == trainer.strategy.root_device
+    assert losses[0] == losses[1]
+    data.train_set.to(torch.device("meta"))  # stands in for a GPU: nothing may be computed elsewhere
+    images, targets = data.train_set.__getitems__([3, 1, 2])
+    assert (images.device.type, targets.device.type, images.shape) == ("meta", "meta", (3, 1, 28, 28))
+
+
+def test_device_resident_digits_take_no_worker_processes() -> None:
+    with pytest.raises(InputError, match="num_workers 2 does not fit device_resident"):
+        MNISTDataModule(device_resident=True, num_workers=2)
+
+
 def test_only_training_batches_are_augmented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    monkeypatch.setattr(mnist, "random_affine", lambda images, *_: sizes.append(len(images)) or images)
+    monkeypatch.setattr(mnist, "distort", lambda images, *_: sizes.append(len(images)) or images)
     options = {"limit_train_batches": 3, "limit_val_batches": 2, "limit_test_batches": 2, "max_epochs": 1}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(default_root_dir=tmp_path, enable_checkpointing=False, **options, **quiet)

@@ -78,8 +78,24 @@ def test_parameters_made_after_parsing_are_trained(parse: Callable[..., StarterC
     cli = parse("--model.net=MLP", "--lr_scheduler=null")
     late = torch.nn.Parameter(torch.zeros(3))
     cli.model.net.late = late
+    cli.model.trainer = cli.trainer
     optimizer = cli.model.configure_optimizers()["optimizer"]
     assert any(late is parameter for parameter in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ((), True),
+        (("--optimizer.fused=false",), False),
+        (("--optimizer.foreach=true",), None),
+        (("--trainer.gradient_clip_val=1",), None),  # Lightning clips no fused optimizer
+        (("--optimizer=Adagrad",), True),
+    ],
+)
+def test_an_optimizer_is_fused_where_it_can_be(train: Train, options: tuple[str, ...], fused: bool | None) -> None:
+    run = train(*SHORT, "--model.net=MLP", *options)
+    assert run.cli.trainer.optimizers[0].param_groups[0]["fused"] is fused
 
 
 def test_a_schedule_over_a_run_without_end_is_an_error(parse: Callable[..., StarterCLI]) -> None:

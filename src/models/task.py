@@ -1,0 +1,91 @@
+"""What all tasks share: a loss, and metrics that cost next to nothing in a step."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+
+from src.models.hyperparameters import check_limits
+
+# Steps whose predictions wait until the metrics take them at once: an update costs as much as a tenth of a small
+# network's step, and nearly all of that is paid per call.
+STEPS_PER_UPDATE = 50
+
+
+class Task(LightningModule):
+    """Trains, validates and tests a network by the loss that `step` gives.
+
+    Args:
+        net: the network.
+        metrics: logged once an epoch, a copy each under `train/`, `val/` and `test/`.
+
+    `train/loss_step` is logged every `log_every_n_steps` steps; between these, no step waits for the device.
+
+    Raises:
+        InputError: the data has more tokens than the network, or longer contexts.
+    """
+
+    def __init__(self, net: nn.Module, metrics: MetricCollection) -> None:
+        super().__init__()
+        self.net = net
+        self.train_metrics = metrics.clone(prefix="train/")
+        self.val_metrics = metrics.clone(prefix="val/")
+        self.test_metrics = metrics.clone(prefix="test/")
+        self._waiting: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a batch, and what the metrics' `update` takes of it: detached tensors, or numbers."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        check_limits(self.net, getattr(self.trainer, "datamodule", None))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self._step(batch, "train")
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
+            # Not for the progress bar: Lightning reads what is meant for it in every later step.
+            self.log("train/loss_step", loss.detach())
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def on_train_epoch_end(self) -> None:
+        self._log_metrics("train")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def update_metrics(self, stage: str, **seen: Tensor) -> None:
+        """Take what `step` gave in several steps, each argument joined to one row."""
+        getattr(self, f"{stage}_metrics").update(**seen)
+
+    def _step(self, batch: Any, stage: str) -> Tensor:
+        loss, seen = self.step(batch)
+        self._waiting[stage].append(seen)
+        if len(self._waiting[stage]) == STEPS_PER_UPDATE:
+            self._update_waiting(stage)
+        return loss
+
+    def _update_waiting(self, stage: str) -> None:
+        waiting, self._waiting[stage] = self._waiting[stage], []
+        if waiting:
+            self.update_metrics(stage, **{name: self._join([seen[name] for seen in waiting]) for name in waiting[0]})
+
+    def _join(self, values: list[Any]) -> Tensor:
+        if isinstance(values[0], Tensor):
+            return torch.cat([value.reshape(-1) for value in values])
+        return torch.tensor(values, device=self.device)
+
+    def _log_metrics(self, stage: str) -> None:
+        self._update_waiting(stage)
+        self.log_dict(getattr(self, f"{stage}_metrics"), prog_bar=stage == "val")

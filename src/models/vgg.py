@@ -1,0 +1,78 @@
+"""A deeper convolutional network, for the last tenths of a percent."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from src.errors import InputError
+
+
+class VGG(nn.Module):
+    """Stages of 3x3 convolutions with max pooling between them (Simonyan and Zisserman 2015).
+
+    Each convolution is followed by batch normalisation (Ioffe and Szegedy 2015) and ReLU, the last stage by the mean
+    over the image (Lin et al. 2014) and one linear layer.
+
+    Args:
+        in_channels: channels of the image, 1 for grey.
+        image_size: least height and width of an image in pixels; each pooling halves it.
+        num_classes: number of logits.
+        widths: channels of each stage.
+        depth: convolutions a stage.
+        dropout: probability of zeroing a feature before the linear layer, in [0, 1).
+
+    Shapes:
+        (B, in_channels, H, W) float, H and W at least image_size -> (B, num_classes) float.
+
+    Raises:
+        InputError: an argument is out of its range, or an image too small for so many stages.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        image_size: int = 28,
+        num_classes: int = 10,
+        widths: Sequence[int] = (32, 64, 128),
+        depth: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"in_channels": in_channels, "num_classes": num_classes, "depth": depth}.items():
+            if value < 1:
+                raise InputError(f"{name} {value} is too small for VGG: give at least 1")
+        if not widths or min(widths) < 1:
+            raise InputError(f"widths {list(widths)} do not fit VGG: give channels of each stage, at least 1")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout {dropout} is out of range for VGG: give a probability from 0 up to, not with, 1")
+        least = 2 ** (len(widths) - 1)
+        if image_size < least:
+            raise InputError(f"image_size {image_size} is too small for VGG: {len(widths)} stages need {least} pixels")
+        self.in_channels = in_channels
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.widths = tuple(widths)
+        self.depth = depth
+        self.dropout = dropout
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for stage, width in enumerate(widths):
+            if stage:
+                layers.append(nn.MaxPool2d(2))
+            for _ in range(depth):
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        least = 2 ** (len(self.widths) - 1)
+        if x.shape[1] != self.in_channels or min(x.shape[2:]) < least:
+            raise InputError(
+                f"images of shape {tuple(x.shape)} do not fit this VGG: it takes (B, {self.in_channels}, H, W), H and W"
+                f" at least {least}"
+            )
+        x = self.features(x)  # (B, widths[-1], H / 2^(stages - 1), W / 2^(stages - 1))
+        logits: Tensor = self.head(torch.mean(x, dim=(2, 3)))  # (B, num_classes)
+        return logits

@@ -1,0 +1,60 @@
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from src.errors import InputError
+from src.models.image_classifier import ImageClassifier
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+SHORT = ("fit", "--max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """Compile by tracing alone, which needs no C++ compiler and changes no number."""
+    compiled: list[torch.nn.Module] = []
+    compile_module = torch.nn.Module.compile
+
+    def trace(self: torch.nn.Module) -> None:
+        compiled.append(self)
+        compile_module(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", trace)
+    return compiled
+
+
+def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
+    train: Train, eager: list[torch.nn.Module]
+) -> None:
+    net = ("--model.net=VGG", "--model.net.widths=[4,4]", "--model.net.depth=1", "--model.net.dropout=0.5")
+    plain = train(*SHORT, *net, "--precision=32-true")
+    compiled = train(*SHORT, *net, "--precision=32-true", "--compile")
+    assert eager == [compiled.cli.model.net]
+    assert list(plain.weights) == list(compiled.weights)
+    assert all(torch.equal(value, compiled.weights[name]) for name, value in plain.weights.items())
+    assert compiled.metrics["compile_seconds"] > 0
+    assert "compile_seconds" not in plain.metrics
+
+
+def test_what_cannot_be_compiled_is_one_line(
+    train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no working C++ compiler\nand a long story")
+
+    monkeypatch.setattr(ImageClassifier, "step", fail)
+    with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
+        train(*SHORT, "--model.net=MLP", "--compile")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
+def test_the_real_compiler_trains_and_its_checkpoint_is_tested_without_it(train: Train) -> None:
+    run = train(*SHORT, "--model.net=MLP", "--model.net.hidden=8", "--compile", "--precision=32-true")
+    assert "compile: true" in (run.folder / "config.yaml").read_text()
+    checkpoint = run.folder / "checkpoints" / "last.ckpt"
+    task = ImageClassifier.load_from_checkpoint(checkpoint, weights_only=True)
+    assert task.net._compiled_call_impl is None
+    assert not any("_orig_mod" in name for name in run.weights)

@@ -1,0 +1,53 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from src.callbacks import throughput
+from src.callbacks.throughput import training_flops
+from src.errors import InputError
+from src.models.mlp import MLP
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+OVERLAY = "--config=configs/callbacks/throughput.yaml"
+SHORT = ("fit", OVERLAY, "--max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=4")
+
+
+def test_images_a_second_are_logged_at_log_steps(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(1000))
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(seconds)))
+    run = train(*SHORT, "--model.net=MLP", "--trainer.limit_train_batches=9", "--data.batch_size=10")
+    events = EventAccumulator(str(run.folder)).Reload().Scalars("speed/samples_per_second")
+    assert [event.step for event in events] == [3, 7]
+    # The clock stands still but for being read: by the callback, and by what times the run around it.
+    assert 0 < events[1].value <= 40
+    assert "speed/mfu" not in run.metrics  # the peak of a CPU is not known
+    assert "speed/tokens_per_second" not in run.metrics
+
+
+def test_text_is_counted_in_tokens(train: Train) -> None:
+    words = ("--config=configs/shakespeare_gpt_fast.yaml", "--model.net.num_layers=1", "--data.block_size=16")
+    run = train(*words, *SHORT, "--trainer.max_steps=8", "--trainer.val_check_interval=4", sample=False)
+    metrics = run.metrics
+    assert metrics["speed/tokens_per_second"] == pytest.approx(16 * metrics["speed/samples_per_second"], rel=1e-4)
+
+
+def test_utilisation_is_operations_over_the_chips_peak(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 1e12)
+    run = train(*SHORT, "--model.net=MLP", "--trainer.limit_train_batches=8", "--data.batch_size=10")
+    batch = (torch.zeros(10, 1, 28, 28), torch.zeros(10))
+    rate = run.metrics["speed/samples_per_second"] / 10 * training_flops(MLP(), batch)
+    assert run.metrics["speed/mfu"] == pytest.approx(rate / 1e12, rel=1e-3)
+
+
+def test_operations_of_a_perceptron_equal_a_count_by_hand() -> None:
+    first, second = 2 * 10 * 784 * 256, 2 * 10 * 256 * 10
+    # Backward each layer has as many for its weights, and the second as many again for its input.
+    assert training_flops(MLP(), (torch.zeros(10, 784), torch.zeros(10))) == 2 * first + 3 * second
+
+
+def test_without_log_steps_it_is_refused(train: Train) -> None:
+    with pytest.raises(InputError, match="Throughput needs log steps"):
+        train("fit", OVERLAY, "--model.net=MLP", "--trainer.log_every_n_steps=0")
