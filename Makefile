@@ -32,10 +32,8 @@ lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-com
 tensorboard: .venv/.$(KIND)  ## show the curves of all runs
 	@$(BIN)/tensorboard --logdir logs $(ARGS)
 
-bench: .venv/.$(KIND)-dev  ## measure this machine, the data path against torchvision's, and generation
-	@$(BIN)/python benchmarks/reference.py
-	@$(BIN)/python benchmarks/data_path.py
-	@$(BIN)/python benchmarks/generation.py
+bench: .venv/.$(KIND)-dev  ## measure speed and memory beside what others do, into benchmarks/results.json
+	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 lock: .venv/.$(KIND)-dev  ## refresh requirements.lock from the bounds in pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --upgrade --quiet \

@@ -3,15 +3,13 @@
 Both shuffle the training digits and give normalised float batches of 128 in the calling process. They run in
 turn, A B A B ..., after one pair that is not counted.
 
-    python benchmarks/data_path.py [--data_dir FOLDER] [--pairs 9]
+    python benchmarks/data_path.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
 
-import argparse
-import statistics
 import time
+from functools import partial
 
-from rich.console import Console
-from rich.table import Table
+from table import DATA_DIR, Row, in_turn, parse, show
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
@@ -42,29 +40,16 @@ def batches_per_second(loader: DataLoader, limit: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The data path beside torchvision's per-image pipeline.")
-    parser.add_argument("--data_dir", help="folder with the official files; without them the sample is used")
-    parser.add_argument("--pairs", type=int, default=9)
-    options = parser.parse_args()
-
+    options = parse(__doc__, DATA_DIR)
     data = MNISTDataModule(data_dir=options.data_dir, batch_size=BATCH_SIZE)
     data.prepare_data()
     data.setup("fit")
-    ours, usual = data.train_dataloader(), DataLoader(PerImage(data), BATCH_SIZE, shuffle=True)
-    pairs = []
-    for pair in range(options.pairs + 1):
-        speeds = (batches_per_second(ours, 1_000), batches_per_second(usual, 30))
-        if pair:
-            pairs.append(speeds)
-
-    table = Table("batches/s", "median", "lowest", "highest")
-    for name, values in (
-        ("MNISTDataModule", [a for a, _ in pairs]),
-        ("torchvision, image by image", [b for _, b in pairs]),
-        ("ratio", [a / b for a, b in pairs]),
-    ):
-        table.add_row(name, *(f"{f(values):,.1f}" for f in (statistics.median, min, max)))
-    Console().print(table)
+    loaders = data.train_dataloader(), DataLoader(PerImage(data), BATCH_SIZE, shuffle=True)
+    limits = (100, 5) if options.quick else (1_000, 30)
+    ours, theirs = in_turn(
+        *(partial(batches_per_second, *pair) for pair in zip(loaders, limits, strict=True)), options.pairs
+    )
+    show([Row("batches of MNIST", "batches/s", ours, "torchvision, image by image", theirs)], options.results)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ The loop is bf16, channels last, batch 128, AdamW, on random images in memory, w
 or logging. A target of T seconds in this project means T x 6,700 / (images a second printed here): figures
 were set in hours in which this script printed about 6,700 on two cores.
 
-    python benchmarks/reference.py [--repeats 9] [--batches 60]
+    python benchmarks/reference.py [--repeats 9] [--batches 60] [--quick]
 """
 
-import argparse
 import statistics
 import time
 
 import torch
+from table import Row, parse, show
 from torch import nn
 
 BATCH_SIZE = 128
@@ -53,14 +53,13 @@ def measure(batches: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Images a second of the reference loop on this machine, now.")
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--batches", type=int, default=60)
-    options = parser.parse_args()
-    speeds = [measure(options.batches) for _ in range(options.repeats)]
+    options = parse(__doc__, ("--repeats", {"type": int, "default": 9}), ("--batches", {"type": int, "default": 60}))
+    repeats, batches = (2, 10) if options.quick else (options.repeats, options.batches)
+    speeds = [measure(batches) for _ in range(repeats)]
     median = statistics.median(speeds)
     print(f"images/s  median {median:,.0f}  lowest {min(speeds):,.0f}  highest {max(speeds):,.0f}")
     print(f"60 s here means {60 * REFERENCE / median:.1f} s")
+    show([Row("reference: the seed's CNN, plain loop", "images/s", speeds)], options.results)
 
 
 if __name__ == "__main__":

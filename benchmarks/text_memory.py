@@ -7,15 +7,13 @@ its size on the disk while this runs.
     python benchmarks/text_memory.py [--megabytes 5 5000] [--folder FOLDER]
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+from table import Row, parse, show
 
 RUN = """
 import sys, threading, time
@@ -43,13 +41,15 @@ print("MEASURED", peak[0], time.perf_counter() - start)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Private memory of training on a long text beside a short one.")
-    parser.add_argument("--megabytes", type=int, nargs="+", default=[5, 5000])
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--folder", help="where the texts are written; the system's temporary folder where not given")
-    options = parser.parse_args()
+    options = parse(
+        __doc__,
+        ("--megabytes", {"type": int, "nargs": 2, "default": [5, 5000], "help": "sizes of the two texts"}),
+        ("--steps", {"type": int, "default": 100}),
+        ("--folder", {"help": "where the texts are written; the system's temporary folder where not given"}),
+    )
+    if options.quick:
+        options.megabytes, options.steps = [1, 20], 5
 
-    table = Table("text, MB", "peak private memory, MB", "more than the first, MB", "seconds")
     found: list[float] = []
     for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
@@ -67,8 +67,10 @@ def main() -> None:
                 sys.exit(done.stderr)
             memory, seconds = map(float, done.stdout.split("MEASURED")[1].split())
         found.append(memory)
-        table.add_row(f"{megabytes:,}", f"{memory:,.0f}", f"{memory - found[0]:+,.0f}", f"{seconds:,.0f}")
-    Console().print(table)
+        print(f"{megabytes:,} MB of text: {memory:,.0f} MB of private memory at the peak, {seconds:,.0f} s")
+    small, large = (f"{megabytes:,} MB of text" for megabytes in options.megabytes)
+    row = Row(f"memory: training on {large}", "MB", found[1:], small, found[:1], "at most 300 MB more")
+    show([row], options.results)
 
 
 if __name__ == "__main__":

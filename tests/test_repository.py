@@ -1,6 +1,7 @@
 """What a stranger meets when he clones: the lock file, the Makefile, the rooms."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -84,23 +86,36 @@ def test_make_help_lists_the_commands(fresh: Path) -> None:
         assert re.search(rf"^  make {command} +\w", listed, re.MULTILINE), command
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "reference.py --repeats 1 --batches 1",
-        "data_path.py --pairs 1",
-        "generation.py --pairs 1 --tokens 40",
-        "text_memory.py --megabytes 1 2 --steps 2",
-    ],
-)
-def test_the_benchmarks_print_their_tables(words: str) -> None:
-    script, *options = words.split()
-    command = [sys.executable, str(ROOT / "benchmarks" / script), *options]
+def benchmark(*words: str) -> str:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, env=env, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search("median|peak", done.stdout)
-    assert re.search(r"\d", done.stdout)
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", ["reference", "data_path", "generation", "gpt2", "text_memory"])
+def test_a_benchmark_prints_a_table_and_keeps_its_values(script: str, tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    printed = benchmark(f"{script}.py", "--quick", "--results", str(results))
+    kept = json.loads(results.read_text())
+    assert kept["machine"]["torch"] == torch.__version__
+    for what, row in kept["rows"].items():
+        assert what.split(":")[0].split(",")[0] in printed
+        assert all(value > 0 for value in row["ours"])
+        assert row["ratio"] == [a / b for a, b in zip(row["ours"], row["theirs"], strict=False)]
+
+
+@pytest.mark.slow
+def test_all_benchmarks_run_in_turn_into_one_table(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    printed = benchmark("run.py", "--quick", "--results", str(results))
+    rows = json.loads(results.read_text())["rows"]
+    for name in ("reference", "start", "training", "batches", "generation", "growth", "memory", "mnist_fast"):
+        assert any(what.startswith(name) for what in rows), name
+        assert name in printed
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"run", "table"}
+    assert scripts == {line.split()[0] for line in printed.splitlines() if line.endswith(" ...")}
 
 
 @pytest.mark.parametrize(

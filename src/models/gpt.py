@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from src.errors import InputError
 
+# Tokens up to which attention is written out on a CPU; beyond, the matrix of all weights costs too much memory.
+LONGEST_WRITTEN_OUT = 512
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim / 2)
 
 
@@ -29,10 +31,22 @@ class KeyValueCache:
         return keys, values
 
 
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalisation (Zhang and Sennrich 2019) that takes half as long as torch's on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        eps = self.eps or torch.finfo(x.dtype).eps
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
+        out: Tensor = x * (mean_square + eps).rsqrt() * self.weight
+        return out
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021).
 
-    Queries and keys are normalised, which keeps the attention logits bounded (Henry et al. 2020).
+    Queries and keys are normalised, which keeps the attention logits bounded (Dehghani et al. 2023).
     """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
@@ -52,22 +66,13 @@ class Attention(nn.Module):
         layer: int = 0,
     ) -> Tensor:
         batch, length, d_model = x.shape
-        q, k, v = (
-            self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        )  # (B, heads, T, head_dim)
-        q, k = rotate(_normalise(q), rotation), rotate(_normalise(k), rotation)
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        qk, v = qkv[:2], qkv[2]  # (2, B, heads, T, head_dim), (B, heads, T, head_dim)
+        q, k = rotate(F.layer_norm(qk, qk.shape[-1:]), rotation)
         if cache is not None:
             k, v = cache.extend(layer, k, v)  # (B, heads, S, head_dim), S tokens so far
-        earlier = k.shape[2] - length
-        if self.causal and earlier and length > 1:
-            mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=x.device).tril(earlier)  # (T, S)
-        dtype = v.dtype
-        if dtype == torch.bfloat16 and x.device.type == "cpu":  # there, torch's own attention takes half as long
-            q, k, v = q.float(), k.float(), v.float()  # in float32 as in bfloat16
-        causal = self.causal and not earlier and length > 1
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal)  # (B, heads, T, head_dim)
-        out: Tensor = self.proj(y.to(dtype).transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
+        y = attend(q, k, v, mask, self.causal and length > 1, self.dropout if self.training else 0.0)
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
         return out
 
 
@@ -80,7 +85,8 @@ class FeedForward(nn.Module):
         self.proj = nn.Linear(4 * d_model, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj(F.relu(self.fc(x)).square())  # (B, T, 4C) inside
+        hidden = F.relu(self.fc(x))  # (B, T, 4C)
+        out: Tensor = self.proj(hidden * hidden)  # (B, T, C)
         return out
 
 
@@ -89,9 +95,9 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention_norm = RMSNorm(d_model)
         self.attention = Attention(d_model, num_heads, dropout, causal)
-        self.feed_forward_norm = nn.RMSNorm(d_model)
+        self.feed_forward_norm = RMSNorm(d_model)
         self.feed_forward = FeedForward(d_model)
         self.dropout = nn.Dropout(dropout)
         # A block begins as the identity, so that depth costs nothing at the start (Zhang et al. 2019).
@@ -112,7 +118,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer (Radford et al. 2018) with RMSNorm (Zhang and Sennrich 2019).
+    """A decoder-only transformer (Radford et al. 2018) with RMSNorm.
 
     Args:
         vocab_size: number of tokens.
@@ -154,7 +160,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=True) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(d_model)
+        self.norm = RMSNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
             # The output sees the input token itself; this keeps its logit small at the start.
@@ -175,12 +181,47 @@ class GPT(nn.Module):
         if end > self.block_size:
             raise InputError(f"{end} tokens do not fit this GPT, whose block_size is {self.block_size}")
         x = self.embedding(tokens)  # (B, T, C)
-        x = self.embedding_dropout(_normalise(x))
+        x = self.embedding_dropout(F.rms_norm(x, x.shape[-1:]))
         rotation = rotary_angles(start, end, self.d_model // self.num_heads, tokens.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, cache=cache, layer=layer)
         logits: Tensor = self.head(self.norm(x))  # (B, T, vocab_size)
         return logits
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """Weighted means of values.
+
+    Args:
+        q: queries (B, heads, T, head_dim), of the last T of S tokens.
+        k: keys (B, heads, S, head_dim).
+        v: values (B, heads, S, head_dim).
+        mask: (B, 1, 1, S) bool, true where a token may be looked at; not together with `causal`.
+        causal: whether no token looks at a later one.
+        dropout: probability of zeroing a weight.
+
+    Returns:
+        (B, heads, T, head_dim) in the type of the values.
+    """
+    batch, heads, length, head_dim = q.shape
+    total = k.shape[2]
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    if v.device.type != "cpu" or v.dtype != torch.bfloat16 or total > LONGEST_WRITTEN_OUT:
+        if causal and length < total:
+            mask = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)  # (T, S)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and length == total)
+    # The same, written out: on a CPU torch's own takes up to twice as long in bfloat16.
+    if causal:
+        bias = torch.full((length, total), -math.inf, dtype=q.dtype).triu(1 + total - length)  # (T, S)
+    elif mask is not None:
+        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -math.inf)  # (B, 1, 1, S)
+        bias = bias.expand(batch, heads, 1, total).reshape(batch * heads, 1, total)
+    else:
+        bias = torch.zeros(1, dtype=q.dtype)
+    q, k, v = (part.reshape(batch * heads, -1, head_dim) for part in (q, k, v))
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=head_dim**-0.5)  # (B * heads, T, S)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    return (weights @ v).view(batch, heads, length, head_dim)
 
 
 def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> Rotation:
@@ -191,9 +232,9 @@ def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> 
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair of features of (B, num_heads, T, head_dim) by its position's angle."""
+    """Turn each pair of features of (..., T, head_dim) by its position's angle."""
     cos, sin = (part.to(x.dtype) for part in rotation)
-    first, second = x.chunk(2, dim=-1)  # (B, heads, T, head_dim / 2) each
+    first, second = x.chunk(2, dim=-1)  # (..., T, head_dim / 2) each
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
@@ -209,7 +250,3 @@ def check_sizes(name: str, vocab_size: int, d_model: int, num_heads: int, num_la
         )
     if not 0 <= dropout < 1:
         raise InputError(f"dropout {dropout} is out of range for {name}: give a probability from 0 up to, not with, 1")
-
-
-def _normalise(x: Tensor) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:])

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from src.errors import InputError
-from src.models.gpt import GPT
+from src.models import gpt
+from src.models.gpt import GPT, RMSNorm, attend
 
 TINY = {"vocab_size": 50, "block_size": 16, "d_model": 32, "num_heads": 2, "num_layers": 2}
 
@@ -28,6 +29,45 @@ def test_the_first_loss_is_that_of_a_guess(vocab_size: int, d_model: int, tie_we
     tokens = torch.randint(vocab_size, (4, 129))
     loss = nn.functional.cross_entropy(net(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
     assert loss.item() == pytest.approx(math.log(vocab_size), rel=0.01)
+
+
+@pytest.mark.parametrize("kind", ["causal", "causal behind a cache", "padded", "everything"])
+def test_attention_written_out_equals_torchs_own(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    total, length = 20, 20 if kind != "causal behind a cache" else 7
+    q, k, v = (torch.randn(3, 2, size, 8) for size in (length, total, total))
+    mask = torch.arange(total) < torch.tensor([20, 11, 1])[:, None]  # (B, S)
+    arguments = (mask[:, None, None] if kind == "padded" else None, kind.startswith("causal"), 0.0)
+    exact = attend(q, k, v, *arguments)
+    bfloat16 = [part.bfloat16() for part in (q, k, v)]
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda *_, **__: pytest.fail("used"))
+    written_out = attend(*bfloat16, *arguments)
+    assert written_out.dtype == torch.bfloat16
+    assert torch.allclose(written_out.float(), exact, atol=0.03)
+    monkeypatch.undo()
+    monkeypatch.setattr(gpt, "LONGEST_WRITTEN_OUT", 19)
+    assert torch.allclose(attend(*bfloat16, *arguments).float(), exact, atol=0.03)
+
+
+def test_dropped_attention_weights_are_zero_and_the_rest_scaled() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.zeros(1, 1, 400, 8), torch.zeros(1, 1, 400, 8), torch.ones(1, 1, 400, 8)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = attend(q.to(dtype), k.to(dtype), v.to(dtype), None, False, 0.5)
+        assert found.float().mean().item() == pytest.approx(1, abs=0.02)
+        assert found.float().std() > 0.02
+
+
+def test_normalisation_equals_torchs_own() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, 16, requires_grad=True)
+    own, torchs = RMSNorm(16), nn.RMSNorm(16)
+    nn.init.normal_(own.weight)
+    torchs.load_state_dict(own.state_dict())
+    assert torch.allclose(own(x), torchs(x), atol=1e-6)
+    gradients = [torch.autograd.grad(norm(x).square().sum(), x)[0] for norm in (own, torchs)]
+    assert torch.allclose(*gradients, atol=1e-5)
+    assert torch.isfinite(torch.autograd.grad(own(x * 0).sum(), x)[0]).all()
 
 
 def test_a_later_token_never_changes_an_earlier_logit() -> None:

@@ -1,0 +1,143 @@
+"""Training speed of `python -m src.train` beside a plain PyTorch loop.
+
+Both train the same network with the same optimizer, schedule, precision, memory format, batch size and augmentation
+on data in memory. Ours also logs, measures accuracy, validates, saves checkpoints and draws its progress bar, in a
+terminal of its own; what is compared is the rate within the training epoch.
+
+    python benchmarks/overhead.py [--data_dir FOLDER] [--pairs 9] [--quick]
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import pty
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from table import DATA_DIR, Row, in_turn, parse, show
+from torch.nn import functional as F
+
+from src.cli import StarterCLI, choose_precision
+from src.data.mnist import MEAN, STD, MNISTDataModule, distort
+from src.data.text import TextDataModule
+from src.models.cnn import CNN
+from src.models.gpt import GPT
+from src.optim.groups import decay_groups
+from src.optim.muon import MuonWithAdamW
+
+PLAIN = ("--data.max_shift=0", "--data.max_rotation=0", "--data.max_scale=0")
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """Let what is printed go to a terminal that nobody sees, so that the progress bar is drawn as for a person."""
+    reader, writer = pty.openpty()
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(reader, 65536):
+                pass
+
+    threading.Thread(target=drain, daemon=True).start()
+    with os.fdopen(writer, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def trained(words: list[str]) -> float:
+    """Samples a second of the program's training epoch."""
+    with tempfile.TemporaryDirectory() as folder, terminal():
+        cli = StarterCLI([*words, f"--trainer.default_root_dir={folder}"], time.perf_counter())
+        cli.run()
+        assert cli.record is not None
+        metrics = json.loads((cli.record.folder / "metrics.json").read_text(encoding="utf-8"))
+        return float(metrics["samples_per_second"])
+
+
+def autocast() -> Any:
+    precision, _ = choose_precision("cpu")
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+
+
+def plain_images(images: torch.Tensor, targets: torch.Tensor, steps: int, limits: tuple[float, ...]) -> float:
+    """Images a second of the loop one would write by hand for the default recipe."""
+    torch.manual_seed(0)
+    net = CNN(dropout=0.25).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
+    start = time.perf_counter()
+    order = torch.randperm(len(targets))
+    for step in range(steps):
+        rows = order[step * 128 : (step + 1) * 128]
+        batch = distort(images[rows], *limits) if any(limits) else images[rows]
+        with autocast():
+            loss = F.cross_entropy(net(batch), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return steps * 128 / (time.perf_counter() - start)
+
+
+def plain_text(data: TextDataModule, steps: int) -> float:
+    """Windows a second of the same for the recipe of the GPT."""
+    torch.manual_seed(0)
+    net = GPT(vocab_size=data.vocab_size, block_size=256, num_heads=2)
+    optimizer = MuonWithAdamW(decay_groups(net), lr=0.02, adamw_lr=0.01, momentum=0.9, ns_steps=3)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, cycle_momentum=False)
+    start = time.perf_counter()
+    for _ in range(steps):
+        tokens, targets = data.train_set.__getitems__(torch.randint(len(data.train_set), (8,)).tolist())
+        with autocast():
+            loss = F.cross_entropy(net(tokens).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return steps * 8 / (time.perf_counter() - start)
+
+
+def main() -> None:
+    options = parse(__doc__, DATA_DIR)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    digits = MNISTDataModule(data_dir=options.data_dir)
+    digits.prepare_data()
+    digits.setup("fit")
+    pixels, targets = digits.train_set.images, digits.train_set.targets
+    images = ((pixels.float() / 255 - MEAN) / STD).unsqueeze(1)
+    steps = min(len(targets) // 128, 10 if options.quick else 200)
+    folder = [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
+    common = ["fit", "--accelerator=cpu", *folder]
+    epoch = [*common, "--max_epochs=1", f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=5"]
+    rows = []
+    for what, words, limits in (
+        ("default recipe, digits as they are", PLAIN, (0.0,) * 4),
+        ("default recipe", (), (1.0, 8.0, 0.08, 0.0)),
+    ):
+        by_hand = partial(plain_images, images, targets, steps, limits)
+        ours, theirs = in_turn(partial(trained, [*epoch, *words]), by_hand, options.pairs)
+        rows.append(Row(f"training: {what}", "images/s", ours, "plain loop", theirs, "ratio at least 0.97"))
+
+    text = TextDataModule(data_dir=options.data_dir, block_size=256)
+    text.prepare_data()
+    text.setup("fit")
+    steps = 5 if options.quick else 60
+    words = [*common, "--config=configs/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
+    words += [f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=1"]
+    ours, theirs = in_turn(partial(trained, words), partial(plain_text, text, steps), options.pairs)
+    tokens = [[256 * value for value in values] for values in (ours, theirs)]
+    rows.append(Row("training: shakespeare_gpt", "tokens/s", tokens[0], "plain loop", tokens[1], "ratio at least 0.97"))
+    show(rows, options.results)
+
+
+if __name__ == "__main__":
+    main()

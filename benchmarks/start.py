@@ -1,0 +1,34 @@
+"""How long the program takes to answer, beside the import that every LightningCLI begins with.
+
+python benchmarks/start.py [--pairs 9] [--quick]
+"""
+
+import subprocess
+import sys
+import time
+from functools import partial
+
+from table import Row, in_turn, parse, show
+
+IMPORT = ["-c", "from lightning.pytorch.cli import LightningCLI"]
+
+
+def seconds(words: list[str]) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    options = parse(__doc__)
+    rows = []
+    for flag in ("--help", "--print_config"):
+        ours, theirs = in_turn(
+            partial(seconds, ["-m", "src.train", flag]), partial(seconds, IMPORT), 1 if options.quick else options.pairs
+        )
+        rows.append(Row(f"start: {flag}", "s", ours, "import of LightningCLI", theirs, "ratio at most 1.3"))
+    show(rows, options.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""What the benchmarks share: two things run in turn, one table, and a file of results."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).with_name("results.json")
+
+
+@dataclass
+class Row:
+    """One line of the table.
+
+    Args:
+        what: what was measured.
+        unit: of the values.
+        ours: this project's values.
+        other: what it was measured beside.
+        theirs: the values of that, in turn with ours.
+        target: what is asked for, in words.
+    """
+
+    what: str
+    unit: str
+    ours: list[float]
+    other: str = ""
+    theirs: list[float] = field(default_factory=list)
+    target: str = ""
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.ours, self.theirs, strict=True)] if self.theirs else []
+
+
+def parse(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
+    """The options of every benchmark, and those of this one."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=9, help="runs of each side that count")
+    parser.add_argument("--quick", action="store_true", help="a short look: two pairs, little data")
+    parser.add_argument("--results", type=Path, help=f"file the results are added to, such as {RESULTS.name}")
+    for name, options in more:
+        parser.add_argument(name, **options)
+    options = parser.parse_args()
+    if options.quick:
+        options.pairs = min(options.pairs, 2)
+    return options
+
+
+DATA_DIR = ("--data_dir", {"help": "folder with the full data; without it the sample is used"})
+
+
+def in_turn(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
+    """Values of both, A B A B ..., after one pair that does not count."""
+    found = [(ours(), theirs()) for _ in range(pairs + 1)][1:]
+    return [a for a, _ in found], [b for _, b in found]
+
+
+def show(rows: list[Row], results: Path | None = None) -> None:
+    """Print the rows, and add them to a file together with the machine."""
+    table = Table("what", "unit", "ours", "beside", "theirs", "ratio", "asked for")
+    for row in rows:
+        cells = [spread(row.ours), row.other, spread(row.theirs), spread(row.ratios)]
+        table.add_row(row.what, row.unit, *cells, row.target)
+    Console(width=160).print(table)
+    if results is None:
+        return
+    known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"rows": {}}
+    known["machine"] = describe()
+    for row in rows:
+        known["rows"][row.what] = {
+            "date": date.today().isoformat(),
+            "unit": row.unit,
+            "ours": row.ours,
+            "beside": row.other,
+            "theirs": row.theirs,
+            "ratio": row.ratios,
+            "asked for": row.target,
+        }
+    results.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def spread(values: list[float]) -> str:
+    """Median, and lowest to highest."""
+    if not values:
+        return ""
+    median = statistics.median(values)
+    digits = 0 if median >= 100 else 1 if median >= 10 else 3
+    text = f"{median:,.{digits}f}"
+    return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+
+
+def describe() -> dict[str, Any]:
+    """Hardware and versions."""
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "capabilities": torch.backends.cpu.get_cpu_capability(),
+        "gpus": gpus,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+    }
