@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, tuple[bool, list[str]]] = {
     "growth": (True, []),
     "memory": (True, []),
     "text_memory": (False, ["--megabytes", "5", "500"]),
+    "ablation": (True, []),
     "recipes": (True, ["--recipes", "mnist_fast"]),
 }
 

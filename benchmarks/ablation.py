@@ -1,0 +1,59 @@
+"""What each change for speed gives: training as it is, beside training with that one change undone.
+
+python benchmarks/ablation.py [--data_dir FOLDER] [--pairs 9] [--quick]
+"""
+
+import contextlib
+import logging
+import warnings
+from contextlib import AbstractContextManager
+from unittest.mock import patch
+
+import torch
+from overhead import trained
+from table import DATA_DIR, Row, in_turn, parse, show
+
+from src.models.gpt import RMSNorm
+
+CHANGES: list[tuple[str, str, AbstractContextManager[object], list[str]]] = [
+    ("default", "metrics once in 50 steps", patch("src.models.task.STEPS_PER_UPDATE", 1), []),
+    (
+        "default",
+        "a progress bar at a pace for people",
+        contextlib.nullcontext(),
+        ["--trainer.callbacks+=RichProgressBar"],
+    ),
+    ("default", "log every tenth step", contextlib.nullcontext(), ["--trainer.log_every_n_steps=1"]),
+    ("default", "one fused optimizer kernel", contextlib.nullcontext(), ["--optimizer.fused=false"]),
+    ("default", "channels last", patch("torch.channels_last", torch.contiguous_format), []),
+    ("default", "bfloat16", contextlib.nullcontext(), ["--precision=32-true"]),
+    ("shakespeare_gpt", "attention written out", patch("src.models.gpt.LONGEST_WRITTEN_OUT", 0), []),
+    ("shakespeare_gpt", "own RMSNorm", patch.object(RMSNorm, "forward", torch.nn.RMSNorm.forward), []),
+    ("shakespeare_gpt", "bfloat16", contextlib.nullcontext(), ["--precision=32-true"]),
+]
+
+
+def main() -> None:
+    options = parse(__doc__, DATA_DIR)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    rows = []
+    for recipe, change, undone, undoing in CHANGES:
+        steps = 5 if options.quick else 30 if "gpt" in recipe else 100
+        words = ["fit", "--accelerator=cpu", f"--config=configs/{recipe}.yaml", f"--trainer.max_steps={steps}"]
+        words += [f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=1"]
+        words += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
+        words += [f"--trainer.val_check_interval={steps}"]
+
+        def without(words: list[str] = words, undone: AbstractContextManager[object] = undone) -> float:
+            with undone:
+                return trained(words)
+
+        changed = [*words, *undoing]
+        values = in_turn(lambda words=words: trained(words), lambda words=changed: without(words), options.pairs)
+        rows.append(Row(f"{recipe}: {change}", "samples/s", values[0], "without", values[1]))
+    show(rows, options.results)
+
+
+if __name__ == "__main__":
+    main()
