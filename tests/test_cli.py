@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -422,6 +423,18 @@ def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: b
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert choose_precision("gpu")[0] == choose_precision("auto")[0] == expected
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_what_stays_in_float32_uses_tensorfloat32_on_a_gpu_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with suppress(InputError, AssertionError, RuntimeError):  # what a GPU is needed for
+        StarterCLI(["--model.net=MLP", "--precision=32-true", f"--trainer.default_root_dir={tmp_path}"], 0.0)
+    assert chosen == ["high"] * gpu
 
 
 def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(train: Train) -> None:

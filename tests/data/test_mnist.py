@@ -324,6 +324,15 @@ def test_device_resident_digits_give_the_same_batches_and_are_cut_on_the_device(
     assert (images.device.type, targets.device.type, images.shape) == ("meta", "meta", (3, 1, 28, 28))
 
 
+@pytest.mark.parametrize(("gpu", "resident"), [(True, False), (True, True), (False, False)])
+def test_batches_are_pinned_for_a_gpu_unless_they_are_cut_there(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, resident: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    data = ready(source="sample", device_resident=resident)
+    assert data.train_dataloader().pin_memory is (gpu and not resident)
+
+
 def test_device_resident_digits_take_no_worker_processes() -> None:
     with pytest.raises(InputError, match="num_workers 2 does not fit device_resident"):
         MNISTDataModule(device_resident=True, num_workers=2)
