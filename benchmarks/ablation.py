@@ -27,7 +27,12 @@ CHANGES: list[tuple[str, str, AbstractContextManager[object], list[str]]] = [
     ("default", "one fused optimizer kernel", contextlib.nullcontext(), ["--optimizer.fused=false"]),
     ("default", "channels last", patch("torch.channels_last", torch.contiguous_format), []),
     ("default", "bfloat16", contextlib.nullcontext(), ["--precision=32-true"]),
-    ("shakespeare_gpt", "attention written out", patch("src.models.gpt.LONGEST_WRITTEN_OUT", 0), []),
+    (
+        "shakespeare_gpt",
+        "attention written out",
+        patch("src.models.gpt.LONGEST_WRITTEN_OUT", 0),
+        [],
+    ),
     ("shakespeare_gpt", "own RMSNorm", patch.object(RMSNorm, "forward", torch.nn.RMSNorm.forward), []),
     ("shakespeare_gpt", "bfloat16", contextlib.nullcontext(), ["--precision=32-true"]),
 ]

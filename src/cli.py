@@ -30,7 +30,7 @@ from rich.table import Table
 from torch.optim import Optimizer
 
 from src import ROOT, config
-from src.callbacks.compilation import Compilation
+from src.callbacks.compilation import Compilation, cannot_compile
 from src.callbacks.optimizer_overrides import OptimizerOverrides
 from src.callbacks.progress_bar import PacedProgressBar
 from src.callbacks.run_record import RunRecord
@@ -41,7 +41,7 @@ from src.models.hyperparameters import rebuild_arguments
 from src.optim.configure import configure_optimizers
 
 # Settings of one call, which a saved configuration must not repeat.
-CALL_ONLY = ("config", "ckpt_path", "debug")
+CALL_ONLY = ("config", "ckpt_path", "compile", "debug")
 # CPU capabilities, as torch names them, that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
@@ -409,6 +409,8 @@ def run(started: float) -> None:
             cause = cause.__cause__
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         mendable = isinstance(cause, InputError) or (isinstance(cause, refused) and raised_by_library(cause))
+        if "--compile" in args and type(cause).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            cause, mendable = cannot_compile(cause), True
         if "--debug" in args or not mendable:
             raise
         report(cause)

@@ -9,6 +9,7 @@ from lightning.fabric.utilities.throughput import get_available_flops, measure_f
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dtype
 from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from src.errors import InputError
@@ -65,7 +66,11 @@ class Throughput(Callback):
             pl_module.log("speed/tokens_per_second", self._tokens * per_second)
         if self._peak:
             if self._batch_flops is None:
-                self._batch_flops = training_flops(pl_module.net, batch)  # type: ignore[arg-type]
+                self._batch_flops = _flops_or_none(pl_module, batch)
+            if self._batch_flops is None:
+                self._peak = None
+                self._restart()
+                return
             flops = self._batch_flops * self._batches * per_second / trainer.world_size
             pl_module.log("speed/mfu", flops / self._peak)
         self._restart()
@@ -73,6 +78,14 @@ class Throughput(Callback):
     def _restart(self) -> None:
         self._started = time.perf_counter()
         self._batches = self._samples = self._tokens = 0
+
+
+def _flops_or_none(pl_module: LightningModule, batch: Any) -> float | None:
+    try:
+        return training_flops(pl_module.net, batch)  # type: ignore[arg-type]
+    except Exception as error:  # a network may do what cannot be traced without its data
+        rank_zero_warn(f"speed/mfu is left out: the operations of a step cannot be counted ({error})")
+        return None
 
 
 def training_flops(net: torch.nn.Module, batch: Any) -> float:

@@ -64,7 +64,9 @@ class ImageTensors(Dataset[Batch]):
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """The batch of these indices; a DataLoader calls it, whatever its sampler, in place of B single items."""
-        rows = torch.tensor(indices, device=self.images.device)
+        rows = torch.tensor(indices)
+        if self.images.is_cuda:
+            rows = rows.pin_memory().to(self.images.device, non_blocking=True)
         return _normalise(self.images[rows]), self.targets[rows]
 
 
@@ -85,7 +87,7 @@ class MNISTDataModule(LightningDataModule):
         max_shift: largest random shift of a training image in pixels, each axis, at least 0.
         max_rotation: largest random rotation of a training image in degrees, 0 to 180.
         max_scale: largest random change of size of a training image as a fraction, in [0, 1).
-        max_warp: largest random displacement of a point in a training image in pixels, each axis, at least 0.
+        max_warp: about the largest random displacement of a point in a training image in pixels, each axis, at least 0.
         num_workers: processes that cut batches; 0 cuts them in the training process, which is fastest here.
         device_resident: keep all digits on the device that trains, 55 MB, and cut batches there.
 
@@ -239,7 +241,7 @@ def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: fl
         max_shift: pixels, at least 0.
         max_rotation: degrees, at least 0.
         max_scale: fraction, in [0, 1).
-        max_warp: pixels by which a point is moved, at least 0; points between 5 x 5 such ones move smoothly.
+        max_warp: pixels by which each of 5 x 5 points is moved at most, at least 0; those between move smoothly.
 
     Returns:
         (B, C, H, W) float.
@@ -257,9 +259,9 @@ def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: fl
     theta = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(size, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, H, W, 2)
     if max_warp:
-        moves = uniform(2 * max_warp / min(height, width), 2, WARP_POINTS, WARP_POINTS)
+        moves = uniform(2 * max_warp, 2, WARP_POINTS, WARP_POINTS)
         moves = F.interpolate(moves, (height, width), mode="bicubic", align_corners=True)  # (B, 2, H, W)
-        grid = grid + moves.permute(0, 2, 3, 1)
+        grid = grid + moves.permute(0, 2, 3, 1) / torch.tensor([width, height], device=images.device)
     black = -MEAN / STD
     return F.grid_sample(images - black, grid, align_corners=False) + black
 

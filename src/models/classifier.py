@@ -47,7 +47,7 @@ class Classifier(Task):
             raise InputError(
                 f"{type(net).__name__} has no attribute num_classes: give {type(self).__name__} its num_classes"
             )
-        # Whether the classes exist, the loss has seen; torchmetrics would search every batch for them.
+        # The loss has seen whether the classes exist; torchmetrics would search every batch for them.
         unchecked: dict[str, Any] = {"validate_args": False}
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(),

@@ -134,7 +134,10 @@ class LanguageModel(Task):
             net.train(trained)
 
     def _log_derived(self, stage: str) -> None:
-        loss = getattr(self, f"{stage}_metrics")["loss"].compute()
+        metric = getattr(self, f"{stage}_metrics")["loss"]
+        if not metric.update_called:
+            return
+        loss = metric.compute()
         self.log(f"{stage}/perplexity", loss.exp())
         rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})
         if stage in rates:

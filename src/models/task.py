@@ -9,8 +9,8 @@ from torchmetrics import MetricCollection
 
 from src.models.hyperparameters import check_limits
 
-# Steps whose predictions wait until the metrics take them at once: an update costs as much as a tenth of a small
-# network's step, and nearly all of that is paid per call.
+# Steps whose predictions wait at least until the metrics take them at once: an update costs as much as a tenth of a
+# small network's step, and nearly all of that is paid per call.
 STEPS_PER_UPDATE = 50
 
 
@@ -33,28 +33,32 @@ class Task(LightningModule):
         self.train_metrics = metrics.clone(prefix="train/")
         self.val_metrics = metrics.clone(prefix="val/")
         self.test_metrics = metrics.clone(prefix="test/")
-        self._waiting: dict[str, list[dict[str, Any]]] = {"train": [], "val": [], "test": []}
+        self._waiting: dict[str, list[dict[str, Any]]] = {}
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and what the metrics' `update` takes of it: detached tensors, or numbers."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
+        self._waiting = {"train": [], "val": [], "test": []}
         check_limits(self.net, getattr(self.trainer, "datamodule", None))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = self._step(batch, "train")
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
+        is_log_step = every and (self.global_step + 1) % every == 0
+        if (is_log_step or not every) and len(self._waiting["train"]) >= STEPS_PER_UPDATE:
+            self._update_waiting("train")
+        if is_log_step:
             # Not for the progress bar: Lightning reads what is meant for it in every later step.
             self.log("train/loss_step", loss.detach())
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._step(batch, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._step(batch, "test")
+        self._evaluate(batch, "test")
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")
@@ -72,9 +76,12 @@ class Task(LightningModule):
     def _step(self, batch: Any, stage: str) -> Tensor:
         loss, seen = self.step(batch)
         self._waiting[stage].append(seen)
-        if len(self._waiting[stage]) == STEPS_PER_UPDATE:
-            self._update_waiting(stage)
         return loss
+
+    def _evaluate(self, batch: Any, stage: str) -> None:
+        self._step(batch, stage)
+        if len(self._waiting[stage]) >= STEPS_PER_UPDATE:
+            self._update_waiting(stage)
 
     def _update_waiting(self, stage: str) -> None:
         waiting, self._waiting[stage] = self._waiting[stage], []
@@ -88,4 +95,6 @@ class Task(LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         self._update_waiting(stage)
-        self.log_dict(getattr(self, f"{stage}_metrics"), prog_bar=stage == "val")
+        metrics: MetricCollection = getattr(self, f"{stage}_metrics")
+        if any(metric.update_called for metric in metrics.values()):  # not where a resumed epoch was already over
+            self.log_dict(metrics, prog_bar=stage == "val")

@@ -1,7 +1,5 @@
 """A deeper convolutional network, for the last tenths of a percent."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,8 @@ class VGG(nn.Module):
         in_channels: channels of the image, 1 for grey.
         image_size: least height and width of an image in pixels; each pooling halves it.
         num_classes: number of logits.
-        widths: channels of each stage.
+        width: channels of the first stage; each later one has twice as many as the one before.
+        stages: stages, with a pooling between each two.
         depth: convolutions a stage.
         dropout: probability of zeroing a feature before the linear layer, in [0, 1).
 
@@ -34,45 +33,46 @@ class VGG(nn.Module):
         in_channels: int = 1,
         image_size: int = 28,
         num_classes: int = 10,
-        widths: Sequence[int] = (32, 64, 128),
+        width: int = 32,
+        stages: int = 3,
         depth: int = 2,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in {"in_channels": in_channels, "num_classes": num_classes, "depth": depth}.items():
+        sizes = {"in_channels": in_channels, "num_classes": num_classes}
+        for name, value in {**sizes, "width": width, "stages": stages, "depth": depth}.items():
             if value < 1:
                 raise InputError(f"{name} {value} is too small for VGG: give at least 1")
-        if not widths or min(widths) < 1:
-            raise InputError(f"widths {list(widths)} do not fit VGG: give channels of each stage, at least 1")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout {dropout} is out of range for VGG: give a probability from 0 up to, not with, 1")
-        least = 2 ** (len(widths) - 1)
-        if image_size < least:
-            raise InputError(f"image_size {image_size} is too small for VGG: {len(widths)} stages need {least} pixels")
+        self.least = 2 ** (stages - 1)
+        if image_size < self.least:
+            raise InputError(f"image_size {image_size} is too small for VGG: {stages} stages need {self.least} pixels")
         self.in_channels = in_channels
         self.image_size = image_size
         self.num_classes = num_classes
-        self.widths = tuple(widths)
+        self.width = width
+        self.stages = stages
         self.depth = depth
         self.dropout = dropout
         layers: list[nn.Module] = []
         channels = in_channels
-        for stage, width in enumerate(widths):
+        for stage in range(stages):
             if stage:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(depth):
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-                channels = width
+                wide = width * 2**stage
+                layers += [nn.Conv2d(channels, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+                channels = wide
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        least = 2 ** (len(self.widths) - 1)
-        if x.shape[1] != self.in_channels or min(x.shape[2:]) < least:
+        if x.shape[1] != self.in_channels or min(x.shape[2:]) < self.least:
             raise InputError(
                 f"images of shape {tuple(x.shape)} do not fit this VGG: it takes (B, {self.in_channels}, H, W), H and W"
-                f" at least {least}"
+                f" at least {self.least}"
             )
-        x = self.features(x)  # (B, widths[-1], H / 2^(stages - 1), W / 2^(stages - 1))
+        x = self.features(x)  # (B, width * 2^(stages - 1), H / least, W / least)
         logits: Tensor = self.head(torch.mean(x, dim=(2, 3)))  # (B, num_classes)
         return logits

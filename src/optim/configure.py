@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import ReduceLROnPlateau, instantiate_class
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src.errors import InputError
 
@@ -27,7 +29,9 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
     """
     groups = getattr(module, "parameter_groups", None)
     trained = groups() if groups else [parameter for parameter in module.parameters() if parameter.requires_grad]
-    built: torch.optim.Optimizer = _build(trained, _fused(optimizer, module.trainer))
+    built: torch.optim.Optimizer = _build(trained, _fused(optimizer, module))
+    if "fused" in built.defaults:
+        built.register_load_state_dict_pre_hook(_keep_fused)
     if scheduler is None:
         return {"optimizer": built}
     init_args = dict(scheduler.get("init_args") or {})
@@ -40,16 +44,29 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
     return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
 
-def _fused(spec: Spec, trainer: Any) -> Spec:
+def _fused(spec: Spec, module: LightningModule) -> Spec:
     """One kernel for all parameters, where this is left open: as exact, and faster.
 
-    Lightning does not clip gradients for an optimizer that could unscale them, which the fused ones could.
+    In mixed precision Lightning does not clip the gradients of a fused optimizer, and torch has none for sparse ones.
     """
     init_args = spec.get("init_args") or {}
     taken = init_args.get("fused", False) is not None or init_args.get("foreach") or init_args.get("differentiable")
-    if taken or trainer.gradient_clip_val or trainer.strategy.root_device.type not in ("cpu", "cuda"):
+    trainer: Any = module.trainer
+    clips = (
+        trainer.gradient_clip_val
+        or not module.automatic_optimization
+        or is_overridden("configure_gradient_clipping", module)
+    ) and isinstance(trainer.precision_plugin, MixedPrecision)
+    sparse = any(getattr(part, "sparse", False) for part in module.modules())
+    if taken or clips or sparse or trainer.strategy.root_device.type not in ("cpu", "cuda"):
         return spec
     return {**spec, "init_args": {**init_args, "fused": True}}
+
+
+def _keep_fused(optimizer: torch.optim.Optimizer, state: Spec) -> Spec:
+    """A checkpoint does not say how this run steps: it may clip now, or have another device."""
+    groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 def _build(first: Any, spec: Spec) -> Any:

@@ -3,10 +3,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
+from src.callbacks import compilation
+from src.cli import StarterCLI
 from src.errors import InputError
 from src.models.image_classifier import ImageClassifier
-from tests.conftest import Run
+from tests.conftest import QUIET, Run
 
 Train = Callable[..., Run]
 SHORT = ("fit", "--max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
@@ -29,7 +32,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
 def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
     train: Train, eager: list[torch.nn.Module]
 ) -> None:
-    net = ("--model.net=VGG", "--model.net.widths=[4,4]", "--model.net.depth=1", "--model.net.dropout=0.5")
+    net = ("--model.net=VGG", "--model.net.width=4", "--model.net.depth=1", "--model.net.dropout=0.5")
     plain = train(*SHORT, *net, "--precision=32-true")
     compiled = train(*SHORT, *net, "--precision=32-true", "--compile")
     assert eager == [compiled.cli.model.net]
@@ -39,11 +42,44 @@ def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
     assert "compile_seconds" not in plain.metrics
 
 
+def test_nothing_is_compiled_once_training_has_begun(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[str] = []
+    compile_module = torch.nn.Module.compile
+    now = ["before"]
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(now[0])
+        return graph
+
+    class Begun(Callback):
+        def on_sanity_check_start(self, *_: object) -> None:
+            now[0] = "in training"
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
+    monkeypatch.setattr(compilation, "rank_zero_info", lambda *_: None)
+    words = ["fit", "--model.net=MLP", "--data.source=sample", "--max_epochs=2", "--compile", *QUIET]
+    cli = StarterCLI([*words, "--trainer.enable_checkpointing=false", "--trainer.logger=false"], 0.0)
+    cli.trainer.callbacks.append(Begun())
+    cli.run()
+    assert cli.record is not None
+    shutil.rmtree(cli.record.folder)
+    assert graphs
+    assert set(graphs) == {"before"}
+
+
+def test_a_model_without_a_network_of_its_own_is_one_line(train: Train) -> None:
+    with pytest.raises(InputError, match="--compile needs a task such as ImageClassifier, and BoringModel is none"):
+        train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
+
+
 def test_what_cannot_be_compiled_is_one_line(
     train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class CompilerError(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
     def fail(*_: object) -> None:
-        raise RuntimeError("no working C++ compiler\nand a long story")
+        raise CompilerError("no working C++ compiler\nand a long story")
 
     monkeypatch.setattr(ImageClassifier, "step", fail)
     with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
@@ -53,8 +89,10 @@ def test_what_cannot_be_compiled_is_one_line(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
 def test_the_real_compiler_trains_and_its_checkpoint_is_tested_without_it(train: Train) -> None:
     run = train(*SHORT, "--model.net=MLP", "--model.net.hidden=8", "--compile", "--precision=32-true")
-    assert "compile: true" in (run.folder / "config.yaml").read_text()
     checkpoint = run.folder / "checkpoints" / "last.ckpt"
+    again = train("validate", f"--ckpt_path={checkpoint}", "--trainer.limit_val_batches=1")
+    assert again.cli.model.net._compiled_call_impl is None
+    assert again.metrics["val/loss"] == pytest.approx(run.metrics["val/loss"], rel=1e-4)
     task = ImageClassifier.load_from_checkpoint(checkpoint, weights_only=True)
     assert task.net._compiled_call_impl is None
     assert not any("_orig_mod" in name for name in run.weights)

@@ -1,4 +1,6 @@
+import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,13 +18,12 @@ SHORT = ("fit", OVERLAY, "--max_epochs=1", "--trainer.limit_val_batches=1", "--t
 
 
 def test_images_a_second_are_logged_at_log_steps(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter(range(1000))
-    monkeypatch.setattr(throughput.time, "perf_counter", lambda: float(next(seconds)))
+    seconds = itertools.count()
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     run = train(*SHORT, "--model.net=MLP", "--trainer.limit_train_batches=9", "--data.batch_size=10")
     events = EventAccumulator(str(run.folder)).Reload().Scalars("speed/samples_per_second")
     assert [event.step for event in events] == [3, 7]
-    # The clock stands still but for being read: by the callback, and by what times the run around it.
-    assert 0 < events[1].value <= 40
+    assert [event.value for event in events] == [40, 40]  # four batches of ten, and the clock moves by being read
     assert "speed/mfu" not in run.metrics  # the peak of a CPU is not known
     assert "speed/tokens_per_second" not in run.metrics
 
@@ -46,6 +47,20 @@ def test_operations_of_a_perceptron_equal_a_count_by_hand() -> None:
     first, second = 2 * 10 * 784 * 256, 2 * 10 * 256 * 10
     # Backward each layer has as many for its weights, and the second as many again for its input.
     assert training_flops(MLP(), (torch.zeros(10, 784), torch.zeros(10))) == 2 * first + 3 * second
+
+
+def test_a_network_that_cannot_be_counted_is_trained_without_its_utilisation(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uncountable(*_: object) -> float:
+        raise NotImplementedError("no meta tensors here")
+
+    monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 1e12)
+    monkeypatch.setattr(throughput, "training_flops", uncountable)
+    with pytest.warns(UserWarning, match=r"speed/mfu is left out: .*no meta tensors here"):
+        run = train(*SHORT, "--model.net=MLP", "--trainer.limit_train_batches=8")
+    assert run.metrics["speed/samples_per_second"] > 0
+    assert "speed/mfu" not in run.metrics
 
 
 def test_without_log_steps_it_is_refused(train: Train) -> None:

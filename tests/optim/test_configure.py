@@ -6,6 +6,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau
 
 from src.cli import StarterCLI
 from src.errors import InputError
+from src.models.image_classifier import ImageClassifier
 from src.optim.configure import configure_optimizers
 from src.optim.schedulers import CosineAnnealingLR, OneCycleLR
 from tests.conftest import Run
@@ -106,3 +107,27 @@ def test_a_schedule_over_a_run_without_end_is_an_error(parse: Callable[..., Star
     schedule = {"class_path": "src.optim.schedulers.CosineAnnealingLR", "init_args": {"T_max": None}}
     with pytest.raises(InputError, match=r"give --max_epochs or --trainer\.max_steps"):
         configure_optimizers(cli.model, spec, schedule, "epoch")
+
+
+def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    clipped = []
+
+    def clip(self: ImageClassifier, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        self.clip_gradients(optimizer, 1.0, "norm")
+        clipped.append(optimizer)
+
+    monkeypatch.setattr(ImageClassifier, "configure_gradient_clipping", clip)
+    train(*SHORT, "--model.net=MLP", "--precision=bf16-mixed")
+    assert clipped[0].param_groups[0]["fused"] is None
+    train(*SHORT, "--model.net=MLP", "--precision=32-true")
+    assert clipped[-1].param_groups[0]["fused"] is True
+
+
+@pytest.mark.parametrize(("before", "now"), [("true", "false"), ("false", "true")])
+def test_a_run_that_goes_on_steps_as_it_is_told_and_not_as_the_checkpoint_did(
+    train: Train, before: str, now: str
+) -> None:
+    first = train(*SHORT, "--model.net=MLP", f"--optimizer.fused={before}")
+    path = first.folder / "checkpoints" / "last.ckpt"
+    run = train("fit", f"--ckpt_path={path}", "--max_epochs=3", f"--optimizer.fused={now}")
+    assert run.cli.trainer.optimizers[0].param_groups[0]["fused"] is (now == "true")
