@@ -13,8 +13,6 @@ import torch
 from overhead import trained
 from table import DATA_DIR, Row, in_turn, parse, show
 
-from src.models.gpt import RMSNorm
-
 CHANGES: list[tuple[str, str, AbstractContextManager[object], list[str]]] = [
     ("default", "metrics once in 50 steps", patch("src.models.task.STEPS_PER_UPDATE", 1), []),
     (
@@ -33,7 +31,6 @@ CHANGES: list[tuple[str, str, AbstractContextManager[object], list[str]]] = [
         patch("src.models.gpt.LONGEST_WRITTEN_OUT", 0),
         [],
     ),
-    ("shakespeare_gpt", "own RMSNorm", patch.object(RMSNorm, "forward", torch.nn.RMSNorm.forward), []),
     ("shakespeare_gpt", "bfloat16", contextlib.nullcontext(), ["--precision=32-true"]),
 ]
 

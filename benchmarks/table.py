@@ -96,7 +96,7 @@ def spread(values: list[float]) -> str:
     if not values:
         return ""
     median = statistics.median(values)
-    digits = 0 if median >= 100 else 1 if median >= 10 else 3
+    digits = 0 if median >= 100 else 1 if median >= 10 else 2 if median >= 2 else 4
     text = f"{median:,.{digits}f}"
     return text if len(values) == 1 else f"{text} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
 

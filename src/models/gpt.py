@@ -10,7 +10,7 @@ from src.errors import InputError
 
 # Tokens up to which attention is written out on a CPU; beyond, the matrix of all weights costs too much memory.
 LONGEST_WRITTEN_OUT = 512
-Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim / 2)
+Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim)
 
 
 class KeyValueCache:
@@ -29,18 +29,6 @@ class KeyValueCache:
             keys, values = torch.cat([earlier[0], keys], dim=2), torch.cat([earlier[1], values], dim=2)
         self.layers[layer] = (keys, values)
         return keys, values
-
-
-class RMSNorm(nn.RMSNorm):
-    """Root-mean-square normalisation (Zhang and Sennrich 2019) that takes half as long as torch's on a CPU."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        eps = self.eps or torch.finfo(x.dtype).eps
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / x.shape[-1]
-        out: Tensor = x * (mean_square + eps).rsqrt() * self.weight
-        return out
 
 
 class Attention(nn.Module):
@@ -86,7 +74,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.fc(x))  # (B, T, 4C)
-        out: Tensor = self.proj(hidden * hidden)  # (B, T, C)
+        out: Tensor = self.proj(hidden * hidden)  # (B, T, C); the product's gradient takes half as long as a power's
         return out
 
 
@@ -95,9 +83,9 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(d_model)
+        self.attention_norm = nn.RMSNorm(d_model)
         self.attention = Attention(d_model, num_heads, dropout, causal)
-        self.feed_forward_norm = RMSNorm(d_model)
+        self.feed_forward_norm = nn.RMSNorm(d_model)
         self.feed_forward = FeedForward(d_model)
         self.dropout = nn.Dropout(dropout)
         # A block begins as the identity, so that depth costs nothing at the start (Zhang et al. 2019).
@@ -118,7 +106,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer (Radford et al. 2018) with RMSNorm.
+    """A decoder-only transformer (Radford et al. 2018) with RMSNorm (Zhang and Sennrich 2019).
 
     Args:
         vocab_size: number of tokens.
@@ -160,7 +148,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=True) for _ in range(num_layers))
-        self.norm = RMSNorm(d_model)
+        self.norm = nn.RMSNorm(d_model)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
             # The output sees the input token itself; this keeps its logit small at the start.
@@ -225,17 +213,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
 
 
 def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> Rotation:
-    """Cosine and sine, each (T, head_dim / 2) float32, for positions start to end - 1 (Su et al. 2021)."""
+    """Cosine and sine, each (T, head_dim) float32, for positions start to end - 1 (Su et al. 2021).
+
+    Both halves of the features have the same angles; the sine of the first half is negated, as `rotate` takes it.
+    """
     frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)  # (head_dim / 2,)
     angles = torch.outer(torch.arange(start, end, device=device), frequencies)  # (T, head_dim / 2)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair of features of (..., T, head_dim) by its position's angle."""
+    """Turn each pair of features of (..., T, head_dim), one from each half, by its position's angle."""
     cos, sin = (part.to(x.dtype) for part in rotation)
-    first, second = x.chunk(2, dim=-1)  # (..., T, head_dim / 2) each
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def check_sizes(name: str, vocab_size: int, d_model: int, num_heads: int, num_layers: int, dropout: float) -> None:

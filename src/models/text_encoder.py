@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import InputError
-from src.models.gpt import Block, RMSNorm, check_sizes, rotary_angles
+from src.models.gpt import Block, check_sizes, rotary_angles
 
 
 class TextEncoder(nn.Module):
@@ -54,7 +54,7 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=False) for _ in range(num_layers))
-        self.norm = RMSNorm(d_model)
+        self.norm = nn.RMSNorm(d_model)
         self.head_dropout = nn.Dropout(dropout)
         self.head = nn.Linear(d_model, num_classes)
         nn.init.normal_(self.embedding.weight, std=0.1)  # small, so that few steps teach a rare word
