@@ -247,20 +247,20 @@ def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Pa
     assert built.config.optimizer.init_args.momentum == 0.9
     assert built.config.optimizer.init_args.weight_decay == 0  # not the recipe's
     (line,) = [message for message in messages if message.startswith("optimizer: SGD")]
-    assert "AdamW's lr=0.003" in line
-    assert "weight_decay=0.01" in line
+    assert "AdamW's lr=0.008" in line
+    assert "weight_decay=0.02" in line
 
 
 def test_what_is_dropped_is_said_beside_a_printed_configuration_too(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         StarterCLI(["--optimizer=SGD", "--print_config"], time.perf_counter())
-    assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.003" in capsys.readouterr().err
+    assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.008" in capsys.readouterr().err
 
 
 def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str]) -> None:
-    built = parse("--optimizer", "torch.optim.adamw.AdamW", "--model.net=CNN", "--model.net.width=4")
-    assert built.config.optimizer.init_args.lr == 0.003
-    assert (built.model.net.width, built.model.net.dropout) == (4, 0.25)
+    built = parse("--optimizer", "torch.optim.adamw.AdamW", "--model.net=VGG", "--model.net.width=4")
+    assert built.config.optimizer.init_args.lr == 0.008
+    assert (built.model.net.width, built.model.net.dropout) == (4, 0.1)
     assert not any("dropped" in message for message in messages)
 
 
@@ -270,7 +270,7 @@ def test_a_class_changed_in_an_overlay_starts_from_its_own_defaults(
     overlay = write(tmp_path / "sgd.yaml", "optimizer: {class_path: SGD, init_args: {nesterov: true, momentum: .5}}\n")
     init_args = parse("--config", overlay).config.optimizer.init_args
     assert (init_args.nesterov, init_args.momentum, init_args.weight_decay) == (True, 0.5, 0.0)
-    assert any("AdamW's lr=0.003" in message for message in messages)
+    assert any("AdamW's lr=0.008" in message for message in messages)
 
 
 def test_the_projects_own_class_comes_before_a_librarys(parse: Parse) -> None:
@@ -296,7 +296,7 @@ def test_print_config_shows_the_whole(capsys: pytest.CaptureFixture[str]) -> Non
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["max_epochs"] == 3
     assert printed["optimizer"]["class_path"] == "torch.optim.SGD"
-    assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 32
+    assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 16
 
 
 def test_a_printed_configuration_is_a_recipe_with_its_own_files_name(
@@ -368,7 +368,7 @@ def test_classes_without_arguments_run_too(train: Train) -> None:
 
 
 def test_a_network_with_fewer_classes_than_the_digits_is_one_line(train: Train) -> None:
-    with pytest.raises(InputError, match="the data has 10 classes and CNN 3"):
+    with pytest.raises(InputError, match="the data has 10 classes and VGG 3"):
         train("--model.net.num_classes=3", "--fast_dev_run")
 
 
@@ -679,7 +679,7 @@ def broken_files(folder: Path) -> None:
         ("--model null", "--model: a run needs a model"),
         ("--model CNN", "--model: CNN is not a LightningModule"),
         ("--devics 2", "--devics: no such option, did you mean --devices?"),
-        ("--model.net.widht 8", "--model.net.widht: CNN has no argument widht, did you mean width?"),
+        ("--model.net.widht 8", "--model.net.widht: VGG has no argument widht, did you mean width?"),
         ("--data.source offical", "--data.source offical: expected auto, official, sample, did you mean official?"),
         ("--max_epochs many", "--max_epochs many: expected int"),
         ("tset", "tset: one of fit, validate, test, predict may stand here, did you mean test?"),
@@ -699,7 +699,7 @@ def broken_files(folder: Path) -> None:
         ("--trainer.logger CometLogger", "not met"),
         ("--lr_scheduler StepLR", "StepLR needs step_size: give --lr_scheduler.step_size"),
         ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
-        ("--model.net.image_size 2", "image_size 2 is too small for CNN"),
+        ("--model.net.image_size 2", "image_size 2 is too small for VGG"),
         ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
         ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),
         ("--name a/b", "--name a/b is not the name of a folder"),
@@ -716,7 +716,7 @@ def broken_files(folder: Path) -> None:
         ("--optimizer.lr -1 --fast_dev_run", "AdamW does not take its arguments: Invalid learning rate: -1.0"),
         ("fit test", "fit test: only one of fit, validate, test, predict can run at a time"),
         ("--model.net ./mine.py", "--model.net ./mine.py: there is no class"),
-        ("--model.num_classes 5", "num_classes 5 does not fit CNN, which has 10"),
+        ("--model.num_classes 5", "num_classes 5 does not fit VGG, which has 10"),
         ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches 0: give at least 1"),
         ("--seed_everything -1", "-1 is not in bounds"),
         ("--config short.yaml", "short.yaml: max_epochs belongs under trainer"),

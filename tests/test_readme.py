@@ -99,7 +99,7 @@ def test_the_python_line_of_the_readme_loads_a_checkpoint(workplace: Path, monke
 
     (line,) = re.findall(r"`(ImageClassifier\.load_from_checkpoint\([^`]*\))`", README)
     monkeypatch.chdir(workplace)
-    assert eval(line, {"ImageClassifier": ImageClassifier}).net.width == 32
+    assert eval(line, {"ImageClassifier": ImageClassifier}).net.width == 16
 
 
 def test_links_inside_the_readme_lead_somewhere() -> None:

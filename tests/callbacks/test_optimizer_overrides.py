@@ -47,7 +47,7 @@ def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> Non
     first = train(*SHORT, "--max_epochs=1", "--lr_scheduler.total_steps=9")
     path = last(first)
     rates = []
-    for options in ((), ("--optimizer.lr=0.3",)):
+    for options in ((), ("--optimizer.lr=0.8",)):
         run = train(*SHORT, "--max_epochs=2", "--lr_scheduler.total_steps=9", "--ckpt_path", path, *options)
         rates.append(run.cli.trainer.optimizers[0].param_groups[0]["lr"])
     assert rates[1] == pytest.approx(100 * rates[0])
