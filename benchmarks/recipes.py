@@ -43,12 +43,9 @@ def main() -> None:
                 words += [f"--trainer.default_root_dir={folder}"]
                 words += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
                 words += ["--data.final=true"] if metric == "test/loss" else []
-                words += ["--trainer.limit_train_batches=5"] if options.quick else []
-                words += (
-                    ["--trainer.max_steps=5", "--trainer.val_check_interval=5"]
-                    if options.quick and "gpt" in recipe
-                    else []
-                )
+                if options.quick:
+                    words += ["--trainer.limit_train_batches=5", "--trainer.max_steps=5"]
+                    words += ["--trainer.val_check_interval=5"]
                 speeds = [measure(20 if options.quick else 60) for _ in range(3)]
                 start = time.perf_counter()
                 subprocess.run([sys.executable, "-m", "src.train", *words], check=True, capture_output=True)
