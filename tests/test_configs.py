@@ -13,22 +13,36 @@ from tests.data.test_image_folder import pictures
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 
 
+RECIPES = [config for config in CONFIGS if is_recipe(load_config(config)[1])]
+Start = Callable[..., Run]
+
+
 @pytest.fixture
-def own_data(tmp_path: Path) -> dict[str, str]:
-    """What must be given with the data of some recipes."""
+def start(train: Start, tmp_path: Path) -> Start:
+    """Run a configuration with what must be given with its data."""
     pictures(tmp_path / "pictures")
-    return {"ImageFolderDataModule": f"--data.path={tmp_path / 'pictures'}"}
+    own_data = {"ImageFolderDataModule": f"--data.path={tmp_path / 'pictures'}"}
+
+    def run(config: str, *words: str) -> Run:
+        data = load_config(config)[1].get("data", {}).get("class_path", "MNISTDataModule").rpartition(".")[2]
+        given = [own_data[data]] if data in own_data else []
+        return train(*words, "--config", config, "--fast_dev_run", *given, sample=data == "MNISTDataModule")
+
+    return run
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_config_runs(train: Callable[..., Run], config: str, own_data: dict[str, str]) -> None:
-    data = load_config(config)[1].get("data", {}).get("class_path", "MNISTDataModule").rpartition(".")[2]
-    words = [own_data[data]] if data in own_data else []
-    run = train("--config", config, "--fast_dev_run", *words, sample=data == "MNISTDataModule")
+def test_every_config_runs(start: Start, config: str) -> None:
+    run = start(config)
     assert run.cli.trainer.state.finished
     assert any(name.startswith("test/") for name in run.cli.trainer.callback_metrics)
     if is_recipe(load_config(config)[1]):
         assert run.cli.config.name == Path(config).stem
+
+
+@pytest.mark.parametrize("config", RECIPES)
+def test_every_recipe_predicts(start: Start, config: str) -> None:
+    assert start(config, "predict").cli.trainer.state.finished
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -3,11 +3,10 @@
 import hashlib
 import os
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import MNIST
 
 from src import ROOT
+from src.data.loading import in_memory_loader
 from src.download import DownloadError, downloading
 from src.errors import InputError
 
@@ -218,19 +218,10 @@ class MNISTDataModule(LightningDataModule):
         return distort(images, *limits), targets
 
     def _loader(self, dataset: ImageTensors, shuffle: bool = False) -> DataLoader[Batch]:
-        # Batches are cut from memory, so Lightning's advice to add worker processes would only cost time here.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         if self.device_resident and self.trainer is not None:
             dataset.to(self.trainer.strategy.root_device)
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available() and not self.device_resident,
-            collate_fn=_already_a_batch,
-        )
+        workers, resident = self.num_workers, self.device_resident
+        return in_memory_loader(dataset, self.batch_size, shuffle=shuffle, num_workers=workers, on_device=resident)
 
 
 def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: float, max_warp: float) -> Tensor:
@@ -261,7 +252,7 @@ def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: fl
     if max_warp:
         moves = uniform(2 * max_warp, 2, WARP_POINTS, WARP_POINTS)
         moves = F.interpolate(moves, (height, width), mode="bicubic", align_corners=True)  # (B, 2, H, W)
-        grid = grid + moves.permute(0, 2, 3, 1) / torch.tensor([width, height], device=images.device)
+        grid = grid + torch.stack([moves[:, 0] / width, moves[:, 1] / height], dim=-1)
     black = -MEAN / STD
     return F.grid_sample(images - black, grid, align_corners=False) + black
 
@@ -341,7 +332,3 @@ def _sample_parts() -> dict[str, Batch]:
 def _normalise(images: Tensor) -> Tensor:
     """(N, H, W) uint8 -> (N, 1, H, W) float32 of mean 0 and standard deviation 1."""
     return images.unsqueeze(1).float().div_(255).sub_(MEAN).div_(STD)
-
-
-def _already_a_batch(batch: Any) -> Any:
-    return batch

@@ -12,6 +12,7 @@ from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.data import mnist
+from src.data.loading import already_a_batch
 from src.data.mnist import ImageTensors, MNISTDataModule, distort
 from src.errors import InputError
 from src.models.image_classifier import ImageClassifier
@@ -254,7 +255,7 @@ def test_batches_are_cut_right_by_any_sampler_with_and_without_workers(kind: str
         sampler=sampler,
         shuffle=True if sampler is None else None,
         num_workers=workers,
-        collate_fn=mnist._already_a_batch,
+        collate_fn=already_a_batch,
     )
     seen = []
     for images, targets in loader:
