@@ -4,41 +4,35 @@ python benchmarks/ablation.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
 
 import contextlib
-import logging
-import warnings
 from contextlib import AbstractContextManager
+from functools import partial
 from unittest.mock import patch
 
 import torch
 from overhead import trained
 from table import DATA_DIR, Row, in_turn, parse, show
 
+AS_IT_IS = contextlib.nullcontext()
+# Recipe, change, and what undoes it: in the code, or on the command line.
 CHANGES: list[tuple[str, str, AbstractContextManager[object], list[str]]] = [
     ("default", "metrics once in 50 steps", patch("src.models.task.STEPS_PER_UPDATE", 1), []),
-    (
-        "default",
-        "a progress bar at a pace for people",
-        contextlib.nullcontext(),
-        ["--trainer.callbacks+=RichProgressBar"],
-    ),
-    ("default", "log every tenth step", contextlib.nullcontext(), ["--trainer.log_every_n_steps=1"]),
-    ("default", "one fused optimizer kernel", contextlib.nullcontext(), ["--optimizer.fused=false"]),
+    ("default", "a progress bar at a pace for people", AS_IT_IS, ["--trainer.callbacks+=RichProgressBar"]),
+    ("default", "log every tenth step", AS_IT_IS, ["--trainer.log_every_n_steps=1"]),
+    ("default", "one fused optimizer kernel", AS_IT_IS, ["--optimizer.fused=false"]),
     ("default", "channels last", patch("torch.channels_last", torch.contiguous_format), []),
-    ("default", "bfloat16", contextlib.nullcontext(), ["--precision=32-true"]),
-    (
-        "shakespeare_gpt",
-        "attention written out",
-        patch("src.models.gpt.LONGEST_WRITTEN_OUT", 0),
-        [],
-    ),
-    ("shakespeare_gpt", "bfloat16", contextlib.nullcontext(), ["--precision=32-true"]),
+    ("default", "bfloat16", AS_IT_IS, ["--precision=32-true"]),
+    ("shakespeare_gpt", "attention written out", patch("src.models.gpt.LONGEST_WRITTEN_OUT", 0), []),
+    ("shakespeare_gpt", "bfloat16", AS_IT_IS, ["--precision=32-true"]),
 ]
+
+
+def trained_without(words: list[str], undone: AbstractContextManager[object]) -> float:
+    with undone:
+        return trained(words)
 
 
 def main() -> None:
     options = parse(__doc__, DATA_DIR)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = []
     for recipe, change, undone, undoing in CHANGES:
         steps = 5 if options.quick else 30 if "gpt" in recipe else 100
@@ -47,12 +41,8 @@ def main() -> None:
         words += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
         words += [f"--trainer.val_check_interval={steps}"]
 
-        def without(words: list[str] = words, undone: AbstractContextManager[object] = undone) -> float:
-            with undone:
-                return trained(words)
-
-        changed = [*words, *undoing]
-        values = in_turn(lambda words=words: trained(words), lambda words=changed: without(words), options.pairs)
+        without = partial(trained_without, [*words, *undoing], undone)
+        values = in_turn(partial(trained, words), without, options.pairs)
         rows.append(Row(f"{recipe}: {change}", "samples/s", values[0], "without", values[1]))
     show(rows, options.results)
 

@@ -55,7 +55,8 @@ def terminal() -> Iterator[None]:
 
 def trained(words: list[str]) -> float:
     """Samples a second of the program's training epoch."""
-    with tempfile.TemporaryDirectory() as folder, terminal():
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, terminal(), warnings.catch_warnings(action="ignore"):
         cli = StarterCLI([*words, f"--trainer.default_root_dir={folder}"], time.perf_counter())
         cli.run()
         assert cli.record is not None
@@ -111,8 +112,6 @@ def plain_text(data: TextDataModule, steps: int) -> float:
 
 def main() -> None:
     options = parse(__doc__, DATA_DIR)
-    warnings.filterwarnings("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     digits = MNISTDataModule(data_dir=options.data_dir)
     digits.prepare_data()
     digits.setup("fit")

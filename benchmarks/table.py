@@ -53,6 +53,15 @@ def parse(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Names
     for name, options in more:
         parser.add_argument(name, **options)
     options = parser.parse_args()
+    if options.pairs < 1:
+        parser.error(f"--pairs {options.pairs} is too small: give at least 1")
+    if getattr(options, "data_dir", None) and not Path(options.data_dir).is_dir():
+        parser.error(f"--data_dir {options.data_dir}: no such folder; leave it out to measure on the sample")
+    if options.results and options.results.exists():
+        try:
+            json.loads(options.results.read_text(encoding="utf-8"))["rows"]
+        except (ValueError, KeyError, TypeError):
+            parser.error(f"--results {options.results} holds no results: give another file, or remove it")
     if options.quick:
         options.pairs = min(options.pairs, 2)
     return options

@@ -30,7 +30,7 @@ from rich.table import Table
 from torch.optim import Optimizer
 
 from src import ROOT, config
-from src.callbacks.compilation import Compilation, cannot_compile
+from src.callbacks.compilation import Compilation, cannot_compile, is_of_compiler
 from src.callbacks.optimizer_overrides import OptimizerOverrides
 from src.callbacks.progress_bar import PacedProgressBar
 from src.callbacks.run_record import RunRecord
@@ -409,7 +409,7 @@ def run(started: float) -> None:
             cause = cause.__cause__
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         mendable = isinstance(cause, InputError) or (isinstance(cause, refused) and raised_by_library(cause))
-        if "--compile" in args and type(cause).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        if "--compile" in args and is_of_compiler(cause):
             cause, mendable = cannot_compile(cause), True
         if "--debug" in args or not mendable:
             raise

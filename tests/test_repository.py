@@ -106,6 +106,24 @@ def test_a_benchmark_prints_a_table_and_keeps_its_values(script: str, tmp_path: 
         assert row["ratio"] == [a / b for a, b in zip(row["ours"], row["theirs"], strict=False)]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--pairs", "0"), "--pairs 0 is too small: give at least 1"),
+        (("--data_dir", "nowhere"), "--data_dir nowhere: no such folder"),
+        (("--results", "table.py"), "--results table.py holds no results"),
+        (("--qick",), "unrecognized arguments: --qick"),
+    ],
+)
+def test_a_benchmark_says_what_it_cannot_do_before_it_measures(words: tuple[str, ...], message: str) -> None:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "data_path.py", *words]
+    done = subprocess.run(command, env=env, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.slow
 def test_all_benchmarks_run_in_turn_into_one_table(tmp_path: Path) -> None:
     results = tmp_path / "results.json"

@@ -52,7 +52,7 @@ class Compilation(Callback):
                     with trainer.precision_plugin.val_step_context(), torch.no_grad():
                         task.step(part)
         except (RuntimeError, ImportError) as error:
-            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            if not is_of_compiler(error):
                 raise
             raise cannot_compile(error) from error
         for module, training in modes:
@@ -61,6 +61,11 @@ class Compilation(Callback):
             value.copy_(buffers[name])
         self.seconds = time.perf_counter() - start
         rank_zero_info(f"Compiled in {self.seconds:.0f} s")
+
+
+def is_of_compiler(error: BaseException) -> bool:
+    """Whether torch's compiler raised an error; its modules are not loaded to find out."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 def cannot_compile(error: BaseException) -> InputError:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.errors import InputError
+from src.models.hyperparameters import check_sizes
 
 
 class CNN(nn.Module):
@@ -37,12 +38,7 @@ class CNN(nn.Module):
         super().__init__()
         if image_size < 4:
             raise InputError(f"image_size {image_size} is too small for CNN: two 2x2 poolings need at least 4 pixels")
-        sizes = {"in_channels": in_channels, "num_classes": num_classes, "width": width, "hidden": hidden}
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"{name} {value} is too small for CNN: give at least 1")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout {dropout} is out of range for CNN: give a probability from 0 up to, not with, 1")
+        check_sizes("CNN", dropout, in_channels=in_channels, num_classes=num_classes, width=width, hidden=hidden)
         self.in_channels = in_channels
         self.image_size = image_size
         self.num_classes = num_classes

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.errors import InputError
+from src.models.hyperparameters import check_sizes
 
 # Tokens up to which attention is written out on a CPU; beyond, the matrix of all weights costs too much memory.
 LONGEST_WRITTEN_OUT = 512
@@ -135,7 +136,8 @@ class GPT(nn.Module):
         tie_weights: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes("GPT", vocab_size, d_model, num_heads, num_layers, dropout)
+        sizes = {"vocab_size": vocab_size, "num_layers": num_layers}
+        check_transformer("GPT", dropout, d_model=d_model, num_heads=num_heads, **sizes)
         if block_size < 2:
             raise InputError(f"block_size {block_size} is too small for GPT: give at least 2 tokens")
         self.vocab_size = vocab_size
@@ -229,15 +231,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def check_sizes(name: str, vocab_size: int, d_model: int, num_heads: int, num_layers: int, dropout: float) -> None:
+def check_transformer(name: str, dropout: float, *, d_model: int, num_heads: int, **sizes: int) -> None:
     """Raise InputError where a transformer cannot have these sizes."""
-    sizes = {"vocab_size": vocab_size, "d_model": d_model, "num_heads": num_heads, "num_layers": num_layers}
-    for argument, value in sizes.items():
-        if value < 1:
-            raise InputError(f"{argument} {value} is too small for {name}: give at least 1")
+    check_sizes(name, dropout, **sizes, d_model=d_model, num_heads=num_heads)
     if d_model % (2 * num_heads):
         raise InputError(
             f"d_model {d_model} does not fit {name} with num_heads {num_heads}: give a multiple of {2 * num_heads}"
         )
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout {dropout} is out of range for {name}: give a probability from 0 up to, not with, 1")

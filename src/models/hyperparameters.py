@@ -44,6 +44,15 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
 
 
+def check_sizes(net: str, dropout: float = 0.0, **sizes: int) -> None:
+    """Raise InputError, in the name of a network, where a size is below 1 or dropout no probability below 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise InputError(f"{name} {value} is too small for {net}: give at least 1")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout {dropout} is out of range for {net}: give a probability from 0 up to, not with, 1")
+
+
 def check_limits(net: nn.Module, data: Any) -> None:
     """Make sure that a network takes the tokens and the context of its data, before anything is run.
 

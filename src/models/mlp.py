@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.errors import InputError
+from src.models.hyperparameters import check_sizes
 
 
 class MLP(nn.Module):
@@ -24,9 +24,7 @@ class MLP(nn.Module):
 
     def __init__(self, in_features: int = 784, num_classes: int = 10, hidden: int = 256) -> None:
         super().__init__()
-        for name, value in {"in_features": in_features, "num_classes": num_classes, "hidden": hidden}.items():
-            if value < 1:
-                raise InputError(f"{name} {value} is too small for MLP: give at least 1")
+        check_sizes("MLP", in_features=in_features, num_classes=num_classes, hidden=hidden)
         self.in_features = in_features
         self.num_classes = num_classes
         self.hidden = hidden

@@ -44,21 +44,19 @@ class Task(LightningModule):
         check_limits(self.net, getattr(self.trainer, "datamodule", None))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self._step(batch, "train")
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_log_step = every and (self.global_step + 1) % every == 0
-        if (is_log_step or not every) and len(self._waiting["train"]) >= STEPS_PER_UPDATE:
-            self._update_waiting("train")
+        loss = self._step(batch, "train", may_wait=bool(is_log_step or not every))
         if is_log_step:
             # Not for the progress bar: Lightning reads what is meant for it in every later step.
             self.log("train/loss_step", loss.detach())
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+        self._step(batch, "val")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+        self._step(batch, "test")
 
     def on_train_epoch_end(self) -> None:
         self._log_metrics("train")
@@ -73,15 +71,13 @@ class Task(LightningModule):
         """Take what `step` gave in several steps, each argument joined to one row."""
         getattr(self, f"{stage}_metrics").update(**seen)
 
-    def _step(self, batch: Any, stage: str) -> Tensor:
+    def _step(self, batch: Any, stage: str, may_wait: bool = True) -> Tensor:
+        """The loss of a batch; where the program may wait for the device, the metrics may be updated."""
         loss, seen = self.step(batch)
         self._waiting[stage].append(seen)
-        return loss
-
-    def _evaluate(self, batch: Any, stage: str) -> None:
-        self._step(batch, stage)
-        if len(self._waiting[stage]) >= STEPS_PER_UPDATE:
+        if may_wait and len(self._waiting[stage]) >= STEPS_PER_UPDATE:
             self._update_waiting(stage)
+        return loss
 
     def _update_waiting(self, stage: str) -> None:
         waiting, self._waiting[stage] = self._waiting[stage], []

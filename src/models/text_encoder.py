@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import InputError
-from src.models.gpt import Block, check_sizes, rotary_angles
+from src.models.gpt import Block, check_transformer, rotary_angles
 
 
 class TextEncoder(nn.Module):
@@ -39,9 +39,8 @@ class TextEncoder(nn.Module):
         token_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_sizes("TextEncoder", vocab_size, d_model, num_heads, num_layers, dropout)
-        if num_classes < 1:
-            raise InputError(f"num_classes {num_classes} is too small for TextEncoder: give at least 1")
+        sizes = {"vocab_size": vocab_size, "num_layers": num_layers, "num_classes": num_classes}
+        check_transformer("TextEncoder", dropout, d_model=d_model, num_heads=num_heads, **sizes)
         if not 0 <= token_dropout < 1:
             raise InputError(f"token_dropout {token_dropout} is out of range: give a probability from 0 up to 1")
         self.vocab_size = vocab_size

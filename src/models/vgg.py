@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import InputError
+from src.models.hyperparameters import check_sizes
 
 
 class VGG(nn.Module):
@@ -40,11 +41,7 @@ class VGG(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"in_channels": in_channels, "num_classes": num_classes}
-        for name, value in {**sizes, "width": width, "stages": stages, "depth": depth}.items():
-            if value < 1:
-                raise InputError(f"{name} {value} is too small for VGG: give at least 1")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout {dropout} is out of range for VGG: give a probability from 0 up to, not with, 1")
+        check_sizes("VGG", dropout, **sizes, width=width, stages=stages, depth=depth)
         self.least = 2 ** (stages - 1)
         if image_size < self.least:
             raise InputError(f"image_size {image_size} is too small for VGG: {stages} stages need {self.least} pixels")
