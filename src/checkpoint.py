@@ -1,18 +1,132 @@
-"""Reading a checkpoint without trusting it."""
+"""Writing a checkpoint whole or not at all, and reading one without trusting it."""
 
+import errno
+import hashlib
 import inspect
+import os
 import pickle
+import shutil
+import tempfile
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src.config import Tree, differences, import_class
 from src.data.tokenizer import Tokenizer, restore_tokenizer
 from src.errors import InputError
+
+# A checkpoint ends in this and the SHA-256 of all before the last record of its zip archive; that record's comment is
+# where zip files may hold such a thing, so torch reads it as any other.
+MARK = b"sha256="
+COMMENT = len(MARK) + 64
+END = 22  # bytes of that record without the comment
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Lightning's way to files, where a checkpoint gets its name only when all of it is on the disk, with a checksum.
+
+    Raises:
+        InputError: it cannot be written; what was there before is left as it was.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+        else:
+            write_checkpoint(checkpoint, Path(path))
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint and its checksum.
+
+    Raises:
+        InputError: it cannot be written; what was there before is left as it was.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            temporary = Path(file.name)
+            torch.save(checkpoint, file)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = MARK + b"0" * 64
+        digest = _digest(temporary)
+        with temporary.open("r+b") as file:
+            file.seek(-64, os.SEEK_END)
+            file.write(digest.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        # torch reports a full disk as an error of its own.
+        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+            raise
+        raise _unwritable(path, checkpoint, error) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, checkpoint: dict[str, Any], error: BaseException) -> InputError:
+    run = path.parent.parent
+    if not run.is_dir():
+        return InputError(f"{path} cannot be written: {run} is gone, deleted or renamed while the run was going")
+    system = error if isinstance(error, OSError) else error.__context__
+    reason = system.strerror if isinstance(system, OSError) else str(error)
+    if isinstance(system, OSError) and system.errno in (errno.ENOSPC, errno.EDQUOT):
+        need, free = _size(checkpoint) / 2**20, shutil.disk_usage(run).free / 2**20
+        reason = f"{reason}: it needs about {need:.1f} MB and {free:.1f} MB are free; make room"
+    return InputError(f"{path} cannot be written ({reason}); earlier checkpoints are as they were")
+
+
+def _size(value: Any) -> int:
+    """Bytes of all tensors in a tree of dicts and lists."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(_size(child) for child in children)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file but for its last 64 bytes, where it stands."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size - 64
+    with path.open("rb") as file:
+        while left and (chunk := file.read(min(left, 2**20))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file as a whole, or None; one that was written without a checksum passes."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(-min(size, END + COMMENT), os.SEEK_END)
+            end = file.read()
+        if end[-COMMENT : -COMMENT + len(MARK)] == MARK:
+            return None if _digest(path).encode() == end[-64:] else "its checksum is not that of its content"
+        if end[-END:-18] == b"PK\5\6" and end[-2:] == b"\0\0":
+            return None  # a zip archive without a comment, such as torch.save writes
+        return "it is truncated, or its end is damaged" if zip_start(path) else None
+    except OSError as error:
+        return error.strerror
+
+
+def zip_start(path: Path) -> bool:
+    """Whether a file begins as a zip archive does."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
 
 
 def read_checkpoint(given: str) -> dict[str, Any]:
@@ -26,6 +140,8 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         raise InputError(
             f"--ckpt_path {given}: no such file; give one such as logs/default/version_0/checkpoints/best.ckpt"
         )
+    if problem := damage(path):
+        raise InputError(f"--ckpt_path {given} is damaged or truncated ({problem}); give another one")
     try:
         checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -33,9 +149,7 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        with path.open("rb") as file:
-            is_zip = file.read(2) == b"PK"
-        problem = "is damaged or truncated" if is_zip else "is not a checkpoint"
+        problem = "is damaged or truncated" if zip_start(path) else "is not a checkpoint"
         raise InputError(
             f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
         ) from error

@@ -2,20 +2,21 @@
 
 import argparse
 import os
-import re
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
 import torch
 import yaml
 from jsonargparse import Namespace
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
@@ -31,23 +32,44 @@ from torch.optim import Optimizer
 
 from src import ROOT, config
 from src.callbacks.compilation import Compilation, cannot_compile, is_of_compiler
+from src.callbacks.finite_loss import FiniteLoss, NotFiniteError
+from src.callbacks.last_checkpoint import LastCheckpoint
 from src.callbacks.optimizer_overrides import OptimizerOverrides
 from src.callbacks.progress_bar import PacedProgressBar
 from src.callbacks.run_record import RunRecord
-from src.checkpoint import check_fit, check_unfinished, model_arguments, read_checkpoint, run_configuration
+from src.callbacks.step_seeds import StepSeeds
+from src.checkpoint import (
+    WholeCheckpointIO,
+    check_fit,
+    check_unfinished,
+    model_arguments,
+    read_checkpoint,
+    run_configuration,
+)
+from src.data.loading import check_batch_size
 from src.errors import InputError, report
 from src.explain import explain
+from src.interruption import Interrupted, Interruption
 from src.models.hyperparameters import rebuild_arguments
 from src.optim.configure import configure_optimizers
+from src.runs import (
+    WORKER_SECONDS,
+    agreed,
+    checkpoints_of,
+    claim_run_folder,
+    good_checkpoint,
+    is_finished,
+    lock_run,
+    mark_job,
+    run_to_continue,
+    runs_of,
+    version,
+)
 
 # Settings of one call, which a saved configuration must not repeat.
-CALL_ONLY = ("config", "ckpt_path", "compile", "debug")
+CALL_ONLY = ("config", "ckpt_path", "run", "compile", "debug")
 # CPU capabilities, as torch names them, that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Of a class of its own, so that its state is never taken for that of the best checkpoint."""
 
 
 class StarterCLI(LightningCLI):
@@ -66,6 +88,9 @@ class StarterCLI(LightningCLI):
         self.stage: str | None = None
         self.checkpoint: dict[str, Any] | None = None
         self.saved: config.Tree = {}  # the configuration of the run that wrote the checkpoint
+        self.run_folder: Path | None = None  # of the run that this one goes on with
+        self.lock: Any = None
+        self.interruption = Interruption()
         self.record: RunRecord | None = None
         self.compilation: Compilation | None = None
         self.given: set[str] = set()  # dotted names of all that is not left at its default
@@ -88,7 +113,23 @@ class StarterCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; by default the recipe's name")
-        parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint to load; for fit, to continue from")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="Checkpoint to load; for fit, to continue from: a path, `last` for the newest unfinished run of the"
+            " recipe, or `auto` for that or else a new run",
+        )
+        parser.add_argument("--run", type=str | None, help="Folder of the run to continue, in place of the newest")
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=0, help="Save last.ckpt inside of an epoch too; 0 does not"
+        )
+        parser.add_argument("--save_every_n_minutes", type=float, default=10.0, help="The same by time; 0 does not")
+        parser.add_argument(
+            "--retries",
+            type=int,
+            default=0,
+            help="How often a run whose loss becomes NaN or infinite goes on from last.ckpt at half the learning rate",
+        )
         parser.add_argument("--compile", action="store_true", help="Compile the network before it is used")
         parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
         parser.add_optimizer_args((Optimizer,))
@@ -107,11 +148,12 @@ class StarterCLI(LightningCLI):
         self.stage, files, options = config.split_command_line(list(args or []))
         loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
-        ckpt_path = [*(tree.get("ckpt_path") for _, tree in loaded), dict(options).get("--ckpt_path")]
-        if any(ckpt_path):
-            self.checkpoint = read_checkpoint([path for path in ckpt_path if path][-1])
+        ckpt_path, loaded, options = self._choose_checkpoint(loaded, options)
+        if ckpt_path:
+            self.checkpoint = read_checkpoint(ckpt_path)
             self.saved = run_configuration(self.checkpoint)
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
+        name = self.run_folder.parent.name if self.run_folder else name
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
@@ -136,6 +178,49 @@ class StarterCLI(LightningCLI):
             self.config.lr_scheduler = None
         for line in dropped:
             rank_zero_info(line)
+
+    def _choose_checkpoint(
+        self, loaded: list[tuple[Path, config.Tree]], options: list[config.Option]
+    ) -> tuple[str | None, list[tuple[Path, config.Tree]], list[config.Option]]:
+        """The checkpoint that is meant, if any; and configurations and options, which for a run that goes on are only
+        what it is to change."""
+        given = dict(options)
+        paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
+        path = next((path for path in reversed(paths) if path), None)
+        run = given.get("--run")
+        if self.stage not in (None, "fit") or not (run or path in ("last", "auto")):
+            return path, loaded, options
+        automatic = path == "auto"
+        folder = Path(run).expanduser().absolute() if run else None
+        if folder is None:
+            roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
+            roots += [given.get("--trainer.default_root_dir")]
+            root = Path(next((root for root in reversed(roots) if root), ROOT / "logs"))
+            name = given.get("--name") or config.choose_recipe(loaded, {})[1]
+            parent = runs_of(root, name)
+            is_first = getattr(rank_zero_only, "rank", 0) == 0
+            found = agreed(str((is_first and run_to_continue(parent, automatic)) or ""))
+            folder = Path(found) if found else None
+        options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
+        loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
+        if folder is None:
+            if not automatic:
+                raise InputError(
+                    f"--ckpt_path last: no unfinished run with a checkpoint in {parent} that is not in use; leave it"
+                    " out to train afresh, or give a checkpoint's path"
+                )
+            return None, loaded, options
+        if not folder.is_dir():
+            raise InputError(f"--run {run}: no such folder; give one such as logs/default/version_0")
+        if path in (None, "last", "auto"):
+            checkpoint, lines = good_checkpoint(folder)
+            for line in lines:
+                rank_zero_info(line)
+            path = str(checkpoint)
+        rank_zero_info(f"Going on with run {_relative(folder)} from {Path(path).name}")
+        self.run_folder = folder
+        overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
+        return path, overlays, [*options, ("--ckpt_path", path)]
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
@@ -202,10 +287,12 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None:
             check_fit(self.checkpoint, self.model, tree["model"])
             if self.stage in (None, "fit"):
-                check_unfinished(self.checkpoint, options["max_epochs"], options["max_steps"])
+                if self.run_folder is None or is_finished(self.run_folder):  # else its test may be left to do
+                    check_unfinished(self.checkpoint, options["max_epochs"], options["max_steps"])
                 if self.saved:
                     callbacks.append(OptimizerOverrides(self.saved, tree))
-            self.checkpoint = None
+        purge_step = (self.checkpoint or {}).get("global_step") if self.run_folder else None
+        self.checkpoint = None
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
@@ -216,20 +303,36 @@ class StarterCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
         if options["enable_progress_bar"] is not False and not any(isinstance(bar, ProgressBar) for bar in callbacks):
             callbacks.append(PacedProgressBar())
+        callbacks.append(StepSeeds())
+        callbacks.append(FiniteLoss())
+        plugins = options.pop("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, WholeCheckpointIO()]
         if not options["fast_dev_run"]:
-            folder = claim_run_folder(Path(options["default_root_dir"] or ROOT / "logs"), self.config.name)
+            root = Path(options["default_root_dir"] or ROOT / "logs")
+            folder = self.run_folder or claim_run_folder(root, self.config.name)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
+                mark_job(folder)
             self.record = RunRecord(folder, text)
             callbacks.append(self.record)
             if options["enable_checkpointing"] is not False:
                 callbacks += self._checkpoints(folder)
             options["default_root_dir"] = folder
             if options["logger"] is None or options["logger"] is True:
-                version = int(folder.name.removeprefix("version_"))
+                # What was logged behind the checkpoint is logged once more, and must not stand there twice.
                 options["logger"] = TensorBoardLogger(
-                    folder.parents[1], folder.parent.name, version, default_hp_metric=False
+                    folder.parents[1],
+                    folder.parent.name,
+                    version(folder),
+                    default_hp_metric=False,
+                    purge_step=purge_step,
                 )
         try:
-            return Trainer(**options, callbacks=callbacks)
+            trainer = Trainer(**options, callbacks=callbacks, plugins=plugins)
+            check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
+            return trainer
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self._drop_empty_folder()
             if raised_by_library(error):
@@ -244,22 +347,49 @@ class StarterCLI(LightningCLI):
         best: ModelCheckpoint = self.config_init.checkpoint
         best.dirpath = best.dirpath or checkpoints
         best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
-        # ModelCheckpoint's own save_last skips every epoch that is not the best one (Lightning 2.6).
-        last = LastCheckpoint(checkpoints, "last", save_on_train_epoch_end=True, enable_version_counter=False)
-        return [best, last]
+        every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
+        return [best, LastCheckpoint(Path(checkpoints), self.interruption, *every)]
 
     def _drop_empty_folder(self) -> None:
         if self.record is not None:
             with suppress(OSError):  # something is in it, or this process never had one
-                self.record.folder.rmdir()
+                if {path.name for path in self.record.folder.iterdir()} <= {".lock", ".job"}:
+                    shutil.rmtree(self.record.folder)
 
     def run(self) -> None:
         """Run the stage asked for, then print what came out."""
+        self.interruption.install()
         try:
             self._run_stage()
         except BaseException:
             self._drop_empty_folder()
             raise
+
+    def stop_processes(self) -> None:
+        """End the processes that Lightning has started beside this one."""
+        for process in getattr(self.trainer.strategy.launcher, "procs", []):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.kill()
+
+    def retry_after(self, error: NotFiniteError, args: list[str]) -> list[str]:
+        """The command line that goes on from the last checkpoint at half the learning rate.
+
+        Raises:
+            NotFiniteError: there is none, or no more retries; the message says which checkpoint is good.
+        """
+        optimizer = self.config.get("optimizer")
+        folder = self.record.folder if self.record else None
+        if folder is None or not any(checkpoints_of(folder)):
+            raise NotFiniteError(f"{error}; there is no checkpoint of this run yet") from error
+        if not self.config.retries or not optimizer:
+            raise NotFiniteError(f"{error}. The last good checkpoint is {good_checkpoint(folder)[0]}") from error
+        lr = optimizer.init_args.lr / 2
+        left = self.config.retries - 1
+        rank_zero_info(f"{error}. Trying again at half of that from {good_checkpoint(folder)[0]}, {left} retries left")
+        if self.lock is not None:
+            self.lock.release()
+        return [*args, "--run", str(folder), "--optimizer.lr", str(lr), "--retries", str(left)]
 
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
@@ -307,37 +437,6 @@ class StarterCLI(LightningCLI):
             table.add_row("see it", f"{command} --logdir {_relative(folder.parents[1])}")
         # Paths are for copying, so in a pipe or a log file they are not folded to the usual 80 columns.
         Console(width=None if sys.stdout.isatty() else 1000).print(table)
-
-
-def claim_run_folder(root: Path, name: str) -> Path:
-    """A new folder `root/name/version_N` of this run's own, also when many start in the same second.
-
-    Only the first process of a run makes it; the Trainer tells it to the others.
-
-    Raises:
-        InputError: the folder cannot be made, or the name is none.
-    """
-    if Path(name).name != name or name in ("", ".."):
-        raise InputError(f"--name {name} is not the name of a folder: give a plain one, such as mine")
-    parent = root.expanduser().absolute() / name
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return parent / "version_-1"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        versions = [int(m[1]) for p in parent.iterdir() if (m := re.fullmatch(r"version_(\d+)", p.name))]
-        number = max(versions, default=-1) + 1
-        while True:
-            folder = parent / f"version_{number}"
-            try:
-                folder.mkdir()
-            except FileExistsError:  # another run was quicker
-                number += 1
-            else:
-                return folder
-    except OSError as error:
-        raise InputError(
-            f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
-        ) from error
 
 
 def choose_precision(accelerator: Any) -> tuple[str, str]:
@@ -400,8 +499,20 @@ def raised_by_library(error: BaseException) -> bool:
 def run(started: float) -> None:
     """Build and run what `sys.argv` asks for; what the user can mend is one line and exit code 2."""
     args = sys.argv[1:]
+    cli: StarterCLI | None = None
     try:
-        StarterCLI(args, started).run()
+        words = args
+        while cli is None or words is not args:
+            cli = StarterCLI(words, started)
+            if cli.run_folder is not None:
+                sys.argv += ["--run", str(cli.run_folder)]  # for processes that Lightning starts with the same words
+            try:
+                cli.run()
+                break
+            except NotFiniteError as error:
+                words = cli.retry_after(error, args)
+    except Interrupted as stop:
+        _leave(cli, stop)
     except Exception as error:
         # jsonargparse wraps what a constructor raises.
         cause: BaseException = error
@@ -414,3 +525,17 @@ def run(started: float) -> None:
         if "--debug" in args or not mendable:
             raise
         report(cause)
+
+
+def _leave(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
+    """End a run that was told to stop, with the command that goes on with it."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        os._exit(0)  # the first process says how the run ended; Lightning would kill it for another code of this one
+    print(f"{stop}".capitalize(), file=sys.stderr)
+    if cli is not None:
+        cli.stop_processes()
+        if cli.record is not None and (cli.record.folder / "checkpoints" / "last.ckpt").exists():
+            folder = _relative(cli.record.folder)
+            print(f"go on with: python -m src.train --ckpt_path last --run {folder}", file=sys.stderr)
+    sys.stderr.flush()
+    sys.exit(128 + stop.signum)

@@ -22,6 +22,8 @@ from src import ROOT
 class RunRecord(Callback):
     """Writes `config.yaml` and `environment.txt` when a run starts, `metrics.json` whenever a stage ends.
 
+    Where a run goes on with other settings, these are `config.resume-1.yaml`, `config.resume-2.yaml` and so on.
+
     Every checkpoint carries the configuration too.
 
     `metrics.json` is one flat object: every final metric under its logged name, and `samples_per_second`
@@ -41,9 +43,14 @@ class RunRecord(Callback):
         self._resumed_at = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and not (self.folder / "config.yaml").exists():
+        if not trainer.is_global_zero:
+            return
+        if not (self.folder / "config.yaml").exists():
             _write(self.folder / "config.yaml", self.config)
             _write(self.folder / "environment.txt", describe_environment())
+        elif trainer.state.fn == TrainerFn.FITTING and self.config not in _configurations(self.folder):
+            number = len(_configurations(self.folder))
+            _write(self.folder / f"config.resume-{number}.yaml", self.config)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
@@ -95,6 +102,11 @@ class RunRecord(Callback):
         data = getattr(trainer, "datamodule", None)
         values["data_source"] = getattr(data, "data_source", type(data).__name__)
         self.write(**values, **more)
+
+
+def _configurations(folder: Path) -> list[str]:
+    """What a run began with, and what it went on with where that was changed."""
+    return [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")]
 
 
 def describe_environment() -> str:

@@ -1,6 +1,5 @@
 """Images of the user's own: one folder a class, or a table of paths and labels."""
 
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,16 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from src.data.loading import Batches, Indices, batch_loader, shuffled
 from src.data.split import check_shares, stratified_split
 from src.data.tables import read_table
 from src.errors import InputError
+from src.randomness import seed_of
 
 Batch = tuple[Tensor, Tensor]
 
@@ -56,6 +57,20 @@ class ImageFiles(Dataset[Batch]):
             raise InputError(f"{self.files[index]} cannot be read ({error}): take it away or mend it") from error
         return self.transform(rgb), torch.tensor(self.targets[index])
 
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Images (B, 3, H, W) float and targets (B,) int64.
+
+        In training, what the transform does at random depends on run, epoch and image alone.
+        """
+        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        samples = []
+        with torch.random.fork_rng(devices=[]):
+            for index in indices:
+                torch.default_generator.manual_seed(seed_of(epoch_seed, index))
+                samples.append(self[index])
+        batch: Batch = tuple(default_collate(samples))
+        return batch
+
 
 class ImageFolderDataModule(LightningDataModule):
     """Any images with classes, of any size, grey or colour.
@@ -66,7 +81,7 @@ class ImageFolderDataModule(LightningDataModule):
         path_column: name of the table's column that holds the paths.
         label_column: name of its column that holds the labels.
         image_size: S, height and width of what the network sees, in pixels.
-        batch_size: images a batch, at least 1.
+        batch_size: images a batch, all processes together, at least 1.
         val_share: share of the images that validates, in (0, 1), stratified, the same in every run.
         test_share: share of the images that tests.
         crop: smallest share of a training image's area that a random crop keeps, in (0, 1]; 1 crops nothing.
@@ -172,18 +187,10 @@ class ImageFolderDataModule(LightningDataModule):
         return self._loader(self.test_set)
 
     def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
-        if self.num_workers == 0:  # where worker processes pay is for the user to find out
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        return DataLoader(
-            files,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            # Batch norm cannot train on a batch of one.
-            drop_last=shuffle and len(files) % self.batch_size == 1 and len(files) > self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        order = shuffled(len(files)) if shuffle else None
+        # Batch norm cannot train on a batch of one.
+        batches = Batches(len(files), self.batch_size, self.trainer, order, drop_single=shuffle)
+        return batch_loader(files, batches, num_workers=self.num_workers)
 
     def _transform(self, part: str) -> Any:
         size = self.image_size

@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 
 from src import ROOT
-from src.data.loading import in_memory_loader, replica
+from src.data.loading import Batches, Order, batch_loader
 from src.data.sources import language_names, rt_polarity
 from src.data.split import check_shares, stratified_split
 from src.data.tables import Row, read_table
@@ -64,40 +64,24 @@ class TokenizedTexts(Dataset[Batch]):
         return tokens, mask, self.targets[indices]
 
 
-class BucketSampler(DistributedSampler[Batch]):
-    """Shuffles so that the texts of a batch are of similar length, and little of it is padding.
+def by_length(lengths: Tensor, batch_size: int) -> Order:
+    """Every text once, shuffled so that the texts of a batch are of similar length, and little of it is padding."""
 
-    The order depends on seed and epoch alone.
-
-    Args:
-        texts: what is sampled.
-        batch_size: B, as the loader's.
-        num_replicas: processes that share an epoch.
-        rank: which of these this one is.
-        seed: of the order.
-    """
-
-    def __init__(self, texts: TokenizedTexts, batch_size: int, num_replicas: int, rank: int, seed: int) -> None:
-        super().__init__(texts, num_replicas, rank, seed=seed)
-        self.lengths = texts.lengths
-        self.batch_size = batch_size
-
-    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator)
-        order = order.repeat(-(-self.total_size // len(order)))[: self.total_size]  # every process gets as many
-        size = self.batch_size * self.num_replicas
+    def draw(generator: torch.Generator) -> Iterator[int]:
+        order = torch.randperm(len(lengths), generator=generator)
         batches: list[Tensor] = []
-        for start in range(0, len(order), POOL * size):
-            part = order[start : start + POOL * size]
-            part = part[self.lengths[part].argsort(stable=True)]
-            batches += [part[first : first + size] for first in range(0, len(part), size)]
-        # The one short batch comes last, else the loader would cut all behind it anew.
-        full = [batch for batch in batches if len(batch) == size]
-        short = [batch for batch in batches if len(batch) < size]
+        for start in range(0, len(order), POOL * batch_size):
+            part = order[start : start + POOL * batch_size]
+            part = part[lengths[part].argsort(stable=True)]
+            batches += [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
+        # The one short batch comes last, else all behind it would be cut anew.
+        full = [batch for batch in batches if len(batch) == batch_size]
+        short = [batch for batch in batches if len(batch) < batch_size]
         shuffled = [full[index] for index in torch.randperm(len(full), generator=generator)]
         for batch in shuffled + short:
-            yield from batch[self.rank :: self.num_replicas].tolist()
+            yield from batch.tolist()
+
+    return draw
 
 
 class LabelledTextDataModule(LightningDataModule):
@@ -118,7 +102,7 @@ class LabelledTextDataModule(LightningDataModule):
             the hub name or folder of a pretrained model, for its own.
         max_vocab_size: tokens of `bpe` or `words` at most, at least 257.
         max_length: tokens of a text at most; the rest is cut off.
-        batch_size: texts a batch, at least 1.
+        batch_size: texts a batch, all processes together, at least 1.
         val_share: share of `path` that validates, in (0, 1), stratified, the same in every run.
         test_share: share of `path` that tests.
 
@@ -212,18 +196,20 @@ class LabelledTextDataModule(LightningDataModule):
         self._restored = dict(state_dict)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(
-            self.train_set, self.batch_size, BucketSampler(self.train_set, self.batch_size, **replica(self.trainer))
-        )
+        order = by_length(self.train_set.lengths, self.batch_size)
+        return batch_loader(self.train_set, Batches(len(self.train_set), self.batch_size, self.trainer, order))
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(self.val_set, self.batch_size)
+        return self._in_order(self.val_set)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(self.test_set, self.batch_size)
+        return self._in_order(self.test_set)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(self.test_set, self.batch_size)
+        return self._in_order(self.test_set)
+
+    def _in_order(self, texts: TokenizedTexts) -> DataLoader[Batch]:
+        return batch_loader(texts, Batches(len(texts), self.batch_size, self.trainer))
 
     def _tokenize(self, rows: list[Row]) -> TokenizedTexts:
         numbers = {label: number for number, label in enumerate(self.labels)}

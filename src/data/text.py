@@ -19,11 +19,11 @@ from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from src import ROOT
-from src.data.loading import in_memory_loader, replica
+from src.data.loading import IGNORED, Batches, Order, batch_loader
 from src.data.sources import python_reference, tiny_shakespeare, unwritable, write_whole
 from src.data.tokenizer import ByteTokenizer, Tokenizer, pretrained_tokenizer, restore_tokenizer, train_bpe
 from src.download import DownloadError
@@ -32,7 +32,6 @@ from src.errors import InputError
 Batch = tuple[Tensor, Tensor]
 
 PARTS = ("train", "val", "test")
-IGNORED = -100  # the target of a position that does not count
 CHUNK = 2**20  # bytes read at a time
 FORMAT = "1"  # part of every cache's key; counts up when what is written changes
 PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
@@ -71,28 +70,14 @@ class Windows(Dataset[Batch]):
         return tokens[:, :-1], targets
 
 
-class RandomWindows(DistributedSampler[Batch]):
-    """Starts of windows drawn at random, as many as the windows hold all tokens once.
+def random_starts(windows: Windows) -> Order:
+    """Starts of windows drawn at random; memory does not grow with the text."""
 
-    What is drawn depends on seed and epoch alone, and memory does not grow with the text.
+    def draw(generator: torch.Generator) -> Iterator[int]:
+        while True:
+            yield from torch.randint(len(windows), (1024,), generator=generator).tolist()
 
-    Args:
-        windows: every full window.
-        num_replicas: processes that share an epoch.
-        rank: which of these this one is.
-        seed: of the draws.
-    """
-
-    def __init__(self, windows: Windows, num_replicas: int, rank: int, seed: int) -> None:
-        super().__init__(windows, num_replicas, rank, seed=seed)
-        self.num_samples = max(1, len(windows.tokens) // (windows.block_size * num_replicas))
-
-    def __iter__(self) -> Iterator[int]:  # type: ignore[override]
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        count = len(self.dataset)  # type: ignore[arg-type]
-        for start in range(0, self.num_samples, 1024):
-            drawn = torch.randint(count, (1024, self.num_replicas), generator=generator)
-            yield from drawn[: self.num_samples - start, self.rank].tolist()
+    return draw
 
 
 class TextDataModule(LightningDataModule):
@@ -110,7 +95,7 @@ class TextDataModule(LightningDataModule):
             pretrained model, for its own.
         max_vocab_size: tokens of `bpe` at most, at least 257.
         block_size: T, tokens of a window.
-        batch_size: windows a batch, at least 1.
+        batch_size: windows a batch, all processes together, at least 1.
         final: train on the validation part too, for a figure on the test part that is reported.
 
     The last tenth of the characters is the test part, the last tenth of what remains the validation part, and no
@@ -226,16 +211,22 @@ class TextDataModule(LightningDataModule):
         self._restored = restore_tokenizer(state_dict["tokenizer"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(self.train_set, self.batch_size, RandomWindows(self.train_set, **replica(self.trainer)))
+        # As many windows as hold all tokens once.
+        count = max(1, len(self.train_set.tokens) // self.block_size)
+        batches = Batches(count, self.batch_size, self.trainer, random_starts(self.train_set))
+        return batch_loader(self.train_set, batches)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(self.val_set, self.batch_size)
+        return self._in_order(self.val_set)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(self.test_set, self.batch_size)
+        return self._in_order(self.test_set)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        return in_memory_loader(self.test_set, self.batch_size)
+        return self._in_order(self.test_set)
+
+    def _in_order(self, windows: Windows) -> DataLoader[Batch]:
+        return batch_loader(windows, Batches(len(windows), self.batch_size, self.trainer))
 
     def _find_files(self) -> list[Path]:
         if self.path is not None:

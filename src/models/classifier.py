@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from src.errors import InputError
 from src.models.hyperparameters import describe_arguments
-from src.models.task import Task
+from src.models.task import IGNORED, Task
 
 Batch = tuple[Tensor, ...]
 
@@ -28,9 +28,9 @@ class Classifier(Task):
             entropy where nothing is given.
         num_classes: number of classes; where nothing is given, the network's own `num_classes`.
 
-    A batch is the network's inputs and, last, targets (B,) int64. Logs `{train,val,test}/{loss,acc,f1}` once an
-    epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` holds the confusion
-    matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows.
+    A batch is the network's inputs and, last, targets (B,) int64, all of them -100 where it is padding. Logs
+    `{train,val,test}/{loss,acc,f1}` once an epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` holds the
+    confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows.
 
     Raises:
         InputError: the number of classes is neither given nor an attribute of the network, or it is not the data's.
@@ -48,7 +48,7 @@ class Classifier(Task):
                 f"{type(net).__name__} has no attribute num_classes: give {type(self).__name__} its num_classes"
             )
         # The loss has seen whether the classes exist; torchmetrics would search every batch for them.
-        unchecked: dict[str, Any] = {"validate_args": False}
+        unchecked: dict[str, Any] = {"validate_args": False, "ignore_index": IGNORED}
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(),
             "acc": MulticlassAccuracy(num_classes, average="micro", **unchecked),
@@ -79,12 +79,18 @@ class Classifier(Task):
         loss: Tensor
         *inputs, targets = batch
         logits = self(*inputs)  # (B, num_classes)
+        weight: Tensor | int = len(targets)
+        labels = targets
+        if self._trainer is not None and self.trainer.world_size > 1:
+            # A process that has nothing left computes on padding, and does not count.
+            weight = (targets != IGNORED).sum()
+            targets = targets.clamp(min=0)
         if isinstance(self.loss, ONE_HOT_LOSSES):
             loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
         else:
             loss = self.loss(logits, targets)
         preds = logits.detach().argmax(dim=1)
-        return loss, {"preds": preds, "target": targets, "value": loss.detach(), "weight": len(targets)}
+        return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}
 
     def update_metrics(self, stage: str, **seen: Tensor) -> None:
         """Also fill the confusion matrix, except in training."""

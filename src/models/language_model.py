@@ -11,12 +11,10 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from src.errors import InputError
 from src.models.hyperparameters import describe_arguments
-from src.models.task import Task
+from src.models.task import IGNORED, Task
 from src.optim.groups import Group, decay_groups
 
 Batch = tuple[Tensor, Tensor]
-
-IGNORED = -100  # a target that does not count
 
 
 class LanguageModel(Task):
@@ -47,8 +45,10 @@ class LanguageModel(Task):
         """The mean loss of a batch's tokens, and how many these are."""
         tokens, targets = batch
         logits = self(tokens)  # (B, T, vocab_size)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
-        return loss, {"value": loss.detach(), "weight": (targets != IGNORED).sum()}
+        count = (targets != IGNORED).sum()
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        loss = total / count.clamp(min=1)  # a batch may be nothing but padding
+        return loss, {"value": loss.detach(), "weight": count}
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
         """(B, T) int64: the likeliest next token behind each."""

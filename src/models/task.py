@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from src.models.hyperparameters import check_limits
 
+IGNORED = -100  # a target that does not count
 # Steps whose predictions wait at least until the metrics take them at once: an update costs as much as a tenth of a
 # small network's step, and nearly all of that is paid per call.
 STEPS_PER_UPDATE = 50
@@ -21,7 +23,8 @@ class Task(LightningModule):
         net: the network.
         metrics: logged once an epoch, a copy each under `train/`, `val/` and `test/`.
 
-    `train/loss_step` is logged every `log_every_n_steps` steps; between these, no step waits for the device.
+    `train/loss_step` is logged every `log_every_n_steps` steps; between these, no step waits for the device. With
+    several processes, loss and gradients are those of one process with all their samples; each sample counts once.
 
     Raises:
         InputError: the data has more tokens than the network, or longer contexts.
@@ -36,7 +39,10 @@ class Task(LightningModule):
         self._waiting: dict[str, list[dict[str, Any]]] = {}
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of a batch, and what the metrics' `update` takes of it: detached tensors, or numbers."""
+        """The mean loss of a batch, and what the metrics' `update` takes of it: detached tensors, or numbers.
+
+        Among these is `weight`, of how many samples or tokens the loss is the mean.
+        """
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
@@ -47,9 +53,11 @@ class Task(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_log_step = every and (self.global_step + 1) % every == 0
         loss = self._step(batch, "train", may_wait=bool(is_log_step or not every))
+        if is_distributed := self.trainer.world_size > 1:
+            loss = loss * self._share(self._waiting["train"][-1]["weight"]).to(loss.dtype)
         if is_log_step:
             # Not for the progress bar: Lightning reads what is meant for it in every later step.
-            self.log("train/loss_step", loss.detach())
+            self.log("train/loss_step", loss.detach(), sync_dist=is_distributed)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -59,13 +67,46 @@ class Task(LightningModule):
         self._step(batch, "test")
 
     def on_train_epoch_end(self) -> None:
-        self._log_metrics("train")
+        self._update_waiting("train")
+        if not any(metric.update_called for metric in self.train_metrics.values()):
+            return  # a run goes on where this was done already
+        values = {name: value.item() for name, value in self.train_metrics.compute().items()}
+        self.train_metrics.reset()
+        self.log_dict(values, logger=False, sync_dist=True)
+        # Lightning would write them after the epoch's checkpoint, and a run that is killed in between would lose them.
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the metrics of every process have seen of this epoch."""
+        metrics = self.train_metrics.items(keep_base=True, copy_state=False)
+        seen = {name: (metric.metric_state, metric._update_count) for name, metric in metrics}
+        everyone = [{"seen": seen, "waiting": self._waiting.get("train", [])}]
+        if self._trainer is not None and self.trainer.world_size > 1:
+            everyone *= self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, everyone[0])
+        checkpoint["half_epoch"] = everyone
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        # With fewer processes than before, one takes up what several had seen.
+        for part in checkpoint.get("half_epoch", [])[self.trainer.global_rank :: self.trainer.world_size]:
+            self._waiting["train"] += part["waiting"]
+            for name, (state, updates) in part["seen"].items():
+                metric: Any = self.train_metrics[name]
+                if updates and metric.update_called:
+                    metric.merge_state(state)
+                elif updates:
+                    for key, value in state.items():
+                        setattr(metric, key, value.to(self.device) if isinstance(value, Tensor) else value)
+                metric._update_count += updates
 
     def update_metrics(self, stage: str, **seen: Tensor) -> None:
         """Take what `step` gave in several steps, each argument joined to one row."""
@@ -79,6 +120,13 @@ class Task(LightningModule):
             self._update_waiting(stage)
         return loss
 
+    def _share(self, weight: Tensor | int) -> Tensor:
+        """By what a process's loss is multiplied, so that the mean over all processes is that over all samples."""
+        count = torch.as_tensor(weight, device=self.device, dtype=torch.float64)
+        total = count.clone()
+        torch.distributed.all_reduce(total)
+        return count * self.trainer.world_size / total
+
     def _update_waiting(self, stage: str) -> None:
         waiting, self._waiting[stage] = self._waiting[stage], []
         if waiting:
@@ -86,7 +134,7 @@ class Task(LightningModule):
 
     def _join(self, values: list[Any]) -> Tensor:
         if isinstance(values[0], Tensor):
-            return torch.cat([value.reshape(-1) for value in values])
+            return torch.cat([value.reshape(-1).to(self.device) for value in values])
         return torch.tensor(values, device=self.device)
 
     def _log_metrics(self, stage: str) -> None:

@@ -1,0 +1,199 @@
+"""Run folders: `logs/<recipe>/version_N`, each used by one run at a time."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.distributed.rendezvous import rendezvous
+
+from src.checkpoint import damage
+from src.errors import InputError
+
+AGREEMENT_SECONDS = 300
+WORKER_SECONDS = (
+    8  # the worker processes of a run that was killed see that after 5 seconds, and have its lock till then
+)
+
+
+def claim_run_folder(root: Path, name: str) -> Path:
+    """A new folder `root/name/version_N` of this run's own, also when many start in the same second.
+
+    Only the first process of a run makes it; the Trainer tells it to the others.
+
+    Raises:
+        InputError: the folder cannot be made, or the name is none.
+    """
+    parent = runs_of(root, name)
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return parent / "version_-1"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max((version(folder) for folder in _versions(parent)), default=-1) + 1
+        while True:
+            folder = parent / f"version_{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another run was quicker
+                number += 1
+            else:
+                return folder
+    except OSError as error:
+        raise InputError(
+            f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
+        ) from error
+
+
+def runs_of(root: Path, name: str) -> Path:
+    """The folder that holds the runs of this name.
+
+    Raises:
+        InputError: the name is none.
+    """
+    if Path(name).name != name or name in ("", ".."):
+        raise InputError(f"--name {name} is not the name of a folder: give a plain one, such as mine")
+    return root.expanduser().absolute() / name
+
+
+def version(folder: Path) -> int:
+    """N of version_N."""
+    return int(folder.name.removeprefix("version_"))
+
+
+def lock_run(folder: Path, wait: float = 0) -> FileLock:
+    """Take a run folder for this run, until its process ends.
+
+    Args:
+        folder: the run folder.
+        wait: seconds to wait for another run's end.
+
+    Raises:
+        InputError: another run has it.
+    """
+    lock = FileLock(folder / ".lock", timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"run {folder} is in use by another process: wait for its end, or name another run") from error
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be written ({error.strerror})") from error
+    return lock
+
+
+def run_to_continue(parent: Path, automatic: bool) -> Path | None:
+    """The newest unfinished run among those in a folder that nobody uses, or None.
+
+    Args:
+        parent: holds the runs of one name.
+        automatic: a job of SLURM, and one that torchrun has started again, takes no run but its own, and nothing else
+            takes that of a SLURM job.
+    """
+    job = job_name()
+    keeps_to_own = job.startswith("slurm") or _restarts() > 0
+    wait = WORKER_SECONDS
+    for folder in sorted(_versions(parent), key=version, reverse=True):
+        owner = (folder / ".job").read_text(encoding="utf-8") if (folder / ".job").is_file() else ""
+        if automatic and owner != job and (keeps_to_own or owner.startswith("slurm")):
+            continue
+        if is_finished(folder) or not any(checkpoints_of(folder)):
+            continue
+        try:
+            lock_run(folder, wait).release()
+        except InputError:
+            wait = 0
+            continue
+        return folder
+    return None
+
+
+def mark_job(folder: Path) -> None:
+    """Note whose run this is, so that the job finds it again when it is started again."""
+    if job := job_name():
+        (folder / ".job").write_text(job, encoding="utf-8")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    with suppress(OSError, ValueError):
+        return "total_seconds" in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return False
+
+
+def checkpoints_of(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a run, newest first."""
+    with suppress(OSError):
+        found = [path for path in (folder / "checkpoints").iterdir() if path.suffix == ".ckpt"]
+        # The one that is written last counts as the newest, also where a clock was set back.
+        yield from sorted(found, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), reverse=True)
+
+
+def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint of a run that is whole, and a line for each that is not.
+
+    Raises:
+        InputError: none is.
+    """
+    found = list(checkpoints_of(folder))
+    lines: list[str] = []
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path, lines
+        lines.append(f"{path} is damaged ({problem}): not used")
+    if not found:
+        raise InputError(f"run {folder} has no checkpoint to go on from: train afresh")
+    raise InputError(f"run {folder} has no whole checkpoint to go on from: {'; '.join(lines)}")
+
+
+def job_name() -> str:
+    """What a cluster or torchrun calls this job, the same after a restart; empty where neither started it."""
+    if SLURMEnvironment.detect():
+        ids = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+        return f"slurm {'_'.join(ids) if all(ids) else os.environ['SLURM_JOB_ID']}"
+    if TorchElasticEnvironment.detect():
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        return f"torchrun {address if run_id == 'none' else run_id}"
+    return ""
+
+
+def _restarts() -> int:
+    """How often the job was started again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def agreed(value: str) -> str:
+    """What the first process of a job says; where several start at once, all of them ask it before they begin."""
+    environment = next((e for e in (SLURMEnvironment, TorchElasticEnvironment) if e.detect()), None)
+    if environment is None:
+        return value
+    cluster = environment()
+    world, rank = cluster.world_size(), cluster.global_rank()
+    if world == 1:
+        return value
+    os.environ.setdefault("MASTER_ADDR", cluster.main_address)
+    os.environ.setdefault("MASTER_PORT", str(cluster.main_port))
+    store, *_ = next(rendezvous("env://", rank, world))
+    key = f"lightning_starter/run/{_restarts()}"
+    if rank == 0:
+        store.set(key, value)
+        # The store may live in this process: it stays until all have asked.
+        end = time.monotonic() + AGREEMENT_SECONDS
+        while store.add(f"{key}/asked", 0) < world - 1 and time.monotonic() < end:
+            time.sleep(0.05)
+        return value
+    said: str = store.get(key).decode()
+    store.add(f"{key}/asked", 1)
+    return said
+
+
+def _versions(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return [path for path in parent.iterdir() if re.fullmatch(r"version_\d+", path.name)]
