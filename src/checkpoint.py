@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from src.config import Tree, differences, import_class
 from src.data.tokenizer import Tokenizer, restore_tokenizer
 from src.errors import InputError
+from src.sharded import is_sharded, read_rest, shard_damage
 
 # A checkpoint ends in this and the SHA-256 of all before the last record of its zip archive; that record's comment is
 # where zip files may hold such a thing, so torch reads it as any other.
@@ -108,7 +109,9 @@ def _digest(path: Path) -> str:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file as a whole, or None; one that was written without a checksum passes."""
+    """What is wrong with a checkpoint as a whole, or None; a file that was written without a checksum passes."""
+    if path.is_dir():
+        return shard_damage(path)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -136,14 +139,16 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         InputError: the file is missing, truncated, not a checkpoint, or holds pickled code.
     """
     path = Path(given).expanduser()
-    if not path.is_file():
+    if not path.is_file() and not is_sharded(path):
         raise InputError(
             f"--ckpt_path {given}: no such file; give one such as logs/default/version_0/checkpoints/best.ckpt"
         )
     if problem := damage(path):
         raise InputError(f"--ckpt_path {given} is damaged or truncated ({problem}); give another one")
     try:
-        checkpoint: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint: Any = (
+            read_rest(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        )
     except pickle.UnpicklingError as error:
         raise InputError(
             f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded"
@@ -158,6 +163,15 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     if lacking or not isinstance(checkpoint["state_dict"], dict):
         raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(lacking or ['weights'])[0]}")
     return dict(checkpoint)
+
+
+def refuse_shards(given: str) -> None:
+    """Raise InputError where a checkpoint is one that only FSDP2 loads."""
+    if is_sharded(Path(given).expanduser()):
+        raise InputError(
+            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file of it with"
+            f" python -m src.consolidate --ckpt_path {given} --output whole.ckpt"
+        )
 
 
 def model_arguments(checkpoint: dict[str, Any]) -> Tree:
@@ -188,6 +202,7 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str) -> Lightnin
     Raises:
         InputError: the checkpoint does not say how its model is built, or its task lacks that method.
     """
+    refuse_shards(given)
     arguments = model_arguments(checkpoint)
     cls = import_class(arguments.get("class_path", ""))
     if not isinstance(cls, type) or not issubclass(cls, LightningModule):

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
@@ -44,6 +44,7 @@ from src.checkpoint import (
     check_unfinished,
     model_arguments,
     read_checkpoint,
+    refuse_shards,
     run_configuration,
 )
 from src.data.loading import check_batch_size
@@ -332,6 +333,8 @@ class StarterCLI(LightningCLI):
         try:
             trainer = Trainer(**options, callbacks=callbacks, plugins=plugins)
             check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
+            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
+                refuse_shards(self.config.ckpt_path)
             return trainer
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self._drop_empty_folder()
@@ -364,6 +367,9 @@ class StarterCLI(LightningCLI):
         except BaseException:
             self._drop_empty_folder()
             raise
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def stop_processes(self) -> None:
         """End the processes that Lightning has started beside this one."""
@@ -387,8 +393,6 @@ class StarterCLI(LightningCLI):
         lr = optimizer.init_args.lr / 2
         left = self.config.retries - 1
         rank_zero_info(f"{error}. Trying again at half of that from {good_checkpoint(folder)[0]}, {left} retries left")
-        if self.lock is not None:
-            self.lock.release()
         return [*args, "--run", str(folder), "--optimizer.lr", str(lr), "--retries", str(left)]
 
     def _run_stage(self) -> None:

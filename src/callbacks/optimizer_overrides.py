@@ -46,14 +46,17 @@ class OptimizerOverrides(Callback):
             self.lr_factor = self.optimizer.pop("lr") / saved["optimizer"]["init_args"]["lr"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        for group in [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]:
+        states: Any = checkpoint.get("optimizer_states")
+        if states is None:  # sharded, and in the optimizers already
+            states = [{"param_groups": optimizer.param_groups} for optimizer in trainer.optimizers]
+        groups = [group for state in states for group in state["param_groups"]]
+        for group in groups:
             for name in LEARNING_RATES:
                 if name in group:
                     group[name] *= self.lr_factor
             # A group that has a value of its own, such as no weight decay, keeps it.
             shared = [name for name in self.optimizer if name in group and _plain(group[name]) == self.before.get(name)]
             group.update({name: self.optimizer[name] for name in shared})
-        groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
         for name in self.optimizer:
             if not any(name in group for group in groups):
                 raise InputError(f"--optimizer.{name} cannot be changed in a run that goes on: leave it out")

@@ -35,15 +35,18 @@ class TextSamples(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+        if trainer.sanity_checking or not trainer.loggers:
             return
         task: Any = pl_module
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         prompt = torch.from_numpy(tokenizer.encode(self.prompt).astype("int64"))
-        # A generator of its own, so that looking at a sample does not change the run.
+        # A generator of its own, so that looking at a sample does not change the run. All processes take part, as each
+        # may have a part of the weights only.
         generator = torch.Generator().manual_seed(0)
         ids = task.generate(prompt, self.max_new_tokens, self.temperature, generator=generator)
         text = self.prompt + tokenizer.decode(ids)
+        if not trainer.is_global_zero:
+            return
         fenced = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown shows it as it is
         for logger in loggers:
             logger.experiment.add_text("sample", fenced, trainer.global_step)

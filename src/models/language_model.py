@@ -138,10 +138,10 @@ class LanguageModel(Task):
         if not metric.update_called:
             return
         loss = metric.compute()
-        self.log(f"{stage}/perplexity", loss.exp())
+        self.log(f"{stage}/perplexity", loss.exp(), sync_dist=True)
         rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})
         if stage in rates:
-            self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage])
+            self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage], sync_dist=True)
 
 
 def sample(

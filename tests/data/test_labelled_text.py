@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from torch.utils.data import DataLoader
 
 from src.data import sources
-from src.data.labelled_text import BucketSampler, LabelledTextDataModule, TokenizedTexts
+from src.data.labelled_text import LabelledTextDataModule, TokenizedTexts, by_length
+from src.data.loading import Batches
 from src.data.sources import LANGUAGES, language_names
 from src.data.split import stratified_split
 from src.data.tables import read_table
@@ -185,27 +185,21 @@ def test_a_batch_is_padded_and_masked() -> None:
 
 def test_buckets_hold_every_text_once_and_little_padding() -> None:
     texts = lengths(1003)
-    sampler = BucketSampler(texts, batch_size=16, num_replicas=1, rank=0, seed=0)
-    order = list(sampler)
+    sampler = Batches(1003, 16, None, by_length(texts.lengths, 16))
+    batches = list(sampler)
+    order = [index for batch in batches for index in batch]
     assert sorted(order) == list(range(1003))
-    assert list(sampler) == order
+    assert list(sampler) == batches
     sampler.set_epoch(1)
-    assert list(sampler) != order
+    assert list(sampler) != batches
 
-    def filled(indices: list[int]) -> float:
-        loader = DataLoader(texts, 16, sampler=indices, collate_fn=lambda batch: batch)
-        masks = [mask for _, mask, _ in loader]
+    def filled(batches: list[list[int]]) -> float:
+        masks = [texts.__getitems__(batch)[1] for batch in batches]
         return sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
-    assert filled(order) > 0.95 > 0.7 > filled(list(range(1003)))
-    sizes = [int(texts.lengths[order[start]]) for start in range(0, 1000, 16)]
+    assert filled(batches) > 0.95 > 0.7 > filled([list(range(start, start + 16)) for start in range(0, 992, 16)])
+    sizes = [int(texts.lengths[batch[0]]) for batch in batches]
     assert sizes != sorted(sizes)  # batches of all lengths are mixed
-
-
-def test_processes_share_an_epoch_evenly() -> None:
-    shares = [list(BucketSampler(lengths(101), 4, 2, rank, seed=0)) for rank in (0, 1)]
-    assert len(shares[0]) == len(shares[1]) == 51
-    assert set(shares[0]) | set(shares[1]) == set(range(101))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 
 from src import ROOT
 from src.data import sources, text
-from src.data.text import RandomWindows, TextDataModule, Windows, find_texts, split_sizes
+from src.data.loading import Batches
+from src.data.text import TextDataModule, Windows, find_texts, random_starts, split_sizes
 from src.errors import InputError
 from src.models.gpt import GPT
 from src.models.language_model import LanguageModel
@@ -81,30 +82,23 @@ def test_training_sees_every_window_and_repeats_by_seed_and_epoch() -> None:
     windows = Windows(np.arange(40), block_size=8, stride=1)
     assert len(windows) == 32  # starts 0 to 31, the last target is 39
     assert windows.__getitems__([31])[1][0, -1] == 39
-    sampler = RandomWindows(windows, num_replicas=1, rank=0, seed=1)
+    sampler = Batches(5, 2, None, random_starts(windows))
     assert list(sampler) == list(sampler)
-    assert len(list(sampler)) == len(sampler) == 5
+    assert [len(batch) for batch in sampler] == [2, 2, 1]
     first = list(sampler)
     sampler.set_epoch(1)
     assert list(sampler) != first
     drawn = set()
     for epoch in range(200):
         sampler.set_epoch(epoch)
-        drawn |= set(sampler)
+        drawn |= {start for batch in sampler for start in batch}
     assert drawn == set(range(32))
-
-
-def test_processes_draw_different_windows_of_one_sequence() -> None:
-    windows = Windows(np.zeros(100_000), block_size=8, stride=1)
-    both = [list(RandomWindows(windows, 2, rank, seed=1)) for rank in (0, 1)]
-    assert len(both[0]) == len(both[1]) == 6250
-    assert len(set(both[0]) & set(both[1])) < 1000
 
 
 def test_drawing_windows_takes_no_memory_that_grows_with_the_text() -> None:
     tokens = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (10**13,), (0,))  # no 10 TB behind it
-    sampler = iter(RandomWindows(Windows(tokens, 128, 1), 1, 0, seed=0))
-    assert max(next(sampler) for _ in range(100)) > 10**11
+    batches = iter(Batches(10**12, 4, None, random_starts(Windows(tokens, 128, 1))))
+    assert max(max(next(batches)) for _ in range(25)) > 10**11
 
 
 def test_a_final_run_trains_on_the_validation_part_too(tmp_path: Path, messages: list[str]) -> None:

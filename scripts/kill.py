@@ -1,0 +1,131 @@
+"""Kill a run at random moments, let it go on, and compare it with one that nothing happened to.
+
+python scripts/kill.py [--kills 50] [--seed 0] [--folder FOLDER] [-- OPTIONS OF src.train]
+
+Compares, bit by bit, weights, optimizer, schedule and every value logged at every step. Exits with 1 where something
+differs. Without options of its own a run trains the default recipe on sample digits; 32-true is the precision.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT = ["--data.source=sample", "--max_epochs=3", "--data.max_warp=1"]
+ALWAYS = [
+    "--precision=32-true",
+    "--accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
+]
+COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "half_epoch")
+START_SECONDS = 120.0
+
+
+def start(options: list[str], folder: Path) -> "subprocess.Popen[str]":
+    """A run in a process group of its own."""
+    command = [sys.executable, "-m", "src.train", *options, f"--trainer.default_root_dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    """Wait for a run that must succeed."""
+    output, _ = process.communicate()
+    if process.returncode:
+        sys.exit(f"a run failed with code {process.returncode}:\n{output[-3000:]}")
+
+
+def saved(folder: Path) -> set[tuple[str, float]]:
+    """Which checkpoints there are, and since when."""
+    return {(str(path), path.stat().st_mtime) for path in folder.glob("*/*/checkpoints/last.ckpt")}
+
+
+def kill_at_random(process: "subprocess.Popen[str]", folder: Path, dice: random.Random) -> bool:
+    """Kill a run some time after its first checkpoint; false where it was quicker."""
+    before, end = saved(folder), time.monotonic() + START_SECONDS
+    while process.poll() is None and saved(folder) == before and time.monotonic() < end:
+        time.sleep(0.01)
+    wait_until = time.monotonic() + dice.uniform(0, 1.5)
+    while process.poll() is None and time.monotonic() < wait_until:
+        time.sleep(0.01)
+    if process.poll() is not None:
+        finish(process)
+        return False
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return True
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every value of every curve, as TensorBoard shows them."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def unlike(one: Any, other: Any, name: str) -> list[str]:
+    """Names of what differs in two trees."""
+    if isinstance(one, torch.Tensor):
+        return [] if isinstance(other, torch.Tensor) and torch.equal(one, other) else [name]
+    if isinstance(one, dict):
+        keys = one.keys() | other.keys()
+        return [found for key in keys for found in unlike(one.get(key), other.get(key), f"{name}.{key}")]
+    if isinstance(one, list | tuple):
+        if len(one) != len(other):
+            return [name]
+        return [found for i, pair in enumerate(zip(one, other, strict=True)) for found in unlike(*pair, f"{name}[{i}]")]
+    return [] if one == other else [name]
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two run folders."""
+    found = [f"curve {name}" for name in unlike(scalars(one), scalars(other), "") if name]
+    first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
+    return found + [name for key in COMPARED for name in unlike(first[key], second[key], key)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder")
+    parser.add_argument("options", nargs="*")
+    given = parser.parse_args()
+    options = [*(given.options or DEFAULT), *ALWAYS]
+    folder = Path(given.folder or tempfile.mkdtemp(prefix="kill-"))
+    finish(start([*options, "--save_every_n_steps=5"], folder / "whole"))
+    dice = random.Random(given.seed)
+    kills = 0
+    while kills < given.kills:
+        process = start([*options, "--save_every_n_steps=5", "--ckpt_path=auto"], folder / "killed")
+        if not kill_at_random(process, folder / "killed", dice):
+            break
+        kills += 1
+        print(f"kill {kills}", flush=True)
+    else:
+        finish(start([*options, "--save_every_n_steps=5", "--ckpt_path=auto"], folder / "killed"))
+    (whole,), killed = (list((folder / name).glob("*/version_*")) for name in ("whole", "killed"))
+    if len(killed) != 1:
+        sys.exit(f"a killed run should go on in its own folder, but there are {len(killed)}")
+    found = differences(whole, killed[0])
+    count = sum(len(values) for values in scalars(whole).values())
+    print(f"{kills} kills; {count} logged values compared; {len(found)} differences {found[:10]}")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
