@@ -169,8 +169,8 @@ def refuse_shards(given: str) -> None:
     """Raise InputError where a checkpoint is one that only FSDP2 loads."""
     if is_sharded(Path(given).expanduser()):
         raise InputError(
-            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file of it with"
-            f" python -m src.consolidate --ckpt_path {given} --output whole.ckpt"
+            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file of it"
+            f" with python -m src.consolidate --ckpt_path {given} --output whole.ckpt"
         )
 
 

@@ -84,7 +84,7 @@ class LastCheckpoint(Checkpoint):
         is_time = 0 < self.every_n_minutes <= (time.monotonic() - self._saved_at) / 60
         self._signum, is_time = self._agree(trainer, self.interruption.received, is_time)
         is_step = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
-        self._is_due |= bool(self._signum or is_time or is_step)
+        self._is_due |= bool(self._signum or is_time or is_step or _is_at_last_step(trainer))
         loop = trainer.fit_loop.epoch_loop
         if not self._is_due or loop._should_accumulate():
             return
@@ -98,7 +98,9 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
+        # Where max_steps ends a run inside of an epoch it is saved there, so that a longer run goes on there.
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or not _is_at_last_step(trainer):
+            self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
@@ -127,3 +129,7 @@ class LastCheckpoint(Checkpoint):
         work.wait()
         answer: list[int] = said.tolist()
         return answer
+
+
+def _is_at_last_step(trainer: Trainer) -> bool:
+    return 0 < trainer.max_steps <= trainer.global_step

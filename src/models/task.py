@@ -52,19 +52,20 @@ class Task(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_log_step = every and (self.global_step + 1) % every == 0
-        loss = self._step(batch, "train", may_wait=bool(is_log_step or not every))
+        loss, seen = self.step(batch)
+        self._note("train", seen, may_wait=bool(is_log_step or not every))
         if is_distributed := self.trainer.world_size > 1:
-            loss = loss * self._share(self._waiting["train"][-1]["weight"]).to(loss.dtype)
+            loss = loss * self._share(seen["weight"]).to(loss.dtype)
         if is_log_step:
             # Not for the progress bar: Lightning reads what is meant for it in every later step.
             self.log("train/loss_step", loss.detach(), sync_dist=is_distributed)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._step(batch, "val")
+        self._note("val", self.step(batch)[1])
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._step(batch, "test")
+        self._note("test", self.step(batch)[1])
 
     def on_train_epoch_end(self) -> None:
         self._update_waiting("train")
@@ -112,13 +113,11 @@ class Task(LightningModule):
         """Take what `step` gave in several steps, each argument joined to one row."""
         getattr(self, f"{stage}_metrics").update(**seen)
 
-    def _step(self, batch: Any, stage: str, may_wait: bool = True) -> Tensor:
-        """The loss of a batch; where the program may wait for the device, the metrics may be updated."""
-        loss, seen = self.step(batch)
+    def _note(self, stage: str, seen: dict[str, Any], may_wait: bool = True) -> None:
+        """Keep what the metrics are to see; where the program may wait for the device, they may be updated."""
         self._waiting[stage].append(seen)
         if may_wait and len(self._waiting[stage]) >= STEPS_PER_UPDATE:
             self._update_waiting(stage)
-        return loss
 
     def _share(self, weight: Tensor | int) -> Tensor:
         """By what a process's loss is multiplied, so that the mean over all processes is that over all samples."""

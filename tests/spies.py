@@ -1,0 +1,59 @@
+"""Callbacks that runs of the tests name on their command lines."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class StepLosses(Callback):
+    """Writes the loss of every step, the mean over all processes, at full precision.
+
+    Args:
+        path: JSON file.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.losses: list[float] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.losses.append(float(trainer.strategy.reduce(outputs["loss"].detach().double(), reduce_op="mean")))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.losses))
+
+
+class Misfortune(Callback):
+    """Something happens at a step, once for each marker file.
+
+    Args:
+        step: optimizer steps done before.
+        kind: `kill` this process, `terminate` or `interrupt` it by a signal, or make a weight `nan`.
+        marker: a file that is not there yet; it is made, and where it is there nothing happens.
+        rank: the process it happens to.
+    """
+
+    def __init__(self, step: int, kind: str, marker: str, rank: int = 0) -> None:
+        self.step = step
+        self.kind = kind
+        self.marker = Path(marker)
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step != self.step or trainer.global_rank != self.rank or self.marker.exists():
+            return
+        self.marker.touch()
+        if self.kind == "nan":
+            with torch.no_grad():
+                next(pl_module.parameters()).fill_(torch.nan)
+        else:
+            signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
+            os.kill(os.getpid(), signals[self.kind])
