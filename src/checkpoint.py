@@ -53,6 +53,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     temporary = None
     try:
         path.parent.mkdir(exist_ok=True)
+        for left in path.parent.glob(f".{path.name}-*"):  # of a run that was killed while it wrote
+            left.unlink()
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
             temporary = Path(file.name)
             torch.save(checkpoint, file)
@@ -70,11 +72,16 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         # torch reports a full disk as an error of its own.
         if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
             raise
+        _remove(temporary)
         raise _unwritable(path, checkpoint, error) from error
     finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _unwritable(path: Path, checkpoint: dict[str, Any], error: BaseException) -> InputError:

@@ -11,8 +11,8 @@ class InputError(ValueError):
     """
 
 
-def report(error: BaseException) -> NoReturn:
-    """Print an error as one line and exit with code 2."""
+def report(error: BaseException, rank: int = 0) -> NoReturn:
+    """Print an error as one line and exit with code 2; of several processes, all but the first say which they are."""
     message = str(error).rpartition("InputError: ")[2]  # what a worker process raised brings its traceback
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ class Misfortune(Callback):
 
     Args:
         step: optimizer steps done before.
-        kind: `kill` this process, `terminate` or `interrupt` it by a signal, or make a weight `nan`.
+        kind: `kill` this process, `terminate` or `interrupt` it by a signal, `kill worker` one that loads data, make a
+            weight `nan`, `fill` the disk the run writes to, or `delete` its folder.
         marker: a file that is not there yet; it is made, and where it is there nothing happens.
         rank: the process it happens to.
     """
@@ -54,6 +57,17 @@ class Misfortune(Callback):
         if self.kind == "nan":
             with torch.no_grad():
                 next(pl_module.parameters()).fill_(torch.nan)
+        elif self.kind == "fill":
+            with suppress(OSError), (Path(trainer.default_root_dir).parents[1] / "filler").open("wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+        elif self.kind == "delete":
+            shutil.rmtree(trainer.default_root_dir)
+        elif self.kind == "kill worker":
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            workers = [pid for pid in children if "multiprocessing" not in Path(f"/proc/{pid}/cmdline").read_text()]
+            os.kill(int(workers[0]), signal.SIGKILL)
         else:
             signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
             os.kill(os.getpid(), signals[self.kind])

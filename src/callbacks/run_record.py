@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from src import ROOT
+from src.errors import InputError
 
 
 class RunRecord(Callback):
@@ -148,6 +149,8 @@ def _peak_memory_mb() -> float | None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file that is either there as a whole or not at all."""
+    if not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: {path.parent} is gone, deleted or renamed while the run was going")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -99,7 +99,11 @@ class Batched(Dataset[Any]):
         if isinstance(place, int):
             first = place * self.batch_size
             return self.dataset.__getitems__(list(range(first, min(first + self.batch_size, len(self.dataset)))))
-        batch = self.dataset.__getitems__(place)
+        try:
+            batch = self.dataset.__getitems__(place)
+        except Exception as error:
+            error.add_note(f"in the batch of samples {', '.join(map(str, place))}")
+            raise
         return (*batch[:-1], torch.full_like(batch[-1], IGNORED)) if place.is_padding else batch
 
 
