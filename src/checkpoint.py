@@ -30,11 +30,15 @@ COMMENT = len(MARK) + 64
 END = 22  # bytes of that record without the comment
 
 
+class UnwritableError(InputError):
+    """A checkpoint cannot be written."""
+
+
 class WholeCheckpointIO(TorchCheckpointIO):
     """Lightning's way to files, where a checkpoint gets its name only when all of it is on the disk, with a checksum.
 
     Raises:
-        InputError: it cannot be written; what was there before is left as it was.
+        UnwritableError: it cannot be written; what was there before is left as it was.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -48,7 +52,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint and its checksum.
 
     Raises:
-        InputError: it cannot be written; what was there before is left as it was.
+        UnwritableError: it cannot be written; what was there before is left as it was.
     """
     temporary = None
     try:
@@ -84,16 +88,16 @@ def _remove(path: Path | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, checkpoint: dict[str, Any], error: BaseException) -> InputError:
+def _unwritable(path: Path, checkpoint: dict[str, Any], error: BaseException) -> UnwritableError:
     run = path.parent.parent
     if not run.is_dir():
-        return InputError(f"{path} cannot be written: {run} is gone, deleted or renamed while the run was going")
+        return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed while the run was going")
     system = error if isinstance(error, OSError) else error.__context__
     reason = system.strerror if isinstance(system, OSError) else str(error)
     if isinstance(system, OSError) and system.errno in (errno.ENOSPC, errno.EDQUOT):
         need, free = _size(checkpoint) / 2**20, shutil.disk_usage(run).free / 2**20
         reason = f"{reason}: it needs about {need:.1f} MB and {free:.1f} MB are free; make room"
-    return InputError(f"{path} cannot be written ({reason}); earlier checkpoints are as they were")
+    return UnwritableError(f"{path} cannot be written ({reason}); earlier checkpoints are as they were")
 
 
 def _size(value: Any) -> int:
@@ -261,6 +265,22 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, arguments: Tre
     detail = f"{name} is {saved.get(name, 'missing')} in the checkpoint and {own.get(name, 'missing')} in the model"
     cause = f"{' and '.join(changed)} does not fit" if changed else "the model does not fit"
     raise InputError(f"{cause} the weights of the checkpoint: {detail}")
+
+
+def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
+    """Make sure that an epoch that is half over goes on with batches of the size it began with.
+
+    Raises:
+        InputError: it would not.
+    """
+    before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    is_inside = not progress.get("is_last_batch", True) and progress["current"]["processed"]
+    if is_inside and before is not None and after != before:
+        raise InputError(
+            f"--data.batch_size {after}: the checkpoint is in the middle of an epoch with batches of {before}; leave"
+            " it out, or go on from a checkpoint at an epoch's end"
+        )
 
 
 def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:

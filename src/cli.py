@@ -42,7 +42,9 @@ from src.callbacks.progress_bar import PacedProgressBar
 from src.callbacks.run_record import RunRecord
 from src.callbacks.step_seeds import StepSeeds
 from src.checkpoint import (
+    UnwritableError,
     WholeCheckpointIO,
+    check_batches,
     check_fit,
     check_unfinished,
     model_arguments,
@@ -61,6 +63,7 @@ from src.runs import (
     agreed,
     checkpoints_of,
     claim_run_folder,
+    clock_is_behind,
     good_checkpoint,
     is_finished,
     lock_run,
@@ -293,9 +296,11 @@ class StarterCLI(LightningCLI):
             if self.stage in (None, "fit"):
                 if self.run_folder is None or is_finished(self.run_folder):  # else its test may be left to do
                     check_unfinished(self.checkpoint, options["max_epochs"], options["max_steps"])
+                check_batches(self.checkpoint, self.saved, tree)
                 if self.saved:
                     callbacks.append(OptimizerOverrides(self.saved, tree))
         purge_step = (self.checkpoint or {}).get("global_step") if self.run_folder else None
+        processes = len((self.checkpoint or {}).get("half_epoch", ())) if self.stage in (None, "fit") else 0
         self.checkpoint = None
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
@@ -319,6 +324,11 @@ class StarterCLI(LightningCLI):
             if getattr(rank_zero_only, "rank", 0) == 0:
                 self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
                 mark_job(folder)
+                if self.run_folder and (seconds := clock_is_behind(folder)):
+                    rank_zero_info(
+                        f"The clock is {seconds:.0f} s behind what this run has logged: it was set back; nothing is"
+                        " lost, but TensorBoard may show the curves in the wrong order"
+                    )
             self.record = RunRecord(folder, text)
             callbacks.append(self.record)
             if options["enable_checkpointing"] is not False:
@@ -338,6 +348,11 @@ class StarterCLI(LightningCLI):
             check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
             if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
                 refuse_shards(self.config.ckpt_path)
+            if processes not in (0, trainer.world_size):
+                rank_zero_info(
+                    f"{processes} processes wrote the checkpoint, {trainer.world_size} go on: with the same samples in"
+                    " each batch, but no longer the same bit by bit"
+                )
             return trainer
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self._drop_empty_folder()
@@ -542,6 +557,8 @@ def fault_of_machine(error: BaseException, folder: Path | None) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, FileNotFoundError) and folder is not None and not folder.is_dir():
         return f"run folder {folder} is gone, deleted or renamed while the run was going"
+    if isinstance(error, UnwritableError):
+        return text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the run folder'} cannot be written ({error.strerror}): make room"
     if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):

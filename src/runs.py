@@ -112,6 +112,12 @@ def run_to_continue(parent: Path, automatic: bool) -> Path | None:
     return None
 
 
+def clock_is_behind(folder: Path) -> float:
+    """Seconds by which this machine's clock is behind the time at which a run began to log; 0 if it is not."""
+    times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    return max(0.0, max(times, default=0) - time.time())
+
+
 def mark_job(folder: Path) -> None:
     """Note whose run this is, so that the job finds it again when it is started again."""
     if job := job_name():

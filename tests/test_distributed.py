@@ -224,22 +224,10 @@ def test_torchrun_starts_a_run_again_from_its_checkpoint(tmp_path: Path) -> None
     common = (*CNN, "--precision=32-true", "--max_epochs=3", "--save_every_n_steps=5", *TWO)
     two(tmp_path, *common)
     whole = run_folder(tmp_path)
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=1",
-        "--nproc_per_node=2",
-        "--max-restarts=3",
-        "--master_port=29666",
-    ]
-    words += [
-        "-m",
-        "src.train",
-        *common,
-        *QUIET,
-        f"--trainer.default_root_dir={tmp_path / 'again'}",
-        "--ckpt_path=auto",
-    ]
+    root = f"--trainer.default_root_dir={tmp_path / 'again'}"
+    # Without --standalone torch may keep the addresses of processes that are gone, and a restart not find its partners.
+    words = ["-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2", "--max-restarts=3"]
+    words += ["-m", "src.train", *common, *QUIET, root, "--ckpt_path=auto"]
     words += misfortune("kill", 40, tmp_path / "dead", rank=1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

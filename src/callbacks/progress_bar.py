@@ -37,7 +37,7 @@ class PacedProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The numbers beside the bar."""
-        logged = {name: value for name, value in trainer.logged_metrics.items() if name.startswith("train/loss")}
+        logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/loss")}
         return {name: float(value) for name, value in logged.items()} | super().get_metrics(trainer, pl_module)
 
     def _is_due(self, args: tuple[Any, ...], total: float) -> bool:

@@ -61,18 +61,20 @@ class Throughput(Callback):
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         per_second = trainer.world_size / (time.perf_counter() - self._started)
-        pl_module.log("speed/samples_per_second", self._samples * per_second)
+        speed = {"speed/samples_per_second": self._samples * per_second}
         if self._tokens:
-            pl_module.log("speed/tokens_per_second", self._tokens * per_second)
+            speed["speed/tokens_per_second"] = self._tokens * per_second
         if self._peak:
             if self._batch_flops is None:
                 self._batch_flops = _flops_or_none(pl_module, batch)
             if self._batch_flops is None:
                 self._peak = None
-                self._restart()
-                return
-            flops = self._batch_flops * self._batches * per_second / trainer.world_size
-            pl_module.log("speed/mfu", flops / self._peak)
+            else:
+                flops = self._batch_flops * self._batches * per_second / trainer.world_size
+                speed["speed/mfu"] = flops / self._peak
+        pl_module.log_dict(speed, logger=False)
+        for logger in trainer.loggers:  # at once, so that a checkpoint never comes before what led to it
+            logger.log_metrics(speed, trainer.global_step - 1)
         self._restart()
 
     def _restart(self) -> None:

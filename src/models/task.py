@@ -54,11 +54,13 @@ class Task(LightningModule):
         is_log_step = every and (self.global_step + 1) % every == 0
         loss, seen = self.step(batch)
         self._note("train", seen, may_wait=bool(is_log_step or not every))
-        if is_distributed := self.trainer.world_size > 1:
+        if self.trainer.world_size > 1:
             loss = loss * self._share(seen["weight"]).to(loss.dtype)
-        if is_log_step:
+        if is_log_step and not self.trainer.fit_loop._should_accumulate():
+            value = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
             # Not for the progress bar: Lightning reads what is meant for it in every later step.
-            self.log("train/loss_step", loss.detach(), sync_dist=is_distributed)
+            self.log("train/loss_step", value, logger=False)
+            self._write({"train/loss_step": value.item()}, self.global_step)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -74,9 +76,7 @@ class Task(LightningModule):
         values = {name: value.item() for name, value in self.train_metrics.compute().items()}
         self.train_metrics.reset()
         self.log_dict(values, logger=False, sync_dist=True)
-        # Lightning would write them after the epoch's checkpoint, and a run that is killed in between would lose them.
-        for logger in self.trainer.loggers:
-            logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
+        self._write(values, self.global_step - 1)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
@@ -118,6 +118,14 @@ class Task(LightningModule):
         self._waiting[stage].append(seen)
         if may_wait and len(self._waiting[stage]) >= STEPS_PER_UPDATE:
             self._update_waiting(stage)
+
+    def _write(self, values: dict[str, float], step: int) -> None:
+        """Hand values to the loggers at once.
+
+        Lightning does so behind the hooks that save checkpoints, and a run that is killed in between would lose them.
+        """
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**values, "epoch": self.current_epoch}, step)
 
     def _share(self, weight: Tensor | int) -> Tensor:
         """By what a process's loss is multiplied, so that the mean over all processes is that over all samples."""

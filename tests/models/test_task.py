@@ -85,8 +85,8 @@ def test_between_log_steps_no_step_waits_for_the_device(parse: Callable[..., Sta
 def test_a_task_that_reads_its_loss_in_every_step_is_found(
     parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = task_module.Task._step
-    monkeypatch.setattr(task_module.Task, "_step", lambda *args, **more: (loss := step(*args, **more), loss.item())[0])
+    step = task_module.Task.training_step
+    monkeypatch.setattr(task_module.Task, "training_step", lambda *args: (loss := step(*args), loss.item())[0])
     limits = ("--trainer.limit_train_batches=5", "--trainer.limit_val_batches=0", "--max_epochs=1")
     assert all("item" in found for found in steps(parse("fit", "--data.source=sample", "--model.net=MLP", *limits)))
 
