@@ -7,6 +7,7 @@ differs. Without options of its own a run trains the default recipe on sample di
 """
 
 import argparse
+import logging
 import os
 import random
 import signal
@@ -55,7 +56,7 @@ def saved(folder: Path) -> set[tuple[str, float]]:
 
 
 def kill_at_random(process: "subprocess.Popen[str]", folder: Path, dice: random.Random) -> bool:
-    """Kill a run some time after its first checkpoint; false where it was quicker."""
+    """Kill a run some time after its next checkpoint; false where it came to its end."""
     before, end = saved(folder), time.monotonic() + START_SECONDS
     while process.poll() is None and saved(folder) == before and time.monotonic() < end:
         time.sleep(0.01)
@@ -67,11 +68,13 @@ def kill_at_random(process: "subprocess.Popen[str]", folder: Path, dice: random.
         return False
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    return True
+    # It may have been killed behind its last word.
+    return not any("total_seconds" in path.read_text() for path in folder.glob("*/*/metrics.json"))
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every value of every curve, as TensorBoard shows them."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # what a killed run had logged too much is purged
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}

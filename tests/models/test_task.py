@@ -72,7 +72,10 @@ def steps(cli: StarterCLI) -> list[list[str]]:
     ],
     ids=["images", "text"],
 )
-def test_between_log_steps_no_step_waits_for_the_device(parse: Callable[..., StarterCLI], recipe: tuple[str]) -> None:
+def test_between_log_steps_no_step_waits_for_the_device(
+    parse: Callable[..., StarterCLI], recipe: tuple[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_module, "STEPS_PER_UPDATE", 7)  # metrics are due between log steps, and have to wait
     limits = ("--trainer.limit_train_batches=45", "--trainer.limit_val_batches=0", "--trainer.log_every_n_steps=20")
     found = steps(parse("fit", *recipe, *limits, "--trainer.max_steps=45", "--trainer.val_check_interval=null"))
     assert len(found) == 45
