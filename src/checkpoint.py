@@ -160,12 +160,14 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         checkpoint: Any = (
             read_rest(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         )
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(
             f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        problem = "is damaged or truncated" if zip_start(path) else "is not a checkpoint"
+        problem = "is damaged or truncated" if path.is_dir() or zip_start(path) else "is not a checkpoint"
         raise InputError(
             f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
         ) from error

@@ -8,12 +8,17 @@ from src.errors import InputError, report
 from src.sharded import is_sharded, read_whole
 
 
-def main() -> None:
-    """Read all shards in this process and write what a single process would have written."""
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m src.consolidate", description=__doc__)
     parser.add_argument("--ckpt_path", required=True, help="folder that a run with FSDP2 saved")
     parser.add_argument("--output", required=True, help="file to write, such as whole.ckpt")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Read all shards in this process and write what a single process would have written."""
+    options = parser().parse_args()
     try:
         folder, output = Path(options.ckpt_path).expanduser(), Path(options.output).expanduser()
         if not is_sharded(folder):

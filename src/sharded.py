@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import _nested_dict
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -107,7 +108,7 @@ def read_index(folder: Path) -> Metadata:
 def write_checksums(folder: Path) -> None:
     """Note the SHA-256 of every file of a sharded checkpoint, all of it on the disk."""
     sums = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if path.name != CHECKSUMS):
         sums[path.name] = _digest(path)
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -152,9 +153,25 @@ def read_rest(folder: Path) -> dict[str, Any]:
 
 
 def read_whole(folder: Path) -> dict[str, Any]:
-    """A sharded checkpoint as one that a single process would have written."""
+    """A sharded checkpoint as one that a single process would have written.
+
+    Raises:
+        InputError: it is damaged, or holds more than tensors and plain values.
+    """
+    read_index(folder)  # whose error torch would wrap
     state: dict[str, Any] = {}
-    _load_state_dict(state, SafeReader(folder), planner=_SafeEmptyPlanner(), no_dist=True)  # type: ignore[no-untyped-call]
+    try:
+        _load_state_dict(
+            state,
+            SafeReader(folder),
+            planner=_SafeEmptyPlanner(),  # type: ignore[no-untyped-call]
+            no_dist=True,
+        )
+    except CheckpointException as error:
+        causes = [failure[0] for failure in error.failures.values()]
+        is_code = any(isinstance(cause, pickle.UnpicklingError) for cause in causes)
+        reason = "it holds more than tensors and plain values" if is_code else causes[0]
+        raise InputError(f"{folder} is not loaded: {reason}") from error
     checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     optimizers = sorted((name for name in state if name.startswith("optimizer_")), key=lambda name: int(name[10:]))
     return {

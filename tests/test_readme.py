@@ -10,13 +10,18 @@ import pytest
 import torch
 from torchvision import models
 
-from src import ROOT, generate
+from src import ROOT, consolidate, generate
 from src.cli import StarterCLI
 from tests.conftest import QUIET, tiny_pretrained
 from tests.data.test_image_folder import pictures
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"python -m src\.(?:train|generate)[^`\n|#]*", README)))
+# What starts the program on several devices; the program's own part is read here.
+LAUNCHED = sorted(
+    set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", README + SCALING))
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,21 @@ def own_data(words: list[str], folder: Path) -> list[str]:
     if "sentiment" in recipe:
         return ["--data.max_length=40", "--data.path", str(folder / "path" / "to" / "table.csv")]
     return [] if recipe.startswith(("configs/language", "configs/image")) else ["--data.source=sample"]
+
+
+@pytest.mark.parametrize("options", LAUNCHED)
+def test_a_command_that_is_launched_is_understood(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = shlex.split(options.replace("--accelerator gpu", "--accelerator cpu"))
+    with pytest.raises(SystemExit) as stop:
+        StarterCLI([*words, "--print_config"], time.perf_counter())
+    assert stop.value.code == 0
+    assert "max_epochs" in capsys.readouterr().out
+
+
+def test_consolidate_takes_what_the_readme_says() -> None:
+    (command,) = set(re.findall(r"python -m src\.consolidate [^`\n|]*", README + SCALING))
+    options = consolidate.parser().parse_args(shlex.split(command)[3:])
+    assert (Path(options.ckpt_path).name, options.output) == ("best.ckpt", "whole.ckpt")
 
 
 def test_the_readme_shows_commands() -> None:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.sharded import REST, SafePlanner, SafeReader, replace_folder, write_checksums
+from src.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -81,6 +81,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not path.is_dir():
             return super().load_checkpoint(path, weights_only=True)
         assert self.model is not None
+        read_index(path)  # whose error torch would wrap
         state: dict[str, Any] = {"state_dict": get_model_state_dict(self.model)}
         trains = self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
         optimizers = dict(enumerate(self.optimizers)) if trains else {}
