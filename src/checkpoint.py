@@ -21,7 +21,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from src.config import Tree, differences, import_class
 from src.data.tokenizer import Tokenizer, restore_tokenizer
 from src.errors import InputError
-from src.sharded import is_sharded, read_rest, shard_damage
 
 # A checkpoint ends in this and the SHA-256 of all before the last record of its zip archive; that record's comment is
 # where zip files may hold such a thing, so torch reads it as any other.
@@ -122,6 +121,8 @@ def _digest(path: Path) -> str:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint as a whole, or None; a file that was written without a checksum passes."""
     if path.is_dir():
+        from src.sharded import shard_damage  # a third of a second, which only these pay
+
         return shard_damage(path)
     try:
         size = path.stat().st_size
@@ -135,6 +136,11 @@ def damage(path: Path) -> str | None:
         return "it is truncated, or its end is damaged" if zip_start(path) else None
     except OSError as error:
         return error.strerror
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a sharded checkpoint: a folder with what Lightning keeps beside the shards."""
+    return path.is_dir() and (path / "meta.pt").is_file()
 
 
 def zip_start(path: Path) -> bool:
@@ -157,9 +163,13 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     if problem := damage(path):
         raise InputError(f"--ckpt_path {given} is damaged or truncated ({problem}); give another one")
     try:
-        checkpoint: Any = (
-            read_rest(path) if path.is_dir() else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        )
+        checkpoint: Any
+        if path.is_dir():
+            from src.sharded import read_rest
+
+            checkpoint = read_rest(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:

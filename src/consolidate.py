@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from src.checkpoint import damage, write_checkpoint
+from src.checkpoint import damage, is_sharded, write_checkpoint
 from src.errors import InputError, report
-from src.sharded import is_sharded, read_whole
+from src.sharded import read_whole
 
 
 def parser() -> argparse.ArgumentParser:

@@ -82,11 +82,6 @@ class _SafeEmptyPlanner(_EmptyStateDictLoadPlanner):
     load_bytes = SafePlanner.load_bytes
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether a path is a sharded checkpoint."""
-    return path.is_dir() and (path / REST).is_file()
-
-
 def read_index(folder: Path) -> Metadata:
     """The index of a sharded checkpoint.
 

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -17,6 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
 from src.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
@@ -31,7 +33,8 @@ class FSDP2Strategy(ModelParallelStrategy):
     Args:
         activation_checkpointing: compute a block's activations once more in the backward pass, in place of keeping
             them (Chen et al. 2016).
-        gather_dtype: in which weights are gathered to compute with; gradients are always reduced in float32.
+        gather_dtype: in which weights are gathered to compute with, of networks without batch norm; gradients are always
+            reduced in float32.
     """
 
     def __init__(self, activation_checkpointing: bool = False, gather_dtype: str = "float32") -> None:
@@ -55,7 +58,13 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _shard(self, model: LightningModule) -> None:
         if getattr(model, "_is_sharded", False):
             return
-        policy = MixedPrecisionPolicy(param_dtype=self.gather_dtype, reduce_dtype=torch.float32)
+        for parameter in model.parameters():  # it cannot split those of a network in channels last
+            parameter.data = parameter.data.contiguous()
+        dtype = self.gather_dtype
+        if dtype != torch.float32 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            rank_zero_info("Weights are gathered in float32: batch normalisation takes no others with its statistics")
+            dtype = torch.float32
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         mesh = self.device_mesh["data_parallel"]
         for block in blocks_of(model):
             if self.activation_checkpointing:
