@@ -156,7 +156,7 @@ def tiny_pretrained(kind: str, folder: Path) -> str:
 def program(*args: str, cwd: Path = ROOT, module: str = "src.train", **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project as a user does, in its own process."""
     command = [sys.executable, "-m", module, *args]
-    # Lightning leaves the address of a process group in the environment, where a test has built one for several devices.
+    # Lightning leaves the address of a process group in the environment where a test has built one for several devices.
     own = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
     environment = {**own, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from src.errors import InputError
 
+MOST_LOSSES = 500  # that wait to be looked at, where the log steps are further apart
+
 
 class NotFiniteError(InputError):
     """The loss, or a weight, has become NaN or infinite."""
@@ -22,10 +24,10 @@ class FiniteLoss(Callback):
     """
 
     def __init__(self) -> None:
-        self._first = torch.tensor(-1)  # number of the first step whose loss was not finite, on the device
+        self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last look, each on its device
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first = torch.tensor(-1, device=pl_module.device)
+        self._losses = []
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -34,10 +36,9 @@ class FiniteLoss(Callback):
         if not isinstance(loss, Tensor):
             return
         step = trainer.global_step - (not trainer.fit_loop.epoch_loop._should_accumulate())
-        is_first = (self._first < 0) & ~torch.isfinite(loss.detach()).all()
-        self._first = torch.where(is_first, step, self._first)
+        self._losses.append((step, loss.detach()))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and trainer.global_step % every == 0:
+        if (every and trainer.global_step % every == 0) or len(self._losses) >= MOST_LOSSES:
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,11 +56,14 @@ class FiniteLoss(Callback):
             )
 
     def _check(self, trainer: Trainer) -> None:
-        first = int(self._first)
+        steps_seen, losses = zip(*self._losses, strict=True) if self._losses else ((), ())
+        self._losses = []
+        finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
+        first = next((step for step, is_finite in zip(steps_seen, finite, strict=True) if not is_finite), -1)
         if not _anywhere(trainer, first >= 0):
             return
         if trainer.world_size > 1:
-            steps = torch.tensor(first if first >= 0 else 2**62, device=self._first.device)
+            steps = torch.tensor(first if first >= 0 else 2**62, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MIN)
             first = int(steps)
         raise NotFiniteError(f"the loss is NaN or infinite since step {first}, {_advice(trainer)}")

@@ -33,7 +33,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     Args:
         activation_checkpointing: compute a block's activations once more in the backward pass, in place of keeping
             them (Chen et al. 2016).
-        gather_dtype: in which weights are gathered to compute with, of networks without batch norm; gradients are always
+        gather_dtype: in which weights are gathered to compute with, where there is no batch norm; gradients are always
             reduced in float32.
     """
 
