@@ -108,19 +108,19 @@ def main() -> None:
     parser.add_argument("--folder")
     parser.add_argument("options", nargs="*")
     given = parser.parse_args()
-    options = [*(given.options or DEFAULT), *ALWAYS]
+    options = [*(given.options or DEFAULT), *ALWAYS, "--save_every_n_steps=5"]
     folder = Path(given.folder or tempfile.mkdtemp(prefix="kill-"))
-    finish(start([*options, "--save_every_n_steps=5"], folder / "whole"))
+    finish(start(options, folder / "whole"))
     dice = random.Random(given.seed)
     kills = 0
     while kills < given.kills:
-        process = start([*options, "--save_every_n_steps=5", "--ckpt_path=auto"], folder / "killed")
+        process = start([*options, "--ckpt_path=auto"], folder / "killed")
         if not kill_at_random(process, folder / "killed", dice):
             break
         kills += 1
         print(f"kill {kills}", flush=True)
     else:
-        finish(start([*options, "--save_every_n_steps=5", "--ckpt_path=auto"], folder / "killed"))
+        finish(start([*options, "--ckpt_path=auto"], folder / "killed"))
     (whole,), killed = (list((folder / name).glob("*/version_*")) for name in ("whole", "killed"))
     if len(killed) != 1:
         sys.exit(f"a killed run should go on in its own folder, but there are {len(killed)}")

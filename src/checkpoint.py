@@ -29,6 +29,10 @@ COMMENT = len(MARK) + 64
 END = 22  # bytes of that record without the comment
 
 
+# In a sharded checkpoint, what Lightning keeps beside weights and optimizer.
+REST = "meta.pt"
+
+
 class UnwritableError(InputError):
     """A checkpoint cannot be written."""
 
@@ -140,7 +144,7 @@ def damage(path: Path) -> str | None:
 
 def is_sharded(path: Path) -> bool:
     """Whether a path is a sharded checkpoint: a folder with what Lightning keeps beside the shards."""
-    return path.is_dir() and (path / "meta.pt").is_file()
+    return path.is_dir() and (path / REST).is_file()
 
 
 def zip_start(path: Path) -> bool:

@@ -525,7 +525,7 @@ def run(started: float) -> None:
     threading.excepthook = _leave_to_main
     try:
         words = args
-        while cli is None or words is not args:
+        while True:
             cli = StarterCLI(words, started)
             if cli.run_folder is not None:
                 sys.argv += ["--run", str(cli.run_folder)]  # for processes that Lightning starts with the same words

@@ -17,9 +17,8 @@ from src.checkpoint import damage
 from src.errors import InputError
 
 AGREEMENT_SECONDS = 300
-WORKER_SECONDS = (
-    8  # the worker processes of a run that was killed see that after 5 seconds, and have its lock till then
-)
+# Worker processes of a run that was killed see that after 5 seconds, and hold its lock till then.
+WORKER_SECONDS = 8
 
 
 def claim_run_folder(root: Path, name: str) -> Path:

@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
+from src.checkpoint import REST
 from src.errors import InputError
 
 INDEX = ".metadata"  # torch's index of the shards
-REST = "meta.pt"  # what Lightning keeps beside weights and optimizer
 CHECKSUMS = "checksums.json"
 
 # All that torch writes in an index besides numbers, texts and containers.

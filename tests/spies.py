@@ -1,4 +1,4 @@
-"""Callbacks that runs of the tests name on their command lines."""
+"""Callbacks that runs of the tests name on their command lines, and what else happens to a run."""
 
 import json
 import os
@@ -10,6 +10,27 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+def misfortune(kind: str, step: int, marker: Path, rank: int = 0) -> tuple[str, ...]:
+    """The options by which a `Misfortune` happens to a run."""
+    return (
+        "--trainer.callbacks+=tests.spies.Misfortune",
+        f"--trainer.callbacks.step={step}",
+        f"--trainer.callbacks.kind={kind}",
+        f"--trainer.callbacks.marker={marker}",
+        f"--trainer.callbacks.rank={rank}",
+    )
+
+
+class Payload:
+    """Its pickle, once loaded, makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.mkdir, (str(self.path),))
 
 
 class StepLosses(Callback):

@@ -17,6 +17,7 @@ import torch
 from src import ROOT
 from src.checkpoint import load_model, read_checkpoint
 from tests.conftest import QUIET, Run, program
+from tests.spies import misfortune
 
 Train = Callable[..., Run]
 
@@ -130,6 +131,7 @@ def test_every_one_of_1001_samples_counts_once(
     assert sum(int(count) for row in matrix for count in row) == 1001
 
 
+@pytest.mark.slow
 def test_fsdp2_trains_goes_on_and_becomes_one_file(train: Train, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("it was the best of times, it was the worst of times\n" * 150)
@@ -174,16 +176,6 @@ def test_a_batch_that_processes_cannot_share_is_one_line(tmp_path: Path) -> None
     assert done.returncode == 2
     assert re.search(r"^error: .*batch_size 33 .* 2 processes .* give 32 or 34$", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
-
-
-def misfortune(kind: str, step: int, marker: Path, rank: int = 0) -> tuple[str, ...]:
-    return (
-        "--trainer.callbacks+=tests.spies.Misfortune",
-        f"--trainer.callbacks.step={step}",
-        f"--trainer.callbacks.kind={kind}",
-        f"--trainer.callbacks.marker={marker}",
-        f"--trainer.callbacks.rank={rank}",
-    )
 
 
 def test_where_one_process_dies_the_other_ends(tmp_path: Path) -> None:

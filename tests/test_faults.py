@@ -10,30 +10,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from kill import scalars
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from src import ROOT
-from src.callbacks.finite_loss import NotFiniteError
+from src.callbacks.finite_loss import FiniteLoss, NotFiniteError
 from src.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.errors import InputError
 from src.interruption import Interrupted, Interruption
 from tests.conftest import QUIET, Run, program
+from tests.spies import Payload, misfortune
 
 Train = Callable[..., Run]
 
 SMALL = ("--model.net=CNN", "--model.net.width=4", "--model.net.hidden=16", "--data.source=sample")
 STEPS = 32  # of an epoch
-
-
-def misfortune(kind: str, step: int, marker: Path) -> tuple[str, ...]:
-    return (
-        "--trainer.callbacks+=tests.spies.Misfortune",
-        f"--trainer.callbacks.step={step}",
-        f"--trainer.callbacks.kind={kind}",
-        f"--trainer.callbacks.marker={marker}",
-    )
 
 
 def unlucky(tmp_path: Path, kind: str, step: int, *args: str) -> "subprocess.CompletedProcess[str]":
@@ -189,18 +185,12 @@ def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path: Path) 
         weights = torch.load(path, weights_only=True)["state_dict"]["weight"]
         assert (weights == weights[0, 0]).all()
         assert {file.suffix for file in path.parent.iterdir() if not file.name.startswith(".")} == {".ckpt"}
+    before = tmp_path / "before.ckpt"
+    os.link(path, before)
     write_checkpoint(checkpoint(), path)
+    assert damage(before) is None  # the new one is another file, and not written over the old one
+    assert torch.equal(torch.load(before, weights_only=True)["state_dict"]["weight"], weights)
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]  # what was left lying about is gone
-
-
-class Payload:
-    """Its pickle, once loaded, makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (os.mkdir, (str(self.path),))
 
 
 def test_a_hostile_checkpoint_is_refused_and_nothing_is_executed(tmp_path: Path) -> None:
@@ -267,6 +257,7 @@ def test_a_loss_that_is_nan_stops_the_run_at_the_next_look(train: Train, tmp_pat
     with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 43, at learning rate"):
         train("fit", *SMALL, "--max_epochs=3", *misfortune("nan", 43, tmp_path / "happened"), sample=False)
     folder = folder_of(tmp_path)
+    assert scalars(folder)["train/loss_step"][-1][0] == 49  # the log step behind it, and not the epoch's end
     assert step_of(folder) == STEPS  # nothing of it was saved
     for path in (folder / "checkpoints").iterdir():
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
@@ -279,6 +270,23 @@ def test_weights_that_are_not_finite_are_never_saved(train: Train, tmp_path: Pat
         train("fit", *SMALL, *explode, "--trainer.gradient_clip_val=null", sample=False)
     for path in (tmp_path / "logs").glob("*/*/checkpoints/*"):
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
+
+
+def test_a_weight_that_is_not_finite_is_found_before_a_loss_shows_it() -> None:
+    trainer: Any = SimpleNamespace(
+        training=True,
+        validating=False,
+        world_size=1,
+        global_step=8,
+        optimizers=[],
+        strategy=SingleDeviceStrategy("cpu"),
+    )
+    layer: Any = torch.nn.Linear(2, 2)
+    FiniteLoss().on_save_checkpoint(trainer, layer, {})
+    with torch.no_grad():
+        layer.bias[1] = torch.inf
+    with pytest.raises(NotFiniteError, match=r"a weight \(bias\) is NaN or infinite after step 7"):
+        FiniteLoss().on_save_checkpoint(trainer, layer, {})
 
 
 def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tmp_path: Path) -> None:

@@ -8,16 +8,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from kill import differences
 
 from src import ROOT
 from src.errors import InputError
 from src.interruption import Interrupted
 from tests.conftest import Run
+from tests.spies import misfortune
 
 Train = Callable[..., Run]
 
@@ -58,37 +57,7 @@ def text_of(tmp_path: Path) -> tuple[str, ...]:
 
 
 def stopped_at(step: int, tmp_path: Path) -> tuple[str, ...]:
-    return (
-        "--trainer.callbacks+=tests.spies.Misfortune",
-        f"--trainer.callbacks.step={step}",
-        "--trainer.callbacks.kind=terminate",
-        f"--trainer.callbacks.marker={tmp_path / f'happened-{step}'}",
-    )
-
-
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
-def assert_same(one: Path, other: Path) -> None:
-    """Every logged value of every step, and all that a checkpoint holds of the training."""
-    assert curves(one) == curves(other)
-    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (one, other)]
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "half_epoch"):
-        first, second = (flat(state[key]) for state in states)
-        assert first.keys() == second.keys()
-        for name, value in first.items():
-            same = torch.equal(value, second[name]) if isinstance(value, torch.Tensor) else value == second[name]
-            assert same, f"{key}{name}"
-
-
-def flat(node: Any, name: str = "") -> dict[str, Any]:
-    children = enumerate(node) if isinstance(node, list | tuple) else node.items() if isinstance(node, dict) else None
-    if children is None:
-        return {name: node}
-    return {key: value for place, child in children for key, value in flat(child, f"{name}.{place}").items()}
+    return misfortune("terminate", step, tmp_path / f"happened-{step}")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +65,9 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
     [
         pytest.param(IMAGES, (1, 40), id="images"),
         pytest.param(IMAGES, (31, 32, 63), id="images at an epoch's end"),
+        pytest.param(
+            (*IMAGES, "--trainer.check_val_every_n_epoch=3"), (31, 63), id="an epoch's end without validation"
+        ),
         pytest.param(TEXT, (19, 20, 90), id="text, validated inside of an epoch"),
         pytest.param(WORDS, (5,), id="labelled text"),
     ],
@@ -113,7 +85,7 @@ def test_a_run_that_is_stopped_goes_on_bit_by_bit(
         (folder,) = (tmp_path / "logs" / "stopped").glob("version_*")
     last = train("fit", "--ckpt_path=last", "--name=stopped", sample=False)
     assert last.folder == folder
-    assert_same(whole.folder, last.folder)
+    assert differences(whole.folder, last.folder) == []
 
 
 def test_other_workers_change_nothing(train: Train, tmp_path: Path) -> None:
@@ -121,7 +93,7 @@ def test_other_workers_change_nothing(train: Train, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train("fit", *IMAGES, *EXACT, "--max_epochs=2", "--name=stopped", *stopped_at(40, tmp_path), sample=False)
     last = train("fit", "--ckpt_path=last", "--name=stopped", "--data.num_workers=2", sample=False)
-    assert_same(whole.folder, last.folder)
+    assert differences(whole.folder, last.folder) == []
     assert "num_workers: 2" in (last.folder / "config.resume-1.yaml").read_text()
     assert "num_workers: 0" in (last.folder / "config.yaml").read_text()
 
@@ -134,7 +106,7 @@ def test_a_checkpoint_of_the_best_epoch_goes_on_bit_by_bit_too(train: Train, tmp
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"PK lost")
     last = train("fit", "--ckpt_path=last", "--name=stopped", sample=False)
     assert any("from best.ckpt" in line for line in last.messages)
-    assert_same(whole.folder, last.folder)
+    assert differences(whole.folder, last.folder) == []
 
 
 def test_five_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Sharded checkpoints are whole or refused, and nothing in them is executed."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -11,16 +10,7 @@ from torch.distributed.checkpoint import state_dict_saver
 from src.checkpoint import damage, read_checkpoint
 from src.errors import InputError
 from src.sharded import REST, read_index, read_whole, replace_folder, write_checksums
-
-
-class Payload:
-    """Its pickle, once loaded, makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (os.mkdir, (str(self.path),))
+from tests.spies import Payload
 
 
 def sharded(folder: Path, **extra: object) -> Path:

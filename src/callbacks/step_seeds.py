@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from src.randomness import place_of, run_seed, seed_of
 
@@ -36,7 +37,7 @@ class StepSeeds(Callback):
         self._reseed(trainer, between=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training or trainer.state.fn == "fit":
+        if trainer.state.fn == TrainerFn.FITTING:
             self._reseed(trainer, between=1)
 
     def _reseed(self, trainer: Trainer, between: int) -> None:

@@ -1,8 +1,9 @@
 """Splits weights, gradients and optimizer over all devices."""
 
+import shutil
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -21,7 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
+from src.checkpoint import REST
+from src.sharded import SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -37,19 +39,18 @@ class FSDP2Strategy(ModelParallelStrategy):
             reduced in float32.
     """
 
-    def __init__(self, activation_checkpointing: bool = False, gather_dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        activation_checkpointing: bool = False,
+        gather_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ) -> None:
         super().__init__(tensor_parallel_size=1)
         self.activation_checkpointing = activation_checkpointing
         self.gather_dtype: torch.dtype = getattr(torch, gather_dtype)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.world_size_given
+        self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-
-    @property
-    def world_size_given(self) -> int:
-        """Devices of all nodes."""
-        return self.num_nodes * self.num_processes
 
     def connect(self, model: Any) -> None:
         super().connect(model)
@@ -78,6 +79,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         new = path.with_name(f".{path.name}-new")
         if self.global_rank == 0:
             path.parent.mkdir(exist_ok=True)
+            shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
+        self.barrier()
         super().save_checkpoint(checkpoint, new, storage_options)
         self.barrier()
         if self.global_rank == 0:
