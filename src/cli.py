@@ -21,12 +21,11 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from rich.console import Console
@@ -55,28 +54,29 @@ from src.checkpoint import (
 from src.data.loading import check_batch_size
 from src.errors import InputError, report
 from src.explain import explain
+from src.hardware import check_accelerator, check_strategy, choose_precision
 from src.interruption import Interrupted, Interruption
 from src.models.hyperparameters import rebuild_arguments
 from src.optim.configure import configure_optimizers
 from src.runs import (
     WORKER_SECONDS,
     agreed,
+    checkpoint_of,
     checkpoints_of,
-    claim_run_folder,
+    claim_folder,
     clock_is_behind,
     good_checkpoint,
     is_finished,
     lock_run,
     mark_job,
+    newest_run,
+    run_of,
     run_to_continue,
     runs_of,
-    version,
 )
 
 # Settings of one call, which a saved configuration must not repeat.
 CALL_ONLY = ("config", "ckpt_path", "run", "compile", "debug")
-# CPU capabilities, as torch names them, that make bfloat16 faster than float32.
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
 class StarterCLI(LightningCLI):
@@ -96,6 +96,7 @@ class StarterCLI(LightningCLI):
         self.checkpoint: dict[str, Any] | None = None
         self.saved: config.Tree = {}  # the configuration of the run that wrote the checkpoint
         self.run_folder: Path | None = None  # of the run that this one goes on with
+        self.evaluated: Path | None = None  # folder of the run whose checkpoint is tested
         self.lock: Any = None
         self.interruption = Interruption()
         self.record: RunRecord | None = None
@@ -124,9 +125,10 @@ class StarterCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             help="Checkpoint to load; for fit, to continue from: a path, `last` for the newest unfinished run of the"
-            " recipe, or `auto` for that or else a new run",
+            " recipe, or `auto` for that or else a new run; else a path, or `best` (the default) or `last` of the"
+            " newest run",
         )
-        parser.add_argument("--run", type=str | None, help="Folder of the run to continue, in place of the newest")
+        parser.add_argument("--run", type=str | None, help="Folder of the run that is meant, in place of the newest")
         parser.add_argument(
             "--save_every_n_steps", type=int, default=0, help="Save last.ckpt inside of an epoch too; 0 does not"
         )
@@ -195,14 +197,28 @@ class StarterCLI(LightningCLI):
         paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
         path = next((path for path in reversed(paths) if path), None)
         run = given.get("--run")
-        if self.stage not in (None, "fit") or not (run or path in ("last", "auto")):
+        evaluates = self.stage not in (None, "fit")
+        if evaluates and path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
+            return None, loaded, options
+        roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
+        roots += [given.get("--trainer.default_root_dir")]
+        wanted = next((root for root in reversed(roots) if root), None)
+        root = Path(wanted or ROOT / "logs")
+        if evaluates and path not in (None, "best", "last"):
+            self.evaluated = None if wanted else run_of(Path(path))
+            return path, loaded, options
+        if evaluates and path is run is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
+            rank_zero_info(f"No --ckpt_path given: {self.stage} --fast_dev_run uses the untrained model")
+            return None, loaded, options
+        if not evaluates and not (run or path in ("last", "auto")):
             return path, loaded, options
         automatic = path == "auto"
         folder = Path(run).expanduser().absolute() if run else None
-        if folder is None:
-            roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
-            roots += [given.get("--trainer.default_root_dir")]
-            root = Path(next((root for root in reversed(roots) if root), ROOT / "logs"))
+        if folder is None and evaluates:
+            is_named = any(config.is_recipe(tree) for _, tree in loaded)
+            name = given.get("--name") or (config.choose_recipe(loaded, {})[1] if is_named else None)
+            folder = Path(agreed(str(newest_run(root, name))))
+        elif folder is None:
             name = given.get("--name") or config.choose_recipe(loaded, {})[1]
             parent = runs_of(root, name)
             is_first = getattr(rank_zero_only, "rank", 0) == 0
@@ -219,6 +235,11 @@ class StarterCLI(LightningCLI):
             return None, loaded, options
         if not folder.is_dir():
             raise InputError(f"--run {run}: no such folder; give one such as logs/default/version_0")
+        if evaluates:
+            checkpoint = checkpoint_of(folder, path or "best")
+            rank_zero_info(f"{self.stage} of run {_relative(folder)}, {checkpoint.name}")
+            self.evaluated = folder
+            return str(checkpoint), loaded, [*options, ("--ckpt_path", str(checkpoint))]
         if path in (None, "last", "auto"):
             checkpoint, lines = good_checkpoint(folder)
             for line in lines:
@@ -231,8 +252,8 @@ class StarterCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
-        _check_accelerator(trainer.accelerator)
-        _check_strategy(trainer.strategy)
+        check_accelerator(trainer.accelerator)
+        check_strategy(trainer.strategy)
         if trainer.accumulate_grad_batches < 1:
             raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
         if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
@@ -320,7 +341,10 @@ class StarterCLI(LightningCLI):
             plugins = [*plugins, WholeCheckpointIO()]
         if not options["fast_dev_run"]:
             root = Path(options["default_root_dir"] or ROOT / "logs")
-            folder = self.run_folder or claim_run_folder(root, self.config.name)
+            if self.evaluated is not None:
+                folder = claim_folder(self.evaluated, str(self.stage))
+            else:
+                folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
             if getattr(rank_zero_only, "rank", 0) == 0:
                 self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
                 mark_job(folder)
@@ -339,7 +363,7 @@ class StarterCLI(LightningCLI):
                 options["logger"] = TensorBoardLogger(
                     folder.parents[1],
                     folder.parent.name,
-                    version(folder),
+                    folder.name,
                     default_hp_metric=False,
                     purge_step=purge_step,
                 )
@@ -424,8 +448,6 @@ class StarterCLI(LightningCLI):
             if self.compilation is not None:
                 seconds["compile_seconds"] = self.compilation.seconds
                 seconds["train_seconds"] -= self.compilation.seconds
-        elif given["ckpt_path"] is None:
-            rank_zero_info(f"No --ckpt_path given: {self.stage} uses the untrained model")
         if self.stage is None:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
             self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
@@ -436,7 +458,8 @@ class StarterCLI(LightningCLI):
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
             if self.record is not None:
-                self.record.write(**seconds)
+                tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
+                self.record.write(**seconds, **tested)
             self.print_summary()
 
     def print_summary(self) -> None:
@@ -461,49 +484,10 @@ class StarterCLI(LightningCLI):
         Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
-def choose_precision(accelerator: Any) -> tuple[str, str]:
-    """The fastest precision the hardware has arithmetic for that trains as well as float32, and why."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 arithmetic"
-        return "32-true", f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
-        found = [name for name in BF16_INSTRUCTIONS if torch.cpu.get_capabilities().get(name)]
-        if found:
-            return "bf16-mixed", f"this CPU has bfloat16 arithmetic ({found[0]})"
-        return "32-true", "this CPU has no bfloat16 arithmetic"
-    return "32-true", "the safe choice for this accelerator"
-
-
 def _has_precision_plugin(plugins: Any) -> bool:
     given = plugins if isinstance(plugins, list) else [plugins]
     classes = [config.import_class(plugin.class_path) for plugin in given if isinstance(plugin, Namespace)]
     return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
-
-
-def _check_accelerator(given: Any) -> None:
-    """Raise InputError where this machine lacks the accelerator."""
-    registry = AcceleratorRegistry
-    known = {"auto", "gpu", *registry.available_accelerators()}
-    if not isinstance(given, str) or given == "auto":
-        return
-    if given not in known:
-        raise InputError(f"--accelerator {given}: no such accelerator{config.nearest(given, known)}")
-    present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
-    present |= {"gpu"} if present & {"cuda", "mps"} else set()
-    if given not in present:
-        raise InputError(
-            f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
-            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}, or leave it out"
-        )
-
-
-def _check_strategy(given: Any) -> None:
-    """Raise InputError where no strategy has that name."""
-    known = {"auto", *StrategyRegistry.available_strategies()}
-    if isinstance(given, str) and given not in known:
-        near = config.nearest(given, known) or f"; known are {', '.join(sorted(known))}"
-        raise InputError(f"--strategy {given}: no such strategy{near}")
 
 
 def _relative(path: Path) -> str:
@@ -527,8 +511,8 @@ def run(started: float) -> None:
         words = args
         while True:
             cli = StarterCLI(words, started)
-            if cli.run_folder is not None:
-                sys.argv += ["--run", str(cli.run_folder)]  # for processes that Lightning starts with the same words
+            if (folder := cli.run_folder or cli.evaluated) is not None:
+                sys.argv += ["--run", str(folder)]  # for processes that Lightning starts with the same words
             try:
                 cli.run()
                 break

@@ -5,19 +5,8 @@ import io
 import sys
 from typing import Any
 
-from src.errors import InputError, report
-
-
-def main() -> None:
-    """Continue a prompt, streaming to the terminal."""
-    if sys.stderr.isatty():
-        print("Loading torch and Lightning ...", file=sys.stderr)
-    try:
-        write(sys.argv[1:])
-    except InputError as error:
-        report(error)
-    except (KeyboardInterrupt, BrokenPipeError):
-        sys.exit(130)
+from src.command import command_parser, parse_words, run_command
+from src.errors import InputError
 
 
 def write(args: list[str]) -> None:
@@ -58,11 +47,8 @@ def write(args: list[str]) -> None:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m src.generate",
-        description="Continue a text with a trained language model. Its tokenizer comes from the checkpoint.",
-        exit_on_error=False,
-        allow_abbrev=False,
+    parser = command_parser(
+        "src.generate", "Continue a text with a trained language model. Its tokenizer comes from the checkpoint."
     )
     parser.add_argument("--ckpt_path", help="checkpoint of a language model")
     parser.add_argument("--prompt", default="\n", help="what the text begins with (a line's end)")
@@ -71,19 +57,11 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--top_k", type=int, help="sample among so many of the likeliest tokens (all)")
     parser.add_argument("--top_p", type=float, help="sample among the likeliest with this probability together (1)")
     parser.add_argument("--seed", type=int, help="repeats a text (another one each time)")
-    try:
-        options, unknown = parser.parse_known_args(args)
-    except argparse.ArgumentError as error:
-        raise InputError(str(error).removeprefix("argument ")) from error
-    if unknown:
-        from src.config import nearest
-
-        known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
-        raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
+    options = parse_words(parser, args)
     if options.ckpt_path is None:
         raise InputError("--ckpt_path is missing: give a checkpoint of a language model")
     return options
 
 
 if __name__ == "__main__":
-    main()
+    run_command(write)

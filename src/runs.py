@@ -1,4 +1,4 @@
-"""Run folders: `logs/<recipe>/version_N`, each used by one run at a time."""
+"""Run folders: `logs/<recipe>/version_N`, each used by one run at a time, and what is done with a run in its own."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElastic
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.distributed.rendezvous import rendezvous
 
-from src.checkpoint import damage
+from src.checkpoint import damage, read_checkpoint
 from src.errors import InputError
 
 AGREEMENT_SECONDS = 300
@@ -21,22 +21,21 @@ AGREEMENT_SECONDS = 300
 WORKER_SECONDS = 8
 
 
-def claim_run_folder(root: Path, name: str) -> Path:
-    """A new folder `root/name/version_N` of this run's own, also when many start in the same second.
+def claim_folder(parent: Path, stem: str = "version") -> Path:
+    """A new folder `parent/<stem>_N` of this run's own, also when many start in the same second.
 
     Only the first process of a run makes it; the Trainer tells it to the others.
 
     Raises:
-        InputError: the folder cannot be made, or the name is none.
+        InputError: the folder cannot be made.
     """
-    parent = runs_of(root, name)
     if getattr(rank_zero_only, "rank", 0) != 0:
-        return parent / "version_-1"
+        return parent / f"{stem}_-1"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        number = max((version(folder) for folder in _versions(parent)), default=-1) + 1
+        number = max((version(folder) for folder in _versions(parent, stem)), default=-1) + 1
         while True:
-            folder = parent / f"version_{number}"
+            folder = parent / f"{stem}_{number}"
             try:
                 folder.mkdir()
             except FileExistsError:  # another run was quicker
@@ -62,7 +61,48 @@ def runs_of(root: Path, name: str) -> Path:
 
 def version(folder: Path) -> int:
     """N of version_N."""
-    return int(folder.name.removeprefix("version_"))
+    return int(folder.name.rpartition("_")[2])
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if any."""
+    folder = checkpoint.expanduser().absolute().parent.parent
+    return folder if (folder / "config.yaml").is_file() and checkpoint.parent.name == "checkpoints" else None
+
+
+def newest_run(root: Path, name: str | None = None) -> Path:
+    """The run, of this name or of any, whose checkpoints are the newest.
+
+    Raises:
+        InputError: there is none.
+    """
+    parents = [runs_of(root, name)] if name else [*root.expanduser().absolute().glob("*")]
+    found = [(path, next(checkpoints_of(path), None)) for parent in parents for path in _versions(parent)]
+    times = {path: checkpoint.stat().st_mtime for path, checkpoint in found if checkpoint}
+    if not times:
+        raise InputError(
+            f"no run with a checkpoint in {parents[0] if name else root}: train one first with python -m src.train, or"
+            " give --ckpt_path a checkpoint's path"
+        )
+    return max(times, key=lambda path: (times[path], version(path)))
+
+
+def checkpoint_of(folder: Path, which: str) -> Path:
+    """The `best` or the `last` checkpoint of a run.
+
+    Raises:
+        InputError: the run has none.
+    """
+    found = list(checkpoints_of(folder))
+    path = folder / "checkpoints" / f"{which}.ckpt"
+    if which == "best" and found and path not in found:  # it has a name of its own
+        states = read_checkpoint(str(found[0])).get("callbacks", {}).values()
+        names = [Path(state["best_model_path"]).name for state in states if state.get("best_model_path")]
+        path = next((other for other in found if other.name in names), path)
+    if path not in found:
+        have = ", ".join(sorted(other.name for other in found)) or "none"
+        raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give --ckpt_path a checkpoint's path")
+    return path
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:
@@ -198,7 +238,7 @@ def agreed(value: str) -> str:
     return said
 
 
-def _versions(parent: Path) -> list[Path]:
+def _versions(parent: Path, stem: str = "version") -> list[Path]:
     if not parent.is_dir():
         return []
-    return [path for path in parent.iterdir() if re.fullmatch(r"version_\d+", path.name)]
+    return [path for path in parent.iterdir() if re.fullmatch(rf"{stem}_\d+", path.name)]

@@ -19,13 +19,15 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import nn
 
 from src import ROOT, cli
-from src.cli import StarterCLI, choose_precision, claim_run_folder
+from src.cli import StarterCLI
 from src.config import SHORT_FLAGS
 from src.errors import InputError
+from src.hardware import choose_precision
 from src.models.cnn import CNN
 from src.models.image_classifier import ImageClassifier
 from src.models.mlp import MLP
 from src.models.text_classifier import TextClassifier
+from src.runs import claim_folder
 from src.train import main
 from tests.conftest import QUIET, Run, program, tiny_pretrained
 
@@ -67,8 +69,45 @@ def test_the_stages_do_what_their_words_say(train: Train) -> None:
     assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
 
 
-def test_a_test_without_checkpoint_says_that_the_model_is_untrained(train: Train) -> None:
-    assert "No --ckpt_path given: test uses the untrained model" in train("test", "--model.net=MLP").messages
+def test_a_test_needs_no_argument(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no run with a checkpoint in .*logs: train one first"):
+        train("test", sample=False)
+    older = train("fit", *SHORT, "--max_epochs=2", "--name=mine")
+    newer = train("fit", *SHORT, "--model.net.hidden=9", "--data.batch_size=100")
+    before = (newer.folder / "metrics.json").read_bytes()
+    tested = train("test", sample=False)
+    assert f"test of run {newer.folder}, best.ckpt" in tested.messages
+    assert tested.folder == newer.folder / "test_0"
+    assert tested.cli.model.net.hidden == 9
+    assert tested.cli.datamodule.batch_size == 100
+    assert tested.metrics["checkpoint"] == str(newer.folder / "checkpoints" / "best.ckpt")
+    assert list(tested.folder.glob("events*"))
+    assert (newer.folder / "metrics.json").read_bytes() == before
+    last = train("validate", "--ckpt_path=last", "--name=mine", sample=False)
+    assert last.folder == older.folder / "validate_0"
+    assert last.cli.config.ckpt_path == str(older.folder / "checkpoints" / "last.ckpt")
+    again = train("validate", "--run", str(older.folder), "--data.batch_size=64", sample=False)
+    assert again.folder == older.folder / "validate_1"
+    assert again.cli.datamodule.batch_size == 64
+    with pytest.raises(InputError, match=r"no run with a checkpoint in .*mnist_best"):
+        train("test", "--config=configs/mnist_best.yaml", sample=False)
+
+
+def test_the_best_checkpoint_is_found_under_a_name_of_its_own(train: Train) -> None:
+    fitted = train("fit", *SHORT, "--max_epochs=2", "--checkpoint.filename={epoch}-mine")
+    tested = train("test", sample=False)
+    best = Path(fitted.cli.trainer.checkpoint_callback.best_model_path)
+    assert best.name.endswith("-mine.ckpt")
+    assert tested.cli.config.ckpt_path == str(best)
+
+
+def test_a_checkpoint_of_a_run_is_tested_in_its_run(tmp_path: Path) -> None:
+    words = (*SHORT, "--data.source=sample", *QUIET)
+    assert program("fit", *words, f"--trainer.default_root_dir={tmp_path}").returncode == 0
+    (folder,) = (tmp_path / "default").iterdir()
+    done = program("test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET)
+    assert done.returncode == 0, done.stderr
+    assert "test/acc" in json.loads((folder / "test_0" / "metrics.json").read_text())
 
 
 def test_the_stage_may_stand_before_or_behind_the_options(parse: Parse) -> None:
@@ -507,7 +546,7 @@ def test_many_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -
 
     def claim() -> None:
         barrier.wait()
-        folders.append(claim_run_folder(tmp_path, "recipe"))
+        folders.append(claim_folder(tmp_path / "recipe"))
 
     threads = [threading.Thread(target=claim) for _ in range(16)]
     for thread in threads:
@@ -519,7 +558,7 @@ def test_many_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -
 
 def test_a_new_run_folder_never_reuses_an_old_number(tmp_path: Path) -> None:
     (tmp_path / "recipe" / "version_7").mkdir(parents=True)
-    assert claim_run_folder(tmp_path, "recipe").name == "version_8"
+    assert claim_folder(tmp_path / "recipe").name == "version_8"
 
 
 def test_a_run_that_cannot_start_leaves_no_folder(train: Train, tmp_path: Path) -> None:
@@ -628,9 +667,9 @@ def test_two_processes_train_on_text(tmp_path: Path, recipe: str) -> None:
 
 def test_runs_land_in_the_projects_logs_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
-    monkeypatch.setattr(cli, "claim_run_folder", lambda root, name: seen.append(root) or Path("/nowhere/x/version_0"))
+    monkeypatch.setattr(cli, "claim_folder", lambda parent: seen.append(parent) or Path("/nowhere/x/version_0"))
     StarterCLI(["--accelerator=cpu", "--model.net=MLP"], time.perf_counter())
-    assert seen == [ROOT / "logs"]
+    assert seen == [ROOT / "logs" / "default"]
 
 
 # Errors, as a user meets them

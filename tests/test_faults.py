@@ -99,6 +99,7 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
 
 def test_outside_of_training_a_signal_stops_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "src.train", "test", *SMALL, f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    command.append("--fast_dev_run")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines = []

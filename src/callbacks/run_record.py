@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -140,11 +141,18 @@ def _peak_memory_mb() -> float | None:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
+        # Linux starts a program's `ru_maxrss` with what its parent had; this is the program's own.
+        peak = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        peak = None
+    if peak is not None:
+        return int(peak[1]) / 2**10
+    try:
         import resource
     except ImportError:  # not on Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes there, KiB elsewhere
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest / 2**20 if sys.platform == "darwin" else highest / 2**10  # bytes there, KiB elsewhere
 
 
 def _write(path: Path, text: str) -> None:

@@ -4,11 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -16,6 +15,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from src.data.loading import Batches, Indices, batch_loader, shuffled
+from src.data.scans import UNREADABLE, flatten, read_image
 from src.data.split import check_shares, stratified_split
 from src.data.tables import read_table
 from src.errors import InputError
@@ -25,7 +25,6 @@ Batch = tuple[Tensor, Tensor]
 
 # Mean and standard deviation of ImageNet's channels, which torchvision's weights were trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 NAMED = 5  # unreadable files named in one message
 PARTS = ("train", "val", "test")
 PART_NAMES = {*PARTS, "training", "valid", "validation", "testing"}
@@ -51,8 +50,7 @@ class ImageFiles(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         """Image (3, H, W) float and target () int64."""
         try:
-            with Image.open(self.files[index]) as image:
-                rgb = _to_8_bits(ImageOps.exif_transpose(image)).convert("RGB")
+            rgb = flatten(read_image(self.files[index])).convert("RGB")
         except UNREADABLE as error:
             raise InputError(f"{self.files[index]} cannot be read ({error}): take it away or mend it") from error
         return self.transform(rgb), torch.tensor(self.targets[index])
@@ -96,6 +94,8 @@ class ImageFolderDataModule(LightningDataModule):
             or too few images, or files cannot be read; these are named.
     """
 
+    pixel_mean, pixel_std = MEAN, STD
+
     def __init__(
         self,
         path: str | None = None,
@@ -131,6 +131,8 @@ class ImageFolderDataModule(LightningDataModule):
         self.flip = flip
         self.num_workers = num_workers
         self.data_source = path
+        self.labels: list[str] = []
+        """The labels, in the order of their class numbers; known after `setup`."""
         self._restored: list[str] = []
 
     def setup(self, stage: str) -> None:
@@ -143,8 +145,7 @@ class ImageFolderDataModule(LightningDataModule):
             return
         found = self._from_folder() if self.path.is_dir() else self._from_table()
         _check_files([file for file, _ in found])
-        self.labels: list[str] = self._restored or sorted({label for _, label in found})
-        """The labels, in the order of their class numbers."""
+        self.labels = self._restored or sorted({label for _, label in found})
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
             raise InputError(f"{self.path} has one class only, {self.labels[0]}: a classifier needs two")
@@ -162,6 +163,11 @@ class ImageFolderDataModule(LightningDataModule):
             for part, indices in parts.items()
         )
 
+    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
+        """The pixels of an image, (3, S, S) uint8, as validation sees them before they are normalised, and no note."""
+        middle = v2.Compose([v2.Resize(self.image_size), v2.CenterCrop(self.image_size), v2.PILToTensor()])
+        return middle(flatten(image).convert("RGB")), ""
+
     def network_arguments(self) -> dict[str, Any]:
         """The arguments of a network that follow from the images."""
         self.setup("fit")
@@ -172,7 +178,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a checkpoint's labels in place of those of the files; before `setup`."""
-        self._restored = list(state_dict["labels"])
+        self.labels = self._restored = list(state_dict["labels"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
@@ -231,13 +237,6 @@ class ImageFolderDataModule(LightningDataModule):
             raise InputError(f"--data.path {self.path}: no such folder or table")
         rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
         return [(self.path.parent / name, label) for name, label in rows]
-
-
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits would be cut at white, so they are scaled."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
 
 
 def _check_files(files: list[Path]) -> None:

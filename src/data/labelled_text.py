@@ -153,6 +153,8 @@ class LabelledTextDataModule(LightningDataModule):
         self.shares = {"val": val_share, "test": test_share}
         self.data_source = path or source
         """Where the texts in use come from; known after `setup`."""
+        self.labels: list[str] = []
+        """The labels, in the order of their class numbers; known after `setup`."""
         self._restored: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
@@ -164,10 +166,7 @@ class LabelledTextDataModule(LightningDataModule):
         if hasattr(self, "train_set"):
             return
         parts = self._named_parts() if self.paths["train"] is None else self._own_parts()
-        self.labels: list[str] = self._restored.get("labels") or sorted(
-            {label for _, label in parts["train"]}, key=_order
-        )
-        """The labels, in the order of their class numbers."""
+        self.labels = self._restored.get("labels") or sorted({label for _, label in parts["train"]}, key=_order)
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
             raise InputError(
@@ -194,6 +193,14 @@ class LabelledTextDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a checkpoint's tokenizer and labels in place of those of the texts; before `setup`."""
         self._restored = dict(state_dict)
+        self.labels, self.tokenizer = list(state_dict["labels"]), restore_tokenizer(state_dict["tokenizer"])
+
+    def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Tokens (B, T) int64, padded to the longest, and mask (B, T) bool of texts; with a tokenizer, so after `setup`
+        or `load_state_dict`."""
+        ids = self.tokenizer.encode_batch(texts, self.max_length)
+        tokens, mask, _ = TokenizedTexts(ids, [0] * len(ids)).__getitems__(list(range(len(ids))))
+        return tokens, mask
 
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)
@@ -218,7 +225,7 @@ class LabelledTextDataModule(LightningDataModule):
 
     def _find_tokenizer(self, rows: list[Row]) -> Tokenizer:
         if "tokenizer" in self._restored:
-            return restore_tokenizer(self._restored["tokenizer"])
+            return self.tokenizer
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
         if self.tokenizer_name in TRAINED:

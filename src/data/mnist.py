@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +20,7 @@ from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.data.loading import Batches, batch_loader, shuffled
+from src.data.scans import digit_pixels
 from src.download import DownloadError, downloading
 from src.errors import InputError
 from src.randomness import place_of, run_seed, seed_of
@@ -101,6 +103,8 @@ class MNISTDataModule(LightningDataModule):
     """
 
     num_classes = 10
+    labels: Sequence[str] = tuple("0123456789")
+    pixel_mean, pixel_std = (MEAN,), (STD,)
 
     def __init__(
         self,
@@ -195,6 +199,10 @@ class MNISTDataModule(LightningDataModule):
             raise InputError(f"{self._files[0]} is not there: call prepare_data() first, or give another data_dir")
         self.save_hyperparameters({"data_source": self.data_source})
         self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
+
+    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
+        """The pixels of a picture of a digit, (1, 28, 28) uint8, before they are normalised, and what was noticed."""
+        return digit_pixels(image)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)

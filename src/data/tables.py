@@ -1,12 +1,17 @@
 """Tables of the user's own: two columns of a CSV, TSV, JSON lines or Parquet file."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from src.errors import InputError
 
 Row = tuple[str, str]  # a text, or a path, and its label
+
+STREAM_BYTES = 2**24  # read at once where a table is streamed; a row must lie within
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def read_table(path: str, text_column: str, label_column: str, option: str = "text_column") -> list[Row]:
@@ -36,15 +41,38 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     return rows
 
 
+def stream_column(path: Path, column: str) -> Iterator[Any]:
+    """The values of one column of a table, row by row; memory does not grow with the table.
+
+    Raises:
+        InputError: the file cannot be read, or lacks the column.
+    """
+    with _open_table(path, STREAM_BYTES) as (names, batches):
+        if column not in names:
+            raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give --text_column")
+        for batch in batches:
+            yield from batch.column(column).to_pylist()
+
+
 def _read_columns(path: str) -> Any:
     import pyarrow as pa
-    from pyarrow import csv, json, parquet
 
     file = Path(path).expanduser()
-    suffix = file.suffix.lower()
     if not file.is_file():
         raise InputError(f"{path}: no such file")
     block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must lie within a block
+    with _open_table(file, block_size) as (names, batches):
+        found = list(batches)
+        return pa.Table.from_batches(found) if found else pa.table({name: [] for name in names})
+
+
+@contextmanager
+def _open_table(file: Path, block_size: int) -> Iterator[tuple[list[str], Iterator[Any]]]:
+    """Names of the columns of a table, and its rows in batches."""
+    import pyarrow as pa
+    from pyarrow import csv, json, parquet
+
+    suffix = file.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
             parsing = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
@@ -56,13 +84,19 @@ def _read_columns(path: str) -> Any:
             converting = csv.ConvertOptions(
                 column_types={name: pa.string() for name in names}, strings_can_be_null=False
             )
-            return csv.read_csv(file, reading, parsing, converting)
-        if suffix in (".jsonl", ".ndjson"):
-            return json.read_json(file, json.ReadOptions(block_size=block_size))
-        if suffix == ".parquet":
-            return parquet.read_table(file)
+            with csv.open_csv(file, reading, parsing, converting) as rows:
+                yield names, rows
+        elif suffix in (".jsonl", ".ndjson"):
+            with json.open_json(file, json.ReadOptions(block_size=block_size)) as rows:
+                yield rows.schema.names, rows
+        elif suffix == ".parquet":
+            with parquet.ParquetFile(file) as table:
+                yield table.schema_arrow.names, table.iter_batches()
+        else:
+            raise InputError(f"{file}: give a .csv, .tsv, .jsonl or .parquet file")
+    except InputError:
+        raise
     except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
         # pyarrow counts the header as a row.
         reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", " ".join(str(error).split()))
-        raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error
-    raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")
+        raise InputError(f"{file} is not a {suffix} file that can be read: {reason}") from error

@@ -1,11 +1,13 @@
 import importlib.metadata
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from src import ROOT
 from src.callbacks import run_record
 from src.callbacks.run_record import describe_environment
 from tests.conftest import Run
@@ -77,3 +79,13 @@ def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Mo
         record.write(a=2.0)
     monkeypatch.undo()
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1.0}
+
+
+def test_the_peak_memory_is_the_runs_own_and_not_what_its_parent_had() -> None:
+    command = "from src.callbacks.run_record import _peak_memory_mb; print(_peak_memory_mb())"
+    parent = (
+        "import subprocess, sys; filled = b'1' * 2**31; del filled;"
+        " print(subprocess.run([sys.executable, '-c', sys.argv[1]], capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent, command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 100 < float(done.stdout) < 1500

@@ -1,0 +1,53 @@
+"""What this machine has, and the precision that suits it."""
+
+import os
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+
+from src.config import nearest
+from src.errors import InputError
+
+# CPU capabilities, as torch names them, that make bfloat16 faster than float32.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
+
+def choose_precision(accelerator: Any) -> tuple[str, str]:
+    """The fastest precision the hardware has arithmetic for that trains as well as float32, and why."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 arithmetic"
+        return "32-true", f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
+        found = [name for name in BF16_INSTRUCTIONS if torch.cpu.get_capabilities().get(name)]
+        if found:
+            return "bf16-mixed", f"this CPU has bfloat16 arithmetic ({found[0]})"
+        return "32-true", "this CPU has no bfloat16 arithmetic"
+    return "32-true", "the safe choice for this accelerator"
+
+
+def check_accelerator(given: Any) -> None:
+    """Raise InputError where this machine lacks the accelerator."""
+    registry = AcceleratorRegistry
+    known = {"auto", "gpu", *registry.available_accelerators()}
+    if not isinstance(given, str) or given == "auto":
+        return
+    if given not in known:
+        raise InputError(f"--accelerator {given}: no such accelerator{nearest(given, known)}")
+    present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
+    present |= {"gpu"} if present & {"cuda", "mps"} else set()
+    if given not in present:
+        raise InputError(
+            f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
+            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}, or leave it out"
+        )
+
+
+def check_strategy(given: Any) -> None:
+    """Raise InputError where no strategy has that name."""
+    known = {"auto", *StrategyRegistry.available_strategies()}
+    if isinstance(given, str) and given not in known:
+        near = nearest(given, known) or f"; known are {', '.join(sorted(known))}"
+        raise InputError(f"--strategy {given}: no such strategy{near}")

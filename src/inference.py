@@ -1,0 +1,104 @@
+"""A checkpoint made ready for inputs of the user's own, for the commands that predict, export and serve."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import Tensor, nn
+
+from src import ROOT
+from src.checkpoint import load_model, read_checkpoint, run_configuration
+from src.config import Tree, import_class
+from src.errors import InputError
+from src.models.pixels import Pixels
+from src.runs import checkpoint_of, newest_run
+
+Inputs = tuple[Tensor, ...]
+
+
+class Inference(LightningModule):
+    """The task of a checkpoint behind what its data does to an input.
+
+    Args:
+        given: path of a checkpoint, or `best` or `last` of the newest run in `logs/`.
+        ability: name of a method that the task must have.
+
+    `kind` is `image` or `text`, the inputs of a classifier, or `prompt`, those of a language model. `labels` are the
+    names of a classifier's classes.
+
+    Raises:
+        InputError: there is no such checkpoint, it cannot be loaded, or its data cannot take inputs one at a time.
+    """
+
+    def __init__(self, given: str, ability: str = "predict_step") -> None:
+        super().__init__()
+        self.path = find_checkpoint(given)
+        self.checkpoint = read_checkpoint(str(self.path))
+        task: Any = load_model(self.checkpoint, ability, str(self.path))
+        self.task = task
+        self.configuration = run_configuration(self.checkpoint)
+        self.data: Any = _data_of(self.checkpoint, self.configuration, given)
+        if hasattr(task, "generate"):
+            self.kind = "prompt"
+        elif hasattr(self.data, "prepare_image"):
+            self.kind = "image"
+        elif hasattr(self.data, "prepare_texts"):
+            self.kind = "text"
+        else:
+            raise InputError(
+                f"{type(self.data).__name__} takes no inputs one at a time: give it a method prepare_image or"
+                " prepare_texts, as in MNISTDataModule and LabelledTextDataModule"
+            )
+        self.labels = [str(label) for label in getattr(self.data, "labels", ())]
+        mean, std = getattr(self.data, "pixel_mean", (0.0,)), getattr(self.data, "pixel_std", (1.0,))
+        self.pixels = Pixels(task.net, mean, std)
+        self.eval()
+
+    @property
+    def net(self) -> nn.Module:
+        """The network with all that is done to tensors: (B, C, H, W) pixels, tokens (B, T) and mask, or tokens."""
+        net: nn.Module = self.pixels if self.kind == "image" else self.pixels.net
+        return net
+
+    def prepare(self, inputs: list[Any]) -> tuple[Inputs, list[str]]:
+        """A batch of images or texts as the network takes them but for the pixels' scale, and a note for each."""
+        if self.kind == "image":
+            found = [self.data.prepare_image(image) for image in inputs]
+            return (torch.stack([pixels for pixels, _ in found]),), [note for _, note in found]
+        return self.data.prepare_texts(inputs), [""] * len(inputs)
+
+    def probabilities(self, inputs: Inputs) -> Tensor:
+        """(B, num_classes) float32 of a batch that is prepared and on this device."""
+        if self.kind == "image":
+            inputs = (self.pixels.normalise(inputs[0]),)
+        targets = torch.zeros(len(inputs[0]), dtype=torch.long, device=inputs[0].device)
+        task: Any = self.task
+        predicted = task.predict_step((*inputs, targets), 0)
+        probabilities: Tensor = predicted["probabilities"]
+        return probabilities
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:  # noqa: ARG002
+        """Probabilities (B, num_classes) of a batch of `InputsDataModule`; None where no input can be used."""
+        return None if batch["inputs"] is None else self.probabilities(batch["inputs"])
+
+
+def find_checkpoint(given: str, root: Path = ROOT / "logs") -> Path:
+    """The path that `best`, `last` or a path means.
+
+    Raises:
+        InputError: there is no run.
+    """
+    return checkpoint_of(newest_run(root), given) if given in ("best", "last") else Path(given).expanduser()
+
+
+def _data_of(checkpoint: dict[str, Any], configuration: Tree, given: str) -> LightningDataModule:
+    """The DataModule of a run, with its tokenizer and labels, but without its data."""
+    spec = configuration.get("data") or {}
+    cls = import_class(spec.get("class_path", ""))
+    if not isinstance(cls, type) or not issubclass(cls, LightningDataModule):
+        raise InputError(f"--ckpt_path {given} does not say what its data is: give one that src.train wrote")
+    data = cls(**spec.get("init_args", {}))
+    if state := checkpoint.get(cls.__qualname__):
+        data.load_state_dict(state)
+    return data
