@@ -67,6 +67,7 @@ from src.runs import (
     clock_is_behind,
     good_checkpoint,
     is_finished,
+    join_attempt,
     lock_run,
     mark_job,
     newest_run,
@@ -405,6 +406,7 @@ class StarterCLI(LightningCLI):
         """Run the stage asked for, then print what came out."""
         self.interruption.install()
         try:
+            join_attempt(self.trainer.strategy.root_device)
             self._run_stage()
         except BaseException:
             self._drop_empty_folder()

@@ -1,8 +1,10 @@
 """What the small commands share: how they read their words, and how they end."""
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from src.errors import InputError, report
 
@@ -26,8 +28,13 @@ def command_parser(module: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def parse_words(parser: argparse.ArgumentParser, args: list[str]) -> argparse.Namespace:
+def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:
     """The options of a command line.
+
+    Args:
+        parser: made by `command_parser`.
+        args: the command line without the program's name.
+        also: what else options may begin with, behind their dashes; these are in `more`, as they stand.
 
     Raises:
         InputError: one cannot be taken; the message names what comes near.
@@ -36,9 +43,29 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str]) -> argparse.Na
         options, unknown = parser.parse_known_args(args)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
+    options.more = []
+    while unknown and also and unknown[0].startswith(f"--{also}"):
+        flag, equals, value = unknown.pop(0).partition("=")
+        if not equals and (not unknown or unknown[0].startswith("--")):
+            raise InputError(f"{flag}: give a value")
+        options.more.append((flag, value if equals else unknown.pop(0)))
     if unknown:
         from src.config import nearest
 
         known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
         raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
     return options
+
+
+def data_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of options such as `--data.path`, by the names of the arguments."""
+    from src.config import parse_value
+
+    return {flag.removeprefix("--data."): parse_value(value) for flag, value in options.more}
+
+
+def require(command: str, extra: str, *packages: str) -> None:
+    """Raise InputError where a package that a command needs is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{command} needs the package {package}: install it with pip install '.[{extra}]'")

@@ -1,5 +1,6 @@
 """A checkpoint made ready for inputs of the user's own, for the commands that predict, export and serve."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from src import ROOT
 from src.checkpoint import load_model, read_checkpoint, run_configuration
-from src.config import Tree, import_class
+from src.config import Tree, import_class, nearest
 from src.errors import InputError
 from src.models.pixels import Pixels
 from src.runs import checkpoint_of, newest_run
@@ -23,6 +24,7 @@ class Inference(LightningModule):
     Args:
         given: path of a checkpoint, or `best` or `last` of the newest run in `logs/`.
         ability: name of a method that the task must have.
+        data: arguments of the DataModule in place of the run's own.
 
     `kind` is `image` or `text`, the inputs of a classifier, or `prompt`, those of a language model. `labels` are the
     names of a classifier's classes.
@@ -31,14 +33,13 @@ class Inference(LightningModule):
         InputError: there is no such checkpoint, it cannot be loaded, or its data cannot take inputs one at a time.
     """
 
-    def __init__(self, given: str, ability: str = "predict_step") -> None:
+    def __init__(self, given: str, ability: str = "predict_step", data: Tree | None = None) -> None:
         super().__init__()
         self.path = find_checkpoint(given)
         self.checkpoint = read_checkpoint(str(self.path))
         task: Any = load_model(self.checkpoint, ability, str(self.path))
         self.task = task
-        self.configuration = run_configuration(self.checkpoint)
-        self.data: Any = _data_of(self.checkpoint, self.configuration, given)
+        self.data: Any = _data_of(self.checkpoint, data or {}, given)
         if hasattr(task, "generate"):
             self.kind = "prompt"
         elif hasattr(self.data, "prepare_image"):
@@ -92,13 +93,16 @@ def find_checkpoint(given: str, root: Path = ROOT / "logs") -> Path:
     return checkpoint_of(newest_run(root), given) if given in ("best", "last") else Path(given).expanduser()
 
 
-def _data_of(checkpoint: dict[str, Any], configuration: Tree, given: str) -> LightningDataModule:
+def _data_of(checkpoint: dict[str, Any], arguments: Tree, given: str) -> LightningDataModule:
     """The DataModule of a run, with its tokenizer and labels, but without its data."""
-    spec = configuration.get("data") or {}
+    spec = run_configuration(checkpoint).get("data") or {}
     cls = import_class(spec.get("class_path", ""))
     if not isinstance(cls, type) or not issubclass(cls, LightningDataModule):
         raise InputError(f"--ckpt_path {given} does not say what its data is: give one that src.train wrote")
-    data = cls(**spec.get("init_args", {}))
+    known = inspect.signature(cls).parameters
+    if unknown := next((name for name in arguments if name not in known), None):
+        raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")
+    data = cls(**{**spec.get("init_args", {}), **arguments})
     if state := checkpoint.get(cls.__qualname__):
         data.load_state_dict(state)
     return data

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
 from src.checkpoint import damage, read_checkpoint
@@ -236,6 +238,24 @@ def agreed(value: str) -> str:
     said: str = store.get(key).decode()
     store.add(f"{key}/asked", 1)
     return said
+
+
+def join_attempt(device: torch.device) -> None:
+    """Let the processes of a job that torchrun has started again find each other, and not those that are gone.
+
+    torchrun may keep one store for all attempts, where the addresses of an earlier one still stand.
+    """
+    if not (TorchElasticEnvironment.detect() and _restarts()) or distributed.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, world = next(rendezvous("env://"))
+    distributed.init_process_group(
+        distributed.get_default_backend_for_device(device),
+        store=distributed.PrefixStore(f"attempt/{_restarts()}", store),
+        rank=rank,
+        world_size=world,
+    )
 
 
 def _versions(parent: Path, stem: str = "version") -> list[Path]:

@@ -199,7 +199,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     if v.device.type != "cpu" or v.dtype != torch.bfloat16 or total > LONGEST_WRITTEN_OUT:
         if causal and length < total:
             mask = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)  # (T, S)
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and length == total)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and mask is None)
     # The same, written out: on a CPU torch's own takes up to twice as long in bfloat16.
     if causal:
         bias = torch.full((length, total), -math.inf, dtype=q.dtype).triu(1 + total - length)  # (T, S)
