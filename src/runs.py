@@ -252,7 +252,7 @@ def join_attempt(device: torch.device) -> None:
     store, rank, world = next(rendezvous("env://"))
     distributed.init_process_group(
         distributed.get_default_backend_for_device(device),
-        store=distributed.PrefixStore(f"attempt/{_restarts()}", store),
+        store=distributed.PrefixStore(f"attempt/{_restarts()}", store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=world,
     )

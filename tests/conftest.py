@@ -89,6 +89,46 @@ def train(tmp_path: Path, messages: list[str], capsys: pytest.CaptureFixture[str
     return run
 
 
+def fit(folder: Path, *words: str) -> str:
+    """Train for a few steps; gives the path of the last checkpoint."""
+    root = f"--trainer.default_root_dir={folder / 'logs'}"
+    cli = StarterCLI(["fit", *words, *QUIET, root], time.perf_counter())
+    cli.run()
+    assert cli.record is not None
+    return str(cli.record.folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that knows digits fairly well, after seconds."""
+    small = ("--model.net=CNN", "--model.net.width=8", "--model.net.hidden=32", "--data.source=sample")
+    return fit(tmp_path_factory.mktemp("digits"), *small, "--max_epochs=6")
+
+
+@pytest.fixture(scope="session")
+def sentiments(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that tells good from bad, in words of a small table."""
+    folder = tmp_path_factory.mktemp("sentiments")
+    table = folder / "own.csv"
+    rows = [
+        f"{'a fine and good' if i % 2 else 'an awful and bad'} film number {i},{'good' if i % 2 else 'bad'}"
+        for i in range(300)
+    ]
+    table.write_text("text,label\n" + "\n".join(rows) + "\n")
+    small = ("--model.net.d_model=16", "--model.net.num_heads=2", "--data.batch_size=32", "--max_epochs=5")
+    return fit(folder, "--config=configs/sentiment_transformer.yaml", *small, f"--data.path={table}")
+
+
+@pytest.fixture(scope="session")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of a small language model of bytes."""
+    folder = tmp_path_factory.mktemp("writer")
+    (folder / "own.txt").write_text("To be, or not to be: that is the question. " * 40)
+    words = (f"--data.path={folder / 'own.txt'}", f"--data.cache_dir={folder / 'cache'}", "--data.block_size=32")
+    small = ("--model.net.d_model=16", "--model.net.num_heads=2", "--model.net.num_layers=1", "--trainer.max_steps=20")
+    return fit(folder, "--config=configs/shakespeare_gpt.yaml", *small, "--trainer.val_check_interval=20", *words)
+
+
 @pytest.fixture
 def parse(tmp_path: Path) -> Callable[..., StarterCLI]:
     """Build everything a command line asks for, and run nothing."""

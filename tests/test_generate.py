@@ -1,26 +1,15 @@
 """The command that writes text, as a user meets it."""
 
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from src import generate
-from src.cli import StarterCLI
 from src.errors import InputError
-from tests.conftest import QUIET, program, tiny_pretrained
+from tests.conftest import fit, program, tiny_pretrained
 
 TEXT = "To be, or not to be: that is the question. " * 40
-
-
-def run(folder: Path, *words: str) -> str:
-    """Train for a few steps; gives the path of the last checkpoint."""
-    root = f"--trainer.default_root_dir={folder / 'logs'}"
-    cli = StarterCLI(["fit", *words, *QUIET, root], time.perf_counter())
-    cli.run()
-    assert cli.record is not None
-    return str(cli.record.folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +29,7 @@ TINY = ("--model.net.d_model=16", "--model.net.num_heads=2", "--model.net.num_la
 
 @pytest.fixture(scope="module")
 def checkpoint(workplace: Path) -> str:
-    return run(workplace, *own(workplace), *TINY)
+    return fit(workplace, *own(workplace), *TINY)
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -70,7 +59,7 @@ def test_the_tokenizer_comes_from_the_checkpoint(
     else:
         folder = tiny_pretrained("gpt2", tmp_path)
         options = ("--model.net=PretrainedLM", f"--model.net.pretrained={folder}", "--optimizer=AdamW")
-    path = run(workplace, *own(workplace), *options)
+    path = fit(workplace, *own(workplace), *options)
     if tokenizer == "pretrained":
         (tmp_path / "gpt2").rename(tmp_path / "gone")
     text = written(capsys, "--ckpt_path", path, "--prompt", "to be", "--max_new_tokens", "30", "--seed", "1")
@@ -122,7 +111,7 @@ def test_a_checkpoint_of_images_writes_no_text(tmp_path: Path) -> None:
         "--trainer.limit_train_batches=1",
         "--trainer.limit_val_batches=1",
     )
-    path = run(tmp_path, *short, "--model.net=MLP")
+    path = fit(tmp_path, *short, "--model.net=MLP")
     with pytest.raises(InputError, match="is of ImageClassifier, which cannot generate"):
         generate.write(["--ckpt_path", path])
 

@@ -1,0 +1,213 @@
+"""Serve a checkpoint to 64 clients: requests a second, latency, memory, every answer checked against the offline one.
+
+python benchmarks/serving.py --ckpt_path CHECKPOINT [--seconds 60] [--pairs 9] [--data.NAME VALUE ...]
+
+A classifier of texts is compared with its own network in batches of 64 without a server, one of images with an empty
+LitServe endpoint that gets the same bodies; in turn, `--pairs` times. `--seconds` is one long load at the end.
+"""
+
+import argparse
+import asyncio
+import http.client
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIENTS = 64
+TOLERANCE = 0.02  # of a probability: bfloat16 rounds by what else is in the batch
+EMPTY = """
+import litserve
+
+class Empty(litserve.LitAPI):
+    def setup(self, device): pass
+    def decode_request(self, request): return request
+    def predict(self, x): return x
+    def encode_response(self, output): return {"label": "0"}
+
+if __name__ == "__main__":
+    litserve.LitServer(Empty(), accelerator="cpu").run(
+        host="127.0.0.1", port=PORT, log_level="warning", generate_client_file=False, access_log=False)
+"""
+
+
+class Server:
+    """A server in a process group of its own, which stands still while another is measured."""
+
+    def __init__(self, command: list[str], port: int) -> None:
+        self.port = port
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 120
+        while not self._is_ready():
+            if time.monotonic() > end or self.process.poll() is not None:
+                sys.exit(f"does not start: {' '.join(command)}")
+            time.sleep(0.2)
+
+    def _is_ready(self) -> bool:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+
+    def tree(self) -> list[int]:
+        """The process and all below it."""
+        found = [self.process.pid]
+        for pid in found:
+            for path in Path(f"/proc/{pid}/task").glob("*/children"):
+                found += [int(child) for child in path.read_text().split()]
+        return found
+
+    def signal(self, signum: int) -> None:
+        """Send a signal to all of it."""
+        for pid in self.tree():
+            os.kill(pid, signum)
+
+    def memory(self) -> float:
+        """MB that all of it has, shared pages counted once."""
+        texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.tree()]
+        return (
+            sum(int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("Pss:")) / 1024
+        )
+
+
+async def _client(
+    port: int, bodies: list[bytes], expected: list[Any], first: int, end: float, seen: dict[str, Any]
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    number = first
+    while time.perf_counter() < end:
+        body = bodies[number % len(bodies)]
+        start = time.perf_counter()
+        writer.write((head % len(body)).encode() + body)
+        answer = await reader.readuntil(b"\r\n\r\n")
+        length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        content = await reader.readexactly(length)
+        seen["latencies"].append(time.perf_counter() - start)
+        if not answer.startswith(b"HTTP/1.1 200"):
+            seen["errors"] += 1
+        elif expected and not _same(json.loads(content), expected[number % len(bodies)]):
+            seen["wrong"] += 1
+        number += CLIENTS
+    writer.close()
+
+
+def _same(answer: dict[str, Any], expected: list[float]) -> bool:
+    return all(
+        abs(one - other) < TOLERANCE for one, other in zip(answer["probabilities"].values(), expected, strict=True)
+    )
+
+
+async def load(port: int, bodies: list[bytes], expected: list[Any], seconds: float) -> dict[str, Any]:
+    """What 64 clients see that ask one request after the other."""
+    seen: dict[str, Any] = {"latencies": [], "errors": 0, "wrong": 0}
+    start = time.perf_counter()
+    end = start + seconds
+    await asyncio.gather(*(_client(port, bodies, expected, i, end, seen) for i in range(CLIENTS)))
+    seen["rate"] = len(seen["latencies"]) / (time.perf_counter() - start)
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt_path", default="best")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pair_seconds", type=float, default=5.0)
+    parser.add_argument("--port", type=int, default=8711)
+    options, more = parser.parse_known_args()
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    from src.config import parse_value
+    from src.formats import Float32
+    from src.hardware import choose_precision
+    from src.inference import Inference
+
+    given = {more[i].removeprefix("--data."): parse_value(more[i + 1]) for i in range(0, len(more), 2)}
+    inference = Inference(options.ckpt_path, data=given)
+    reference = Float32(inference)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=choose_precision("cpu")[0] == "bf16-mixed")
+
+    @torch.inference_mode()
+    def offline(inputs: Any) -> list[list[float]]:
+        with autocast:
+            return inference.probabilities(inputs).float().tolist()
+
+    inputs: list[Any]
+    if inference.kind == "image":
+        pixels = torch.cat([batch[0][0] for batch in reference.samples(1024)])
+        inputs = pixels[:, 0].tolist() if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1).tolist()
+        bodies = [json.dumps(one).encode() for one in inputs]
+        expected = [row for chunk in pixels.split(64) for row in offline((chunk,))]
+    else:
+        rows = inference.data._named_parts() if inference.data.paths["train"] is None else inference.data._own_parts()
+        texts = [text for text, _ in rows["val"]][:1024]
+        bodies = [json.dumps({"text": text}).encode() for text in texts]
+        expected = [row for i in range(0, len(texts), 64) for row in offline(inference.prepare(texts[i : i + 64])[0])]
+
+    command = [sys.executable, "-m", "src.serve", "--ckpt_path", str(inference.path), "--port", str(options.port)]
+    server = Server(command, options.port)
+    other: Server | None = None
+    if inference.kind == "image":
+        script = Path(tempfile.mkdtemp()) / "empty.py"
+        script.write_text(EMPTY.replace("PORT", str(options.port + 1)))
+        other = Server([sys.executable, str(script)], options.port + 1)
+    try:
+        asyncio.run(load(options.port, bodies, expected, 3))  # first requests pay for what is set up then
+        ratios = []
+        for pair in range(options.pairs):
+            rates = {}
+            for name in ("served", "beside") if pair % 2 else ("beside", "served"):
+                if name == "served":
+                    rates[name] = asyncio.run(load(options.port, bodies, expected, options.pair_seconds))["rate"]
+                    continue
+                server.signal(signal.SIGSTOP)
+                if other is not None:
+                    other.signal(signal.SIGCONT)
+                    rates[name] = asyncio.run(load(options.port + 1, bodies, [], options.pair_seconds))["rate"]
+                    other.signal(signal.SIGSTOP)
+                else:
+                    count, start = 0, time.perf_counter()
+                    while time.perf_counter() < start + options.pair_seconds:
+                        first = count % len(texts)
+                        count += len(offline(inference.prepare((texts + texts)[first : first + 64])[0]))
+                    rates[name] = count / (time.perf_counter() - start)
+                server.signal(signal.SIGCONT)
+            ratios.append(rates["served"] / rates["beside"])
+            print(
+                f"pair {pair + 1}: {rates['served']:.0f} and {rates['beside']:.0f} a second, {ratios[-1]:.2f}",
+                flush=True,
+            )
+        before = server.memory()
+        seen = asyncio.run(load(options.port, bodies, expected, options.seconds))
+        latencies = sorted(seen["latencies"])
+        beside = "an empty LitServe endpoint" if other else "the bare network in batches of 64"
+        p50, p99 = (1000 * latencies[int(share * len(latencies))] for share in (0.5, 0.99))
+        print(
+            f"{CLIENTS} clients, {options.seconds:.0f} s: {len(latencies):,} answers, {seen['rate']:.0f} a second,"
+            f" p50 {p50:.0f} ms, p99 {p99:.0f} ms, {seen['errors']} errors, {seen['wrong']} wrong;"
+            f" memory {before:.0f} MB before, {server.memory():.0f} MB after"
+        )
+        if ratios:
+            print(f"of {beside}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    finally:
+        for one in (server, other):
+            if one is not None:
+                os.killpg(one.process.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
