@@ -42,9 +42,9 @@ class Float32:
         self.kind = inference.kind
         self.net = inference.net.float().eval()
         self.labels = inference.labels
-        self.tokenizer = getattr(inference.data, "tokenizer", None)
         inference.data.prepare_data()
         inference.data.setup("validate")
+        self.tokenizer = getattr(inference.data, "tokenizer", None)
 
     def samples(self, count: int | None = None, part: str = "val") -> list[Sample]:
         """Batches of inputs as they are in files, and targets: the first ones, or all."""

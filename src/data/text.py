@@ -208,7 +208,7 @@ class TextDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a checkpoint's tokenizer in place of one of its own; before `prepare_data`."""
-        self._restored = restore_tokenizer(state_dict["tokenizer"])
+        self.tokenizer = self._restored = restore_tokenizer(state_dict["tokenizer"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # As many windows as hold all tokens once.
