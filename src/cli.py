@@ -455,6 +455,7 @@ class StarterCLI(LightningCLI):
             self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
+            rank_zero_info("These predictions are not kept: python -m src.predict writes a table of one's own files")
         elif self.stage != "fit":
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:

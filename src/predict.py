@@ -19,9 +19,7 @@ def predict(args: list[str]) -> int:
         InputError: an option, the checkpoint, or every input cannot be used.
     """
     options = _parse(args)
-    import logging  # what it takes to read the options is had sooner without
-
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Trainer  # what it takes to read the options is had sooner without
 
     from src.callbacks.prediction_table import PredictionTable
     from src.data.inputs import InputsDataModule, images_of, texts_of
@@ -43,7 +41,6 @@ def predict(args: list[str]) -> int:
         precision, reason = choose_precision(options.accelerator)
     labels = inference.labels or [str(number) for number in range(inference.task.num_classes)]
     table = PredictionTable(Path(options.output).expanduser(), labels, _count(inference.kind, inputs))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,

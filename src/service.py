@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ MAX_PIXELS = 50_000_000  # of an image; more would take much memory, however sma
 MAX_TOKENS = 2048  # of one text that is written
 MAX_WAITING = 1024  # requests; more are told to come again
 BODY_SECONDS = 15.0  # in which a request must have arrived
-SMALL_BODY = 2**15  # bytes of an image that is decoded at once, without a thread
+SMALL_BODY = 2**15  # bytes that are decoded at once; more are in a thread, so that nobody else waits for it
 END_SECONDS = 8  # that requests have left when the server is told to end
 
 
@@ -132,9 +133,11 @@ class Receiver:
             body, kind = await _file_of(request, body), ""
         if not body:
             raise HTTPException(422, f"the body is empty: send {self._wanted()}")
+        return self._decode(body) if len(body) < SMALL_BODY else await asyncio.to_thread(self._decode, body)
+
+    def _decode(self, body: bytes) -> Any:
         if self.kind == "image" and body.lstrip()[:1] not in (b"[", b"{"):
-            prepare = self._image
-            return prepare(body) if len(body) < SMALL_BODY else await asyncio.to_thread(prepare, body)
+            return self._image(body)
         value = _json(body, self._wanted())
         return {"image": self._pixels, "text": self._text, "prompt": self._prompt}[self.kind](value)
 
@@ -262,7 +265,8 @@ class Service:
         self.inference = inference
         self.receive = Receiver(inference, options.token, int(options.max_body_mb * 10**6))
         self.seconds = options.timeout
-        self.autocast = torch.autocast(inference.device.type, torch.bfloat16, enabled=bfloat16)
+        # One object for each use: several threads write at once.
+        self.autocast = partial(torch.autocast, inference.device.type, torch.bfloat16, enabled=bfloat16)
         self.batcher = Batcher(self._compute, options.max_batch_size, options.batch_timeout)
         self.writers = asyncio.Semaphore(2)
         draws = len(getattr(inference.data, "pixel_mean", ())) == 1
@@ -315,7 +319,7 @@ class Service:
             notes = [note for _, note in values]
         else:
             prepared, notes = self.inference.prepare(values)
-        with self.autocast:
+        with self.autocast():
             found = self.inference.probabilities(tuple(one.to(self.inference.device) for one in prepared))
         return list(zip(found.float().tolist(), notes, strict=True))
 
@@ -341,7 +345,7 @@ class Service:
         ids = task.generate(prompt, asked["max_new_tokens"], **limits, generator=generator)
         pieces = tokenizer.stream(ids)
         while True:
-            with self.autocast:  # which is a thread's own, and each piece may be written in another
+            with self.autocast():  # which is a thread's own, and each piece may be written in another
                 piece = next(pieces, None)
             if piece is None:
                 return

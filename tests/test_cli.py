@@ -387,7 +387,7 @@ def test_a_network_takes_its_sizes_from_the_data(train: Train, tmp_path: Path) -
     built = train(*encoder, sample=False).cli
     assert built.model.net.num_classes == 5
     assert built.model.net.vocab_size == built.datamodule.vocab_size < 30
-    with pytest.raises(InputError, match="the data has 5 classes and TextEncoder 2: leave num_classes out, or give 5"):
+    with pytest.raises(InputError, match="the data has 5 classes and TextEnsemble 2: leave num_classes out, or give 5"):
         train(*encoder, "--model.net.num_classes=2", sample=False)
 
 
@@ -648,6 +648,7 @@ def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> N
     assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["shakespeare_gpt_fast", "language_id"])
 def test_two_processes_train_on_text(tmp_path: Path, recipe: str) -> None:
     logs = tmp_path / "logs"
@@ -769,7 +770,11 @@ def broken_files(folder: Path) -> None:
         ("--config configs/language_id.yaml --data.path gap.csv", "gap.csv, row 2: column text is empty"),
         ("--config configs/image_folder.yaml", "no images given: give --data.path a folder"),
         ("--config configs/image_folder.yaml --data.path pictures", "1 of 1 images cannot be used: pictures/a/x.png"),
-        ("--config configs/sentiment_pretrained.yaml --model.net.pretrained no/such", "no/such is no folder"),
+        pytest.param(
+            "--config configs/sentiment_pretrained.yaml --model.net.pretrained no/such",
+            "no/such is no folder",
+            marks=pytest.mark.slow,  # the hub's library tries again for long
+        ),
         ("--data.path x.csv --data LabelledTextDataModule", "x.csv: no such file"),
     ],
 )
@@ -791,16 +796,24 @@ def test_an_error_of_the_user_is_one_line(
     ("words", "expected"),
     [
         ("--model.net CNNN", "--model.net CNNN: no class of that name, did you mean CNN"),
-        ("--devics 2", "--devics: no such option, did you mean --devices?"),
-        ("--config missing.yaml", "--config missing.yaml: no such file"),
+        pytest.param("--devics 2", "--devics: no such option, did you mean --devices?", marks=pytest.mark.slow),
+        pytest.param("--config missing.yaml", "--config missing.yaml: no such file", marks=pytest.mark.slow),
         ("--config broken.yaml", "--config broken.yaml is not YAML:"),
         ("test --ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),
-        ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
+        pytest.param("--data.batch_size 0", "batch_size 0 is too small: give at least 1", marks=pytest.mark.slow),
         ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
-        ("--data.source official --data.data_dir empty", "could not be downloaded"),
-        ("--config configs/shakespeare_gpt.yaml --data.path latin.txt", "latin.txt is not UTF-8: byte 3 is 0xe9"),
+        pytest.param("--data.source official --data.data_dir empty", "could not be downloaded", marks=pytest.mark.slow),
+        pytest.param(
+            "--config configs/shakespeare_gpt.yaml --data.path latin.txt",
+            "latin.txt is not UTF-8: byte 3 is 0xe9",
+            marks=pytest.mark.slow,
+        ),
         ("--config configs/language_id.yaml --data.path gap.csv", "gap.csv, row 2: column text is empty"),
-        ("--config configs/image_folder.yaml --data.path pictures", "1 of 1 images cannot be used: pictures/a/x.png"),
+        pytest.param(
+            "--config configs/image_folder.yaml --data.path pictures",
+            "1 of 1 images cannot be used: pictures/a/x.png",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_error_of_the_user_ends_the_program_with_code_2(words: str, expected: str, tmp_path: Path) -> None:

@@ -94,7 +94,15 @@ def benchmark(*words: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("script", ["reference", "data_path", "generation", "gpt2", "text_memory"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "reference",
+        "data_path",
+        "generation",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "text_memory")),
+    ],
+)
 def test_a_benchmark_prints_a_table_and_keeps_its_values(script: str, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     printed = benchmark(f"{script}.py", "--quick", "--results", str(results))

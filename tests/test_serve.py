@@ -225,6 +225,7 @@ def raw(port: int, data: bytes, wait: float | None) -> bytes:
     return b""
 
 
+@pytest.mark.slow
 def test_others_are_served_while_some_misbehave(
     digit_service: Service, samples: list[tuple[Image.Image, bytes]], offline: list[list[float]]
 ) -> None:
@@ -351,6 +352,7 @@ def test_told_to_end_it_answers_what_it_has_and_takes_nothing_new(writer: str) -
         assert found.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_request_that_never_ends_does_not_hold_it_up(digits: str) -> None:
     with service(digits) as found:
         with socket.create_connection(("127.0.0.1", found.port)) as one:

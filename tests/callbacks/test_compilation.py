@@ -86,6 +86,7 @@ def test_what_cannot_be_compiled_is_one_line(
         train(*SHORT, "--model.net=MLP", "--compile")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
 def test_the_real_compiler_trains_and_its_checkpoint_is_tested_without_it(train: Train) -> None:
     run = train(*SHORT, "--model.net=MLP", "--model.net.hidden=8", "--compile", "--precision=32-true")

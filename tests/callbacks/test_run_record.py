@@ -38,7 +38,8 @@ def test_throughput_counts_training_samples_over_training_time(train: Callable[.
 
 
 def test_a_prediction_is_recorded_too(train: Callable[..., Run]) -> None:
-    metrics = train("predict", "--model.net=MLP", "--trainer.limit_predict_batches=1").metrics
+    path = train("fit", *SHORT).folder / "checkpoints" / "last.ckpt"
+    metrics = train("predict", "--ckpt_path", str(path), "--trainer.limit_predict_batches=1").metrics
     assert metrics["data_source"] == "sample"
     assert metrics["total_seconds"] > 0
 

@@ -143,6 +143,7 @@ def test_too_long_a_text_says_what_fits(models: Path) -> None:
         PretrainedLM(str(models / "gpt2"))(tokens)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no/such-model is no folder, and could not be had from the Hugging Face hub"):
         PretrainedClassifier("no/such-model")
