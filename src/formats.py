@@ -38,6 +38,8 @@ class Float32:
     """
 
     def __init__(self, inference: Inference) -> None:
+        if hasattr(inference.task, "name_classes"):
+            raise InputError(f"{type(inference.task).__name__} compares images with texts, which no format here holds")
         self.inference = inference
         self.kind = inference.kind
         self.net = inference.net.float().eval()

@@ -54,7 +54,22 @@ class Inference(LightningModule):
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
         mean, std = getattr(self.data, "pixel_mean", (0.0,)), getattr(self.data, "pixel_std", (1.0,))
         self.pixels = Pixels(task.net, mean, std)
+        if self.labels:
+            self.name_classes(self.labels)
         self.eval()
+
+    def name_classes(self, labels: list[str]) -> None:
+        """Choose the classes that a model of images and texts tells apart; any other has those it was trained on.
+
+        Raises:
+            InputError: it has.
+        """
+        task: Any = self.task
+        if hasattr(task, "name_classes"):
+            task.eval().name_classes(*self.data.prepare_texts(labels))
+        elif labels != self.labels:
+            raise InputError(f"--labels: {type(task).__name__} tells the classes it was trained on: leave it out")
+        self.labels = labels
 
     @property
     def net(self) -> nn.Module:

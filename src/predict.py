@@ -29,6 +29,8 @@ def predict(args: list[str]) -> int:
     check_accelerator(options.accelerator)
     check_strategy(options.strategy)
     inference = Inference(options.ckpt_path)
+    if options.labels:
+        inference.name_classes(options.labels)
     if inference.kind == "prompt":
         raise InputError(f"--ckpt_path {options.ckpt_path} is a language model: give it to src.generate")
     column = options.text_column or getattr(inference.data, "text_column", "text")
@@ -87,6 +89,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
     )
     parser.add_argument("--text_column", help="column of the texts in tables (that of the run's own data)")
+    parser.add_argument("--labels", nargs="+", help="texts, one a class, for a model of images and texts")
     parser.add_argument("--batch_size", type=int, default=64, help="inputs a batch of each process (%(default)s)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read, where that takes long (0)")
     parser.add_argument("--accelerator", default="auto", help="as of src.train (%(default)s)")

@@ -144,7 +144,7 @@ class ImageFolderDataModule(LightningDataModule):
         if hasattr(self, "train_set"):
             return
         found = self._from_folder() if self.path.is_dir() else self._from_table()
-        _check_files([file for file, _ in found])
+        check_files([file for file, _ in found])
         self.labels = self._restored or sorted({label for _, label in found})
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
@@ -159,7 +159,7 @@ class ImageFolderDataModule(LightningDataModule):
         sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} images of {self.path}")
         self.train_set, self.val_set, self.test_set = (
-            ImageFiles([files[i] for i in indices], [targets[i] for i in indices], self._transform(part))
+            ImageFiles([files[i] for i in indices], [targets[i] for i in indices], self.transform(part))
             for part, indices in parts.items()
         )
 
@@ -198,7 +198,8 @@ class ImageFolderDataModule(LightningDataModule):
         batches = Batches(len(files), self.batch_size, self.trainer, order, drop_single=shuffle)
         return batch_loader(files, batches, num_workers=self.num_workers)
 
-    def _transform(self, part: str) -> Any:
+    def transform(self, part: str) -> Any:
+        """What makes tensors of the RGB images of a part: `train`, `val` or `test`."""
         size = self.image_size
         if part == "train" and self.crop < 1:
             first = [v2.RandomResizedCrop(size, scale=(self.crop, 1.0))]
@@ -239,7 +240,7 @@ class ImageFolderDataModule(LightningDataModule):
         return [(self.path.parent / name, label) for name, label in rows]
 
 
-def _check_files(files: list[Path]) -> None:
+def check_files(files: list[Path]) -> None:
     """Raise InputError where a file is no image; what only decoding shows is found when it is decoded."""
 
     def problem(file: Path) -> str | None:
