@@ -52,7 +52,7 @@ from src.checkpoint import (
     run_configuration,
 )
 from src.data.loading import check_batch_size
-from src.errors import InputError, report
+from src.errors import InputError, cause_of, report
 from src.explain import explain
 from src.hardware import check_accelerator, check_strategy, choose_precision
 from src.interruption import Interrupted, Interruption
@@ -524,10 +524,7 @@ def run(started: float) -> None:
     except Interrupted as stop:
         _leave(cli, stop)
     except Exception as error:
-        # jsonargparse wraps what a constructor raises.
-        cause: BaseException = error
-        while not isinstance(cause, InputError) and isinstance(cause, ValueError) and cause.__cause__:
-            cause = cause.__cause__
+        cause = cause_of(error)
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         mendable = isinstance(cause, InputError) or (isinstance(cause, refused) and raised_by_library(cause))
         if "--compile" in args and is_of_compiler(cause):

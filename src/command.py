@@ -44,7 +44,7 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
     options.more = []
-    while unknown and also and unknown[0].startswith(f"--{also}"):
+    while unknown and also is not None and unknown[0].startswith(f"--{also}"):
         flag, equals, value = unknown.pop(0).partition("=")
         if not equals and (not unknown or unknown[0].startswith("--")):
             raise InputError(f"{flag}: give a value")

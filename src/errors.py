@@ -11,6 +11,14 @@ class InputError(ValueError):
     """
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What the user is to be told of an error: jsonargparse wraps what a constructor raises."""
+    cause = error
+    while not isinstance(cause, InputError) and isinstance(cause, ValueError) and cause.__cause__:
+        cause = cause.__cause__
+    return cause
+
+
 def report(error: BaseException, rank: int = 0) -> NoReturn:
     """Print an error as one line and exit with code 2; of several processes, all but the first say which they are."""
     message = str(error).rpartition("InputError: ")[2]  # what a worker process raised brings its traceback

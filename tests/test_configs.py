@@ -10,7 +10,9 @@ from src.config import is_recipe, load_config
 from tests.conftest import QUIET, Run, program
 from tests.data.test_image_folder import pictures
 
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+# Searches are run in test_tune.py.
+FOUND = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in FOUND if not path.startswith("configs/tune/")]
 
 
 RECIPES = [config for config in CONFIGS if is_recipe(load_config(config)[1])]

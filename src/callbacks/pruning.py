@@ -1,0 +1,26 @@
+"""Stops a trial of a search that does badly."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Pruning(Callback):
+    """Reports a trial's metric after each epoch, and ends its run there where the study's pruner says so.
+
+    Args:
+        trial: an Optuna trial.
+        metric: name of what is reported.
+    """
+
+    def __init__(self, trial: Any, metric: str) -> None:
+        self.trial = trial
+        self.metric = metric
+        self.pruned = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
+            return
+        self.trial.report(trainer.callback_metrics[self.metric].item(), trainer.current_epoch)
+        if self.trial.should_prune():
+            self.pruned = trainer.should_stop = True

@@ -1,0 +1,351 @@
+"""A study of Optuna whose trials are runs of the command line."""
+
+import argparse
+import html
+import io
+import json
+import logging
+import shutil
+import statistics
+import sys
+import time
+import warnings
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import optuna
+from filelock import FileLock
+from lightning.pytorch.loggers import TensorBoardLogger
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.table import Table
+
+from src import ROOT, config
+from src.callbacks.pruning import Pruning
+from src.cli import StarterCLI
+from src.errors import InputError, cause_of
+from src.interruption import Interrupted
+from src.runs import checkpoints_of, is_finished, lock_run, runs_of
+
+KINDS = ("float", "int", "categorical")
+KNOWN = {"recipe", "options", "space", "n_trials", "sampler", "pruner", "metric", "direction"}
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+DONE = (*ENDED, TrialState.FAIL)
+
+
+@dataclass
+class Search:
+    """A search as its file and the command line say, and its study."""
+
+    spec: dict[str, Any]
+    folder: Path
+    study: optuna.Study
+    metric: str
+    more: list[config.Option]
+
+
+def open_search(options: argparse.Namespace) -> Search:
+    """Read a search and open its study, or make it.
+
+    Raises:
+        InputError: a name or a range in it cannot be used.
+    """
+    path, spec = config.load_config(options.config)
+    if unknown := next((key for key in spec if key not in KNOWN), None):
+        raise InputError(f"{options.config}: {unknown} is not known{config.nearest(unknown, KNOWN)}")
+    spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
+    spec |= {name: value for name in ("n_trials", "sampler", "pruner") if (value := getattr(options, name))}
+    _check_space(spec, options.config)
+    folder = runs_of(Path(options.root) if options.root.parts else ROOT / "logs", options.name or path.stem)
+    cli = _build(spec, {}, options.more, folder, probe=True)  # whatever cannot work is said before the first trial
+    for name, one in spec["space"].items():
+        if not one.get("when"):
+            (values,) = (one[kind] for kind in KINDS if kind in one)
+            _build(spec, {name: values[0]}, options.more, folder, probe=True)
+    metric = spec.get("metric") or cli.config.checkpoint.monitor
+    if not metric:
+        raise InputError(f"{options.config}: the recipe's checkpoint has no monitor: give metric and direction")
+    direction: Any = spec.get("direction") or {"min": "minimize", "max": "maximize"}[cli.config.checkpoint.mode]
+    folder.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = _make(optuna.samplers, spec.get("sampler", "TPESampler"), "sampler", options.seed, spec["space"])
+    pruner = _make(optuna.pruners, spec.get("pruner", "SuccessiveHalvingPruner"), "pruner", None, None)
+    storage: Any = options.storage or JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    try:
+        study = optuna.create_study(
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner,
+            study_name=folder.name,
+            direction=direction,
+            load_if_exists=True,
+        )
+    except Exception as error:  # of a data base, each has its own
+        raise InputError(f"--storage {options.storage} cannot be used: {' '.join(str(error).split())[:200]}") from error
+    return Search(spec, folder, study, metric, options.more)
+
+
+def _check_space(spec: dict[str, Any], given: str) -> None:
+    space = spec.get("space")
+    if not isinstance(space, dict) or not space:
+        raise InputError(f"{given}: space is missing: give names and ranges, as in configs/tune/mnist.yaml")
+    for name, one in space.items():
+        kinds = [kind for kind in KINDS if isinstance(one, dict) and kind in one]
+        if len(kinds) != 1:
+            raise InputError(f"{given}: {name} needs one of {', '.join(KINDS)}, as in {{float: [0.1, 0.9]}}")
+        values = one[kinds[0]]
+        if unknown := next((key for key in one if key not in (*KINDS, "log", "step", "when")), None):
+            raise InputError(f"{given}: {name}: {unknown} is not known: give {', '.join(KINDS)}, log, step or when")
+        if kinds[0] == "categorical":
+            if not isinstance(values, list) or not values:
+                raise InputError(f"{given}: {name}: categorical needs a list of values")
+        else:
+            right = (int,) if kinds[0] == "int" else (int, float)
+            numbers = isinstance(values, list) and len(values) == 2 and all(type(one) in right for one in values)
+            if not numbers or values[0] > values[1] or (one.get("log") and values[0] <= 0):
+                raise InputError(f"{given}: {name}: {values} is no range of {kinds[0]}: give lowest and highest")
+        for other in one.get("when", {}):
+            if other not in space or list(space).index(other) > list(space).index(name):
+                raise InputError(f"{given}: {name}: {other} must be in space, and before it")
+
+
+def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
+    known = [one for one in module.__all__ if one.endswith(what.title()) and not one.startswith("Base")]
+    if name not in known:
+        raise InputError(f"--{what} {name}: no such {what}{config.nearest(name, known) or f'; known are {known}'}")
+    if name == "GridSampler":
+        if not all("categorical" in one for one in space.values()):
+            raise InputError("--sampler GridSampler: every entry of space must be categorical")
+        return module.GridSampler({key: one["categorical"] for key, one in space.items()}, seed=seed)
+    cls = getattr(module, name)
+    takes_seed = seed is not None and "seed" in cls.__init__.__code__.co_varnames
+    return cls(seed=seed) if takes_seed else cls()
+
+
+def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
+    """The values of a trial, without those of names that do not go with it."""
+    found: dict[str, Any] = {}
+    for name, one in space.items():
+        wanted = one.get("when", {}).items()
+        if not all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in wanted):
+            continue
+        options = {key: one[key] for key in ("log", "step") if key in one}
+        if "categorical" in one:
+            found[name] = trial.suggest_categorical(name, one["categorical"])
+        elif "int" in one:
+            found[name] = trial.suggest_int(name, *one["int"], **options)
+        else:
+            found[name] = trial.suggest_float(name, *one["float"], **options)
+    return found
+
+
+def _build(
+    spec: dict[str, Any],
+    values: dict[str, Any],
+    more: list[config.Option],
+    folder: Path,
+    goes_on: str = "",
+    probe: bool = False,
+) -> StarterCLI:
+    """The run of some values; with `goes_on` one that goes on in that folder; a `probe` leaves no folder."""
+    words = [] if str(spec.get("metric", "")).startswith("test/") else ["fit"]
+    words += [f"--config={spec['recipe']}", f"--name={folder.name}", "--trainer.enable_progress_bar=false"]
+    words += ["--trainer.enable_model_summary=false", f"--trainer.default_root_dir={folder.parent}"]
+    for name, value in {**spec["options"], **values}.items():
+        words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+    words += [f"{flag}={value}" for flag, value in more]
+    if goes_on:
+        words = [word for word in words if not word.startswith(("--config", "--name"))]
+        words += [f"--run={goes_on}", "--ckpt_path=last"]
+    if probe:
+        words.append("--fast_dev_run")
+    return StarterCLI(words, time.perf_counter())
+
+
+def run_trials(options: argparse.Namespace, reports: bool) -> int:
+    """Take trials from the study until it has enough; gives the exit code."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    search = open_search(options)
+    end = time.monotonic() + options.timeout if options.timeout else None
+    lock = FileLock(search.folder / ".ask")
+    while end is None or time.monotonic() < end:
+        lock.acquire()  # until the trial has been given, so that several processes do not give too many
+        try:
+            _take_up_broken(search)
+            if not _wants_more(search):
+                break
+            search.study.optimize(partial(_run_trial, search, lock), n_trials=1, catch=(Exception,))
+        except Interrupted:
+            print(f"stopped; go on with: python -m src.tune {' '.join(sys.argv[1:])}", file=sys.stderr)
+            if reports:
+                report(search)
+            return 130
+        finally:
+            lock.release(force=True)
+        _say(search)
+    if reports:
+        report(search)
+    return 0
+
+
+def _wants_more(search: Search) -> bool:
+    trials = _trials(search)
+    if any(trial.state == TrialState.WAITING for trial in trials):
+        return True
+    # A trial that is tried again counts once.
+    return sum("retried" not in trial.user_attrs for trial in trials) < int(search.spec["n_trials"])
+
+
+def _trials(search: Search, states: Any = None) -> list[FrozenTrial]:
+    return search.study.get_trials(deepcopy=False, states=states)
+
+
+def _take_up_broken(search: Search) -> None:
+    """A trial whose process is gone is tried once more, from its last checkpoint where it has one."""
+    for trial in _trials(search, (TrialState.RUNNING,)):
+        run = Path(trial.user_attrs.get("run", ""))
+        if not trial.user_attrs.get("run") or not run.is_dir():
+            continue  # it is about to begin, or on another machine
+        with suppress(InputError):
+            lock_run(run).release()
+            _try_again(search, trial, "it was stopped or killed")
+            search.study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _try_again(search: Search, trial: Any, error: str) -> None:
+    """Note why a trial ended, and put it into the queue again, but only once."""
+    number = trial._trial_id
+    search.study._storage.set_trial_user_attr(number, "error", error)
+    if "again" not in trial.user_attrs:
+        search.study._storage.set_trial_user_attr(number, "retried", True)
+        search.study.enqueue_trial(trial.params, {"again": trial.number, "broken": trial.user_attrs["run"]})
+
+
+def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
+    values = suggest(trial, search.spec["space"])
+    lock.release()
+    broken = trial.user_attrs.get("broken", "")
+    goes_on = broken if broken and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
+    try:
+        cli = _build(search.spec, values, search.more, search.folder, goes_on)
+        assert cli.record is not None
+        trial.set_user_attr("run", str(cli.record.folder))
+        pruning = Pruning(trial, search.metric)
+        cli.trainer.callbacks.append(pruning)  # type: ignore[attr-defined]
+        with redirect_stdout(io.StringIO()):  # the table of each run
+            cli.run()
+        value = _value(search, cli)
+    except (Exception, SystemExit) as error:
+        cause = cause_of(error)
+        trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
+        raise RuntimeError from error
+    for logger in cli.trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            flat = {name: one if isinstance(one, int | float) else str(one) for name, one in values.items()}
+            logger.log_hyperparams(flat, {search.metric: value})
+            logger.save()
+    trial.set_user_attr("steps", cli.trainer.global_step)
+    if pruning.pruned:
+        raise optuna.TrialPruned
+    return value
+
+
+def _value(search: Search, cli: StarterCLI) -> float:
+    """The metric of a run that has ended, of its best checkpoint where that is chosen by it."""
+    best: Any = cli.trainer.checkpoint_callback
+    value = cli.trainer.callback_metrics.get(search.metric)
+    if best is not None and best.monitor == search.metric and best.best_model_score is not None:
+        value = best.best_model_score
+    if value is None:
+        raise InputError(f"metric {search.metric} is not logged; there are {', '.join(cli.trainer.callback_metrics)}")
+    return float(value)
+
+
+def _say(search: Search) -> None:
+    """The trial that ended last, in a line."""
+    trial = max(_trials(search, DONE), key=lambda one: one.datetime_complete or one.datetime_start)  # type: ignore
+    value = f"{trial.value:.4f}" if trial.value is not None else trial.user_attrs.get("error", trial.state.name.lower())
+    shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
+    print(f"trial {trial.number}: {search.metric} {value} ({shown})", file=sys.stderr, flush=True)
+
+
+def say_progress(search: Search, workers: list[Any]) -> None:
+    """Wait for processes, and say how many trials have ended."""
+    seen = -1
+    while any(worker.poll() is None for worker in workers):
+        ended = len(_trials(search, DONE))
+        if ended != seen:
+            print(f"{ended} of {search.spec['n_trials']} trials", file=sys.stderr, flush=True)
+            seen = ended
+        time.sleep(1)
+
+
+def report(search: Search) -> None:
+    """The best five, what mattered, `best.yaml`, and plots as one HTML file and in TensorBoard."""
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    ended = [trial for trial in _trials(search, (TrialState.COMPLETE,)) if trial.value is not None]
+    counts = {state.name.lower(): len(_trials(search, (state,))) for state in (*DONE, TrialState.RUNNING)}
+    console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trials")
+    if not ended:
+        return
+    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    ended.sort(key=lambda trial: sign * float(trial.value or 0))
+    values = [float(trial.value or 0) for trial in ended]
+    table = Table("trial", search.metric, *search.spec["space"], "run")
+    for trial in ended[:5]:
+        run = trial.user_attrs.get("run", "")
+        table.add_row(
+            str(trial.number),
+            f"{trial.value:.4f}",
+            *(str(trial.params.get(name, "")) for name in search.spec["space"]),
+            run,
+        )
+    console.print(table)
+    if len(values) > 1 and "seed_everything" in search.spec["space"]:
+        console.print(
+            f"mean {statistics.mean(values):.4f}, standard deviation {statistics.stdev(values):.4f} of {len(values)}:"
+            f" {', '.join(f'{value:.4f}' for value in values)}"
+        )
+    importances: dict[str, float] = {}
+    with suppress(Exception):  # too few trials, or all alike
+        importances = optuna.importance.get_param_importances(
+            search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    for name, share in importances.items():
+        console.print(f"importance {name} {share:.2f}")
+    best = Path(ended[0].user_attrs["run"])
+    with suppress(OSError):
+        shutil.copy(best / "config.yaml", search.folder / "best.yaml")
+        console.print(f"repeat the best: python -m src.train --config {search.folder / 'best.yaml'}")
+    _plot(search, console)
+
+
+def _plot(search: Search, console: Console) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from optuna import visualization
+    from optuna.visualization import matplotlib as drawn
+    from torch.utils.tensorboard import SummaryWriter
+
+    names = ("optimization_history", "intermediate_values", "parallel_coordinate", "slice")
+    parts: list[str] = []
+    warnings.filterwarnings("ignore", module="optuna.*")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of plots that are 4 years old
+    with SummaryWriter(str(search.folder / "study")) as writer:
+        for name in names:
+            with suppress(Exception):  # a plot that the trials do not allow
+                figure = getattr(visualization, f"plot_{name}")(search.study)
+                parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if not parts else False))
+                axes = getattr(drawn, f"plot_{name}")(search.study)
+                axes = axes.flat[0] if hasattr(axes, "flat") else axes
+                writer.add_figure(name, axes.figure)
+    title = html.escape(search.folder.name)
+    page = f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{''.join(parts)}"
+    (search.folder / "study.html").write_text(page, encoding="utf-8")
+    console.print(f"plots: {search.folder / 'study.html'}")

@@ -1,0 +1,72 @@
+"""Search settings and networks, each trial an ordinary run: `python -m src.tune --help`."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from src.command import command_parser, parse_words, require, run_command
+from src.errors import InputError
+
+WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set for a process that another one of these started
+
+
+def tune(args: list[str]) -> int:
+    """Run trials until there are as many as wanted, then say what came out; gives the exit code.
+
+    Raises:
+        InputError: an option, the search or a name in it cannot be used.
+    """
+    options = _parse(args)
+    if options.jobs > 1 and WORKER not in os.environ:
+        return _start_workers(options.jobs, args)
+    from src.search import run_trials  # what it takes to read the options is had sooner without
+
+    return run_trials(options, reports=WORKER not in os.environ)
+
+
+def _start_workers(jobs: int, args: list[str]) -> int:
+    """Several processes at one study, which share the cores; each imports once and runs many trials."""
+    from src.search import open_search, report, say_progress
+
+    options = _parse(args)
+    search = open_search(options)
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    environment = {**os.environ, WORKER: "1", "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "src.tune", *args]
+    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(jobs)]
+    try:
+        say_progress(search, workers)
+    except KeyboardInterrupt:
+        for worker in workers:
+            worker.wait()
+    codes = [worker.wait() for worker in workers]
+    report(search)
+    return max(codes) if min(codes) >= 0 else 1
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = command_parser("src.tune", "Search settings and networks. Each trial is an ordinary run folder.")
+    parser.add_argument("--config", default="configs/tune/mnist.yaml", help="what to search (%(default)s)")
+    parser.add_argument("--name", help="of the study, a folder in logs/; by default the file's name")
+    parser.add_argument("--n_trials", type=int, help="trials in all (as in the file)")
+    parser.add_argument("--timeout", type=float, help="seconds after which no trial begins")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that run trials (%(default)s)")
+    parser.add_argument("--storage", help="Optuna storage URL, to share a study among machines (a file in its folder)")
+    parser.add_argument("--sampler", help="of optuna.samplers, by name (as in the file)")
+    parser.add_argument("--pruner", help="of optuna.pruners, by name (as in the file)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler (%(default)s)")
+    options = parse_words(parser, args, also="")
+    require("src.tune", "tune", "optuna")
+    for name in ("n_trials", "jobs"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"--{name} {value} is too small: give at least 1")
+    if options.timeout is not None and options.timeout <= 0:
+        raise InputError(f"--timeout {options.timeout:g} is too small: give seconds above 0")
+    options.root = Path(dict(options.more).get("--trainer.default_root_dir", ""))
+    return options
+
+
+if __name__ == "__main__":
+    run_command(tune)

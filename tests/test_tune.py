@@ -1,0 +1,224 @@
+"""Searches, as a user meets them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from src import ROOT
+from src.errors import InputError
+from src.tune import tune
+from tests.conftest import Run
+
+TINY = ("--data.source=sample", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=2", "--accelerator=cpu")
+
+
+def spec(folder: Path, **changes: Any) -> str:
+    """A small search as a file; None takes a key away."""
+    tree: dict[str, Any] = {
+        "recipe": "configs/default.yaml",
+        "options": {"model.net": "MLP", "trainer.max_epochs": 1},
+        "space": {"model.net.hidden": {"int": [4, 32]}, "optimizer.lr": {"float": [1e-4, 1e-1], "log": True}},
+        "n_trials": 3,
+    }
+    tree = {key: value for key, value in (tree | changes).items() if value is not None}
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def run(folder: Path, *words: str, **changes: Any) -> int:
+    return tune(["--config", spec(folder, **changes), f"--trainer.default_root_dir={folder / 'logs'}", *TINY, *words])
+
+
+def trials(folder: Path, name: str = "own") -> list[Any]:
+    from optuna import load_study
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(folder / "logs" / name / "study.log")))
+    found: list[Any] = load_study(study_name=name, storage=storage).trials
+    return found
+
+
+def test_a_search_finds_a_best_run_that_can_be_repeated(
+    tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path) == 0
+    said = capsys.readouterr()
+    assert "3 complete" in said.out
+    assert said.err.count("val/acc") >= 3
+    folder = tmp_path / "logs" / "own"
+    ended = trials(tmp_path)
+    assert [trial.number for trial in ended] == [0, 1, 2]
+    assert len({trial.user_attrs["run"] for trial in ended}) == 3
+    best = max(ended, key=lambda trial: trial.value)
+    saved = yaml.safe_load((folder / "best.yaml").read_text())
+    assert saved["optimizer"]["init_args"]["lr"] == best.params["optimizer.lr"]
+    again: Run = train("fit", "--config", str(folder / "best.yaml"), sample=False)
+    assert again.metrics["val/acc"] == best.value
+    page = (folder / "study.html").read_text()
+    assert "Plotly.newPlot" in page
+    assert not re.findall(r"<script[^>]*src=", page)
+    assert list((folder / "study").glob("events*"))
+    # Every trial is on the page of hyperparameters.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for trial in ended:
+        events = EventAccumulator(trial.user_attrs["run"])
+        events.Reload()
+        assert any(name.startswith("_hparams_") for name in events.PluginTagToContent("hparams"))
+    # A study that has enough trials is only reported; with more wanted, it goes on.
+    assert run(tmp_path) == 0
+    assert len(trials(tmp_path)) == 3
+    assert run(tmp_path, "--n_trials", "4") == 0
+    assert len(trials(tmp_path)) == 4
+    assert sorted(path.name for path in folder.glob("version_*")) == [
+        f"version_{number}" for number in range(5)
+    ]  # and one that repeats the best
+
+
+def test_networks_are_chosen_and_what_goes_with_them_only(tmp_path: Path) -> None:
+    space = {
+        "model.net": {"categorical": ["MLP", "CNN"]},
+        "model.net.hidden": {"int": [4, 8], "when": {"model.net": "MLP"}},
+        "model.net.width": {"int": [2, 4], "when": {"model.net": ["CNN"]}},
+    }
+    assert run(tmp_path, "--sampler", "RandomSampler", space=space, options={"trainer.max_epochs": 1}, n_trials=5) == 0
+    seen = [set(trial.params) for trial in trials(tmp_path)]
+    assert all(names in ({"model.net", "model.net.hidden"}, {"model.net", "model.net.width"}) for names in seen)
+    assert len({trial.params["model.net"] for trial in trials(tmp_path)}) == 2
+
+
+def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
+    space = {"data.batch_size": {"categorical": [64, 0, 100]}}
+    assert run(tmp_path, "--sampler", "GridSampler", space=space, n_trials=3) == 0
+    ended = trials(tmp_path)
+    assert sorted(trial.state.name for trial in ended) == ["COMPLETE", "COMPLETE", "FAIL"]
+    (failed,) = (trial for trial in ended if trial.state.name == "FAIL")
+    assert failed.user_attrs["error"] == "InputError: batch_size 0 is too small: give at least 1"
+
+
+def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
+    space = {"optimizer.lr": {"categorical": [1e-2, 2e-2, 3e-2, 5e-3, 1e-7, 2e-7, 3e-7, 4e-7]}}
+    options = {"model.net": "MLP", "trainer.max_epochs": 6}
+    words = ("--sampler", "GridSampler", "--pruner", "SuccessiveHalvingPruner")
+    assert run(tmp_path, *words, space=space, options=options, n_trials=8) == 0
+    states = {trial.params["optimizer.lr"]: trial for trial in trials(tmp_path)}
+    assert {trial.user_attrs["steps"] for trial in states.values()} <= {4 * epoch for epoch in range(1, 7)}
+    pruned = [trial for trial in states.values() if trial.state.name == "PRUNED"]
+    assert all(trial.user_attrs["steps"] < 24 for trial in pruned)
+    assert pruned
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "message"),
+    [
+        ((), {"space": {"optimizer.rate": {"float": [0.1, 0.2]}}}, r"--optimizer\.rate: AdamW has no argument rate"),
+        ((), {"space": {"model.net": {"categorical": ["CNNN"]}}}, r"CNNN: no class of that name, did you mean CNN"),
+        ((), {"space": {"optimizer.lr": {"float": [0.2, 0.1]}}}, r"optimizer\.lr: \[0\.2, 0\.1\] is no range of float"),
+        ((), {"space": {"optimizer.lr": {"float": [0, 1], "log": True}}}, r"is no range of float"),
+        ((), {"space": {"optimizer.lr": {"normal": [0, 1]}}}, r"optimizer\.lr needs one of float, int, categorical"),
+        ((), {"space": {"data.batch_size": {"int": [1, 2], "when": {"x": 1}}}}, r"x must be in space, and before it"),
+        ((), {"space": None}, r"space is missing"),
+        ((), {"spaces": {}}, r"spaces is not known.*space"),
+        (("--sampler", "TPE"), {}, r"--sampler TPE: no such sampler.*TPESampler"),
+        (("--pruner", "None"), {}, r"--pruner None: no such pruner"),
+        (("--sampler", "GridSampler"), {}, r"every entry of space must be categorical"),
+        (("--n_trials", "0"), {}, r"--n_trials 0 is too small"),
+        (("--storage", "nosql://x"), {}, r"--storage nosql://x cannot be used"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_first_trial(
+    tmp_path: Path, words: tuple[str, ...], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, *words, **changes)
+    assert not list((tmp_path / "logs").glob("*/version_*"))
+
+
+def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--config", "configs/tune/seeds.yaml", f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY]
+    assert tune([*words, "--n_trials", "2", "--trainer.limit_test_batches=2", "--trainer.max_epochs=1"]) == 0
+    (line,) = re.findall(r"mean (\S+), standard deviation (\S+) of 2: (\S+), (\S+)", capsys.readouterr().out)
+    values = torch.tensor([float(line[2]), float(line[3])])
+    assert float(line[0]) == pytest.approx(values.mean().item(), abs=1e-4)
+    assert float(line[1]) == pytest.approx(values.std().item(), abs=1e-4)
+    assert len({trial.params["seed_everything"] for trial in trials(tmp_path, "seeds")}) == 2
+
+
+def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
+    words = ["--config", "configs/tune/mnist.yaml", f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY]
+    assert tune([*words, "--n_trials", "1", "--trainer.max_epochs=1"]) == 0
+
+
+def start(folder: Path, *words: str, **changes: Any) -> "subprocess.Popen[str]":
+    root = f"--trainer.default_root_dir={folder / 'logs'}"
+    command = [sys.executable, "-m", "src.tune", "--config", spec(folder, **changes), root, *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+LONG = {"options": {"model.net": "MLP", "trainer.max_epochs": 8, "save_every_n_steps": 5}, "n_trials": 2}
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_killed_goes_on_once_from_its_checkpoint(tmp_path: Path) -> None:
+    words = ("--data.source=sample", "--accelerator=cpu", "--pruner=NopPruner")
+    process = start(tmp_path, *words, **LONG)
+    end = time.monotonic() + 120
+    while not list((tmp_path / "logs" / "own").glob("*/checkpoints/last.ckpt")) and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = start(tmp_path, *words, **LONG)
+    said, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, said
+    ended = trials(tmp_path)
+    assert [trial.state.name for trial in ended].count("COMPLETE") == 2
+    (broken,) = (trial for trial in ended if trial.state.name == "FAIL")
+    (retried,) = (trial for trial in ended if "again" in trial.user_attrs)
+    assert broken.user_attrs["error"] == "it was stopped or killed"
+    assert retried.params == broken.params
+    assert retried.user_attrs["run"] == broken.user_attrs["run"]
+    whole = json.loads((Path(retried.user_attrs["run"]) / "metrics.json").read_text())
+    assert "total_seconds" in whole
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    words = ("--data.source=sample", "--accelerator=cpu", "--pruner=NopPruner")
+    process = start(tmp_path, *words, **LONG)
+    end = time.monotonic() + 120
+    while not list((tmp_path / "logs" / "own").glob("*/checkpoints/last.ckpt")) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "go on with: python -m src.tune" in said
+    assert "Traceback" not in said
+    again = start(tmp_path, *words, **LONG)
+    said, _ = again.communicate(timeout=200)
+    assert [trial.state.name for trial in trials(tmp_path)].count("COMPLETE") == 2, said
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    process = start(tmp_path, *TINY, "--jobs=2", "--pruner=NopPruner", n_trials=8)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    ended = trials(tmp_path)
+    assert [trial.state.name for trial in ended] == ["COMPLETE"] * 8
+    assert len({trial.user_attrs["run"] for trial in ended}) == 8
+    assert "8 complete" in said
