@@ -47,7 +47,7 @@ def test_every_config_runs(start: Start, config: str) -> None:
         assert run.cli.config.name == Path(config).stem
 
 
-@pytest.mark.parametrize("config", RECIPES)
+@pytest.mark.parametrize("config", [config for config in RECIPES if "clip" not in config])  # which must be told classes
 def test_every_recipe_predicts(start: Start, config: str) -> None:
     assert start(config, "predict").cli.trainer.state.finished
 

@@ -11,14 +11,16 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from src import ROOT, consolidate, export, generate, predict, serve
+from src import ROOT, consolidate, export, generate, predict, serve, tune
 from src.cli import StarterCLI
+from src.config import load_config
 from tests.conftest import QUIET, tiny_pretrained
 from tests.data.test_image_folder import pictures
+from tests.models.test_contrastive import own_pairs
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"python -m src\.(?:train|generate|predict|export|serve)[^`\n|#]*", README)))
+COMMANDS = sorted(set(re.findall(r"python -m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*", README)))
 # What starts the program on several devices; the program's own part is read here.
 LAUNCHED = sorted(
     set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", README + SCALING))
@@ -49,6 +51,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--model.net.d_model=16",
     )
     StarterCLI(["fit", *gpt, *short, root, *words], time.perf_counter()).run()
+    own_pairs(folder / "path" / "to" / "pairs").rename(folder / "path" / "to" / "captions.csv")
+    for picture in (folder / "path" / "to" / "pairs").iterdir():
+        picture.rename(folder / "path" / "to" / picture.name)
+    clip = ("--config=configs/mnist_clip.yaml", "--data.source=sample", "--max_epochs=1")
+    StarterCLI(["fit", *clip, *short, root], time.perf_counter()).run()
     for recipe, more in (
         ("language_id", ()),
         ("sentiment_pretrained", (f"--model.net.pretrained={folder / 'path/to/model'}", "--data.max_length=16")),
@@ -74,6 +81,8 @@ def own_data(words: list[str], folder: Path) -> list[str]:
         return small if "--data.path" in words else [*small, "--data.path", str(folder / "path" / "to" / "texts")]
     if "sentiment" in recipe:
         return ["--data.max_length=40", "--data.path", str(folder / "path" / "to" / "table.csv")]
+    if "clip" in recipe:
+        return ["--data.batch_size=16"]
     return [] if recipe.startswith(("configs/language", "configs/image")) else ["--data.source=sample"]
 
 
@@ -106,6 +115,9 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
     default = ["--ckpt_path", "logs/default/version_0/checkpoints/best.ckpt"]
     if "src.serve" in command:
         assert serve._parse([*words, *default]).port in (8000, 8080)
+        return
+    if "src.tune" in command:
+        assert load_config(tune._parse(words).config)[1]["space"]
         return
     if "src.predict" in command:
         assert predict.predict([*words, "--accelerator", "cpu"]) == 0
