@@ -172,21 +172,21 @@ def test_a_file_that_computes_something_else_is_not_left(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--output", "model.onnx"), r"--format is missing: give onnx, torch, safetensors, huggingface"),
-        (("--format", "onnx"), r"--output is missing: give a name such as model\.onnx"),
-        (("--format", "onnx", "--output", "model.pt"), r"give a name that ends in \.onnx for --format onnx"),
-        (("--format", "keras", "--output", "model.h5"), r"--format: invalid choice: 'keras'"),
-        (("--format", "onnx", "--output", "mine.onnx"), r"mine\.onnx is there already"),
-        (("--format", "torch", "--output", "other.pt2"), r"other\.pt2\.example\.py is there already"),
-        (("--format", "torch", "--output", "no/such/model.pt2"), r"there is no folder"),
-        (("--format", "torch", "--output", "model.pt2", "--quantize", "int8"), r"only --format onnx can be, not torch"),
-        (("--format", "huggingface", "--output", "folder"), r"CNN is not of transformers; give onnx or torch"),
-        (("--format", "onnx", "--output", "model.onnx", "--data.sourse", "sample"), r"no such argument.*source"),
-    ],
-)
+CANNOT = [
+    (("--output", "model.onnx"), r"--format is missing: give onnx, torch, safetensors, huggingface"),
+    (("--format", "onnx"), r"--output is missing: give a name such as model\.onnx"),
+    (("--format", "onnx", "--output", "model.pt"), r"give a name that ends in \.onnx for --format onnx"),
+    (("--format", "keras", "--output", "model.h5"), r"--format: invalid choice: 'keras'"),
+    (("--format", "onnx", "--output", "mine.onnx"), r"mine\.onnx is there already"),
+    (("--format", "torch", "--output", "other.pt2"), r"other\.pt2\.example\.py is there already"),
+    (("--format", "torch", "--output", "no/such/model.pt2"), r"there is no folder"),
+    (("--format", "torch", "--output", "model.pt2", "--quantize", "int8"), r"only --format onnx can be, not torch"),
+    (("--format", "huggingface", "--output", "folder"), r"CNN is not of transformers; give onnx or torch"),
+    (("--format", "onnx", "--output", "model.onnx", "--data.sourse", "sample"), r"no such argument.*source"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), CANNOT)
 def test_what_cannot_work_is_one_error(
     digits: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
 ) -> None:
@@ -197,6 +197,31 @@ def test_what_cannot_work_is_one_error(
         export(["--ckpt_path", digits, *words])
     assert {path.name for path in tmp_path.iterdir()} == {"mine.onnx", "other.pt2.example.py"}
     assert Path("mine.onnx").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "message"), CANNOT)
+def test_what_cannot_work_ends_the_program_with_one_line(
+    digits: str, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    for name in ("mine.onnx", "other.pt2.example.py"):
+        (tmp_path / name).write_text("mine")
+    done = program("--ckpt_path", digits, *words, module="src.export", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.onnx", "other.pt2.example.py"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", SUFFIXES)
+@pytest.mark.parametrize("kind", ["digits", "sentiments", "writer", "pretrained"])
+def test_every_format_as_a_command(kind: str, form: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    output = tmp_path / f"model{SUFFIXES[form]}"
+    words = ("--ckpt_path", request.getfixturevalue(kind), "--format", form, "--output", str(output))
+    done = program(*words, module="src.export")
+    assert done.returncode == 0, done.stderr
+    assert f"written {output}" in done.stdout
 
 
 def test_as_a_command(digits: str, tmp_path: Path) -> None:

@@ -220,21 +220,21 @@ def test_memory_does_not_grow_with_the_number_of_texts(sentiments: str, tmp_path
     assert many < few + 40_000  # KB
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), r"no inputs given"),
-        (("{image}",), r"--output is missing: give the table to write"),
-        (("{image}", "--output", "out.txt"), r"--output out.txt: give a name that ends in .csv, .jsonl, .parquet"),
-        (("{image}", "--output", "{image}.csv"), r"is there already: give another name"),
-        (("{image}", "--output", "no/such/out.csv"), r"there is no folder .*no/such; make it"),
-        (("missing.png", "--output", "out.csv"), r"missing.png: no such file or folder"),
-        (("{image}", "--output", "out.csv", "--batch_size", "0"), r"--batch_size 0 is too small"),
-        (("{image}", "--output", "out.csv", "--batch_sise", "1"), r"no such option.*--batch_size"),
-        (("{image}", "--output", "out.csv", "--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
-        (("{image}", "--output", "out.csv", "--ckpt_path", "no.ckpt"), r"--ckpt_path no.ckpt: no such file"),
-    ],
-)
+CANNOT = [
+    ((), r"no inputs given"),
+    (("{image}",), r"--output is missing: give the table to write"),
+    (("{image}", "--output", "out.txt"), r"--output out.txt: give a name that ends in .csv, .jsonl, .parquet"),
+    (("{image}", "--output", "{image}.csv"), r"is there already: give another name"),
+    (("{image}", "--output", "no/such/out.csv"), r"there is no folder .*no/such; make it"),
+    (("missing.png", "--output", "out.csv"), r"missing.png: no such file or folder"),
+    (("{image}", "--output", "out.csv", "--batch_size", "0"), r"--batch_size 0 is too small"),
+    (("{image}", "--output", "out.csv", "--batch_sise", "1"), r"no such option.*--batch_size"),
+    (("{image}", "--output", "out.csv", "--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
+    (("{image}", "--output", "out.csv", "--ckpt_path", "no.ckpt"), r"--ckpt_path no.ckpt: no such file"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), CANNOT)
 def test_what_cannot_work_is_one_error(
     digits: str, digit_files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
 ) -> None:
@@ -252,3 +252,19 @@ def test_what_cannot_work_is_one_error(
 def test_a_language_model_is_refused(writer: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a language model: give it to src\.generate"):
         predict(["--ckpt_path", writer, str(tmp_path), "--output", str(tmp_path / "out.csv")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "message"), CANNOT)
+def test_what_cannot_work_ends_the_program_with_one_line(
+    digits: str, digit_files: Any, tmp_path: Path, words: tuple[str, ...], message: str
+) -> None:
+    image = tmp_path / "000.png"
+    image.write_bytes((digit_files[0] / "000.png").read_bytes())
+    Path(f"{image}.csv").write_text("mine")
+    given = [word.replace("{image}", str(image)) for word in words]
+    done = program("--ckpt_path", digits, *given, module="src.predict", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000.png", "000.png.csv"]

@@ -378,18 +378,18 @@ def test_when_it_is_killed_nothing_of_it_stays(digits: str) -> None:
             found.ask("GET", "/health")
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--port", "80"), r"--port 80 is out of range"),
-        (("--host", "example.org"), r"--host: invalid choice"),
-        (("--max_body_mb", "0"), r"--max_body_mb 0\.0 is too small"),
-        (("--token", ""), r"--token is empty"),
-        (("--ckpt_path", "no.ckpt"), r"--ckpt_path no\.ckpt: no such file"),
-        (("--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
-        (("--prot", "8000"), r"--prot: no such option.*--port"),
-    ],
-)
+CANNOT = [
+    (("--port", "80"), r"--port 80 is out of range"),
+    (("--host", "example.org"), r"--host: invalid choice"),
+    (("--max_body_mb", "0"), r"--max_body_mb 0\.0 is too small"),
+    (("--token", ""), r"--token is empty"),
+    (("--ckpt_path", "no.ckpt"), r"--ckpt_path no\.ckpt: no such file"),
+    (("--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
+    (("--prot", "8000"), r"--prot: no such option.*--port"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), CANNOT)
 def test_what_cannot_work_is_one_error(digits: str, words: tuple[str, ...], message: str) -> None:
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     try:
@@ -398,6 +398,15 @@ def test_what_cannot_work_is_one_error(digits: str, words: tuple[str, ...], mess
     finally:
         signal.signal(signal.SIGINT, before[0])
         signal.signal(signal.SIGTERM, before[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "message"), CANNOT)
+def test_what_cannot_work_ends_the_program_with_one_line(digits: str, words: tuple[str, ...], message: str) -> None:
+    done = program("--ckpt_path", digits, "--port", str(free_port()), *words, module="src.serve")
+    assert done.returncode == 2
+    assert re.search(message, done.stderr.strip().splitlines()[-1])
+    assert "Traceback" not in done.stderr
 
 
 def test_a_port_that_is_taken_is_one_line(digits: str) -> None:
