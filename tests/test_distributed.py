@@ -87,6 +87,7 @@ def test_two_processes_train_on_images_as_one_does(train: Train, tmp_path: Path)
     assert done.stdout.count("test/acc") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_text_as_one_does(train: Train, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("it was the best of times, it was the worst of times\n" * 150)
@@ -115,7 +116,7 @@ def table(tmp_path: Path) -> tuple[str, ...]:
     )
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "FSDP2Strategy"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("FSDP2Strategy", marks=pytest.mark.slow)])
 def test_every_one_of_1001_samples_counts_once(
     train: Train, tmp_path: Path, table: tuple[str, ...], strategy: str
 ) -> None:

@@ -323,6 +323,7 @@ print(int(status.split("RssAnon:")[1].split()[0]) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads private memory from /proc")
 def test_private_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     used = []

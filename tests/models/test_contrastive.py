@@ -152,6 +152,7 @@ def steps(tmp_path: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
     return weights
 
 
+@pytest.mark.slow
 def test_two_processes_learn_from_the_pairs_of_both_as_one_does(tmp_path: Path) -> None:
     one: Any = steps(tmp_path, "one", "--devices=1")
     two: Any = steps(tmp_path, "two", "--devices=2", "--strategy=ddp")
