@@ -5,7 +5,9 @@ import html
 import io
 import json
 import logging
+import os
 import shutil
+import socket
 import statistics
 import sys
 import time
@@ -208,13 +210,28 @@ def _trials(search: Search, states: Any = None) -> list[FrozenTrial]:
 def _take_up_broken(search: Search) -> None:
     """A trial whose process is gone is tried once more, from its last checkpoint where it has one."""
     for trial in _trials(search, (TrialState.RUNNING,)):
-        run = Path(trial.user_attrs.get("run", ""))
-        if not trial.user_attrs.get("run") or not run.is_dir():
+        run = Path(trial.user_attrs.get("run") or "none")
+        if not run.is_dir() and not _is_gone(trial.user_attrs.get("process", "")):
             continue  # it is about to begin, or on another machine
         with suppress(InputError):
-            lock_run(run).release()
+            if run.is_dir():
+                lock_run(run).release()
             _try_again(search, trial, "it was stopped or killed")
             search.study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _is_gone(process: str) -> bool:
+    """Whether a process, `host:pid`, was of this machine and has ended."""
+    host, _, pid = process.rpartition(":")
+    if host != socket.gethostname():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _try_again(search: Search, trial: Any, error: str) -> None:
@@ -223,11 +240,12 @@ def _try_again(search: Search, trial: Any, error: str) -> None:
     search.study._storage.set_trial_user_attr(number, "error", error)
     if "again" not in trial.user_attrs:
         search.study._storage.set_trial_user_attr(number, "retried", True)
-        search.study.enqueue_trial(trial.params, {"again": trial.number, "broken": trial.user_attrs["run"]})
+        search.study.enqueue_trial(trial.params, {"again": trial.number, "broken": trial.user_attrs.get("run", "")})
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     values = suggest(trial, search.spec["space"])
+    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
     lock.release()
     broken = trial.user_attrs.get("broken", "")
     goes_on = broken if broken and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -159,6 +160,25 @@ def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.C
 def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
     words = ["--config", "configs/tune/mnist.yaml", f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY]
     assert tune([*words, "--n_trials", "1", "--trainer.max_epochs=1"]) == 0
+
+
+def test_a_trial_whose_process_died_before_its_run_began_is_not_lost(tmp_path: Path) -> None:
+    from src.search import open_search
+    from src.tune import _parse
+
+    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
+    opened = open_search(_parse(["--config", spec(tmp_path, n_trials=2), root, *TINY]))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    trial = opened.study.ask()
+    trial.suggest_int("model.net.hidden", 4, 32)
+    trial.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
+    trial.set_user_attr("process", f"{socket.gethostname()}:{dead.pid}")
+    assert run(tmp_path, n_trials=2) == 0
+    states = [one.state.name for one in trials(tmp_path)]
+    assert (states.count("FAIL"), states.count("COMPLETE")) == (1, 2)
+    (again,) = (one for one in trials(tmp_path) if one.user_attrs.get("again") == 0)
+    assert again.params == trial.params
 
 
 def start(folder: Path, *words: str, **changes: Any) -> "subprocess.Popen[str]":
