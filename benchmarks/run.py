@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, tuple[bool, list[str]]] = {
     "memory": (True, []),
     "text_memory": (False, ["--megabytes", "5", "500"]),
     "ablation": (True, []),
+    "serving": (False, []),
     "recipes": (True, ["--recipes", "mnist_fast"]),
 }
 

@@ -1,25 +1,26 @@
 """Serve a checkpoint to 64 clients: requests a second, latency, memory, every answer checked against the offline one.
 
-python benchmarks/serving.py --ckpt_path CHECKPOINT [--seconds 60] [--pairs 9] [--data.NAME VALUE ...]
+python benchmarks/serving.py [--ckpt_path CHECKPOINT] [--seconds 60] [--pairs 9] [--quick]
 
 A classifier of texts is compared with its own network in batches of 64 without a server, one of images with an empty
 LitServe endpoint that gets the same bodies; in turn, `--pairs` times. `--seconds` is one long load at the end.
 """
 
-import argparse
 import asyncio
 import gc
 import http.client
 import json
 import os
 import signal
-import statistics
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from table import Row, in_turn, parse, show
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = 64
@@ -121,24 +122,36 @@ async def load(port: int, bodies: list[bytes], expected: list[Any], seconds: flo
     return seen
 
 
+def trained(folder: str) -> str:
+    """A checkpoint of the fast recipe on sample digits."""
+    command = [sys.executable, "-m", "src.train", "fit", "--config=configs/mnist_fast.yaml", "--data.source=sample"]
+    command += ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={folder}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return f"{folder}/mnist_fast/version_0/checkpoints/last.ckpt"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt_path", default="best")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--pairs", type=int, default=9)
-    parser.add_argument("--pair_seconds", type=float, default=5.0)
-    parser.add_argument("--port", type=int, default=8711)
-    options, more = parser.parse_known_args()
+    ckpt_path = ("--ckpt_path", {"help": "what to serve; without it the fast recipe is trained on the sample"})
+    seconds = ("--seconds", {"type": float, "default": 60.0, "help": "of the long load"})
+    pair_seconds = ("--pair_seconds", {"type": float, "default": 5.0, "help": "of each load of a pair"})
+    options = parse(__doc__, ckpt_path, seconds, pair_seconds)
+    if options.quick:
+        options.seconds, options.pair_seconds = 3.0, 1.0
     sys.path.insert(0, str(ROOT))
+    with tempfile.TemporaryDirectory() as folder:
+        show(measure(options, options.ckpt_path or trained(folder), Path(folder)), options.results)
+
+
+def measure(options: Any, path: str, folder: Path) -> list[Row]:
+    """The rows of a checkpoint."""
     import torch
 
-    from src.config import parse_value
     from src.formats import Float32
     from src.hardware import choose_precision
     from src.inference import Inference
 
-    given = {more[i].removeprefix("--data."): parse_value(more[i + 1]) for i in range(0, len(more), 2)}
-    inference = Inference(options.ckpt_path, data=given)
+    inference = Inference(path)
     reference = Float32(inference)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=choose_precision("cpu")[0] == "bf16-mixed")
 
@@ -147,8 +160,8 @@ def main() -> None:
         with autocast:
             return inference.probabilities(inputs).float().tolist()
 
-    inputs: list[Any]
-    if inference.kind == "image":
+    is_image = inference.kind == "image"
+    if is_image:
         pixels = torch.cat([batch[0][0] for batch in reference.samples(1024)])
         inputs = pixels[:, 0].tolist() if pixels.shape[1] == 1 else pixels.permute(0, 2, 3, 1).tolist()
         bodies = [json.dumps(one).encode() for one in inputs]
@@ -159,57 +172,69 @@ def main() -> None:
         bodies = [json.dumps({"text": text}).encode() for text in texts]
         expected = [row for i in range(0, len(texts), 64) for row in offline(inference.prepare(texts[i : i + 64])[0])]
 
-    command = [sys.executable, "-m", "src.serve", "--ckpt_path", str(inference.path), "--port", str(options.port)]
-    server = Server(command, options.port)
+    ports = free_ports(2)
+    command = [sys.executable, "-m", "src.serve", "--ckpt_path", str(inference.path), "--port", str(ports[0])]
+    server = Server(command, ports[0])
     other: Server | None = None
-    if inference.kind == "image":
-        script = Path(tempfile.mkdtemp()) / "empty.py"
-        script.write_text(EMPTY.replace("PORT", str(options.port + 1)))
-        other = Server([sys.executable, str(script)], options.port + 1)
+    if is_image:
+        script = folder / "empty.py"
+        script.write_text(EMPTY.replace("PORT", str(ports[1])))
+        other = Server([sys.executable, str(script)], ports[1])
+        other.signal(signal.SIGSTOP)
+
+    def served() -> float:
+        return float(asyncio.run(load(ports[0], bodies, expected, options.pair_seconds))["rate"])
+
+    def beside() -> float:
+        server.signal(signal.SIGSTOP)
+        try:
+            if other is None:
+                count, start = 0, time.perf_counter()
+                while time.perf_counter() < start + options.pair_seconds:
+                    first = count % len(texts)
+                    count += len(offline(inference.prepare((texts + texts)[first : first + 64])[0]))
+                return count / (time.perf_counter() - start)
+            other.signal(signal.SIGCONT)
+            rate = float(asyncio.run(load(ports[1], bodies, [], options.pair_seconds))["rate"])
+            other.signal(signal.SIGSTOP)
+            return rate
+        finally:
+            server.signal(signal.SIGCONT)
+
     gc.freeze()  # a pause of the clients would count as the server's
     try:
-        asyncio.run(load(options.port, bodies, expected, 3))  # first requests pay for what is set up then
-        ratios = []
-        for pair in range(options.pairs):
-            rates = {}
-            for name in ("served", "beside") if pair % 2 else ("beside", "served"):
-                if name == "served":
-                    rates[name] = asyncio.run(load(options.port, bodies, expected, options.pair_seconds))["rate"]
-                    continue
-                server.signal(signal.SIGSTOP)
-                if other is not None:
-                    other.signal(signal.SIGCONT)
-                    rates[name] = asyncio.run(load(options.port + 1, bodies, [], options.pair_seconds))["rate"]
-                    other.signal(signal.SIGSTOP)
-                else:
-                    count, start = 0, time.perf_counter()
-                    while time.perf_counter() < start + options.pair_seconds:
-                        first = count % len(texts)
-                        count += len(offline(inference.prepare((texts + texts)[first : first + 64])[0]))
-                    rates[name] = count / (time.perf_counter() - start)
-                server.signal(signal.SIGCONT)
-            ratios.append(rates["served"] / rates["beside"])
-            print(
-                f"pair {pair + 1}: {rates['served']:.0f} and {rates['beside']:.0f} a second, {ratios[-1]:.2f}",
-                flush=True,
-            )
+        ours, theirs = in_turn(served, beside, options.pairs)
         before = server.memory()
-        seen = asyncio.run(load(options.port, bodies, expected, options.seconds))
-        latencies = sorted(seen["latencies"])
-        beside = "an empty LitServe endpoint" if other else "the bare network in batches of 64"
-        p50, p99 = (1000 * latencies[int(share * len(latencies))] for share in (0.5, 0.99))
-        print(
-            f"{CLIENTS} clients, {options.seconds:.0f} s: {len(latencies):,} answers, {seen['rate']:.0f} a second,"
-            f" p50 {p50:.0f} ms, p99 {p99:.0f} ms, {seen['errors']} errors, {seen['wrong']} wrong;"
-            f" memory {before:.0f} MB before, {server.memory():.0f} MB after"
-        )
-        if ratios:
-            print(f"of {beside}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        seen = asyncio.run(load(ports[0], bodies, expected, options.seconds))
+        after = server.memory()
     finally:
         gc.unfreeze()
         for one in (server, other):
             if one is not None:
                 os.killpg(one.process.pid, signal.SIGKILL)
+    if seen["errors"] or seen["wrong"]:
+        sys.exit(f"{seen['errors']} errors and {seen['wrong']} wrong answers among {len(seen['latencies'])}")
+    latencies = sorted(1000 * one for one in seen["latencies"])
+    p50, p99 = (latencies[int(share * len(latencies))] for share in (0.5, 0.99))
+    name = "an empty LitServe endpoint" if is_image else "the bare network, batches of 64"
+    target = "ratio at least 0.8" if is_image else "ratio at least 0.7"
+    what = f"serving: {'images' if is_image else 'texts'} to {CLIENTS} clients"
+    return [
+        Row(what, "answers/s", ours, name, theirs, target),
+        Row(f"{what}, the middle and the slowest of a hundred", "ms", [p99], "the middle", [p50]),
+        Row(f"{what}, memory after {options.seconds:.0f} s", "MB", [after], "before", [before]),
+    ]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has now."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    found = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return found
 
 
 if __name__ == "__main__":
