@@ -8,8 +8,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from src.batcher import Batcher, TooManyError
 from src.data.scans import UNREADABLE, read_image
 from src.errors import InputError
 from src.hardware import check_accelerator, choose_precision
@@ -36,72 +36,9 @@ from src.inference import Inference
 PAGE = Path(__file__).with_name("page.html")
 MAX_PIXELS = 50_000_000  # of an image; more would take much memory, however small its file
 MAX_TOKENS = 2048  # of one text that is written
-MAX_WAITING = 1024  # requests; more are told to come again
 BODY_SECONDS = 15.0  # in which a request must have arrived
 SMALL_BODY = 2**15  # bytes that are decoded at once; more are in a thread, so that nobody else waits for it
 END_SECONDS = 8  # that requests have left when the server is told to end
-
-
-class Batcher:
-    """Gathers what is asked at the same time, and computes it together in a thread of its own.
-
-    While one batch is computed, the next one gathers.
-
-    Args:
-        compute: a list of inputs -> a list of outputs, as many.
-        max_size: inputs of a batch.
-        wait: seconds that a batch which is not full waits for more.
-    """
-
-    def __init__(self, compute: Callable[[list[Any]], list[Any]], max_size: int, wait: float) -> None:
-        self.compute = compute
-        self.max_size = max_size
-        self.wait = wait
-        self.queue: asyncio.Queue[tuple[Any, asyncio.Future[Any]]] = asyncio.Queue(MAX_WAITING)
-
-    async def __call__(self, value: Any) -> Any:
-        """The output of an input.
-
-        Raises:
-            HTTPException: too many are waiting.
-        """
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        try:
-            self.queue.put_nowait((value, future))
-        except asyncio.QueueFull as error:
-            raise HTTPException(503, "too many requests are waiting: try again", {"Retry-After": "1"}) from error
-        return await future
-
-    async def run(self) -> None:
-        """Compute what is asked, until this is cancelled."""
-        loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(1) as thread:
-            while True:
-                batch = await self._gather()
-                try:
-                    outputs = await loop.run_in_executor(thread, self.compute, [value for value, _ in batch])
-                except Exception as error:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
-                    continue
-                for (_, future), output in zip(batch, outputs, strict=True):
-                    if not future.done():  # whoever asked may be gone
-                        future.set_result(output)
-
-    async def _gather(self) -> list[tuple[Any, "asyncio.Future[Any]"]]:
-        batch = [await self.queue.get()]
-        end = asyncio.get_running_loop().time() + self.wait
-        while len(batch) < self.max_size:
-            if not self.queue.empty():
-                batch.append(self.queue.get_nowait())
-                continue
-            try:
-                async with asyncio.timeout_at(end):
-                    batch.append(await self.queue.get())
-            except TimeoutError:
-                break
-        return batch
 
 
 class Receiver:
@@ -306,6 +243,8 @@ class Service:
                 values, note = await self.batcher(value)
         except TimeoutError as error:
             raise HTTPException(504, f"it took longer than {self.seconds:g} s") from error
+        except TooManyError as error:
+            raise HTTPException(503, "too many requests are waiting: try again", {"Retry-After": "1"}) from error
         labels = self.inference.labels
         answer: dict[str, Any] = {"label": labels[max(range(len(values)), key=values.__getitem__)]}
         answer["probabilities"] = dict(zip(labels, values, strict=True))
