@@ -38,7 +38,7 @@ MAX_PIXELS = 50_000_000  # of an image; more would take much memory, however sma
 MAX_TOKENS = 2048  # of one text that is written
 BODY_SECONDS = 15.0  # in which a request must have arrived
 SMALL_BODY = 2**15  # bytes that are decoded at once; more are in a thread, so that nobody else waits for it
-END_SECONDS = 8  # that requests have left when the server is told to end
+END_SECONDS = 6  # that requests have left when the server is told to end
 
 
 class Receiver:
