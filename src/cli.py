@@ -198,33 +198,22 @@ class StarterCLI(LightningCLI):
         paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
         path = next((path for path in reversed(paths) if path), None)
         run = given.get("--run")
-        evaluates = self.stage not in (None, "fit")
-        if evaluates and path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
-            return None, loaded, options
         roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
         roots += [given.get("--trainer.default_root_dir")]
-        wanted = next((root for root in reversed(roots) if root), None)
-        root = Path(wanted or ROOT / "logs")
-        if evaluates and path not in (None, "best", "last"):
-            self.evaluated = None if wanted else run_of(Path(path))
-            return path, loaded, options
-        if evaluates and path is run is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
-            rank_zero_info(f"No --ckpt_path given: {self.stage} --fast_dev_run uses the untrained model")
-            return None, loaded, options
-        if not evaluates and not (run or path in ("last", "auto")):
+        root = next((Path(root) for root in reversed(roots) if root), None)
+        if self.stage not in (None, "fit"):
+            found = self._checkpoint_to_evaluate(path, root, loaded, given)
+            return found, loaded, [*options, ("--ckpt_path", found)] if found else options
+        if not (run or path in ("last", "auto")):
             return path, loaded, options
         automatic = path == "auto"
         folder = Path(run).expanduser().absolute() if run else None
-        if folder is None and evaluates:
-            is_named = any(config.is_recipe(tree) for _, tree in loaded)
-            name = given.get("--name") or (config.choose_recipe(loaded, {})[1] if is_named else None)
-            folder = Path(agreed(str(newest_run(root, name))))
-        elif folder is None:
+        if folder is None:
             name = given.get("--name") or config.choose_recipe(loaded, {})[1]
-            parent = runs_of(root, name)
+            parent = runs_of(root or ROOT / "logs", name)
             is_first = getattr(rank_zero_only, "rank", 0) == 0
-            found = agreed(str((is_first and run_to_continue(parent, automatic)) or ""))
-            folder = Path(found) if found else None
+            newest = agreed(str((is_first and run_to_continue(parent, automatic)) or ""))
+            folder = Path(newest) if newest else None
         options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
         loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
         if folder is None:
@@ -234,13 +223,7 @@ class StarterCLI(LightningCLI):
                     " out to train afresh, or give a checkpoint's path"
                 )
             return None, loaded, options
-        if not folder.is_dir():
-            raise InputError(f"--run {run}: no such folder; give one such as logs/default/version_0")
-        if evaluates:
-            checkpoint = checkpoint_of(folder, path or "best")
-            rank_zero_info(f"{self.stage} of run {_relative(folder)}, {checkpoint.name}")
-            self.evaluated = folder
-            return str(checkpoint), loaded, [*options, ("--ckpt_path", str(checkpoint))]
+        _check_run(folder, run)
         if path in (None, "last", "auto"):
             checkpoint, lines = good_checkpoint(folder)
             for line in lines:
@@ -250,6 +233,35 @@ class StarterCLI(LightningCLI):
         self.run_folder = folder
         overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
         return path, overlays, [*options, ("--ckpt_path", path)]
+
+    def _checkpoint_to_evaluate(
+        self,
+        path: str | None,
+        root: Path | None,
+        loaded: list[tuple[Path, config.Tree]],
+        given: dict[str, str | None],
+    ) -> str | None:
+        """The checkpoint that is meant, and in `evaluated` the run that it is of."""
+        if path not in (None, "best", "last"):
+            self.evaluated = None if root else run_of(Path(path))
+            return path
+        run = given.get("--run")
+        if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
+            return None
+        if path is run is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
+            rank_zero_info(f"No --ckpt_path given: {self.stage} --fast_dev_run uses the untrained model")
+            return None
+        if run:
+            folder = Path(run).expanduser().absolute()
+        else:
+            is_named = any(config.is_recipe(tree) for _, tree in loaded)
+            name = given.get("--name") or (config.choose_recipe(loaded, {})[1] if is_named else None)
+            folder = Path(agreed(str(newest_run(root or ROOT / "logs", name))))
+        _check_run(folder, run)
+        checkpoint = checkpoint_of(folder, path or "best")
+        rank_zero_info(f"{self.stage} of run {_relative(folder)}, {checkpoint.name}")
+        self.evaluated = folder
+        return str(checkpoint)
 
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
@@ -491,6 +503,12 @@ def _has_precision_plugin(plugins: Any) -> bool:
     given = plugins if isinstance(plugins, list) else [plugins]
     classes = [config.import_class(plugin.class_path) for plugin in given if isinstance(plugin, Namespace)]
     return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
+
+
+def _check_run(folder: Path, given: str | None) -> None:
+    """Raise InputError where there is no such run."""
+    if not folder.is_dir():
+        raise InputError(f"--run {given}: no such folder; give one such as logs/default/version_0")
 
 
 def _relative(path: Path) -> str:

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from src.errors import InputError, report
@@ -62,6 +63,35 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
     from src.config import parse_value
 
     return {flag.removeprefix("--data."): parse_value(value) for flag, value in options.more}
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The option that names what to use."""
+    parser.add_argument(
+        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
+    )
+
+
+def check_least(options: argparse.Namespace, **least: float) -> None:
+    """Raise InputError where an option that is given is smaller than it may be."""
+    for name, limit in least.items():
+        value = getattr(options, name)
+        if value is not None and value < limit:
+            raise InputError(f"--{name} {value} is too small: give at least {limit}")
+
+
+def new_output(given: str) -> Path:
+    """The path of what is to be written, absolute.
+
+    Raises:
+        InputError: something is there already, or its folder is not.
+    """
+    path = Path(given).expanduser().absolute()
+    if path.exists():
+        raise InputError(f"--output {given} is there already: give another name, or take it away")
+    if not path.parent.is_dir():
+        raise InputError(f"--output {given}: there is no folder {path.parent}; make it first")
+    return path
 
 
 def require(command: str, extra: str, *packages: str) -> None:

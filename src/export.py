@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from src.command import command_parser, data_options, parse_words, require, run_command
+from src.command import add_checkpoint, command_parser, data_options, new_output, parse_words, require, run_command
 from src.errors import InputError
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "huggingface": ""}
@@ -72,9 +72,7 @@ def export(args: list[str]) -> None:
 
 def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
     parser = command_parser("src.export", "Write a trained model in a format that others load.")
-    parser.add_argument(
-        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--format",
         choices=list(FORMATS),
@@ -92,13 +90,9 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
     suffix = FORMATS[options.format]
     if not options.output:
         raise InputError(f"--output is missing: give a name such as model{suffix}")
-    output = Path(options.output).expanduser().absolute()
-    if suffix and output.suffix != suffix:
+    if suffix and Path(options.output).suffix != suffix:
         raise InputError(f"--output {options.output}: give a name that ends in {suffix} for --format {options.format}")
-    if output.exists():
-        raise InputError(f"--output {options.output} is there already: give another name, or take it away")
-    if not output.parent.is_dir():
-        raise InputError(f"--output {options.output}: there is no folder {output.parent}; make it first")
+    output = new_output(options.output)
     if options.quantize and options.format != "onnx":
         raise InputError(f"--quantize {options.quantize}: only --format onnx can be, not {options.format}")
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}

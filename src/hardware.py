@@ -14,8 +14,10 @@ from src.errors import InputError
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 
-def choose_precision(accelerator: Any) -> tuple[str, str]:
-    """The fastest precision the hardware has arithmetic for that trains as well as float32, and why."""
+def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, str]:
+    """The given precision, else the fastest the hardware has arithmetic for that is as good as float32; and why."""
+    if given is not None:
+        return given, "as given"
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 arithmetic"

@@ -99,13 +99,13 @@ class Inference(LightningModule):
         return None if batch["inputs"] is None else self.probabilities(batch["inputs"])
 
 
-def find_checkpoint(given: str, root: Path = ROOT / "logs") -> Path:
+def find_checkpoint(given: str) -> Path:
     """The path that `best`, `last` or a path means.
 
     Raises:
         InputError: there is no run.
     """
-    return checkpoint_of(newest_run(root), given) if given in ("best", "last") else Path(given).expanduser()
+    return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else Path(given).expanduser()
 
 
 def _data_of(checkpoint: dict[str, Any], arguments: Tree, given: str) -> LightningDataModule:

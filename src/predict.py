@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.command import command_parser, parse_words, run_command
+from src.command import add_checkpoint, check_least, command_parser, new_output, parse_words, run_command
 from src.errors import InputError
 
 SOME_FAILED = 3  # exit code
@@ -37,12 +37,10 @@ def predict(args: list[str]) -> int:
     inputs = (
         partial(images_of, options.inputs) if inference.kind == "image" else partial(texts_of, options.inputs, column)
     )
-    precision: Any = options.precision
-    reason = "as given"
-    if precision is None:
-        precision, reason = choose_precision(options.accelerator)
+    precision: Any
+    precision, reason = choose_precision(options.accelerator, options.precision)
     labels = inference.labels or [str(number) for number in range(inference.task.num_classes)]
-    table = PredictionTable(Path(options.output).expanduser(), labels, _count(inference.kind, inputs))
+    table = PredictionTable(new_output(options.output), labels, _count(inference.kind, inputs))
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -85,9 +83,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         help="images, or folders of them; or texts: tables (.csv, .tsv, .jsonl, .parquet), or files with one a line",
     )
     parser.add_argument("--output", help="the table to write: .csv, .jsonl or .parquet")
-    parser.add_argument(
-        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--text_column", help="column of the texts in tables (that of the run's own data)")
     parser.add_argument("--labels", nargs="+", help="texts, one a class, for a model of images and texts")
     parser.add_argument("--batch_size", type=int, default=64, help="inputs a batch of each process (%(default)s)")
@@ -101,9 +97,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError("no inputs given: give images, folders of images, or files of texts")
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
-    for name, least in (("batch_size", 1), ("num_workers", 0)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)} is too small: give at least {least}")
+    check_least(options, batch_size=1, num_workers=0)
     if not any(Path(given).expanduser().exists() for given in options.inputs):
         raise InputError(f"{options.inputs[0]}: no such file or folder")
     return options

@@ -32,12 +32,11 @@ from src.callbacks.pruning import Pruning
 from src.cli import StarterCLI
 from src.errors import InputError, cause_of
 from src.interruption import Interrupted
-from src.runs import checkpoints_of, is_finished, lock_run, runs_of
+from src.runs import checkpoints_of, is_finished, runs_of
 
 KINDS = ("float", "int", "categorical")
 KNOWN = {"recipe", "options", "space", "n_trials", "sampler", "pruner", "metric", "direction"}
-ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
-DONE = (*ENDED, TrialState.FAIL)
+DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass
@@ -51,8 +50,12 @@ class Search:
     more: list[config.Option]
 
 
-def open_search(options: argparse.Namespace) -> Search:
+def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     """Read a search and open its study, or make it.
+
+    Args:
+        options: as `src.tune` reads them.
+        probes: whether to try each name of the space; workers need not, as the process that started them has.
 
     Raises:
         InputError: a name or a range in it cannot be used.
@@ -66,7 +69,7 @@ def open_search(options: argparse.Namespace) -> Search:
     folder = runs_of(Path(options.root) if options.root.parts else ROOT / "logs", options.name or path.stem)
     cli = _build(spec, {}, options.more, folder, probe=True)  # whatever cannot work is said before the first trial
     for name, one in spec["space"].items():
-        if not one.get("when"):
+        if probes and not one.get("when"):
             (values,) = (one[kind] for kind in KINDS if kind in one)
             _build(spec, {name: values[0]}, options.more, folder, probe=True)
     metric = spec.get("metric") or cli.config.checkpoint.monitor
@@ -171,9 +174,24 @@ def _build(
 
 def run_trials(options: argparse.Namespace, reports: bool) -> int:
     """Take trials from the study until it has enough; gives the exit code."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    search = open_search(options)
-    end = time.monotonic() + options.timeout if options.timeout else None
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what each run says would bury what the search says
+    try:
+        search = open_search(options, probes=reports)
+        stopped = _take_trials(search, options.timeout)
+    finally:
+        logger.setLevel(level)
+    if stopped:
+        print(f"stopped; go on with: python -m src.tune {' '.join(sys.argv[1:])}", file=sys.stderr)
+    if reports:
+        report(search)
+    return 130 if stopped else 0
+
+
+def _take_trials(search: Search, timeout: float | None) -> bool:
+    """Run trials until there are enough; gives whether a signal came first."""
+    end = time.monotonic() + timeout if timeout else None
     lock = FileLock(search.folder / ".ask")
     while end is None or time.monotonic() < end:
         lock.acquire()  # until the trial has been given, so that several processes do not give too many
@@ -181,18 +199,13 @@ def run_trials(options: argparse.Namespace, reports: bool) -> int:
             _take_up_broken(search)
             if not _wants_more(search):
                 break
-            search.study.optimize(partial(_run_trial, search, lock), n_trials=1, catch=(Exception,))
+            run, say = partial(_run_trial, search, lock), partial(_say, search.metric)
+            search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[say])
         except Interrupted:
-            print(f"stopped; go on with: python -m src.tune {' '.join(sys.argv[1:])}", file=sys.stderr)
-            if reports:
-                report(search)
-            return 130
+            return True
         finally:
             lock.release(force=True)
-        _say(search)
-    if reports:
-        report(search)
-    return 0
+    return False
 
 
 def _wants_more(search: Search) -> bool:
@@ -210,12 +223,8 @@ def _trials(search: Search, states: Any = None) -> list[FrozenTrial]:
 def _take_up_broken(search: Search) -> None:
     """A trial whose process is gone is tried once more, from its last checkpoint where it has one."""
     for trial in _trials(search, (TrialState.RUNNING,)):
-        run = Path(trial.user_attrs.get("run") or "none")
-        if not run.is_dir() and not _is_gone(trial.user_attrs.get("process", "")):
-            continue  # it is about to begin, or on another machine
-        with suppress(InputError):
-            if run.is_dir():
-                lock_run(run).release()
+        # Not the lock of its run: that is free as soon as the run has ended, before the trial is told its value.
+        if _is_gone(trial.user_attrs.get("process", "")):
             _try_again(search, trial, "it was stopped or killed")
             search.study.tell(trial.number, state=TrialState.FAIL)
 
@@ -226,11 +235,10 @@ def _is_gone(process: str) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        os.kill(int(pid), 0)
+        with suppress(PermissionError):  # it is there, and somebody else's
+            os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:
-        return False
     return False
 
 
@@ -284,12 +292,11 @@ def _value(search: Search, cli: StarterCLI) -> float:
     return float(value)
 
 
-def _say(search: Search) -> None:
-    """The trial that ended last, in a line."""
-    trial = max(_trials(search, DONE), key=lambda one: one.datetime_complete or one.datetime_start)  # type: ignore
+def _say(metric: str, _: optuna.Study, trial: FrozenTrial) -> None:
+    """A trial that has ended, in a line."""
     value = f"{trial.value:.4f}" if trial.value is not None else trial.user_attrs.get("error", trial.state.name.lower())
     shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-    print(f"trial {trial.number}: {search.metric} {value} ({shown})", file=sys.stderr, flush=True)
+    print(f"trial {trial.number}: {metric} {value} ({shown})", file=sys.stderr, flush=True)
 
 
 def say_progress(search: Search, workers: list[Any]) -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 
-from src.command import command_parser, parse_words, require, run_command
+from src.command import add_checkpoint, check_least, command_parser, parse_words, require, run_command
 from src.errors import InputError
 
 
@@ -26,9 +26,7 @@ def serve(args: list[str]) -> None:
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.serve", "Serve a trained model over HTTP, with a page to try it.")
-    parser.add_argument(
-        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", choices=["127.0.0.1", "0.0.0.0", "::"], help="who may ask (%(default)s)"
     )
@@ -46,9 +44,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="what the hardware has")
     options = parse_words(parser, args)
     require("src.serve", "deploy", "uvicorn", "starlette", "multipart")
-    for name, least in (("max_body_mb", 0.001), ("max_batch_size", 1), ("batch_timeout", 0.0), ("timeout", 0.1)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name} {getattr(options, name)} is too small: give at least {least}")
+    check_least(options, max_body_mb=0.001, max_batch_size=1, batch_timeout=0.0, timeout=0.1)
     if not 1024 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is out of range: give 1024 to 65535")
     if options.token == "":

@@ -323,7 +323,7 @@ def run_service(options: argparse.Namespace) -> None:
     inference = Inference(options.ckpt_path)
     if options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         inference = inference.to("cuda")
-    precision, reason = (options.precision, "as given") if options.precision else choose_precision(options.accelerator)
+    precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # PIL refuses twice as many
     service = Service(inference, options, precision == "bf16-mixed")

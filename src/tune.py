@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from src.command import command_parser, parse_words, require, run_command
+from src.command import check_least, command_parser, parse_words, require, run_command
 from src.errors import InputError
 
 WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set for a process that another one of these started
@@ -20,22 +20,21 @@ def tune(args: list[str]) -> int:
     """
     options = _parse(args)
     if options.jobs > 1 and WORKER not in os.environ:
-        return _start_workers(options.jobs, args)
+        return _start_workers(options, args)
     from src.search import run_trials  # what it takes to read the options is had sooner without
 
     return run_trials(options, reports=WORKER not in os.environ)
 
 
-def _start_workers(jobs: int, args: list[str]) -> int:
+def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Several processes at one study, which share the cores; each imports once and runs many trials."""
     from src.search import open_search, report, say_progress
 
-    options = _parse(args)
     search = open_search(options)
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     environment = {**os.environ, WORKER: "1", "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "src.tune", *args]
-    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(jobs)]
+    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(options.jobs)]
     try:
         say_progress(search, workers)
     except KeyboardInterrupt:
@@ -59,9 +58,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sampler (%(default)s)")
     options = parse_words(parser, args, also="")
     require("src.tune", "tune", "optuna")
-    for name in ("n_trials", "jobs"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"--{name} {value} is too small: give at least 1")
+    check_least(options, n_trials=1, jobs=1)
     if options.timeout is not None and options.timeout <= 0:
         raise InputError(f"--timeout {options.timeout:g} is too small: give seconds above 0")
     options.root = Path(dict(options.more).get("--trainer.default_root_dir", ""))

@@ -181,6 +181,21 @@ def test_a_trial_whose_process_died_before_its_run_began_is_not_lost(tmp_path: P
     assert again.params == trial.params
 
 
+def test_a_trial_of_a_living_process_is_left_alone_also_when_its_run_has_ended(tmp_path: Path) -> None:
+    from src.search import _take_up_broken, open_search
+    from src.tune import _parse
+
+    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
+    opened = open_search(_parse(["--config", spec(tmp_path), root, *TINY]))
+    trial = opened.study.ask()
+    run_folder = tmp_path / "logs" / "own" / "version_0"
+    run_folder.mkdir()  # nobody holds its lock
+    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr("run", str(run_folder))
+    _take_up_broken(opened)
+    assert [one.state.name for one in trials(tmp_path)] == ["RUNNING"]
+
+
 def start(folder: Path, *words: str, **changes: Any) -> "subprocess.Popen[str]":
     root = f"--trainer.default_root_dir={folder / 'logs'}"
     command = [sys.executable, "-m", "src.tune", "--config", spec(folder, **changes), root, *words]

@@ -23,7 +23,7 @@ class PredictionTable(Callback):
     Each of several processes writes its share beside the table, and the first then takes a row of each in turn.
 
     Args:
-        path: the table: .csv, .jsonl or .parquet. It gets its name when all of it is there.
+        path: the table, absolute: .csv, .jsonl or .parquet. It gets its name when all of it is there.
         labels: names of the classes, in the order of the probabilities.
         total: number of inputs, for the progress bar.
         progress: whether to show one.
@@ -31,17 +31,13 @@ class PredictionTable(Callback):
     `rows`, `errors` and `notes` count, in the first process, when all is done.
 
     Raises:
-        InputError: the table is there already, is of another kind, or cannot be written.
+        InputError: the table is of another kind, or cannot be written.
     """
 
     def __init__(self, path: Path, labels: list[str], total: int | None = None, progress: bool = True) -> None:
         if path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"--output {path}: give a name that ends in {', '.join(SUFFIXES)}")
-        if path.exists():
-            raise InputError(f"--output {path} is there already: give another name, or take it away")
-        if not path.absolute().parent.is_dir():
-            raise InputError(f"--output {path}: there is no folder {path.absolute().parent}; make it first")
-        self.path = path.absolute()
+            raise InputError(f"--output {path.name}: give a name that ends in {', '.join(SUFFIXES)}")
+        self.path = path
         self.names = [f"probability_{label}" for label in labels]
         self.labels = labels
         self.total = total

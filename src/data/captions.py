@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.data.image_folder import ImageFiles, ImageFolderDataModule, check_files
-from src.data.labelled_text import TokenizedTexts
+from src.data.labelled_text import padded
 from src.data.loading import Batches, Indices, batch_loader, shuffled
 from src.data.mnist import MNISTDataModule
 from src.data.split import stratified_split
@@ -47,7 +47,7 @@ class CaptionedImages(Dataset[Batch]):
 
     def __init__(self, images: Any, captions: list[Any], fitting: list[list[int]], by_target: bool) -> None:
         self.images = images
-        self.captions = TokenizedTexts(captions, [0] * len(captions))
+        self.captions = captions
         self.fitting = fitting
         self.by_target = by_target
 
@@ -61,8 +61,7 @@ class CaptionedImages(Dataset[Batch]):
         seed = indices.epoch_seed if isinstance(indices, Indices) else 0
         fitting = [self.fitting[target] for target in targets.tolist()]
         chosen = [fits[seed_of(seed, index) % len(fits)] for index, fits in zip(indices, fitting, strict=True)]
-        tokens, mask, _ = self.captions.__getitems__(chosen)
-        return images, tokens, mask, targets
+        return images, *padded([self.captions[number] for number in chosen]), targets
 
 
 class CaptionDataModule(LightningDataModule):
@@ -149,8 +148,7 @@ class CaptionDataModule(LightningDataModule):
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) int64, padded to the longest, and mask (B, T) bool of texts."""
-        tokens, mask, _ = TokenizedTexts(self._ids(texts), [0] * len(texts)).__getitems__(list(range(len(texts))))
-        return tokens, mask
+        return padded(self._ids(texts))
 
     def prompts(self, part: str) -> list[tuple[Tensor, Tensor]]:
         """Tokens and mask of all classes, for each phrasing of a part that training does not see."""

@@ -125,6 +125,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.path_column = path_column
         self.label_column = label_column
         self.image_size = image_size
+        self._middle = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
         self.crop = crop
@@ -165,8 +166,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
         """The pixels of an image, (3, S, S) uint8, as validation sees them before they are normalised, and no note."""
-        middle = v2.Compose([v2.Resize(self.image_size), v2.CenterCrop(self.image_size), v2.PILToTensor()])
-        return middle(flatten(image).convert("RGB")), ""
+        return v2.functional.pil_to_tensor(self._middle(flatten(image).convert("RGB"))), ""
 
     def network_arguments(self) -> dict[str, Any]:
         """The arguments of a network that follow from the images."""
@@ -204,7 +204,7 @@ class ImageFolderDataModule(LightningDataModule):
         if part == "train" and self.crop < 1:
             first = [v2.RandomResizedCrop(size, scale=(self.crop, 1.0))]
         else:
-            first = [v2.Resize(size), v2.CenterCrop(size)]
+            first = [self._middle]
         if part == "train" and self.flip:
             first.append(v2.RandomHorizontalFlip())
         last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()]

@@ -57,11 +57,16 @@ class TokenizedTexts(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Tokens (B, T) int64, mask (B, T) bool, true where there is a token, and targets (B,) int64."""
-        chosen = [torch.from_numpy(self.ids[index].astype(np.int64)) for index in indices]
-        tokens = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True)
-        lengths = self.lengths[indices]
-        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        tokens, mask = padded([self.ids[index] for index in indices])
         return tokens, mask, self.targets[indices]
+
+
+def padded(ids: list[Ids]) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T) int64 of sequences, padded to the longest, and mask (B, T) bool, true where there is a token."""
+    rows = [torch.from_numpy(one.astype(np.int64)) for one in ids]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+    return tokens, mask
 
 
 def by_length(lengths: Tensor, batch_size: int) -> Order:
@@ -198,9 +203,7 @@ class LabelledTextDataModule(LightningDataModule):
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) int64, padded to the longest, and mask (B, T) bool of texts; with a tokenizer, so after `setup`
         or `load_state_dict`."""
-        ids = self.tokenizer.encode_batch(texts, self.max_length)
-        tokens, mask, _ = TokenizedTexts(ids, [0] * len(ids)).__getitems__(list(range(len(ids))))
-        return tokens, mask
+        return padded(self.tokenizer.encode_batch(texts, self.max_length))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)
