@@ -26,6 +26,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from src import ROOT, config
 from src.callbacks.pruning import Pruning
@@ -36,6 +37,7 @@ from src.runs import checkpoints_of, is_finished, runs_of
 
 KINDS = ("float", "int", "categorical")
 KNOWN = {"recipe", "options", "space", "n_trials", "sampler", "pruner", "metric", "direction"}
+HEARTBEAT = 30  # seconds; a trial that is silent for twice as long is lost
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -48,6 +50,7 @@ class Search:
     study: optuna.Study
     metric: str
     more: list[config.Option]
+    seed: int
 
 
 def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
@@ -78,10 +81,11 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     direction: Any = spec.get("direction") or {"min": "minimize", "max": "maximize"}[cli.config.checkpoint.mode]
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = _make(optuna.samplers, spec.get("sampler", "TPESampler"), "sampler", options.seed, spec["space"])
-    pruner = _make(optuna.pruners, spec.get("pruner", "SuccessiveHalvingPruner"), "pruner", None, None)
-    storage: Any = options.storage or JournalStorage(JournalFileBackend(str(folder / "study.log")))
+    spec = {"sampler": "TPESampler", "pruner": "SuccessiveHalvingPruner", **spec}
+    sampler = _make(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
+    pruner = _make(optuna.pruners, spec["pruner"], "pruner", None, None)
     try:
+        storage = _shared(options.storage) if options.storage else _journal(folder)
         study = optuna.create_study(
             storage=storage,
             sampler=sampler,
@@ -92,7 +96,25 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         )
     except Exception as error:  # of a data base, each has its own
         raise InputError(f"--storage {options.storage} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    return Search(spec, folder, study, metric, options.more)
+    return Search(spec, folder, study, metric, options.more, options.seed)
+
+
+def _journal(folder: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(folder / "study.log")))
+
+
+def _shared(url: str) -> Any:
+    """A data base, in which a trial of a machine that is no longer heard of is tried once more."""
+    open_it = partial(
+        optuna.storages.RDBStorage, url, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=_try_again
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats, which are 5 years old
+        try:
+            return open_it()
+        except SQLAlchemyError:  # another machine was making the same tables
+            time.sleep(1)
+            return open_it()
 
 
 def _check_space(spec: dict[str, Any], given: str) -> None:
@@ -213,7 +235,7 @@ def _wants_more(search: Search) -> bool:
     if any(trial.state == TrialState.WAITING for trial in trials):
         return True
     # A trial that is tried again counts once.
-    return sum("retried" not in trial.user_attrs for trial in trials) < int(search.spec["n_trials"])
+    return sum("again" not in trial.user_attrs for trial in trials) < int(search.spec["n_trials"])
 
 
 def _trials(search: Search, states: Any = None) -> list[FrozenTrial]:
@@ -222,10 +244,14 @@ def _trials(search: Search, states: Any = None) -> list[FrozenTrial]:
 
 def _take_up_broken(search: Search) -> None:
     """A trial whose process is gone is tried once more, from its last checkpoint where it has one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats, which are 5 years old
+        optuna.storages.fail_stale_trials(search.study)  # of other machines
     for trial in _trials(search, (TrialState.RUNNING,)):
         # Not the lock of its run: that is free as soon as the run has ended, before the trial is told its value.
         if _is_gone(trial.user_attrs.get("process", "")):
-            _try_again(search, trial, "it was stopped or killed")
+            search.study._storage.set_trial_user_attr(trial._trial_id, "error", "it was stopped or killed")
+            _try_again(search.study, trial)
             search.study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -242,16 +268,17 @@ def _is_gone(process: str) -> bool:
     return False
 
 
-def _try_again(search: Search, trial: Any, error: str) -> None:
-    """Note why a trial ended, and put it into the queue again, but only once."""
-    number = trial._trial_id
-    search.study._storage.set_trial_user_attr(number, "error", error)
-    if "again" not in trial.user_attrs:
-        search.study._storage.set_trial_user_attr(number, "retried", True)
-        search.study.enqueue_trial(trial.params, {"again": trial.number, "broken": trial.user_attrs.get("run", "")})
+def _try_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Put a trial that broke into the queue again, but only once."""
+    known = {one.user_attrs.get("again") for one in study.get_trials(deepcopy=False)}
+    if "again" not in trial.user_attrs and trial.number not in known:
+        study.enqueue_trial(trial.params, {"again": trial.number, "broken": trial.user_attrs.get("run", "")})
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
+    if (name := search.spec["sampler"]) not in ("GridSampler", "QMCSampler"):  # whose seed is that of a whole study
+        # Each trial draws from its own seed, so that processes which share a study do not all draw the same.
+        search.study.sampler = _make(optuna.samplers, name, "sampler", search.seed * 100_003 + trial.number, None)
     values = suggest(trial, search.spec["space"])
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
     lock.release()

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +249,88 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     again = start(tmp_path, *words, **LONG)
     said, _ = again.communicate(timeout=200)
     assert [trial.state.name for trial in trials(tmp_path)].count("COMPLETE") == 2, said
+
+
+def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
+    from src.search import _take_trials, open_search
+    from src.tune import _parse
+
+    words = ["--config", spec(tmp_path, n_trials=2), f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY]
+    first, second = open_search(_parse(words)), open_search(_parse(words))
+    _take_trials(first, None)
+    second.spec["n_trials"] = 3
+    _take_trials(second, None)
+    assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path)}) == 3
+
+
+def test_a_trial_of_a_machine_that_is_no_longer_heard_of_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src import search
+    from src.tune import _parse
+
+    monkeypatch.setattr(search, "HEARTBEAT", 1)
+    url = f"--storage=sqlite:///{tmp_path / 'study.db'}"
+    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
+    opened = search.open_search(_parse(["--config", spec(tmp_path, n_trials=2), root, url, *TINY]))
+    lost = opened.study.ask()
+    lost.suggest_int("model.net.hidden", 4, 32)
+    lost.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
+    lost.set_user_attr("process", "another:1")
+    opened.study._storage.record_heartbeat(lost._trial_id)  # type: ignore[attr-defined]
+    time.sleep(3)
+    assert run(tmp_path, url, n_trials=2) == 0
+    ended = opened.study.get_trials()
+    assert sorted(trial.state.name for trial in ended) == ["COMPLETE", "COMPLETE", "FAIL"]
+    (again,) = (trial for trial in ended if trial.user_attrs.get("again") == 0)
+    assert again.params == lost.params
+    assert not (tmp_path / "logs" / "own" / "study.log").exists()
+
+
+@pytest.fixture
+def data_base() -> Iterator[str]:
+    """The URL of a PostgreSQL of this test's own."""
+    programs = [
+        Path(path) for path in (shutil.which("initdb"), *Path("/").glob("usr/lib/postgresql/*/bin/initdb")) if path
+    ]
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    # It refuses to be run by root.
+    user = {"user": "postgres"} if os.geteuid() == 0 else {}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        if user:
+            shutil.chown(folder, "postgres")
+        data, bin_dir = Path(folder) / "data", programs[-1].parent
+        run_it: Any = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **user}
+        subprocess.run([bin_dir / "initdb", "-D", data, "-U", "postgres", "-A", "trust"], **run_it)
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+        control = [bin_dir / "pg_ctl", "-D", data, "-w"]
+        subprocess.run([*control, "-o", options, "-l", Path(folder) / "log", "start"], **run_it)
+        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        subprocess.run([*control, "-m", "immediate", "stop"], **run_it)
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_study_in_postgresql(tmp_path: Path, data_base: str) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    words = (*TINY, f"--storage={data_base}", "--name=shared", "--pruner=NopPruner")
+    processes = [start(folder, *words, n_trials=12) for folder in folders]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    from optuna import load_study
+
+    ended = load_study(study_name="shared", storage=data_base).trials
+    assert {trial.state.name for trial in ended} == {"COMPLETE"}
+    assert len(ended) in (12, 13)  # both may ask for the last one at once
+    assert len({tuple(trial.params.items()) for trial in ended}) == len(ended)
+    runs = {trial.user_attrs["run"] for trial in ended}
+    assert runs == {str(path) for folder in folders for path in (folder / "logs" / "shared").glob("version_*")}
+    assert all(any(Path(path).is_relative_to(folder) for path in runs) for folder in folders), "one did nothing"
 
 
 @pytest.mark.slow

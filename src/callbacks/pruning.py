@@ -21,6 +21,7 @@ class Pruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
-        self.trial.report(trainer.callback_metrics[self.metric].item(), trainer.current_epoch)
-        if self.trial.should_prune():
+        self.trial.report(trainer.callback_metrics[self.metric].item(), trainer.current_epoch + 1)  # epochs trained
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs  # when nothing is left to be saved
+        if not is_last and self.trial.should_prune():
             self.pruned = trainer.should_stop = True
