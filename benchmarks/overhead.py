@@ -26,9 +26,10 @@ from table import DATA_DIR, Row, in_turn, parse, show
 from torch import nn
 from torch.nn import functional as F
 
-from src.cli import StarterCLI, choose_precision
+from src.cli import StarterCLI
 from src.data.mnist import MEAN, STD, MNISTDataModule, distort
 from src.data.text import TextDataModule
+from src.hardware import choose_precision
 from src.models.cnn import CNN
 from src.models.gpt import GPT
 from src.models.vgg import VGG

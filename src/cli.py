@@ -1,48 +1,36 @@
 """The command line: LightningCLI with recipes, short flags, run folders and one-line errors."""
 
 import argparse
-import errno
-import os
-import re
+import logging
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
-from rich.console import Console
-from rich.table import Table
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module, rank_zero_only
 from torch.optim import Optimizer
 
 from src import ROOT, config
-from src.callbacks.compilation import Compilation, cannot_compile, is_of_compiler
-from src.callbacks.finite_loss import FiniteLoss, NotFiniteError
-from src.callbacks.last_checkpoint import LastCheckpoint
+from src.callbacks.compilation import Compilation
+from src.callbacks.finite_loss import NotFiniteError
 from src.callbacks.optimizer_overrides import OptimizerOverrides
-from src.callbacks.progress_bar import PacedProgressBar
 from src.callbacks.run_record import RunRecord
-from src.callbacks.step_seeds import StepSeeds
 from src.checkpoint import (
-    UnwritableError,
-    WholeCheckpointIO,
     check_batches,
     check_fit,
     check_unfinished,
@@ -51,17 +39,18 @@ from src.checkpoint import (
     refuse_shards,
     run_configuration,
 )
+from src.choice import choose_checkpoint
+from src.closing import print_closing_table
 from src.data.loading import check_batch_size
-from src.errors import InputError, cause_of, report
+from src.equipment import as_list, checkpointing, equip, loggers
+from src.errors import InputError, raised_by_library
 from src.explain import explain
 from src.hardware import check_accelerator, check_strategy, choose_precision
-from src.interruption import Interrupted, Interruption
+from src.interruption import Interruption
 from src.models.hyperparameters import rebuild_arguments
 from src.optim.configure import configure_optimizers
 from src.runs import (
     WORKER_SECONDS,
-    agreed,
-    checkpoint_of,
     checkpoints_of,
     claim_folder,
     clock_is_behind,
@@ -70,14 +59,11 @@ from src.runs import (
     join_attempt,
     lock_run,
     mark_job,
-    newest_run,
-    run_of,
-    run_to_continue,
     runs_of,
 )
 
 # Settings of one call, which a saved configuration must not repeat.
-CALL_ONLY = ("config", "ckpt_path", "run", "compile", "debug")
+CALL_ONLY = ("config", "ckpt_path", "run", "compile", "quiet", "debug")
 
 
 class StarterCLI(LightningCLI):
@@ -103,6 +89,7 @@ class StarterCLI(LightningCLI):
         self.record: RunRecord | None = None
         self.compilation: Compilation | None = None
         self.given: set[str] = set()  # dotted names of all that is not left at its default
+        self.loggers: list[Any] = []  # of the configuration, beside TensorBoard's
         self.data: Any = None  # the DataModule, where it had to be built before the model
         super().__init__(
             args=args,
@@ -141,6 +128,7 @@ class StarterCLI(LightningCLI):
             help="How often a run whose loss becomes NaN or infinite goes on from last.ckpt at half the learning rate",
         )
         parser.add_argument("--compile", action="store_true", help="Compile the network before it is used")
+        parser.add_argument("--quiet", action="store_true", help="Say nothing but warnings and what came out")
         parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
         parser.add_optimizer_args((Optimizer,))
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
@@ -158,9 +146,13 @@ class StarterCLI(LightningCLI):
         self.stage, files, options = config.split_command_line(list(args or []))
         loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
-        ckpt_path, loaded, options = self._choose_checkpoint(loaded, options)
-        if ckpt_path:
-            self.checkpoint = read_checkpoint(ckpt_path)
+        if any(flag == "--quiet" for flag, _ in options):
+            rank_zero_module.log.setLevel(logging.WARNING)
+        choice = choose_checkpoint(self.stage, loaded, options)
+        loaded, options = choice.loaded, choice.options
+        self.run_folder, self.evaluated = choice.run_folder, choice.evaluated
+        if choice.path:
+            self.checkpoint = read_checkpoint(choice.path)
             self.saved = run_configuration(self.checkpoint)
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
         name = self.run_folder.parent.name if self.run_folder else name
@@ -189,80 +181,6 @@ class StarterCLI(LightningCLI):
         for line in dropped:
             rank_zero_info(line)
 
-    def _choose_checkpoint(
-        self, loaded: list[tuple[Path, config.Tree]], options: list[config.Option]
-    ) -> tuple[str | None, list[tuple[Path, config.Tree]], list[config.Option]]:
-        """The checkpoint that is meant, if any; and configurations and options, which for a run that goes on are only
-        what it is to change."""
-        given = dict(options)
-        paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
-        path = next((path for path in reversed(paths) if path), None)
-        run = given.get("--run")
-        roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
-        roots += [given.get("--trainer.default_root_dir")]
-        root = next((Path(root) for root in reversed(roots) if root), None)
-        if self.stage not in (None, "fit"):
-            found = self._checkpoint_to_evaluate(path, root, loaded, given)
-            return found, loaded, [*options, ("--ckpt_path", found)] if found else options
-        if not (run or path in ("last", "auto")):
-            return path, loaded, options
-        automatic = path == "auto"
-        folder = Path(run).expanduser().absolute() if run else None
-        if folder is None:
-            name = given.get("--name") or config.choose_recipe(loaded, {})[1]
-            parent = runs_of(root or ROOT / "logs", name)
-            is_first = getattr(rank_zero_only, "rank", 0) == 0
-            newest = agreed(str((is_first and run_to_continue(parent, automatic)) or ""))
-            folder = Path(newest) if newest else None
-        options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
-        loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
-        if folder is None:
-            if not automatic:
-                raise InputError(
-                    f"--ckpt_path last: no unfinished run with a checkpoint in {parent} that is not in use; leave it"
-                    " out to train afresh, or give a checkpoint's path"
-                )
-            return None, loaded, options
-        _check_run(folder, run)
-        if path in (None, "last", "auto"):
-            checkpoint, lines = good_checkpoint(folder)
-            for line in lines:
-                rank_zero_info(line)
-            path = str(checkpoint)
-        rank_zero_info(f"Going on with run {_relative(folder)} from {Path(path).name}")
-        self.run_folder = folder
-        overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
-        return path, overlays, [*options, ("--ckpt_path", path)]
-
-    def _checkpoint_to_evaluate(
-        self,
-        path: str | None,
-        root: Path | None,
-        loaded: list[tuple[Path, config.Tree]],
-        given: dict[str, str | None],
-    ) -> str | None:
-        """The checkpoint that is meant, and in `evaluated` the run that it is of."""
-        if path not in (None, "best", "last"):
-            self.evaluated = None if root else run_of(Path(path))
-            return path
-        run = given.get("--run")
-        if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
-            return None
-        if path is run is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
-            rank_zero_info(f"No --ckpt_path given: {self.stage} --fast_dev_run uses the untrained model")
-            return None
-        if run:
-            folder = Path(run).expanduser().absolute()
-        else:
-            is_named = any(config.is_recipe(tree) for _, tree in loaded)
-            name = given.get("--name") or (config.choose_recipe(loaded, {})[1] if is_named else None)
-            folder = Path(agreed(str(newest_run(root or ROOT / "logs", name))))
-        _check_run(folder, run)
-        checkpoint = checkpoint_of(folder, path or "best")
-        rank_zero_info(f"{self.stage} of run {_relative(folder)}, {checkpoint.name}")
-        self.evaluated = folder
-        return str(checkpoint)
-
     def before_instantiate_classes(self) -> None:
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
@@ -275,6 +193,8 @@ class StarterCLI(LightningCLI):
         if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
             # What stays in float32 uses TensorFloat-32 where the GPU has it: faster, as precise as training needs.
             torch.set_float32_matmul_precision("high")
+        if trainer.logger and not isinstance(trainer.logger, bool):  # they are made when the run folder is known
+            self.loggers, trainer.logger = as_list(trainer.logger), None
         self._fit_model_and_data()
 
     def _fit_model_and_data(self) -> None:
@@ -307,11 +227,54 @@ class StarterCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the configuration, with a run folder of its own."""
         self.datamodule = self.data or self.datamodule
+        text, tree = self._describe()
+        options = {**self.config_init.trainer, **kwargs}
+        callbacks = options["callbacks"] = as_list(options["callbacks"])
+        trains = self.stage in (None, "fit")
+        checkpoint, self.checkpoint = self.checkpoint, None
+        if checkpoint is not None:
+            check_fit(checkpoint, self.model, tree["model"])
+        if checkpoint is not None and trains:
+            if self.run_folder is None or is_finished(self.run_folder):  # else its test may be left to do
+                check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
+            check_batches(checkpoint, self.saved, tree)
+            if self.saved:
+                callbacks.append(OptimizerOverrides(self.saved, tree))
+        if tree["optimizer"]:
+            spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
+            self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
+        if self.config.compile:
+            self.compilation = Compilation()
+            callbacks.append(self.compilation)
+        equip(options, self.stage, self.config.quiet)
+        if not options["fast_dev_run"]:
+            self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
+        wrote = len((checkpoint or {}).get("half_epoch", ())) if trains else 0
+        try:
+            trainer = Trainer(**options)
+            check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
+            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
+                refuse_shards(self.config.ckpt_path)
+            if wrote not in (0, trainer.world_size):
+                rank_zero_info(
+                    f"{wrote} processes wrote the checkpoint, {trainer.world_size} go on: with the same samples in"
+                    " each batch, but no longer the same bit by bit"
+                )
+            return trainer
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            self._drop_empty_folder()
+            if raised_by_library(error):
+                raise InputError(str(error)) from error
+            raise
+
+    def _describe(self) -> tuple[str, config.Tree]:
+        """The configuration as the run folder keeps it; the model's part goes into its checkpoints too."""
         saved = self.config.clone()
         for key in CALL_ONLY:
             saved.pop(key, None)
+        saved.trainer.logger = self.loggers or saved.trainer.logger
         text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
-        tree = yaml.safe_load(text)
+        tree: config.Tree = yaml.safe_load(text)
         # The checkpoint then rebuilds the model by itself, whatever its class records.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
@@ -322,91 +285,34 @@ class StarterCLI(LightningCLI):
                 }
         arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters(arguments)
-        options = {**self.config_init.trainer, **kwargs}
-        callbacks: list[Callback] = options.pop("callbacks") or []
-        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
-        if self.checkpoint is not None:
-            check_fit(self.checkpoint, self.model, tree["model"])
-            if self.stage in (None, "fit"):
-                if self.run_folder is None or is_finished(self.run_folder):  # else its test may be left to do
-                    check_unfinished(self.checkpoint, options["max_epochs"], options["max_steps"])
-                check_batches(self.checkpoint, self.saved, tree)
-                if self.saved:
-                    callbacks.append(OptimizerOverrides(self.saved, tree))
-        purge_step = (self.checkpoint or {}).get("global_step") if self.run_folder else None
-        processes = len((self.checkpoint or {}).get("half_epoch", ())) if self.stage in (None, "fit") else 0
-        self.checkpoint = None
-        if tree["optimizer"]:
-            spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
-            self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
-        if self.config.compile:
-            self.compilation = Compilation()
-            callbacks.append(self.compilation)
-        if options["logger"] is False:  # this one refuses to work without a logger
-            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
-        if options["enable_progress_bar"] is not False and not any(isinstance(bar, ProgressBar) for bar in callbacks):
-            callbacks.append(PacedProgressBar())
-        callbacks.append(StepSeeds())
-        callbacks.append(FiniteLoss())
-        plugins = options.pop("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
-        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            plugins = [*plugins, WholeCheckpointIO()]
-        if not options["fast_dev_run"]:
-            root = Path(options["default_root_dir"] or ROOT / "logs")
-            if self.evaluated is not None:
-                folder = claim_folder(self.evaluated, str(self.stage))
-            else:
-                folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
-            if getattr(rank_zero_only, "rank", 0) == 0:
-                self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
-                mark_job(folder)
-                if self.run_folder and (seconds := clock_is_behind(folder)):
-                    rank_zero_info(
-                        f"The clock is {seconds:.0f} s behind what this run has logged: it was set back; nothing is"
-                        " lost, but TensorBoard may show the curves in the wrong order"
-                    )
-            self.record = RunRecord(folder, text)
-            callbacks.append(self.record)
-            if options["enable_checkpointing"] is not False:
-                callbacks += self._checkpoints(folder)
-            options["default_root_dir"] = folder
-            if options["logger"] is None or options["logger"] is True:
-                # What was logged behind the checkpoint is logged once more, and must not stand there twice.
-                options["logger"] = TensorBoardLogger(
-                    folder.parents[1],
-                    folder.parent.name,
-                    folder.name,
-                    default_hp_metric=False,
-                    purge_step=purge_step,
-                )
-        try:
-            trainer = Trainer(**options, callbacks=callbacks, plugins=plugins)
-            check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
-            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
-                refuse_shards(self.config.ckpt_path)
-            if processes not in (0, trainer.world_size):
-                rank_zero_info(
-                    f"{processes} processes wrote the checkpoint, {trainer.world_size} go on: with the same samples in"
-                    " each batch, but no longer the same bit by bit"
-                )
-            return trainer
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            self._drop_empty_folder()
-            if raised_by_library(error):
-                raise InputError(str(error)) from error
-            raise
+        return text, tree
 
-    def _checkpoints(self, folder: Path) -> list[Callback]:
-        """`best.ckpt`, as configured, and `last.ckpt`."""
-        # Outside of training nothing is saved, and Lightning warns when the folder is not the checkpoint's own.
-        trains = self.stage in (None, "fit") or self.config.ckpt_path is None
-        checkpoints = str(folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent)
-        best: ModelCheckpoint = self.config_init.checkpoint
-        best.dirpath = best.dirpath or checkpoints
-        best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
-        every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-        return [best, LastCheckpoint(Path(checkpoints), self.interruption, *every)]
+    def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
+        """Claim the run folder, with all that is written to it."""
+        root = Path(options["default_root_dir"] or ROOT / "logs")
+        if self.evaluated is not None:
+            folder = claim_folder(self.evaluated, str(self.stage))
+        else:
+            folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
+            mark_job(folder)
+            if self.run_folder and (seconds := clock_is_behind(folder)):
+                rank_zero_info(
+                    f"The clock is {seconds:.0f} s behind what this run has logged: it was set back; nothing is"
+                    " lost, but TensorBoard may show the curves in the wrong order"
+                )
+        self.record = RunRecord(folder, text)
+        options["callbacks"].append(self.record)
+        if options["enable_checkpointing"] is not False:
+            # Outside of training nothing is saved, and Lightning warns when the folder is not the checkpoint's own.
+            trains = self.stage in (None, "fit") or self.config.ckpt_path is None
+            checkpoints = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
+            every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
+            options["callbacks"] += checkpointing(self.config_init.checkpoint, checkpoints, self.interruption, *every)
+        options["default_root_dir"] = folder
+        if options["logger"] is not False:
+            options["logger"] = loggers(self.loggers, folder, purge_step)
 
     def _drop_empty_folder(self) -> None:
         if self.record is not None:
@@ -474,123 +380,11 @@ class StarterCLI(LightningCLI):
             seconds["total_seconds"] = time.perf_counter() - self.started
             if self.record is not None:
                 tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.write(**seconds, **tested)
-            self.print_summary()
-
-    def print_summary(self) -> None:
-        """One short table: the metrics of the last stage, the run folder, the best checkpoint, what to type next."""
-        table = Table.grid(padding=(0, 2))
-        table.add_column()
-        table.add_column(overflow="fold")
-        wanted = {None: "test/", "fit": "val/", "validate": "val/"}.get(self.stage, "test/")
-        for name, value in sorted(self.trainer.callback_metrics.items()):
-            if name.startswith(wanted):
-                table.add_row(name, f"{value.item():.4f}")
-        if self.record is not None:
-            folder = self.record.folder
-            table.add_row("run folder", _relative(folder))
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if best:
-                table.add_row("best checkpoint", _relative(Path(best)))
-            tensorboard = Path(sys.executable).with_name("tensorboard")
-            command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else _relative(tensorboard)
-            table.add_row("see it", f"{command} --logdir {_relative(folder.parents[1])}")
-        # Paths are for copying, so in a pipe or a log file they are not folded to the usual 80 columns.
-        Console(width=None if sys.stdout.isatty() else 1000).print(table)
+                self.record.close(self.trainer, **seconds, **tested)
+            print_closing_table(self.trainer, self.stage, self.record.folder if self.record else None)
 
 
 def _has_precision_plugin(plugins: Any) -> bool:
     given = plugins if isinstance(plugins, list) else [plugins]
     classes = [config.import_class(plugin.class_path) for plugin in given if isinstance(plugin, Namespace)]
     return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
-
-
-def _check_run(folder: Path, given: str | None) -> None:
-    """Raise InputError where there is no such run."""
-    if not folder.is_dir():
-        raise InputError(f"--run {given}: no such folder; give one such as logs/default/version_0")
-
-
-def _relative(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def raised_by_library(error: BaseException) -> bool:
-    """Whether Lightning itself raised an error, and not a class it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
-
-
-def run(started: float) -> None:
-    """Build and run what `sys.argv` asks for; what the user can mend is one line and exit code 2."""
-    args = sys.argv[1:]
-    cli: StarterCLI | None = None
-    threading.excepthook = _leave_to_main
-    try:
-        words = args
-        while True:
-            cli = StarterCLI(words, started)
-            if (folder := cli.run_folder or cli.evaluated) is not None:
-                sys.argv += ["--run", str(folder)]  # for processes that Lightning starts with the same words
-            try:
-                cli.run()
-                break
-            except NotFiniteError as error:
-                words = cli.retry_after(error, args)
-    except Interrupted as stop:
-        _leave(cli, stop)
-    except Exception as error:
-        cause = cause_of(error)
-        refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
-        mendable = isinstance(cause, InputError) or (isinstance(cause, refused) and raised_by_library(cause))
-        if "--compile" in args and is_of_compiler(cause):
-            cause, mendable = cannot_compile(cause), True
-        if (fault := fault_of_machine(cause, cli.record.folder if cli and cli.record else None)) is not None:
-            cause, mendable = InputError("; ".join(filter(None, (fault, _how_to_go_on(cli))))), True
-        if "--debug" in args or not mendable:
-            raise
-        report(cause, getattr(rank_zero_only, "rank", 0))
-
-
-def fault_of_machine(error: BaseException, folder: Path | None) -> str | None:
-    """What went wrong around a run with this folder, in the user's words, or None where nothing that is known did."""
-    text = " ".join(str(error).split())
-    if isinstance(error, FileNotFoundError) and folder is not None and not folder.is_dir():
-        return f"run folder {folder} is gone, deleted or renamed while the run was going"
-    if isinstance(error, UnwritableError):
-        return text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'the run folder'} cannot be written ({error.strerror}): make room"
-    if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):
-        return f"a process that loads data has died, often for lack of memory: {found[0]} Give fewer --data.num_workers"
-    if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe|gloo", text):
-        return f"another process of this run has ended ({text[:120]})"
-    return None
-
-
-def _leave_to_main(args: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread meets a full disk first, and the main thread then raises the same."""
-    if not isinstance(args.exc_value, OSError):
-        threading.__excepthook__(args)
-
-
-def _how_to_go_on(cli: StarterCLI | None) -> str:
-    """The command that goes on with a run, where it has saved something."""
-    if cli is None or cli.record is None or not any(checkpoints_of(cli.record.folder)):
-        return ""
-    return f"go on with: python -m src.train --ckpt_path last --run {_relative(cli.record.folder)}"
-
-
-def _leave(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
-    """End a run that was told to stop, with the command that goes on with it."""
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        os._exit(0)  # the first process says how the run ended; Lightning would kill it for another code of this one
-    print(f"{stop}", file=sys.stderr)
-    if cli is not None:
-        cli.stop_processes()
-        if command := _how_to_go_on(cli):
-            print(command, file=sys.stderr)
-    sys.stderr.flush()
-    sys.exit(128 + stop.signum)

@@ -25,7 +25,7 @@ STAGES = ("fit", "validate", "test", "predict")
 # Options of the Trainer that have a short form on the command line.
 SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options that may stand without a value, and so do not swallow the word behind them.
-BARE_FLAGS = ("-h", "--help", "--compile", "--debug", "--print_config")
+BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
 # Settings that hold a class, whatever the recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 # Where a bare class name is looked up after this project, first hit first. Lightning's own

@@ -24,3 +24,11 @@ def report(error: BaseException, rank: int = 0) -> NoReturn:
     message = str(error).rpartition("InputError: ")[2]  # what a worker process raised brings its traceback
     print(f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def raised_by_library(error: BaseException) -> bool:
+    """Whether Lightning itself raised an error, and not a class it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("lightning.")

@@ -262,3 +262,8 @@ def _versions(parent: Path, stem: str = "version") -> list[Path]:
     if not parent.is_dir():
         return []
     return [path for path in parent.iterdir() if re.fullmatch(rf"{stem}_\d+", path.name)]
+
+
+def relative(path: Path) -> str:
+    """A path as it is typed in the working directory."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -20,7 +20,6 @@ from typing import Any
 
 import optuna
 from filelock import FileLock
-from lightning.pytorch.loggers import TensorBoardLogger
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -297,11 +296,6 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         cause = cause_of(error)
         trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
         raise RuntimeError from error
-    for logger in cli.trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            flat = {name: one if isinstance(one, int | float) else str(one) for name, one in values.items()}
-            logger.log_hyperparams(flat, {search.metric: value})
-            logger.save()
     trial.set_user_attr("steps", cli.trainer.global_step)
     if pruning.pruned:
         raise optuna.TrialPruned

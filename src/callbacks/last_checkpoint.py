@@ -107,7 +107,7 @@ class LastCheckpoint(Checkpoint):
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if callable(flush):
                 flush()
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too
         self._saved_at, self._saved_step, self._is_due = time.monotonic(), trainer.global_step, False
         if self._signum:
             raise Interrupted(self._signum)

@@ -12,11 +12,11 @@ UPDATES_PER_SECOND = 4
 class PacedProgressBar(RichProgressBar):
     """Moves a few times a second, where RichProgressBar reads every metric from the device after every batch.
 
-    It shows what was last logged of a training step, although that is not marked for it.
+    Each epoch keeps its bar, with loss, metric and rate.
     """
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=UPDATES_PER_SECOND)
+        super().__init__(refresh_rate=UPDATES_PER_SECOND, leave=True)
         self._moved = 0.0
 
     def on_train_batch_end(self, *args: Any) -> None:
@@ -37,8 +37,7 @@ class PacedProgressBar(RichProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The numbers beside the bar."""
-        logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/loss")}
-        return {name: float(value) for name, value in logged.items()} | super().get_metrics(trainer, pl_module)
+        return shown_metrics(trainer)
 
     def _is_due(self, args: tuple[Any, ...], total: float) -> bool:
         batch_idx, now = args[4], time.perf_counter()
@@ -46,3 +45,13 @@ class PacedProgressBar(RichProgressBar):
             return False
         self._moved = now
         return True
+
+
+def shown_metrics(trainer: Trainer) -> dict[str, Any]:
+    """The loss of the last log step, and the metric by which the best checkpoint is chosen, else accuracy or loss."""
+    logged = trainer.callback_metrics
+    loss = logged.get("train/loss_step", logged.get("train/loss"))
+    shown = {} if loss is None else {"loss": float(loss)}
+    monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+    metric = next((name for name in (monitor, "val/acc", "val/loss") if name in logged), None)
+    return shown if metric is None else {**shown, str(metric): float(logged[metric])}

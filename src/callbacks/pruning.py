@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Pruning(Callback):
-    """Reports a trial's metric after each epoch, and ends its run there where the study's pruner says so.
+    """Reports a trial's metric after each validation, and ends its run there where the study's pruner says so.
 
     Args:
         trial: an Optuna trial.
@@ -21,7 +21,9 @@ class Pruning(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
-        self.trial.report(trainer.callback_metrics[self.metric].item(), trainer.current_epoch + 1)  # epochs trained
-        is_last = trainer.current_epoch + 1 == trainer.max_epochs  # when nothing is left to be saved
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        validations = max(1, round(done / (trainer.val_check_batch or done)))  # so far, also where a run has gone on
+        self.trial.report(trainer.callback_metrics[self.metric].item(), validations)
+        is_last = trainer.global_step >= trainer.estimated_stepping_batches  # when nothing is left to be saved
         if not is_last and self.trial.should_prune():
             self.pruned = trainer.should_stop = True

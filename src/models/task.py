@@ -63,10 +63,10 @@ class Task(LightningModule):
             self._write({"train/loss_step": value.item()}, self.global_step)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
         self._note("val", self.step(batch)[1])
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
         self._note("test", self.step(batch)[1])
 
     def on_train_epoch_end(self) -> None:
