@@ -77,7 +77,8 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # what a killed run had logged too much is purged
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]  # which is never the same twice
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def unlike(one: Any, other: Any, name: str) -> list[str]:

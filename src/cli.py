@@ -22,7 +22,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src import ROOT, config
@@ -147,7 +147,8 @@ class StarterCLI(LightningCLI):
         loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
         if any(flag == "--quiet" for flag, _ in options):
-            rank_zero_module.log.setLevel(logging.WARNING)
+            for library in ("lightning.pytorch", "lightning.fabric"):
+                logging.getLogger(library).setLevel(logging.WARNING)
         choice = choose_checkpoint(self.stage, loaded, options)
         loaded, options = choice.loaded, choice.options
         self.run_folder, self.evaluated = choice.run_folder, choice.evaluated
@@ -312,7 +313,11 @@ class StarterCLI(LightningCLI):
             options["callbacks"] += checkpointing(self.config_init.checkpoint, checkpoints, self.interruption, *every)
         options["default_root_dir"] = folder
         if options["logger"] is not False:
-            options["logger"] = loggers(self.loggers, folder, purge_step)
+            try:
+                options["logger"] = loggers(self.loggers, folder, purge_step)
+            except Exception as error:  # of a tracker's own kind
+                self._drop_empty_folder()
+                raise InputError(f"--trainer.logger cannot be used: {' '.join(str(error).split())[:300]}") from error
 
     def _drop_empty_folder(self) -> None:
         if self.record is not None:

@@ -68,6 +68,7 @@ def messages() -> Iterator[list[str]]:
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     for logger in loggers:
         logger.addHandler(handler)
+        logger.setLevel(logging.INFO)  # a run before may have been a quiet one
     yield found
     for logger in loggers:
         logger.removeHandler(handler)

@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import nn
 
 from src import ROOT, cli
+from src import program as program_module
 from src.cli import StarterCLI
 from src.config import SHORT_FLAGS
 from src.errors import InputError
@@ -498,7 +499,8 @@ def test_a_run_folder_holds_everything_and_nothing_else(train: Train) -> None:
     run = train(*SHORT)
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     names = {path.name for path in run.folder.iterdir() if not path.name.startswith(("events.out.tfevents", "."))}
-    assert names == {"checkpoints", "config.yaml", "environment.txt", "hparams.yaml", "metrics.json"}
+    tables = {"confusion_matrix.csv", "metrics.json"}
+    assert names == {"checkpoints", "config.yaml", "environment.txt", "hparams.yaml"} | tables
     assert list(run.folder.glob("events.out.tfevents*"))
 
 
@@ -786,7 +788,7 @@ def test_an_error_of_the_user_is_one_line(
     root = () if "default_root_dir" in words else (f"--trainer.default_root_dir={tmp_path / 'logs'}",)
     monkeypatch.setattr(sys, "argv", ["train", *words.split(), *root])
     with pytest.raises(SystemExit) as stop:
-        cli.run(time.perf_counter())
+        program_module.run(time.perf_counter())
     assert stop.value.code == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert expected in line
@@ -864,7 +866,7 @@ def test_an_interrupt_before_the_run_begins_is_no_traceback(monkeypatch: pytest.
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run", interrupted)
+    monkeypatch.setattr(program_module, "run", interrupted)
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 130

@@ -81,7 +81,7 @@ def test_two_processes_train_on_images_as_one_does(train: Train, tmp_path: Path)
     assert len(losses) == 32  # the last batch has 32 images, not 128
     assert others == pytest.approx(losses, rel=1e-9)
     (folder,) = (tmp_path / "two").glob("*/version_*")  # one run folder for both
-    assert len(list(folder.glob("events.out.tfevents*"))) == 2  # of training and of the test, by one process
+    assert len(list(folder.glob("events.out.tfevents*"))) == 3  # of training, test and end, by one process
     for name in ("test/loss", "test/acc", "test/f1", "val/loss", "train/loss", "train/acc"):
         assert metrics(folder)[name] == pytest.approx(one.metrics[name], rel=1e-6)
     assert done.stdout.count("test/acc") == 1

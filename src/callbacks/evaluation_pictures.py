@@ -1,6 +1,7 @@
 """Shows what a classifier gets wrong."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,11 @@ class EvaluationPictures(Callback):
             if isinstance(logger, TensorBoardLogger):
                 writer, step = logger.experiment, trainer.global_step
                 writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
-                if worst and worst[0][3].is_floating_point():
+                if worst and worst[0][3].ndim == 3 and worst[0][3].shape[0] in (1, 3):
                     writer.add_figure(f"{stage}/worst mistakes", _image_grid(worst, labels), step)
-                elif worst and hasattr(data, "tokenizer"):
-                    writer.add_text(f"{stage}/worst mistakes", _text_table(worst, labels, data.tokenizer), step)
+                elif worst:
+                    decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)
+                    writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
                 for number, label in enumerate(labels[:MOST_CURVES]):
                     _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
 
@@ -145,17 +147,21 @@ def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) 
         confidence, target, pred, image = mistake
         low, high = image.aminmax()
         shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)  # (H, W, C)
-        axes.imshow(shown[..., 0] if shown.shape[2] != 3 else shown, cmap="gray")
+        axes.imshow((shown[..., 0] if shown.shape[2] != 3 else shown).numpy(), cmap="gray")
         axes.set_title(f"{labels[target]}, taken for {labels[pred]}\n{confidence:.0%} sure", fontsize=9)
     return figure
 
 
-def _text_table(worst: list[tuple[float, int, int, Tensor]], labels: list[str], tokenizer: Any) -> str:
-    rows = ["| sure | true | predicted | text |", "| --- | --- | --- | --- |"]
-    for confidence, target, pred, tokens in worst:
-        text = tokenizer.decode(tokens.tolist()).replace("|", "\\|").replace("\n", " ")
+def _table(worst: list[tuple[float, int, int, Tensor]], labels: list[str], decode: Callable[[list[Any]], str]) -> str:
+    rows = ["| sure | true | predicted | input |", "| --- | --- | --- | --- |"]
+    for confidence, target, pred, inputs in worst:
+        text = decode(inputs.flatten().tolist()).replace("|", "\\|").replace("\n", " ")
         rows.append(f"| {confidence:.0%} | {labels[target]} | {labels[pred]} | {text} |")
     return "\n".join(rows)
+
+
+def _first_values(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values[:8]) + (" ..." if len(values) > 8 else "")
 
 
 def _add_curve(writer: Any, tag: str, counts: Tensor, step: int) -> None:

@@ -24,7 +24,7 @@ from src.errors import InputError
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
-FINAL = re.compile("(test|val)/|(train|total)_seconds$")
+FINAL = re.compile("(test|val)/")
 
 
 class RunRecord(Callback):
@@ -106,10 +106,17 @@ class RunRecord(Callback):
         self.write(**values)
         metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
         final = {name: value for name, value in metrics.items() if isinstance(value, float) and FINAL.match(name)}
+        if not final:
+            return
+        from torch.utils.tensorboard.summary import hparams  # which is not needed to begin
+
         settings = hyperparameters(yaml.safe_load(self.config))
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and final:
-                logger.experiment.add_hparams(settings, final, run_name=".", global_step=trainer.global_step)
+            if isinstance(logger, TensorBoardLogger):
+                # `add_hparams` would open a second file, and log the metrics once more.
+                writer = logger.experiment._get_file_writer()
+                for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
+                    writer.add_summary(summary, trainer.global_step)
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:

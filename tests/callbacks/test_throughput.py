@@ -13,8 +13,7 @@ from src.models.mlp import MLP
 from tests.conftest import Run
 
 Train = Callable[..., Run]
-OVERLAY = "--config=configs/callbacks/throughput.yaml"
-SHORT = ("fit", OVERLAY, "--max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=4")
+SHORT = ("fit", "--max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=4")
 
 
 def test_images_a_second_are_logged_at_log_steps(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +62,9 @@ def test_a_network_that_cannot_be_counted_is_trained_without_its_utilisation(
     assert "speed/mfu" not in run.metrics
 
 
-def test_without_log_steps_it_is_refused(train: Train) -> None:
+def test_without_log_steps_it_is_left_out_or_refused(train: Train) -> None:
+    short = ("fit", "--model.net=MLP", "--trainer.log_every_n_steps=0")
+    run = train(*short, "--trainer.limit_train_batches=2", "--max_epochs=1")
+    assert not any(name.startswith("speed/") for name in run.metrics)
     with pytest.raises(InputError, match="Throughput needs log steps"):
-        train("fit", OVERLAY, "--model.net=MLP", "--trainer.log_every_n_steps=0")
+        train(*short, "--trainer.callbacks+=Throughput")

@@ -127,7 +127,7 @@ def test_the_similarities_are_drawn(train: Train) -> None:
     run = train(CONFIG, "--trainer.limit_train_batches=3", "--max_epochs=1")
     events = EventAccumulator(str(run.folder), size_guidance={"images": 0})
     events.Reload()
-    assert set(events.Tags()["images"]) == {"val/similarity", "test/similarity"}
+    assert {"val/similarity", "test/similarity"} <= set(events.Tags()["images"])
     similarity = run.cli.model.similarity
     assert similarity.shape == (10, 10)
     assert similarity.abs().max() <= 1
