@@ -3,8 +3,10 @@
 python scripts/screenshots.py LOGDIR FOLDER
 """
 
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -16,12 +18,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of each page: its address, what must be on it, and what of it is shown.
+# Of each page: its address, its size, what must be on it, and what has to be drawn.
 PAGES = {
-    "curves": ("custom_scalars", "acc", "vz-line-chart2 svg, tf-line-chart-data-loader svg"),
-    "confusion": ("images", "test/confusion matrix", "tf-image-loader img"),
-    "hyperparameters": ("hparams", "optimizer.lr", "tf-hparams-table-view"),
+    "curves": ("custom_scalars", (1180, 640), "acc", "vz-line-chart2 svg"),
+    "pictures": ("images", (1180, 1130), "test/confusion matrix", "tf-image-loader img"),
+    "hyperparameters": ("hparams", (1600, 420), "optimizer.lr", "tf-hparams-table-view"),
 }
+
+# All text of a page, also inside of its components, and "[image 640 x 480]" for each image that has been loaded.
+TEXT = """
+var text = node => node.nodeType === 3 ? node.textContent
+  : ["STYLE", "SCRIPT", "TEMPLATE"].includes(node.tagName) ? ""
+  : node.tagName === "IMG" ? `[image ${node.naturalWidth} x ${node.naturalHeight}]`
+  : [...(node.shadowRoot?.childNodes ?? []), ...node.childNodes].map(text).join(" ")
+"""
 
 
 def chromium() -> str | None:
@@ -34,7 +44,10 @@ def tensorboard(logdir: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["make", "tensorboard", f"ARGS=--logdir {logdir} --port {port} --host 127.0.0.1 --load_fast=false"]
+    words = f"--logdir {logdir} --port {port} --host 127.0.0.1"
+    command = ["make", "tensorboard", f"ARGS={words}"]
+    if not (ROOT / ".venv" / "bin" / "tensorboard").exists():  # else it would be set up
+        command = [sys.executable, "-m", "tensorboard.main", *words.split()]
     quiet = subprocess.DEVNULL
     server = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
@@ -48,9 +61,6 @@ def tensorboard(logdir: Path) -> Iterator[str]:
         yield address
     finally:
         with suppress(ProcessLookupError):
-            import os
-            import signal
-
             os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
@@ -62,15 +72,19 @@ def take(logdir: Path, folder: Path) -> dict[str, str]:
     found = {}
     with tensorboard(logdir) as address, sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        page: Any = opened.new_page(viewport={"width": 1180, "height": 640})
-        for name, (anchor, expected, shown) in PAGES.items():
+        page: Any = opened.new_page()
+        for name, (anchor, (width, height), expected, shown) in PAGES.items():
+            page.set_viewport_size({"width": width, "height": height})
             page.goto(f"{address}/?darkMode=false#{anchor}")
             page.reload()
             page.get_by_text(expected, exact=True).first.wait_for(timeout=60_000)
             page.locator(shown).first.wait_for(timeout=60_000)
+            if name == "pictures":  # of one run
+                newest = max(logdir.rglob("metrics.json"), key=lambda path: path.stat().st_mtime).parent.name
+                page.get_by_label("Write a regex to filter runs").fill(newest)
             page.wait_for_timeout(1500)  # lines are drawn in an animation
             page.screenshot(path=str(folder / f"{name}.png"))
-            found[name] = page.locator("body").inner_text()
+            found[name] = page.evaluate(f"{TEXT}; text(document.body)")
         opened.close()
     return found
 

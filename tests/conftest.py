@@ -1,14 +1,17 @@
 """What the tests share: no network, cores divided, and the program run in this process or in its own."""
 
+import csv
 import http.server
 import json
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +20,8 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from PIL import Image
 
 from src import ROOT
 from src.cli import StarterCLI
@@ -33,6 +38,53 @@ def pytest_configure() -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         os.environ[name] = NO_NETWORK
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
+
+
+def demo_files() -> set[str]:
+    """What docs/delete.md says may be deleted."""
+    page = ROOT / "docs" / "delete.md"
+    return set(re.findall(r"`((?:src|configs|tests)/[^`]+)`", page.read_text())) if page.exists() else set()
+
+
+DELETED = {path for path in demo_files() if not (ROOT / path).exists()}
+
+
+def skip_if_deleted(words: Sequence[str]) -> None:
+    """Skip a test whose command line needs a part of the template that has been deleted."""
+    needed = [path for path in DELETED for word in words if path in word]
+    if "--data.source=sample" in words and "src/data/mnist.py" in DELETED:
+        needed.append("src/data/mnist.py")
+    if needed:
+        pytest.skip(f"{needed[0]} has been deleted")
+
+
+def _deleted_module(error: str) -> str | None:
+    """The deleted file that an import did not find."""
+    missing = re.search(r"No module named '(src\.[\w.]+)'", error)
+    path = f"{missing[1].replace('.', '/')}.py" if missing else None
+    return path if path in DELETED else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Leave out a module of tests that needs a deleted part."""
+    report = yield
+    if report.failed and (path := _deleted_module(str(report.longrepr))):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {path} has been deleted")
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Leave out a test that needs a deleted part."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if path := _deleted_module(str(error)):
+            pytest.skip(f"{path} has been deleted")
+        raise
 
 
 @dataclass
@@ -82,6 +134,7 @@ def train(tmp_path: Path, messages: list[str], capsys: pytest.CaptureFixture[str
         words = [*args, *QUIET, f"--trainer.default_root_dir={tmp_path / 'logs'}"]
         if sample:
             words.append("--data.source=sample")
+        skip_if_deleted(words)
         del messages[:]
         cli = StarterCLI(words, time.perf_counter())
         cli.run()
@@ -92,6 +145,7 @@ def train(tmp_path: Path, messages: list[str], capsys: pytest.CaptureFixture[str
 
 def fit(folder: Path, *words: str) -> str:
     """Train for a few steps; gives the path of the last checkpoint."""
+    skip_if_deleted(words)
     root = f"--trainer.default_root_dir={folder / 'logs'}"
     cli = StarterCLI(["fit", *words, *QUIET, root], time.perf_counter())
     cli.run()
@@ -135,6 +189,7 @@ def parse(tmp_path: Path) -> Callable[..., StarterCLI]:
     """Build everything a command line asks for, and run nothing."""
 
     def build(*args: str) -> StarterCLI:
+        skip_if_deleted(args)
         return StarterCLI([*args, *QUIET, f"--trainer.default_root_dir={tmp_path / 'logs'}"], time.perf_counter())
 
     return build
@@ -196,6 +251,7 @@ def tiny_pretrained(kind: str, folder: Path) -> str:
 
 def program(*args: str, cwd: Path = ROOT, module: str = "src.train", **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the project as a user does, in its own process."""
+    skip_if_deleted(args)
     command = [sys.executable, "-m", module, *args]
     # Lightning leaves the address of a process group in the environment where a test has built one for several devices.
     own = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
@@ -210,3 +266,67 @@ def full_data() -> str:
     if not folder:
         pytest.skip("FULL_DATA_DIR does not name a folder with the full MNIST")
     return folder
+
+
+def trainer(folder: Path, **options: object) -> Trainer:
+    """A Trainer that says and keeps nothing."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=folder, **{**quiet, "enable_checkpointing": False, **options})
+
+
+def picture(path: Path, colour: object, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path)  # type: ignore[arg-type]
+    return path
+
+
+def pictures(folder: Path, count: int = 10) -> str:
+    """Red and green pictures of many sizes, modes and formats."""
+    for number in range(count):
+        size = (20 + 7 * number, 50 - 2 * number)
+        suffix = (".png", ".jpg", ".bmp")[number % 3]
+        picture(folder / "red" / f"{number}{suffix}", (255, 0, 0), size=size)
+        mode, colour = (("L", 90), ("RGBA", (0, 255, 0, 255)), ("P", 0), ("1", 1))[number % 4]
+        picture(folder / "green" / f"{number}.png", colour, mode, size)
+    (folder / "red" / "notes.txt").write_text("no picture")
+    (folder / ".hidden").mkdir()
+    return str(folder)
+
+
+def own_pairs(folder: Path) -> Path:
+    """Pictures of one colour with a table of captions, which is given."""
+    folder.mkdir()
+    rows = []
+    for number in range(60):
+        colour = ("red", "green", "blue")[number % 3]
+        Image.new("RGB", (30 + number, 40), colour).save(folder / f"{number}.png")
+        rows.append((f"{number}.png", f"a {colour} picture of size {number}"))
+    with (folder / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *rows])
+    return folder / "captions.csv"
+
+
+def copy_of_the_repository(folder: Path) -> Path:
+    """A copy of what a commit would hold, as a folder without history."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def in_copy(folder: Path, *words: str) -> str:
+    """What Python says of some words in a copy of the repository."""
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    return done.stdout

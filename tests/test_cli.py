@@ -27,10 +27,9 @@ from src.hardware import choose_precision
 from src.models.cnn import CNN
 from src.models.image_classifier import ImageClassifier
 from src.models.mlp import MLP
-from src.models.text_classifier import TextClassifier
 from src.runs import claim_folder
 from src.train import main
-from tests.conftest import QUIET, Run, program, tiny_pretrained
+from tests.conftest import QUIET, Run, program, skip_if_deleted, tiny_pretrained
 
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
@@ -427,6 +426,8 @@ def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alo
     best = run.folder / "checkpoints" / "best.ckpt"
     again = train("test", "--ckpt_path", str(best), sample=False)
     assert again.metrics["test/loss"] == pytest.approx(run.metrics["test/loss"])
+    from src.models.text_classifier import TextClassifier
+
     loaded = TextClassifier.load_from_checkpoint(best, weights_only=True)
     assert all(torch.equal(value, run.weights[name]) for name, value in loaded.state_dict().items())
 
@@ -783,6 +784,7 @@ def broken_files(folder: Path) -> None:
 def test_an_error_of_the_user_is_one_line(
     words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    skip_if_deleted(words.split())
     monkeypatch.chdir(tmp_path)
     broken_files(tmp_path)
     root = () if "default_root_dir" in words else (f"--trainer.default_root_dir={tmp_path / 'logs'}",)

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src import ROOT
-from src.config import is_recipe, load_config
-from tests.conftest import QUIET, Run, program
-from tests.data.test_image_folder import pictures
+from src.config import import_class, is_recipe, load_config
+from tests.conftest import QUIET, Run, pictures, program
 
 # Searches are run in test_tune.py.
 FOUND = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
@@ -49,6 +50,9 @@ def test_every_config_runs(start: Start, config: str) -> None:
 
 @pytest.mark.parametrize("config", [config for config in RECIPES if "clip" not in config])  # which must be told classes
 def test_every_recipe_predicts(start: Start, config: str) -> None:
+    data = import_class(load_config(config)[1]["data"]["class_path"])
+    if not is_overridden("predict_dataloader", data, LightningDataModule):
+        pytest.skip(f"{data.__name__} has nothing to predict")
     assert start(config, "predict").cli.trainer.state.finished
 
 

@@ -23,7 +23,7 @@ from src.callbacks.finite_loss import FiniteLoss, NotFiniteError
 from src.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.errors import InputError
 from src.interruption import Interrupted, Interruption
-from tests.conftest import QUIET, Run, program
+from tests.conftest import QUIET, Run, program, skip_if_deleted
 from tests.spies import Payload, misfortune
 
 Train = Callable[..., Run]
@@ -98,6 +98,7 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
 
 
 def test_outside_of_training_a_signal_stops_at_once(tmp_path: Path) -> None:
+    skip_if_deleted(SMALL)
     command = [sys.executable, "-m", "src.train", "test", *SMALL, f"--trainer.default_root_dir={tmp_path}", *QUIET]
     command.append("--fast_dev_run")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -44,6 +44,6 @@ def test_weights_and_biases_works_without_a_network(train: Train) -> None:
 
 
 def test_a_logger_that_cannot_be_had_leaves_no_run_folder(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--trainer.logger cannot be used"):
+    with pytest.raises(InputError, match=r"--trainer\.logger cannot be used"):
         train(*SMALL, "--config=configs/logger/mlflow.yaml", "--trainer.logger.tracking_uri=nosql://x")
     assert not list((tmp_path / "logs").rglob("version_*"))

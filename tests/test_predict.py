@@ -19,8 +19,7 @@ from src.data.mnist import MNISTDataModule
 from src.data.scans import INVERTED
 from src.errors import InputError
 from src.predict import predict
-from tests.conftest import program
-from tests.data.test_image_folder import pictures
+from tests.conftest import pictures, program
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,10 @@
 """Every command of the README is parsed, and runs as far as a minute and this machine allow."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,17 +17,18 @@ from torchvision import models
 from src import ROOT, consolidate, export, generate, predict, serve, tune
 from src.cli import StarterCLI
 from src.config import load_config
-from tests.conftest import QUIET, tiny_pretrained
-from tests.data.test_image_folder import pictures
-from tests.models.test_contrastive import own_pairs
+from tests.conftest import DELETED, QUIET, own_pairs, pictures, tiny_pretrained
 
+if DELETED:
+    pytest.skip("the README speaks of parts that have been deleted", allow_module_level=True)
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"python -m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*", README)))
+GUIDE = README.index("## Your own project")  # whose files the user writes
+ALL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+COMMANDS = sorted(set(re.findall(r"python -m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*", ALL)))
 # What starts the program on several devices; the program's own part is read here.
-LAUNCHED = sorted(
-    set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", README + SCALING))
-)
+LAUNCHED = sorted(set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", ALL)))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +100,7 @@ def test_a_command_that_is_launched_is_understood(options: str, capsys: pytest.C
 
 
 def test_consolidate_takes_what_the_readme_says() -> None:
-    (command,) = set(re.findall(r"python -m src\.consolidate [^`\n|]*", README + SCALING))
+    (command,) = set(re.findall(r"python -m src\.consolidate [^`\n|]*", ALL))
     options = consolidate.parser().parse_args(shlex.split(command)[3:])
     assert (Path(options.ckpt_path).name, options.output) == ("best.ckpt", "whole.ckpt")
 
@@ -155,7 +159,7 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
 
 def test_the_make_commands_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", ALL, re.MULTILINE))
     assert {"train", "test", "tensorboard", "lint", "lock"} <= named <= targets
 
 
@@ -167,6 +171,31 @@ def test_the_python_line_of_the_readme_loads_a_checkpoint(workplace: Path, monke
     assert eval(line, {"ImageClassifier": ImageClassifier}).net.width == 16
 
 
-def test_links_inside_the_readme_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_links_inside_the_pages_lead_somewhere() -> None:
+    found = 0
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), (page.name, target)
+            found += 1
+    assert found > 10
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"`((?:src|configs|docs|tests|scripts|benchmarks)/[\w./]+)`", text):
+            assert (ROOT / name).exists() or name in README[GUIDE:], (page.name, name)
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) < 300
+
+
+def test_options_are_completed_in_a_shell_as_the_readme_says() -> None:
+    pytest.importorskip("argcomplete")
+    (row,) = re.findall(r"then `(train\(\) \{.*?\}; eval .*?)` and `(train --\w+)`", README)
+    ask = f'COMP_LINE="{row[1]}" COMP_POINT={len(row[1])} COMP_TYPE=9; COMP_WORDS=({row[1]}); COMP_CWORD=1'
+    script = f'{row[0]}\n{ask}\n_python_argcomplete train\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert b"--trainer.gradient_clip_val" in done.stdout, done.stderr

@@ -1,17 +1,13 @@
 """What a stranger meets when he clones: the lock file, the Makefile, the rooms."""
 
 import ast
-import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -84,65 +80,6 @@ def test_make_help_lists_the_commands(fresh: Path) -> None:
     listed = make(fresh, "help")
     for command in ("train", "test", "lint", "tensorboard", "bench", "lock"):
         assert re.search(rf"^  make {command} +\w", listed, re.MULTILINE), command
-
-
-def benchmark(*words: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *words]
-    done = subprocess.run(command, env=env, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        "reference",
-        "data_path",
-        "generation",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "text_memory")),
-    ],
-)
-def test_a_benchmark_prints_a_table_and_keeps_its_values(script: str, tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
-    printed = benchmark(f"{script}.py", "--quick", "--results", str(results))
-    kept = json.loads(results.read_text())
-    assert kept["machine"]["torch"] == torch.__version__
-    for what, row in kept["rows"].items():
-        assert what.split(":")[0].split(",")[0] in printed
-        assert all(value > 0 for value in row["ours"])
-        assert row["ratio"] == [a / b for a, b in zip(row["ours"], row["theirs"], strict=False)]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--pairs", "0"), "--pairs 0 is too small: give at least 1"),
-        (("--data_dir", "nowhere"), "--data_dir nowhere: no such folder"),
-        (("--results", "table.py"), "--results table.py holds no results"),
-        (("--qick",), "unrecognized arguments: --qick"),
-    ],
-)
-def test_a_benchmark_says_what_it_cannot_do_before_it_measures(words: tuple[str, ...], message: str) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "data_path.py", *words]
-    done = subprocess.run(command, env=env, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.slow
-def test_all_benchmarks_run_in_turn_into_one_table(tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
-    printed = benchmark("run.py", "--quick", "--results", str(results))
-    rows = json.loads(results.read_text())["rows"]
-    for name in ("reference", "start", "training", "batches", "generation", "growth", "memory", "mnist_fast"):
-        assert any(what.startswith(name) for what in rows), name
-        assert name in printed
-    assert max(rows["memory: a run on MNIST, above the import"]["ours"]) <= 500
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"run", "table"}
-    assert scripts == {line.split()[0] for line in printed.splitlines() if line.endswith(" ...")}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from kill import differences
 from src import ROOT
 from src.errors import InputError
 from src.interruption import Interrupted
-from tests.conftest import Run
+from tests.conftest import Run, skip_if_deleted
 from tests.spies import misfortune
 
 Train = Callable[..., Run]
@@ -110,6 +110,7 @@ def test_a_checkpoint_of_the_best_epoch_goes_on_bit_by_bit_too(train: Train, tmp
 
 
 def test_five_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
+    skip_if_deleted(IMAGES)
     words = [str(ROOT / "scripts" / "kill.py"), "--kills=5", f"--folder={tmp_path}", "--", *IMAGES, "--max_epochs=8"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -91,8 +91,12 @@ def service(checkpoint: str, *words: str) -> Iterator[Service]:
     try:
         yield Service(process, port)
     finally:
-        process.kill()
-        process.communicate()
+        process.terminate()
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 @pytest.fixture(scope="module")

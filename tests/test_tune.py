@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     said = capsys.readouterr()
     assert "3 complete" in said.out
     assert said.err.count("val/acc") >= 3
+    assert not [thread for thread in threading.enumerate() if "WriterThread" in type(thread).__name__]
     folder = tmp_path / "logs" / "own"
     ended = trials(tmp_path)
     assert [trial.number for trial in ended] == [0, 1, 2]

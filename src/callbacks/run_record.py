@@ -117,6 +117,7 @@ class RunRecord(Callback):
                 writer = logger.experiment._get_file_writer()
                 for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
                     writer.add_summary(summary, trainer.global_step)
+                logger.experiment.close()  # with its thread: a search has many runs in one process
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:

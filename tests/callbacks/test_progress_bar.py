@@ -18,13 +18,15 @@ from src.callbacks import progress_bar
 from src.callbacks.progress_bar import PacedProgressBar
 from src.callbacks.progress_lines import ProgressLines
 from src.cli import StarterCLI
+from tests.conftest import skip_if_deleted
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*[349][0-7]")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def test_every_run_has_one_unless_it_brings_another_or_none(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--model.net=MLP", "--accelerator=cpu", f"--trainer.default_root_dir={tmp_path}")
+    words = ("--data.source=sample", "--model.net=MLP", "--accelerator=cpu", f"--trainer.default_root_dir={tmp_path}")
+    skip_if_deleted(words)
     for is_terminal, more, expected in (
         (True, (), PacedProgressBar),
         (False, (), ProgressLines),
@@ -55,6 +57,7 @@ def test_it_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pytest
 
 def on_a_terminal(*words: str, **env: str) -> str:
     """What a run shows on a terminal of 100 columns."""
+    skip_if_deleted(["--data.source=sample"])
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
     command = [sys.executable, "-m", "src.train", "--accelerator=cpu", "--data.source=sample", *words]

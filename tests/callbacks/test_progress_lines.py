@@ -6,12 +6,13 @@ import pytest
 
 from src.callbacks import progress_lines
 from src.cli import StarterCLI
-from tests.conftest import program
+from tests.conftest import program, skip_if_deleted
 
 SMALL = ("--model.net=MLP", "--accelerator=cpu", "--data.source=sample", "--trainer.limit_train_batches=8")
 
 
 def run(tmp_path: Any, *words: str) -> None:
+    skip_if_deleted(SMALL)
     StarterCLI([*words, *SMALL, f"--trainer.default_root_dir={tmp_path}"], 0.0).run()
 
 

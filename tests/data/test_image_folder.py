@@ -6,25 +6,7 @@ from PIL import Image
 
 from src.data.image_folder import ImageFolderDataModule
 from src.errors import InputError
-
-
-def picture(path: Path, colour: object, mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)  # type: ignore[arg-type]
-    return path
-
-
-def pictures(folder: Path, count: int = 10) -> str:
-    """Red and green pictures of many sizes, modes and formats."""
-    for number in range(count):
-        size = (20 + 7 * number, 50 - 2 * number)
-        suffix = (".png", ".jpg", ".bmp")[number % 3]
-        picture(folder / "red" / f"{number}{suffix}", (255, 0, 0), size=size)
-        mode, colour = (("L", 90), ("RGBA", (0, 255, 0, 255)), ("P", 0), ("1", 1))[number % 4]
-        picture(folder / "green" / f"{number}.png", colour, mode, size)
-    (folder / "red" / "notes.txt").write_text("no picture")
-    (folder / ".hidden").mkdir()
-    return str(folder)
+from tests.conftest import picture, pictures
 
 
 def ready(**arguments: object) -> ImageFolderDataModule:

@@ -16,7 +16,7 @@ from src.errors import InputError
 from src.models.clip import CLIP
 from src.models.contrastive import ContrastiveModel
 from src.predict import predict
-from tests.conftest import QUIET, Run, fit, program
+from tests.conftest import QUIET, Run, fit, own_pairs, program
 
 Train = Callable[..., Run]
 CONFIG = "--config=configs/mnist_clip.yaml"
@@ -93,18 +93,6 @@ def test_labels_are_for_such_models_only(digits: str, tmp_path: Path) -> None:
     words = ["--ckpt_path", digits, str(tmp_path), "--output", str(tmp_path / "out.csv")]
     with pytest.raises(InputError, match="ImageClassifier tells the classes it was trained on: leave it out"):
         predict([*words, "--labels", "a", "b"])
-
-
-def own_pairs(folder: Path) -> Path:
-    folder.mkdir()
-    rows = []
-    for number in range(60):
-        colour = ("red", "green", "blue")[number % 3]
-        Image.new("RGB", (30 + number, 40), colour).save(folder / f"{number}.png")
-        rows.append((f"{number}.png", f"a {colour} picture of size {number}"))
-    with (folder / "captions.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "caption"), *rows])
-    return folder / "captions.csv"
 
 
 def test_own_images_with_captions(train: Train, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -13,11 +12,7 @@ from src.errors import InputError
 from src.models.cnn import CNN
 from src.models.image_classifier import ImageClassifier
 from src.models.mlp import MLP
-
-
-def trainer(folder: Path, **options: object) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
-    return Trainer(default_root_dir=folder, **{**quiet, "enable_checkpointing": False, **options})
+from tests.conftest import trainer
 
 
 def batches(size: int, *, count: int = 20) -> DataLoader[tuple[Tensor, ...]]:

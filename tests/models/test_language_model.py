@@ -9,8 +9,8 @@ from src.data.text import TextDataModule
 from src.errors import InputError
 from src.models.gpt import GPT
 from src.models.language_model import LanguageModel, sample
+from tests.conftest import trainer
 from tests.models.test_gpt import stirred
-from tests.models.test_image_classifier import trainer
 
 TEXT = "To be, or not to be: that is the question. " * 40
 

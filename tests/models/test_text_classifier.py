@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from src.models.text_classifier import TextClassifier
 from src.models.text_encoder import TextEncoder
-from tests.models.test_image_classifier import trainer
+from tests.conftest import trainer
 
 
 def batches() -> DataLoader[tuple[Tensor, ...]]:

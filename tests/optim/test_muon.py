@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,13 +8,14 @@ from torch import nn
 from torch.optim import AdamW, Muon
 
 from src.errors import InputError
-from src.models.gpt import GPT
 from src.optim.groups import decay_groups
 from src.optim.muon import MuonWithAdamW
 from tests.conftest import Run
 
 
-def net() -> GPT:
+def net() -> Any:
+    from src.models.gpt import GPT
+
     torch.manual_seed(0)
     return GPT(20, 8, d_model=8, num_heads=2, num_layers=1)
 
@@ -110,6 +112,8 @@ def test_groups_hold_each_trained_parameter_once() -> None:
 
 
 def test_tied_weights_are_no_hidden_matrix() -> None:
+    from src.models.gpt import GPT
+
     module = GPT(20, 8, d_model=8, num_heads=2, num_layers=1, tie_weights=True)
     hidden = {id(p) for group in decay_groups(module) if group["hidden"] for p in group["params"]}
     assert id(module.head.weight) not in hidden
