@@ -148,6 +148,8 @@ def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> An
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
         return module.GridSampler({key: one["categorical"] for key, one in space.items()}, seed=seed)
+    if name == "SuccessiveHalvingPruner":  # halves; Optuna's own quarters judge most trials by their first look
+        return module.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
     cls = getattr(module, name)
     takes_seed = seed is not None and "seed" in cls.__init__.__code__.co_varnames
     return cls(seed=seed) if takes_seed else cls()

@@ -26,7 +26,13 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "RE
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = README.index("## Your own project")  # whose files the user writes
 ALL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-COMMANDS = sorted(set(re.findall(r"python -m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*", ALL)))
+COMMANDS = sorted(
+    {
+        command
+        for command in re.findall(r"python -m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*", ALL)
+        if not re.search(r'"\$@"|breast_cancer', command)  # these have tests of their own
+    }
+)
 # What starts the program on several devices; the program's own part is read here.
 LAUNCHED = sorted(set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", ALL)))
 
