@@ -21,6 +21,8 @@ CHANGES: list[tuple[str, str, AbstractContextManager[object], list[str]]] = [
     ("default", "one fused optimizer kernel", AS_IT_IS, ["--optimizer.fused=false"]),
     ("default", "channels last", patch("torch.channels_last", torch.contiguous_format), []),
     ("default", "bfloat16", AS_IT_IS, ["--precision=32-true"]),
+    ("default", "what TensorBoard shows", patch("src.equipment.views", lambda *_: []), []),
+    ("shakespeare_gpt", "what TensorBoard shows", patch("src.equipment.views", lambda *_: []), []),
     ("shakespeare_gpt", "attention written out", patch("src.models.gpt.LONGEST_WRITTEN_OUT", 0), []),
     ("shakespeare_gpt", "bfloat16", AS_IT_IS, ["--precision=32-true"]),
 ]
@@ -32,9 +34,10 @@ def trained_without(words: list[str], undone: AbstractContextManager[object]) ->
 
 
 def main() -> None:
-    options = parse(__doc__, DATA_DIR)
+    only = ("--only", {"default": "", "help": "a part of the changes' names"})
+    options = parse(__doc__, DATA_DIR, only)
     rows = []
-    for recipe, change, undone, undoing in CHANGES:
+    for recipe, change, undone, undoing in (one for one in CHANGES if options.only in one[1]):
         steps = 5 if options.quick else 30 if "gpt" in recipe else 100
         words = ["fit", "--accelerator=cpu", f"--config=configs/{recipe}.yaml", f"--trainer.max_steps={steps}"]
         words += [f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=1"]

@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, tuple[bool, list[str]]] = {
     "text_memory": (False, ["--megabytes", "5", "500"]),
     "ablation": (True, []),
     "serving": (False, []),
+    "search": (False, []),
     "recipes": (True, ["--recipes", "mnist_fast"]),
 }
 

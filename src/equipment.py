@@ -31,10 +31,8 @@ def equip(options: Options, stage: str | None, quiet: bool) -> None:
     if options["logger"] is False:  # this one refuses to work without a logger
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     elif stage != "predict":
-        views: list[Callback] = [Dashboard(), NetworkPictures(after_test=stage is None), EvaluationPictures()]
-        if options["log_every_n_steps"] != 0:
-            views.append(Throughput())
-        callbacks += [view for view in views if not _has(callbacks, type(view))]
+        shown = views(stage, options["log_every_n_steps"])
+        callbacks += [view for view in shown if not _has(callbacks, type(view))]
     if quiet:
         options["enable_progress_bar"] = options["enable_model_summary"] = False
     if options["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar):
@@ -46,6 +44,12 @@ def equip(options: Options, stage: str | None, quiet: bool) -> None:
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpointIO())
+
+
+def views(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
+    """What a run shows in TensorBoard."""
+    shown: list[Callback] = [Dashboard(), NetworkPictures(after_test=stage is None), EvaluationPictures()]
+    return shown if log_every_n_steps == 0 else [*shown, Throughput()]
 
 
 def checkpointing(

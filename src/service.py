@@ -135,7 +135,7 @@ class Receiver:
         return _encodable(text)
 
     def _prompt(self, value: Any) -> dict[str, Any]:
-        from src.models.language_model import check_sampling
+        from src.models.sampling import check_sampling
 
         given: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
         known = {"prompt", *given}

@@ -27,6 +27,7 @@ from src import ROOT
 from src.cli import StarterCLI
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--accelerator=cpu")
+PYCACHE = shutil.ignore_patterns("__pycache__")
 NO_NETWORK = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
@@ -307,18 +308,10 @@ def own_pairs(folder: Path) -> Path:
 
 
 def copy_of_the_repository(folder: Path) -> Path:
-    """A copy of what a commit would hold, as a folder without history."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    """A copy without history, environment, data and runs."""
+    left_out = (".git", ".venv", "data", "logs", "__pycache__", ".*_cache", "*.egg-info", ".coverage*")
+    top = shutil.ignore_patterns(*left_out)
+    shutil.copytree(ROOT, folder, ignore=lambda at, names: top(at, names) if at == str(ROOT) else PYCACHE(at, names))
     return folder
 
 

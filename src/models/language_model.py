@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from src.errors import InputError
 from src.models.hyperparameters import describe_arguments
+from src.models.sampling import check_sampling, sample
 from src.models.task import IGNORED, Task
 from src.optim.groups import Group, decay_groups
 
@@ -142,36 +143,3 @@ class LanguageModel(Task):
         rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})
         if stage in rates:
             self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage], sync_dist=True)
-
-
-def sample(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> int:
-    """One token number by (vocab_size,) float logits; what the arguments mean is said at `LanguageModel.generate`."""
-    if temperature == 0:
-        return int(logits.argmax())
-    logits = logits / temperature
-    if top_k is not None and top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
-    probabilities = logits.softmax(dim=0)
-    if top_p is not None:
-        ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(dim=0) - ordered  # the probability of all likelier tokens
-        probabilities[order[before >= top_p]] = 0
-    return int(torch.multinomial(probabilities, 1, generator=generator))
-
-
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise InputError where an argument of `LanguageModel.generate` is out of its range."""
-    if max_new_tokens < 0:
-        raise InputError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
-    if not 0 <= temperature < math.inf:
-        raise InputError(f"temperature {temperature} is out of range: give at least 0, where 0 takes the likeliest")
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from src.data.text import TextDataModule
 from src.errors import InputError
 from src.models.gpt import GPT
-from src.models.language_model import LanguageModel, sample
+from src.models.language_model import LanguageModel
+from src.models.sampling import sample
 from tests.conftest import trainer
 from tests.models.test_gpt import stirred
 
