@@ -323,3 +323,12 @@ def in_copy(folder: Path, *words: str) -> str:
     )
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     return done.stdout
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def own_text(folder: Path) -> str:
+    return write(folder / "own.txt", "To be, or not to be: that is the question. " * 40)

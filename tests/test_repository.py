@@ -100,3 +100,13 @@ def test_networks_are_pure_pytorch() -> None:
         text = path.read_text()
         if not re.search(r"LightningModule|import .*\bTask\b", text):
             assert not re.search(r"^\s*(from|import) lightning", text, re.MULTILINE), path
+
+
+def test_no_file_is_longer_than_one_reads() -> None:
+    kinds = (".py", ".md", ".yaml", ".toml", ".html", ".sbatch")
+    rooms = ("src", "tests", "benchmarks", "scripts", "configs", "docs", ".github")
+    files = [path for room in rooms for path in (ROOT / room).rglob("*")] + [*ROOT.glob("*")]
+    files = [path for path in files if path.suffix in kinds]
+    assert len(files) > 100
+    long = {str(path.relative_to(ROOT)): count for path in files if (count := len(path.read_text().splitlines())) > 400}
+    assert not long

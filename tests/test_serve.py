@@ -6,15 +6,11 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,81 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
-from src import ROOT
 from src.data.mnist import MNISTDataModule
 from src.errors import InputError
 from src.inference import Inference
 from src.serve import serve
 from tests.conftest import program
-
-TOKEN = "a secret"
-
-
-@dataclass
-class Answer:
-    status: int
-    body: bytes
-    headers: Any
-
-    @property
-    def json(self) -> Any:
-        assert self.body.count(b"\n") == 0
-        return json.loads(self.body)
-
-
-@dataclass
-class Service:
-    process: "subprocess.Popen[bytes]"
-    port: int
-
-    def ask(self, method: str, path: str, body: bytes = b"", timeout: float = 30, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        connection.request(
-            method, path, body or None, {name.replace("_", "-"): value for name, value in headers.items()}
-        )
-        answer = connection.getresponse()
-        found = Answer(answer.status, answer.read(), answer.headers)
-        connection.close()
-        return found
-
-    def predict(self, body: Any, **headers: str) -> Answer:
-        return self.ask("POST", "/predict", body if isinstance(body, bytes) else json.dumps(body).encode(), **headers)
-
-    def memory(self) -> int:
-        found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
-        assert found is not None
-        return int(found[1])
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@contextlib.contextmanager
-def service(checkpoint: str, *words: str) -> Iterator[Service]:
-    port = free_port()
-    command = [sys.executable, "-m", "src.serve", "--ckpt_path", checkpoint, "--port", str(port), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    lines = []
-    for line in process.stderr:
-        lines.append(line.decode())
-        if "Serving http://127.0.0.1" in lines[-1]:
-            break
-    else:
-        pytest.fail("".join(lines))
-    try:
-        yield Service(process, port)
-    finally:
-        process.terminate()
-        try:
-            process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+from tests.served import TOKEN, Answer, Service, free_port, service
 
 
 @pytest.fixture(scope="module")
@@ -423,76 +350,3 @@ def test_a_port_that_is_taken_is_one_line(digits: str) -> None:
     assert done.returncode == 2
     assert f"--port {port} of 127.0.0.1 cannot be had" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@contextlib.contextmanager
-def browser() -> Iterator[Any]:
-    """A page of a real browser without network beyond this machine."""
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium on this machine: apt-get install chromium")
-    with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page = opened.new_page(viewport={"width": 820, "height": 520})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-        yield page
-        opened.close()
-        assert not problems
-
-
-def strokes_of_a_three() -> list[tuple[float, float]]:
-    """Points along a 3, on a square of 280."""
-    import math
-
-    upper = [(140 + 50 * math.cos(t), 90 + 45 * math.sin(t)) for t in (math.radians(a) for a in range(-150, 91, 10))]
-    lower = [(140 + 58 * math.cos(t), 187 + 52 * math.sin(t)) for t in (math.radians(a) for a in range(-90, 151, 10))]
-    return upper + lower
-
-
-def test_a_three_that_is_drawn_has_the_highest_bar(digit_service: Service, tmp_path: Path) -> None:
-    with browser() as page:
-        page.goto(f"http://127.0.0.1:{digit_service.port}/")
-        box = page.locator("#canvas").bounding_box()
-        points = [(box["x"] + x, box["y"] + y) for x, y in strokes_of_a_three()]
-        page.mouse.move(*points[0])
-        page.mouse.down()
-        for x, y in points[1:]:
-            page.mouse.move(x, y)
-        page.mouse.up()
-        page.wait_for_selector(".best")
-        page.wait_for_timeout(500)  # answers that are on their way
-        bars = {
-            row.get_attribute("data-label"): float(row.get_attribute("data-probability"))
-            for row in page.locator(".row").all()
-        }
-        assert len(bars) == 10
-        assert max(bars, key=bars.__getitem__) == "3"
-        widths = {
-            row.get_attribute("data-label"): row.locator(".bar").bounding_box()["width"]
-            for row in page.locator(".row").all()
-        }
-        assert max(widths, key=widths.__getitem__) == "3"
-        page.get_by_text("Clear").click()
-        assert page.locator(".row").count() == 0
-
-
-def test_a_text_that_is_typed_gets_bars_where_a_token_is_given(sentiments: str) -> None:
-    with service(sentiments, "--token", TOKEN) as found, browser() as page:
-        page.goto(f"http://127.0.0.1:{found.port}/")
-        page.fill("#token", TOKEN)
-        page.fill("#area", "an awful film")
-        page.click("#go")
-        page.wait_for_selector(".best")
-        assert page.locator(".best").get_attribute("data-label") == "bad"
-
-
-def test_a_text_that_is_begun_goes_on_in_the_page(writer: str) -> None:
-    with service(writer) as found, browser() as page:
-        page.goto(f"http://127.0.0.1:{found.port}/")
-        page.fill("#area", "To be")
-        page.click("#go")
-        page.wait_for_function("document.getElementById('text').textContent.length > 40")
-        assert page.locator("#text").text_content().startswith("To be")

@@ -11,8 +11,9 @@ from lightning.pytorch import Trainer
 
 from src import ROOT
 from src.data import sources, text
-from src.data.loading import Batches
-from src.data.text import TextDataModule, Windows, find_texts, random_starts, split_sizes
+from src.data.loading import IGNORED, Batches
+from src.data.text import TextDataModule, find_texts, random_starts, split_sizes
+from src.data.windows import Windows
 from src.errors import InputError
 from src.models.gpt import GPT
 from src.models.language_model import LanguageModel
@@ -66,7 +67,7 @@ def test_no_window_crosses_a_border(tmp_path: Path) -> None:
     for part, first in ((data.train_set, 0), (data.val_set, 810), (data.test_set, 900)):
         last = first + len(part.tokens) - 1
         inputs, targets = part.__getitems__(list(range(len(part))))
-        counted = targets != text.IGNORED
+        counted = targets != IGNORED
         assert torch.equal((inputs[counted] + 1) % 100, targets[counted])
         assert inputs[0, 0] == first % 100
         assert targets[counted][-1] == last % 100
@@ -74,7 +75,7 @@ def test_no_window_crosses_a_border(tmp_path: Path) -> None:
 
 def test_evaluation_asks_for_every_token_that_has_one_before_it_once(tmp_path: Path) -> None:
     data = ready(tmp_path, path=own(tmp_path, "".join(chr(33 + i % 90) for i in range(1003))))
-    targets = torch.cat([targets[targets != text.IGNORED] for _, targets in data.test_dataloader()])
+    targets = torch.cat([targets[targets != IGNORED] for _, targets in data.test_dataloader()])
     assert targets.tolist() == data.test_set.tokens[1:].tolist()
 
 
