@@ -48,7 +48,8 @@ def equip(options: Options, stage: str | None, quiet: bool) -> None:
 
 def views(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
     """What a run shows in TensorBoard."""
-    shown: list[Callback] = [Dashboard(), NetworkPictures(after_test=stage is None), EvaluationPictures()]
+    network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
+    shown: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation]
     return shown if log_every_n_steps == 0 else [*shown, Throughput()]
 
 
