@@ -15,7 +15,7 @@ from src.cli import StarterCLI
 from src.config import SHORT_FLAGS
 from src.errors import InputError
 from src.hardware import choose_precision
-from tests.conftest import QUIET, Run, own_text, program, tiny_pretrained, write
+from tests.conftest import QUIET, Run, own_text, program, skip_if_deleted, tiny_pretrained, write
 
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
@@ -174,6 +174,7 @@ def test_help_shows_the_short_flags_and_the_stages() -> None:
     ],
 )
 def test_help_on_a_class_shows_its_arguments(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    skip_if_deleted(["--data.source=sample"])
     with pytest.raises(SystemExit) as stop:
         StarterCLI(words.split(), time.perf_counter())
     assert stop.value.code == 0
@@ -286,6 +287,7 @@ def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: b
 def test_what_stays_in_float32_uses_tensorfloat32_on_a_gpu_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
+    skip_if_deleted(["--data.source=sample"])
     chosen: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)

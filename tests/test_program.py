@@ -133,7 +133,7 @@ def broken_files(folder: Path) -> None:
 def test_an_error_of_the_user_is_one_line(
     words: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    skip_if_deleted(words.split())
+    skip_if_deleted(["--data.source=sample", *words.split()])  # the recipe without a word
     monkeypatch.chdir(tmp_path)
     broken_files(tmp_path)
     root = () if "default_root_dir" in words else (f"--trainer.default_root_dir={tmp_path / 'logs'}",)
@@ -170,6 +170,7 @@ def test_an_error_of_the_user_is_one_line(
     ],
 )
 def test_an_error_of_the_user_ends_the_program_with_code_2(words: str, expected: str, tmp_path: Path) -> None:
+    skip_if_deleted(["--data.source=sample"])
     broken_files(tmp_path)
     done = program(*words.split(), f"--trainer.default_root_dir={tmp_path / 'logs'}", cwd=tmp_path)
     assert expected in one_line(done)
@@ -224,6 +225,7 @@ def test_an_interrupt_before_the_run_begins_is_no_traceback(monkeypatch: pytest.
 
 
 def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
+    skip_if_deleted(["--data.source=sample"])
     words = [sys.executable, "-m", "src.train", "--data.source=sample", "--model.net=MLP", *QUIET]
     words += ["--max_epochs=100000", f"--trainer.default_root_dir={tmp_path}"]
     last = tmp_path / "default" / "version_0" / "checkpoints" / "last.ckpt"

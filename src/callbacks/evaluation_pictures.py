@@ -66,8 +66,8 @@ class EvaluationPictures(Callback):
             self._curves = curves.to(task.device)
 
     def _look(self, outputs: Any, batch: Any) -> None:
-        if self._curves is None:
-            return
+        if self._curves is None or not isinstance(outputs, dict) or "logits" not in outputs:
+            return  # a task may override its steps
         probabilities, targets = outputs["logits"].float().softmax(dim=1), outputs["targets"]  # (B, num_classes), (B,)
         self._curves.update(probabilities, targets)
         confidences, preds = probabilities.max(dim=1)
