@@ -27,12 +27,17 @@ from src import ROOT
 from src.cli import StarterCLI
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--accelerator=cpu")
+COVERAGE: dict[str, str] = {}
 PYCACHE = shutil.ignore_patterns("__pycache__")
 NO_NETWORK = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
 def pytest_configure() -> None:
-    """Divide the cores among the test processes, and keep all of them off the network."""
+    """Divide the cores among the test processes, and keep all of them off the network.
+
+    Of the processes they start, those are measured by coverage that are one alone, and not among several or killed.
+    """
+    COVERAGE.update({name: os.environ.pop(name) for name in ("COVERAGE_PROCESS_CONFIG",) if name in os.environ})
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -262,7 +267,8 @@ def program(*args: str, cwd: Path = ROOT, module: str = "src.train", **env: str)
     command = [sys.executable, "-m", module, *args]
     # Lightning leaves the address of a process group in the environment where a test has built one for several devices.
     own = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    environment = {**own, "PYTHONPATH": str(ROOT), **env}
+    measured = {} if "--devices" in args else COVERAGE
+    environment = {**own, "PYTHONPATH": str(ROOT), **measured, **env}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 

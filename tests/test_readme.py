@@ -25,16 +25,20 @@ if DELETED:
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = README.index("## Your own project")  # whose files the user writes
+FIGURES = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")  # of recipes, which are all run in test_configs.py
 ALL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 COMMANDS = sorted(
     {
         command
         for command in re.findall(r"python -m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*", ALL)
-        if not re.search(r'"\$@"|breast_cancer', command)  # these have tests of their own
+        if not re.search(r'"\$@"|breast_cancer', command) and command not in FIGURES  # these have tests of their own
     }
 )
 # What starts the program on several devices; the program's own part is read here.
-LAUNCHED = sorted(set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", ALL)))
+LONG = set(re.findall(r"python -m src\.train([^`\n|#]*)", FIGURES))
+LAUNCHED = sorted(
+    LONG | set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", ALL))
+)
 
 
 @pytest.fixture(scope="module")

@@ -109,6 +109,7 @@ def test_a_checkpoint_of_the_best_epoch_goes_on_bit_by_bit_too(train: Train, tmp
     assert differences(whole.folder, last.folder) == []
 
 
+@pytest.mark.slow
 def test_five_kills_at_random_moments_change_nothing(tmp_path: Path) -> None:
     skip_if_deleted(IMAGES)
     words = [str(ROOT / "scripts" / "kill.py"), "--kills=5", f"--folder={tmp_path}", "--", *IMAGES, "--max_epochs=8"]
