@@ -45,7 +45,7 @@ def trials_an_hour(jobs: int, trials: int) -> float:
 
 def main() -> None:
     options = parse(__doc__, ("--studies", {"type": int, "default": 3, "help": "searches of each kind"}))
-    short = ["--n_trials=4", "--trainer.max_epochs=2"] if options.quick else []
+    short = ["--n_trials=2", "--trainer.max_epochs=1"] if options.quick else []
     kinds = {
         "search": ["--sampler=TPESampler", "--pruner=SuccessiveHalvingPruner"],
         "random": ["--sampler=RandomSampler", "--pruner=NopPruner"],

@@ -27,17 +27,12 @@ from src import ROOT
 from src.cli import StarterCLI
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--accelerator=cpu")
-COVERAGE: dict[str, str] = {}
 PYCACHE = shutil.ignore_patterns("__pycache__")
 NO_NETWORK = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
 def pytest_configure() -> None:
-    """Divide the cores among the test processes, and keep all of them off the network.
-
-    Of the processes they start, those are measured by coverage that are one alone, and not among several or killed.
-    """
-    COVERAGE.update({name: os.environ.pop(name) for name in ("COVERAGE_PROCESS_CONFIG",) if name in os.environ})
+    """Divide the cores among the test processes, and keep all of them off the network."""
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -97,6 +92,17 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
         if path := _deleted_module(str(error)):
             pytest.skip(f"{path} has been deleted")
         raise
+
+
+@pytest.fixture(autouse=True)
+def no_place_among_processes() -> Iterator[None]:
+    """Take away what Lightning leaves in the environment where a test has built a run for several devices.
+
+    With it, the next run would take itself for one of several, and wait for the others.
+    """
+    yield
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 @dataclass
@@ -265,10 +271,7 @@ def program(*args: str, cwd: Path = ROOT, module: str = "src.train", **env: str)
     """Run a command of the project as a user does, in its own process."""
     skip_if_deleted(args)
     command = [sys.executable, "-m", module, *args]
-    # Lightning leaves the address of a process group in the environment where a test has built one for several devices.
-    own = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    measured = {} if "--devices" in args else COVERAGE
-    environment = {**own, "PYTHONPATH": str(ROOT), **measured, **env}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from src import ROOT
-from tests.conftest import COVERAGE
 
 TOKEN = "a secret"
 
@@ -67,7 +66,7 @@ def free_port() -> int:
 def service(checkpoint: str, *words: str) -> Iterator[Service]:
     port = free_port()
     command = [sys.executable, "-m", "src.serve", "--ckpt_path", checkpoint, "--port", str(port), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **COVERAGE}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     assert process.stderr is not None
     lines = []

@@ -24,8 +24,6 @@ def benchmark(*words: str) -> str:
     "script",
     [
         "reference",
-        "data_path",
-        "generation",
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "text_memory")),
     ],
 )
@@ -44,9 +42,14 @@ def test_a_benchmark_prints_a_table_and_keeps_its_values(script: str, tmp_path: 
     ("words", "message"),
     [
         (("--pairs", "0"), "--pairs 0 is too small: give at least 1"),
-        (("--data_dir", "nowhere"), "--data_dir nowhere: no such folder"),
-        (("--results", "table.py"), "--results table.py holds no results"),
-        (("--qick",), "unrecognized arguments: --qick"),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (
+                (("--data_dir", "nowhere"), "--data_dir nowhere: no such folder"),
+                (("--results", "table.py"), "--results table.py holds no results"),
+                (("--qick",), "unrecognized arguments: --qick"),
+            )
+        ),
     ],
 )
 def test_a_benchmark_says_what_it_cannot_do_before_it_measures(words: tuple[str, ...], message: str) -> None:

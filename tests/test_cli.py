@@ -87,6 +87,7 @@ def test_the_best_checkpoint_is_found_under_a_name_of_its_own(train: Train) -> N
     assert tested.cli.config.ckpt_path == str(best)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_run_is_tested_in_its_run(tmp_path: Path) -> None:
     words = (*SHORT, "--data.source=sample", *QUIET)
     assert program("fit", *words, f"--trainer.default_root_dir={tmp_path}").returncode == 0

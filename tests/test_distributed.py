@@ -116,7 +116,8 @@ def table(tmp_path: Path) -> tuple[str, ...]:
     )
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("FSDP2Strategy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["ddp", "FSDP2Strategy"])
+@pytest.mark.slow
 def test_every_one_of_1001_samples_counts_once(
     train: Train, tmp_path: Path, table: tuple[str, ...], strategy: str
 ) -> None:

@@ -110,7 +110,7 @@ def test_batch_and_length_are_free_and_pixels_are_as_in_files(
         assert np.abs(logits - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["digits", "sentiments"])
+@pytest.mark.parametrize("kind", ["digits", pytest.param("sentiments", marks=pytest.mark.slow)])
 def test_int8_is_smaller_and_says_what_it_costs(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +132,9 @@ def test_int8_is_smaller_and_says_what_it_costs(
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"whole", "int8"}
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize(
+    "kind", ["bert", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("roberta", "gpt2"))]
+)
 def test_a_pretrained_model_goes_back_to_transformers(kind: str, tmp_path: Path) -> None:
     import transformers
 

@@ -235,6 +235,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_a_run_goes_on_when_
     assert "test/acc" in run.metrics
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path) -> None:
     words = (*SMALL, "--max_epochs=50", "--trainer.log_every_n_steps=1")
     root = f"--trainer.default_root_dir={small_disk}"
@@ -246,6 +247,7 @@ def test_a_disk_that_is_full_at_a_log_write_is_one_line(tmp_path: Path, small_di
     assert step_of(folder) == STEPS
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_deleted_is_named(tmp_path: Path) -> None:
     done = unlucky(tmp_path, "delete", 40, "--max_epochs=3")
     assert re.search(r"version_0 is gone, deleted or renamed while the run was going", one_line(done))
@@ -291,6 +293,7 @@ def test_a_weight_that_is_not_finite_is_found_before_a_loss_shows_it() -> None:
         FiniteLoss().on_save_checkpoint(trainer, layer, {})
 
 
+@pytest.mark.slow
 def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tmp_path: Path) -> None:
     done = unlucky(tmp_path, "nan", 43, "--max_epochs=3")
     last = folder_of(tmp_path) / "checkpoints" / "last.ckpt"

@@ -97,6 +97,7 @@ def test_an_error_of_the_user_is_one_line(words: str, expected: str, checkpoint:
     assert expected in str(error.value).replace(f"{tmp_path}/", "")
 
 
+@pytest.mark.slow
 def test_an_error_ends_the_command_with_code_2() -> None:
     done = program("--ckpt_path", "missing.ckpt", module="src.generate")
     assert done.returncode == 2

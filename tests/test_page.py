@@ -65,6 +65,7 @@ def test_a_three_that_is_drawn_has_the_highest_bar(digits: str, tmp_path: Path) 
         assert page.locator(".row").count() == 0
 
 
+@pytest.mark.slow
 def test_a_text_that_is_typed_gets_bars_where_a_token_is_given(sentiments: str) -> None:
     with service(sentiments, "--token", TOKEN) as found, browser() as page:
         page.goto(f"http://127.0.0.1:{found.port}/")
@@ -75,6 +76,7 @@ def test_a_text_that_is_typed_gets_bars_where_a_token_is_given(sentiments: str) 
         assert page.locator(".best").get_attribute("data-label") == "bad"
 
 
+@pytest.mark.slow
 def test_a_text_that_is_begun_goes_on_in_the_page(writer: str) -> None:
     with service(writer) as found, browser() as page:
         page.goto(f"http://127.0.0.1:{found.port}/")

@@ -152,6 +152,7 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
     # Real stages on two batches; several processes are only parsed here, and run in test_cli.py.
     short = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
     extra += [*short, *own_data(words, workplace)] if one_process else []
+    extra += ["--max_epochs=2"] if "overfit" in command else []
     if any(word.endswith(("help", "print_config")) for word in words):
         with pytest.raises(SystemExit) as stop:
             StarterCLI([*words, *extra], time.perf_counter())

@@ -69,7 +69,7 @@ def stopped_at(step: int, tmp_path: Path) -> tuple[str, ...]:
             (*IMAGES, "--trainer.check_val_every_n_epoch=3"), (31, 63), id="an epoch's end without validation"
         ),
         pytest.param(TEXT, (19, 20, 90), id="text, validated inside of an epoch"),
-        pytest.param(WORDS, (5,), id="labelled text"),
+        pytest.param(WORDS, (5,), id="labelled text", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_is_stopped_goes_on_bit_by_bit(

@@ -82,6 +82,7 @@ def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1.0}
 
 
+@pytest.mark.slow
 def test_the_peak_memory_is_the_runs_own_and_not_what_its_parent_had() -> None:
     command = "from src.callbacks.run_record import _peak_memory_mb; print(_peak_memory_mb())"
     parent = (
