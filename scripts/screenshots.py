@@ -7,11 +7,8 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,24 +38,19 @@ def chromium() -> str | None:
 @contextmanager
 def tensorboard(logdir: Path) -> Iterator[str]:
     """The address of a server that `make tensorboard` starts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = f"--logdir {logdir} --port {port} --host 127.0.0.1"
+    words = f"--logdir {logdir} --port 0 --host 127.0.0.1"
     command = ["make", "tensorboard", f"ARGS={words}"]
     if not (ROOT / ".venv" / "bin" / "tensorboard").exists():  # else it would be set up
         command = [sys.executable, "-m", "tensorboard.main", *words.split()]
-    quiet = subprocess.DEVNULL
-    server = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
+    server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert server.stderr is not None
     try:
-        address = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            with suppress(OSError):
-                urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{address}/data/runs").read()
-                break
-            time.sleep(0.3)
-        yield address
+        said = ""
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said)):
+            if not (line := server.stderr.readline()):
+                raise RuntimeError(f"TensorBoard did not start: {said}")
+            said += line
+        yield address[0]
     finally:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)

@@ -390,6 +390,5 @@ class StarterCLI(LightningCLI):
 
 
 def _has_precision_plugin(plugins: Any) -> bool:
-    given = plugins if isinstance(plugins, list) else [plugins]
-    classes = [config.import_class(plugin.class_path) for plugin in given if isinstance(plugin, Namespace)]
+    classes = [config.import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
     return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)

@@ -27,7 +27,7 @@ Options = dict[str, Any]  # of the Trainer
 
 def equip(options: Options, stage: str | None, quiet: bool) -> None:
     """Add what a run shows and what keeps it whole; the configuration's own stand first, and instead."""
-    callbacks = options["callbacks"] = as_list(options["callbacks"])
+    callbacks = options["callbacks"]  # a list that this call makes longer
     if options["logger"] is False:  # this one refuses to work without a logger
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     elif stage != "predict":

@@ -36,6 +36,8 @@ from src.runs import checkpoints_of, is_finished, runs_of
 
 KINDS = ("float", "int", "categorical")
 KNOWN = {"recipe", "options", "space", "n_trials", "sampler", "pruner", "metric", "direction"}
+# Halving halves; Optuna's own quarters judge most trials by their first look.
+ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
 HEARTBEAT = 30  # seconds; a trial that is silent for twice as long is lost
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -148,11 +150,10 @@ def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> An
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
         return module.GridSampler({key: one["categorical"] for key, one in space.items()}, seed=seed)
-    if name == "SuccessiveHalvingPruner":  # halves; Optuna's own quarters judge most trials by their first look
-        return module.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
-    cls = getattr(module, name)
-    takes_seed = seed is not None and "seed" in cls.__init__.__code__.co_varnames
-    return cls(seed=seed) if takes_seed else cls()
+    cls, arguments = getattr(module, name), dict(ARGUMENTS.get(name, {}))
+    if seed is not None and "seed" in cls.__init__.__code__.co_varnames:
+        arguments["seed"] = seed
+    return cls(**arguments)
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:

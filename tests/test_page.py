@@ -1,12 +1,12 @@
 """The page of the service, in a real browser."""
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from screenshots import chromium
 
 from tests.served import TOKEN, service
 
@@ -15,7 +15,7 @@ from tests.served import TOKEN, service
 def browser() -> Iterator[Any]:
     """A page of a real browser without network beyond this machine."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    path = chromium()
     if path is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with sync.sync_playwright() as playwright:

@@ -23,6 +23,7 @@ from src import ROOT
 from src.errors import InputError
 from src.tune import tune
 from tests.conftest import Run
+from tests.served import free_port
 
 TINY = ("--data.source=sample", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=2", "--accelerator=cpu")
 
@@ -299,9 +300,7 @@ def data_base() -> Iterator[str]:
         pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
     # It refuses to be run by root.
     user = {"user": "postgres"} if os.geteuid() == 0 else {}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         if user:
             shutil.chown(folder, "postgres")

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch.optim import Optimizer
+
+from src.callbacks.writers import writers
 
 OPTIMIZER = {
     "learning rate": ["Multiline", ["^lr-.*"]],
@@ -41,6 +42,5 @@ class Dashboard(Callback):
         self._is_laid_out = True
         names = sorted(name.removeprefix("val/") for name in trainer.callback_metrics if name.startswith("val/"))
         both = {name: ["Multiline", [f"^train/{name}$", f"^val/{name}$"]] for name in names}
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars({"training and validation": both, "optimizer": OPTIMIZER})
+        for writer in writers(trainer):
+            writer.add_custom_scalars({"training and validation": both, "optimizer": OPTIMIZER})

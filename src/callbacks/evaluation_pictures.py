@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
+from src.callbacks.writers import writers
+
 WORST = 16  # mistakes that are shown
 THRESHOLDS = 101  # of a precision-recall curve
 MOST_CURVES = 50  # classes that get one
-IGNORED = -100  # the target of padding
 
 
 class EvaluationPictures(Callback):
@@ -61,7 +61,7 @@ class EvaluationPictures(Callback):
     def _start(self, trainer: Trainer, task: Any) -> None:
         self._worst = []
         if hasattr(task, "confusion") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            options: dict[str, Any] = {"ignore_index": IGNORED, "validate_args": False}
+            options: dict[str, Any] = {"ignore_index": task.confusion.ignore_index, "validate_args": False}
             curves = MulticlassPrecisionRecallCurve(task.num_classes, thresholds=THRESHOLDS, **options)
             self._curves = curves.to(task.device)
 
@@ -71,7 +71,7 @@ class EvaluationPictures(Callback):
         probabilities, targets = outputs["logits"].float().softmax(dim=1), outputs["targets"]  # (B, num_classes), (B,)
         self._curves.update(probabilities, targets)
         confidences, preds = probabilities.max(dim=1)
-        wrong = ((preds != targets) & (targets != IGNORED)).nonzero()[:, 0]
+        wrong = ((preds != targets) & (targets != self._curves.ignore_index)).nonzero()[:, 0]
         for index in wrong[confidences[wrong].argsort(descending=True)[:WORST]].tolist():
             inputs = batch[0][index][batch[1][index]] if len(batch) > 2 else batch[0][index]  # without a text's padding
             mistake = (float(confidences[index]), int(targets[index]), int(preds[index]), inputs.detach().cpu())
@@ -97,17 +97,16 @@ class EvaluationPictures(Callback):
         labels = [str(one) for one in getattr(data, "labels", None) or range(len(counts))]
         if stage == "test":
             _write_table(Path(trainer.default_root_dir) / "confusion_matrix.csv", labels, counts)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                writer, step = logger.experiment, trainer.global_step
-                writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
-                if worst and worst[0][3].ndim == 3 and worst[0][3].shape[0] in (1, 3):
-                    writer.add_figure(f"{stage}/worst mistakes", _image_grid(worst, labels), step)
-                elif worst:
-                    decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)
-                    writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
-                for number, label in enumerate(labels[:MOST_CURVES]):
-                    _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
+        step = trainer.global_step
+        for writer in writers(trainer):
+            writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
+            if worst and worst[0][3].ndim == 3 and worst[0][3].shape[0] in (1, 3):
+                writer.add_figure(f"{stage}/worst mistakes", _image_grid(worst, labels), step)
+            elif worst:
+                decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)
+                writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
+            for number, label in enumerate(labels[:MOST_CURVES]):
+                _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
 
 
 def _write_table(path: Path, labels: list[str], counts: Tensor) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchvision.utils import make_grid
+
+from src.callbacks.writers import writers
 
 SHOWN = 32  # images of a batch
 
@@ -38,11 +39,10 @@ class NetworkPictures(Callback):
 
     def _draw(self, trainer: Trainer, task: Any) -> None:
         batch, self._batch = self._batch, None
-        writers = [one.experiment for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
-        if not batch or not writers:
+        if not batch:
             return
         first: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
-        for writer in writers:
+        for writer in writers(trainer):
             if batch[0].ndim == 4 and batch[0].shape[1] in (1, 3):
                 grid = make_grid(batch[0].float().cpu(), nrow=8, normalize=True)
                 writer.add_image("network/a batch after augmentation", grid, trainer.global_step)

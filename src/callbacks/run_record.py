@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from src import ROOT
+from src.callbacks.writers import writers
 from src.errors import InputError
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
@@ -93,31 +93,33 @@ class RunRecord(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_metrics(trainer)
 
-    def write(self, **values: float | str) -> None:
-        """Add values, such as `total_seconds`, to `metrics.json`; what is not a finite number becomes null."""
+    def write(self, **values: float | str) -> dict[str, Any]:
+        """Add values, such as `total_seconds`, to `metrics.json`, and give all that is in it then.
+
+        What is not a finite number becomes null.
+        """
         path = self.folder / "metrics.json"
-        metrics = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         for name, value in values.items():
             metrics[name] = None if isinstance(value, float) and not math.isfinite(value) else value
         _write(path, json.dumps(metrics, indent=2) + "\n")
+        return metrics
 
     def close(self, trainer: Trainer, **values: float | str) -> None:
         """Add the last values, and put settings and final metrics on TensorBoard's page of hyperparameters."""
-        self.write(**values)
-        metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = self.write(**values)
         final = {name: value for name, value in metrics.items() if isinstance(value, float) and FINAL.match(name)}
         if not final:
             return
         from torch.utils.tensorboard.summary import hparams  # which is not needed to begin
 
         settings = hyperparameters(yaml.safe_load(self.config))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                # `add_hparams` would open a second file, and log the metrics once more.
-                writer = logger.experiment._get_file_writer()
-                for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
-                    writer.add_summary(summary, trainer.global_step)
-                logger.experiment.close()  # with its thread: a search has many runs in one process
+        for writer in writers(trainer):
+            # `add_hparams` would open a second file, and log the metrics once more.
+            file = writer._get_file_writer()
+            for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
+                file.add_summary(summary, trainer.global_step)
+            writer.close()  # with its thread: a search has many runs in one process
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:

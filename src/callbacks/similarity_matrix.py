@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from src.callbacks.writers import writers
 from src.errors import InputError
 
 PIXELS = 24  # a side of what stands for one number
@@ -36,6 +36,5 @@ class SimilarityMatrix(Callback):
         low, high = task.similarity.aminmax()
         grey = (task.similarity - low) / (high - low).clamp(min=1e-6)
         image = torch.kron(grey, torch.ones(PIXELS, PIXELS))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(f"{stage}/similarity", image, trainer.global_step, dataformats="HW")
+        for writer in writers(trainer):
+            writer.add_image(f"{stage}/similarity", image, trainer.global_step, dataformats="HW")

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from src.callbacks.writers import writers
 from src.errors import InputError
 
 
@@ -34,7 +34,6 @@ class TextSamples(Callback):
             raise InputError("TextSamples needs a task that generates and data with a tokenizer: leave it out here")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if trainer.sanity_checking or not trainer.loggers:
             return
         task: Any = pl_module
@@ -48,5 +47,5 @@ class TextSamples(Callback):
         if not trainer.is_global_zero:
             return
         fenced = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown shows it as it is
-        for logger in loggers:
-            logger.experiment.add_text("sample", fenced, trainer.global_step)
+        for writer in writers(trainer):
+            writer.add_text("sample", fenced, trainer.global_step)

@@ -76,7 +76,7 @@ def test_a_curve_is_the_one_of_the_probabilities() -> None:
     logits, targets = torch.randn(200, 3, generator=generator), torch.randint(3, (200,), generator=generator)
     written: dict[str, Any] = {}
     pictures = EvaluationPictures()
-    task: Any = SimpleNamespace(num_classes=3, confusion=None, device="cpu")
+    task: Any = SimpleNamespace(num_classes=3, confusion=SimpleNamespace(ignore_index=-100), device="cpu")
     pictures._start(SimpleNamespace(fast_dev_run=False), task)  # type: ignore[arg-type]
     for part in range(4):
         rows = slice(50 * part, 50 * part + 50)
