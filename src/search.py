@@ -2,6 +2,7 @@
 
 import argparse
 import html
+import inspect
 import io
 import json
 import logging
@@ -86,7 +87,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     sampler = _make(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
     pruner = _make(optuna.pruners, spec["pruner"], "pruner", None, None)
     try:
-        storage = _shared(options.storage) if options.storage else _journal(folder)
+        file = str(folder / "study.log")
+        storage = _shared(options.storage) if options.storage else JournalStorage(JournalFileBackend(file))
         study = optuna.create_study(
             storage=storage,
             sampler=sampler,
@@ -98,10 +100,6 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except Exception as error:  # of a data base, each has its own
         raise InputError(f"--storage {options.storage} cannot be used: {' '.join(str(error).split())[:200]}") from error
     return Search(spec, folder, study, metric, options.more, options.seed)
-
-
-def _journal(folder: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder / "study.log")))
 
 
 def _shared(url: str) -> Any:
@@ -151,7 +149,7 @@ def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> An
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
         return module.GridSampler({key: one["categorical"] for key, one in space.items()}, seed=seed)
     cls, arguments = getattr(module, name), dict(ARGUMENTS.get(name, {}))
-    if seed is not None and "seed" in cls.__init__.__code__.co_varnames:
+    if seed is not None and "seed" in inspect.signature(cls).parameters:
         arguments["seed"] = seed
     return cls(**arguments)
 

@@ -254,6 +254,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     assert [trial.state.name for trial in trials(tmp_path)].count("COMPLETE") == 2, said
 
 
+@pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler"])
+def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: str) -> None:
+    drawn = []
+    for name, seed in (("first", "1"), ("again", "1"), ("other", "2")):
+        assert run(tmp_path, "--name", name, "--seed", seed, "--sampler", sampler, n_trials=2) == 0
+        drawn.append([trial.params for trial in trials(tmp_path, name)])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
     from src.search import _take_trials, open_search
     from src.tune import _parse

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
@@ -59,14 +58,11 @@ class NetworkPictures(Callback):
         if net is None or net._compiled_call_impl is not None or getattr(task, "device_mesh", None) is not None:
             return
         inputs = tuple(part[:1] for part in (batch[:-1] or batch))
-        with warnings.catch_warnings(), isolate_rng(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad():
             # torch draws by a tracer that it calls deprecated, which also notes that a trace is of one shape. So be it.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
-            training = net.training
-            net.eval()
             try:
                 writer.add_graph(net, inputs)
             except Exception as error:  # a network may do what cannot be traced
                 writer.add_text("network/graph", f"cannot be drawn: {error}", 0)
-            net.train(training)

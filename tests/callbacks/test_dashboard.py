@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from src.callbacks.run_record import hyperparameters
+from src.cli import StarterCLI
 from tests.conftest import Run
 
 Train = Callable[..., Run]
@@ -33,9 +34,19 @@ def test_the_norm_of_the_gradients_is_logged_at_log_steps(train: Train) -> None:
     run = train("fit", *SMALL, "--trainer.log_every_n_steps=2", "--trainer.gradient_clip_val=1e-3")
     norms = shown(run).Scalars("train/grad_norm")
     assert [norm.step for norm in norms] == [1, 3, 5, 7]
-    left = [parameter.grad for parameter in run.cli.model.parameters()]
-    clipped = torch.nn.utils.get_total_norm([gradient for gradient in left if gradient is not None])
-    assert all(norm.value > 10 * float(clipped) for norm in norms)  # before the clipping, which leaves a thousandth
+    assert all(norm.value > 10 * 1e-3 for norm in norms)  # before the clipping, which leaves a thousandth
+
+
+def test_the_norm_is_that_of_the_step(parse: Callable[..., StarterCLI]) -> None:
+    plain = ("--optimizer=SGD", "--optimizer.lr=1", "--lr_scheduler=null", "--precision=32-true")
+    words = ("--trainer.log_every_n_steps=1", "--trainer.max_steps=1", "--data.source=sample")
+    cli = parse("fit", *SMALL, *plain, *words)
+    before = [parameter.detach().clone() for parameter in cli.model.parameters()]
+    cli.run()
+    steps = [old - new for old, new in zip(before, cli.model.parameters(), strict=True)]
+    assert cli.record is not None
+    (norm,) = EventAccumulator(str(cli.record.folder)).Reload().Scalars("train/grad_norm")
+    assert norm.value == pytest.approx(float(torch.nn.utils.get_total_norm(steps)), rel=1e-4)
 
 
 def test_settings_and_final_metrics_are_on_the_page_of_hyperparameters(train: Train) -> None:

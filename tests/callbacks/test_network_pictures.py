@@ -1,13 +1,19 @@
 import io
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
 
+from src.callbacks.network_pictures import NetworkPictures
+from src.models.vgg import VGG
 from tests.conftest import Run
 
 Train = Callable[..., Run]
@@ -54,9 +60,20 @@ def test_a_transformer_has_a_graph(train: Train) -> None:
     assert not [tag for tag in events.Tags()["images"] if tag.startswith("network/")]
 
 
-def test_drawing_changes_neither_the_network_nor_the_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.callbacks.network_pictures import NetworkPictures
+def test_a_network_is_drawn_without_a_trace_in_it(tmp_path: Path) -> None:
+    net = VGG(width=4, dropout=0.5)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    batch = (torch.randn(4, 1, 28, 28), torch.zeros(4))
+    random = torch.get_rng_state()
+    with SummaryWriter(str(tmp_path)) as writer:
+        NetworkPictures()._draw_graph(writer, SimpleNamespace(net=net), batch)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert b"features" in EventAccumulator(str(tmp_path)).Reload().Graph().SerializeToString()
 
+
+def test_drawing_changes_neither_the_network_nor_the_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = train(*CNN, "--max_epochs=1").metrics
     monkeypatch.setattr(NetworkPictures, "_draw", lambda *_: None)
     assert train(*CNN, "--max_epochs=1").metrics["test/loss"] == drawn["test/loss"]

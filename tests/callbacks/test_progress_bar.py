@@ -80,6 +80,8 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(tmp
     plain = CONTROL.sub("", shown)
     for epoch in (0, 1):
         assert re.search(rf"Epoch {epoch}/1\s.*32/32 .*it/s loss: [\d.]+\s+val/acc: [\d.]+", plain), plain
+    # The first bar is let go, and so stays, before there is a second: rich then shows the cursor again.
+    assert re.search(r"Epoch 0/1.*\x1b\[\?25h.*Epoch 1/1", shown, re.DOTALL)
     assert "test/acc" in plain
     assert "Tip:" not in plain
     assert "weights_only" not in plain
