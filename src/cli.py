@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -45,7 +44,7 @@ from src.data.loading import check_batch_size
 from src.equipment import as_list, checkpointing, equip, loggers
 from src.errors import InputError, raised_by_library
 from src.explain import explain
-from src.hardware import check_accelerator, check_strategy, choose_precision
+from src.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.interruption import Interruption
 from src.models.hyperparameters import rebuild_arguments
 from src.optim.configure import configure_optimizers
@@ -191,9 +190,7 @@ class StarterCLI(LightningCLI):
         if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
-        if trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-            # What stays in float32 uses TensorFloat-32 where the GPU has it: faster, as precise as training needs.
-            torch.set_float32_matmul_precision("high")
+        tune_hardware(trainer.accelerator)
         if trainer.logger and not isinstance(trainer.logger, bool):  # they are made when the run folder is known
             self.loggers, trainer.logger = as_list(trainer.logger), None
         self._fit_model_and_data()

@@ -1,6 +1,8 @@
 """What this machine has, and the precision that suits it."""
 
+import ctypes
 import os
+import sys
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from src.errors import InputError
 
 # CPU capabilities, as torch names them, that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, str]:
@@ -28,6 +32,28 @@ def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, s
             return "bf16-mixed", f"this CPU has bfloat16 arithmetic ({found[0]})"
         return "32-true", "this CPU has no bfloat16 arithmetic"
     return "32-true", "the safe choice for this accelerator"
+
+
+def tune_hardware(accelerator: Any) -> None:
+    """Set what makes training faster and changes no result that matters."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        # What stays in float32 uses TensorFloat-32 where the GPU has it: faster, as precise as training needs.
+        torch.set_float32_matmul_precision("high")
+    if not torch.cuda.is_available():
+        # Lightning's, for which every step of Adam looks for NVIDIA's library once more.
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees for the next one.
+
+    By default it hands large blocks back to the system, and a step on a CPU spends up to a fifth of its time on page
+    faults. With another C library nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
+        c_library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+        c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def check_accelerator(given: Any) -> None:

@@ -72,7 +72,7 @@ class Throughput(Callback):
             else:
                 flops = self._batch_flops * self._batches * per_second / trainer.world_size
                 speed["speed/mfu"] = flops / self._peak
-        pl_module.log_dict(speed, logger=False)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in speed.items()})
         for logger in trainer.loggers:  # at once, so that a checkpoint never comes before what led to it
             logger.log_metrics(speed, trainer.global_step - 1)
         self._restart()

@@ -58,8 +58,8 @@ class Task(LightningModule):
             loss = loss * self._share(seen["weight"]).to(loss.dtype)
         if is_log_step and not self.trainer.fit_loop._should_accumulate():
             value = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-            # Not for the progress bar: Lightning reads what is meant for it in every later step.
-            self.log("train/loss_step", value, logger=False)
+            # Not by self.log, which makes this step and every later one slower.
+            self.trainer.callback_metrics["train/loss_step"] = value
             self._write({"train/loss_step": value.item()}, self.global_step)
         return loss
 
