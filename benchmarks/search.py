@@ -59,7 +59,7 @@ def main() -> None:
             best[kind].append(accuracy)
             steps[kind].append(trained)
             print(f"study {seed}, {kind}: best {accuracy:.2f} %, {trained:.0f} steps", flush=True)
-    one, two = (partial(trials_an_hour, jobs, 2 if options.quick else 12) for jobs in (1, 2))
+    one, two = (partial(trials_an_hour, jobs, 2 if options.quick else 8) for jobs in (1, 2))
     ours, theirs = in_turn(two, one, 1 if options.quick else options.pairs)
     show(
         [

@@ -178,7 +178,8 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError as error:
         raise InputError(
-            f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded"
+            f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded; give one that a run of"
+            " this project wrote"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
         problem = "is damaged or truncated" if path.is_dir() or zip_start(path) else "is not a checkpoint"
@@ -188,7 +189,10 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
     lacking = [key for key in ("state_dict", "pytorch-lightning_version") if key not in keys]
     if lacking or not isinstance(checkpoint["state_dict"], dict):
-        raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(lacking or ['weights'])[0]}")
+        raise InputError(
+            f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(lacking or ['weights'])[0]}; give"
+            " one that a run of this project wrote"
+        )
     return dict(checkpoint)
 
 

@@ -357,7 +357,7 @@ class StarterCLI(LightningCLI):
         lr = optimizer.init_args.lr / 2
         left = self.config.retries - 1
         rank_zero_info(f"{error}. Trying again at half of that from {good_checkpoint(folder)[0]}, {left} retries left")
-        return [*args, "--run", str(folder), "--optimizer.lr", str(lr), "--retries", str(left)]
+        return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr}", f"--retries={left}"]
 
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from src.errors import InputError, report
+from src.interruption import Interrupted
 
 
 def run_command(command: Callable[[list[str]], int | None]) -> None:
@@ -18,6 +19,8 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
         sys.exit(command(sys.argv[1:]))
     except InputError as error:
         report(error)
+    except Interrupted as stop:
+        sys.exit(128 + stop.signum)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
 
@@ -98,4 +101,4 @@ def require(command: str, extra: str, *packages: str) -> None:
     """Raise InputError where a package that a command needs is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise InputError(f"{command} needs the package {package}: install it with pip install '.[{extra}]'")
+            raise InputError(f"{command} needs the package {package}: install it with pip install -e '.[{extra}]'")

@@ -5,7 +5,7 @@ import io
 import sys
 from typing import Any
 
-from src.command import command_parser, parse_words, run_command
+from src.command import add_checkpoint, command_parser, parse_words, run_command
 from src.errors import InputError
 
 
@@ -19,14 +19,16 @@ def write(args: list[str]) -> None:
     import torch  # what it takes to read the options is had sooner without
 
     from src.checkpoint import load_model, read_checkpoint, read_tokenizer
+    from src.inference import find_checkpoint
     from src.models.sampling import check_sampling
 
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InputError(f"--seed {options.seed} is out of range: give 0 or more, below 2**63")
     check_sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-    checkpoint = read_checkpoint(options.ckpt_path)
-    task: Any = load_model(checkpoint, "generate", options.ckpt_path)
-    tokenizer = read_tokenizer(checkpoint, options.ckpt_path)
+    path = str(find_checkpoint(options.ckpt_path))
+    checkpoint = read_checkpoint(path)
+    task: Any = load_model(checkpoint, "generate", path)
+    tokenizer = read_tokenizer(checkpoint, path)
     try:
         prompt = torch.from_numpy(tokenizer.encode(options.prompt).astype("int64"))
     except UnicodeEncodeError as error:
@@ -50,17 +52,14 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser(
         "src.generate", "Continue a text with a trained language model. Its tokenizer comes from the checkpoint."
     )
-    parser.add_argument("--ckpt_path", help="checkpoint of a language model")
+    add_checkpoint(parser)
     parser.add_argument("--prompt", default="\n", help="what the text begins with (a line's end)")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens to write (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)")
     parser.add_argument("--top_k", type=int, help="sample among so many of the likeliest tokens (all)")
     parser.add_argument("--top_p", type=float, help="sample among the likeliest with this probability together (1)")
     parser.add_argument("--seed", type=int, help="repeats a text (another one each time)")
-    options = parse_words(parser, args)
-    if options.ckpt_path is None:
-        raise InputError("--ckpt_path is missing: give a checkpoint of a language model")
-    return options
+    return parse_words(parser, args)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ def check_accelerator(given: Any) -> None:
     if not isinstance(given, str) or given == "auto":
         return
     if given not in known:
-        raise InputError(f"--accelerator {given}: no such accelerator{nearest(given, known)}")
+        near = nearest(given, known) or f"; known are {', '.join(sorted(known))}"
+        raise InputError(f"--accelerator {given}: no such accelerator{near}")
     present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
     present |= {"gpu"} if present & {"cuda", "mps"} else set()
     if given not in present:

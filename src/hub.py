@@ -18,7 +18,9 @@ def transformers(name: str) -> Any:
         InputError: the package is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise InputError("pretrained models need the package transformers: install it with pip install '.[pretrained]'")
+        raise InputError(
+            "pretrained models need the package transformers: install it with pip install -e '.[pretrained]'"
+        )
     package = importlib.import_module("transformers")
     package.logging.set_verbosity_error()  # that a new head is new, it says at length
     return getattr(package, name)

@@ -99,7 +99,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_least(options, batch_size=1, num_workers=0)
     if not any(Path(given).expanduser().exists() for given in options.inputs):
-        raise InputError(f"{options.inputs[0]}: no such file or folder")
+        raise InputError(
+            f"{options.inputs[0]}: no such file or folder; give images, folders of images, or files of texts"
+        )
     return options
 
 

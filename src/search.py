@@ -1,19 +1,18 @@
 """A study of Optuna whose trials are runs of the command line."""
 
 import argparse
-import html
 import inspect
 import io
 import json
 import logging
 import os
-import shutil
+import shlex
 import socket
-import statistics
 import sys
 import time
 import warnings
-from contextlib import redirect_stdout, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,6 @@ from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from src import ROOT, config
@@ -34,6 +31,7 @@ from src.cli import StarterCLI
 from src.errors import InputError, cause_of
 from src.interruption import Interrupted
 from src.runs import checkpoints_of, is_finished, runs_of
+from src.search_report import HIDDEN, report_search
 
 KINDS = ("float", "int", "categorical")
 KNOWN = {"recipe", "options", "space", "n_trials", "sampler", "pruner", "metric", "direction"}
@@ -71,16 +69,13 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
     spec |= {name: value for name in ("n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     _check_space(spec, options.config)
-    folder = runs_of(Path(options.root) if options.root.parts else ROOT / "logs", options.name or path.stem)
+    folder = runs_of(options.root or ROOT / "logs", options.name or path.stem)
     cli = _build(spec, {}, options.more, folder, probe=True)  # whatever cannot work is said before the first trial
     for name, one in spec["space"].items():
         if probes and not one.get("when"):
             (values,) = (one[kind] for kind in KINDS if kind in one)
             _build(spec, {name: values[0]}, options.more, folder, probe=True)
-    metric = spec.get("metric") or cli.config.checkpoint.monitor
-    if not metric:
-        raise InputError(f"{options.config}: the recipe's checkpoint has no monitor: give metric and direction")
-    direction: Any = spec.get("direction") or {"min": "minimize", "max": "maximize"}[cli.config.checkpoint.mode]
+    metric, direction = _aim(spec, cli.config.checkpoint, options.config)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spec = {"sampler": "TPESampler", "pruner": "SuccessiveHalvingPruner", **spec}
@@ -98,8 +93,23 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
             load_if_exists=True,
         )
     except Exception as error:  # of a data base, each has its own
-        raise InputError(f"--storage {options.storage} cannot be used: {' '.join(str(error).split())[:200]}") from error
+        where = f"--storage {options.storage}" if options.storage else f"study {file}"
+        raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
     return Search(spec, folder, study, metric, options.more, options.seed)
+
+
+def _aim(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
+    """The metric of a search and its direction, by default those of the recipe's best checkpoint."""
+    directions = {"min": "minimize", "max": "maximize"}
+    metric, direction = spec.get("metric") or checkpoint.monitor, spec.get("direction")
+    if not metric:
+        raise InputError(f"{given}: the recipe's checkpoint has no monitor: give metric and direction")
+    if direction is None and metric == checkpoint.monitor:
+        direction = directions[checkpoint.mode]
+    if direction not in directions.values():
+        said = "is missing" if direction is None else f"{direction} is not known"
+        raise InputError(f"{given}: direction {said}: give minimize or maximize for {metric}")
+    return metric, direction
 
 
 def _shared(url: str) -> Any:
@@ -135,16 +145,18 @@ def _check_space(spec: dict[str, Any], given: str) -> None:
             numbers = isinstance(values, list) and len(values) == 2 and all(type(one) in right for one in values)
             if not numbers or values[0] > values[1] or (one.get("log") and values[0] <= 0):
                 raise InputError(f"{given}: {name}: {values} is no range of {kinds[0]}: give lowest and highest")
+            if one.get("log") and "step" in one:
+                raise InputError(f"{given}: {name}: give log or step, not both")
         for other in one.get("when", {}):
             if other not in space or list(space).index(other) > list(space).index(name):
                 raise InputError(f"{given}: {name}: {other} must be in space, and before it")
 
 
 def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
-    known = [one for one in module.__all__ if one.endswith(what.title()) and not one.startswith("Base")]
+    known = [one for one in module.__all__ if one.endswith(what.title()) and _needs_nothing(getattr(module, one))]
     if name not in known:
         raise InputError(f"--{what} {name}: no such {what}{config.nearest(name, known) or f'; known are {known}'}")
-    if name == "GridSampler":
+    if name == "GridSampler":  # the one whose argument is the space
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
         return module.GridSampler({key: one["categorical"] for key, one in space.items()}, seed=seed)
@@ -152,6 +164,18 @@ def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> An
     if seed is not None and "seed" in inspect.signature(cls).parameters:
         arguments["seed"] = seed
     return cls(**arguments)
+
+
+def _needs_nothing(cls: Any) -> bool:
+    """Whether a sampler or pruner can be made without arguments, which a search has no place for."""
+    if cls is optuna.samplers.GridSampler:
+        return True
+    with warnings.catch_warnings(action="ignore"):  # some are experimental for years
+        try:
+            cls()
+        except (TypeError, ValueError):  # ThresholdPruner takes none, and then says it needs one
+            return False
+    return True
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
@@ -181,8 +205,8 @@ def _build(
 ) -> StarterCLI:
     """The run of some values; with `goes_on` one that goes on in that folder; a `probe` leaves no folder."""
     words = [] if str(spec.get("metric", "")).startswith("test/") else ["fit"]
-    words += [f"--config={spec['recipe']}", f"--name={folder.name}", "--trainer.enable_progress_bar=false"]
-    words += ["--trainer.enable_model_summary=false", f"--trainer.default_root_dir={folder.parent}"]
+    words += [f"--config={spec['recipe']}", f"--name={folder.name}", f"--trainer.default_root_dir={folder.parent}"]
+    words += [f"--trainer.{name}=false" for name in HIDDEN]
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
@@ -196,38 +220,51 @@ def _build(
 
 def run_trials(options: argparse.Namespace, reports: bool) -> int:
     """Take trials from the study until it has enough; gives the exit code."""
+    with silenced():
+        search = open_search(options, probes=reports)
+        signum = _take_trials(search, options.timeout)
+    return close(search, signum) if reports else 128 + signum if signum else 0
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Without what each run says, which would bury what the search says."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # what each run says would bury what the search says
+    logger.setLevel(logging.ERROR)
     try:
-        search = open_search(options, probes=reports)
-        stopped = _take_trials(search, options.timeout)
+        yield
     finally:
         logger.setLevel(level)
-    if stopped:
-        print(f"stopped; go on with: python -m src.tune {' '.join(sys.argv[1:])}", file=sys.stderr)
-    if reports:
-        report(search)
-    return 130 if stopped else 0
 
 
-def _take_trials(search: Search, timeout: float | None) -> bool:
-    """Run trials until there are enough; gives whether a signal came first."""
+def close(search: Search, signum: int) -> int:
+    """Say what came out, and how to go on after a signal; gives the exit code."""
+    if signum:
+        print(f"stopped; go on with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
+    report_search(search)
+    if signum:
+        return 128 + signum
+    return 0 if _trials(search, (TrialState.COMPLETE, TrialState.PRUNED)) else 1
+
+
+def _take_trials(search: Search, timeout: float | None) -> int:
+    """Run trials until there are enough; gives the signal that came first, else 0."""
     end = time.monotonic() + timeout if timeout else None
     lock = FileLock(search.folder / ".ask")
     while end is None or time.monotonic() < end:
-        lock.acquire()  # until the trial has been given, so that several processes do not give too many
         try:
+            lock.acquire()  # until the trial has been given, so that several processes do not give too many
             _take_up_broken(search)
             if not _wants_more(search):
                 break
             run, say = partial(_run_trial, search, lock), partial(_say, search.metric)
             search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[say])
-        except Interrupted:
-            return True
+        except Interrupted as stop:
+            return stop.signum
         finally:
             lock.release(force=True)
-    return False
+    return 0
 
 
 def _wants_more(search: Search) -> bool:
@@ -279,12 +316,12 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     if (name := search.spec["sampler"]) not in ("GridSampler", "QMCSampler"):  # whose seed is that of a whole study
         # Each trial draws from its own seed, so that processes which share a study do not all draw the same.
         search.study.sampler = _make(optuna.samplers, name, "sampler", search.seed * 100_003 + trial.number, None)
-    values = suggest(trial, search.spec["space"])
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
-    lock.release()
     broken = trial.user_attrs.get("broken", "")
     goes_on = broken if broken and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
     try:
+        values = suggest(trial, search.spec["space"])
+        lock.release()
         cli = _build(search.spec, values, search.more, search.folder, goes_on)
         assert cli.record is not None
         trial.set_user_attr("run", str(cli.record.folder))
@@ -330,69 +367,3 @@ def say_progress(search: Search, workers: list[Any]) -> None:
             print(f"{ended} of {search.spec['n_trials']} trials", file=sys.stderr, flush=True)
             seen = ended
         time.sleep(1)
-
-
-def report(search: Search) -> None:
-    """The best five, what mattered, `best.yaml`, and plots as one HTML file and in TensorBoard."""
-    console = Console(width=None if sys.stdout.isatty() else 1000)
-    ended = [trial for trial in _trials(search, (TrialState.COMPLETE,)) if trial.value is not None]
-    counts = {state.name.lower(): len(_trials(search, (state,))) for state in (*DONE, TrialState.RUNNING)}
-    console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trials")
-    if not ended:
-        return
-    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    ended.sort(key=lambda trial: sign * float(trial.value or 0))
-    values = [float(trial.value or 0) for trial in ended]
-    table = Table("trial", search.metric, *search.spec["space"], "run")
-    for trial in ended[:5]:
-        run = trial.user_attrs.get("run", "")
-        table.add_row(
-            str(trial.number),
-            f"{trial.value:.4f}",
-            *(str(trial.params.get(name, "")) for name in search.spec["space"]),
-            run,
-        )
-    console.print(table)
-    if len(values) > 1 and "seed_everything" in search.spec["space"]:
-        console.print(
-            f"mean {statistics.mean(values):.4f}, standard deviation {statistics.stdev(values):.4f} of {len(values)}:"
-            f" {', '.join(f'{value:.4f}' for value in values)}"
-        )
-    importances: dict[str, float] = {}
-    with suppress(Exception):  # too few trials, or all alike
-        importances = optuna.importance.get_param_importances(
-            search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
-    for name, share in importances.items():
-        console.print(f"importance {name} {share:.2f}")
-    best = Path(ended[0].user_attrs["run"])
-    with suppress(OSError):
-        shutil.copy(best / "config.yaml", search.folder / "best.yaml")
-        console.print(f"repeat the best: python -m src.train --config {search.folder / 'best.yaml'}")
-    _plot(search, console)
-
-
-def _plot(search: Search, console: Console) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from optuna import visualization
-    from optuna.visualization import matplotlib as drawn
-    from torch.utils.tensorboard import SummaryWriter
-
-    names = ("optimization_history", "intermediate_values", "parallel_coordinate", "slice")
-    parts: list[str] = []
-    warnings.filterwarnings("ignore", module="optuna.*")
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of plots that are 4 years old
-    with SummaryWriter(str(search.folder / "study")) as writer:
-        for name in names:
-            with suppress(Exception):  # a plot that the trials do not allow
-                figure = getattr(visualization, f"plot_{name}")(search.study)
-                parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if not parts else False))
-                axes = getattr(drawn, f"plot_{name}")(search.study)
-                axes = axes.flat[0] if hasattr(axes, "flat") else axes
-                writer.add_figure(name, axes.figure)
-    title = html.escape(search.folder.name)
-    page = f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{''.join(parts)}"
-    (search.folder / "study.html").write_text(page, encoding="utf-8")
-    console.print(f"plots: {search.folder / 'study.html'}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from src.command import check_least, command_parser, parse_words, require, run_command
 from src.errors import InputError
+from src.interruption import Interrupted, Interruption
 
 WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set for a process that another one of these started
 
@@ -28,21 +29,25 @@ def tune(args: list[str]) -> int:
 
 def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Several processes at one study, which share the cores; each imports once and runs many trials."""
-    from src.search import open_search, report, say_progress
+    from src.search import close, open_search, say_progress, silenced
 
-    search = open_search(options)
+    with silenced():
+        search = open_search(options)
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     environment = {**os.environ, WORKER: "1", "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "src.tune", *args]
     workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(options.jobs)]
+    signum = 0
     try:
+        Interruption().install()
         say_progress(search, workers)
-    except KeyboardInterrupt:
-        for worker in workers:
-            worker.wait()
+    except Interrupted as stop:
+        signum = stop.signum
+        for worker in workers:  # Ctrl-C reaches them too, SIGTERM does not
+            worker.terminate()
     codes = [worker.wait() for worker in workers]
-    report(search)
-    return max(codes) if min(codes) >= 0 else 1
+    worst = next((code for code in codes if code), 0)  # below 0 where one was killed
+    return close(search, signum) or (worst if worst >= 0 else 1)
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
@@ -61,7 +66,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     check_least(options, n_trials=1, jobs=1)
     if options.timeout is not None and options.timeout <= 0:
         raise InputError(f"--timeout {options.timeout:g} is too small: give seconds above 0")
-    options.root = Path(dict(options.more).get("--trainer.default_root_dir", ""))
+    root = dict(options.more).get("--trainer.default_root_dir")
+    options.root = Path(root) if root else None
     return options
 
 

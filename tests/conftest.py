@@ -69,6 +69,8 @@ def _deleted_module(error: str) -> str | None:
     """The deleted file that an import did not find."""
     missing = re.search(r"No module named '(src\.[\w.]+)'", error)
     path = f"{missing[1].replace('.', '/')}.py" if missing else None
+    if path is None and (name := re.search(r"cannot import name '(\w+)' from 'src'", error)):
+        path = f"src/{name[1]}.py"
     return path if path in DELETED else None
 
 

@@ -77,7 +77,6 @@ def test_it_streams_as_a_command(checkpoint: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("", "--ckpt_path is missing: give a checkpoint of a language model"),
         ("--ckpt_path missing.ckpt", "--ckpt_path missing.ckpt: no such file"),
         ("--ckpt_path text.ckpt", "--ckpt_path text.ckpt is not a checkpoint"),
         ("--ckpt_path {ckpt} --temprature 1", "--temprature: no such option, did you mean --temperature?"),

@@ -71,6 +71,7 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     best = max(ended, key=lambda trial: trial.value)
     saved = yaml.safe_load((folder / "best.yaml").read_text())
     assert saved["optimizer"]["init_args"]["lr"] == best.params["optimizer.lr"]
+    assert "enable_progress_bar" not in saved["trainer"]
     again: Run = train("fit", "--config", str(folder / "best.yaml"), sample=False)
     assert again.metrics["val/acc"] == best.value
     page = (folder / "study.html").read_text()
@@ -115,6 +116,18 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -
     assert failed.user_attrs["error"] == "InputError: batch_size 0 is too small: give at least 1"
 
 
+def test_choices_that_a_study_cannot_change_are_the_error_of_their_trial(tmp_path: Path) -> None:
+    assert run(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1) == 0
+    assert run(tmp_path, space={"data.batch_size": {"categorical": [64, 50]}}, n_trials=2) == 0
+    error = trials(tmp_path)[1].user_attrs["error"]
+    assert error.startswith("ValueError: CategoricalDistribution does not support dynamic value space")
+
+
+def test_a_search_in_which_every_trial_fails_fails(tmp_path: Path) -> None:
+    assert run(tmp_path, metric="val/auc", direction="maximize", n_trials=1) == 1
+    assert trials(tmp_path)[0].user_attrs["error"].startswith("InputError: metric val/auc is not logged")
+
+
 def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
     space = {"optimizer.lr": {"categorical": [1e-2, 2e-2, 3e-2, 5e-3, 1e-7, 2e-7, 3e-7, 4e-7]}}
     options = {"model.net": "MLP", "trainer.max_epochs": 6}
@@ -143,6 +156,11 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         (("--sampler", "GridSampler"), {}, r"every entry of space must be categorical"),
         (("--n_trials", "0"), {}, r"--n_trials 0 is too small"),
         (("--storage", "nosql://x"), {}, r"--storage nosql://x cannot be used"),
+        ((), {"space": {"data.batch_size": {"int": [1, 8], "log": True, "step": 2}}}, r"give log or step, not both"),
+        ((), {"metric": "val/loss"}, r"direction is missing: give minimize or maximize for val/loss"),
+        ((), {"direction": "max"}, r"direction max is not known: give minimize or maximize for val/acc"),
+        (("--pruner", "ThresholdPruner"), {}, r"--pruner ThresholdPruner: no such pruner"),
+        (("--sampler", "PartialFixedSampler"), {}, r"--sampler PartialFixedSampler: no such sampler"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_trial(
@@ -238,16 +256,17 @@ def test_a_trial_that_is_killed_goes_on_once_from_its_checkpoint(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("signum", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: int, jobs: int) -> None:
     words = ("--data.source=sample", "--accelerator=cpu", "--pruner=NopPruner")
-    process = start(tmp_path, *words, **LONG)
+    process = start(tmp_path, *words, f"--jobs={jobs}", **LONG)
     end = time.monotonic() + 120
     while not list((tmp_path / "logs" / "own").glob("*/checkpoints/last.ckpt")) and time.monotonic() < end:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "go on with: python -m src.tune" in said
+    assert process.returncode == 128 + signum, said
+    assert said.count("go on with: python -m src.tune") == 1
     assert "Traceback" not in said
     again = start(tmp_path, *words, **LONG)
     said, _ = again.communicate(timeout=200)

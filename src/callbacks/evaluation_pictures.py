@@ -16,6 +16,7 @@ from src.callbacks.writers import writers
 WORST = 16  # mistakes that are shown
 THRESHOLDS = 101  # of a precision-recall curve
 MOST_CURVES = 50  # classes that get one
+MOST_CLASSES = 100  # of a confusion matrix that is drawn; its table always is
 
 
 class EvaluationPictures(Callback):
@@ -99,7 +100,8 @@ class EvaluationPictures(Callback):
             _write_table(Path(trainer.default_root_dir) / "confusion_matrix.csv", labels, counts)
         step = trainer.global_step
         for writer in writers(trainer):
-            writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
+            if len(labels) <= MOST_CLASSES:
+                writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
             if worst and worst[0][3].ndim == 3 and worst[0][3].shape[0] in (1, 3):
                 writer.add_figure(f"{stage}/worst mistakes", _image_grid(worst, labels), step)
             elif worst:

@@ -26,7 +26,6 @@ class PredictionTable(Callback):
         path: the table, absolute: .csv, .jsonl or .parquet. It gets its name when all of it is there.
         labels: names of the classes, in the order of the probabilities.
         total: number of inputs, for the progress bar.
-        progress: whether to show one.
 
     `rows`, `errors` and `notes` count, in the first process, when all is done.
 
@@ -34,14 +33,13 @@ class PredictionTable(Callback):
         InputError: the table is of another kind, or cannot be written.
     """
 
-    def __init__(self, path: Path, labels: list[str], total: int | None = None, progress: bool = True) -> None:
+    def __init__(self, path: Path, labels: list[str], total: int | None = None) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"--output {path.name}: give a name that ends in {', '.join(SUFFIXES)}")
         self.path = path
         self.names = [f"probability_{label}" for label in labels]
         self.labels = labels
         self.total = total
-        self.progress = progress
         self.rows = self.errors = self.notes = 0
         self.first_errors: list[str] = []
         self._writer: _Writer | None = None
@@ -51,7 +49,7 @@ class PredictionTable(Callback):
         is_alone = trainer.world_size == 1
         suffix = self.path.suffix.lower() if is_alone else ".jsonl"
         self._writer = _Writer(self._part(trainer.global_rank), suffix, self.names)
-        if trainer.is_global_zero and self.progress:
+        if trainer.is_global_zero:
             self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
 
     def on_predict_batch_end(

@@ -235,7 +235,9 @@ class ImageFolderDataModule(LightningDataModule):
 
     def _from_table(self) -> list[tuple[Path, str]]:
         if not self.path.is_file():
-            raise InputError(f"--data.path {self.path}: no such folder or table")
+            raise InputError(
+                f"--data.path {self.path}: no such folder or table; give a folder with one folder for each class"
+            )
         rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
         return [(self.path.parent / name, label) for name, label in rows]
 

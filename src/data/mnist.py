@@ -21,6 +21,7 @@ from torchvision.datasets import MNIST
 from src import ROOT
 from src.data.loading import Batches, announce, batch_loader, shuffled
 from src.data.scans import digit_pixels
+from src.data.split import SPLIT_SEED
 from src.download import DownloadError, downloading
 from src.errors import InputError
 from src.randomness import place_of, run_seed, seed_of
@@ -38,8 +39,6 @@ CHECKSUMS = {
 }
 # Points a side of the coarse grid that a warp moves.
 WARP_POINTS = 5
-# The split is the same in every run, whatever the run's own seed.
-SPLIT_SEED = 0
 
 
 class ImageTensors(Dataset[Batch]):

@@ -74,7 +74,7 @@ class FeedForward(nn.Module):
         self.proj = nn.Linear(4 * d_model, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.relu(self.fc(x))  # (B, T, 4C)
+        hidden = self.fc(x).relu_()  # (B, T, 4C)
         out: Tensor = self.proj(hidden * hidden)  # (B, T, C); the product's gradient takes half as long as a power's
         return out
 
@@ -84,9 +84,9 @@ class Block(nn.Module):
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model)
+        self.attention_norm = nn.LayerNorm(d_model, bias=False)
         self.attention = Attention(d_model, num_heads, dropout, causal)
-        self.feed_forward_norm = nn.RMSNorm(d_model)
+        self.feed_forward_norm = nn.LayerNorm(d_model, bias=False)
         self.feed_forward = FeedForward(d_model)
         self.dropout = nn.Dropout(dropout)
         # A block begins as the identity, so that depth costs nothing at the start (Zhang et al. 2019).
@@ -107,7 +107,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer (Radford et al. 2018) with RMSNorm (Zhang and Sennrich 2019).
+    """A decoder-only transformer (Radford et al. 2018), with layer norms that have no bias (Ba et al. 2016).
 
     Args:
         vocab_size: number of tokens.
@@ -150,7 +150,7 @@ class GPT(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=True) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(d_model)
+        self.norm = nn.LayerNorm(d_model, bias=False)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
             # The output sees the input token itself; this keeps its logit small at the start.
@@ -171,7 +171,7 @@ class GPT(nn.Module):
         if end > self.block_size:
             raise InputError(f"{end} tokens do not fit this GPT, whose block_size is {self.block_size}")
         x = self.embedding(tokens)  # (B, T, C)
-        x = self.embedding_dropout(F.rms_norm(x, x.shape[-1:]))
+        x = self.embedding_dropout(F.layer_norm(x, x.shape[-1:]))
         rotation = rotary_angles(start, end, self.d_model // self.num_heads, tokens.device)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, cache=cache, layer=layer)

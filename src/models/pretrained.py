@@ -180,7 +180,7 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
         from peft import LoraConfig, get_peft_model
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     except ImportError as error:
-        raise InputError("LoRA needs the package peft: install it with pip install '.[pretrained]'") from error
+        raise InputError("LoRA needs the package peft: install it with pip install -e '.[pretrained]'") from error
     body: Any = model
     targets = None if body.config.model_type in KNOWN else ALL_LINEAR
     # GPT-2's layers hold their weights the other way round, which peft notices and says.

@@ -53,7 +53,7 @@ class TextEncoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=False) for _ in range(num_layers))
-        self.norm = nn.RMSNorm(d_model)
+        self.norm = nn.LayerNorm(d_model, bias=False)
         self.head_dropout = nn.Dropout(dropout)
         self.head = nn.Linear(d_model, num_classes)
         nn.init.normal_(self.embedding.weight, std=0.1)  # small, so that few steps teach a rare word

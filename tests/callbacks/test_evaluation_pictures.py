@@ -9,6 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
 
+from src.callbacks import evaluation_pictures
 from src.callbacks.evaluation_pictures import EvaluationPictures, confusion_figure
 from tests.conftest import Run, fit
 
@@ -95,6 +96,13 @@ def test_a_curve_is_the_one_of_the_probabilities() -> None:
     assert [mistake[0] for mistake in pictures._worst] == pytest.approx(
         confidences[preds != targets].sort(descending=True).values[:16].tolist()
     )
+
+
+def test_of_very_many_classes_no_figure_is_drawn(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation_pictures, "MOST_CLASSES", 9)
+    run = train(*SMALL, "--max_epochs=1")
+    assert "test/confusion matrix" not in shown(run).Tags()["images"]
+    assert (run.folder / "confusion_matrix.csv").exists()
 
 
 def test_a_confusion_figure_names_its_classes_and_counts() -> None:

@@ -58,9 +58,12 @@ def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> Non
     [
         (("--optimizer=SGD",), "--optimizer SGD does not fit the state in the checkpoint, which is of AdamW"),
         (("--lr_scheduler=CosineAnnealingLR",), "--lr_scheduler CosineAnnealingLR does not fit the state"),
+        (("--lr_scheduler.div_factor=5",), "--lr_scheduler.div_factor cannot be changed in a run that goes on"),
     ],
 )
-def test_another_class_is_an_error_when_continuing(train: Train, words: tuple[str, ...], message: str) -> None:
+def test_what_does_not_fit_the_state_is_an_error_when_continuing(
+    train: Train, words: tuple[str, ...], message: str
+) -> None:
     first = train(*SHORT, "--max_epochs=1")
     with pytest.raises(InputError, match=message):
         train(*SHORT, "--max_epochs=2", "--ckpt_path", last(first), *words)

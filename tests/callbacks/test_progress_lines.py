@@ -3,6 +3,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback
 
 from src.callbacks import progress_lines
 from src.cli import StarterCLI
@@ -35,6 +36,31 @@ def test_long_epochs_and_long_tests_are_heard_of_twice_a_minute(
     said = capsys.readouterr().out
     assert re.search(r"^epoch 1, step [1-7] of 8, loss", said, re.MULTILINE)
     assert re.search(r"^test: batch \d of 5$", said, re.MULTILINE)
+
+
+def test_the_rate_is_that_of_training_alone(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_lines, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Clock(Callback):
+        """A step takes half a second, a batch of validation forty."""
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            now[0] += 0.5
+
+        def on_validation_batch_start(self, *args: Any) -> None:
+            now[0] += 40
+
+    skip_if_deleted(SMALL)
+    words = [*SMALL, "--max_epochs=2", f"--trainer.default_root_dir={tmp_path}"]
+    cli = StarterCLI(["fit", *words, "--trainer.limit_val_batches=3"], 0.0)
+    cli.trainer.callbacks.insert(0, Clock())  # type: ignore[attr-defined]
+    cli.run()
+    said = capsys.readouterr().out
+    assert "validation: batch" in said
+    assert re.findall(r"([\d.]+) steps a second", said) == ["2.0", "2.0"]
 
 
 def test_without_validation_each_epoch_is_a_line(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
