@@ -49,9 +49,10 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that a step frees for the next one.
 
     By default it hands large blocks back to the system, and a step on a CPU spends up to a fifth of its time on page
-    faults. With another C library nothing happens.
+    faults. With another C library nothing happens, nor where the environment says what malloc is to do.
     """
-    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
+    is_told = any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform == "linux" and not is_told and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
         c_library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
         c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 

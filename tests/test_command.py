@@ -33,5 +33,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: None if name == package else found(name, *more)
     )
-    with pytest.raises(InputError, match=rf"needs the package {package}: install it with pip install '\.\[{extra}\]'"):
+    with pytest.raises(
+        InputError, match=rf"needs the package {package}: install it with pip install -e '\.\[{extra}\]'"
+    ):
         command(words)

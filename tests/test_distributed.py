@@ -173,6 +173,7 @@ def sharded_off() -> tuple[str, ...]:
     return ("--strategy=auto", "--devices=1")
 
 
+@pytest.mark.slow
 def test_a_batch_that_processes_cannot_share_is_one_line(tmp_path: Path) -> None:
     done = two(tmp_path, *CNN, *TWO, "--data.batch_size=33", ok=False)
     assert done.returncode == 2
@@ -180,6 +181,7 @@ def test_a_batch_that_processes_cannot_share_is_one_line(tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_where_one_process_dies_the_other_ends(tmp_path: Path) -> None:
     start = time.monotonic()
     words = ("fit", *CNN, *TWO, "--max_epochs=100", *misfortune("kill", 40, tmp_path / "dead", rank=1))
@@ -202,6 +204,7 @@ def processes_of(tmp_path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
     words = ("fit", *CNN, *TWO, "--max_epochs=100", *misfortune("terminate", 40, tmp_path / "told"))
     done = two(tmp_path, *words, ok=False)

@@ -226,6 +226,7 @@ def test_every_format_as_a_command(kind: str, form: str, tmp_path: Path, request
     assert f"written {output}" in done.stdout
 
 
+@pytest.mark.slow
 def test_as_a_command(digits: str, tmp_path: Path) -> None:
     words = ("--ckpt_path", digits, "--format", "torch")
     done = program(*words, "--output", str(tmp_path / "model.pt2"), module="src.export")

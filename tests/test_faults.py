@@ -311,6 +311,7 @@ def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tm
 # Worker processes
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     done = unlucky(tmp_path, "kill worker", 40, "--data.num_workers=2", "--max_epochs=3")
     line = one_line(done)
@@ -318,6 +319,7 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     assert "--ckpt_path last --run" in line
 
 
+@pytest.mark.slow
 def test_a_worker_that_raises_tells_message_traceback_and_samples(tmp_path: Path) -> None:
     code = (
         "from src.data.loading import Batches, batch_loader\n"

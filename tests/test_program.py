@@ -189,6 +189,7 @@ def test_a_missing_gpu_says_what_there_is_and_what_to_type(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = program("--data.batch_size=0", "--debug", cwd=tmp_path)
     assert done.returncode == 1
@@ -196,6 +197,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "batch_size 0 is too small" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [pytest.param("__init__", marks=pytest.mark.slow), "forward"])
 def test_an_exception_of_a_users_class_keeps_its_traceback(tmp_path: Path, place: str) -> None:
     fail = "raise ValueError('mine, all mine')"

@@ -214,6 +214,7 @@ def test_many_clients_get_right_answers_and_memory_stays(
     assert digit_service.memory() < before + 30_000  # KB
 
 
+@pytest.mark.slow
 def test_texts_are_classified_with_a_token(sentiments: str) -> None:
     bearer = {"Authorization": f"Bearer {TOKEN}"}
     with service(sentiments, "--token", TOKEN) as found:
@@ -268,6 +269,7 @@ def test_a_language_model_streams(writer: str) -> None:
             assert (refused.status, list(refused.json)) == (422, ["detail"]), wrong
 
 
+@pytest.mark.slow
 def test_told_to_end_it_answers_what_it_has_and_takes_nothing_new(writer: str) -> None:
     with service(writer) as found:
         connection = http.client.HTTPConnection("127.0.0.1", found.port, timeout=30)

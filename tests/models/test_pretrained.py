@@ -156,11 +156,12 @@ def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, mon
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(hub.importlib.util, "find_spec", lambda n: None if n == "transformers" else find_spec(n))
     with pytest.raises(
-        InputError, match=r"need the package transformers: install it with pip install '\.\[pretrained\]'"
+        InputError, match=r"need the package transformers: install it with pip install -e '\.\[pretrained\]'"
     ):
         PretrainedClassifier(str(models / "bert"))
 
 
+@pytest.mark.slow
 def test_transformers_is_imported_only_where_it_is_used() -> None:
     # torchmetrics looks into transformers by itself, where that is installed.
     code = "import lightning.pytorch.cli, sys; before = set(sys.modules);"
