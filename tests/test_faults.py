@@ -60,7 +60,11 @@ def step_of(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "code", "word"), [("terminate", 143, "stopped by SIGTERM"), ("interrupt", 130, "stopped by Ctrl-C")]
+    ("kind", "code", "word"),
+    [
+        ("terminate", 143, "stopped by SIGTERM"),
+        pytest.param("interrupt", 130, "stopped by Ctrl-C", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     train: Train, tmp_path: Path, kind: str, code: int, word: str

@@ -253,7 +253,8 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
     assert "state_dict" in torch.load(last, weights_only=True)
 
 
-@pytest.mark.parametrize("flag", ["--help", pytest.param("--print_config", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["--help", "--print_config"])
 def test_a_start_loads_no_module_beyond_what_lightningcli_loads(flag: str) -> None:
     program = f"import sys; sys.argv = ['src.train', {flag!r}]; from src.train import main\ntry: main()\n"
     program += "except SystemExit: pass\n"
