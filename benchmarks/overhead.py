@@ -74,7 +74,6 @@ def autocast() -> Any:
 
 def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: int, limits: tuple[float, ...]) -> float:
     """Images a second of the loop one would write by hand for the default recipe."""
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)  # Lightning's, which a step of Adam pays for
     digits = prepared(MNISTDataModule(data_dir=data_dir))
     images = ((digits.train_set.images.float() / 255 - MEAN) / STD).unsqueeze(1)
     targets = digits.train_set.targets
@@ -99,7 +98,6 @@ def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: in
 
 def plain_text(data_dir: str | None, steps: int) -> float:
     """Tokens a second of the same for the recipe of the GPT."""
-    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     data = prepared(TextDataModule(data_dir=data_dir, block_size=256))
     torch.manual_seed(0)
     net = GPT(vocab_size=data.vocab_size, block_size=256, num_heads=2)
@@ -119,6 +117,8 @@ def plain_text(data_dir: str | None, steps: int) -> float:
 
 
 def prepared(data: Any) -> Any:
+    """The data of a plain loop, whose process goes without what Lightning sets and each step of Adam would pay for."""
+    os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     data.prepare_data()
     data.setup("fit")
     return data

@@ -19,8 +19,8 @@ def write(args: list[str]) -> None:
     import torch  # what it takes to read the options is had sooner without
 
     from src.checkpoint import load_model, read_checkpoint, read_tokenizer
-    from src.inference import find_checkpoint
     from src.models.sampling import check_sampling
+    from src.runs import find_checkpoint
 
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InputError(f"--seed {options.seed} is out of range: give 0 or more, below 2**63")

@@ -36,12 +36,12 @@ def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, s
 
 def tune_hardware(accelerator: Any) -> None:
     """Set what makes training faster and changes no result that matters."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        # What stays in float32 uses TensorFloat-32 where the GPU has it: faster, as precise as training needs.
-        torch.set_float32_matmul_precision("high")
     if not torch.cuda.is_available():
         # Lightning's, for which every step of Adam looks for NVIDIA's library once more.
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    elif accelerator in ("auto", "gpu", "cuda"):
+        # What stays in float32 uses TensorFloat-32 where the GPU has it: faster, as precise as training needs.
+        torch.set_float32_matmul_precision("high")
     keep_freed_memory()
 
 

@@ -1,19 +1,17 @@
 """A checkpoint made ready for inputs of the user's own, for the commands that predict, export and serve."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
-from src import ROOT
 from src.checkpoint import load_model, read_checkpoint, run_configuration
 from src.config import Tree, import_class, nearest
 from src.errors import InputError
 from src.models.pixels import Pixels
-from src.runs import checkpoint_of, newest_run
+from src.runs import find_checkpoint
 
 Inputs = tuple[Tensor, ...]
 
@@ -97,15 +95,6 @@ class Inference(LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:  # noqa: ARG002
         """Probabilities (B, num_classes) of a batch of `InputsDataModule`; None where no input can be used."""
         return None if batch["inputs"] is None else self.probabilities(batch["inputs"])
-
-
-def find_checkpoint(given: str) -> Path:
-    """The path that `best`, `last` or a path means.
-
-    Raises:
-        InputError: there is no run.
-    """
-    return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else Path(given).expanduser()
 
 
 def _data_of(checkpoint: dict[str, Any], arguments: Tree, given: str) -> LightningDataModule:

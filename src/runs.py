@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from src import ROOT
 from src.checkpoint import damage, read_checkpoint
 from src.errors import InputError
 
@@ -105,6 +106,15 @@ def checkpoint_of(folder: Path, which: str) -> Path:
         have = ", ".join(sorted(other.name for other in found)) or "none"
         raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give --ckpt_path a checkpoint's path")
     return path
+
+
+def find_checkpoint(given: str) -> Path:
+    """The path that `best`, `last` or a path means.
+
+    Raises:
+        InputError: there is no run.
+    """
+    return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else Path(given).expanduser()
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import shlex
 import socket
 import sys
 import time
@@ -14,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from src.cli import StarterCLI
 from src.errors import InputError, cause_of
 from src.interruption import Interrupted
 from src.runs import checkpoints_of, is_finished, runs_of
-from src.search_report import HIDDEN, report_search
 
 KINDS = ("float", "int", "categorical")
 KNOWN = {"recipe", "options", "space", "n_trials", "sampler", "pruner", "metric", "direction"}
@@ -153,10 +151,9 @@ def _check_space(spec: dict[str, Any], given: str) -> None:
 
 
 def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
-    known = [one for one in module.__all__ if one.endswith(what.title()) and _needs_nothing(getattr(module, one))]
-    if name not in known:
+    if name not in (known := _known(module, what)):
         raise InputError(f"--{what} {name}: no such {what}{config.nearest(name, known) or f'; known are {known}'}")
-    if name == "GridSampler":  # the one whose argument is the space
+    if name == "GridSampler":
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
         return module.GridSampler({key: one["categorical"] for key, one in space.items()}, seed=seed)
@@ -166,16 +163,17 @@ def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> An
     return cls(**arguments)
 
 
-def _needs_nothing(cls: Any) -> bool:
-    """Whether a sampler or pruner can be made without arguments, which a search has no place for."""
-    if cls is optuna.samplers.GridSampler:
-        return True
+@cache
+def _known(module: Any, what: str) -> list[str]:
+    """The samplers or pruners that can be made without arguments, which a search has no place for, and the grid's."""
+    found = []
     with warnings.catch_warnings(action="ignore"):  # some are experimental for years
-        try:
-            cls()
-        except (TypeError, ValueError):  # ThresholdPruner takes none, and then says it needs one
-            return False
-    return True
+        for name in (one for one in module.__all__ if one.endswith(what.title())):
+            with suppress(TypeError, ValueError):  # ThresholdPruner takes none, and then says it needs one
+                if name != "GridSampler":  # the one whose argument is the space
+                    getattr(module, name)()
+                found.append(name)
+    return found
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +204,7 @@ def _build(
     """The run of some values; with `goes_on` one that goes on in that folder; a `probe` leaves no folder."""
     words = [] if str(spec.get("metric", "")).startswith("test/") else ["fit"]
     words += [f"--config={spec['recipe']}", f"--name={folder.name}", f"--trainer.default_root_dir={folder.parent}"]
-    words += [f"--trainer.{name}=false" for name in HIDDEN]
+    words += ["--quiet"]  # which `config.yaml`, and so `best.yaml`, does not repeat
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
@@ -218,12 +216,11 @@ def _build(
     return StarterCLI(words, time.perf_counter())
 
 
-def run_trials(options: argparse.Namespace, reports: bool) -> int:
-    """Take trials from the study until it has enough; gives the exit code."""
+def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:
+    """Take trials from the study until it has enough; gives it, and the signal that came first, else 0."""
     with silenced():
-        search = open_search(options, probes=reports)
-        signum = _take_trials(search, options.timeout)
-    return close(search, signum) if reports else 128 + signum if signum else 0
+        search = open_search(options, probes)
+        return search, _take_trials(search, options.timeout)
 
 
 @contextmanager
@@ -236,16 +233,6 @@ def silenced() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def close(search: Search, signum: int) -> int:
-    """Say what came out, and how to go on after a signal; gives the exit code."""
-    if signum:
-        print(f"stopped; go on with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
-    report_search(search)
-    if signum:
-        return 128 + signum
-    return 0 if _trials(search, (TrialState.COMPLETE, TrialState.PRUNED)) else 1
 
 
 def _take_trials(search: Search, timeout: float | None) -> int:
@@ -268,14 +255,14 @@ def _take_trials(search: Search, timeout: float | None) -> int:
 
 
 def _wants_more(search: Search) -> bool:
-    trials = _trials(search)
+    trials = trials_of(search)
     if any(trial.state == TrialState.WAITING for trial in trials):
         return True
     # A trial that is tried again counts once.
     return sum("again" not in trial.user_attrs for trial in trials) < int(search.spec["n_trials"])
 
 
-def _trials(search: Search, states: Any = None) -> list[FrozenTrial]:
+def trials_of(search: Search, states: Any = None) -> list[FrozenTrial]:
     return search.study.get_trials(deepcopy=False, states=states)
 
 
@@ -284,7 +271,7 @@ def _take_up_broken(search: Search) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats, which are 5 years old
         optuna.storages.fail_stale_trials(search.study)  # of other machines
-    for trial in _trials(search, (TrialState.RUNNING,)):
+    for trial in trials_of(search, (TrialState.RUNNING,)):
         # Not the lock of its run: that is free as soon as the run has ended, before the trial is told its value.
         if _is_gone(trial.user_attrs.get("process", "")):
             search.study._storage.set_trial_user_attr(trial._trial_id, "error", "it was stopped or killed")
@@ -362,7 +349,7 @@ def say_progress(search: Search, workers: list[Any]) -> None:
     """Wait for processes, and say how many trials have ended."""
     seen = -1
     while any(worker.poll() is None for worker in workers):
-        ended = len(_trials(search, DONE))
+        ended = len(trials_of(search, DONE))
         if ended != seen:
             print(f"{ended} of {search.spec['n_trials']} trials", file=sys.stderr, flush=True)
             seen = ended

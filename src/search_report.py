@@ -1,31 +1,37 @@
 """What came out of a search."""
 
 import html
+import shlex
+import shutil
 import statistics
 import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from src.search import Search
-
-SHOWN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING)
-HIDDEN = ("enable_progress_bar", "enable_model_summary")  # of the trials, not of what repeats the best one
+from src.search import DONE, Search, trials_of
 
 
-def report_search(search: "Search") -> None:
+def close(search: Search, signum: int) -> int:
+    """Say what came out, and how to go on after a signal; gives the exit code."""
+    if signum:
+        print(f"stopped; go on with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
+    _report(search)
+    if signum:
+        return 128 + signum
+    return 0 if trials_of(search, (TrialState.COMPLETE, TrialState.PRUNED)) else 1
+
+
+def _report(search: Search) -> None:
     """The best five, what mattered, `best.yaml`, and plots as one HTML file and in TensorBoard."""
     console = Console(width=None if sys.stdout.isatty() else 1000)
-    trials = search.study.get_trials(deepcopy=False)
-    ended = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-    counts = {state.name.lower(): sum(trial.state == state for trial in trials) for state in SHOWN}
+    ended = [trial for trial in trials_of(search, (TrialState.COMPLETE,)) if trial.value is not None]
+    counts = {state.name.lower(): len(trials_of(search, (state,))) for state in (*DONE, TrialState.RUNNING)}
     console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trials")
     if not ended:
         return
@@ -56,15 +62,12 @@ def report_search(search: "Search") -> None:
         console.print(f"importance {name} {share:.2f}")
     best = Path(ended[0].user_attrs["run"])
     with suppress(OSError):
-        text = (best / "config.yaml").read_text(encoding="utf-8")
-        for name in HIDDEN:
-            text = text.replace(f"  {name}: false\n", "")
-        (search.folder / "best.yaml").write_text(text, encoding="utf-8")
+        shutil.copy(best / "config.yaml", search.folder / "best.yaml")
         console.print(f"repeat the best: python -m src.train --config {search.folder / 'best.yaml'}")
     _plot(search, console)
 
 
-def _plot(search: "Search", console: Console) -> None:
+def _plot(search: Search, console: Console) -> None:
     import matplotlib
 
     matplotlib.use("Agg")

@@ -20,16 +20,22 @@ def tune(args: list[str]) -> int:
         InputError: an option, the search or a name in it cannot be used.
     """
     options = _parse(args)
-    if options.jobs > 1 and WORKER not in os.environ:
+    is_worker = WORKER in os.environ
+    if options.jobs > 1 and not is_worker:
         return _start_workers(options, args)
     from src.search import run_trials  # what it takes to read the options is had sooner without
+    from src.search_report import close
 
-    return run_trials(options, reports=WORKER not in os.environ)
+    search, signum = run_trials(options, probes=not is_worker)
+    if not is_worker:
+        return close(search, signum)
+    return 128 + signum if signum else 0
 
 
 def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Several processes at one study, which share the cores; each imports once and runs many trials."""
-    from src.search import close, open_search, say_progress, silenced
+    from src.search import open_search, say_progress, silenced
+    from src.search_report import close
 
     with silenced():
         search = open_search(options)
@@ -46,8 +52,7 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
         for worker in workers:  # Ctrl-C reaches them too, SIGTERM does not
             worker.terminate()
     codes = [worker.wait() for worker in workers]
-    worst = next((code for code in codes if code), 0)  # below 0 where one was killed
-    return close(search, signum) or (worst if worst >= 0 else 1)
+    return close(search, signum) or (max(codes) if min(codes) >= 0 else 1)
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

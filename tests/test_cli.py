@@ -1,6 +1,7 @@
 """The command line, each line of what it promises."""
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable
@@ -292,9 +293,11 @@ def test_what_stays_in_float32_uses_tensorfloat32_on_a_gpu_only(
     chosen: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     with suppress(InputError, AssertionError, RuntimeError):  # what a GPU is needed for
         StarterCLI(["--model.net=MLP", "--precision=32-true", f"--trainer.default_root_dir={tmp_path}"], 0.0)
     assert chosen == ["high"] * gpu
+    assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ) == gpu  # which costs each step, and finds nothing without
 
 
 def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(train: Train) -> None:

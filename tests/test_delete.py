@@ -28,17 +28,31 @@ def test_every_file_that_may_be_deleted_is_there() -> None:
             assert (ROOT / name).exists(), (part, name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("half", ["text", "images"])
-def test_without_one_half_the_remaining_tests_pass(half: str, tmp_path: Path) -> None:
-    copy = copy_of_the_repository(tmp_path / "copy")
-    for part in ("CLIP", "benchmarks", half):
+def delete(copy: Path, *names: str) -> None:
+    for part in names:
         for name in parts()[part]:
             path = copy / name
             if path.is_dir():
                 shutil.rmtree(path)
             else:
-                path.unlink(missing_ok=True)  # both halves take the README's test with them
+                path.unlink(missing_ok=True)  # some parts take the README's test with them
+
+
+@pytest.mark.slow
+def test_without_the_other_parts_nothing_is_missed_by_an_import(tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy")
+    others = list(parts())[4:]
+    assert "search" in others
+    delete(copy, "CLIP", *others)
+    in_copy(copy, "-m", "mypy")
+    in_copy(copy, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["text", "images"])
+def test_without_one_half_the_remaining_tests_pass(half: str, tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy")
+    delete(copy, "CLIP", "benchmarks", half)
     if half == "images":  # which the page says too
         shutil.copy(copy / "configs" / "language_id.yaml", copy / "configs" / "default.yaml")
     in_copy(copy, "-m", "mypy")

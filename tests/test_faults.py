@@ -18,7 +18,7 @@ import torch
 from kill import scalars
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from src import ROOT
+from src import ROOT, config
 from src.callbacks.finite_loss import FiniteLoss, NotFiniteError
 from src.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.errors import InputError
@@ -310,6 +310,13 @@ def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tm
     folder = folder_of(tmp_path)
     assert step_of(folder) == 3 * STEPS
     assert "lr: 0.004" in (folder / "config.resume-1.yaml").read_text()
+
+
+def test_a_retry_goes_on_from_the_last_checkpoint_also_where_another_was_given(train: Train) -> None:
+    run = train("fit", *SMALL, "--max_epochs=1", "--retries=2", sample=False)
+    words = run.cli.retry_after(NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])
+    given = dict(config.split_command_line(words)[2])  # the last of each counts
+    assert (given["--ckpt_path"], given["--run"], given["--retries"]) == ("last", str(run.folder), "1")
 
 
 # Worker processes

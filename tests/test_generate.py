@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import generate
+from src import generate, runs
 from src.errors import InputError
 from tests.conftest import fit, program, tiny_pretrained
 
@@ -48,6 +48,18 @@ def test_a_text_is_continued_and_a_seed_repeats_it(checkpoint: str, capsys: pyte
     assert written(capsys, *words) != written(capsys, *words)
     greedy = (*words, "--temperature", "0")
     assert written(capsys, *greedy) == written(capsys, *greedy) == written(capsys, *words, "--top_k", "1")
+
+
+def test_without_a_checkpoint_the_best_of_the_newest_run_writes(
+    workplace: Path, checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "ROOT", workplace)
+    words = ("--prompt", "To be", "--max_new_tokens", "10", "--seed", "1")
+    best = max((workplace / "logs").glob("*/*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert written(capsys, *words) == written(capsys, *words, "--ckpt_path", str(best))
+    monkeypatch.setattr(runs, "ROOT", workplace / "nowhere")
+    with pytest.raises(InputError, match=r"no run with a checkpoint in .*nowhere/logs: train one first"):
+        generate.write(list(words))
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "pretrained"])

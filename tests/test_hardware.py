@@ -1,8 +1,10 @@
 """What a run sets of its machine."""
 
 import ctypes
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,3 +42,16 @@ def test_memory_of_a_step_serves_the_next() -> None:
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     keep_freed_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_what_the_environment_says_of_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=lambda *option: made.append(option)))
+    keep_freed_memory()
+    assert len(made) == 2
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    keep_freed_memory()
+    assert len(made) == 2

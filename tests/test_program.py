@@ -198,7 +198,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", [pytest.param("__init__", marks=pytest.mark.slow), "forward"])
+@pytest.mark.parametrize("place", ["__init__", "forward"])
 def test_an_exception_of_a_users_class_keeps_its_traceback(tmp_path: Path, place: str) -> None:
     fail = "raise ValueError('mine, all mine')"
     write(

@@ -11,8 +11,8 @@ Spec = dict[str, Any]
 # What a learning-rate schedule keeps of the learning rate in the optimizer's parameter groups.
 LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
-# Arguments of a schedule that are not in its state, because a continued run sets them itself.
-FROM_THE_RUN = ("total_steps", "pct_start")
+# Arguments of a schedule that are not in its state, and of which a continued run makes its own: OneCycleLR's phases.
+REMADE = ("pct_start",)
 
 
 class OptimizerOverrides(Callback):
@@ -64,7 +64,7 @@ class OptimizerOverrides(Callback):
             if not any(name in group for group in groups):
                 raise InputError(f"--optimizer.{name} cannot be changed in a run that goes on: leave it out")
         for state in checkpoint["lr_schedulers"]:
-            if unknown := next((name for name in self.lr_scheduler if name not in {*state, *FROM_THE_RUN}), None):
+            if unknown := next((name for name in self.lr_scheduler if name not in {*state, *REMADE}), None):
                 raise InputError(f"--lr_scheduler.{unknown} cannot be changed in a run that goes on: leave it out")
             if "base_lrs" in state:
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]

@@ -18,8 +18,8 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self._is_enabled = True
         self._said_at = time.monotonic()
-        self._trains_since, self._trained = 0.0, 0  # a time without validation in it, and the step it began at
-        self._rate = 0.0
+        self._rate_from = (0.0, 0)  # time and step; validation moves the time
+        self._validates_since = 0.0
 
     def enable(self) -> None:
         self._is_enabled = True
@@ -29,25 +29,25 @@ class ProgressLines(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._said_at = time.monotonic()
-        self._restart(trainer)
+        self._rate_from = (self._said_at, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if time.monotonic() - self._said_at > SECONDS:
-            self._measure(trainer)
             self._say_training(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._measure(trainer)
+        self._validates_since = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        since, step = self._rate_from
+        self._rate_from = (since + time.monotonic() - self._validates_since, step)
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self._say_training(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
-            self._measure(trainer)
             self._say_training(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
@@ -60,21 +60,16 @@ class ProgressLines(ProgressBar):
         self._say_batch("prediction", args[2], trainer.num_predict_batches)
 
     def _say_training(self, trainer: Trainer) -> None:
-        step, total = trainer.global_step, trainer.estimated_stepping_batches
+        now, step, total = time.monotonic(), trainer.global_step, trainer.estimated_stepping_batches
         of = f" of {total:,}" if isinstance(total, int) or total < float("inf") else ""
+        since, first = self._rate_from
+        rate = (step - first) / max(now - since, 1e-6)
         metrics = [f"{name} {value:.4f}" for name, value in shown_metrics(trainer).items()]
         line = ", ".join(
-            [f"epoch {trainer.current_epoch + 1}, step {step:,}{of}", *metrics, f"{self._rate:.1f} steps a second"]
+            [f"epoch {trainer.current_epoch + 1}, step {step:,}{of}", *metrics, f"{rate:.1f} steps a second"]
         )
+        self._rate_from = (now, step)
         self._print(line)
-        self._restart(trainer)
-
-    def _measure(self, trainer: Trainer) -> None:
-        steps = trainer.global_step - self._trained
-        self._rate = steps / max(time.monotonic() - self._trains_since, 1e-6)
-
-    def _restart(self, trainer: Trainer) -> None:
-        self._trains_since, self._trained = time.monotonic(), trainer.global_step
 
     def _say_batch(self, what: str, batch_idx: int, totals: list[int | float]) -> None:
         if time.monotonic() - self._said_at > SECONDS:
