@@ -75,6 +75,12 @@ def check_accelerator(given: Any) -> None:
         )
 
 
+def device_of(accelerator: str) -> torch.device:
+    """Where an accelerator that is present computes."""
+    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
+    return found or torch.device("cpu")
+
+
 def check_strategy(given: Any) -> None:
     """Raise InputError where no strategy has that name."""
     known = {"auto", *StrategyRegistry.available_strategies()}

@@ -44,7 +44,7 @@ def run(started: float) -> None:
         cause = cause_of(error)
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         mendable = isinstance(cause, InputError) or (isinstance(cause, refused) and raised_by_library(cause))
-        if "--compile" in args and is_of_compiler(cause):
+        if cli is not None and cli.compilation is not None and is_of_compiler(cause):
             cause, mendable = cannot_compile(cause), True
         if (fault := fault_of_machine(cause, cli.record.folder if cli and cli.record else None)) is not None:
             cause, mendable = InputError("; ".join(filter(None, (fault, _how_to_go_on(cli))))), True

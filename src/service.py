@@ -30,7 +30,7 @@ from starlette.routing import Route
 from src.batcher import Batcher, TooManyError
 from src.data.scans import UNREADABLE, read_image
 from src.errors import InputError
-from src.hardware import check_accelerator, choose_precision
+from src.hardware import check_accelerator, choose_precision, device_of
 from src.inference import Inference
 
 PAGE = Path(__file__).with_name("page.html")
@@ -321,8 +321,7 @@ def run_service(options: argparse.Namespace) -> None:
     """
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path)
-    if options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        inference = inference.to("cuda")
+    inference = inference.to(device_of(options.accelerator))
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # PIL refuses twice as many

@@ -7,9 +7,10 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from src import ROOT
-from src.hardware import keep_freed_memory
+from src.hardware import device_of, keep_freed_memory
 
 # Page faults of twenty times 8 MB, written and freed: of a C library that gives all back, and then of ours.
 PROGRAM = """
@@ -55,3 +56,14 @@ def test_what_the_environment_says_of_malloc_is_left_alone(monkeypatch: pytest.M
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
     keep_freed_memory()
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("found", [None, "cuda", "mps", "xpu"])
+def test_a_service_computes_on_the_accelerator_that_is_there(
+    found: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = torch.device(found) if found else None
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: device)
+    assert device_of("auto").type == (found or "cpu")
+    assert device_of("gpu").type == (found or "cpu")
+    assert device_of("cpu").type == "cpu"

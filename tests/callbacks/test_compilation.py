@@ -1,4 +1,6 @@
 import shutil
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,11 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from src import program
 from src.callbacks import compilation
 from src.cli import StarterCLI
 from src.errors import InputError
 from src.models.image_classifier import ImageClassifier
-from tests.conftest import QUIET, Run
+from tests.conftest import QUIET, Run, write
 
 Train = Callable[..., Run]
 SHORT = ("fit", "--max_epochs=1", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
@@ -72,18 +75,41 @@ def test_a_model_without_a_network_of_its_own_is_one_line(train: Train) -> None:
         train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
 
 
-def test_what_cannot_be_compiled_is_one_line(
-    train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     class CompilerError(RuntimeError):
         __module__ = "torch._inductor.exc"
 
     def fail(*_: object) -> None:
         raise CompilerError("no working C++ compiler\nand a long story")
 
-    monkeypatch.setattr(ImageClassifier, "step", fail)
+    monkeypatch.setattr(ImageClassifier, "_classify", fail)
+
+
+def test_what_cannot_be_compiled_is_one_line(
+    train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_compiler(monkeypatch)
     with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
         train(*SHORT, "--model.net=MLP", "--compile")
+
+
+def test_so_it_is_in_an_evaluation_and_where_a_file_asks_for_it(
+    train: Train,
+    eager: list[torch.nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    checkpoint = train(*SHORT, "--model.net=MLP").folder / "checkpoints" / "last.ckpt"
+    break_compiler(monkeypatch)
+    given = write(tmp_path / "compiled.yaml", "compile: true\n")
+    words = ["validate", f"--config={given}", f"--ckpt_path={checkpoint}", *QUIET]
+    monkeypatch.setattr(sys, "argv", ["train", *words, f"--trainer.default_root_dir={tmp_path}"])
+    with pytest.raises(SystemExit) as stop:
+        program.run(time.perf_counter())
+    assert stop.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "--compile: torch cannot compile this network here (no working C++ compiler): leave it out" in line
 
 
 @pytest.mark.slow
