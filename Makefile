@@ -26,7 +26,7 @@ test: .venv/.$(KIND)-dev  ## set up if need be, then run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(COVERAGE) $(ARGS)
 
 test-slow: .venv/.$(KIND)-dev  ## run the tests that take long
-	@$(BIN)/python -m pytest -m slow --numprocesses 0 $(ARGS)
+	@$(BIN)/python -m pytest -m slow --dist worksteal $(ARGS)
 
 lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-commit hooks do
 	@$(BIN)/pre-commit run --all-files

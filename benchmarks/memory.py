@@ -28,7 +28,7 @@ def main() -> None:
         words += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
         words += ["--trainer.limit_train_batches=20"] if options.quick else []
         run, bare = partial(megabytes, RUN, words), partial(megabytes, IMPORT, [])
-        ours, theirs = in_turn(run, bare, 1 if options.quick else min(3, options.pairs))
+        ours, theirs = in_turn(run, bare, min(3, options.pairs))
     more = [a - b for a, b in zip(ours, theirs, strict=True)]
     rows = [
         Row("memory: a run on MNIST, at its peak", "MB", ours, "import of torch and lightning", theirs),

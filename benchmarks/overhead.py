@@ -140,7 +140,7 @@ def tokens_trained(words: list[str]) -> float:
 
 def main() -> None:
     options = parse(__doc__, DATA_DIR)
-    steps = 10 if options.quick else 200
+    steps = 10 if options.quick else 10_000  # at most: an epoch has 429
     folder = [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
     common = ["fit", "--accelerator=cpu", *folder]
     epoch = [*common, "--max_epochs=1", f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=5"]

@@ -23,9 +23,7 @@ def main() -> None:
     options = parse(__doc__)
     rows = []
     for flag in ("--help", "--print_config"):
-        ours, theirs = in_turn(
-            partial(seconds, ["-m", "src.train", flag]), partial(seconds, IMPORT), 1 if options.quick else options.pairs
-        )
+        ours, theirs = in_turn(partial(seconds, ["-m", "src.train", flag]), partial(seconds, IMPORT), options.pairs)
         rows.append(Row(f"start: {flag}", "s", ours, "import of LightningCLI", theirs, "ratio at most 1.3"))
     show(rows, options.results)
 

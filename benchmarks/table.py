@@ -48,7 +48,7 @@ def parse(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Names
     """The options of every benchmark, and those of this one."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=9, help="runs of each side that count")
-    parser.add_argument("--quick", action="store_true", help="a short look: two pairs, little data")
+    parser.add_argument("--quick", action="store_true", help="a short look: one pair, little data")
     parser.add_argument("--results", type=Path, help=f"file the results are added to, such as {RESULTS.name}")
     for name, options in more:
         parser.add_argument(name, **options)
@@ -63,7 +63,7 @@ def parse(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Names
         except (ValueError, KeyError, TypeError):
             parser.error(f"--results {options.results} holds no results: give another file, or remove it")
     if options.quick:
-        options.pairs = min(options.pairs, 2)
+        options.pairs = 1
     return options
 
 
@@ -71,8 +71,8 @@ DATA_DIR = ("--data_dir", {"help": "folder with the full data; without it the sa
 
 
 def in_turn(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
-    """Values of both, A B A B ..., after one pair that does not count."""
-    found = [(ours(), theirs()) for _ in range(pairs + 1)][1:]
+    """Values of both, A B A B ..., after one pair that does not count; where one is all, it counts."""
+    found = [(ours(), theirs()) for _ in range(pairs + 1 if pairs > 1 else 1)][-pairs:]
     return [a for a, _ in found], [b for _, b in found]
 
 
