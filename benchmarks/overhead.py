@@ -153,7 +153,7 @@ def main() -> None:
         ours, theirs = in_turn(alone(trained, [*epoch, *words]), by_hand, options.pairs)
         rows.append(Row(f"training: {what}", "images/s", ours, "plain loop", theirs, "ratio at least 0.97"))
 
-    steps = 5 if options.quick else 60
+    steps = 5 if options.quick else 200
     words = [*common, "--config=configs/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
     words += [f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=1"]
     ours, theirs = in_turn(alone(tokens_trained, words), alone(plain_text, options.data_dir, steps), options.pairs)
