@@ -30,9 +30,10 @@ def close(search: Search, signum: int) -> int:
 def _report(search: Search) -> None:
     """The best five, what mattered, `best.yaml`, and plots as one HTML file and in TensorBoard."""
     console = Console(width=None if sys.stdout.isatty() else 1000)
-    ended = [trial for trial in trials_of(search, (TrialState.COMPLETE,)) if trial.value is not None]
-    counts = {state.name.lower(): len(trials_of(search, (state,))) for state in (*DONE, TrialState.RUNNING)}
-    console.print(", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no trials")
+    trials = trials_of(search)
+    ended = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    counts = {state: sum(trial.state == state for trial in trials) for state in (*DONE, TrialState.RUNNING)}
+    console.print(", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count) or "no trials")
     if not ended:
         return
     sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from src import ROOT
-from src.hardware import device_of, keep_freed_memory
+from src.hardware import keep_freed_memory
 
 # Page faults of twenty times 8 MB, written and freed: of a C library that gives all back, and then of ours.
 PROGRAM = """
@@ -58,12 +58,21 @@ def test_what_the_environment_says_of_malloc_is_left_alone(monkeypatch: pytest.M
     assert len(made) == 2
 
 
+@pytest.mark.parametrize(("given", "expected"), [("auto", None), ("cpu", "cpu")])
 @pytest.mark.parametrize("found", [None, "cuda", "mps", "xpu"])
 def test_a_service_computes_on_the_accelerator_that_is_there(
-    found: str | None, monkeypatch: pytest.MonkeyPatch
+    given: str, expected: str | None, found: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    service = pytest.importorskip("src.service", reason="the service has been deleted")
     device = torch.device(found) if found else None
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: device)
-    assert device_of("auto").type == (found or "cpu")
-    assert device_of("gpu").type == (found or "cpu")
-    assert device_of("cpu").type == "cpu"
+
+    class MovedError(Exception):
+        pass
+
+    def move(device: torch.device) -> None:
+        raise MovedError(device.type)
+
+    monkeypatch.setattr(service, "Inference", lambda path: SimpleNamespace(to=move))
+    with pytest.raises(MovedError, match=expected or found or "cpu"):
+        service.run_service(SimpleNamespace(accelerator=given, ckpt_path="best"))
