@@ -1,12 +1,14 @@
 """The callbacks and plugins that every run has, beside those of its configuration."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from src.callbacks.dashboard import Dashboard
 from src.callbacks.evaluation_pictures import EvaluationPictures
@@ -25,6 +27,15 @@ from src.interruption import Interruption
 Options = dict[str, Any]  # of the Trainer
 
 
+class NoProfiler(PassThroughProfiler):
+    """Lightning asks its profiler ninety times a step; where none is wanted, its own costs a generator each time."""
+
+    _nothing = nullcontext()
+
+    def profile(self, *_: Any, **__: Any) -> Any:
+        return self._nothing
+
+
 def equip(options: Options, stage: str | None, quiet: bool) -> None:
     """Add what a run shows and what keeps it whole; the configuration's own stand first, and instead."""
     callbacks = options["callbacks"]  # a list that this call makes longer
@@ -41,6 +52,7 @@ def equip(options: Options, stage: str | None, quiet: bool) -> None:
         callbacks.append(NetworkSummary())
         options["enable_model_summary"] = False  # not Lightning's too
     callbacks += [StepSeeds(), FiniteLoss()]
+    options["profiler"] = options["profiler"] or NoProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpointIO())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.profilers import Profiler
 
 from src.cli import StarterCLI
 from src.config import SHORT_FLAGS
@@ -313,3 +314,13 @@ def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(tr
 def test_a_precision_plugin_is_left_alone(parse: Parse) -> None:
     plugin = ("--trainer.plugins=MixedPrecision", "--trainer.plugins.precision=bf16-mixed")
     assert parse(*plugin, "--trainer.plugins.device=cpu").trainer.precision == "bf16-mixed"
+
+
+def test_a_profiler_is_asked_where_one_is_given_only(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning's profiler of nothing costs each step of a small network up to a twentieth.
+    monkeypatch.delattr(Profiler, "profile")
+    run = train("fit", *SHORT)
+    monkeypatch.undo()
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["trainer"]["profiler"] is None
+    report = train("fit", *SHORT, "--trainer.profiler=simple").cli.trainer.profiler.summary()
+    assert re.search(r"run_training_batch|optimizer_step", report)
