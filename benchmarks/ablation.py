@@ -7,7 +7,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from lightning.pytorch.profilers import PassThroughProfiler
 from overhead import alone, trained
 from table import DATA_DIR, Row, in_turn, parse, show
 
@@ -26,7 +25,6 @@ CHANGES: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ("default", "channels last", {"torch.channels_last": torch.contiguous_format}, []),
     ("default", "bfloat16", {}, ["--precision=32-true"]),
     ("default", "memory kept for the next step", {"src.hardware.keep_freed_memory": nothing}, []),
-    ("default", "no profiler that is asked all the same", {"src.equipment.NoProfiler": PassThroughProfiler}, []),
     ("default", "what TensorBoard shows", {"src.equipment.views": nothing}, []),
     ("shakespeare_gpt", "memory kept for the next step", {"src.hardware.keep_freed_memory": nothing}, []),
     ("shakespeare_gpt", "what TensorBoard shows", {"src.equipment.views": nothing}, []),

@@ -58,7 +58,8 @@ def terminal() -> Iterator[None]:
 
 def trained(words: list[str]) -> float:
     """Samples a second of the program's training epoch."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, terminal(), warnings.catch_warnings(action="ignore"):
         cli = StarterCLI([*words, f"--trainer.default_root_dir={folder}"], time.perf_counter())
         cli.run()

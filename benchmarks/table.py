@@ -14,6 +14,7 @@ from typing import Any
 import lightning
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -72,12 +73,14 @@ DATA_DIR = ("--data_dir", {"help": "folder with the full data; without it the sa
 
 def in_turn(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
     """Values of both, A B A B ..., after one pair that does not count; where one is all, it counts."""
-    found = [(ours(), theirs()) for _ in range(pairs + 1 if pairs > 1 else 1)][-pairs:]
+    count = pairs + 1 if pairs > 1 else 1
+    shown = track(range(count), "pairs", console=Console(stderr=True), transient=True, refresh_per_second=1)
+    found = [(ours(), theirs()) for _ in shown][-pairs:]
     return [a for a, _ in found], [b for _, b in found]
 
 
 def show(rows: list[Row], results: Path | None = None) -> None:
-    """Print the rows, and add them to a file together with the machine."""
+    """Print the rows, and add them to a file of the same machine and versions, or begin it anew."""
     table = Table("what", "unit", "ours", "beside", "theirs", "ratio", "asked for")
     for row in rows:
         cells = [spread(row.ours), row.other, spread(row.theirs), spread(row.ratios)]
@@ -85,8 +88,11 @@ def show(rows: list[Row], results: Path | None = None) -> None:
     Console(width=160).print(table)
     if results is None:
         return
-    known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {"rows": {}}
-    known["machine"] = describe()
+    known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    if known.get("machine") != describe():
+        if known:
+            print(f"{results} held results of another machine or other versions, and begins anew")
+        known = {"machine": describe(), "rows": {}}
     for row in rows:
         known["rows"][row.what] = {
             "date": date.today().isoformat(),

@@ -38,6 +38,24 @@ def test_a_benchmark_prints_a_table_and_keeps_its_values(tmp_path: Path) -> None
     assert check_kept(results, benchmark("reference.py", "--quick", "--results", str(results)))
 
 
+def test_a_file_of_results_holds_one_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from table import Row, show
+
+    path = tmp_path / "results.json"
+    for name in ("one", "two"):
+        show([Row(name, "s", [1.0])], path)
+    results = json.loads(path.read_text())
+    assert list(results["rows"]) == ["one", "two"]
+    path.write_text(json.dumps({**results, "machine": {**results["machine"], "cores": 1000}}))
+    assert "begins anew" not in capsys.readouterr().out
+    show([Row("three", "s", [1.0])], path)
+    assert "begins anew" in capsys.readouterr().out
+    assert list(json.loads(path.read_text())["rows"]) == ["three"]
+
+
 def test_the_first_pair_does_not_count_unless_it_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from table import in_turn
