@@ -80,7 +80,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
             raise
         _remove(temporary)
-        raise _unwritable(path, checkpoint, error) from error
+        raise unwritable(path, size_of(checkpoint), error) from error
     finally:
         _remove(temporary)
 
@@ -91,24 +91,26 @@ def _remove(path: Path | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def _unwritable(path: Path, checkpoint: dict[str, Any], error: BaseException) -> UnwritableError:
+def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
+    """Why a checkpoint of `need` bytes could not be written."""
     run = path.parent.parent
     if not run.is_dir():
         return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed while the run was going")
     system = error if isinstance(error, OSError) else error.__context__
-    reason = system.strerror if isinstance(system, OSError) else str(error)
-    if isinstance(system, OSError) and system.errno in (errno.ENOSPC, errno.EDQUOT):
-        need, free = _size(checkpoint) / 2**20, shutil.disk_usage(run).free / 2**20
-        reason = f"{reason}: it needs about {need:.1f} MB and {free:.1f} MB are free; make room"
+    free = shutil.disk_usage(run).free
+    number = system.errno if isinstance(system, OSError) else errno.ENOSPC if free < need else None
+    reason = os.strerror(number) if number else str(error)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        reason += f": it needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free; make room"
     return UnwritableError(f"{path} cannot be written ({reason}); earlier checkpoints are as they were")
 
 
-def _size(value: Any) -> int:
+def size_of(value: Any) -> int:
     """Bytes of all tensors in a tree of dicts and lists."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(_size(child) for child in children)
+    return sum(size_of(child) for child in children)
 
 
 def _digest(path: Path) -> str:

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -22,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.checkpoint import REST
+from src.checkpoint import REST, size_of, unwritable
 from src.sharded import SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 
 
@@ -81,7 +82,16 @@ class FSDP2Strategy(ModelParallelStrategy):
             path.parent.mkdir(exist_ok=True)
             shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
         self.barrier()
-        super().save_checkpoint(checkpoint, new, storage_options)
+        need = size_of(checkpoint)
+        try:
+            super().save_checkpoint(checkpoint, new, storage_options)
+        except CheckpointException as error:  # raised in every process, whichever could not write
+            cause = next(iter(error.failures.values()))[0]
+            if not isinstance(cause, OSError | RuntimeError):
+                raise
+            if self.global_rank == 0:
+                shutil.rmtree(new, ignore_errors=True)
+            raise unwritable(path, need, cause) from error
         self.barrier()
         if self.global_rank == 0:
             write_checksums(new)
