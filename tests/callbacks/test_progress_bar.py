@@ -87,6 +87,11 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(tmp
     assert "weights_only" not in plain
     warned = [line for line in plain.splitlines() if "site-packages" in line and "srun" not in line]
     assert not warned
+
+
+@pytest.mark.slow
+def test_without_colour_where_nobody_wants_any(tmp_path: Any) -> None:
+    root = f"--trainer.default_root_dir={tmp_path}"
     shown = on_a_terminal("fit", "--model.net=MLP", "--max_epochs=1", root, NO_COLOR="1")
     assert "Epoch 0/0" in shown
     assert not COLOUR.search(shown)
