@@ -24,6 +24,7 @@ def test_it_asks_for_three_files_of_sixty_lines() -> None:
     assert not any((ROOT / name).exists() for name in FILES)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (ROOT / "configs" / "default.yaml").exists(), reason="there is no recipe for the overlays")
 def test_what_it_makes_learns_and_is_a_part_like_any_other(tmp_path: Path) -> None:
     copy = copy_of_the_repository(tmp_path / "copy")

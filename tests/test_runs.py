@@ -169,6 +169,7 @@ def test_a_checkpoint_of_the_command_line_loads_in_python(train: Train) -> None:
 # From elsewhere, and in several processes
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")

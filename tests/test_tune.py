@@ -275,7 +275,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: int, jobs:
     assert [trial.state.name for trial in trials(tmp_path)].count("COMPLETE") == 2, said
 
 
-@pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler"])
+@pytest.mark.parametrize("sampler", ["TPESampler", pytest.param("RandomSampler", marks=pytest.mark.slow)])
 def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: str) -> None:
     drawn = []
     for name, seed in (("first", "1"), ("again", "1"), ("other", "2")):
