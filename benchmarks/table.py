@@ -5,10 +5,12 @@ import json
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import lightning
@@ -46,7 +48,8 @@ class Row:
 
 
 def parse(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """The options of every benchmark, and those of this one."""
+    """The options of every benchmark, and those of this one; from here on Ctrl-C ends it in a line."""
+    sys.excepthook = _say_what_ended_it
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=9, help="runs of each side that count")
     parser.add_argument("--quick", action="store_true", help="a short look: one pair, little data")
@@ -66,6 +69,13 @@ def parse(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Names
     if options.quick:
         options.pairs = 1
     return options
+
+
+def _say_what_ended_it(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{Path(sys.argv[0]).name}: stopped by Ctrl-C", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 DATA_DIR = ("--data_dir", {"help": "folder with the full data; without it the sample is used"})

@@ -56,6 +56,19 @@ def test_a_file_of_results_holds_one_machine_only(
     assert list(json.loads(path.read_text())["rows"]) == ["three"]
 
 
+def test_ctrl_c_ends_a_benchmark_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from table import parse
+
+    monkeypatch.setattr(sys, "argv", ["benchmarks/start.py"])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    parse("What it measures.")
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "start.py: stopped by Ctrl-C\n"
+    sys.excepthook(ValueError, ValueError("what is wrong"), None)
+    assert "ValueError: what is wrong" in capsys.readouterr().err
+
+
 def test_the_first_pair_does_not_count_unless_it_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from table import in_turn
