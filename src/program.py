@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from types import TracebackType
 from typing import NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -27,6 +28,7 @@ def run(started: float) -> None:
     _leave_out_what_nobody_can_act_on()
     cli: StarterCLI | None = None
     threading.excepthook = _leave_to_main
+    sys.excepthook = _leave_to_reader
     try:
         words = args
         while True:
@@ -79,6 +81,13 @@ def _leave_to_main(args: threading.ExceptHookArgs) -> None:
     """TensorBoard's thread meets a full disk first, and the main thread then raises the same."""
     if not isinstance(args.exc_value, OSError):
         threading.__excepthook__(args)
+
+
+def _leave_to_reader(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A worker, which inherits this, hands over batches in a thread; where nobody takes them the run says why."""
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if not (in_thread and isinstance(error, ConnectionError | EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _how_to_go_on(cli: StarterCLI | None) -> str:

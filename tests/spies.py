@@ -4,7 +4,11 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
+import time
 from contextlib import suppress
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +58,24 @@ class StepLosses(Callback):
             self.path.write_text(json.dumps(self.losses))
 
 
+def _kill_one_that_does_not_wait(waiting: connection.Connection, authkey: bytes) -> None:
+    """In place of the answer to a worker that wants to hand over a tensor."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    workers = [int(pid) for pid in children if "multiprocessing" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    with socket.socket(fileno=os.dup(waiting.fileno())) as peer:
+        waits, _, _ = struct.unpack("iii", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    os.kill(next(pid for pid in workers if pid != waits), signal.SIGKILL)
+    with waiting:  # closed where torch's handler of SIGCHLD raises, as it is while it is being made
+        time.sleep(60)
+
+
 class Misfortune(Callback):
     """Something happens at a step, once for each marker file.
 
     Args:
         step: optimizer steps done before.
-        kind: `kill` this process, `terminate` or `interrupt` it by a signal, `kill worker` one that loads data, make a
-            weight `nan`, `fill` the disk the run writes to, or `delete` its folder.
+        kind: `kill` this process, `terminate` or `interrupt` it by a signal, `kill worker` one that loads data while
+            another hands over a batch, make a weight `nan`, `fill` the disk the run writes to, or `delete` its folder.
         marker: a file that is not there yet; it is made, and where it is there nothing happens.
         rank: the process it happens to.
     """
@@ -86,9 +101,7 @@ class Misfortune(Callback):
         elif self.kind == "delete":
             shutil.rmtree(trainer.default_root_dir)
         elif self.kind == "kill worker":
-            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            workers = [pid for pid in children if "multiprocessing" not in Path(f"/proc/{pid}/cmdline").read_text()]
-            os.kill(int(workers[0]), signal.SIGKILL)
+            connection.answer_challenge = _kill_one_that_does_not_wait
         else:
             signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
             os.kill(os.getpid(), signals[self.kind])
