@@ -23,6 +23,12 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
         sys.exit(128 + stop.signum)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
+    except Exception as error:
+        from src.program import fault_of_machine  # knows all of training, and takes as long to import
+
+        if (fault := fault_of_machine(error)) is None:
+            raise
+        report(InputError(fault))
 
 
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:

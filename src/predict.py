@@ -25,7 +25,9 @@ def predict(args: list[str]) -> int:
     from src.data.inputs import InputsDataModule, images_of, texts_of
     from src.hardware import check_accelerator, check_strategy, choose_precision
     from src.inference import Inference
+    from src.program import leave_out_what_nobody_can_act_on
 
+    leave_out_what_nobody_can_act_on()
     check_accelerator(options.accelerator)
     check_strategy(options.strategy)
     inference = Inference(options.ckpt_path)

@@ -25,10 +25,9 @@ from src.runs import checkpoints_of, relative
 def run(started: float) -> None:
     """Build and run what `sys.argv` asks for; what the user can mend is one line and exit code 2."""
     args = sys.argv[1:]
-    _leave_out_what_nobody_can_act_on()
-    cli: StarterCLI | None = None
+    leave_out_what_nobody_can_act_on()
     threading.excepthook = _leave_to_main
-    sys.excepthook = _leave_to_reader
+    cli: StarterCLI | None = None
     try:
         words = args
         while True:
@@ -55,13 +54,14 @@ def run(started: float) -> None:
         report(cause, getattr(rank_zero_only, "rank", 0))
 
 
-def _leave_out_what_nobody_can_act_on() -> None:
-    """Lightning's advertisements, and a deprecation in torch that Lightning 2.6 itself has to follow."""
+def leave_out_what_nobody_can_act_on() -> None:
+    """Lightning's advertisements, a deprecation in torch that Lightning 2.6 itself has to follow, errors told twice."""
     rank_zero_module.log.addFilter(lambda record: not record.getMessage().startswith("💡 Tip"))
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning, r"lightning\.pytorch\.util")
+    sys.excepthook = _leave_to_reader
 
 
-def fault_of_machine(error: BaseException, folder: Path | None) -> str | None:
+def fault_of_machine(error: BaseException, folder: Path | None = None) -> str | None:
     """What went wrong around a run with this folder, in the user's words, or None where nothing that is known did."""
     text = " ".join(str(error).split())
     if isinstance(error, FileNotFoundError) and folder is not None and not folder.is_dir():
@@ -71,7 +71,7 @@ def fault_of_machine(error: BaseException, folder: Path | None) -> str | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename or 'the run folder'} cannot be written ({error.strerror}): make room"
     if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):
-        return f"a process that loads data has died, often for lack of memory: {found[0]} Give fewer --data.num_workers"
+        return f"a process that loads data has died, often for lack of memory: {found[0]} Give a smaller num_workers"
     if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe|gloo", text):
         return f"another process of this run has ended ({text[:120]})"
     return None

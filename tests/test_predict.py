@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps
 from pyarrow import parquet
 
 from src import ROOT
+from src.command import run_command
 from src.data.mnist import MNISTDataModule
 from src.data.scans import INVERTED
 from src.errors import InputError
@@ -189,6 +192,8 @@ def test_two_processes_write_each_input_once_in_order(
     two = ("--devices=2", "--strategy=ddp", "--output", str(shared))
     done = program(*words, *two, module="src.predict", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
+    assert "Tip:" not in done.stderr
+    assert "LeafSpec" not in done.stderr
     assert [(row["input"], row["label"]) for row in rows_of(shared)] == [
         (row["input"], row["label"]) for row in rows_of(alone)
     ]
@@ -246,6 +251,24 @@ def test_what_cannot_work_is_one_error(
         predict(["--ckpt_path", digits, *given])
     assert Path(f"{image}.csv").read_text() == "mine"
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_worker_that_dies_is_one_error_and_no_table(
+    digits: str,
+    digit_files: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("src.data.inputs.PreparedInputs.__iter__", lambda self: os.kill(os.getpid(), signal.SIGKILL))
+    words = ["predict", "--ckpt_path", digits, str(digit_files[0]), "--output", str(tmp_path / "out.csv")]
+    monkeypatch.setattr(sys, "argv", [*words, "--num_workers", "1"])
+    with pytest.raises(SystemExit) as stop:
+        run_command(predict)
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.match(r"error: a process that loads data has died.* Give a smaller num_workers$", line)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_language_model_is_refused(writer: str, tmp_path: Path) -> None:
