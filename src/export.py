@@ -1,6 +1,7 @@
 """Write a trained model in a format that others load: `python -m src.export --help`."""
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from src.errors import InputError
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "huggingface": ""}
 LIMIT = 1e-4  # largest difference of a logit in float32 from the checkpoint's
 SAMPLES = 64  # validation samples that are compared
+BESIDE = 4 * 2**20  # bytes for the graph, the tokenizer and the example
+QUANTIZED = 2.25  # sizes of the weights that are on disk at once: in float32, prepared, and in 8 bits
 
 
 def export(args: list[str]) -> None:
@@ -21,6 +24,7 @@ def export(args: list[str]) -> None:
         InputError: an option or the checkpoint cannot be used, or the file does not compute what the checkpoint does.
     """
     options, output = _parse(args)
+    from src.checkpoint import size_of
     from src.formats import (
         Exported,
         Float32,
@@ -35,6 +39,14 @@ def export(args: list[str]) -> None:
     inference = Inference(options.ckpt_path, "forward", data_options(options))
     print(f"{inference.path} as {options.format}", file=sys.stderr)
     reference = Float32(inference)
+    # Asked before: on a full disk some writers end the process, or say it in words of their own.
+    weights = size_of([*reference.net.parameters(), *reference.net.buffers()])
+    need, free = weights * (QUANTIZED if options.quantize else 1) + BESIDE, shutil.disk_usage(output.parent).free
+    if free < need:
+        raise InputError(
+            f"--output {options.output} needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free:"
+            " make room, or give another"
+        )
     writers: dict[str, Callable[[Float32, Path], Exported]] = {
         "onnx": onnx_file,
         "torch": torch_file,

@@ -201,6 +201,14 @@ def test_what_cannot_work_is_one_error(
     assert Path("mine.onnx").read_text() == "mine"
 
 
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_a_disk_without_room_is_one_error_that_says_how_much_it_takes(digits: str, small_disk: Path, form: str) -> None:
+    (small_disk / "other").write_bytes(bytes(3 * 2**20))
+    with pytest.raises(InputError, match=r"needs about 4\.\d MB and 3\.0 MB are free: make room"):
+        export(["--ckpt_path", digits, "--format", form, "--output", str(small_disk / f"model{SUFFIXES[form]}")])
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "message"), CANNOT)
 def test_what_cannot_work_ends_the_program_with_one_line(
