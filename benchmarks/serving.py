@@ -7,6 +7,7 @@ LitServe endpoint that gets the same bodies; in turn, `--pairs` times. `--second
 """
 
 import asyncio
+import atexit
 import gc
 import http.client
 import json
@@ -49,6 +50,7 @@ class Server:
         self.process = subprocess.Popen(
             command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        atexit.register(self.stop)
         end = time.monotonic() + 120
         while not self._is_ready():
             if time.monotonic() > end or self.process.poll() is not None:
@@ -62,6 +64,12 @@ class Server:
             return connection.getresponse().status == 200
         except OSError:
             return False
+
+    def stop(self) -> None:
+        """End all of it; once more does nothing."""
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
     def tree(self) -> list[int]:
         """The process and all below it."""
@@ -211,7 +219,7 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
         gc.unfreeze()
         for one in (server, other):
             if one is not None:
-                os.killpg(one.process.pid, signal.SIGKILL)
+                one.stop()
     if seen["errors"] or seen["wrong"]:
         sys.exit(f"{seen['errors']} errors and {seen['wrong']} wrong answers among {len(seen['latencies'])}")
     latencies = sorted(1000 * one for one in seen["latencies"])
