@@ -22,7 +22,8 @@ def cause_of(error: BaseException) -> BaseException:
 def report(error: BaseException, rank: int = 0) -> NoReturn:
     """Print an error as one line and exit with code 2; of several processes, all but the first say which they are."""
     message = str(error).rpartition("InputError: ")[2]  # what a worker process raised brings its traceback
-    print(f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}", file=sys.stderr)
+    line = f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}\n"
+    sys.stderr.write(line)  # whole: between print's text and its end of line another process may write
     sys.exit(2)
 
 
