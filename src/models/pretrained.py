@@ -61,6 +61,12 @@ class _Pretrained(nn.Module):
         model: Any = self.model.base_model.model if self.lora_rank else self.model
         return nn.ModuleList(child for name, child in model.named_children() if name != model.base_model_prefix)
 
+    @property
+    def embedding(self) -> nn.Module:
+        """The layer that gives each token its vector."""
+        layer: nn.Module = self.model.get_input_embeddings()
+        return layer
+
     def train(self, mode: bool = True) -> "_Pretrained":
         super().train(mode)
         if self.freeze_body:  # its dropout would only blur the features

@@ -74,6 +74,21 @@ def test_what_is_trained_is_what_was_asked_for(models: Path, kind: str, options:
         assert any("embeddings" in name or "wte" in name for name in changed)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"freeze_body": True}, {"lora_rank": 2}])
+def test_adversarial_training_moves_what_the_body_sees(models: Path, kind: str, options: dict[str, int]) -> None:
+    losses = []
+    for length in (0.0, 0.1):
+        torch.manual_seed(0)
+        net = PretrainedClassifier(str(models / kind), num_classes=3, dropout=0.0, **options)  # type: ignore[arg-type]
+        task = TextClassifier(net, adversarial=length)
+        losses.append(task.step((*inputs(), torch.tensor([0, 2])))[0])
+    assert losses[1] > losses[0] + 1e-5
+    losses[1].backward()
+    trained = [parameter for parameter in task.net.parameters() if parameter.requires_grad]
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in trained)
+
+
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
 def test_it_begins_in_training_mode(models: Path, options: dict[str, int]) -> None:
     for net in (PretrainedClassifier(str(models / "bert"), **options), PretrainedLM(str(models / "gpt2"), **options)):  # type: ignore[arg-type]
