@@ -239,6 +239,7 @@ def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alo
     table = write(tmp_path / "own.csv", f"text,label\n{rows}")
     words = ("--config=configs/sentiment_pretrained.yaml", f"--data.path={table}", "--data.max_length=40")
     words = (*words, "--data.batch_size=4", "--max_epochs=6", "--optimizer.lr=0.01", "--model.net.dropout=0")
+    words = (*words, "--model.adversarial=0.001")  # the vectors of so small a model are short
     run = train(*words, f"--model.net.pretrained={folder}", sample=False)
     assert run.cli.config.data.init_args.tokenizer == folder
     assert run.metrics["test/acc"] == 1

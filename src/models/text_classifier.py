@@ -20,8 +20,8 @@ class TextClassifier(Classifier):
         num_classes: number of classes; where nothing is given, the network's own `num_classes`.
         head_lr: learning rate of the network's `head`; the optimizer's where nothing is given.
         adversarial: how far, as a Euclidean length, the output of the network's `embedding` is moved for each text to
-            where its loss grows most; training then takes the mean of both losses (Miyato et al. 2017), and a step
-            costs more than twice as much. 0 for none.
+            where its loss grows most; training then takes the mean of both losses (Miyato et al. 2017), for more than
+            twice the arithmetic of a step. For scale: MiniLM's vector of a token is 1.1 long. 0 for none.
 
     Biases, norms and other vectors do not decay. What it logs, predicts and raises is `Classifier`'s.
 
@@ -57,7 +57,7 @@ class TextClassifier(Classifier):
         if not (self.adversarial and self.training):
             return super().step(batch)
         if self.net._compiled_call_impl is not None:
-            raise InputError(f"adversarial {self.adversarial} looks into the network: leave --compile out")
+            raise InputError(f"adversarial {self.adversarial} looks into the network: leave --compile out, or give 0")
         embedding: nn.Module = self.net.embedding  # type: ignore[assignment]
         embedded: list[Tensor] = []
 
