@@ -130,9 +130,9 @@ def alone(function: Callable[..., float], *args: Any) -> Callable[[], float]:
     """A function in a process of its own, so that neither side finds what the other has left behind."""
 
     def run() -> float:
+        context = multiprocessing.get_context("spawn")
         # Ctrl-C ends it as it is; this process says so.
-        at_once = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **at_once) as process:
+        with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as process:
             return process.submit(function, *args).result()
 
     return run

@@ -69,7 +69,8 @@ def fault_of_machine(error: BaseException, folder: Path | None = None) -> str | 
     if isinstance(error, UnwritableError):
         return text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{error.filename or 'the run folder'} cannot be written ({error.strerror}): make room"
+        nameless = "what was printed" if folder is None else "the run folder"
+        return f"{error.filename or nameless} cannot be written ({error.strerror}): make room"
     if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):
         return f"a process that loads data has died, often for lack of memory: {found[0]} Give a smaller num_workers"
     if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe|gloo", text):

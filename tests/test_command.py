@@ -1,5 +1,6 @@
 """What the small commands share."""
 
+import errno
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from src import export, serve, tune
+from src.command import run_command
 from src.errors import InputError
 
 
@@ -37,3 +39,16 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
         InputError, match=rf"needs the package {package}: install it with pip install -e '\.\[{extra}\]'"
     ):
         command(words)
+
+
+def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda args: fail(OSError(errno.ENOSPC, "No space left on device")))
+    assert stop.value.code == 2
+    line = "error: what was printed cannot be written (No space left on device): make room\n"
+    assert capsys.readouterr().err == line
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda args: fail(ZeroDivisionError()))

@@ -77,6 +77,7 @@ def test_adversarial_training_sees_each_text_alone() -> None:
     whole = task.step((tokens, mask, targets))[0]
     parts = [task.step((tokens[part], mask[part], targets[part]))[0] for part in (slice(0, 3), slice(3, 7))]
     assert whole.item() == pytest.approx((3 * parts[0].item() + 4 * parts[1].item()) / 7)
+    assert whole > encoder(0.0).step((tokens, mask, targets))[0]
 
 
 def test_adversarial_training_that_cannot_work_is_refused() -> None:
