@@ -1,5 +1,7 @@
 """Callbacks that runs of the tests name on their command lines, and what else happens to a run."""
 
+import errno
+import importlib
 import json
 import os
 import shutil
@@ -69,13 +71,19 @@ def _kill_one_that_does_not_wait(waiting: connection.Connection, authkey: bytes)
         time.sleep(60)
 
 
+def _full_disk(folder: Path) -> None:
+    """In place of what writes the last file of a sharded checkpoint."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 class Misfortune(Callback):
     """Something happens at a step, once for each marker file.
 
     Args:
         step: optimizer steps done before.
         kind: `kill` this process, `terminate` or `interrupt` it by a signal, `kill worker` one that loads data while
-            another hands over a batch, make a weight `nan`, `fill` the disk the run writes to, or `delete` its folder.
+            another hands over a batch, make a weight `nan`, `fill` the disk the run writes to, `fill late` it at the
+            last file of each sharded checkpoint, or `delete` the run's folder.
         marker: a file that is not there yet; it is made, and where it is there nothing happens.
         rank: the process it happens to.
     """
@@ -98,6 +106,8 @@ class Misfortune(Callback):
                 while True:
                     file.write(bytes(4096))
                     file.flush()
+        elif self.kind == "fill late":
+            importlib.import_module("src.strategies.fsdp2").write_checksums = _full_disk  # type: ignore[attr-defined]
         elif self.kind == "delete":
             shutil.rmtree(trainer.default_root_dir)
         elif self.kind == "kill worker":

@@ -229,17 +229,23 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_a_run_goes_on_when_
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_at_a_sharded_checkpoint_is_a_line_of_each_process(small_disk: Path) -> None:
-    words = ("fit", "--model.net=MLP", "--model.net.hidden=256", "--data.source=sample", "--max_epochs=4")
+@pytest.mark.parametrize("late", [False, True])
+def test_a_disk_that_is_full_at_a_sharded_checkpoint_is_a_line_of_each_process(
+    tmp_path: Path, small_disk: Path, late: bool
+) -> None:
+    # There is no room for a third checkpoint; or there is, but the first process cannot write the end of the second.
+    hidden = "--model.net.hidden=64" if late else "--model.net.hidden=256"
+    words = ("fit", "--model.net=MLP", hidden, "--data.source=sample", "--max_epochs=4")
     processes = ("--accelerator=cpu", "--devices=2", "--config=configs/strategy/fsdp2.yaml")
-    done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}")
+    happens = misfortune("fill late", 60, tmp_path / "happened") if late else ()
+    done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}", *happens)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert {line.split(":")[0] for line in lines} == {"error", "error (rank 1)"}
     for line in lines:
         assert re.search(
-            r"(best|last).ckpt cannot be written \(.*: it needs about 2\.\d MB and .* MB are free; make", line
+            r"(best|last).ckpt cannot be written \(.*: it needs about [02]\.\d MB and .* MB are free; make", line
         )
         assert "earlier checkpoints are as they were" in line
     assert any("go on with: python -m src.train --ckpt_path last --run" in line for line in lines)

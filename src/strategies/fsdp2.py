@@ -23,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.checkpoint import REST, size_of, unwritable
+from src.checkpoint import REST, UnwritableError, size_of, unwritable
 from src.sharded import SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 
 
@@ -83,18 +83,26 @@ class FSDP2Strategy(ModelParallelStrategy):
             shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
         self.barrier()
         need = size_of(checkpoint)
+        problem: BaseException | None = None
         try:
             super().save_checkpoint(checkpoint, new, storage_options)
+            if self.global_rank == 0:
+                write_checksums(new)
         except CheckpointException as error:  # raised in every process, whichever could not write
-            cause = next(iter(error.failures.values()))[0]
-            if not isinstance(cause, OSError | RuntimeError):
+            problem = next(iter(error.failures.values()))[0]
+            if not isinstance(problem, OSError | RuntimeError):
                 raise
+        except (OSError, RuntimeError) as error:  # raised in the first process, which writes some files alone
+            # torch reports a full disk as an error of its own.
+            if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+                raise
+            problem = error
+        told = self.broadcast(None if problem is None else str(unwritable(path, need, problem)))
+        if told is not None:
             if self.global_rank == 0:
                 shutil.rmtree(new, ignore_errors=True)
-            raise unwritable(path, need, cause) from error
-        self.barrier()
+            raise UnwritableError(told) from problem
         if self.global_rank == 0:
-            write_checksums(new)
             replace_folder(new, path)
         self.barrier()
 
