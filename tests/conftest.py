@@ -353,7 +353,8 @@ def in_copy(folder: Path, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
+    reasons = "\n".join(line for line in done.stdout.splitlines() if re.match(r"E  |FAILED|ERROR", line))
+    assert done.returncode == 0, f"{reasons[-6000:]}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
 
