@@ -2,6 +2,7 @@
 
 import csv
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def test_weights_and_biases_works_without_a_network(train: Train) -> None:
     run = train(*SMALL, "--config=configs/logger/wandb.yaml")
     wandb.finish()
     (kept,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+    end = time.monotonic() + 60  # another process writes, which `finish` can be a moment before
+    while b"test/acc" not in kept.read_bytes() and time.monotonic() < end:
+        time.sleep(0.1)
     assert b"test/acc" in kept.read_bytes()
 
 
