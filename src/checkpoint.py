@@ -76,8 +76,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         temporary.chmod(0o644)
         os.replace(temporary, path)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        # torch reports a full disk as an error of its own.
-        if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+        if system_error(error) is None:
             raise
         _remove(temporary)
         raise unwritable(path, size_of(checkpoint), error) from error
@@ -91,14 +90,19 @@ def _remove(path: Path | None) -> None:
             path.unlink(missing_ok=True)
 
 
+def system_error(error: BaseException) -> OSError | None:
+    """What the system said where something could not be written, which torch wraps in an error of its own."""
+    return next((each for each in (error, error.__context__) if isinstance(each, OSError)), None)
+
+
 def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
     """Why a checkpoint of `need` bytes could not be written."""
     run = path.parent.parent
     if not run.is_dir():
         return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed while the run was going")
-    system = error if isinstance(error, OSError) else error.__context__
+    system = system_error(error)
     free = shutil.disk_usage(run).free
-    number = system.errno if isinstance(system, OSError) else errno.ENOSPC if free < need else None
+    number = system.errno if system else errno.ENOSPC if free < need else None
     reason = os.strerror(number) if number else str(error)
     if number in (errno.ENOSPC, errno.EDQUOT):
         reason += f": it needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free; make room"

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.checkpoint import REST, UnwritableError, size_of, unwritable
+from src.checkpoint import REST, UnwritableError, size_of, system_error, unwritable
 from src.sharded import SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 
 
@@ -92,9 +92,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             problem = next(iter(error.failures.values()))[0]
             if not isinstance(problem, OSError | RuntimeError):
                 raise
-        except (OSError, RuntimeError) as error:  # raised in the first process, which writes some files alone
-            # torch reports a full disk as an error of its own.
-            if not isinstance(error, OSError) and not isinstance(error.__context__, OSError):
+        except (OSError, RuntimeError) as error:
+            # The first process writes some files alone, and tells the others.
+            if self.global_rank != 0 or system_error(error) is None:
                 raise
             problem = error
         told = self.broadcast(None if problem is None else str(unwritable(path, need, problem)))
