@@ -358,6 +358,17 @@ def in_copy(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+def wait_for(condition: str, path: Path, seconds: float) -> str:
+    """What a file holds once it matches; bytes that are no text are replaced."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        text = path.read_text(errors="replace") if path.exists() else ""
+        if re.search(condition, text):
+            return text
+        time.sleep(0.5)
+    raise AssertionError(f"no {condition} in {text[-3000:]}")
+
+
 def write(path: Path, text: str) -> str:
     path.write_text(text)
     return str(path)

@@ -2,14 +2,13 @@
 
 import csv
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from src.errors import InputError
-from tests.conftest import Run
+from tests.conftest import Run, wait_for
 
 Train = Callable[..., Run]
 SMALL = ("--model.net=MLP", "--model.net.hidden=8", "--config=configs/debug/one_batch.yaml")
@@ -41,10 +40,8 @@ def test_weights_and_biases_works_without_a_network(train: Train) -> None:
     run = train(*SMALL, "--config=configs/logger/wandb.yaml")
     wandb.finish()
     (kept,) = run.folder.glob("wandb/offline-run-*/*.wandb")
-    end = time.monotonic() + 60  # another process writes, which `finish` can be a moment before
-    while b"test/acc" not in kept.read_bytes() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert b"test/acc" in kept.read_bytes()
+    # Another process writes, which `finish` can be a moment before.
+    assert "test/acc" in wait_for("test/acc", kept, 60)
 
 
 def test_a_logger_that_cannot_be_had_leaves_no_run_folder(train: Train, tmp_path: Path) -> None:

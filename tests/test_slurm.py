@@ -14,6 +14,7 @@ import pytest
 
 from src import ROOT
 from src.checkpoint import read_checkpoint
+from tests.conftest import wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 CONF = """
@@ -60,17 +61,6 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     subprocess.run(["scancel", "--user=root"], env=environment, check=False)
     for name in ("slurmd", "slurmctld"):
         subprocess.run(["pkill", "-f", f"{name} -L {folder}"], check=False)
-
-
-def wait_for(condition: "str", path: Path, seconds: float) -> str:
-    """What a file holds once it matches."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        text = path.read_text() if path.exists() else ""
-        if re.search(condition, text):
-            return text
-        time.sleep(0.5)
-    raise AssertionError(f"no {condition} in {text[-3000:]}")
 
 
 @pytest.mark.slow
