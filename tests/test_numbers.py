@@ -10,10 +10,13 @@ from tests.conftest import Run
 
 @pytest.mark.slow
 def test_the_default_recipe_reaches_its_accuracy_on_the_full_mnist(train: Callable[..., Run], full_data: str) -> None:
-    run = train("--seed_everything=1", f"--data.data_dir={full_data}", sample=False)
-    print(run.metrics)
-    assert run.metrics["data_source"] == "official"
-    assert run.metrics["test/acc"] >= 0.994
+    accuracies = []
+    for seed in (1, 2, 3):
+        run = train(f"--seed_everything={seed}", f"--data.data_dir={full_data}", sample=False)
+        assert run.metrics["data_source"] == "official"
+        accuracies.append(run.metrics["test/acc"])
+    print(accuracies)
+    assert statistics.mean(accuracies) >= 0.994
 
 
 @pytest.mark.slow
@@ -26,12 +29,12 @@ def test_the_fast_recipe_reaches_99_percent_on_the_full_mnist(train: Callable[..
 
 
 @pytest.mark.slow
-def test_the_accurate_recipe_learns_in_a_tenth_of_its_epochs(train: Callable[..., Run], full_data: str) -> None:
+def test_the_accurate_recipe_learns_in_a_quarter_of_its_epochs(train: Callable[..., Run], full_data: str) -> None:
     # All twenty take too long for a test, and the test digits are left alone.
     words = ("--config=configs/mnist_best.yaml", "--data.source=official", f"--data.data_dir={full_data}")
-    run = train("fit", *words, "--max_epochs=2", sample=False)
+    run = train("fit", *words, "--max_epochs=5", sample=False)
     print(run.metrics)
-    assert run.metrics["val/acc"] >= 0.98
+    assert run.metrics["val/acc"] >= 0.99
 
 
 @pytest.mark.slow
@@ -51,11 +54,10 @@ def test_the_language_models_reach_their_held_out_loss(
 
 
 @pytest.mark.slow
-def test_the_languages_of_names_are_told_apart_after_half_of_the_epochs(train: Callable[..., Run]) -> None:
-    run = train("--config=configs/language_id.yaml", "--max_epochs=3", sample=False)
-    print(run.metrics)
+def test_the_languages_of_names_are_told_apart(train: Callable[..., Run]) -> None:
+    run = train("--config=configs/language_id.yaml", sample=False)
     assert run.metrics["data_source"] == "language_names"
-    assert run.metrics["test/acc"] >= 0.84
+    assert run.metrics["test/acc"] >= 0.85
     assert (run.folder / "confusion_matrix.csv").exists()
 
 
