@@ -10,13 +10,10 @@ from tests.conftest import Run
 
 @pytest.mark.slow
 def test_the_default_recipe_reaches_its_accuracy_on_the_full_mnist(train: Callable[..., Run], full_data: str) -> None:
-    accuracies = []
-    for seed in (1, 2, 3):
-        run = train(f"--seed_everything={seed}", f"--data.data_dir={full_data}", sample=False)
-        assert run.metrics["data_source"] == "official"
-        accuracies.append(run.metrics["test/acc"])
-    print(accuracies)
-    assert statistics.mean(accuracies) >= 0.994
+    # One seed; docs/figures.md has five.
+    run = train("--seed_everything=1", f"--data.data_dir={full_data}", sample=False)
+    assert run.metrics["data_source"] == "official"
+    assert run.metrics["test/acc"] >= 0.994
 
 
 @pytest.mark.slow
