@@ -174,6 +174,7 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        config.refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")

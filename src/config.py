@@ -11,7 +11,7 @@ import re
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import get_loader
 
@@ -201,6 +201,28 @@ def argument_flags(node: Any, flag: str = "-") -> list[str]:
     return flags
 
 
+def refuse_nulls(node: Any, flag: str = "-") -> None:
+    """See that no argument of a class is null that cannot be, which the parser does not everywhere.
+
+    Raises:
+        InputError: one is.
+    """
+    if _is_class(node):
+        cls = import_class(node["class_path"])
+        node = node.get("init_args") or {}
+        defaults = inspect.signature(cls).parameters if cls else {}
+        for name in (name for name, value in node.items() if value is None and name in defaults):
+            hint = _argument_types(cls).get(name, Any)
+            takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
+            if defaults[name].default is not None and not takes_null:
+                choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
+                raise InputError(f"{flag}.{name} null: expected {', '.join(choices)}")
+    for name, value in node.items() if isinstance(node, dict) else ():
+        refuse_nulls(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
+    for value in node if isinstance(node, list) else ():
+        refuse_nulls(value, flag)
+
+
 def holds_class(tree: Tree, key: str) -> bool:
     """Whether the setting of this dotted name, such as `model.net`, is a class."""
     if key in CLASS_KEYS:
@@ -360,13 +382,17 @@ def _is_class(node: Any) -> bool:
     return isinstance(node, dict) and isinstance(node.get("class_path"), str)
 
 
+def _argument_types(cls: Any) -> dict[str, Any]:
+    """The annotations of a class's arguments, as far as they can be read."""
+    try:
+        return get_type_hints(cls.__init__) if inspect.isclass(cls) else {}
+    except Exception:  # annotations that only a type checker can read
+        return {}
+
+
 def _takes_class(class_path: str, argument: str) -> bool:
     """Whether an argument of a class is annotated with a class of its own, such as a network."""
-    cls = import_class(class_path)
-    try:
-        annotation = get_type_hints(cls.__init__).get(argument) if inspect.isclass(cls) else None
-    except Exception:  # annotations that only a type checker can read
-        return False
+    annotation = _argument_types(import_class(class_path)).get(argument)
     options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
     # A setting that may also be a word or a number is left to jsonargparse.
     if any(issubclass(t, str | int | float | Enum | Path) for t in options):

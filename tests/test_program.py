@@ -90,6 +90,13 @@ def broken_files(folder: Path) -> None:
         ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler to take it"),
         ("--trainer.logger CometLogger", "not met"),
         ("--lr_scheduler StepLR", "StepLR needs step_size: give --lr_scheduler.step_size"),
+        ("--data.batch_size null", "--data.batch_size null: expected int"),
+        ("--data.source null", "--data.source null: expected auto, official, sample"),
+        ("--optimizer.lr null", "--optimizer.lr null: expected float"),
+        (
+            "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor x --trainer.callbacks.patience null",
+            "patience null: expected int",
+        ),
         ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
         ("--model.net.image_size 2", "image_size 2 is too small for VGG"),
         ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
