@@ -188,6 +188,8 @@ class StarterCLI(LightningCLI):
         check_strategy(trainer.strategy)
         if trainer.accumulate_grad_batches < 1:
             raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+        if self.config.retries < 0:
+            raise InputError(f"--retries {self.config.retries}: give at least 0")
         if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")

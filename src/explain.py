@@ -31,13 +31,15 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     classes = re.findall(r"class_path '([^']+)'", message)
     if found := re.search(r"Option '([^']+)' is not accepted", message):
-        arguments = inspect.signature(import_class(classes[-1])).parameters
+        arguments = [name for name in inspect.signature(import_class(classes[-1])).parameters if name != found[1]]
         name = classes[-1].rpartition(".")[2]
         key = f"{key}.{found[1]}"
         near = nearest(found[1], arguments) or f"; it has {', '.join(arguments) or 'none'}"
         return f"{_origin(key, options, files)}: {name} has no argument {found[1]}{near}"
     if found := re.search(r"arguments are required: (\w+)", message):
         return f"{classes[-1].rpartition('.')[2]} needs {found[1]}: give --{key}.{found[1]}"
+    if "Problem with given class_path" in message:  # of a schedule, which may also be of that class
+        message = re.sub(r"- Import path \S+ does not correspond to a subclass of ReduceLROnPlateau", "", message)
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         hint = "; networks go to --model.net" if found[2] == "LightningModule" else ""
         return f"{_origin(key, options, files)}: {found[1].rpartition('.')[2]} is not a {found[2]}{hint}"

@@ -72,7 +72,7 @@ def _keep_fused(optimizer: torch.optim.Optimizer, state: Spec) -> Spec:
 def _build(first: Any, spec: Spec) -> Any:
     try:
         return instantiate_class(first, spec)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         if not spec["class_path"].startswith(("torch.", "src.optim.", "lightning.")):
             raise
         raise InputError(f"{spec['class_path'].rpartition('.')[2]} does not take its arguments: {error}") from error
