@@ -120,6 +120,8 @@ def broken_files(folder: Path) -> None:
         ("--model.net ./mine.py", "--model.net ./mine.py: there is no class"),
         ("--model.num_classes 5", "num_classes 5 does not fit VGG, which has 10"),
         ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches 0: give at least 1"),
+        ("--config configs/mnist_clip.yaml --data.max_length 1", "max_length 1 is too small: give at least 2"),
+        ("--model.loss.reduction none --fast_dev_run", "CrossEntropyLoss gives (128,) values: a loss is one"),
         ("--retries -1", "--retries -1: give at least 0"),
         ("--seed_everything -1", "-1 is not in bounds"),
         ("--config short.yaml", "short.yaml: max_epochs belongs under trainer"),

@@ -16,6 +16,7 @@ from src.data.mnist import MNISTDataModule
 from src.data.split import stratified_split
 from src.data.tables import read_table
 from src.data.tokenizer import Tokenizer, restore_tokenizer, train_words
+from src.errors import InputError
 from src.randomness import seed_of
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -83,7 +84,7 @@ class CaptionDataModule(LightningDataModule):
     an image and a caption fit. MNIST's validation and test captions are of phrasings that training never sees.
 
     Raises:
-        InputError: as of `MNISTDataModule`, or the table or a file in it cannot be used.
+        InputError: as of `MNISTDataModule`, `max_length` is too small, or the table or a file in it cannot be used.
     """
 
     def __init__(
@@ -100,6 +101,8 @@ class CaptionDataModule(LightningDataModule):
         batch_size: int = 128,
     ) -> None:
         super().__init__()
+        if max_length < 2:
+            raise InputError(f"max_length {max_length} is too small: give at least 2")
         self.save_hyperparameters()
         self.digits = MNISTDataModule(data_dir, source, batch_size, max_shift=max_shift, max_rotation=max_rotation)
         self.path = path

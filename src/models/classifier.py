@@ -33,7 +33,8 @@ class Classifier(Task):
     confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows.
 
     Raises:
-        InputError: the number of classes is neither given nor an attribute of the network, or it is not the data's.
+        InputError: the number of classes is neither given nor an attribute of the network, or it is not the data's; the
+            loss is not one number.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
@@ -105,6 +106,9 @@ class Classifier(Task):
             loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
         else:
             loss = self.loss(logits, targets)
+        if loss.ndim:
+            shape = tuple(loss.shape)
+            raise InputError(f"{type(self.loss).__name__} gives {shape} values: a loss is one, as with reduction mean")
         preds = logits.detach().argmax(dim=1)
         return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
 
