@@ -43,7 +43,7 @@ from src.closing import print_closing_table
 from src.data.loading import check_batch_size
 from src.equipment import as_list, checkpointing, equip, loggers
 from src.errors import InputError, raised_by_library
-from src.explain import explain
+from src.explain import explain, refuse_nulls
 from src.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.interruption import Interruption
 from src.models.hyperparameters import rebuild_arguments
@@ -174,7 +174,7 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
-        config.refuse_nulls(self.config.as_dict())
+        refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")

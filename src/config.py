@@ -11,7 +11,7 @@ import re
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import get_loader
 
@@ -90,7 +90,7 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     default = ROOT / "configs" / "default.yaml"
     path, recipe = recipes[-1] if recipes else (default, saved) if is_recipe(saved) else load_config(str(default))
     for key in ("model", "data"):
-        if isinstance(recipe[key], dict) and not _is_class(recipe[key]):
+        if isinstance(recipe[key], dict) and not is_class(recipe[key]):
             raise InputError(f"{path}: it has model and data and so is a recipe, but {key} has no class_path")
     return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
@@ -170,7 +170,7 @@ def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple
             left.append((flag, value))
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
-        if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not _is_class(tree.get(key)):
+        if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
             raise InputError(f"{flag}: there is no {key} to take it; name one too, as in --{key} CLASS")
     return tree, left
 
@@ -192,35 +192,13 @@ def given_names(tree: Tree, options: list[Option]) -> set[str]:
 def argument_flags(node: Any, flag: str = "-") -> list[str]:
     """The option of every argument of every class in a tree, such as --optimizer.lr."""
     flags: list[str] = []
-    if _is_class(node):
+    if is_class(node):
         cls = import_class(node["class_path"])
         flags += [f"{flag}.{name}" for name in inspect.signature(cls).parameters] if cls else []
         node = node.get("init_args") or {}
     for name, value in node.items() if isinstance(node, dict) else ():
         flags += argument_flags(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
     return flags
-
-
-def refuse_nulls(node: Any, flag: str = "-") -> None:
-    """See that no argument of a class is null that cannot be, which the parser does not everywhere.
-
-    Raises:
-        InputError: one is.
-    """
-    if _is_class(node):
-        cls = import_class(node["class_path"])
-        node = node.get("init_args") or {}
-        defaults = inspect.signature(cls).parameters if cls else {}
-        for name in (name for name, value in node.items() if value is None and name in defaults):
-            hint = _argument_types(cls).get(name, Any)
-            takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
-            if defaults[name].default is not None and not takes_null:
-                choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
-                raise InputError(f"{flag}.{name} null: expected {', '.join(choices)}")
-    for name, value in node.items() if isinstance(node, dict) else ():
-        refuse_nulls(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
-    for value in node if isinstance(node, list) else ():
-        refuse_nulls(value, flag)
 
 
 def holds_class(tree: Tree, key: str) -> bool:
@@ -234,7 +212,7 @@ def holds_class(tree: Tree, key: str) -> bool:
         if isinstance(node, dict) and "class_path" in node:
             parent = node["class_path"]
             node = {"class_path": parent, **(node.get("init_args") or {})}
-    return _is_class(node) and _takes_class(node["class_path"], leaf)
+    return is_class(node) and _takes_class(node["class_path"], leaf)
 
 
 def nest(key: str, value: Any) -> Tree:
@@ -249,10 +227,10 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
     A class that changes starts from its own defaults; what that loses is added to `dropped`, a line a class.
     `name+` appends to the list `name`.
     """
-    if _is_class(base) and isinstance(over, str):
+    if is_class(base) and isinstance(over, str):
         over = {"class_path": resolve_class(over, key)}
-    if _is_class(base) and isinstance(over, dict):
-        if not _is_class(over):
+    if is_class(base) and isinstance(over, dict):
+        if not is_class(over):
             if not over.keys() & {"init_args", "dict_kwargs"}:
                 over = {"init_args": over}
             over = {"class_path": base["class_path"], **over}
@@ -277,7 +255,7 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
 
 def differences(old: Any, new: Any, key: str) -> list[str]:
     """Dotted names and values of `new` in which it differs from `old`; a class that differs counts once."""
-    if _is_class(old) and _is_class(new) and old["class_path"] != new["class_path"]:
+    if is_class(old) and is_class(new) and old["class_path"] != new["class_path"]:
         return [f"--{key} {_short(new)}"]
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
@@ -378,11 +356,12 @@ def nearest(given: str, known: Any, prefix: str = "") -> str:
     return f", did you mean {prefix}{near[0]}?" if near else ""
 
 
-def _is_class(node: Any) -> bool:
+def is_class(node: Any) -> bool:
+    """Whether a setting names a class."""
     return isinstance(node, dict) and isinstance(node.get("class_path"), str)
 
 
-def _argument_types(cls: Any) -> dict[str, Any]:
+def argument_types(cls: Any) -> dict[str, Any]:
     """The annotations of a class's arguments, as far as they can be read."""
     try:
         return get_type_hints(cls.__init__) if inspect.isclass(cls) else {}
@@ -392,7 +371,7 @@ def _argument_types(cls: Any) -> dict[str, Any]:
 
 def _takes_class(class_path: str, argument: str) -> bool:
     """Whether an argument of a class is annotated with a class of its own, such as a network."""
-    annotation = _argument_types(import_class(class_path)).get(argument)
+    annotation = argument_types(import_class(class_path)).get(argument)
     options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
     # A setting that may also be a word or a number is left to jsonargparse.
     if any(issubclass(t, str | int | float | Enum | Path) for t in options):
@@ -411,4 +390,4 @@ def _importable(module: str) -> bool:
 
 
 def _short(value: Any) -> str:
-    return str(value["class_path"]).rpartition(".")[2] if _is_class(value) else str(value)
+    return str(value["class_path"]).rpartition(".")[2] if is_class(value) else str(value)

@@ -1,11 +1,13 @@
-"""jsonargparse's errors in the user's words: one line with what was given and what would work."""
+"""jsonargparse's errors, and one it lets pass, in the user's words: what was given and what would work."""
 
 import inspect
 import re
+from typing import Any, Literal, get_args, get_origin
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.config import Option, Tree, argument_flags, import_class, load_config, nearest
+from src.config import Option, Tree, argument_flags, argument_types, import_class, is_class, load_config, nearest
+from src.errors import InputError
 
 
 def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: list[Option], files: list[str]) -> str:
@@ -53,6 +55,28 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         wanted = f"expected {', '.join(dict.fromkeys(names))}" if names else "no class that fits here"
         return f"{_origin(key, options, files)} {value[1]}: {wanted}{nearest(value[1], words)}"
     return message
+
+
+def refuse_nulls(node: Any, flag: str = "-") -> None:
+    """See that no argument of a class is null that cannot be, which the parser does not everywhere.
+
+    Raises:
+        InputError: one is.
+    """
+    if is_class(node):
+        cls = import_class(node["class_path"])
+        node = node.get("init_args") or {}
+        defaults = inspect.signature(cls).parameters if cls else {}
+        for name in (name for name, value in node.items() if value is None and name in defaults):
+            hint = argument_types(cls).get(name, Any)
+            takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
+            if defaults[name].default is not None and not takes_null:
+                choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
+                raise InputError(f"{flag}.{name} null: expected {', '.join(choices)}")
+    for name, value in node.items() if isinstance(node, dict) else ():
+        refuse_nulls(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
+    for value in node if isinstance(node, list) else ():
+        refuse_nulls(value, flag)
 
 
 def _origin(key: str, options: list[Option], files: list[str]) -> str:
