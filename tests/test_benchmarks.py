@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -99,6 +100,14 @@ def test_a_benchmark_says_what_it_cannot_do_before_it_measures(words: tuple[str,
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_what_an_ablation_undoes_is_in_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from ablation import CHANGES
+
+    for name in (name for _, _, values, _ in CHANGES for name in values):
+        resolve_name(name)  # an AttributeError where it is not
 
 
 @pytest.mark.slow

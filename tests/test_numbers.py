@@ -26,12 +26,12 @@ def test_the_fast_recipe_reaches_99_percent_on_the_full_mnist(train: Callable[..
 
 
 @pytest.mark.slow
-def test_the_accurate_recipe_learns_in_a_quarter_of_its_epochs(train: Callable[..., Run], full_data: str) -> None:
+def test_the_accurate_recipe_learns_in_three_of_its_epochs(train: Callable[..., Run], full_data: str) -> None:
     # All twenty take too long for a test, and the test digits are left alone.
     words = ("--config=configs/mnist_best.yaml", "--data.source=official", f"--data.data_dir={full_data}")
-    run = train("fit", *words, "--max_epochs=5", sample=False)
+    run = train("fit", *words, "--max_epochs=3", sample=False)
     print(run.metrics)
-    assert run.metrics["val/acc"] >= 0.99
+    assert run.metrics["val/acc"] >= 0.985
 
 
 @pytest.mark.slow
