@@ -67,8 +67,9 @@ def refuse_nulls(node: Any, flag: str = "-") -> None:
         cls = import_class(node["class_path"])
         node = node.get("init_args") or {}
         defaults = inspect.signature(cls).parameters if cls else {}
+        types = argument_types(cls)
         for name in (name for name, value in node.items() if value is None and name in defaults):
-            hint = argument_types(cls).get(name, Any)
+            hint = types.get(name, Any)
             takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
             if defaults[name].default is not None and not takes_null:
                 choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from src import ROOT
+from src.cli import StarterCLI
 
 
 def benchmark(*words: str) -> str:
@@ -106,8 +108,12 @@ def test_what_an_ablation_undoes_is_in_the_code(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from ablation import CHANGES
 
-    for name in (name for _, _, values, _ in CHANGES for name in values):
-        resolve_name(name)  # an AttributeError where it is not
+    for recipe, _, values, undoing in CHANGES:
+        for name in values:
+            resolve_name(name)  # an AttributeError where it is not
+        with pytest.raises(SystemExit) as stop:
+            StarterCLI(["fit", f"--config=configs/{recipe}.yaml", *undoing, "--print_config"], time.perf_counter())
+        assert not stop.value.code
 
 
 @pytest.mark.slow
