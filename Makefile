@@ -7,14 +7,12 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 KIND := $(if $(LOCKED),locked,bounds)$(if $(TORCH),-$(TORCH))
-# Of all of src, where all tests run.
-COVERAGE := $(if $(ARGS),,--cov --cov-report=term)
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 # The CPU build 2.x+cpu sorts above 2.x, so pip takes it where this index can be reached, and else goes on without.
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-slow lint tensorboard bench lock clean
+.PHONY: help train test coverage test-slow lint tensorboard bench lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -23,7 +21,10 @@ train: .venv/.$(KIND)  ## set up if need be, then train and test the default rec
 	@$(BIN)/python -m src.train $(ARGS)
 
 test: .venv/.$(KIND)-dev  ## set up if need be, then run the tests
-	@$(BIN)/python -m pytest -m "not slow" $(COVERAGE) $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+coverage: .venv/.$(KIND)-dev  ## run the tests of `make test` and say which lines of src they leave out; half as long again
+	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
 
 test-slow: .venv/.$(KIND)-dev  ## run the tests that take long
 	@$(BIN)/python -m pytest -m slow --dist worksteal $(ARGS)
