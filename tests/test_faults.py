@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,25 +171,33 @@ def test_a_damaged_last_checkpoint_is_named_and_the_newest_good_one_used(train: 
 def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
+    # A process that has loaded all it needs forks one that writes without end, and kills it.
     code = (
-        "import sys, torch; from pathlib import Path; from src.checkpoint import write_checkpoint\n"
-        "number = 0\n"
-        "while True:\n"
-        "    write_checkpoint({'state_dict': {'weight': torch.full((500, 1000), number)}}, Path(sys.argv[1]))\n"
-        "    number += 1; print(number, flush=True)\n"
+        "import os, signal, sys, time, torch; from pathlib import Path; from src.checkpoint import write_checkpoint\n"
+        "for wait in sys.stdin:\n"
+        "    reader, writer = os.pipe()\n"
+        "    child = os.fork()\n"
+        "    while child == 0:\n"
+        "        weight = torch.full((500, 1000), time.monotonic())\n"
+        "        write_checkpoint({'state_dict': {'weight': weight}}, Path(sys.argv[1]))\n"
+        "        os.write(writer, b'.')\n"
+        "    for _ in range(3): os.read(reader, 1)\n"
+        "    time.sleep(float(wait))\n"
+        "    os.kill(child, signal.SIGKILL)\n"
+        "    os.waitpid(child, 0)\n"
+        "    print('killed', flush=True)\n"
     )
+    words, pipe = [sys.executable, "-c", code, str(path)], subprocess.PIPE
+    process = subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, bufsize=1)
     for wait in (0.003, 0.02, 0.05):
-        process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        print(wait, file=process.stdin)
         assert process.stdout is not None
-        for _ in range(3):
-            process.stdout.readline()
-        time.sleep(wait)
-        process.kill()
-        process.communicate()
+        assert process.stdout.readline() == "killed\n"
         assert damage(path) is None
         weights = torch.load(path, weights_only=True)["state_dict"]["weight"]
         assert (weights == weights[0, 0]).all()
         assert {file.suffix for file in path.parent.iterdir() if not file.name.startswith(".")} == {".ckpt"}
+    process.communicate(timeout=30)
     before = tmp_path / "before.ckpt"
     os.link(path, before)
     write_checkpoint(checkpoint(), path)
@@ -375,7 +382,8 @@ def test_a_worker_that_raises_tells_message_traceback_and_samples(tmp_path: Path
 
 
 def test_a_run_in_use_is_locked(train: Train, tmp_path: Path) -> None:
-    fitted = train("fit", *SMALL, "--max_epochs=1", sample=False)
+    short = (*SMALL, "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
+    fitted = train("fit", *short, "--max_epochs=1", sample=False)
     code = "import sys, time; from pathlib import Path; from src.runs import lock_run\n"
     code += "lock = lock_run(Path(sys.argv[1])); print('locked', flush=True); time.sleep(100)"
     holder = subprocess.Popen([sys.executable, "-c", code, fitted.folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -94,10 +94,17 @@ def own_data(words: list[str], folder: Path) -> list[str]:
         small = ["--data.block_size=32", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
         return small if "--data.path" in words else [*small, "--data.path", str(folder / "path" / "to" / "texts")]
     if "sentiment" in recipe:
-        return ["--data.max_length=40", "--data.path", str(folder / "path" / "to" / "table.csv")]
+        given = "--model.net.pretrained" in words or "pretrained" not in recipe
+        model = [] if given else ["--model.net.pretrained", str(folder / "path" / "to" / "model")]  # of two layers
+        return [*model, "--data.max_length=40", "--data.path", str(folder / "path" / "to" / "table.csv")]
     if "clip" in recipe:
         return ["--data.batch_size=16"]
-    return [] if recipe.startswith(("configs/language", "configs/image")) else ["--data.source=sample"]
+    if recipe.startswith("configs/language"):
+        return []
+    if recipe.startswith("configs/image"):
+        return ["--data.image_size=32"]
+    steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"] if "fast" in recipe else []
+    return ["--data.source=sample", "--data.batch_size=32", *steps]
 
 
 @pytest.mark.parametrize("options", LAUNCHED)
@@ -152,7 +159,7 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
     # Real stages on two batches; several processes are only parsed here, and run in test_cli.py.
     short = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
     extra += [*short, *own_data(words, workplace)] if one_process else []
-    extra += ["--max_epochs=2"] if "overfit" in command else []
+    extra += [] if "--max_epochs" in words or "--ckpt_path" in words else ["--max_epochs=1"]
     if any(word.endswith(("help", "print_config")) for word in words):
         with pytest.raises(SystemExit) as stop:
             StarterCLI([*words, *extra], time.perf_counter())
