@@ -2,12 +2,13 @@
 
 import argparse
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.errors import InputError, report
+from src.errors import InputError, cause_of, report
 from src.interruption import Interrupted
 
 
@@ -17,16 +18,17 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
         print("Loading torch and Lightning ...", file=sys.stderr)
     try:
         sys.exit(command(sys.argv[1:]))
-    except InputError as error:
-        report(error)
     except Interrupted as stop:
         sys.exit(128 + stop.signum)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
     except Exception as error:
+        cause = cause_of(error)
+        if isinstance(cause, InputError):
+            report(cause)
         from src.program import fault_of_machine  # knows all of training, and takes as long to import
 
-        if (fault := fault_of_machine(error)) is None:
+        if (fault := fault_of_machine(cause)) is None:
             raise
         report(InputError(fault))
 
@@ -82,11 +84,12 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def check_least(options: argparse.Namespace, **least: float) -> None:
-    """Raise InputError where an option that is given is smaller than it may be."""
+    """Raise InputError where an option that is given is smaller than it may be, or no number one can count with."""
     for name, limit in least.items():
         value = getattr(options, name)
-        if value is not None and value < limit:
-            raise InputError(f"--{name} {value} is too small: give at least {limit}")
+        if value is not None and not limit <= value < math.inf:
+            wrong = "is too small" if value < limit else "is not finite"
+            raise InputError(f"--{name} {value} {wrong}: give at least {limit}")
 
 
 def new_output(given: str) -> Path:

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -32,7 +33,8 @@ from src.interruption import Interrupted
 from src.runs import checkpoints_of, is_finished, runs_of
 
 KINDS = ("float", "int", "categorical")
-KNOWN = {"recipe", "options", "space", "n_trials", "sampler", "pruner", "metric", "direction"}
+KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # what a file may say, and of which type
+KNOWN |= dict.fromkeys(("recipe", "sampler", "pruner", "metric", "direction"), str)
 # Halving halves; Optuna's own quarters judge most trials by their first look.
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
 HEARTBEAT = 30  # seconds; a trial that is silent for twice as long is lost
@@ -62,8 +64,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         InputError: a name or a range in it cannot be used.
     """
     path, spec = config.load_config(options.config)
-    if unknown := next((key for key in spec if key not in KNOWN), None):
-        raise InputError(f"{options.config}: {unknown} is not known{config.nearest(unknown, KNOWN)}")
+    _check_types(spec, options.config)
+    spec = {name: value for name, value in spec.items() if value is not None}  # as if it were left out
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
     spec |= {name: value for name in ("n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     _check_space(spec, options.config)
@@ -124,9 +126,21 @@ def _shared(url: str) -> Any:
             return open_it()
 
 
+def _check_types(spec: dict[str, Any], given: str) -> None:
+    for key, value in spec.items():
+        if key not in KNOWN:
+            raise InputError(f"{given}: {key} is not known{config.nearest(str(key), KNOWN)}")
+        if value is None:
+            continue
+        if type(value) is not KNOWN[key]:
+            raise InputError(f"{given}: {key} {json.dumps(value)}: expected {KNOWN[key].__name__}")
+        if key == "n_trials" and spec[key] < 1:
+            raise InputError(f"{given}: n_trials {value} is too small: give at least 1")
+
+
 def _check_space(spec: dict[str, Any], given: str) -> None:
     space = spec.get("space")
-    if not isinstance(space, dict) or not space:
+    if not space:
         raise InputError(f"{given}: space is missing: give names and ranges, as in configs/tune/mnist.yaml")
     for name, one in space.items():
         kinds = [kind for kind in KINDS if isinstance(one, dict) and kind in one]
@@ -141,10 +155,14 @@ def _check_space(spec: dict[str, Any], given: str) -> None:
         else:
             right = (int,) if kinds[0] == "int" else (int, float)
             numbers = isinstance(values, list) and len(values) == 2 and all(type(one) in right for one in values)
-            if not numbers or values[0] > values[1] or (one.get("log") and values[0] <= 0):
+            if not numbers or not -math.inf < values[0] <= values[1] < math.inf or (one.get("log") and values[0] <= 0):
                 raise InputError(f"{given}: {name}: {values} is no range of {kinds[0]}: give lowest and highest")
             if one.get("log") and "step" in one:
                 raise InputError(f"{given}: {name}: give log or step, not both")
+            if type(step := one.get("step", 1)) not in right or not 0 < step < math.inf:
+                raise InputError(f"{given}: {name}: step {step}: give {kinds[0]} above 0")
+        if not isinstance(one.get("when", {}), dict):
+            raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{model.net: CNN}}")
         for other in one.get("when", {}):
             if other not in space or list(space).index(other) > list(space).index(name):
                 raise InputError(f"{given}: {name}: {other} must be in space, and before it")
@@ -259,7 +277,8 @@ def _wants_more(search: Search) -> bool:
     if any(trial.state == TrialState.WAITING for trial in trials):
         return True
     # A trial that is tried again counts once.
-    return sum("again" not in trial.user_attrs for trial in trials) < int(search.spec["n_trials"])
+    wanted: int = search.spec["n_trials"]
+    return sum("again" not in trial.user_attrs for trial in trials) < wanted
 
 
 def trials_of(search: Search, states: Any = None) -> list[FrozenTrial]:

@@ -69,8 +69,10 @@ def _parse(args: list[str]) -> argparse.Namespace:
     options = parse_words(parser, args, also="")
     require("src.tune", "tune", "optuna")
     check_least(options, n_trials=1, jobs=1)
-    if options.timeout is not None and options.timeout <= 0:
-        raise InputError(f"--timeout {options.timeout:g} is too small: give seconds above 0")
+    if options.timeout is not None and not options.timeout > 0:
+        raise InputError(f"--timeout {options.timeout:g}: give seconds above 0")
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"--seed {options.seed} is out of range: give 0 to {2**32 - 1}")
     root = dict(options.more).get("--trainer.default_root_dir")
     options.root = Path(root) if root else None
     return options

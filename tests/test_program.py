@@ -114,6 +114,7 @@ def broken_files(folder: Path) -> None:
         ("--optimizer.lr abc", "--optimizer.lr abc: expected float"),
         ("--optimizer.lr -1 --fast_dev_run", "AdamW does not take its arguments: Invalid learning rate: -1.0"),
         ("--optimizer.params []", "AdamW has no argument params; it has lr, "),
+        ("--optimizer.nope 1", "AdamW has no argument nope; it has lr, "),
         ("--lr_scheduler.pct_start abc", "--lr_scheduler.pct_start abc: expected float"),
         ("--lr_scheduler.div_factor 0", "OneCycleLR does not take its arguments: float division by zero"),
         ("fit test", "fit test: only one of fit, validate, test, predict can run at a time"),

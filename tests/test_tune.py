@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from src import ROOT
+from src.command import run_command
 from src.errors import InputError
 from src.tune import tune
 from tests.conftest import Run
@@ -162,6 +163,15 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         ((), {"direction": "max"}, r"direction max is not known: give minimize or maximize for val/acc"),
         (("--pruner", "ThresholdPruner"), {}, r"--pruner ThresholdPruner: no such pruner"),
         (("--sampler", "PartialFixedSampler"), {}, r"--sampler PartialFixedSampler: no such sampler"),
+        (("--timeout", "nan"), {}, r"--timeout nan: give seconds above 0"),
+        (("--seed", "-1"), {}, r"--seed -1 is out of range: give 0 to 4294967295"),
+        ((), {"n_trials": "many"}, r"n_trials \"many\": expected int"),
+        ((), {"n_trials": -1}, r"n_trials -1 is too small: give at least 1"),
+        ((), {"options": [1]}, r"options \[1\]: expected dict"),
+        ((), {"sampler": 3}, r"sampler 3: expected str"),
+        ((), {"space": {"data.batch_size": {"int": [8, 24], "step": 0}}}, r"batch_size: step 0: give int above 0"),
+        ((), {"space": {"data.batch_size": {"int": [8, 24], "when": 3}}}, r"batch_size: when 3: give names and values"),
+        ((), {"space": {"optimizer.lr": {"float": [0, float("inf")]}}}, r"\[0, inf\] is no range of float"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_trial(
@@ -170,6 +180,17 @@ def test_what_cannot_work_is_said_before_the_first_trial(
     with pytest.raises(InputError, match=message):
         run(tmp_path, *words, **changes)
     assert not list((tmp_path / "logs").glob("*/version_*"))
+
+
+def test_a_value_that_a_class_refuses_is_one_line_before_the_first_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--config", spec(tmp_path, options={"model.net": "MLP", "data.batch_size": 0})]
+    monkeypatch.setattr(sys, "argv", ["src.tune", *words, f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY])
+    with pytest.raises(SystemExit) as stop:
+        run_command(tune)
+    assert stop.value.code == 2
+    assert "error: batch_size 0 is too small: give at least 1\n" in capsys.readouterr().err
 
 
 def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
