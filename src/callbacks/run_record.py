@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,16 @@ def describe_environment() -> str:
         f"cpu {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {capabilities}",
         f"gpu {', '.join(gpus) or 'none'}",
         "",
-        *sorted({f"{d.name}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower),
+        *_packages(),
     ]
     return "\n".join(lines) + "\n"
+
+
+@cache
+def _packages() -> list[str]:
+    """Every installed package with its version, read once: it takes a tenth of a second and more."""
+    found = [one.metadata for one in importlib.metadata.distributions()]
+    return sorted({f"{one['Name']}=={one['Version']}" for one in found}, key=str.lower)
 
 
 def _git_state() -> str:
