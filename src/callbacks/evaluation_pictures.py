@@ -138,18 +138,26 @@ def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
 
 
 def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) -> Any:
+    """Rows of four, all on one pair of axes: a pair for each would take a second or more to draw."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 9), layout="constrained")
-    for axes, mistake in zip(figure.subplots(4, 4).flat, [*worst, *[None] * WORST], strict=False):
-        axes.set_axis_off()
-        if mistake is None:
-            continue
-        confidence, target, pred, image = mistake
+    width, height = 2.0, 2.3  # of a place, in inches; an image takes up to 1.7 of them, its title the rest
+    figure = Figure(figsize=(4 * width, -(-len(worst) // 4) * height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for place, (confidence, target, pred, image) in enumerate(worst):
         low, high = image.aminmax()
         shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)  # (H, W, C)
-        axes.imshow((shown[..., 0] if shown.shape[2] != 3 else shown).numpy(), cmap="gray")
-        axes.set_title(f"{labels[target]}, taken for {labels[pred]}\n{confidence:.0%} sure", fontsize=9)
+        down, right = (1.7 / max(shown.shape[:2]) * size for size in shown.shape[:2])
+        x, y = (place % 4 + 0.5) * width, (place // 4 + 1) * height - 0.1  # of the image's lower edge
+        axes.imshow(
+            (shown[..., 0] if shown.shape[2] != 3 else shown).numpy(),
+            cmap="gray",
+            extent=(x - right / 2, x + right / 2, y, y - down),
+        )
+        title = f"{labels[target]}, taken for {labels[pred]}\n{confidence:.0%} sure"
+        axes.text(x, y - down - 0.04, title, ha="center", va="bottom", fontsize=9)
+    axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0), aspect="auto")
     return figure
 
 
