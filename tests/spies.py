@@ -109,7 +109,10 @@ class Misfortune(Callback):
         elif self.kind == "fill late":
             importlib.import_module("src.strategies.fsdp2").write_checksums = _full_disk  # type: ignore[attr-defined]
         elif self.kind == "delete":
-            shutil.rmtree(trainer.default_root_dir)
+            gone = Path(trainer.default_root_dir).with_name(
+                "gone"
+            )  # at once: TensorBoard's thread may be writing into it
+            shutil.rmtree(Path(trainer.default_root_dir).rename(gone))
         elif self.kind == "kill worker":
             connection.answer_challenge = _kill_one_that_does_not_wait
         else:
