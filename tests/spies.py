@@ -109,9 +109,8 @@ class Misfortune(Callback):
         elif self.kind == "fill late":
             importlib.import_module("src.strategies.fsdp2").write_checksums = _full_disk  # type: ignore[attr-defined]
         elif self.kind == "delete":
-            gone = Path(trainer.default_root_dir).with_name(
-                "gone"
-            )  # at once: TensorBoard's thread may be writing into it
+            # At once: TensorBoard's thread may be writing into it.
+            gone = Path(trainer.default_root_dir).with_name("gone")
             shutil.rmtree(Path(trainer.default_root_dir).rename(gone))
         elif self.kind == "kill worker":
             connection.answer_challenge = _kill_one_that_does_not_wait
