@@ -33,8 +33,9 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     classes = re.findall(r"class_path '([^']+)'", message)
     if found := re.search(r"Option '([^']+)' is not accepted", message):
-        taken = {found[1], "params", "optimizer"}  # the last two are what Lightning gives
-        arguments = [name for name in inspect.signature(import_class(classes[-1])).parameters if name not in taken]
+        arguments = [name for name in inspect.signature(import_class(classes[-1])).parameters if name != found[1]]
+        if key in ("optimizer", "lr_scheduler"):  # Lightning gives them their weights or their optimizer
+            arguments = [name for name in arguments if name not in ("params", "optimizer")]
         name = classes[-1].rpartition(".")[2]
         key = f"{key}.{found[1]}"
         near = nearest(found[1], arguments) or f"; it has {', '.join(arguments) or 'none'}"

@@ -181,7 +181,7 @@ def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path: Path) 
         "        weight = torch.full((500, 1000), time.monotonic())\n"
         "        write_checkpoint({'state_dict': {'weight': weight}}, Path(sys.argv[1]))\n"
         "        os.write(writer, b'.')\n"
-        "    for _ in range(3): os.read(reader, 1)\n"
+        "    os.close(writer); [os.read(reader, 1) for _ in range(3)]\n"  # which ends where the writer cannot write
         "    time.sleep(float(wait))\n"
         "    os.kill(child, signal.SIGKILL)\n"
         "    os.waitpid(child, 0)\n"

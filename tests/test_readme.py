@@ -39,6 +39,7 @@ LONG = set(re.findall(r"python -m src\.train([^`\n|#]*)", FIGURES))
 LAUNCHED = sorted(
     LONG | set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", ALL))
 )
+TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2")
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +59,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_pretrained("gpt2", folder / "path" / "to")
     torch.save(models.mobilenet_v3_small().state_dict(), folder / "path" / "to" / "weights.pth")
     gpt = ("--config=configs/shakespeare_gpt_fast.yaml", "--data.path", str(folder / "path" / "to" / "texts"))
-    words = (
-        "--data.block_size=32",
-        "--trainer.val_check_interval=2",
-        "--trainer.max_steps=2",
-        "--model.net.d_model=16",
-    )
+    words = ("--data.block_size=32", *TWO_STEPS, "--model.net.d_model=16")
     StarterCLI(["fit", *gpt, *short, root, *words], time.perf_counter()).run()
     own_pairs(folder / "path" / "to" / "pairs").rename(folder / "path" / "to" / "captions.csv")
     for picture in (folder / "path" / "to" / "pairs").iterdir():
@@ -91,7 +87,7 @@ def own_data(words: list[str], folder: Path) -> list[str]:
     """What a command of the README needs here, where nothing can be downloaded and little time is to be spent."""
     recipe = words[words.index("--config") + 1] if "--config" in words else ""
     if "shakespeare" in recipe:
-        small = ["--data.block_size=32", "--trainer.max_steps=2", "--trainer.val_check_interval=2"]
+        small = ["--data.block_size=32", *TWO_STEPS]
         return small if "--data.path" in words else [*small, "--data.path", str(folder / "path" / "to" / "texts")]
     if "sentiment" in recipe:
         given = "--model.net.pretrained" in words or "pretrained" not in recipe
@@ -103,8 +99,7 @@ def own_data(words: list[str], folder: Path) -> list[str]:
         return []
     if recipe.startswith("configs/image"):
         return ["--data.image_size=32"]
-    steps = ["--trainer.max_steps=2", "--trainer.val_check_interval=2"] if "fast" in recipe else []
-    return ["--data.source=sample", "--data.batch_size=32", *steps]
+    return ["--data.source=sample", "--data.batch_size=32", *(TWO_STEPS if "fast" in recipe else ())]
 
 
 @pytest.mark.parametrize("options", LAUNCHED)
