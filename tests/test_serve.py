@@ -326,7 +326,10 @@ CANNOT = [
 
 
 @pytest.mark.parametrize(("words", "message"), CANNOT)
-def test_what_cannot_work_is_one_error(digits: str, words: tuple[str, ...], message: str) -> None:
+def test_what_cannot_work_is_one_error(
+    digits: str, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_: pytest.fail("it serves"))
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     try:
         with pytest.raises(InputError, match=message):
