@@ -69,6 +69,10 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
     spec |= {name: value for name in ("n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     _check_space(spec, options.config)
+    try:
+        config.load_config(spec["recipe"])
+    except InputError as error:
+        raise InputError(f"{options.config}: recipe: {str(error).removeprefix('--config ')}") from error
     folder = runs_of(options.root or ROOT / "logs", options.name or path.stem)
     cli = _build(spec, {}, options.more, folder, probe=True)  # whatever cannot work is said before the first trial
     for name, one in spec["space"].items():

@@ -1,6 +1,7 @@
 """Search settings and networks, each trial an ordinary run: `python -m src.tune --help`."""
 
 import argparse
+import difflib
 import os
 import subprocess
 import sys
@@ -67,6 +68,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--pruner", help="of optuna.pruners, by name (as in the file)")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler (%(default)s)")
     options = parse_words(parser, args, also="")
+    for flag, _ in options.more:  # else it would be looked for among the options of src.train only
+        if near := difflib.get_close_matches(flag, parser._option_string_actions, n=1, cutoff=0.85):
+            raise InputError(f"{flag}: no such option, did you mean {near[0]}?")
     require("src.tune", "tune", "optuna")
     check_least(options, n_trials=1, jobs=1)
     if options.timeout is not None and not options.timeout > 0:

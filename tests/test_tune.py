@@ -172,6 +172,8 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         ((), {"space": {"data.batch_size": {"int": [8, 24], "step": 0}}}, r"batch_size: step 0: give int above 0"),
         ((), {"space": {"data.batch_size": {"int": [8, 24], "when": 3}}}, r"batch_size: when 3: give names and values"),
         ((), {"space": {"optimizer.lr": {"float": [0, float("inf")]}}}, r"\[0, inf\] is no range of float"),
+        (("--n_trails", "3"), {}, r"--n_trails: no such option, did you mean --n_trials\?"),
+        ((), {"recipe": "mnist_fats"}, r"own\.yaml: recipe: mnist_fats: no such file"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_trial(
