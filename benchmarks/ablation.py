@@ -18,17 +18,17 @@ def nothing(*_: Any) -> list[Any]:
 
 # Recipe, change, and what undoes it: another value in the code, or words on the command line.
 CHANGES: list[tuple[str, str, dict[str, Any], list[str]]] = [
-    ("default", "metrics once in 50 steps", {"src.models.task.STEPS_PER_UPDATE": 1}, []),
+    ("default", "metrics once in 50 steps", {"src.tasks.task.STEPS_PER_UPDATE": 1}, []),
     ("default", "a progress bar at a pace for people", {}, ["--trainer.callbacks+=RichProgressBar"]),
     ("default", "log every tenth step", {}, ["--trainer.log_every_n_steps=1"]),
     ("default", "one fused optimizer kernel", {}, ["--optimizer.fused=false"]),
     ("default", "channels last", {"torch.channels_last": torch.contiguous_format}, []),
     ("default", "bfloat16", {}, ["--precision=32-true"]),
-    ("default", "memory kept for the next step", {"src.hardware.keep_freed_memory": nothing}, []),
-    ("default", "what TensorBoard shows", {"src.equipment.views": nothing}, []),
-    ("shakespeare_gpt", "memory kept for the next step", {"src.hardware.keep_freed_memory": nothing}, []),
-    ("shakespeare_gpt", "what TensorBoard shows", {"src.equipment.views": nothing}, []),
-    ("shakespeare_gpt", "attention written out", {"src.models.gpt.LONGEST_WRITTEN_OUT": 0}, []),
+    ("default", "memory kept for the next step", {"src.engine.system.hardware.keep_freed_memory": nothing}, []),
+    ("default", "what TensorBoard shows", {"src.engine.training.default_callbacks.views": nothing}, []),
+    ("shakespeare_gpt", "memory kept for the next step", {"src.engine.system.hardware.keep_freed_memory": nothing}, []),
+    ("shakespeare_gpt", "what TensorBoard shows", {"src.engine.training.default_callbacks.views": nothing}, []),
+    ("shakespeare_gpt", "attention written out", {"src.text.gpt.LONGEST_WRITTEN_OUT": 0}, []),
     ("shakespeare_gpt", "bfloat16", {}, ["--precision=32-true"]),
 ]
 

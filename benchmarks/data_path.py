@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from src.data.mnist import MEAN, STD, MNISTDataModule
+from src.vision.mnist import MEAN, STD, MNISTDataModule
 
 BATCH_SIZE = 128
 

@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from table import Row, in_turn, parse, show
 
-from src.models.gpt import GPT
-from src.models.language_model import LanguageModel
+from src.text.gpt import GPT
+from src.text.language_model import LanguageModel
 
 
 def tokens_per_second(task: LanguageModel, count: int, use_cache: bool) -> tuple[float, list[int]]:

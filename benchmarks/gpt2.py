@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from src.models.gpt import GPT
+from src.text.gpt import GPT
 
 SIZES = {"vocab_size": 256, "d_model": 128, "num_heads": 2, "num_layers": 4}
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from src.data.mnist import ImageTensors, MNISTDataModule
-from src.data.text import TextDataModule
-from src.models.cnn import CNN
-from src.models.gpt import GPT
+from src.text.corpus import TextDataModule
+from src.text.gpt import GPT
+from src.vision.cnn import CNN
+from src.vision.mnist import ImageTensors, MNISTDataModule
 
 FACTOR = 20
 

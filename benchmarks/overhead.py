@@ -29,15 +29,15 @@ from table import DATA_DIR, Row, in_turn, parse, show
 from torch import nn
 from torch.nn import functional as F
 
-from src.cli import StarterCLI
-from src.data.mnist import MEAN, STD, MNISTDataModule, distort
-from src.data.text import TextDataModule
-from src.hardware import choose_precision
-from src.models.cnn import CNN
-from src.models.gpt import GPT
-from src.models.vgg import VGG
-from src.optim.groups import decay_groups
-from src.optim.muon import MuonWithAdamW
+from src.engine.cli.cli import StarterCLI
+from src.engine.system.hardware import choose_precision
+from src.engine.training.optim.groups import decay_groups
+from src.engine.training.optim.muon import MuonWithAdamW
+from src.text.corpus import TextDataModule
+from src.text.gpt import GPT
+from src.vision.cnn import CNN
+from src.vision.mnist import MEAN, STD, MNISTDataModule, distort
+from src.vision.vgg import VGG
 
 PLAIN = ("--model.net=CNN", "--data.max_shift=0", "--data.max_rotation=0", "--data.max_scale=0")
 
@@ -158,7 +158,7 @@ def main() -> None:
         rows.append(Row(f"training: {what}", "images/s", ours, "plain loop", theirs, "ratio at least 0.97"))
 
     steps = 5 if options.quick else 200
-    words = [*common, "--config=configs/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
+    words = [*common, "--config=configs/text/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
     words += [f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=1"]
     ours, theirs = in_turn(alone(tokens_trained, words), alone(plain_text, options.data_dir, steps), options.pairs)
     rows.append(Row("training: shakespeare_gpt", "tokens/s", ours, "plain loop", theirs, "ratio at least 0.97"))

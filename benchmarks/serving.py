@@ -132,7 +132,14 @@ async def load(port: int, bodies: list[bytes], expected: list[Any], seconds: flo
 
 def trained(folder: str) -> str:
     """A checkpoint of the fast recipe on sample digits."""
-    command = [sys.executable, "-m", "src.train", "fit", "--config=configs/mnist_fast.yaml", "--data.source=sample"]
+    command = [
+        sys.executable,
+        "-m",
+        "src.train",
+        "fit",
+        "--config=configs/vision/mnist_fast.yaml",
+        "--data.source=sample",
+    ]
     command += ["--trainer.enable_progress_bar=false", f"--trainer.default_root_dir={folder}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, env=environment, check=True, capture_output=True)
@@ -155,9 +162,9 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
     """The rows of a checkpoint."""
     import torch
 
-    from src.formats import Float32
-    from src.hardware import choose_precision
-    from src.inference import Inference
+    from src.engine.deploy.formats import Float32
+    from src.engine.deploy.inference import Inference
+    from src.engine.system.hardware import choose_precision
 
     inference = Inference(path)
     reference = Float32(inference)

@@ -17,7 +17,7 @@ from table import Row, parse, show
 
 RUN = """
 import sys, threading, time
-from src.cli import StarterCLI
+from src.engine.cli.cli import StarterCLI
 from pathlib import Path
 
 def anonymous():
@@ -31,7 +31,8 @@ def watch():
 threading.Thread(target=watch, daemon=True).start()
 
 path, folder, steps = sys.argv[1:]
-words = ["fit", "--config=configs/shakespeare_gpt_fast.yaml", f"--data.path={path}", f"--data.cache_dir={folder}/cache"]
+words = ["fit", "--config=configs/text/shakespeare_gpt_fast.yaml", f"--data.path={path}"]
+words += [f"--data.cache_dir={folder}/cache"]
 words += [f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=4", f"--trainer.default_root_dir={folder}/logs"]
 words += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--accelerator=cpu"]
 start = time.perf_counter()

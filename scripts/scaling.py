@@ -17,7 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
-from src.models.gpt import GPT
+from src.text.gpt import GPT
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- printed by scripts/scaling.py -->", "<!-- end -->"

@@ -1,66 +1,13 @@
 """Write text with a trained language model: `python -m src.generate --help`."""
 
-import argparse
-import io
-import sys
-from typing import Any
-
-from src.command import add_checkpoint, command_parser, parse_words, run_command
-from src.errors import InputError
+from src.engine.cli.command import run_command
+from src.engine.deploy.generating import generate
 
 
-def write(args: list[str]) -> None:
-    """Print prompt and continuation as the command line says.
-
-    Raises:
-        InputError: an option, the checkpoint, or the prompt cannot work.
-    """
-    options = _parse(args)
-    import torch  # what it takes to read the options is had sooner without
-
-    from src.checkpoint import load_model, read_checkpoint, read_tokenizer
-    from src.models.sampling import check_sampling
-    from src.runs import find_checkpoint
-
-    if options.seed is not None and not 0 <= options.seed < 2**63:
-        raise InputError(f"--seed {options.seed} is out of range: give 0 or more, below 2**63")
-    check_sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-    path = str(find_checkpoint(options.ckpt_path))
-    checkpoint = read_checkpoint(path)
-    task: Any = load_model(checkpoint, "generate", path)
-    tokenizer = read_tokenizer(checkpoint, path)
-    try:
-        prompt = torch.from_numpy(tokenizer.encode(options.prompt).astype("int64"))
-    except UnicodeEncodeError as error:
-        raise InputError("--prompt holds bytes that are not UTF-8") from error
-    seed = options.seed
-    if seed is None:
-        seed = torch.seed() % 2**32
-        print(f"--seed {seed}", file=sys.stderr)  # so that a text one likes can be had again
-    generator = torch.Generator().manual_seed(seed)
-    limits = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-    ids = task.generate(prompt, options.max_new_tokens, **limits, generator=generator)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
-    print(options.prompt, end="", flush=True)
-    for text in tokenizer.stream(ids):
-        print(text, end="", flush=True)
-    print()
-
-
-def _parse(args: list[str]) -> argparse.Namespace:
-    parser = command_parser(
-        "src.generate", "Continue a text with a trained language model. Its tokenizer comes from the checkpoint."
-    )
-    add_checkpoint(parser)
-    parser.add_argument("--prompt", default="\n", help="what the text begins with (a line's end)")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens to write (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument("--top_k", type=int, help="sample among so many of the likeliest tokens (all)")
-    parser.add_argument("--top_p", type=float, help="sample among the likeliest with this probability together (1)")
-    parser.add_argument("--seed", type=int, help="repeats a text (another one each time)")
-    return parse_words(parser, args)
+def main() -> None:
+    """Run the command line."""
+    run_command(generate)
 
 
 if __name__ == "__main__":
-    run_command(write)
+    main()

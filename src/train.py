@@ -11,7 +11,7 @@ def main() -> None:
     if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
         print("Loading torch and Lightning ...", file=sys.stderr)
     try:
-        from src.program import run  # the import takes most of the start, and counts into the total time
+        from src.engine.cli.program import run  # the import takes most of the start, and counts into the total time
 
         run(started)
     except KeyboardInterrupt:

@@ -107,7 +107,7 @@ class Misfortune(Callback):
                     file.write(bytes(4096))
                     file.flush()
         elif self.kind == "fill late":
-            importlib.import_module("src.strategies.fsdp2").write_checksums = _full_disk  # type: ignore[attr-defined]
+            importlib.import_module("src.engine.runs.fsdp2").write_checksums = _full_disk  # type: ignore[attr-defined]
         elif self.kind == "delete":
             # At once: TensorBoard's thread may be writing into it.
             gone = Path(trainer.default_root_dir).with_name("gone")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from src import ROOT
-from src.cli import StarterCLI
+from src.engine.cli.cli import StarterCLI
 
 
 def benchmark(*words: str) -> str:

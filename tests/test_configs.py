@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src import ROOT
-from src.config import import_class, is_recipe, load_config
+from src.engine.cli.config import import_class, is_recipe, load_config
 from tests.conftest import QUIET, Run, pictures, program
 
 # Searches are run in test_tune.py.

@@ -18,7 +18,7 @@ def test_the_default_recipe_reaches_its_accuracy_on_the_full_mnist(train: Callab
 
 @pytest.mark.slow
 def test_the_fast_recipe_reaches_99_percent_on_the_full_mnist(train: Callable[..., Run], full_data: str) -> None:
-    words = ("--config=configs/mnist_fast.yaml", "--data.source=official", f"--data.data_dir={full_data}")
+    words = ("--config=configs/vision/mnist_fast.yaml", "--data.source=official", f"--data.data_dir={full_data}")
     runs = [train(*words, f"--seed_everything={seed}", sample=False) for seed in (1, 2, 3, 4, 5)]
     accuracies = [run.metrics["test/acc"] for run in runs]
     print(accuracies)
@@ -28,7 +28,7 @@ def test_the_fast_recipe_reaches_99_percent_on_the_full_mnist(train: Callable[..
 @pytest.mark.slow
 def test_the_accurate_recipe_learns_in_three_of_its_epochs(train: Callable[..., Run], full_data: str) -> None:
     # All twenty take too long for a test, and the test digits are left alone.
-    words = ("--config=configs/mnist_best.yaml", "--data.source=official", f"--data.data_dir={full_data}")
+    words = ("--config=configs/vision/mnist_best.yaml", "--data.source=official", f"--data.data_dir={full_data}")
     run = train("fit", *words, "--max_epochs=3", sample=False)
     print(run.metrics)
     assert run.metrics["val/acc"] >= 0.985
@@ -52,7 +52,7 @@ def test_the_language_models_reach_their_held_out_loss(
 
 @pytest.mark.slow
 def test_the_languages_of_names_are_told_apart(train: Callable[..., Run]) -> None:
-    run = train("--config=configs/language_id.yaml", sample=False)
+    run = train("--config=configs/text/language_id.yaml", sample=False)
     assert run.metrics["data_source"] == "language_names"
     assert run.metrics["test/acc"] >= 0.85
     assert (run.folder / "confusion_matrix.csv").exists()
@@ -63,7 +63,7 @@ def test_sentiment_is_learned_from_scratch(train: Callable[..., Run], full_data:
     accuracies = []
     for seed in (1, 2, 3):
         words = (
-            "--config=configs/sentiment_transformer.yaml",
+            "--config=configs/text/sentiment_transformer.yaml",
             "--data.source=rt_polarity",
             f"--seed_everything={seed}",
         )
@@ -74,7 +74,11 @@ def test_sentiment_is_learned_from_scratch(train: Callable[..., Run], full_data:
 
 @pytest.mark.slow
 def test_a_pretrained_model_is_fine_tuned(train: Callable[..., Run], full_data: str) -> None:
-    words = ("--config=configs/sentiment_pretrained.yaml", "--data.source=rt_polarity", f"--data.data_dir={full_data}")
+    words = (
+        "--config=configs/text/sentiment_pretrained.yaml",
+        "--data.source=rt_polarity",
+        f"--data.data_dir={full_data}",
+    )
     run = train(
         "fit", *words, "--seed_everything=1", "--max_epochs=1", "--trainer.limit_train_batches=0.5", sample=False
     )

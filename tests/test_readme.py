@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torchvision import models
 
-from src import ROOT, consolidate, export, generate, predict, serve, tune
-from src.cli import StarterCLI
-from src.config import load_config
+from src import ROOT, export, generate, predict, serve, tune
+from src.engine.cli.cli import StarterCLI
+from src.engine.cli.config import load_config
 from tests.conftest import DELETED, QUIET, own_pairs, pictures, tiny_pretrained
 
 if DELETED:
@@ -58,13 +58,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "path" / "to" / "bert").rename(folder / "path" / "to" / "model")
     tiny_pretrained("gpt2", folder / "path" / "to")
     torch.save(models.mobilenet_v3_small().state_dict(), folder / "path" / "to" / "weights.pth")
-    gpt = ("--config=configs/shakespeare_gpt_fast.yaml", "--data.path", str(folder / "path" / "to" / "texts"))
+    gpt = ("--config=configs/text/shakespeare_gpt_fast.yaml", "--data.path", str(folder / "path" / "to" / "texts"))
     words = ("--data.block_size=32", *TWO_STEPS, "--model.net.d_model=16")
     StarterCLI(["fit", *gpt, *short, root, *words], time.perf_counter()).run()
     own_pairs(folder / "path" / "to" / "pairs").rename(folder / "path" / "to" / "captions.csv")
     for picture in (folder / "path" / "to" / "pairs").iterdir():
         picture.rename(folder / "path" / "to" / picture.name)
-    clip = ("--config=configs/mnist_clip.yaml", "--data.source=sample", "--max_epochs=1")
+    clip = ("--config=configs/multimodal/mnist_clip.yaml", "--data.source=sample", "--max_epochs=1")
     StarterCLI(["fit", *clip, *short, root], time.perf_counter()).run()
     for recipe, more in (
         ("language_id", ()),
@@ -177,7 +177,7 @@ def test_the_make_commands_of_the_readme_exist() -> None:
 
 
 def test_the_python_line_of_the_readme_loads_a_checkpoint(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.models.image_classifier import ImageClassifier
+    from src.vision.image_classifier import ImageClassifier
 
     (line,) = re.findall(r"`(ImageClassifier\.load_from_checkpoint\([^`]*\))`", README)
     monkeypatch.chdir(workplace)

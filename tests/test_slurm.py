@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from src import ROOT
-from src.checkpoint import read_checkpoint
+from src.engine.runs.checkpoint import read_checkpoint
 from tests.conftest import wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")

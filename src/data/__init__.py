@@ -1,1 +1,0 @@
-"""One LightningDataModule a file, with the Dataset it feeds."""

@@ -1,0 +1,1 @@
+"""What you need not read: command line, runs, training, deployment and search."""

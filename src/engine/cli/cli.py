@@ -1,0 +1,401 @@
+"""The command line: LightningCLI with recipes, short flags, run folders and one-line errors."""
+
+import argparse
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.plugins import Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from torch.optim import Optimizer
+
+from src import ROOT
+from src.engine.cli import config
+from src.engine.cli.explain import explain, refuse_nulls
+from src.engine.cli.resolved_checkpoint import resolve_checkpoint
+from src.engine.cli.summary import print_summary
+from src.engine.data.loading import check_batch_size
+from src.engine.runs.checkpoint import (
+    check_batches,
+    check_fit,
+    check_unfinished,
+    model_arguments,
+    read_checkpoint,
+    refuse_shards,
+    run_configuration,
+)
+from src.engine.runs.run_record import RunRecord
+from src.engine.runs.runs import (
+    WORKER_SECONDS,
+    checkpoints_of,
+    claim_folder,
+    clock_is_behind,
+    good_checkpoint,
+    is_finished,
+    join_attempt,
+    lock_run,
+    mark_job,
+    runs_of,
+)
+from src.engine.system.classes import Tree, import_class
+from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
+from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
+from src.engine.system.interruption import Interruption
+from src.engine.training.compilation import Compilation
+from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpointing, loggers
+from src.engine.training.finite_loss import NotFiniteError
+from src.engine.training.hyperparameters import rebuild_arguments
+from src.engine.training.optim.configure import configure_optimizers
+from src.engine.training.optimizer_overrides import OptimizerOverrides
+
+# Settings of one call, which a saved configuration must not repeat.
+CALL_ONLY = ("config", "ckpt_path", "run", "compile", "quiet", "debug")
+
+
+class StarterCLI(LightningCLI):
+    """One parser for all stages, and a run folder for every run.
+
+    Args:
+        args: the command line without the program's name.
+        started: `time.perf_counter()` when the program started, for `total_seconds`.
+
+    Raises:
+        InputError: something on the command line or in a configuration cannot work.
+    """
+
+    def __init__(self, args: list[str], started: float) -> None:
+        self.started = started
+        self.stage: str | None = None
+        self.checkpoint: dict[str, Any] | None = None
+        self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
+        self.run_folder: Path | None = None  # of the run that this one goes on with
+        self.evaluated: Path | None = None  # folder of the run whose checkpoint is tested
+        self.lock: Any = None
+        self.interruption = Interruption()
+        self.record: RunRecord | None = None
+        self.compilation: Compilation | None = None
+        self.given: set[str] = set()  # dotted names of all that is not left at its default
+        self.loggers: list[Any] = []  # of the configuration, beside TensorBoard's
+        self.data: Any = None  # the DataModule, where it had to be built before the model
+        super().__init__(
+            args=args,
+            run=False,
+            seed_everything_default=42,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={
+                "prog": "python -m src.train",
+                "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
+                "description": "Without a word: fit, then test the best checkpoint. README.md shows what one can do.",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; by default the recipe's name")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="Checkpoint to load; for fit, to continue from: a path, `last` for the newest unfinished run of the"
+            " recipe, or `auto` for that or else a new run; else a path, or `best` (the default) or `last` of the"
+            " newest run",
+        )
+        parser.add_argument("--run", type=str | None, help="Folder of the run that is meant, in place of the newest")
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=0, help="Save last.ckpt inside of an epoch too; 0 does not"
+        )
+        parser.add_argument("--save_every_n_minutes", type=float, default=10.0, help="The same by time; 0 does not")
+        parser.add_argument(
+            "--retries",
+            type=int,
+            default=0,
+            help="How often a run whose loss becomes NaN or infinite goes on from last.ckpt at half the learning rate",
+        )
+        parser.add_argument("--compile", action="store_true", help="Compile the network before it is used")
+        parser.add_argument("--quiet", action="store_true", help="Say nothing but warnings and what came out")
+        parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
+        parser.add_optimizer_args((Optimizer,))
+        parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+        parser.add_argument("--lr_scheduler_interval", choices=["step", "epoch"], default="step")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.enable_version_counter": False})
+        for name in config.SHORT_FLAGS:
+            action = parser._option_string_actions[f"--trainer.{name}"]
+            action.option_strings = [f"--{name}", *action.option_strings]
+            parser._option_string_actions[f"--{name}"] = action
+        fast_dev_run = parser._option_string_actions["--fast_dev_run"]
+        fast_dev_run.nargs, fast_dev_run.const = "?", "true"
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        self.stage, files, options = config.split_command_line(list(args or []))
+        loaded = [config.load_config(file) for file in files]
+        dropped: list[str] = []
+        if any(flag == "--quiet" for flag, _ in options):
+            for library in ("lightning.pytorch", "lightning.fabric"):
+                logging.getLogger(library).setLevel(logging.WARNING)
+        resolved = resolve_checkpoint(self.stage, loaded, options)
+        loaded, options = resolved.loaded, resolved.options
+        self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
+        if resolved.path:
+            self.checkpoint = read_checkpoint(resolved.path)
+            self.saved = run_configuration(self.checkpoint)
+        tree, name, overlays = config.choose_recipe(loaded, self.saved)
+        name = self.run_folder.parent.name if self.run_folder else name
+        if self.checkpoint is not None:
+            keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
+            own = {key: self.saved[key] for key in keys}
+            tree = config.merge(tree, own | {"model": model_arguments(self.checkpoint)}, "", [])
+        for overlay in overlays:
+            tree = config.merge(tree, overlay, "", dropped)
+        tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
+        if not tree["model"]:
+            raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
+        self.given = config.given_names(tree, options)
+        words = [flag if value is None else f"{flag}={value}" for flag, value in options]
+        try:
+            self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
+        except argparse.ArgumentError as error:
+            raise InputError(explain(str(error), parser, tree, options, files)) from error
+        finally:
+            if any(flag == "--print_config" for flag, _ in options):
+                print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        refuse_nulls(self.config.as_dict())
+        self.config.name = self.config.name or name
+        if self.config.optimizer is None and self.config.lr_scheduler is not None:
+            dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
+            self.config.lr_scheduler = None
+        for line in dropped:
+            rank_zero_info(line)
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config.trainer
+        check_accelerator(trainer.accelerator)
+        check_strategy(trainer.strategy)
+        if trainer.accumulate_grad_batches < 1:
+            raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+        if self.config.retries < 0:
+            raise InputError(f"--retries {self.config.retries}: give at least 0")
+        if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
+            trainer.precision, reason = choose_precision(trainer.accelerator)
+            rank_zero_info(f"Precision {trainer.precision}: {reason}")
+        tune_hardware(trainer.accelerator)
+        if trainer.logger and not isinstance(trainer.logger, bool):  # they are made when the run folder is known
+            self.loggers, trainer.logger = as_list(trainer.logger), None
+        self._fit_model_and_data()
+
+    def _fit_model_and_data(self) -> None:
+        """Give data the tokenizer of a pretrained network, and a network the sizes that follow from the data.
+
+        What is given by the user, a recipe or a checkpoint is left alone.
+        """
+        if self.config.data is None:
+            return
+        data: Any = self.config.data.get("init_args", {})
+        model: dict[str, Any] = {"model": self.config.model.get("init_args", {})}
+        if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
+            model = {"model.net": net.init_args, **model}
+        pretrained = model.get("model.net", {}).get("pretrained")
+        if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
+            data["tokenizer"] = pretrained
+        elif pretrained and data.get("tokenizer", pretrained) != pretrained:
+            rank_zero_info(f"The tokenizer is {data['tokenizer']}, as given, and not that of {pretrained}")
+        if not hasattr(import_class(self.config.data.class_path), "network_arguments"):
+            return
+        alone: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+        with constructor_errors():
+            self.data = self.parser.instantiate(alone).data
+        if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
+            self.data.load_state_dict(state)  # its tokenizer and its labels, before new ones are made
+        for name, value in self.data.network_arguments().items():
+            key = next((key for key, arguments in model.items() if name in arguments), None)
+            if key is not None and f"{key}.{name}" not in self.given:
+                model[key][name] = value
+
+    def instantiate_classes(self) -> None:
+        with constructor_errors():
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer of the configuration, with a run folder of its own."""
+        self.datamodule = self.data or self.datamodule
+        text, tree = self._describe()
+        options = {**self.config_init.trainer, **kwargs}
+        callbacks = options["callbacks"] = as_list(options["callbacks"])
+        trains = self.stage in (None, "fit")
+        checkpoint, self.checkpoint = self.checkpoint, None
+        if checkpoint is not None:
+            check_fit(checkpoint, self.model, tree["model"])
+        if checkpoint is not None and trains:
+            if self.run_folder is None or is_finished(self.run_folder):  # else its test may be left to do
+                check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
+            check_batches(checkpoint, self.saved, tree)
+            if self.saved:
+                callbacks.append(OptimizerOverrides(self.saved, tree))
+        if tree["optimizer"]:
+            spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
+            self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
+        if self.config.compile:
+            self.compilation = Compilation()
+            callbacks.append(self.compilation)
+        add_default_callbacks(options, self.stage, self.config.quiet)
+        if not options["fast_dev_run"]:
+            self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
+        wrote = len((checkpoint or {}).get("half_epoch", ())) if trains else 0
+        try:
+            trainer = Trainer(**options)
+            check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
+            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
+                refuse_shards(self.config.ckpt_path)
+            if wrote not in (0, trainer.world_size):
+                rank_zero_info(
+                    f"{wrote} processes wrote the checkpoint, {trainer.world_size} go on: with the same samples in"
+                    " each batch, but no longer the same bit by bit"
+                )
+            return trainer
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+            self._drop_empty_folder()
+            if raised_by_lightning(error):
+                raise InputError(str(error)) from error
+            raise
+
+    def _describe(self) -> tuple[str, Tree]:
+        """The configuration as the run folder keeps it; the model's part goes into its checkpoints too."""
+        saved = self.config.clone()
+        for key in CALL_ONLY:
+            saved.pop(key, None)
+        saved.trainer.logger = self.loggers or saved.trainer.logger
+        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
+        tree: Tree = yaml.safe_load(text)
+        # The checkpoint then rebuilds the model by itself, whatever its class records.
+        arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
+        for name, value in arguments.items():
+            if isinstance(value, dict) and "class_path" in value:
+                value["init_args"] = {
+                    **value.get("init_args", {}),
+                    **rebuild_arguments(getattr(self.model, name, None)),
+                }
+        arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+        self.model.save_hyperparameters(arguments)
+        return text, tree
+
+    def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
+        """Claim the run folder, with all that is written to it."""
+        root = Path(options["default_root_dir"] or ROOT / "logs")
+        if self.evaluated is not None:
+            folder = claim_folder(self.evaluated, str(self.stage))
+        else:
+            folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
+            mark_job(folder)
+            if self.run_folder and (seconds := clock_is_behind(folder)):
+                rank_zero_info(
+                    f"The clock is {seconds:.0f} s behind what this run has logged: it was set back; nothing is"
+                    " lost, but TensorBoard may show the curves in the wrong order"
+                )
+        self.record = RunRecord(folder, text)
+        options["callbacks"].append(self.record)
+        if options["enable_checkpointing"] is not False:
+            # Outside of training nothing is saved, and Lightning warns when the folder is not the checkpoint's own.
+            trains = self.stage in (None, "fit") or self.config.ckpt_path is None
+            checkpoints = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
+            every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
+            options["callbacks"] += checkpointing(self.config_init.checkpoint, checkpoints, self.interruption, *every)
+        options["default_root_dir"] = folder
+        if options["logger"] is not False:
+            try:
+                options["logger"] = loggers(self.loggers, folder, purge_step)
+            except Exception as error:  # of a tracker's own kind
+                self._drop_empty_folder()
+                raise InputError(f"--trainer.logger cannot be used: {' '.join(str(error).split())[:300]}") from error
+
+    def _drop_empty_folder(self) -> None:
+        if self.record is not None:
+            with suppress(OSError):  # something is in it, or this process never had one
+                if {path.name for path in self.record.folder.iterdir()} <= {".lock", ".job"}:
+                    shutil.rmtree(self.record.folder)
+
+    def run(self) -> None:
+        """Run the stage asked for, then print what came out."""
+        self.interruption.install()
+        try:
+            join_attempt(self.trainer.strategy.root_device)
+            self._run_stage()
+        except BaseException:
+            self._drop_empty_folder()
+            raise
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def stop_processes(self) -> None:
+        """End the processes that Lightning has started beside this one."""
+        for process in getattr(self.trainer.strategy.launcher, "procs", []):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.kill()
+
+    def retry_after(self, error: NotFiniteError, args: list[str]) -> list[str]:
+        """The command line that goes on from the last checkpoint at half the learning rate.
+
+        Raises:
+            NotFiniteError: there is none, or no more retries; the message says which checkpoint is good.
+        """
+        optimizer = self.config.get("optimizer")
+        folder = self.record.folder if self.record else None
+        if folder is None or not any(checkpoints_of(folder)):
+            raise NotFiniteError(f"{error}; there is no checkpoint of this run yet") from error
+        if not self.config.retries or not optimizer:
+            raise NotFiniteError(f"{error}. The last good checkpoint is {good_checkpoint(folder)[0]}") from error
+        lr = optimizer.init_args.lr / 2
+        left = self.config.retries - 1
+        rank_zero_info(f"{error}. Trying again at half of that from {good_checkpoint(folder)[0]}, {left} retries left")
+        return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr}", f"--retries={left}"]
+
+    def _run_stage(self) -> None:
+        given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
+        common = {"model": self.model, "datamodule": self.datamodule}
+        seconds = {}
+        if self.stage in (None, "fit"):
+            start = time.perf_counter()
+            self.trainer.fit(**common, **given)
+            seconds["train_seconds"] = time.perf_counter() - start
+            if self.compilation is not None:
+                seconds["compile_seconds"] = self.compilation.seconds
+                seconds["train_seconds"] -= self.compilation.seconds
+        if self.stage is None:
+            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+        elif self.stage == "predict":
+            self.trainer.predict(**common, **given)
+            rank_zero_info("These predictions are not kept: python -m src.predict writes a table of one's own files")
+        elif self.stage != "fit":
+            getattr(self.trainer, self.stage)(**common, **given, verbose=False)
+        if self.trainer.is_global_zero:
+            seconds["total_seconds"] = time.perf_counter() - self.started
+            if self.record is not None:
+                tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
+                self.record.close(self.trainer, **seconds, **tested)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None)
+
+
+def _has_precision_plugin(plugins: Any) -> bool:
+    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
+    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)

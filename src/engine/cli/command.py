@@ -1,0 +1,111 @@
+"""What the small commands share: how they read their words, and how they end."""
+
+import argparse
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from src.engine.system.errors import InputError, cause_of, machine_fault, raised_in, report
+from src.engine.system.interruption import Interrupted
+
+
+def run_command(command: Callable[[list[str]], int | None]) -> None:
+    """Run a command on the words it was given; what the user can fix is one line and exit code 2."""
+    if sys.stderr.isatty():
+        print("Loading torch and Lightning ...", file=sys.stderr)
+    try:
+        sys.exit(command(sys.argv[1:]))
+    except Interrupted as stop:
+        sys.exit(128 + stop.signum)
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+    except Exception as error:
+        cause = cause_of(error)
+        if isinstance(cause, InputError) or raised_in(cause, "forward"):
+            report(cause)
+        if (fault := machine_fault(cause)) is None:
+            raise
+        report(InputError(fault))
+
+
+def command_parser(module: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `parse_words`."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}", description=description, exit_on_error=False, allow_abbrev=False
+    )
+
+
+def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:
+    """The options of a command line.
+
+    Args:
+        parser: made by `command_parser`.
+        args: the command line without the program's name.
+        also: what else options may begin with, behind their dashes; these are in `more`, as they stand.
+
+    Raises:
+        InputError: one cannot be taken; the message names what comes near.
+    """
+    try:
+        options, unknown = parser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise InputError(str(error).removeprefix("argument ")) from error
+    options.more = []
+    while unknown and also is not None and unknown[0].startswith(f"--{also}"):
+        flag, equals, value = unknown.pop(0).partition("=")
+        if not equals and (not unknown or unknown[0].startswith("--")):
+            raise InputError(f"{flag}: give a value")
+        options.more.append((flag, value if equals else unknown.pop(0)))
+    if unknown:
+        from src.engine.system.classes import nearest
+
+        known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
+    return options
+
+
+def data_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of options such as `--data.path`, by the names of the arguments."""
+    from src.engine.cli.config import parse_value
+
+    return {flag.removeprefix("--data."): parse_value(value) for flag, value in options.more}
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The option that names what to use."""
+    parser.add_argument(
+        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
+    )
+
+
+def check_least(options: argparse.Namespace, **least: float) -> None:
+    """Raise InputError where an option that is given is smaller than it may be, or no number one can count with."""
+    for name, limit in least.items():
+        value = getattr(options, name)
+        if value is not None and not limit <= value < math.inf:
+            wrong = "is too small" if value < limit else "is not finite"
+            raise InputError(f"--{name} {value} {wrong}: give at least {limit}")
+
+
+def new_output(given: str) -> Path:
+    """The path of what is to be written, absolute.
+
+    Raises:
+        InputError: something is there already, or its folder is not.
+    """
+    path = Path(given).expanduser().absolute()
+    if path.exists():
+        raise InputError(f"--output {given} is there already: give another name, or remove it")
+    if not path.parent.is_dir():
+        raise InputError(f"--output {given}: there is no folder {path.parent}; make it first")
+    return path
+
+
+def require(command: str, extra: str, *packages: str) -> None:
+    """Raise InputError where a package that a command needs is not installed."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{command} needs the package {package}: install it with pip install -e '.[{extra}]'")

@@ -1,0 +1,95 @@
+"""jsonargparse's errors, and one it lets pass, in the user's words: what was given and what would work."""
+
+import inspect
+import re
+from typing import Any, Literal, get_args, get_origin
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from src.engine.cli.config import Option, argument_flags, load_config
+from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest
+from src.engine.system.errors import InputError
+
+
+def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: list[Option], files: list[str]) -> str:
+    """One line for a parser's message.
+
+    Args:
+        message: of any number of lines.
+        parser: the parser that gave it, for the names it knows.
+        tree: the settings it was given, for the arguments of their classes.
+        options: what the command line gave, besides classes and configurations.
+        files: the configurations given.
+    """
+    message = " ".join(message.split())
+    known = [flag for flag in parser._option_string_actions if flag.startswith("--") and not flag.endswith("+")]
+    known += argument_flags(tree)
+    if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
+        return f"{found[1]}: no such option{nearest(found[1], known)}"
+    if found := re.match(r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<leaf>[^']+)'", message):
+        key = ".".join(filter(None, (found["group"], found["leaf"])))
+        settings = [flag.removeprefix("--") for flag in known]
+        return f"{_origin(key, options, files)}: no such setting{nearest(key, settings)}"
+
+    key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    classes = re.findall(r"class_path '([^']+)'", message)
+    if found := re.search(r"Option '([^']+)' is not accepted", message):
+        arguments = [name for name in inspect.signature(import_class(classes[-1])).parameters if name != found[1]]
+        if key in ("optimizer", "lr_scheduler"):  # Lightning gives them their weights or their optimizer
+            arguments = [name for name in arguments if name not in ("params", "optimizer")]
+        name = classes[-1].rpartition(".")[2]
+        key = f"{key}.{found[1]}"
+        near = nearest(found[1], arguments) or f"; it has {', '.join(arguments) or 'none'}"
+        return f"{_origin(key, options, files)}: {name} has no argument {found[1]}{near}"
+    if found := re.search(r"arguments are required: (\w+)", message):
+        return f"{classes[-1].rpartition('.')[2]} needs {found[1]}: give --{key}.{found[1]}"
+    if "Problem with given class_path" in message:  # of a schedule, which may also be of that class
+        message = re.sub(r"- Import path \S+ does not correspond to a subclass of ReduceLROnPlateau", "", message)
+    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
+        hint = "; networks go to --model.net" if found[2] == "LightningModule" else ""
+        return f"{_origin(key, options, files)}: {found[1].rpartition('.')[2]} is not a {found[2]}{hint}"
+    innermost = message[message.rfind("Parser key") :] if key else ""
+    value = re.search(r"(?:Got|Given) value: (\S+)", innermost)
+    expected = re.findall(r"Expected an? <class '([\w.]+)'>", innermost)
+    choices = re.findall(r"typing\.Literal\[([^]]*)\]", innermost)
+    if value:
+        words = [word.strip(" '") for choice in choices for word in choice.split(",")]
+        names = [name for name in expected if name != "NoneType"] + words
+        wanted = f"expected {', '.join(dict.fromkeys(names))}" if names else "no class that fits here"
+        return f"{_origin(key, options, files)} {value[1]}: {wanted}{nearest(value[1], words)}"
+    return message
+
+
+def refuse_nulls(node: Any, flag: str = "-") -> None:
+    """See that no argument of a class is null that cannot be, which the parser does not everywhere.
+
+    Raises:
+        InputError: one is.
+    """
+    if is_class(node):
+        cls = import_class(node["class_path"])
+        node = node.get("init_args") or {}
+        defaults = inspect.signature(cls).parameters if cls else {}
+        types = argument_types(cls)
+        for name in (name for name, value in node.items() if value is None and name in defaults):
+            hint = types.get(name, Any)
+            takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
+            if defaults[name].default is not None and not takes_null:
+                choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
+                raise InputError(f"{flag}.{name} null: expected {', '.join(choices)}")
+    for name, value in node.items() if isinstance(node, dict) else ():
+        refuse_nulls(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
+    for value in node if isinstance(node, list) else ():
+        refuse_nulls(value, flag)
+
+
+def _origin(key: str, options: list[Option], files: list[str]) -> str:
+    """A setting as the user gave it: the flag he typed, or its name and the configuration it stands in."""
+    leaf = key.rpartition(".")[2]
+    for flag, _ in options:
+        if flag.removeprefix("--").replace(".init_args", "") in (key, leaf):
+            return flag
+    for file in files:
+        if re.search(rf"(?<!\w){re.escape(leaf)}\s*:", load_config(file)[0].read_text(encoding="utf-8")):
+            return f"{key} (in {file})"
+    return f"--{key}"

@@ -1,0 +1,125 @@
+"""Which checkpoint a command line means, and of which run it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from src import ROOT
+from src.engine.cli import config
+from src.engine.runs.runs import (
+    agreed,
+    checkpoint_of,
+    good_checkpoint,
+    newest_run,
+    relative,
+    run_of,
+    run_to_continue,
+    runs_of,
+)
+from src.engine.system.classes import Tree
+from src.engine.system.errors import InputError
+
+Loaded = list[tuple[Path, Tree]]
+
+
+@dataclass
+class ResolvedCheckpoint:
+    """A checkpoint, and what of the command line counts beside it.
+
+    Args:
+        loaded: configurations; for a run that goes on only those that change it.
+        options: the other words, without those that chose.
+        path: the checkpoint, if any.
+        run_folder: of the run that goes on.
+        evaluated: folder of the run whose checkpoint is tested.
+    """
+
+    loaded: Loaded
+    options: list[config.Option]
+    path: str | None = None
+    run_folder: Path | None = None
+    evaluated: Path | None = None
+
+
+def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.Option]) -> ResolvedCheckpoint:
+    """Find what `--ckpt_path` and `--run` mean.
+
+    Raises:
+        InputError: there is no such run, or no checkpoint in it.
+    """
+    given = dict(options)
+    paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
+    path = next((path for path in reversed(paths) if path), None)
+    roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
+    roots += [given.get("--trainer.default_root_dir")]
+    root = next((Path(root) for root in reversed(roots) if root), None)
+    if stage not in (None, "fit"):
+        return _to_evaluate(stage, path, root, loaded, options)
+    if not (given.get("--run") or path in ("last", "auto")):
+        return ResolvedCheckpoint(loaded, options, path)
+    return _to_continue(path, root, loaded, options)
+
+
+def _to_continue(
+    path: str | None, root: Path | None, loaded: Loaded, options: list[config.Option]
+) -> ResolvedCheckpoint:
+    given = dict(options)
+    run = given.get("--run")
+    automatic = path == "auto"
+    folder = Path(run).expanduser().absolute() if run else None
+    if folder is None:
+        name = given.get("--name") or config.choose_recipe(loaded, {})[1]
+        parent = runs_of(root or ROOT / "logs", name)
+        is_first = getattr(rank_zero_only, "rank", 0) == 0
+        newest = agreed(str((is_first and run_to_continue(parent, automatic)) or ""))
+        folder = Path(newest) if newest else None
+    options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
+    loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
+    if folder is None:
+        if not automatic:
+            raise InputError(
+                f"--ckpt_path last: no unfinished run with a checkpoint in {parent} that is not in use; leave it"
+                " out to train afresh, or give a checkpoint's path"
+            )
+        return ResolvedCheckpoint(loaded, options)
+    _check_run(folder, run)
+    if path in (None, "last", "auto"):
+        checkpoint, lines = good_checkpoint(folder)
+        for line in lines:
+            rank_zero_info(line)
+        path = str(checkpoint)
+    rank_zero_info(f"Going on with run {relative(folder)} from {Path(path).name}")
+    overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
+    return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder)
+
+
+def _to_evaluate(
+    stage: str, path: str | None, root: Path | None, loaded: Loaded, options: list[config.Option]
+) -> ResolvedCheckpoint:
+    given = dict(options)
+    if path not in (None, "best", "last"):
+        evaluated = None if root else run_of(Path(path))
+        return ResolvedCheckpoint(loaded, [*options, ("--ckpt_path", path)], path, evaluated=evaluated)
+    run = given.get("--run")
+    if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
+        return ResolvedCheckpoint(loaded, options)
+    if path is run is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
+        rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
+        return ResolvedCheckpoint(loaded, options)
+    if run:
+        folder = Path(run).expanduser().absolute()
+    else:
+        is_named = any(config.is_recipe(tree) for _, tree in loaded)
+        name = given.get("--name") or (config.choose_recipe(loaded, {})[1] if is_named else None)
+        folder = Path(agreed(str(newest_run(root or ROOT / "logs", name))))
+    _check_run(folder, run)
+    checkpoint = checkpoint_of(folder, path or "best")
+    rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
+    return ResolvedCheckpoint(loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder)
+
+
+def _check_run(folder: Path, given: str | None) -> None:
+    """Raise InputError where there is no such run."""
+    if not folder.is_dir():
+        raise InputError(f"--run {given}: no such folder; give one such as logs/default/version_0")

@@ -1,0 +1,32 @@
+"""What a run says last."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from src.engine.runs.runs import relative
+
+
+def print_summary(trainer: Trainer, stage: str | None, folder: Path | None) -> None:
+    """The metrics of the last stage, the run folder, the best checkpoint, what to type next."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(overflow="fold")
+    wanted = {None: "test/", "fit": "val/", "validate": "val/"}.get(stage, "test/")
+    for name, value in sorted(trainer.callback_metrics.items()):
+        if name.startswith(wanted):
+            table.add_row(name, f"{value.item():.4f}")
+    if folder is not None:
+        table.add_row("run folder", relative(folder))
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            table.add_row("best checkpoint", relative(Path(best)))
+        tensorboard = Path(sys.executable).with_name("tensorboard")
+        command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else relative(tensorboard)
+        table.add_row("see it", f"{command} --logdir {relative(folder.parents[1])}")
+    # Paths are for copying, so in a pipe or a log file they are not folded to the usual 80 columns.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)

@@ -1,0 +1,1 @@
+"""Loading, splitting and downloading data."""

@@ -1,0 +1,102 @@
+"""Tables of the user's own: two columns of a CSV, TSV, JSON lines or Parquet file."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from src.engine.system.errors import InputError
+
+Row = tuple[str, str]  # a text, or a path, and its label
+
+STREAM_BYTES = 2**24  # read at once where a table is streamed; a row must lie within
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+
+
+def read_table(path: str, text_column: str, label_column: str, option: str = "text_column") -> list[Row]:
+    """Texts and labels of a .csv, .tsv, .jsonl or .parquet file; `option` is what names the column of texts.
+
+    Raises:
+        InputError: the file is missing or of another kind, lacks a column, or a row lacks its text or its label;
+            rows count from 1, without a header.
+    """
+    table = _read_columns(path)
+    for column, name in ((text_column, option), (label_column, "label_column")):
+        if column not in table.column_names:
+            raise InputError(
+                f"{path} has no column {column}, it has {', '.join(table.column_names)}: give --data.{name}"
+            )
+        if table.column_names.count(column) > 1:
+            raise InputError(f"{path} has several columns {column}: rename all but one")
+    if not table.num_rows:
+        raise InputError(f"{path} has no rows")
+    rows = []
+    pairs = zip(table[text_column].to_pylist(), table[label_column].to_pylist(), strict=True)
+    for number, (text, label) in enumerate(pairs, start=1):
+        for value, column in ((text, text_column), (label, label_column)):
+            if value is None or not str(value).strip():
+                raise InputError(f"{path}, row {number}: column {column} is empty; fill it or take the row out")
+        rows.append((str(text), str(label).strip()))
+    return rows
+
+
+def stream_column(path: Path, column: str) -> Iterator[Any]:
+    """The values of one column of a table, row by row; memory does not grow with the table.
+
+    Raises:
+        InputError: the file cannot be read, or lacks the column.
+    """
+    with _open_table(path, STREAM_BYTES) as (names, batches):
+        if column not in names:
+            raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give --text_column")
+        for batch in batches:
+            yield from batch.column(column).to_pylist()
+
+
+def _read_columns(path: str) -> Any:
+    import pyarrow as pa
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise InputError(f"{path}: no such file")
+    block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must lie within a block
+    with _open_table(file, block_size) as (names, batches):
+        found = list(batches)
+        return pa.Table.from_batches(found) if found else pa.table({name: [] for name in names})
+
+
+@contextmanager
+def _open_table(file: Path, block_size: int) -> Iterator[tuple[list[str], Iterator[Any]]]:
+    """Names of the columns of a table, and its rows in batches."""
+    import pyarrow as pa
+    from pyarrow import csv, json, parquet
+
+    suffix = file.suffix.lower()
+    try:
+        if suffix in (".csv", ".tsv"):
+            parsing = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
+            # One thread, as only then an error says its row.
+            reading = csv.ReadOptions(use_threads=False, block_size=block_size)
+            with csv.open_csv(file, reading, parsing) as head:
+                names = head.schema.names
+            # Every column is text: a label 01 stays 01, and NA is a word.
+            converting = csv.ConvertOptions(
+                column_types={name: pa.string() for name in names}, strings_can_be_null=False
+            )
+            with csv.open_csv(file, reading, parsing, converting) as rows:
+                yield names, rows
+        elif suffix in (".jsonl", ".ndjson"):
+            with json.open_json(file, json.ReadOptions(block_size=block_size)) as rows:
+                yield rows.schema.names, rows
+        elif suffix == ".parquet":
+            with parquet.ParquetFile(file) as table:
+                yield table.schema_arrow.names, table.iter_batches()
+        else:
+            raise InputError(f"{file}: give a .csv, .tsv, .jsonl or .parquet file")
+    except InputError:
+        raise
+    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
+        # pyarrow counts the header as a row.
+        reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", " ".join(str(error).split()))
+        raise InputError(f"{file} is not a {suffix} file that can be read: {reason}") from error

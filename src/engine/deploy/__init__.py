@@ -1,0 +1,1 @@
+"""Prediction, export and service."""

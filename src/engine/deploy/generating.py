@@ -1,0 +1,63 @@
+"""Write text with a trained language model: `python -m src.generate --help`."""
+
+import argparse
+import io
+import sys
+from typing import Any
+
+from src.engine.cli.command import add_checkpoint, command_parser, parse_words
+from src.engine.system.errors import InputError
+
+
+def generate(args: list[str]) -> None:
+    """Print prompt and continuation as the command line says.
+
+    Raises:
+        InputError: an option, the checkpoint, or the prompt cannot work.
+    """
+    options = _parse(args)
+    import torch  # lazy import: keeps --help fast
+
+    from src.engine.deploy.inference import Inference
+
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed {options.seed} is out of range: give 0 or more, below 2**63")
+    inference = Inference(options.ckpt_path, "generate")
+    task: Any = inference.task
+    tokenizer = getattr(inference.data, "tokenizer", None)
+    if tokenizer is None:
+        raise InputError(f"--ckpt_path {options.ckpt_path} holds no tokenizer: give one that was trained on text")
+    try:
+        prompt = torch.from_numpy(tokenizer.encode(options.prompt).astype("int64"))
+    except UnicodeEncodeError as error:
+        raise InputError("--prompt holds bytes that are not UTF-8") from error
+    seed = options.seed
+    if seed is None:
+        seed = torch.seed() % 2**32
+        print(f"--seed {seed}", file=sys.stderr)  # so that a text one likes can be had again
+    generator = torch.Generator().manual_seed(seed)
+    limits = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    try:
+        ids = task.generate(prompt, options.max_new_tokens, **limits, generator=generator)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
+    print(options.prompt, end="", flush=True)
+    for text in tokenizer.stream(ids):
+        print(text, end="", flush=True)
+    print()
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = command_parser(
+        "src.generate", "Continue a text with a trained language model. Its tokenizer comes from the checkpoint."
+    )
+    add_checkpoint(parser)
+    parser.add_argument("--prompt", default="\n", help="what the text begins with (a line's end)")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens to write (%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)")
+    parser.add_argument("--top_k", type=int, help="sample among so many of the likeliest tokens (all)")
+    parser.add_argument("--top_p", type=float, help="sample among the likeliest with this probability together (1)")
+    parser.add_argument("--seed", type=int, help="repeats a text (another one each time)")
+    return parse_words(parser, args)

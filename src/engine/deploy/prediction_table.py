@@ -1,0 +1,193 @@
+"""Predictions as a table on disk, a row for each input, in their order."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm import tqdm
+
+from src.engine.system.errors import InputError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+ROWS = 8192  # of a group of a Parquet file
+
+
+class PredictionTable(Callback):
+    """Writes input, label, the probability of each class, an error and a note for every input.
+
+    Each of several processes writes its share beside the table, and the first then takes a row of each in turn.
+
+    Args:
+        path: the table, absolute: .csv, .jsonl or .parquet. It gets its name when all of it is there.
+        labels: names of the classes, in the order of the probabilities.
+        total: number of inputs, for the progress bar.
+
+    `rows`, `errors` and `notes` count, in the first process, when all is done.
+
+    Raises:
+        InputError: the table is of another kind, or cannot be written.
+    """
+
+    def __init__(self, path: Path, labels: list[str], total: int | None = None) -> None:
+        if path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"--output {path.name}: give a name that ends in {', '.join(SUFFIXES)}")
+        self.path = path
+        self.names = [f"probability_{label}" for label in labels]
+        self.labels = labels
+        self.total = total
+        self.rows = self.errors = self.notes = 0
+        self.first_errors: list[str] = []
+        self._writer: _Writer | None = None
+        self._bar: Any = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_alone = trainer.world_size == 1
+        suffix = self.path.suffix.lower() if is_alone else ".jsonl"
+        self._writer = _Writer(self._part(trainer.global_rank), suffix, self.names)
+        if trainer.is_global_zero:
+            self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert self._writer is not None
+        found = iter([] if outputs is None else outputs.float().cpu().tolist())
+        likeliest = iter([] if outputs is None else outputs.argmax(dim=1).tolist())
+        for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
+            values = [None] * len(self.names) if error else next(found)
+            label = None if error else self.labels[next(likeliest)]
+            row = {"input": name, "label": label, **dict(zip(self.names, values, strict=True))}
+            self._write(self._writer, {**row, "error": error, "note": note}, counts=trainer.world_size == 1)
+        if self._bar is not None:
+            self._bar.update(len(batch["names"]) * trainer.world_size)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._writer is not None
+        self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
+        trainer.strategy.barrier()
+        if not trainer.is_global_zero:
+            return
+        try:
+            if trainer.world_size > 1:
+                whole = self.path.with_name(f".{self.path.name}.whole")
+                self._writer = _Writer(whole, self.path.suffix.lower(), self.names)
+                for row in _in_turn([self._part(rank) for rank in range(trainer.world_size)]):
+                    self._write(self._writer, row, counts=True)
+                self._writer.close()
+            os.link(self._writer.path, self.path)  # which, unlike a renaming, replaces nothing
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        finally:
+            self.remove_parts(trainer.world_size)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self.remove_parts(trainer.world_size)
+
+    def remove_parts(self, world: int) -> None:
+        """Take away what is not the table itself."""
+        whole = self.path.with_name(f".{self.path.name}.whole")
+        for path in (whole, *(self._part(rank) for rank in range(world))):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f".{self.path.name}.{rank}")
+
+    def _write(self, writer: "_Writer", row: dict[str, Any], counts: bool) -> None:
+        try:
+            writer.write(row)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        if counts:
+            self.rows += 1
+            self.errors += bool(row["error"])
+            self.notes += bool(row["note"])
+            if row["error"] and len(self.first_errors) < 3:
+                self.first_errors.append(f"{row['input']}: {row['error']}")
+
+
+class _Writer:
+    """Rows to a file of one of the kinds."""
+
+    def __init__(self, path: Path, suffix: str, probabilities: list[str]) -> None:
+        self.path = path
+        self.suffix = suffix
+        self.columns = ["input", "label", *probabilities, "error", "note"]
+        self.kept: list[dict[str, Any]] = []
+        try:
+            if suffix == ".parquet":
+                import pyarrow as pa
+                from pyarrow import parquet
+
+                kinds = [pa.float32() if name in probabilities else pa.string() for name in self.columns]
+                self.schema = pa.schema(zip(self.columns, kinds, strict=True))
+                self.table = parquet.ParquetWriter(path, self.schema)
+            else:
+                self.file = path.open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        if suffix == ".csv":
+            self.csv = csv.DictWriter(self.file, self.columns)
+            self.csv.writeheader()
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self.suffix == ".csv":
+            self.csv.writerow(
+                {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+            )
+        elif self.suffix == ".jsonl":
+            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        else:
+            self.kept.append(row)
+            if len(self.kept) == ROWS:
+                self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        self.table.write_table(pa.Table.from_pylist(self.kept, self.schema))
+        self.kept = []
+
+    def close(self) -> None:
+        try:
+            if self.suffix == ".parquet":
+                self._flush()
+                self.table.close()
+            else:
+                self.file.close()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+
+def _in_turn(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of all parts, one of each in turn."""
+    files = [path.open(encoding="utf-8") for path in paths]
+    try:
+        while True:
+            for file in files:
+                line = file.readline()
+                if not line:
+                    return
+                yield json.loads(line)
+    finally:
+        for file in files:
+            file.close()
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"--output {path} cannot be written ({error.strerror or error}): make room, or give another")

@@ -1,0 +1,343 @@
+"""A checkpoint behind HTTP: how requests are read, gathered, computed and answered."""
+
+import argparse
+import asyncio
+import gc
+import hmac
+import io
+import json
+import math
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import uvicorn
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from src.engine.data.images import UNREADABLE, read_image
+from src.engine.deploy.batcher import Batcher, TooManyError
+from src.engine.deploy.inference import Inference
+from src.engine.system.hardware import check_accelerator, choose_precision, device_of
+
+PAGE = Path(__file__).with_name("page.html")
+MAX_PIXELS = 50_000_000  # of an image; more would take much memory, however small its file
+MAX_TOKENS = 2048  # of one text that is written
+BODY_SECONDS = 15.0  # in which a request must have arrived
+SMALL_BODY = 2**15  # bytes that are decoded at once; more are in a thread, so that nobody else waits for it
+END_SECONDS = 6  # that requests have left when the server is told to end
+
+
+class Receiver:
+    """Reads requests; what cannot be used is an answer of 4xx in one line.
+
+    Args:
+        inference: says what the inputs are.
+        token: what a request must bring, if anything.
+        max_bytes: largest body.
+    """
+
+    def __init__(self, inference: Inference, token: str | None, max_bytes: int) -> None:
+        self.kind = inference.kind
+        self.data = inference.data
+        self.check_sampling: Any = getattr(inference.task, "check_sampling", None)
+        self.token = token
+        self.max_bytes = max_bytes
+
+    async def __call__(self, request: Request) -> Any:
+        if self.token is not None:
+            given = request.headers.get("authorization", "")
+            if not hmac.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
+                raise HTTPException(401, "give the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await self._body(request)
+        except TimeoutError as error:
+            raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "multipart/form-data":
+            body, kind = await _file_of(request, body), ""
+        if not body:
+            raise HTTPException(422, f"the body is empty: send {self._wanted()}")
+        return self._decode(body) if len(body) < SMALL_BODY else await asyncio.to_thread(self._decode, body)
+
+    def _decode(self, body: bytes) -> Any:
+        if self.kind == "image" and body.lstrip()[:1] not in (b"[", b"{"):
+            return self._image(body)
+        value = _json(body, self._wanted())
+        return {"image": self._pixels, "text": self._text, "prompt": self._prompt}[self.kind](value)
+
+    def _wanted(self) -> str:
+        return {
+            "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
+            "text": 'JSON such as {"text": "..."}',
+            "prompt": 'JSON such as {"prompt": "...", "max_new_tokens": 100}',
+        }[self.kind]
+
+    async def _body(self, request: Request) -> bytes:
+        length = request.headers.get("content-length", "")
+        too_large = HTTPException(413, f"the body is larger than {self.max_bytes:,} bytes")
+        if length.isdigit() and int(length) > self.max_bytes:
+            raise too_large
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self.max_bytes:
+                raise too_large
+        return bytes(body)
+
+    def _image(self, body: bytes) -> tuple[Any, str]:
+        try:
+            return self._prepared(read_image(io.BytesIO(body)))
+        except UNREADABLE as error:
+            reason = (
+                "it has too many pixels" if isinstance(error, Image.DecompressionBombError) else "it cannot be read"
+            )
+            raise HTTPException(422, f"not an image that can be used: {reason}; send {self._wanted()}") from error
+
+    def _pixels(self, value: Any) -> tuple[Any, str]:
+        wrong = HTTPException(422, f"not pixels: send {self._wanted()}")
+        value = value.get("pixels") if isinstance(value, dict) else value
+        try:
+            pixels = np.asarray(value)
+        except ValueError as error:
+            raise wrong from error
+        if pixels.ndim == 1:
+            side = math.isqrt(pixels.size)
+            pixels = pixels.reshape(side, side) if side * side == pixels.size else pixels
+        is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+        if not is_image or pixels.dtype.kind not in "iuf" or not pixels.size or pixels.size > MAX_PIXELS:
+            raise wrong
+        if not (pixels.min() >= 0 and pixels.max() <= 255):
+            raise wrong
+        return self._prepared(Image.fromarray(pixels.round().astype(np.uint8)))
+
+    def _prepared(self, image: Image.Image) -> tuple[Any, str]:
+        found: tuple[Any, str] = self.data.prepare_image(image)
+        return found
+
+    def _text(self, value: Any) -> str:
+        text = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(text, str) or not text.strip():
+            raise HTTPException(422, f"no text: send {self._wanted()}")
+        return _encodable(text)
+
+    def _prompt(self, value: Any) -> dict[str, Any]:
+        given: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
+        known = {"prompt", *given}
+        if not isinstance(value, dict) or not isinstance(value.get("prompt"), str) or not value["prompt"]:
+            raise HTTPException(422, f"no prompt: send {self._wanted()}")
+        if unknown := value.keys() - known:
+            raise HTTPException(422, f"{sorted(unknown)[0]} is not known: known are {', '.join(sorted(known))}")
+        asked = given | value
+        whole = [asked[name] for name in ("max_new_tokens", "top_k", "seed") if asked[name] is not None]
+        parts = [asked[name] for name in ("temperature", "top_p") if asked[name] is not None]
+        if not all(type(one) is int for one in whole) or not all(type(one) in (int, float) for one in parts):
+            raise HTTPException(422, "max_new_tokens, top_k and seed are whole numbers, temperature and top_p numbers")
+        if asked["max_new_tokens"] is None or asked["max_new_tokens"] > MAX_TOKENS or asked["temperature"] is None:
+            raise HTTPException(422, f"max_new_tokens: give at most {MAX_TOKENS}")
+        if asked["seed"] is not None and not 0 <= asked["seed"] < 2**63:
+            raise HTTPException(422, "seed: give 0 or more, below 2**63")
+        try:
+            self.check_sampling(asked["max_new_tokens"], asked["temperature"], asked["top_k"], asked["top_p"])
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        _encodable(asked["prompt"])
+        return asked
+
+
+def _json(body: bytes, wanted: str) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, f"the body is not JSON: send {wanted}") from error
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise HTTPException(422, "the text holds half of a surrogate pair, which no text can") from error
+    return text
+
+
+async def _file_of(request: Request, body: bytes) -> bytes:
+    """The first file or field of a form."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await MultiPartParser(request.headers, stream(), max_part_size=len(body) + 1).parse()
+        for value in form.values():
+            return await value.read() if isinstance(value, UploadFile) else value.encode()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise HTTPException(422, "the form cannot be read: send one file in it") from error
+    raise HTTPException(422, "the form is empty: send one file in it")
+
+
+class Service:
+    """The endpoints of a checkpoint.
+
+    Args:
+        inference: the checkpoint.
+        options: as `src.serve` reads them.
+        bfloat16: whether to compute in it.
+    """
+
+    def __init__(self, inference: Inference, options: argparse.Namespace, bfloat16: bool) -> None:
+        self.inference = inference
+        self.receive = Receiver(inference, options.token, int(options.max_body_mb * 10**6))
+        self.seconds = options.timeout
+        # One object for each use: several threads write at once.
+        self.autocast = partial(torch.autocast, inference.device.type, torch.bfloat16, enabled=bfloat16)
+        self.batcher = Batcher(self._compute, options.max_batch_size, options.batch_timeout)
+        self.writers = asyncio.Semaphore(2)
+        draws = len(getattr(inference.data, "pixel_mean", ())) == 1
+        facts = {"kind": inference.kind, "labels": inference.labels, "token": options.token is not None, "draws": draws}
+        page = PAGE.read_text(encoding="utf-8")
+        self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
+
+    def app(self) -> Starlette:
+        """The application that a server runs."""
+        answer = Route("/predict", self.predict, methods=["POST"])
+        if self.inference.kind == "prompt":
+            answer = Route("/generate", self.generate, methods=["POST"])
+        routes = [answer, Route("/health", self.health), Route("/", self.page)]
+        handlers: Any = {HTTPException: _refusal, Exception: _failure}
+        return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
+
+    @asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.batcher.run())
+        yield
+        task.cancel()
+
+    async def health(self, request: Request) -> Response:
+        """That the server is there."""
+        return PlainTextResponse("ok")
+
+    async def page(self, request: Request) -> Response:
+        """A page to try the model."""
+        return HTMLResponse(self.html)
+
+    async def predict(self, request: Request) -> Response:
+        """Label and probabilities of an image or a text."""
+        value = await self.receive(request)
+        try:
+            async with asyncio.timeout(self.seconds):
+                values, note = await self.batcher(value)
+        except TimeoutError as error:
+            raise HTTPException(504, f"it took longer than {self.seconds:g} s") from error
+        except TooManyError as error:
+            raise HTTPException(503, "too many requests are waiting: try again", {"Retry-After": "1"}) from error
+        labels = self.inference.labels
+        answer: dict[str, Any] = {"label": labels[max(range(len(values)), key=values.__getitem__)]}
+        answer["probabilities"] = dict(zip(labels, values, strict=True))
+        if note:
+            answer["note"] = note
+        return JSONResponse(answer)
+
+    @torch.inference_mode()
+    def _compute(self, values: list[Any]) -> list[tuple[list[float], str]]:
+        if self.inference.kind == "image":
+            prepared: tuple[torch.Tensor, ...] = (torch.stack([pixels for pixels, _ in values]),)
+            notes = [note for _, note in values]
+        else:
+            prepared, notes = self.inference.prepare(values)
+        with self.autocast():
+            found = self.inference.probabilities(tuple(one.to(self.inference.device) for one in prepared))
+        return list(zip(found.float().tolist(), notes, strict=True))
+
+    async def generate(self, request: Request) -> Response:
+        """The continuation of a text, in pieces as they are written."""
+        asked = await self.receive(request)
+
+        async def pieces() -> AsyncIterator[str]:
+            async with self.writers:  # more at once would make all of them slow
+                async for piece in iterate_in_threadpool(self._write(asked)):
+                    yield piece
+
+        return StreamingResponse(pieces(), media_type="text/plain; charset=utf-8")
+
+    def _write(self, asked: dict[str, Any]) -> Iterator[str]:
+        tokenizer = self.inference.data.tokenizer
+        prompt = torch.from_numpy(tokenizer.encode(asked["prompt"]).astype("int64"))
+        seed = asked["seed"]
+        generator = torch.Generator()
+        generator.seed() if seed is None else generator.manual_seed(seed)
+        limits = {name: asked[name] for name in ("temperature", "top_k", "top_p")}
+        task: Any = self.inference.task
+        ids = task.generate(prompt, asked["max_new_tokens"], **limits, generator=generator)
+        pieces = tokenizer.stream(ids)
+        while True:
+            with self.autocast():  # which is a thread's own, and each piece may be written in another
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+async def _refusal(request: Request, error: HTTPException) -> Response:  # noqa: ARG001
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+
+
+async def _failure(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return JSONResponse({"detail": "the server failed; its log says why"}, 500)
+
+
+class _Server(uvicorn.Server):
+    """Says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, message: str) -> None:
+        super().__init__(config)
+        self.message = message
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            print(self.message, file=sys.stderr, flush=True)
+
+
+def run_service(options: argparse.Namespace) -> None:
+    """Serve until a signal comes; what has been asked by then is answered.
+
+    Raises:
+        InputError: the checkpoint or the accelerator cannot be used.
+    """
+    check_accelerator(options.accelerator)
+    inference = Inference(options.ckpt_path)
+    inference = inference.to(device_of(options.accelerator))
+    precision, reason = choose_precision(options.accelerator, options.precision)
+    print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # PIL refuses twice as many
+    service = Service(inference, options, precision == "bf16-mixed")
+    config = uvicorn.Config(
+        service.app(),
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=int(BODY_SECONDS),
+        timeout_graceful_shutdown=END_SECONDS,
+    )
+    gc.freeze()  # else the collector walks through all that torch has loaded, a quarter of a second, among requests
+    path = "/generate" if inference.kind == "prompt" else "/predict"
+    address = f"http://{'[::1]' if options.host == '::' else options.host}:{options.port}"
+    message = f"Serving {address}/ (a page to try it), POST {path}, GET /health; Ctrl-C ends"
+    try:
+        _Server(config, message).run()
+    finally:
+        gc.unfreeze()

@@ -1,0 +1,134 @@
+"""Splits weights, gradients and optimizer over all devices."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint as recompute
+
+from src.engine.runs.checkpoint import size_of, system_error, unwritable
+from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
+from src.engine.system.errors import UnwritableError
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Fully sharded data parallel (Zhao et al. 2023), each block of a network by itself.
+
+    A block is a member of a list of modules, such as a transformer's layers. Checkpoints are folders with a shard of
+    every process, which `python -m src.consolidate` makes one file of.
+
+    Args:
+        activation_checkpointing: compute a block's activations once more in the backward pass, in place of keeping
+            them (Chen et al. 2016).
+        gather_dtype: in which weights are gathered to compute with, where there is no batch norm; gradients are always
+            reduced in float32.
+    """
+
+    def __init__(
+        self,
+        activation_checkpointing: bool = False,
+        gather_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ) -> None:
+        super().__init__(tensor_parallel_size=1)
+        self.activation_checkpointing = activation_checkpointing
+        self.gather_dtype: torch.dtype = getattr(torch, gather_dtype)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def connect(self, model: Any) -> None:
+        super().connect(model)
+        model.configure_model = partial(self._shard, model)
+
+    def _shard(self, model: LightningModule) -> None:
+        if getattr(model, "_is_sharded", False):
+            return
+        for parameter in model.parameters():  # it cannot split those of a network in channels last
+            parameter.data = parameter.data.contiguous()
+        dtype = self.gather_dtype
+        if dtype != torch.float32 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+            rank_zero_info("Weights are gathered in float32: batch normalisation takes no others with its statistics")
+            dtype = torch.float32
+        policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        mesh = self.device_mesh["data_parallel"]
+        for block in blocks_of(model):
+            if self.activation_checkpointing:
+                block.forward = partial(recompute, block.forward, use_reentrant=False)
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        model._is_sharded = True  # type: ignore[assignment]
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        path = Path(self.broadcast(filepath))
+        new = path.with_name(f".{path.name}-new")
+        if self.global_rank == 0:
+            path.parent.mkdir(exist_ok=True)
+            shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
+        self.barrier()
+        need = size_of(checkpoint)
+        problem: BaseException | None = None
+        try:
+            super().save_checkpoint(checkpoint, new, storage_options)
+            if self.global_rank == 0:
+                write_checksums(new)
+        except CheckpointException as error:  # raised in every process, whichever could not write
+            problem = next(iter(error.failures.values()))[0]
+            if not isinstance(problem, OSError | RuntimeError):
+                raise
+        except (OSError, RuntimeError) as error:
+            # The first process writes some files alone, and tells the others.
+            if self.global_rank != 0 or system_error(error) is None:
+                raise
+            problem = error
+        told = self.broadcast(None if problem is None else str(unwritable(path, need, problem)))
+        if told is not None:
+            if self.global_rank == 0:
+                shutil.rmtree(new, ignore_errors=True)
+            raise UnwritableError(told) from problem
+        if self.global_rank == 0:
+            replace_folder(new, path)
+        self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_dir():
+            return super().load_checkpoint(path, weights_only=True)
+        assert self.model is not None
+        read_index(path)  # whose error torch would wrap
+        state: dict[str, Any] = {"state_dict": get_model_state_dict(self.model)}
+        trains = self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
+        optimizers = dict(enumerate(self.optimizers)) if trains else {}
+        for number, optimizer in optimizers.items():
+            state[f"optimizer_{number}"] = get_optimizer_state_dict(self.model, optimizer)
+        load(state, storage_reader=SafeReader(path), planner=SafePlanner())
+        set_model_state_dict(self.model, state["state_dict"])
+        for number, optimizer in optimizers.items():
+            set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{number}"])
+        rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
+        return rest
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The members of the outermost lists of modules."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks_of(child)
+    return found

@@ -1,0 +1,135 @@
+"""Saves `last.ckpt`, from which a run goes on."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from src.engine.system.errors import InputError
+from src.engine.system.interruption import Interrupted, Interruption
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves after every epoch, after so many steps or minutes inside of one, and before the run stops for a signal.
+
+    What training has logged is on the disk before a checkpoint is, so that curves have no gap where a run goes on. With
+    several processes, all of them stop after the same step, the one behind that in which a signal arrived.
+
+    Args:
+        folder: where it is saved.
+        interruption: holds the signal that arrived.
+        every_n_steps: also after so many optimizer steps; 0 never.
+        every_n_minutes: also after so many minutes; 0 never.
+
+    Raises:
+        InputError: a number is below 0.
+        Interrupted: a signal arrived; all is saved.
+    """
+
+    def __init__(
+        self, folder: Path, interruption: Interruption, every_n_steps: int = 0, every_n_minutes: float = 0
+    ) -> None:
+        for name, value in (("save_every_n_steps", every_n_steps), ("save_every_n_minutes", every_n_minutes)):
+            if value < 0:
+                raise InputError(f"--{name} {value} is out of range: give at least 0, where 0 is never")
+        self.path = folder / "last.ckpt"
+        self.interruption = interruption
+        self.every_n_steps = every_n_steps
+        self.every_n_minutes = every_n_minutes
+        self._saved_at = time.monotonic()
+        self._saved_step = 0
+        self._is_due = False
+        self._signum = 0
+        self._group: Any = None
+        self._asked: Any = None  # what all processes were asked after the step before, and the answer under way
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interruption.install()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interruption.install()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interruption.install()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.interruption.install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Lightning does not tell the loader where it stood when it was made for counting the steps of a schedule.
+        trainer.fit_loop._load_combined_loader_states()
+        self.interruption.install()
+        self.interruption.waits = True
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._is_due, self._signum, self._asked = False, 0, None
+        if trainer.world_size > 1 and self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")  # asking never waits for a GPU
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish_asking()
+        self.interruption.waits = False
+        if self.interruption.received:
+            raise Interrupted(self.interruption.received)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.interruption.waits = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        is_time = 0 < self.every_n_minutes <= (time.monotonic() - self._saved_at) / 60
+        self._signum, is_time = self._agree(trainer, self.interruption.received, is_time)
+        is_step = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
+        self._is_due |= bool(self._signum or is_time or is_step or _is_at_last_step(trainer))
+        loop = trainer.fit_loop.epoch_loop
+        if not self._is_due or loop._should_accumulate():
+            return
+        # Lightning would not validate again where a run goes on from before a validation, nor end an epoch again.
+        if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_inside = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if is_inside and self._is_due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Where max_steps ends a run inside of an epoch it is saved there, so that a longer run goes on there.
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or not _is_at_last_step(trainer):
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            flush = getattr(getattr(logger, "experiment", None), "flush", None)
+            if callable(flush):
+                flush()
+        trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too
+        self._saved_at, self._saved_step, self._is_due = time.monotonic(), trainer.global_step, False
+        if self._signum:
+            raise Interrupted(self._signum)
+
+    def _agree(self, trainer: Trainer, signum: int, is_time: bool) -> tuple[int, bool]:
+        """What any process has to say; of several processes, what it had to say after the step before."""
+        if trainer.world_size == 1:
+            return signum, is_time
+        answer = self._finish_asking()
+        said = torch.tensor([signum, int(is_time)])
+        self._asked = (said, torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, self._group, True))
+        return answer[0], bool(answer[1])
+
+    def _finish_asking(self) -> list[int]:
+        if self._asked is None:
+            return [0, 0]
+        said, work = self._asked
+        self._asked = None
+        work.wait()
+        answer: list[int] = said.tolist()
+        return answer
+
+
+def _is_at_last_step(trainer: Trainer) -> bool:
+    return 0 < trainer.max_steps <= trainer.global_step

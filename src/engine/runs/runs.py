@@ -1,0 +1,279 @@
+"""Run folders: `logs/<recipe>/version_N`, each used by one run at a time, and what is done with a run in its own."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from src import ROOT
+from src.engine.runs.checkpoint import damage, read_checkpoint
+from src.engine.system.errors import InputError
+
+AGREEMENT_SECONDS = 300
+# Worker processes of a run that was killed see that after 5 seconds, and hold its lock till then.
+WORKER_SECONDS = 8
+
+
+def claim_folder(parent: Path, stem: str = "version") -> Path:
+    """A new folder `parent/<stem>_N` of this run's own, also when many start in the same second.
+
+    Only the first process of a run makes it; the Trainer tells it to the others.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return parent / f"{stem}_-1"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        number = max((version(folder) for folder in _versions(parent, stem)), default=-1) + 1
+        while True:
+            folder = parent / f"{stem}_{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:  # another run was quicker
+                number += 1
+            else:
+                return folder
+    except OSError as error:
+        raise InputError(
+            f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
+        ) from error
+
+
+def runs_of(root: Path, name: str) -> Path:
+    """The folder that holds the runs of this name.
+
+    Raises:
+        InputError: the name is none.
+    """
+    if Path(name).name != name or name in ("", ".."):
+        raise InputError(f"--name {name} is not the name of a folder: give a plain one, such as mine")
+    return root.expanduser().absolute() / name
+
+
+def version(folder: Path) -> int:
+    """N of version_N."""
+    return int(folder.name.rpartition("_")[2])
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in, if any."""
+    folder = checkpoint.expanduser().absolute().parent.parent
+    return folder if (folder / "config.yaml").is_file() and checkpoint.parent.name == "checkpoints" else None
+
+
+def newest_run(root: Path, name: str | None = None) -> Path:
+    """The run, of this name or of any, whose checkpoints are the newest.
+
+    Raises:
+        InputError: there is none.
+    """
+    parents = [runs_of(root, name)] if name else [*root.expanduser().absolute().glob("*")]
+    found = [(path, next(checkpoints_of(path), None)) for parent in parents for path in _versions(parent)]
+    times = {path: checkpoint.stat().st_mtime for path, checkpoint in found if checkpoint}
+    if not times:
+        raise InputError(
+            f"no run with a checkpoint in {parents[0] if name else root}: train one first with python -m src.train, or"
+            " give --ckpt_path a checkpoint's path"
+        )
+    return max(times, key=lambda path: (times[path], version(path)))
+
+
+def checkpoint_of(folder: Path, which: str) -> Path:
+    """The `best` or the `last` checkpoint of a run.
+
+    Raises:
+        InputError: the run has none.
+    """
+    found = list(checkpoints_of(folder))
+    path = folder / "checkpoints" / f"{which}.ckpt"
+    if which == "best" and found and path not in found:  # it has a name of its own
+        states = read_checkpoint(str(found[0])).get("callbacks", {}).values()
+        names = [Path(state["best_model_path"]).name for state in states if state.get("best_model_path")]
+        path = next((other for other in found if other.name in names), path)
+    if path not in found:
+        have = ", ".join(sorted(other.name for other in found)) or "none"
+        raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give --ckpt_path a checkpoint's path")
+    return path
+
+
+def find_checkpoint(given: str) -> Path:
+    """The path that `best`, `last` or a path means.
+
+    Raises:
+        InputError: there is no run.
+    """
+    return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else Path(given).expanduser()
+
+
+def lock_run(folder: Path, wait: float = 0) -> FileLock:
+    """Take a run folder for this run, until its process ends.
+
+    Args:
+        folder: the run folder.
+        wait: seconds to wait for another run's end.
+
+    Raises:
+        InputError: another run has it.
+    """
+    lock = FileLock(folder / ".lock", timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(f"run {folder} is in use by another process: wait for its end, or name another run") from error
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be written ({error.strerror})") from error
+    return lock
+
+
+def run_to_continue(parent: Path, automatic: bool) -> Path | None:
+    """The newest unfinished run among those in a folder that nobody uses, or None.
+
+    Args:
+        parent: holds the runs of one name.
+        automatic: a job of SLURM, and one that torchrun has started again, takes no run but its own, and nothing else
+            takes that of a SLURM job.
+    """
+    job = job_name()
+    keeps_to_own = job.startswith("slurm") or _restarts() > 0
+    wait = WORKER_SECONDS
+    for folder in sorted(_versions(parent), key=version, reverse=True):
+        owner = (folder / ".job").read_text(encoding="utf-8") if (folder / ".job").is_file() else ""
+        if automatic and owner != job and (keeps_to_own or owner.startswith("slurm")):
+            continue
+        if is_finished(folder) or not any(checkpoints_of(folder)):
+            continue
+        try:
+            lock_run(folder, wait).release()
+        except InputError:
+            wait = 0
+            continue
+        return folder
+    return None
+
+
+def clock_is_behind(folder: Path) -> float:
+    """Seconds by which this machine's clock is behind the time at which a run began to log; 0 if it is not."""
+    times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
+    return max(0.0, max(times, default=0) - time.time())
+
+
+def mark_job(folder: Path) -> None:
+    """Note whose run this is, so that the job finds it again when it is started again."""
+    if job := job_name():
+        (folder / ".job").write_text(job, encoding="utf-8")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end."""
+    with suppress(OSError, ValueError):
+        return "total_seconds" in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return False
+
+
+def checkpoints_of(folder: Path) -> Iterator[Path]:
+    """The checkpoints of a run, newest first."""
+    with suppress(OSError):
+        found = [path for path in (folder / "checkpoints").iterdir() if path.suffix == ".ckpt"]
+        # The one that is written last counts as the newest, also where a clock was set back.
+        yield from sorted(found, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), reverse=True)
+
+
+def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
+    """The newest checkpoint of a run that is whole, and a line for each that is not.
+
+    Raises:
+        InputError: none is.
+    """
+    found = list(checkpoints_of(folder))
+    lines: list[str] = []
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path, lines
+        lines.append(f"{path} is damaged ({problem}): not used")
+    if not found:
+        raise InputError(f"run {folder} has no checkpoint to go on from: train afresh")
+    raise InputError(f"run {folder} has no whole checkpoint to go on from: {'; '.join(lines)}")
+
+
+def job_name() -> str:
+    """What a cluster or torchrun calls this job, the same after a restart; empty where neither started it."""
+    if SLURMEnvironment.detect():
+        ids = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+        return f"slurm {'_'.join(ids) if all(ids) else os.environ['SLURM_JOB_ID']}"
+    if TorchElasticEnvironment.detect():
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        return f"torchrun {address if run_id == 'none' else run_id}"
+    return ""
+
+
+def _restarts() -> int:
+    """How often the job was started again."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+
+
+def agreed(value: str) -> str:
+    """What the first process of a job says; where several start at once, all of them ask it before they begin."""
+    environment = next((e for e in (SLURMEnvironment, TorchElasticEnvironment) if e.detect()), None)
+    if environment is None:
+        return value
+    cluster = environment()
+    world, rank = cluster.world_size(), cluster.global_rank()
+    if world == 1:
+        return value
+    os.environ.setdefault("MASTER_ADDR", cluster.main_address)
+    os.environ.setdefault("MASTER_PORT", str(cluster.main_port))
+    store, *_ = next(rendezvous("env://", rank, world))
+    key = f"lightning_starter/run/{_restarts()}"
+    if rank == 0:
+        store.set(key, value)
+        # The store may live in this process: it stays until all have asked.
+        end = time.monotonic() + AGREEMENT_SECONDS
+        while store.add(f"{key}/asked", 0) < world - 1 and time.monotonic() < end:
+            time.sleep(0.05)
+        return value
+    said: str = store.get(key).decode()
+    store.add(f"{key}/asked", 1)
+    return said
+
+
+def join_attempt(device: torch.device) -> None:
+    """Let the processes of a job that torchrun has started again find each other, and not those that are gone.
+
+    torchrun may keep one store for all attempts, where the addresses of an earlier one still stand.
+    """
+    if not (TorchElasticEnvironment.detect() and _restarts()) or distributed.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, rank, world = next(rendezvous("env://"))
+    distributed.init_process_group(
+        distributed.get_default_backend_for_device(device),
+        store=distributed.PrefixStore(f"attempt/{_restarts()}", store),  # type: ignore[attr-defined]
+        rank=rank,
+        world_size=world,
+    )
+
+
+def _versions(parent: Path, stem: str = "version") -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return [path for path in parent.iterdir() if re.fullmatch(rf"{stem}_\d+", path.name)]
+
+
+def relative(path: Path) -> str:
+    """A path as it is typed in the working directory."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,192 @@
+"""Sharded checkpoints: a folder with the shards of every process, read without trusting it."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import _nested_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from src.engine.system.errors import InputError
+
+REST = "meta.pt"  # what Lightning keeps beside weights and optimizer
+INDEX = ".metadata"  # torch's index of the shards
+CHECKSUMS = "checksums.json"
+
+# All that torch writes in an index besides numbers, texts and containers.
+ADMITTED = {
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("torch.serialization", "_get_layout"),
+    ("collections", "OrderedDict"),
+    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "Metadata"),
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    *(("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype | torch.layout)),
+}
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in ADMITTED or (module == "pathlib" and name in ("Path", "PosixPath", "PurePosixPath")):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in an index of shards")
+
+
+class SafeReader(FileSystemReader):
+    """Reads a sharded checkpoint whose index holds nothing but an index.
+
+    Raises:
+        InputError: it holds anything else.
+    """
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        metadata = read_index(Path(self.path))
+        if getattr(metadata, "storage_meta", None) is not None:
+            metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
+        return metadata
+
+
+class SafePlanner(DefaultLoadPlanner):
+    """Takes tensors and plain values out of shards; torch's own unpickles anything."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        loaded = torch.load(value, weights_only=True)
+        self.state_dict[read_item.dest_index.fqn] = loaded
+        if self.flatten_state_dict:
+            place = self.mappings[read_item.dest_index.fqn]
+            _nested_dict.set_element(self.original_state_dict, place, loaded)  # type: ignore[attr-defined]
+
+
+class _SafeEmptyPlanner(_EmptyStateDictLoadPlanner):
+    """The same where nothing is known of what is in it."""
+
+    load_bytes = SafePlanner.load_bytes
+
+
+def read_index(folder: Path) -> Metadata:
+    """The index of a sharded checkpoint.
+
+    Raises:
+        InputError: it is missing, damaged, or holds anything but an index; nothing of it is executed.
+    """
+    try:
+        with (folder / INDEX).open("rb") as file:
+            index = _IndexUnpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{folder / INDEX} is not loaded: {error}") from error
+    except (OSError, EOFError, ValueError, AttributeError, TypeError, IndexError, KeyError) as error:
+        raise InputError(f"{folder / INDEX} cannot be read ({error})") from error
+    if not isinstance(index, Metadata):
+        raise InputError(f"{folder / INDEX} is not an index of shards")
+    return index
+
+
+def write_checksums(folder: Path) -> None:
+    """Note the SHA-256 of every file of a sharded checkpoint, all of it on the disk."""
+    sums = {}
+    for path in sorted(path for path in folder.iterdir() if path.name != CHECKSUMS):
+        sums[path.name] = _digest(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+    (folder / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+
+
+def shard_damage(folder: Path) -> str | None:
+    """What is wrong with a sharded checkpoint, or None."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        files = {path.name for path in folder.iterdir()} - {CHECKSUMS}
+        if missing := sums.keys() ^ files:
+            return f"{min(missing)} is {'missing' if min(missing) in sums else 'not of it'}"
+        wrong = [name for name, digest in sums.items() if _digest(folder / name) != digest]
+        return f"the checksum of {wrong[0]} is not that of its content" if wrong else None
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{CHECKSUMS} cannot be read ({error})"
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give a complete checkpoint its name; at any moment there is a complete one whose name ends in .ckpt."""
+    old = path.with_name(f"{path.stem}-before.ckpt")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.is_file():
+        path.unlink()
+    elif path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_rest(folder: Path) -> dict[str, Any]:
+    """What a sharded checkpoint holds beside weights and optimizer; of the weights, only their sizes."""
+    checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    sizes = {
+        name.removeprefix("state_dict."): torch.empty(entry.size, device="meta")
+        for name, entry in read_index(folder).state_dict_metadata.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
+    return {**checkpoint, "state_dict": sizes}
+
+
+def read_whole(folder: Path) -> dict[str, Any]:
+    """A sharded checkpoint as one that a single process would have written.
+
+    Raises:
+        InputError: it is damaged, or holds more than tensors and plain values.
+    """
+    read_index(folder)  # whose error torch would wrap
+    state: dict[str, Any] = {}
+    try:
+        _load_state_dict(
+            state,
+            SafeReader(folder),
+            planner=_SafeEmptyPlanner(),  # type: ignore[no-untyped-call]
+            no_dist=True,
+        )
+    except CheckpointException as error:
+        causes = [failure[0] for failure in error.failures.values()]
+        is_code = any(isinstance(cause, pickle.UnpicklingError) for cause in causes)
+        reason = "it holds more than tensors and plain values" if is_code else causes[0]
+        raise InputError(f"{folder} is not loaded: {reason}") from error
+    checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    optimizers = sorted((name for name in state if name.startswith("optimizer_")), key=lambda name: int(name[10:]))
+    return {
+        **checkpoint,
+        "state_dict": state["state_dict"],
+        "optimizer_states": [_by_number(state[name]) for name in optimizers],
+    }
+
+
+def _by_number(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's state with its parameters numbered, as torch's optimizers keep it, and not named."""
+    groups = optimizer["param_groups"]
+    names = [name for group in groups for name in group["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
+    return {
+        "state": {numbers[name]: value for name, value in optimizer.get("state", {}).items()},
+        "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,94 @@
+"""What came out of a search."""
+
+import html
+import shlex
+import shutil
+import statistics
+import sys
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+from rich.console import Console
+from rich.table import Table
+
+from src.engine.search.search import DONE, Search, trials_of
+
+
+def close(search: Search, signum: int) -> int:
+    """Say what came out, and how to go on after a signal; gives the exit code."""
+    if signum:
+        print(f"stopped; go on with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
+    _report(search)
+    if signum:
+        return 128 + signum
+    return 0 if trials_of(search, (TrialState.COMPLETE, TrialState.PRUNED)) else 1
+
+
+def _report(search: Search) -> None:
+    """The best five, what mattered, `best.yaml`, and plots as one HTML file and in TensorBoard."""
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    trials = trials_of(search)
+    ended = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+    counts = {state: sum(trial.state == state for trial in trials) for state in (*DONE, TrialState.RUNNING)}
+    console.print(", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count) or "no trials")
+    if not ended:
+        return
+    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    ended.sort(key=lambda trial: sign * float(trial.value or 0))
+    values = [float(trial.value or 0) for trial in ended]
+    table = Table("trial", search.metric, *search.spec["space"], "run")
+    for trial in ended[:5]:
+        run = trial.user_attrs.get("run", "")
+        table.add_row(
+            str(trial.number),
+            f"{trial.value:.4f}",
+            *(str(trial.params.get(name, "")) for name in search.spec["space"]),
+            run,
+        )
+    console.print(table)
+    if len(values) > 1 and "seed_everything" in search.spec["space"]:
+        console.print(
+            f"mean {statistics.mean(values):.4f}, standard deviation {statistics.stdev(values):.4f} of {len(values)}:"
+            f" {', '.join(f'{value:.4f}' for value in values)}"
+        )
+    importances: dict[str, float] = {}
+    with suppress(Exception):  # too few trials, or all alike
+        importances = optuna.importance.get_param_importances(
+            search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+        )
+    for name, share in importances.items():
+        console.print(f"importance {name} {share:.2f}")
+    best = Path(ended[0].user_attrs["run"])
+    with suppress(OSError):
+        shutil.copy(best / "config.yaml", search.folder / "best.yaml")
+        console.print(f"repeat the best: python -m src.train --config {search.folder / 'best.yaml'}")
+    _plot(search, console)
+
+
+def _plot(search: Search, console: Console) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from optuna import visualization
+    from optuna.visualization import matplotlib as drawn
+    from torch.utils.tensorboard import SummaryWriter
+
+    names = ("optimization_history", "intermediate_values", "parallel_coordinate", "slice")
+    parts: list[str] = []
+    warnings.filterwarnings("ignore", module="optuna.*")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of plots that are 4 years old
+    with SummaryWriter(str(search.folder / "study")) as writer:
+        for name in names:
+            with suppress(Exception):  # a plot that the trials do not allow
+                figure = getattr(visualization, f"plot_{name}")(search.study)
+                parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if not parts else False))
+                axes = getattr(drawn, f"plot_{name}")(search.study)
+                axes = axes.flat[0] if hasattr(axes, "flat") else axes
+                writer.add_figure(name, axes.figure)
+    title = html.escape(search.folder.name)
+    page = f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{''.join(parts)}"
+    (search.folder / "study.html").write_text(page, encoding="utf-8")
+    console.print(f"plots: {search.folder / 'study.html'}")

@@ -1,0 +1,1 @@
+"""Errors, hardware and signals."""

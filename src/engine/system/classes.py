@@ -1,0 +1,65 @@
+"""Classes that a configuration names: looked up, and compared."""
+
+import difflib
+import importlib
+import inspect
+from typing import Any, get_type_hints
+
+Tree = dict[str, Any]
+"""A configuration as YAML gives it; a class in it is a dict with `class_path` and `init_args`."""
+
+
+def is_class(node: Any) -> bool:
+    """Whether a setting names a class."""
+    return isinstance(node, dict) and isinstance(node.get("class_path"), str)
+
+
+def import_class(path: str) -> Any:
+    """The class or function at a dotted path, or None. Errors inside the imported module are the user's to see."""
+    module, _, name = path.rpartition(".")
+    if not module or not all(part.isidentifier() for part in path.split(".")):
+        return None
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            return None
+        raise
+
+
+def argument_types(cls: Any) -> dict[str, Any]:
+    """The annotations of a class's arguments, as far as they can be read."""
+    try:
+        return get_type_hints(cls.__init__) if inspect.isclass(cls) else {}
+    except Exception:  # annotations that only a type checker can read
+        return {}
+
+
+def differences(old: Any, new: Any, key: str) -> list[str]:
+    """Dotted names and values of `new` in which it differs from `old`; a class that differs counts once."""
+    if is_class(old) and is_class(new) and old["class_path"] != new["class_path"]:
+        return [f"--{key} {short(new)}"]
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in new:
+            found += differences(old.get(name), new[name], key if name == "init_args" else f"{key}.{name}")
+        return found
+    return [] if old == new else [f"--{key} {short(new)}"]
+
+
+def short(value: Any) -> str:
+    """A setting as text; a class by its name alone."""
+    return str(value["class_path"]).rpartition(".")[2] if is_class(value) else str(value)
+
+
+def nearest(given: str, known: Any, prefix: str = "") -> str:
+    """ ", did you mean X?" for the known name nearest to the given one, or ""."""
+    names = list(known)
+    lower = given.lower()
+    near = [name for name in names if name.lower() == lower]
+    if "/" not in given:
+        leaf = lower.lstrip("-").rpartition(".")[2]
+        near += [name for name in names if name.lstrip("-").rpartition(".")[2].lower() == leaf]
+    near += difflib.get_close_matches(given, names, n=1, cutoff=0.6)
+    near += [name for name in names if len(lower) > 2 and name.lower().startswith(lower)]
+    return f", did you mean {prefix}{near[0]}?" if near else ""

@@ -1,0 +1,89 @@
+"""What this machine has, and the precision that suits it."""
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import torch
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+
+from src.engine.system.classes import nearest
+from src.engine.system.errors import InputError
+
+# CPU capabilities, as torch names them, that make bfloat16 faster than float32.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+
+
+def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, str]:
+    """The given precision, else the fastest the hardware has arithmetic for that is as good as float32; and why."""
+    if given is not None:
+        return given, "as given"
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 arithmetic"
+        return "32-true", f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
+        found = [name for name in BF16_INSTRUCTIONS if torch.cpu.get_capabilities().get(name)]
+        if found:
+            return "bf16-mixed", f"this CPU has bfloat16 arithmetic ({found[0]})"
+        return "32-true", "this CPU has no bfloat16 arithmetic"
+    return "32-true", "the safe choice for this accelerator"
+
+
+def tune_hardware(accelerator: Any) -> None:
+    """Set what makes training faster and changes no result that matters."""
+    if not torch.cuda.is_available():
+        # Lightning's, for which every step of Adam looks for NVIDIA's library once more.
+        os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
+    elif accelerator in ("auto", "gpu", "cuda"):
+        # What stays in float32 uses TensorFloat-32 where the GPU has it: faster, as precise as training needs.
+        torch.set_float32_matmul_precision("high")
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees for the next one.
+
+    By default it hands large blocks back to the system, and a step on a CPU spends up to a fifth of its time on page
+    faults. With another C library nothing happens, nor where the environment says what malloc is to do.
+    """
+    is_told = any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform == "linux" and not is_told and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
+        c_library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+        c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def check_accelerator(given: Any) -> None:
+    """Raise InputError where this machine lacks the accelerator."""
+    registry = AcceleratorRegistry
+    known = {"auto", "gpu", *registry.available_accelerators()}
+    if not isinstance(given, str) or given == "auto":
+        return
+    if given not in known:
+        near = nearest(given, known) or f"; known are {', '.join(sorted(known))}"
+        raise InputError(f"--accelerator {given}: no such accelerator{near}")
+    present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
+    present |= {"gpu"} if present & {"cuda", "mps"} else set()
+    if given not in present:
+        raise InputError(
+            f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
+            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}, or leave it out"
+        )
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where an accelerator that is present computes."""
+    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
+    return found or torch.device("cpu")
+
+
+def check_strategy(given: Any) -> None:
+    """Raise InputError where no strategy has that name."""
+    known = {"auto", *StrategyRegistry.available_strategies()}
+    if isinstance(given, str) and given not in known:
+        near = nearest(given, known) or f"; known are {', '.join(sorted(known))}"
+        raise InputError(f"--strategy {given}: no such strategy{near}")

@@ -1,0 +1,31 @@
+"""Silences what no user can act on."""
+
+import sys
+import threading
+import warnings
+from types import TracebackType
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_module
+
+
+def silence_known_warnings() -> None:
+    """Silence Lightning's advertisements, one deprecation in torch that Lightning 2.6 has to follow, and errors that
+    worker processes print a second time.
+    """
+    rank_zero_module.log.addFilter(lambda record: not record.getMessage().startswith("💡 Tip"))
+    warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning, r"lightning\.pytorch\.util")
+    sys.excepthook = _skip_closed_pipes
+    threading.excepthook = _skip_system_errors
+
+
+def _skip_closed_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Workers inherit this. They hand over batches in a thread; when nobody takes them, the run itself says why."""
+    in_thread = threading.current_thread() is not threading.main_thread()
+    if not (in_thread and isinstance(error, ConnectionError | EOFError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+def _skip_system_errors(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread is the first to meet a full disk; the main thread then raises the same error."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)

@@ -1,0 +1,181 @@
+"""Shows what a classifier gets wrong."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics.classification import MulticlassPrecisionRecallCurve
+
+from src.engine.tensorboard.writers import writers
+
+WORST = 16  # mistakes that are shown
+THRESHOLDS = 101  # of a precision-recall curve
+MOST_CURVES = 50  # classes that get one
+MOST_CLASSES = 100  # of a confusion matrix that is drawn; its table always is
+
+
+class EvaluationPictures(Callback):
+    """After the test of a classifier: its confusion matrix, its most confident mistakes, precision-recall curves.
+
+    Classes have the names in the DataModule's `labels`. The confusion matrix, with true classes in rows, is also
+    written to the run folder, as `confusion_matrix.csv`. Models of another kind are left alone.
+
+    Args:
+        every_n_epochs: also after the validation of so many epochs; 0 never.
+    """
+
+    def __init__(self, every_n_epochs: int = 0) -> None:
+        self.every_n_epochs = every_n_epochs
+        self._curves: Any = None
+        self._worst: list[tuple[float, int, int, Tensor]] = []  # confidence, target, prediction, inputs
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._curves = None
+        is_due = bool(self.every_n_epochs) and not (trainer.current_epoch + 1) % self.every_n_epochs
+        if trainer.state.fn == TrainerFn.VALIDATING or (is_due and not trainer.sanity_checking):
+            self._start(trainer, pl_module)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self._look(outputs, batch)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self._look(outputs, batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module, "test")
+
+    def _start(self, trainer: Trainer, task: Any) -> None:
+        self._worst = []
+        if hasattr(task, "confusion") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            options: dict[str, Any] = {"ignore_index": task.confusion.ignore_index, "validate_args": False}
+            curves = MulticlassPrecisionRecallCurve(task.num_classes, thresholds=THRESHOLDS, **options)
+            self._curves = curves.to(task.device)
+
+    def _look(self, outputs: Any, batch: Any) -> None:
+        if self._curves is None or not isinstance(outputs, dict) or "logits" not in outputs:
+            return  # a task may override its steps
+        probabilities, targets = outputs["logits"].float().softmax(dim=1), outputs["targets"]  # (B, num_classes), (B,)
+        self._curves.update(probabilities, targets)
+        confidences, preds = probabilities.max(dim=1)
+        wrong = ((preds != targets) & (targets != self._curves.ignore_index)).nonzero()[:, 0]
+        for index in wrong[confidences[wrong].argsort(descending=True)[:WORST]].tolist():
+            inputs = batch[0][index][batch[1][index]] if len(batch) > 2 else batch[0][index]  # without a text's padding
+            mistake = (float(confidences[index]), int(targets[index]), int(preds[index]), inputs.detach().cpu())
+            self._worst.append(mistake)
+        self._worst = sorted(self._worst, key=lambda mistake: -mistake[0])[:WORST]
+
+    def _draw(self, trainer: Trainer, task: Any, stage: str) -> None:
+        if self._curves is None:
+            return
+        # Every process takes part in these.
+        counts = task.confusion.compute().cpu()
+        with self._curves.sync_context():
+            curves = self._curves.confmat.cpu()  # (thresholds, num_classes, 2, 2): targets in rows
+        everyone: list[Any] = [self._worst]
+        if trainer.world_size > 1:
+            everyone *= trainer.world_size
+            torch.distributed.all_gather_object(everyone, self._worst)
+        self._curves = None
+        if not trainer.is_global_zero:
+            return
+        worst = sorted((mistake for part in everyone for mistake in part), key=lambda mistake: -mistake[0])[:WORST]
+        data: Any = getattr(trainer, "datamodule", None)
+        labels = [str(one) for one in getattr(data, "labels", None) or range(len(counts))]
+        if stage == "test":
+            _write_table(Path(trainer.default_root_dir) / "confusion_matrix.csv", labels, counts)
+        step = trainer.global_step
+        for writer in writers(trainer):
+            if len(labels) <= MOST_CLASSES:
+                writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
+            if worst and worst[0][3].ndim == 3 and worst[0][3].shape[0] in (1, 3):
+                writer.add_figure(f"{stage}/worst mistakes", _image_grid(worst, labels), step)
+            elif worst:
+                decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)
+                writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
+            for number, label in enumerate(labels[:MOST_CURVES]):
+                _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
+
+
+def _write_table(path: Path, labels: list[str], counts: Tensor) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["true \\ predicted", *labels])
+        rows.writerows([label, *row] for label, row in zip(labels, counts.tolist(), strict=True))
+
+
+def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
+    """A matplotlib figure of a confusion matrix, (num_classes, num_classes), each row shaded by its share."""
+    from matplotlib.figure import Figure  # takes a quarter of a second, which a run should not begin with
+
+    size = 2 + 0.42 * len(labels)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    for row, column in counts.nonzero().tolist():
+        colour = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", fontsize=7, color=colour)
+    return figure
+
+
+def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) -> Any:
+    """Rows of four, all on one pair of axes: a pair for each would take a second or more to draw."""
+    from matplotlib.figure import Figure
+
+    width, height = 2.0, 2.3  # of a place, in inches; an image takes up to 1.7 of them, its title the rest
+    figure = Figure(figsize=(4 * width, -(-len(worst) // 4) * height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    for place, (confidence, target, pred, image) in enumerate(worst):
+        low, high = image.aminmax()
+        shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)  # (H, W, C)
+        down, right = (1.7 / max(shown.shape[:2]) * size for size in shown.shape[:2])
+        x, y = (place % 4 + 0.5) * width, (place // 4 + 1) * height - 0.1  # of the image's lower edge
+        axes.imshow(
+            (shown[..., 0] if shown.shape[2] != 3 else shown).numpy(),
+            cmap="gray",
+            extent=(x - right / 2, x + right / 2, y, y - down),
+        )
+        title = f"{labels[target]}, taken for {labels[pred]}\n{confidence:.0%} sure"
+        axes.text(x, y - down - 0.04, title, ha="center", va="bottom", fontsize=9)
+    axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0), aspect="auto")
+    return figure
+
+
+def _table(worst: list[tuple[float, int, int, Tensor]], labels: list[str], decode: Callable[[list[Any]], str]) -> str:
+    rows = ["| sure | true | predicted | input |", "| --- | --- | --- | --- |"]
+    for confidence, target, pred, inputs in worst:
+        text = decode(inputs.flatten().tolist()).replace("|", "\\|").replace("\n", " ")
+        rows.append(f"| {confidence:.0%} | {labels[target]} | {labels[pred]} | {text} |")
+    return "\n".join(rows)
+
+
+def _first_values(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values[:8]) + (" ..." if len(values) > 8 else "")
+
+
+def _add_curve(writer: Any, tag: str, counts: Tensor, step: int) -> None:
+    """A curve of (thresholds, 2, 2) counts, targets in rows."""
+    tn, fp, fn, tp = counts.flatten(1).double().unbind(dim=1)
+    precision, recall = tp / (tp + fp).clamp(min=1), tp / (tp + fn).clamp(min=1)
+    columns = [one.numpy() for one in (tp, fp, tn, fn, precision, recall)]
+    writer.add_pr_curve_raw(tag, *columns, global_step=step, num_thresholds=len(counts))

@@ -1,0 +1,68 @@
+"""Shows a network, and what it is given."""
+
+import warnings
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from src.engine.tensorboard.writers import writers
+
+SHOWN = 32  # images of a batch
+
+
+class NetworkPictures(Callback):
+    """Once, when all is trained: the graph; for images also the first batch after augmentation, and the filters.
+
+    Args:
+        after_test: whether they wait for the test of the best checkpoint; else the end of training is the time.
+    """
+
+    def __init__(self, after_test: bool = True) -> None:
+        self.after_test = after_test
+        self._batch: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._batch is None and trainer.is_global_zero:
+            parts = batch if isinstance(batch, list | tuple) else (batch,)
+            self._batch = tuple(part[:SHOWN].detach().clone() for part in parts if isinstance(part, Tensor))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.after_test:
+            self._draw(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, task: Any) -> None:
+        batch, self._batch = self._batch, None
+        if not batch:
+            return
+        first: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
+        for writer in writers(trainer):
+            if batch[0].ndim == 4 and batch[0].shape[1] in (1, 3):
+                grid = make_grid(batch[0].float().cpu(), nrow=8, normalize=True)
+                writer.add_image("network/a batch after augmentation", grid, trainer.global_step)
+            if first is not None and batch[0].ndim == 4:
+                weights: Any = first.weight.detach().float().cpu()  # (filters, channels, H, W)
+                weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
+                grid = make_grid(weights, nrow=8, padding=1, normalize=True, scale_each=True)
+                large = nn.functional.interpolate(grid[None], scale_factor=12, mode="nearest")[0]
+                writer.add_image("network/filters of the first layer", large, trainer.global_step)
+            self._draw_graph(writer, task, batch)
+
+    def _draw_graph(self, writer: Any, task: Any, batch: tuple[Tensor, ...]) -> None:
+        net: Any = getattr(task, "net", None)
+        if net is None or net._compiled_call_impl is not None or getattr(task, "device_mesh", None) is not None:
+            return
+        inputs = tuple(part[:1] for part in (batch[:-1] or batch))
+        with warnings.catch_warnings(), torch.no_grad():
+            # torch draws by a tracer that it calls deprecated, which also notes that a trace is of one shape. So be it.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
+            try:
+                writer.add_graph(net, inputs)
+            except Exception as error:  # a network may do what cannot be traced
+                writer.add_text("network/graph", f"cannot be drawn: {error}", 0)

@@ -1,0 +1,99 @@
+"""The callbacks and plugins that every run has, beside those of its configuration."""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
+
+from src.engine.runs.checkpoint import WholeCheckpointIO
+from src.engine.runs.last_checkpoint import LastCheckpoint
+from src.engine.system.classes import import_class
+from src.engine.system.interruption import Interruption
+from src.engine.tensorboard.dashboard import Dashboard
+from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
+from src.engine.tensorboard.network_pictures import NetworkPictures
+from src.engine.training.finite_loss import FiniteLoss
+from src.engine.training.network_summary import NetworkSummary
+from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
+from src.engine.training.step_seeds import StepSeeds
+from src.engine.training.throughput import Throughput
+
+Options = dict[str, Any]  # of the Trainer
+
+
+class NoProfiler(PassThroughProfiler):
+    """Lightning asks its profiler ninety times a step; where none is wanted, its own costs a generator each time."""
+
+    _nothing = nullcontext()
+
+    def profile(self, *_: Any, **__: Any) -> Any:
+        return self._nothing
+
+
+def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> None:
+    """Add what a run shows and what keeps it whole; the configuration's own stand first, and instead."""
+    callbacks = options["callbacks"]  # a list that this call makes longer
+    if options["logger"] is False:  # this one refuses to work without a logger
+        callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+    elif stage != "predict":
+        shown = views(stage, options["log_every_n_steps"])
+        callbacks += [view for view in shown if not _has(callbacks, type(view))]
+    if quiet:
+        options["enable_progress_bar"] = options["enable_model_summary"] = False
+    if options["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar):
+        callbacks.append(PacedProgressBar() if sys.stdout.isatty() else ProgressLines())
+    if options["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
+        callbacks.append(NetworkSummary())
+        options["enable_model_summary"] = False  # not Lightning's too
+    callbacks += [StepSeeds(), FiniteLoss()]
+    options["profiler"] = options["profiler"] or NoProfiler()
+    plugins = options["plugins"] = as_list(options["plugins"])
+    if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(WholeCheckpointIO())
+
+
+def views(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
+    """What a run shows in TensorBoard."""
+    network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
+    shown: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation]
+    return shown if log_every_n_steps == 0 else [*shown, Throughput()]
+
+
+def checkpointing(
+    best: ModelCheckpoint, folder: Path, interruption: Interruption, every_n_steps: int, every_n_minutes: float
+) -> list[Callback]:
+    """`best.ckpt`, as configured, and `last.ckpt`, in a folder."""
+    best.dirpath = best.dirpath or str(folder)
+    best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
+    return [best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)]
+
+
+def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:
+    """TensorBoard's, and beside it those of the configuration; to these, `save_dir: .` is the run folder.
+
+    What was logged from `purge_step` on is logged once more, and must not stand there twice.
+    """
+    made: list[Logger] = []
+    for spec in specs:
+        arguments = dict(spec.get("init_args") or {})
+        if arguments.get("save_dir") == ".":
+            arguments["save_dir"] = str(folder)
+        made.append(import_class(spec.class_path)(**arguments))
+    if not any(isinstance(one, TensorBoardLogger) for one in made):
+        names = (folder.parents[1], folder.parent.name, folder.name)
+        made.insert(0, TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
+    return made
+
+
+def as_list(given: Any) -> list[Any]:
+    """None, one thing, or several, as a list of one's own."""
+    return [] if given is None else [*given] if isinstance(given, list) else [given]
+
+
+def _has(callbacks: list[Callback], kind: type) -> bool:
+    return any(isinstance(callback, kind) for callback in callbacks)

@@ -1,0 +1,87 @@
+"""Stops a run whose loss is no number any more."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from src.engine.system.errors import InputError
+
+MOST_LOSSES = 500  # that wait to be looked at, where the log steps are further apart
+
+
+class NotFiniteError(InputError):
+    """The loss, or a weight, has become NaN or infinite."""
+
+
+class FiniteLoss(Callback):
+    """Looks at the loss of every step on its device, and reads there at log steps and before every checkpoint.
+
+    Raises:
+        NotFiniteError: it is NaN or infinite, or a weight is that is to be saved; the message names the step it began
+            at and the learning rate.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last look, each on its device
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._losses = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, Tensor):
+            return
+        step = trainer.global_step - (not trainer.fit_loop.epoch_loop._should_accumulate())
+        self._losses.append((step, loss.detach()))
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (every and trainer.global_step % every == 0) or len(self._losses) >= MOST_LOSSES:
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if not trainer.training and not trainer.validating:
+            return
+        self._check(trainer)
+        bad = [name for name, value in pl_module.named_parameters() if not _is_finite(value)]
+        if _anywhere(trainer, bool(bad)):
+            name = f" ({bad[0]})" if bad else ""
+            raise NotFiniteError(
+                f"a weight{name} is NaN or infinite after step {trainer.global_step - 1}, {_advice(trainer)}"
+            )
+
+    def _check(self, trainer: Trainer) -> None:
+        steps_seen, losses = zip(*self._losses, strict=True) if self._losses else ((), ())
+        self._losses = []
+        finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
+        first = next((step for step, is_finite in zip(steps_seen, finite, strict=True) if not is_finite), -1)
+        if not _anywhere(trainer, first >= 0):
+            return
+        if trainer.world_size > 1:
+            steps = torch.tensor(first if first >= 0 else 2**62, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MIN)
+            first = int(steps)
+        raise NotFiniteError(f"the loss is NaN or infinite since step {first}, {_advice(trainer)}")
+
+
+def _advice(trainer: Trainer) -> str:
+    lr = max((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups), default=0.0)
+    return (
+        f"at learning rate {lr:.3g}: give a lower --optimizer.lr, clip with --trainer.gradient_clip_val 1, or let"
+        " --retries 3 do it"
+    )
+
+
+def _is_finite(value: Tensor) -> bool:
+    local: Any = value.to_local() if hasattr(value, "to_local") else value
+    return bool(torch.isfinite(local).all())
+
+
+def _anywhere(trainer: Trainer, here: bool) -> bool:
+    """Whether something is so in any process."""
+    return trainer.strategy.reduce_boolean_decision(here, all=False)

@@ -1,0 +1,70 @@
+"""A network's arguments: as plain values, so that a checkpoint rebuilds it, and beside the sizes of its data."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from src.engine.system.errors import InputError
+
+
+def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
+    """The arguments of a task that can be had as plain values, in the form in which LightningCLI stores them."""
+    described: dict[str, Any] = {"_class_path": f"{task.__module__}.{task.__qualname__}"}
+    described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+    for name, value in arguments.items():
+        if not isinstance(value, nn.Module):
+            described[name] = value
+        elif (description := _describe_module(value)) is not None:
+            described[name] = description
+    return described
+
+
+def rebuild_arguments(module: Any) -> dict[str, Any]:
+    """Arguments that a checkpoint must hold in place of those a network was built with.
+
+    A network that was built from files says in its attribute `rebuild` how it is built without them.
+    """
+    return dict(getattr(module, "rebuild", {}))
+
+
+def _describe_module(module: nn.Module) -> dict[str, Any] | None:
+    """Class and arguments of a module whose attributes carry its arguments, or None where they do not."""
+    cls = type(module)
+    init_args = {}
+    rebuild = rebuild_arguments(module)
+    for name, parameter in inspect.signature(cls).parameters.items():
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and not hasattr(module, name) and cls.__module__.startswith("torch."):
+            continue  # torch keeps all but its deprecated arguments
+        value = rebuild.get(name, getattr(module, name, _MISSING))
+        if not named or not _is_plain(value):
+            return None
+        init_args[name] = list(value) if isinstance(value, tuple) else value
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+
+
+def check_limits(net: nn.Module, data: Any) -> None:
+    """Make sure that a network takes the tokens and the context of its data, before anything is run.
+
+    Raises:
+        InputError: the data has more tokens than the network, or longer contexts.
+    """
+    for name in ("vocab_size", "block_size"):
+        have, limit = getattr(data, name, None), getattr(net, name, None)
+        if have and limit and have > limit:
+            raise InputError(
+                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limit}: leave the network's"
+                f" {name} out, or give data that fits"
+            )
+
+
+_MISSING = object()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,81 @@
+"""Muon for the hidden matrices of a network and AdamW for everything else, as one optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
+
+
+class MuonWithAdamW(Optimizer):
+    """torch's Muon (Jordan et al. 2024) on hidden matrices, its AdamW (Loshchilov and Hutter 2019) on the rest.
+
+    Muon is meant for the matrices between the embedding and the output layer. Which these are is said by the
+    parameter groups: a group with `hidden: True` is Muon's. Plain parameters are Muon's where they are matrices.
+
+    Args:
+        params: parameters, or parameter groups as `src.engine.training.optim.groups` makes them.
+        lr: Muon's learning rate.
+        adamw_lr: AdamW's learning rate.
+        weight_decay: of both, decoupled.
+        momentum: Muon's momentum, in [0, 1).
+        betas: AdamW's decay rates of the gradient's mean and square, in [0, 1).
+        ns_steps: Newton-Schulz steps that orthogonalise an update.
+        adjust_lr_fn: how Muon scales its rate by a matrix's shape: `original` (torch's default) or `match_rms_adamw`.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.02,
+        adamw_lr: float = 3e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = None,
+    ) -> None:
+        params = list(params)
+        groups = params if params and isinstance(params[0], dict) else _split(params)
+        self._parts: tuple[Optimizer, Optimizer] | None = None
+        hidden = [_free(group) for group in groups if group.get("hidden")]
+        rest = [_free(group) for group in groups if not group.get("hidden")]
+        # Each checks its own arguments and fills its groups with its own defaults.
+        options: dict[str, Any] = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
+        empty: list[dict[str, Any]] = [{"params": []}]
+        muon = Muon(hidden or empty, lr=lr, weight_decay=weight_decay, **options)
+        adamw = AdamW(rest or empty, lr=adamw_lr, weight_decay=weight_decay, betas=betas, fused=True)
+        for part, is_muon in ((muon, True), (adamw, False)):
+            for group in part.param_groups:
+                group["hidden"] = is_muon
+        kept = [group for part in (muon, adamw) for group in part.param_groups if group["params"]]
+        super().__init__(kept, {})
+        self._parts = (muon, adamw)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both; `closure`, where given, is called once and its loss returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        assert self._parts is not None
+        for part, is_muon in zip(self._parts, (True, False), strict=True):
+            # Loading a state replaces groups and state, so that the parts are pointed at them anew.
+            part.param_groups = [group for group in self.param_groups if group["hidden"] is is_muon]
+            part.state = self.state
+            part.step()
+        return loss
+
+
+def _split(parameters: list[Tensor]) -> list[dict[str, Any]]:
+    hidden = [parameter for parameter in parameters if parameter.ndim == 2]
+    return [
+        {"params": hidden, "hidden": True},
+        {"params": [parameter for parameter in parameters if parameter.ndim != 2]},
+    ]
+
+
+def _free(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "hidden"}

@@ -1,0 +1,97 @@
+"""Logs how fast a run is."""
+
+import time
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dtype
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from src.engine.system.errors import InputError
+
+
+class Throughput(Callback):
+    """At every log step, logs how much was trained on a second since the one before, all devices together.
+
+    `speed/samples_per_second`; for sequences of tokens `speed/tokens_per_second`, padding included; and on a chip whose
+    peak Lightning knows, `speed/mfu`, the model FLOP utilisation (Chowdhery et al. 2022). Validation does not count.
+    Lightning's ThroughputMonitor waits for the GPU in every step; this one waits at log steps only.
+
+    Raises:
+        InputError: the run logs nothing.
+    """
+
+    def __init__(self) -> None:
+        self._every = 0
+        self._peak: float | None = None
+        self._batch_flops: float | None = None
+        self._started = 0.0
+        self._batches = self._samples = self._tokens = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if not self._every:
+            raise InputError("Throughput needs log steps: give --trainer.log_every_n_steps, or leave it out here")
+        self._peak = get_available_flops(
+            trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
+        )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batches += 1
+        self._samples += extract_batch_size(batch)
+        inputs = batch[0] if isinstance(batch, list | tuple) else batch
+        if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
+            self._tokens += inputs.numel()
+        # The Trainer counts a step before this hook, and logs what has become a multiple.
+        if trainer.global_step % self._every or trainer.fit_loop._should_accumulate():
+            return
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        per_second = trainer.world_size / (time.perf_counter() - self._started)
+        speed = {"speed/samples_per_second": self._samples * per_second}
+        if self._tokens:
+            speed["speed/tokens_per_second"] = self._tokens * per_second
+        if self._peak:
+            if self._batch_flops is None:
+                self._batch_flops = _flops_or_none(pl_module, batch)
+            if self._batch_flops is None:
+                self._peak = None
+            else:
+                flops = self._batch_flops * self._batches * per_second / trainer.world_size
+                speed["speed/mfu"] = flops / self._peak
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in speed.items()})
+        for logger in trainer.loggers:  # at once, so that a checkpoint never comes before what led to it
+            logger.log_metrics(speed, trainer.global_step - 1)
+        self._restart()
+
+    def _restart(self) -> None:
+        self._started = time.perf_counter()
+        self._batches = self._samples = self._tokens = 0
+
+
+def _flops_or_none(pl_module: LightningModule, batch: Any) -> float | None:
+    try:
+        return training_flops(pl_module.net, batch)  # type: ignore[arg-type]
+    except Exception as error:  # a network may do what cannot be traced without its data
+        rank_zero_warn(f"speed/mfu is left out: the operations of a step cannot be counted ({error})")
+        return None
+
+
+def training_flops(net: torch.nn.Module, batch: Any) -> float:
+    """Floating-point operations of a forward and a backward pass over a batch's inputs; nothing is computed."""
+    inputs = [part.to("meta") for part in batch[:-1]]
+    copy = deepcopy(net).to("meta")
+    return measure_flops(copy, lambda: copy(*inputs), loss_fn=lambda outputs: outputs.float().sum())

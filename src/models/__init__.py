@@ -1,1 +1,0 @@
-"""Networks (`nn.Module`) and tasks (`LightningModule`), one a file."""

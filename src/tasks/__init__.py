@@ -1,0 +1,1 @@
+"""The LightningModules that tasks of your own subclass."""

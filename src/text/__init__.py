@@ -1,0 +1,1 @@
+"""Text: networks, tasks, data and tokenizers."""

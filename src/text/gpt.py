@@ -1,0 +1,274 @@
+"""A decoder-only transformer, and the attention and block that every transformer here is made of."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Tokens up to which attention is written out on a CPU; beyond, the matrix of all weights costs too much memory.
+LONGEST_WRITTEN_OUT = 512
+Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens a GPT has read, so that each further token costs one step only."""
+
+    def __init__(self, num_layers: int) -> None:
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    def __len__(self) -> int:
+        """Number of tokens read."""
+        return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, num_heads, T, head_dim) keys and values of a layer; returns those of all tokens so far."""
+        if (earlier := self.layers[layer]) is not None:
+            keys, values = torch.cat([earlier[0], keys], dim=2), torch.cat([earlier[1], values], dim=2)
+        self.layers[layer] = (keys, values)
+        return keys, values
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021).
+
+    Queries and keys are normalised, which keeps the attention logits bounded (Dehghani et al. 2023).
+    """
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.causal = causal
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.proj = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        batch, length, d_model = x.shape
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        qk, v = qkv[:2], qkv[2]  # (2, B, heads, T, head_dim), (B, heads, T, head_dim)
+        q, k = rotate(F.layer_norm(qk, qk.shape[-1:]), rotation)
+        if cache is not None:
+            k, v = cache.extend(layer, k, v)  # (B, heads, S, head_dim), S tokens so far
+        y = attend(q, k, v, mask, self.causal and length > 1, self.dropout if self.training else 0.0)
+        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around a squared ReLU (So et al. 2021)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(d_model, 4 * d_model, bias=False)
+        self.proj = nn.Linear(4 * d_model, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.fc(x).relu_()  # (B, T, 4C)
+        out: Tensor = self.proj(hidden * hidden)  # (B, T, C); the product's gradient takes half as long as a power's
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on the normalised stream and added to it (pre-norm, Xiong et al. 2020)."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model, bias=False)
+        self.attention = Attention(d_model, num_heads, dropout, causal)
+        self.feed_forward_norm = nn.LayerNorm(d_model, bias=False)
+        self.feed_forward = FeedForward(d_model)
+        self.dropout = nn.Dropout(dropout)
+        # A block begins as the identity, so that depth costs nothing at the start (Zhang et al. 2019).
+        nn.init.zeros_(self.attention.proj.weight)
+        nn.init.zeros_(self.feed_forward.proj.weight)
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache, layer))  # (B, T, C)
+        out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
+        return out
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer (Radford et al. 2018), with layer norms that have no bias (Ba et al. 2016).
+
+    Args:
+        vocab_size: number of tokens.
+        block_size: longest context in tokens.
+        d_model: width of the residual stream, a multiple of twice `num_heads`.
+        num_heads: attention heads a block.
+        num_layers: blocks.
+        dropout: probability of zeroing an activation behind the embedding, attention and feed-forward, in [0, 1).
+        tie_weights: whether the output layer is the embedding (Press and Wolf 2017).
+
+    Shapes:
+        (B, T) int64 tokens, T up to block_size -> (B, T, vocab_size) float logits of the next token.
+
+    Raises:
+        ValueError: an argument is out of its range, or there are more tokens than `block_size`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 256,
+        block_size: int = 128,
+        d_model: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 4,
+        dropout: float = 0.0,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"vocab_size": vocab_size, "num_layers": num_layers}
+        check_transformer("GPT", dropout, d_model=d_model, num_heads=num_heads, **sizes)
+        if block_size < 2:
+            raise ValueError(f"block_size {block_size} is too small for GPT: give at least 2 tokens")
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.dropout = dropout
+        self.tie_weights = tie_weights
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.embedding_dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=True) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(d_model, bias=False)
+        self.head = nn.Linear(d_model, vocab_size, bias=False)
+        if tie_weights:
+            # The output sees the input token itself; this keeps its logit small at the start.
+            nn.init.normal_(self.embedding.weight, std=0.5 / d_model)
+            self.head.weight = self.embedding.weight
+        else:
+            nn.init.normal_(self.embedding.weight)
+            nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))  # logits of size 0.1
+
+    def new_cache(self) -> KeyValueCache:
+        """An empty cache, for `forward` to fill."""
+        return KeyValueCache(self.num_layers)
+
+    def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Logits of the token behind each given one; with a cache, `tokens` are those it has not read yet."""
+        start = 0 if cache is None else len(cache)
+        end = start + tokens.shape[1]
+        if end > self.block_size:
+            raise ValueError(f"{end} tokens do not fit this GPT, whose block_size is {self.block_size}")
+        x = self.embedding(tokens)  # (B, T, C)
+        x = self.embedding_dropout(F.layer_norm(x, x.shape[-1:]))
+        rotation = rotary_angles(start, end, self.d_model // self.num_heads, tokens.device)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, cache=cache, layer=layer)
+        logits: Tensor = self.head(self.norm(x))  # (B, T, vocab_size)
+        return logits
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """Weighted means of values.
+
+    Args:
+        q: queries (B, heads, T, head_dim), of the last T of S tokens.
+        k: keys (B, heads, S, head_dim).
+        v: values (B, heads, S, head_dim).
+        mask: (B, 1, 1, S) bool, true where a token may be looked at; not together with `causal`.
+        causal: whether no token looks at a later one.
+        dropout: probability of zeroing a weight.
+
+    Returns:
+        (B, heads, T, head_dim) in the type of the values.
+    """
+    batch, heads, length, head_dim = q.shape
+    total = k.shape[2]
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    if v.device.type != "cpu" or v.dtype != torch.bfloat16 or total > LONGEST_WRITTEN_OUT:
+        if causal and length < total:
+            mask = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)  # (T, S)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and mask is None)
+    # The same, written out: on a CPU torch's own takes up to twice as long in bfloat16.
+    if causal:
+        bias = torch.full((length, total), -math.inf, dtype=q.dtype).triu(1 + total - length)  # (T, S)
+    elif mask is not None:
+        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -math.inf)  # (B, 1, 1, S)
+        bias = bias.expand(batch, heads, 1, total).reshape(batch * heads, 1, total)
+    else:
+        bias = torch.zeros(1, dtype=q.dtype)
+    q, k, v = (part.reshape(batch * heads, -1, head_dim) for part in (q, k, v))
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=head_dim**-0.5)  # (B * heads, T, S)
+    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    return (weights @ v).view(batch, heads, length, head_dim)
+
+
+def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> Rotation:
+    """Cosine and sine, each (T, head_dim) float32, for positions start to end - 1 (Su et al. 2021).
+
+    Both halves of the features have the same angles; the sine of the first half is negated, as `rotate` takes it.
+    """
+    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)  # (head_dim / 2,)
+    angles = torch.outer(torch.arange(start, end, device=device), frequencies)  # (T, head_dim / 2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair of features of (..., T, head_dim), one from each half, by its position's angle."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+
+
+def check_transformer(name: str, dropout: float, *, d_model: int, num_heads: int, **sizes: int) -> None:
+    """Raise ValueError where a transformer cannot have these sizes."""
+    for size, value in {**sizes, "d_model": d_model, "num_heads": num_heads}.items():
+        if value < 1:
+            raise ValueError(f"{size} {value} is too small for {name}: give at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout {dropout} is out of range for {name}: give a probability of at least 0 and below 1")
+    if d_model % (2 * num_heads):
+        raise ValueError(
+            f"d_model {d_model} does not fit {name} with num_heads {num_heads}: give a multiple of {2 * num_heads}"
+        )
+
+
+def sample(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> int:
+    """One token number by (vocab_size,) float logits; what the arguments mean is said at `LanguageModel.generate`."""
+    if temperature == 0:
+        return int(logits.argmax())
+    logits = logits / temperature
+    if top_k is not None and top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
+    probabilities = logits.softmax(dim=0)
+    if top_p is not None:
+        ordered, order = probabilities.sort(descending=True)
+        before = ordered.cumsum(dim=0) - ordered  # the probability of all likelier tokens
+        probabilities[order[before >= top_p]] = 0
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raise ValueError where an argument of `LanguageModel.generate` is out of its range."""
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature {temperature} is out of range: give at least 0, where 0 takes the likeliest")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")

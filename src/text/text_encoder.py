@@ -1,0 +1,140 @@
+"""Transformer encoders for text classification: one, and an ensemble of small ones."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from src.text.gpt import Block, check_transformer, rotary_angles
+
+
+class TextEncoder(nn.Module):
+    """An encoder (Vaswani et al. 2017) with the blocks of `GPT`, looking both ways, and the mean over the text.
+
+    Args:
+        vocab_size: number of tokens.
+        num_classes: number of logits.
+        d_model: width of the residual stream, a multiple of twice `num_heads`.
+        num_heads: attention heads a block.
+        num_layers: blocks.
+        dropout: probability of zeroing an activation behind embedding, attention, feed-forward and mean, in [0, 1).
+        token_dropout: probability of hiding a whole token in training (Iyyer et al. 2015), in [0, 1).
+
+    Shapes:
+        tokens (B, T) int64, mask (B, T) bool, true where there is a token -> (B, num_classes) float.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 256,
+        num_classes: int = 2,
+        d_model: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        token_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        sizes = {"vocab_size": vocab_size, "num_layers": num_layers, "num_classes": num_classes}
+        check_transformer("TextEncoder", dropout, d_model=d_model, num_heads=num_heads, **sizes)
+        if not 0 <= token_dropout < 1:
+            raise ValueError(f"token_dropout {token_dropout} is out of range: give a probability from 0 up to 1")
+        self.vocab_size = vocab_size
+        self.num_classes = num_classes
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.dropout = dropout
+        self.token_dropout = token_dropout
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.embedding_dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=False) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(d_model, bias=False)
+        self.head_dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(d_model, num_classes)
+        nn.init.normal_(self.embedding.weight, std=0.1)  # small, so that few steps teach a rare word
+        nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        x = self.embedding(tokens)  # (B, T, C)
+        if self.training and self.token_dropout:
+            x = x * (torch.rand(tokens.shape, device=x.device) >= self.token_dropout).unsqueeze(2)
+        x = self.embedding_dropout(x)
+        rotation = rotary_angles(0, tokens.shape[1], self.d_model // self.num_heads, tokens.device)
+        seen = mask[:, None, None, :]  # (B, 1, 1, T): no token looks at padding
+        for block in self.blocks:
+            x = block(x, rotation, seen)  # (B, T, C)
+        weight = mask.unsqueeze(2) / mask.sum(dim=1)[:, None, None]  # (B, T, 1)
+        mean = (self.norm(x) * weight).sum(dim=1)  # (B, C)
+        logits: Tensor = self.head(self.head_dropout(mean))  # (B, num_classes)
+        return logits
+
+
+class TextEnsemble(nn.Module):
+    """Encoders of the same shape whose probabilities are averaged (Lakshminarayanan et al. 2017).
+
+    In training each member sees a share of the batch, another in every epoch, so a step costs what one encoder's does,
+    and it takes as many times the epochs.
+
+    Args:
+        num_members: encoders, at least 1.
+        vocab_size: number of tokens.
+        num_classes: number of logits.
+        d_model: width of each residual stream, a multiple of twice `num_heads`.
+        num_heads: attention heads a block.
+        num_layers: blocks of each encoder.
+        dropout: as of `TextEncoder`.
+        token_dropout: as of `TextEncoder`.
+
+    Shapes:
+        tokens (B, T) int64, mask (B, T) bool, true where there is a token -> (B, num_classes) float.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_members: int = 4,
+        vocab_size: int = 256,
+        num_classes: int = 2,
+        d_model: int = 128,
+        num_heads: int = 4,
+        num_layers: int = 2,
+        dropout: float = 0.1,
+        token_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_members < 1:
+            raise ValueError(f"num_members {num_members} is too small: give at least 1")
+        self.num_members = num_members
+        self.vocab_size = vocab_size
+        self.num_classes = num_classes
+        self.d_model = d_model
+        self.num_heads = num_heads
+        self.num_layers = num_layers
+        self.dropout = dropout
+        self.token_dropout = token_dropout
+        sizes = (vocab_size, num_classes, d_model, num_heads, num_layers)
+        self.members = nn.ModuleList(TextEncoder(*sizes, dropout, token_dropout) for _ in range(num_members))
+
+    @property
+    def head(self) -> nn.ModuleList:
+        """The layers that turn features into logits."""
+        return nn.ModuleList(member.get_submodule("head") for member in self.members)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        count = self.num_members
+        if self.training and len(tokens) >= count:
+            parts: list[Tensor] = [member(tokens[i::count], mask[i::count]) for i, member in enumerate(self.members)]
+            logits: Tensor = parts[0].new_empty(len(tokens), self.num_classes)  # (B, num_classes)
+            for i, part in enumerate(parts):
+                logits[i::count] = part
+            return logits
+        found = torch.stack([member(tokens, mask) for member in self.members])  # (members, B, num_classes)
+        mean: Tensor = found.float().softmax(dim=-1).mean(dim=0).log()  # (B, num_classes)
+        return mean

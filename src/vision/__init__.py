@@ -1,0 +1,1 @@
+"""Images: networks, tasks and data."""

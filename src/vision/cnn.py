@@ -1,0 +1,63 @@
+"""A small convolutional network for small images."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.vision.sizes import check_sizes
+
+
+class CNN(nn.Module):
+    """Two convolutions with max pooling, then two linear layers (after LeNet-5, LeCun et al. 1998).
+
+    Args:
+        in_channels: channels of the image, 1 for grey.
+        image_size: height and width of the image in pixels, at least 4.
+        num_classes: number of logits.
+        width: channels of the first convolution; the second has twice as many.
+        hidden: width of the first linear layer.
+        dropout: probability of zeroing an activation of the hidden linear layer, in [0, 1).
+
+    Shapes:
+        (B, in_channels, image_size, image_size) float -> (B, num_classes) float.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        image_size: int = 28,
+        num_classes: int = 10,
+        width: int = 32,
+        hidden: int = 128,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if image_size < 4:
+            raise ValueError(f"image_size {image_size} is too small for CNN: two 2x2 poolings need at least 4 pixels")
+        check_sizes("CNN", dropout, in_channels=in_channels, num_classes=num_classes, width=width, hidden=hidden)
+        self.in_channels = in_channels
+        self.image_size = image_size
+        self.num_classes = num_classes
+        self.width = width
+        self.hidden = hidden
+        self.dropout = dropout
+        # Without padding a 28-pixel image would leave 5x5 after the second pooling; padding by 1 keeps
+        # every convolution's output as large as its input, so the linear layer sees 7x7.
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv2d(width, 2 * width, kernel_size=3, padding=1)
+        self.fc1 = nn.Linear(2 * width * (image_size // 4) ** 2, hidden)
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        expected = (self.in_channels, self.image_size, self.image_size)
+        if x.shape[1:] != expected:
+            raise ValueError(f"images of shape {tuple(x.shape)} do not fit this CNN: it takes (B, {str(expected)[1:]}")
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, width, S/2, S/2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 2*width, S/4, S/4)
+        x = F.relu(self.fc1(torch.flatten(x, 1)))  # (B, hidden)
+        x = F.dropout(x, self.dropout, self.training)
+        logits: Tensor = self.fc2(x)  # (B, num_classes)
+        return logits

@@ -1,0 +1,141 @@
+"""torchvision's classification networks, with a head of one's own classes."""
+
+import socket
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+TIMEOUT = 10.0  # seconds without an answer after which a download fails
+
+
+class TorchvisionNet(nn.Module):
+    """Any classification network of torchvision, such as resnet18, its last layer replaced.
+
+    Args:
+        name: as torchvision names it.
+        weights: `DEFAULT` for the best of torchvision's, which are downloaded; the name of others, such as
+            `IMAGENET1K_V1`; a file of weights; or nothing, to train from scratch.
+        num_classes: number of logits.
+        freeze_body: train the last layer only; dropout and batch statistics of the rest stand still then.
+        image_size: height and width of the images in pixels; where it is given, whether they fit is seen at once.
+
+    Shapes:
+        (B, 3, H, W) float, normalised as ImageNet's -> (B, num_classes) float.
+
+    Raises:
+        ValueError: there is no such network, or its weights cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str = "resnet18",
+        weights: str | None = None,
+        num_classes: int = 10,
+        freeze_body: bool = False,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        known = models.list_models(module=models)
+        if name not in known:
+            raise ValueError(f"torchvision has no network {name}: give one of {', '.join(known)}")
+        self.name = name
+        self.weights = weights
+        self.num_classes = num_classes
+        self.freeze_body = freeze_body
+        self.image_size = image_size
+        self.rebuild = {"weights": None}  # a checkpoint brings its own
+        file = Path(weights).expanduser() if weights is not None else None
+        own_file = file is not None and file.is_file()
+        if file is not None and not own_file and file.suffix:
+            raise ValueError(f"weights {weights}: no such file")
+        self.net: nn.Module = _build(name, None if own_file else weights)
+        if file is not None and own_file:
+            _load(self.net, file, name)
+        if freeze_body:
+            self.net.requires_grad_(False)
+        self._head_name = _replace_head(self.net, num_classes)
+        if image_size is not None:
+            _check_size(self, image_size)
+        self.train()
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer."""
+        return self.net.get_submodule(self._head_name)
+
+    def train(self, mode: bool = True) -> "TorchvisionNet":
+        super().train(mode)
+        if self.freeze_body:
+            self.net.eval()
+            self.head.train(mode)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Any = self.net(x)
+        # Inception and GoogLeNet give logits of inner layers too while they train.
+        result: Tensor = logits if isinstance(logits, Tensor) else logits.logits
+        return result  # (B, num_classes)
+
+
+def _check_size(net: TorchvisionNet, size: int) -> None:
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{net.name} does not take images of {size} x {size} pixels ({reason}): give --data.image_size 224"
+        ) from error
+
+
+def _build(name: str, weights: str | None) -> nn.Module:
+    options = {"init_weights": True} if weights is None and name in ("googlenet", "inception_v3") else {}
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision's download sets none
+    try:
+        net: nn.Module = models.get_model(name, weights=weights, **options)
+    except (ValueError, KeyError) as error:
+        have = [weight.name for weight in models.get_model_weights(name)]
+        raise ValueError(
+            f"weights {weights}: {name} has none of that name; give {', '.join(have)}, DEFAULT, or a file"
+        ) from error
+    except (RuntimeError, OSError, HTTPException, EOFError) as error:
+        raise ValueError(
+            f"the weights {weights} of {name} could not be downloaded ({error}): give a file with --model.net.weights"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return net
+
+
+def _load(net: nn.Module, file: Path, name: str) -> None:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is none of its own
+        raise ValueError(f"weights {file} is not a file of weights that torch.save wrote") from error
+    try:
+        net.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"the weights in {file} do not fit {name}: {reason}") from error
+
+
+def _replace_head(net: nn.Module, num_classes: int) -> str:
+    """Put a new last layer in the place of the old one; returns where."""
+    layers = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    # GoogLeNet and Inception end in `fc`, but hold side branches behind it.
+    main = [(name, module) for name, module in layers if not name.startswith(("aux", "AuxLogits"))]
+    name: str = main[-1][0]
+    old = main[-1][1]
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):  # SqueezeNet
+        new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
+    else:
+        new = nn.Linear(old.in_features, num_classes)
+    parent, _, leaf = name.rpartition(".")
+    setattr(net.get_submodule(parent), leaf, new)
+    return name

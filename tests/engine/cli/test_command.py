@@ -1,0 +1,54 @@
+"""What the small commands share."""
+
+import errno
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import export, serve, tune
+from src.engine.cli.command import run_command
+from src.engine.system.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "package", "extra"),
+    [
+        (export.export, ["--format", "onnx", "--output", "m.onnx"], "onnxruntime", "deploy"),
+        (export.export, ["--format", "safetensors", "--output", "m.safetensors"], "safetensors", "deploy"),
+        (serve.serve, [], "uvicorn", "deploy"),
+        (tune.tune, [], "optuna", "tune"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_what_installs_it(
+    command: Callable[[list[str]], Any],
+    words: list[str],
+    package: str,
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == package else found(name, *more)
+    )
+    with pytest.raises(
+        InputError, match=rf"needs the package {package}: install it with pip install -e '\.\[{extra}\]'"
+    ):
+        command(words)
+
+
+def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        run_command(lambda args: fail(OSError(errno.ENOSPC, "No space left on device")))
+    assert stop.value.code == 2
+    line = "error: what was printed cannot be written (No space left on device): make room\n"
+    assert capsys.readouterr().err == line
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda args: fail(ZeroDivisionError()))

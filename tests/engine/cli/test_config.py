@@ -1,0 +1,183 @@
+"""Recipes, overlays and classes, as they are given."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from torch import nn
+
+from src.engine.cli.cli import StarterCLI
+from src.vision.cnn import CNN
+from src.vision.image_classifier import ImageClassifier
+from src.vision.mlp import MLP
+from tests.conftest import Run, write
+
+Train = Callable[..., Run]
+Parse = Callable[..., StarterCLI]
+# As little as still trains, validates and tests.
+SHORT = ("--model.net=MLP", "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+
+
+# Recipes and overlays
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    return write(
+        tmp_path / "mine.yaml",
+        "model: {class_path: ImageClassifier, init_args: {net: MLP}}\n"
+        "data: {class_path: MNISTDataModule, init_args: {source: sample, batch_size: 100}}\n"
+        "optimizer: {class_path: SGD, init_args: {lr: 5e-2}}\n"
+        "trainer: {max_steps: 50}\n",
+    )
+
+
+def test_a_recipe_replaces_the_default_wholly(parse: Parse, recipe: str) -> None:
+    config = parse("--config", recipe).config
+    assert config.trainer.max_epochs is None  # the default recipe's would cut max_steps short
+    assert config.trainer.max_steps == 50
+    assert config.lr_scheduler is None
+    assert config.optimizer.init_args.lr == 0.05
+    assert config.name == "mine"
+
+
+def test_of_two_recipes_the_last_counts_alone(parse: Parse, recipe: str) -> None:
+    config = parse("--config", recipe, "--config", "configs/default.yaml").config
+    assert (config.name, config.trainer.max_steps) == ("default", -1)
+    assert config.optimizer.class_path == "torch.optim.AdamW"
+
+
+def test_an_overlay_lies_over_the_recipe_wherever_it_stands(parse: Parse, recipe: str, tmp_path: Path) -> None:
+    overlay = write(tmp_path / "over.yaml", "trainer: {max_steps: 7}\ndata: {batch_size: 11}\n")
+    for order in (("--config", overlay, "--config", recipe), ("--config", recipe, "--config", overlay)):
+        built = parse("fit", "--trainer.max_steps=9", *order, "--data.val_size=2")
+        assert built.config.trainer.max_steps == 9  # the command line is stronger, also from the left
+        assert built.datamodule.batch_size == 11
+        assert built.config.name == "mine"
+    assert parse("--config", overlay, "--config", recipe).config.trainer.max_steps == 7
+
+
+def test_overlays_add_callbacks_to_those_of_the_recipe(parse: Parse) -> None:
+    built = parse("--config=configs/callbacks/early_stopping.yaml", "--config=configs/callbacks/weight_averaging.yaml")
+    names = [type(callback).__name__ for callback in built.trainer.callbacks]
+    assert {"EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"} <= set(names)
+
+
+def test_early_stopping_stops(train: Train, tmp_path: Path) -> None:
+    never_better = write(
+        tmp_path / "never.yaml",
+        "trainer:\n  callbacks+:\n  - {class_path: EarlyStopping, init_args: {monitor: val/loss, min_delta: 1e9}}\n",
+    )
+    short = [word for word in SHORT if "max_epochs" not in word]
+    run = train("fit", *short, "--max_epochs=9", "--config", never_better)
+    assert run.cli.trainer.current_epoch == 4  # the first epoch, and the default patience of three
+    overlay = train("fit", *SHORT, "--config=configs/callbacks/early_stopping.yaml")
+    assert any(isinstance(callback, EarlyStopping) for callback in overlay.cli.trainer.callbacks)
+
+
+def test_weight_averaging_saves_averaged_weights_that_load(train: Train) -> None:
+    run = train(*SHORT, "--config=configs/callbacks/weight_averaging.yaml")
+    assert any(isinstance(callback, EMAWeightAveraging) for callback in run.cli.trainer.callbacks)
+    checkpoint = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    key = "net.fc1.weight"
+    assert not torch.equal(checkpoint["state_dict"][key], checkpoint["current_model_state"][key])
+    loaded = ImageClassifier.load_from_checkpoint(run.folder / "checkpoints" / "best.ckpt")
+    assert torch.equal(loaded.state_dict()[key], checkpoint["state_dict"][key])
+
+
+def test_gradients_are_clipped_with_the_default_recipe(train: Train) -> None:
+    assert train("fit", *SHORT, "--trainer.gradient_clip_val=1.0").cli.trainer.state.finished
+
+
+def test_gradient_accumulation_steps_less_often(train: Train) -> None:
+    run = train("fit", *SHORT, "--trainer.limit_train_batches=4", "--trainer.accumulate_grad_batches=2")
+    assert run.cli.trainer.global_step == 2
+
+
+# Classes
+
+
+def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Parse, messages: list[str]) -> None:
+    built = parse("--optimizer.momentum=0.9", "--optimizer", "SGD", "--model.net", "MLP", "--model.loss=MSELoss")
+    assert isinstance(built.model.net, MLP)
+    assert isinstance(built.model.loss, nn.MSELoss)
+    assert built.config.optimizer.class_path == "torch.optim.SGD"
+    assert built.config.optimizer.init_args.momentum == 0.9
+    assert built.config.optimizer.init_args.weight_decay == 0  # not the recipe's
+    (line,) = [message for message in messages if message.startswith("optimizer: SGD")]
+    assert "AdamW's lr=0.008" in line
+    assert "weight_decay=0.02" in line
+
+
+def test_what_is_dropped_is_said_beside_a_printed_configuration_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        StarterCLI(["--optimizer=SGD", "--print_config"], time.perf_counter())
+    assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.008" in capsys.readouterr().err
+
+
+def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str]) -> None:
+    built = parse("--optimizer", "torch.optim.adamw.AdamW", "--model.net=VGG", "--model.net.width=4")
+    assert built.config.optimizer.init_args.lr == 0.008
+    assert (built.model.net.width, built.model.net.dropout) == (4, 0.1)
+    assert not any("dropped" in message for message in messages)
+
+
+def test_a_class_changed_in_an_overlay_starts_from_its_own_defaults(
+    parse: Parse, tmp_path: Path, messages: list[str]
+) -> None:
+    overlay = write(tmp_path / "sgd.yaml", "optimizer: {class_path: SGD, init_args: {nesterov: true, momentum: .5}}\n")
+    init_args = parse("--config", overlay).config.optimizer.init_args
+    assert (init_args.nesterov, init_args.momentum, init_args.weight_decay) == (True, 0.5, 0.0)
+    assert any("AdamW's lr=0.008" in message for message in messages)
+
+
+def test_the_projects_own_class_comes_before_a_librarys(parse: Parse) -> None:
+    import torchvision.ops  # has an MLP too
+
+    assert parse("--model.net=MLP").config.model.init_args.net.class_path == "src.vision.mlp.MLP"
+    sizes = ("--model.num_classes=10", "--model.net.in_channels=9", "--model.net.hidden_channels=[10]")
+    other = parse("--model.net=torchvision.ops.MLP", *sizes)
+    assert isinstance(other.model.net, torchvision.ops.MLP)
+
+
+def test_model_and_data_are_given_by_name(parse: Parse) -> None:
+    built = parse("--data=MNISTDataModule", "--model=ImageClassifier", "--model.net=CNN", "--model.net.hidden=7")
+    assert isinstance(built.model, ImageClassifier)
+    assert isinstance(built.model.net, CNN)
+    assert built.model.net.hidden == 7
+
+
+def test_print_config_shows_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        StarterCLI(["--print_config", "--max_epochs=3", "--optimizer=SGD"], time.perf_counter())
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["max_epochs"] == 3
+    assert printed["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 16
+
+
+def test_a_printed_configuration_is_a_recipe_with_its_own_files_name(
+    parse: Parse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse("--print_config", "--max_epochs=3")
+    config = parse("--config", write(tmp_path / "printed.yaml", capsys.readouterr().out)).config
+    assert (config.name, config.trainer.max_epochs) == ("printed", 3)
+
+
+def test_a_strategy_is_given_by_class_too(parse: Parse) -> None:
+    assert type(parse("--strategy=DDPStrategy").trainer.strategy).__name__ == "DDPStrategy"
+
+
+def test_without_an_optimizer_the_models_own_is_used_and_the_schedule_goes_too(
+    train: Train, messages: list[str]
+) -> None:
+    run = train("fit", *SHORT, "--optimizer=null")
+    assert any(message.startswith("lr_scheduler dropped") for message in run.messages)
+    assert run.cli.trainer.lr_scheduler_configs == []
+    assert "lr_scheduler: null" in (run.folder / "config.yaml").read_text()

@@ -1,0 +1,83 @@
+"""Which samples are in which batch of which process."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from src.engine.data.loading import IGNORED, Batched, Batches, batch_loader, shuffled
+from src.engine.system.errors import InputError
+from src.vision.mnist import ImageTensors
+
+
+def process(rank: int, world: int) -> Any:
+    return SimpleNamespace(world_size=world, global_rank=rank)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_the_batches_of_one(world: int) -> None:
+    whole = list(Batches(1001, 32, None, shuffled(1001)))
+    parts = [list(Batches(1001, 32, process(rank, world), shuffled(1001))) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(whole)} == {32}
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert sorted(index for share in shares for index in share if not share.is_padding) == sorted(batch)
+
+
+def test_a_process_that_has_nothing_left_takes_part_and_does_not_count() -> None:
+    data = ImageTensors(torch.zeros(1001, 4, 4, dtype=torch.uint8), torch.arange(1001))
+    shares = [list(batch_loader(data, Batches(1001, 500, process(rank, 2)))) for rank in range(2)]
+    assert [[len(targets) for _, targets in share] for share in shares] == [[250, 250, 1], [250, 250, 1]]
+    assert shares[0][-1][1].tolist() == [1000]
+    assert shares[1][-1][1].tolist() == [IGNORED]
+    counted = torch.cat([targets for share in shares for _, targets in share])
+    assert sorted(counted[counted != IGNORED].tolist()) == list(range(1001))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(InputError, match=r"batch_size 33 is the batch of all 2 processes .* give 32 or 34"):
+        Batches(100, 33, process(0, 2))
+    with pytest.raises(InputError, match="give 4"):
+        Batches(100, 3, process(0, 4))
+
+
+def test_a_loader_goes_on_where_another_one_stood() -> None:
+    data = ImageTensors(torch.zeros(100, 4, 4, dtype=torch.uint8), torch.arange(100))
+
+    def loader() -> Any:
+        return batch_loader(data, Batches(100, 8, None, shuffled(100)))
+
+    first = loader()
+    first.sampler.set_epoch(3)
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    state = first.state_dict()
+    rest = [targets.tolist() for _, targets in batches]
+    second = loader()
+    second.load_state_dict(state)
+    second.sampler.set_epoch(3)
+    assert [targets.tolist() for _, targets in second] == rest
+    second.sampler.set_epoch(4)
+    assert len(list(second)) == 13  # the next epoch is whole
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_change_nothing(workers: int) -> None:
+    data = ImageTensors(torch.zeros(50, 4, 4, dtype=torch.uint8), torch.arange(50))
+    loader = batch_loader(data, Batches(50, 8, None, shuffled(50)), num_workers=workers)
+    loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
+    order = Batches(50, 8, None, shuffled(50))
+    order.set_epoch(1)
+    assert [targets.tolist() for _, targets in loader] == [list(batch) for batch in order]
+
+
+def test_the_first_batches_can_be_had_by_number_to_overfit_them() -> None:
+    data = Batched(ImageTensors(torch.zeros(10, 4, 4, dtype=torch.uint8), torch.arange(10)), 4)
+    assert [data[number][1].tolist() for number in range(len(data))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_last_batch_of_one_can_be_left_out() -> None:
+    assert len(Batches(33, 8, None, drop_single=True)) == 4
+    assert len(Batches(34, 8, None, drop_single=True)) == 5
+    assert len(Batches(35, 8, process(0, 2), drop_single=True)) == 4

@@ -1,0 +1,93 @@
+import importlib.metadata
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from src.callbacks import run_record
+
+from src import ROOT
+from src.engine.runs.run_record import describe_environment
+from tests.conftest import Run
+
+SHORT = ("--model.net=MLP", "--max_epochs=2", "--trainer.limit_train_batches=5", "--trainer.limit_val_batches=2")
+
+
+def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..., Run]) -> None:
+    run = train(*SHORT)
+    metrics = run.metrics
+    names = {"train/loss", "train/acc", "train/f1", "val/loss", "val/acc", "val/f1", "test/loss", "test/acc", "test/f1"}
+    assert names <= metrics.keys()
+    assert 0 <= metrics["test/acc"] <= 1
+    assert metrics["data_source"] == "sample"
+    assert 0 < metrics["train_seconds"] < metrics["total_seconds"]
+    assert metrics["peak_memory_mb"] > 100
+    assert all(isinstance(value, int | float | str) for value in metrics.values())
+    assert metrics["test/acc"] == run.cli.trainer.callback_metrics["test/acc"].item()
+
+
+def test_throughput_counts_training_samples_over_training_time(train: Callable[..., Run]) -> None:
+    run = train("fit", *SHORT)
+    record = run.cli.record
+    assert record is not None
+    assert record._samples == 2 * 5 * 128  # neither validation nor the sanity check
+    assert 0 < record._train_time < run.metrics["train_seconds"]
+    assert run.metrics["samples_per_second"] == pytest.approx(record._samples / record._train_time)
+
+
+def test_a_prediction_is_recorded_too(train: Callable[..., Run]) -> None:
+    path = train("fit", *SHORT).folder / "checkpoints" / "last.ckpt"
+    metrics = train("predict", "--ckpt_path", str(path), "--trainer.limit_predict_batches=1").metrics
+    assert metrics["data_source"] == "sample"
+    assert metrics["total_seconds"] > 0
+
+
+def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
+    record = run_record.RunRecord(tmp_path, "")
+    record.write(a=float("nan"), b=float("inf"), c=1.0)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": None, "b": None, "c": 1.0}
+
+
+def test_the_source_of_the_data_is_among_the_hyperparameters(train: Callable[..., Run]) -> None:
+    assert "data_source: sample" in (train("fit", *SHORT).folder / "hparams.yaml").read_text()
+
+
+def test_the_environment_names_versions_commit_and_hardware(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(run_record, "ROOT", tmp_path)
+    assert "git not a repository with a commit" in describe_environment()
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "-m", "first")
+    assert f"git commit {git('rev-parse', 'HEAD')}, clean" in describe_environment()
+    (tmp_path / "new").touch()
+    text = describe_environment()
+    assert f"git commit {git('rev-parse', 'HEAD')}, dirty" in text
+    assert f"torch=={importlib.metadata.version('torch')}" in text
+    assert "cores" in text
+
+
+def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = run_record.RunRecord(tmp_path, "")
+    record.write(a=1.0)
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("stopped in the middle"))
+    with pytest.raises(pytest.fail.Exception):
+        record.write(a=2.0)
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1.0}
+
+
+@pytest.mark.slow
+def test_the_peak_memory_is_the_runs_own_and_not_what_its_parent_had() -> None:
+    command = "from src.engine.runs.run_record import _peak_memory_mb; print(_peak_memory_mb())"
+    parent = (
+        "import subprocess, sys; filled = b'1' * 2**31; del filled;"
+        " print(subprocess.run([sys.executable, '-c', sys.argv[1]], capture_output=True, text=True, check=True).stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", parent, command], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 100 < float(done.stdout) < 1500

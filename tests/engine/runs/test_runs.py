@@ -1,0 +1,210 @@
+"""Run folders, and checkpoints with their own arguments."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from src import ROOT
+from src.engine.cli import cli
+from src.engine.cli.cli import StarterCLI
+from src.engine.runs.runs import claim_folder
+from src.engine.system.errors import InputError
+from src.vision.image_classifier import ImageClassifier
+from src.vision.mlp import MLP
+from tests.conftest import QUIET, Run, own_text, program, write
+
+Train = Callable[..., Run]
+Parse = Callable[..., StarterCLI]
+# As little as still trains, validates and tests.
+SHORT = ("--model.net=MLP", "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+
+
+# Run folders
+
+
+def test_a_run_folder_holds_everything_and_nothing_else(train: Train) -> None:
+    run = train(*SHORT)
+    assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    names = {path.name for path in run.folder.iterdir() if not path.name.startswith(("events.out.tfevents", "."))}
+    tables = {"confusion_matrix.csv", "metrics.json"}
+    assert names == {"checkpoints", "config.yaml", "environment.txt", "hparams.yaml"} | tables
+    assert list(run.folder.glob("events.out.tfevents*"))
+
+
+def test_the_last_checkpoint_is_the_last_step_even_where_it_is_not_the_best(train: Train) -> None:
+    run = train("fit", *SHORT, "--checkpoint.monitor=val/acc", "--checkpoint.mode=min", "--max_epochs=3")
+    best, last = (
+        torch.load(run.folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("best", "last")
+    )
+    assert best < last == run.cli.trainer.global_step == 9
+    part = train("fit", *SHORT, "--trainer.max_steps=2", "--trainer.limit_val_batches=0", "--checkpoint.monitor=null")
+    assert torch.load(part.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_the_saved_configuration_repeats_the_run_bitwise(train: Train) -> None:
+    first = train("fit", *SHORT, "--config=configs/callbacks/early_stopping.yaml", "--name=mine", "--optimizer=SGD")
+    saved = first.folder / "config.yaml"
+    assert "ckpt_path" not in saved.read_text()
+    again = train("fit", "--config", str(saved))
+    assert again.folder.parent == first.folder.parent
+    assert again.folder.parent.name == "mine"
+    assert again.folder != first.folder
+    assert first.weights.keys() == again.weights.keys()
+    assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())
+    other = train("fit", "--config", str(saved), "--seed_everything=1")
+    assert not all(torch.equal(value, other.weights[name]) for name, value in first.weights.items())
+
+
+def test_the_default_cnn_repeats_bitwise_too(train: Train) -> None:
+    short = ("fit", "--max_epochs=1", "--trainer.limit_train_batches=6", "--trainer.limit_val_batches=1")
+    first = train(*short)
+    again = train("fit", "--config", str(first.folder / "config.yaml"))
+    assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())
+
+
+def test_a_continued_run_saves_no_checkpoint_path(train: Train) -> None:
+    first = train("fit", *SHORT)
+    second = train("fit", "--ckpt_path", str(first.folder / "checkpoints" / "last.ckpt"), "--max_epochs=2")
+    assert second.cli.trainer.current_epoch == 2
+    assert "ckpt_path" not in (second.folder / "config.yaml").read_text()
+
+
+def test_many_runs_that_start_at_once_get_folders_of_their_own(tmp_path: Path) -> None:
+    barrier, folders = threading.Barrier(16), []
+
+    def claim() -> None:
+        barrier.wait()
+        folders.append(claim_folder(tmp_path / "recipe"))
+
+    threads = [threading.Thread(target=claim) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(folder.name for folder in folders) == sorted(f"version_{number}" for number in range(16))
+
+
+def test_a_new_run_folder_never_reuses_an_old_number(tmp_path: Path) -> None:
+    (tmp_path / "recipe" / "version_7").mkdir(parents=True)
+    assert claim_folder(tmp_path / "recipe").name == "version_8"
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="data folder"):
+        train(*SHORT, "--data.data_dir=/dev/null/data", sample=False)
+    assert list((tmp_path / "logs" / "default").iterdir()) == []
+
+
+def test_runs_without_logger_or_checkpoints_work(train: Train) -> None:
+    run = train(*SHORT, "--trainer.logger=false", "--trainer.enable_checkpointing=false")
+    assert "test/acc" in run.metrics
+    names = {path.name for path in run.folder.iterdir() if not path.name.startswith(".")}
+    assert names == {"config.yaml", "environment.txt", "metrics.json"}
+
+
+def test_several_best_checkpoints_are_kept_apart(train: Train) -> None:
+    run = train("fit", *SHORT, "--max_epochs=3", "--checkpoint.save_top_k=-1")
+    names = {path.name for path in (run.folder / "checkpoints").iterdir()}
+    assert names == {"best-epoch=0-step=3.ckpt", "best-epoch=1-step=6.ckpt", "best-epoch=2-step=9.ckpt", "last.ckpt"}
+
+
+# Checkpoints and their own arguments
+
+
+def test_a_checkpoint_brings_its_own_model_arguments(train: Train, tmp_path: Path) -> None:
+    fitted = train("fit", *SHORT, "--model.net.hidden=9")
+    path = str(fitted.folder / "checkpoints" / "last.ckpt")
+    assert train("test", "--ckpt_path", path).cli.model.net.hidden == 9
+    # Overlays, and the command line over them, are stronger than the checkpoint.
+    overlay = write(tmp_path / "loss.yaml", "model: {loss: MSELoss}\n")
+    over = train("test", "--ckpt_path", path, "--config", overlay).cli
+    assert isinstance(over.model.loss, nn.MSELoss)
+    assert over.model.net.hidden == 9
+    line = train("test", "--ckpt_path", path, "--config", overlay, "--model.loss=CrossEntropyLoss").cli
+    assert isinstance(line.model.loss, nn.CrossEntropyLoss)
+
+
+def test_without_a_recipe_the_checkpoints_own_configuration_is_it(train: Train) -> None:
+    fitted = train("fit", *SHORT, "--name=mine", "--data.batch_size=50")
+    tested = train("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"), sample=False)
+    assert tested.metrics["data_source"] == "sample"
+    assert tested.cli.datamodule.batch_size == 50
+    assert tested.folder.parent.name == "mine"
+    default = ("--config=configs/default.yaml", "--fast_dev_run")
+    other = train("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"), *default)
+    assert other.cli.datamodule.batch_size == 128
+
+
+def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train) -> None:
+    path = str(train("fit", *SHORT).folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(InputError, match=r"the checkpoint has 1 epochs already: give more, as in --max_epochs 2"):
+        train("fit", "--ckpt_path", path)
+    with pytest.raises(InputError, match=r"the checkpoint has 3 steps already"):
+        train("fit", "--ckpt_path", path, "--max_epochs=9", "--trainer.max_steps=3")
+
+
+def test_an_override_that_does_not_fit_the_weights_is_named(train: Train) -> None:
+    fitted = train("fit", *SHORT)
+    path = str(fitted.folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(InputError, match=r"^--model.net.hidden 9 does not fit the weights of the checkpoint: net.fc1"):
+        train("test", "--ckpt_path", path, "--model.net.hidden=9")
+    with pytest.raises(InputError, match=r"^--model.net CNN does not fit the weights"):
+        train("test", "--ckpt_path", path, "--model.net=CNN")
+
+
+def test_a_checkpoint_of_the_command_line_loads_in_python(train: Train) -> None:
+    run = train("fit", *SHORT)
+    loaded = ImageClassifier.load_from_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+    assert isinstance(loaded.net, MLP)
+    assert torch.equal(loaded.net.fc1.weight, run.weights["net.fc1.weight"])
+
+
+# From elsewhere, and in several processes
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")
+    done = program("--config", "configs/default.yaml", *SHORT, *QUIET, *two, "--data.source=sample", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (logs / "default").iterdir()
+    assert folder.name == "version_0"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["devices"] == "2"
+    assert "GLOBAL_RANK: 1, MEMBER: 2/2" in done.stderr
+    assert done.stdout.count("run folder") == 1
+    assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["shakespeare_gpt_fast", "language_id"])
+def test_two_processes_train_on_text(tmp_path: Path, recipe: str) -> None:
+    logs = tmp_path / "logs"
+    two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")
+    if recipe == "language_id":
+        data = write(tmp_path / "own.csv", "text,label\n" + "".join(f"text {n},{n % 3}\n" for n in range(99)))
+        words = (f"--data.path={data}", "--data.batch_size=8", "--max_epochs=1")
+    else:
+        words = (f"--data.path={own_text(tmp_path)}", f"--data.cache_dir={tmp_path / 'cache'}", "--data.block_size=16")
+        words = (*words, "--trainer.max_steps=4", "--trainer.val_check_interval=2")
+    done = program(f"--config=configs/{recipe}.yaml", *words, *QUIET, *two, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (logs / recipe).iterdir()
+    assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
+    assert done.stdout.count("run folder") == 1
+
+
+def test_runs_land_in_the_projects_logs_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(cli, "claim_folder", lambda parent: seen.append(parent) or Path("/nowhere/x/version_0"))
+    StarterCLI(["--accelerator=cpu", "--model.net=MLP"], time.perf_counter())
+    assert seen == [ROOT / "logs" / "default"]

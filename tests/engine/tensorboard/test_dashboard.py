@@ -1,0 +1,81 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from src.engine.cli.cli import StarterCLI
+from src.engine.runs.run_record import hyperparameters
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+SMALL = ("--model.net=MLP", "--model.net.hidden=16", "--trainer.limit_train_batches=4", "--max_epochs=2")
+
+
+def shown(run: Run) -> Any:
+    return EventAccumulator(str(run.folder), size_guidance={"tensors": 0, "scalars": 0}).Reload()
+
+
+def test_training_and_validation_stand_in_one_chart(train: Train) -> None:
+    events = shown(train(*SMALL, "--trainer.log_every_n_steps=2"))
+    proto = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
+    layout = layout_pb2.Layout.FromString(proto)
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    assert charts["acc"] == ["^train/acc$", "^val/acc$"]
+    assert charts["loss"] == ["^train/loss$", "^val/loss$"]
+    scalars = events.Tags()["scalars"]
+    assert {"train/acc", "val/acc", "train/loss", "val/loss", "speed/samples_per_second"} <= set(scalars)
+    assert any(tag.startswith("lr-") for tag in scalars)
+
+
+def test_the_norm_of_the_gradients_is_logged_at_log_steps(train: Train) -> None:
+    run = train("fit", *SMALL, "--trainer.log_every_n_steps=2", "--trainer.gradient_clip_val=1e-3")
+    norms = shown(run).Scalars("train/grad_norm")
+    assert [norm.step for norm in norms] == [1, 3, 5, 7]
+    assert all(norm.value > 10 * 1e-3 for norm in norms)  # before the clipping, which leaves a thousandth
+
+
+def test_the_norm_is_that_of_the_step(parse: Callable[..., StarterCLI]) -> None:
+    plain = ("--optimizer=SGD", "--optimizer.lr=1", "--lr_scheduler=null", "--precision=32-true")
+    words = ("--trainer.log_every_n_steps=1", "--trainer.max_steps=1", "--data.source=sample")
+    cli = parse("fit", *SMALL, *plain, *words)
+    before = [parameter.detach().clone() for parameter in cli.model.parameters()]
+    cli.run()
+    steps = [old - new for old, new in zip(before, cli.model.parameters(), strict=True)]
+    assert cli.record is not None
+    (norm,) = EventAccumulator(str(cli.record.folder)).Reload().Scalars("train/grad_norm")
+    assert norm.value == pytest.approx(float(torch.nn.utils.get_total_norm(steps)), rel=1e-4)
+
+
+def test_settings_and_final_metrics_are_on_the_page_of_hyperparameters(train: Train) -> None:
+    run = train(*SMALL, "--optimizer.lr=0.003")
+    folder = EventAccumulator(str(run.folder)).Reload()
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    (content,) = (folder.PluginTagToContent("hparams")["_hparams_/session_start_info"],)
+    given = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert given["optimizer.lr"].number_value == pytest.approx(0.003)
+    assert given["model.net"].string_value == "MLP"
+    experiment = HParamsPluginData.FromString(folder.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
+    assert {"test/acc", "val/acc"} <= {metric.name.tag for metric in experiment.metric_infos}
+    # Their values are the scalars of these names, which are logged once.
+    assert [round(one.value, 6) for one in folder.Scalars("test/acc")] == [round(run.metrics["test/acc"], 6)]
+
+
+def test_what_a_run_may_have_other_than_the_next_has_the_names_of_the_command_line() -> None:
+    net = {"class_path": "src.vision.cnn.CNN", "init_args": {"width": 8, "loss": None}}
+    tree = {
+        "model": {"class_path": "src.vision.image_classifier.ImageClassifier", "init_args": {"net": net}},
+        "data": {"class_path": "a.B", "init_args": {"sizes": [1, 2]}},
+        "trainer": {"max_epochs": 3, "callbacks": [{"class_path": "x.Y"}]},
+    }
+    assert hyperparameters(tree) == {
+        "model": "ImageClassifier",
+        "model.net": "CNN",
+        "model.net.width": 8,
+        "data": "B",
+        "data.sizes": "[1, 2]",
+        "trainer.max_epochs": 3,
+    }

@@ -1,0 +1,50 @@
+"""Loggers beside TensorBoard, each by its overlay."""
+
+import csv
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src.engine.system.errors import InputError
+from tests.conftest import Run, wait_for
+
+Train = Callable[..., Run]
+SMALL = ("--model.net=MLP", "--model.net.hidden=8", "--config=configs/debug/one_batch.yaml")
+
+
+def test_csv_lies_in_the_run_folder_beside_tensorboards_file(train: Train) -> None:
+    run = train(*SMALL, "--config=configs/logger/csv.yaml")
+    with (run.folder / "csv" / "version_0" / "metrics.csv").open() as file:
+        logged = [row["test/acc"] for row in csv.DictReader(file) if row["test/acc"]]
+    assert [float(value) for value in logged] == [run.metrics["test/acc"]]
+    assert list(run.folder.glob("events.out.tfevents.*"))
+    assert "save_dir: .\n" in (run.folder / "config.yaml").read_text()
+
+
+def test_mlflow_keeps_its_runs_in_a_file(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    run = train(*SMALL, "--config=configs/logger/mlflow.yaml")
+    with sqlite3.connect(tmp_path / "logs" / "mlflow.db") as file:
+        ((value,),) = file.execute("select value from latest_metrics where key = 'test/acc'").fetchall()
+        ((lr,),) = file.execute("select value from params where key like '%hidden'").fetchall()
+    assert value == pytest.approx(run.metrics["test/acc"])
+    assert lr == "8"
+
+
+def test_weights_and_biases_works_without_a_network(train: Train) -> None:
+    wandb = pytest.importorskip("wandb")
+    run = train(*SMALL, "--config=configs/logger/wandb.yaml")
+    wandb.finish()
+    (kept,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+    # Another process writes, which `finish` can be a moment before.
+    assert "test/acc" in wait_for("test/acc", kept, 60)
+
+
+def test_a_logger_that_cannot_be_had_leaves_no_run_folder(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--trainer\.logger cannot be used"):
+        train(*SMALL, "--config=configs/logger/mlflow.yaml", "--trainer.logger.tracking_uri=nosql://x")
+    assert not list((tmp_path / "logs").rglob("version_*"))

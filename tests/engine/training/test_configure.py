@@ -1,0 +1,135 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+
+from src.engine.cli.cli import StarterCLI
+from src.engine.system.errors import InputError
+from src.engine.training.optim.configure import configure_optimizers
+from src.engine.training.optim.schedulers import CosineAnnealingLR, OneCycleLR
+from src.vision.image_classifier import ImageClassifier
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+SHORT = ("fit", "--max_epochs=2", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("SGD", {"momentum": "0.9"}),
+        ("Adam", {"betas": "[0.8,0.9]"}),
+        ("AdamW", {"weight_decay": "0.3"}),
+        ("RMSprop", {"alpha": "0.5"}),
+        ("NAdam", {"momentum_decay": "0.01"}),
+        ("torch.optim.Adagrad", {"lr_decay": "0.1"}),
+    ],
+)
+def test_any_optimizer_of_torch_trains_with_its_own_arguments(
+    train: Train, name: str, arguments: dict[str, str]
+) -> None:
+    options = [f"--optimizer.{key}={value}" for key, value in arguments.items()]
+    options += [f"--optimizer={name}", "--optimizer.lr=1e-3"]
+    run = train(*SHORT, "--model.net=MLP", *options)
+    (optimizer,) = run.cli.trainer.optimizers
+    assert type(optimizer).__name__ == name.rpartition(".")[2]
+    group = optimizer.param_groups[0]
+    assert group["initial_lr"] == pytest.approx(1e-3 / 25)  # where the recipe's one-cycle schedule begins
+    for key, value in arguments.items():
+        assert str(group[key]).replace(" ", "").replace("(", "[").replace(")", "]") == value
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "length"),
+    [
+        ("OneCycleLR", (), 8),
+        ("OneCycleLR", ("--trainer.accumulate_grad_batches=2",), 4),
+        ("OneCycleLR", ("--lr_scheduler.total_steps=50",), 50),
+        ("CosineAnnealingLR", (), 8),
+        ("CosineAnnealingLR", ("--lr_scheduler.T_max=3",), 3),
+        ("CosineAnnealingLR", ("--lr_scheduler_interval=epoch",), 2),
+    ],
+)
+def test_a_schedule_learns_the_length_of_the_run(
+    train: Train, name: str, arguments: tuple[str, ...], length: int
+) -> None:
+    run = train(*SHORT, "--model.net=MLP", f"--lr_scheduler={name}", *arguments)
+    schedule = run.cli.trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(schedule, OneCycleLR | CosineAnnealingLR)
+    assert (schedule.T_max if isinstance(schedule, CosineAnnealingLR) else schedule.total_steps) == length
+
+
+@pytest.mark.parametrize(("interval", "moves"), [("step", 8), ("epoch", 2)])
+def test_schedules_move_by_step_unless_told_otherwise(train: Train, interval: str, moves: int) -> None:
+    schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=1", "--lr_scheduler.gamma=0.5")
+    options = () if interval == "step" else ("--lr_scheduler_interval=epoch",)
+    run = train(*SHORT, "--model.net=MLP", "--optimizer.lr=1.0", *schedule, *options)
+    assert run.cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5**moves)
+
+
+def test_reduce_on_plateau_watches_a_metric_by_epoch(train: Train) -> None:
+    run = train(*SHORT, "--model.net=MLP", "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss")
+    config = run.cli.trainer.lr_scheduler_configs[0]
+    assert isinstance(config.scheduler, ReduceLROnPlateau)
+    assert (config.monitor, config.interval) == ("val/loss", "epoch")
+
+
+def test_parameters_made_after_parsing_are_trained(parse: Callable[..., StarterCLI]) -> None:
+    cli = parse("--model.net=MLP", "--lr_scheduler=null")
+    late = torch.nn.Parameter(torch.zeros(3))
+    cli.model.net.late = late
+    cli.model.trainer = cli.trainer
+    optimizer = cli.model.configure_optimizers()["optimizer"]
+    assert any(late is parameter for parameter in optimizer.param_groups[0]["params"])
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [
+        ((), True),
+        (("--optimizer.fused=false",), False),
+        (("--optimizer.foreach=true",), None),
+        # Lightning clips no fused optimizer in mixed precision, which not every machine chooses.
+        (("--trainer.gradient_clip_val=1", "--precision=bf16-mixed"), None),
+        (("--trainer.gradient_clip_val=1", "--precision=32-true"), True),
+        (("--optimizer=Adagrad",), True),
+    ],
+)
+def test_an_optimizer_is_fused_where_it_can_be(train: Train, options: tuple[str, ...], fused: bool | None) -> None:
+    run = train(*SHORT, "--model.net=MLP", *options)
+    assert run.cli.trainer.optimizers[0].param_groups[0]["fused"] is fused
+
+
+def test_a_schedule_over_a_run_without_end_is_an_error(parse: Callable[..., StarterCLI]) -> None:
+    cli = parse("--model.net=MLP", "--max_epochs=-1")
+    cli.trainer.strategy._lightning_module = cli.model
+    cli.model.trainer = cli.trainer
+    spec = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}
+    schedule = {"class_path": "src.engine.training.optim.schedulers.CosineAnnealingLR", "init_args": {"T_max": None}}
+    with pytest.raises(InputError, match=r"give --max_epochs or --trainer\.max_steps"):
+        configure_optimizers(cli.model, spec, schedule, "epoch")
+
+
+def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    clipped = []
+
+    def clip(self: ImageClassifier, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        self.clip_gradients(optimizer, 1.0, "norm")
+        clipped.append(optimizer)
+
+    monkeypatch.setattr(ImageClassifier, "configure_gradient_clipping", clip)
+    train(*SHORT, "--model.net=MLP", "--precision=bf16-mixed")
+    assert clipped[0].param_groups[0]["fused"] is None
+    train(*SHORT, "--model.net=MLP", "--precision=32-true")
+    assert clipped[-1].param_groups[0]["fused"] is True
+
+
+@pytest.mark.parametrize(("before", "now"), [("true", "false"), ("false", "true")])
+def test_a_run_that_goes_on_steps_as_it_is_told_and_not_as_the_checkpoint_did(
+    train: Train, before: str, now: str
+) -> None:
+    first = train(*SHORT, "--model.net=MLP", f"--optimizer.fused={before}")
+    path = first.folder / "checkpoints" / "last.ckpt"
+    run = train("fit", f"--ckpt_path={path}", "--max_epochs=3", f"--optimizer.fused={now}")
+    assert run.cli.trainer.optimizers[0].param_groups[0]["fused"] is (now == "true")

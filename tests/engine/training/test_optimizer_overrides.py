@@ -1,0 +1,70 @@
+from collections.abc import Callable
+
+import pytest
+
+from src.engine.system.errors import InputError
+from src.engine.training.optimizer_overrides import OptimizerOverrides
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+SHORT = ("fit", "--model.net=MLP", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")
+
+
+def last(run: Run) -> str:
+    return str(run.folder / "checkpoints" / "last.ckpt")
+
+
+def test_a_continued_run_keeps_the_checkpoints_own_optimizer_and_schedule(train: Train) -> None:
+    schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=1000", "--lr_scheduler.gamma=0.3")
+    first = train(*SHORT, "--max_epochs=1", "--optimizer=SGD", "--optimizer.lr=0.02", *schedule)
+    config = train(*SHORT, "--max_epochs=2", "--ckpt_path", last(first)).cli.config
+    assert (config.optimizer.class_path, config.optimizer.init_args.lr) == ("torch.optim.SGD", 0.02)
+    assert config.lr_scheduler.init_args.gamma == 0.3
+
+
+def test_arguments_given_again_are_stronger_than_the_checkpoint(train: Train) -> None:
+    schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=4", "--lr_scheduler.gamma=0.1")
+    first = train(*SHORT, "--max_epochs=1", "--optimizer=SGD", "--optimizer.lr=1.0", *schedule)
+    changed = ("--optimizer.lr=0.5", "--optimizer.weight_decay=0.25", "--lr_scheduler.gamma=0.5")
+    second = train(*SHORT, "--max_epochs=2", "--ckpt_path", last(first), *changed)
+    group = second.cli.trainer.optimizers[0].param_groups[0]
+    assert second.cli.trainer.global_step == 6
+    assert group["weight_decay"] == 0.25
+    assert group["lr"] == pytest.approx(0.5 * 0.5)  # one step of the schedule after the fourth batch
+
+
+def test_a_group_with_a_value_of_its_own_keeps_it() -> None:
+    spec = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "weight_decay": 0.01, "betas": [0.9, 0.99]}}
+    now = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1, "weight_decay": 0.5, "betas": [0.8, 0.99]}}
+    groups = [{"weight_decay": 0.01, "betas": (0.9, 0.99)}, {"weight_decay": 0.0, "betas": (0.9, 0.99)}]
+    checkpoint = {"optimizer_states": [{"param_groups": groups}], "lr_schedulers": []}
+    OptimizerOverrides({"optimizer": spec}, {"optimizer": now}).on_load_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
+    assert [group["betas"] for group in groups] == [[0.8, 0.99]] * 2
+
+
+def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> None:
+    first = train(*SHORT, "--max_epochs=1", "--lr_scheduler.total_steps=9")
+    path = last(first)
+    rates = []
+    for options in ((), ("--optimizer.lr=0.8",)):
+        run = train(*SHORT, "--max_epochs=2", "--lr_scheduler.total_steps=9", "--ckpt_path", path, *options)
+        rates.append(run.cli.trainer.optimizers[0].param_groups[0]["lr"])
+    assert rates[1] == pytest.approx(100 * rates[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--optimizer=SGD",), "--optimizer SGD does not fit the state in the checkpoint, which is of AdamW"),
+        (("--lr_scheduler=CosineAnnealingLR",), "--lr_scheduler CosineAnnealingLR does not fit the state"),
+        (("--lr_scheduler.div_factor=5",), "--lr_scheduler.div_factor cannot be changed in a run that goes on"),
+    ],
+)
+def test_what_does_not_fit_the_state_is_an_error_when_continuing(
+    train: Train, words: tuple[str, ...], message: str
+) -> None:
+    first = train(*SHORT, "--max_epochs=1")
+    with pytest.raises(InputError, match=message):
+        train(*SHORT, "--max_epochs=2", "--ckpt_path", last(first), *words)
+    assert train("test", "--data.source=sample", "--ckpt_path", last(first), *words).metrics["test/loss"] > 0

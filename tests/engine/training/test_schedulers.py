@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from src.engine.training.optim.schedulers import CosineAnnealingLR, OneCycleLR
+
+
+def optimizer(*lrs: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in lrs], momentum=0.9)
+
+
+def test_one_cycle_peaks_at_the_learning_rate_of_each_group() -> None:
+    groups = optimizer(0.1, 0.01)
+    schedule = OneCycleLR(groups, total_steps=10)
+    seen = []
+    for _ in range(9):
+        seen.append(tuple(group["lr"] for group in groups.param_groups))
+        groups.step()
+        schedule.step()
+    assert max(first for first, _ in seen) == pytest.approx(0.1)
+    assert max(second for _, second in seen) == pytest.approx(0.01)
+    assert groups.param_groups[0]["lr"] == pytest.approx(0.1 / 25 / 1e4)
+
+
+def test_cosine_falls_to_eta_min_after_t_max() -> None:
+    groups = optimizer(0.1)
+    schedule = CosineAnnealingLR(groups, T_max=5, eta_min=0.02)
+    for _ in range(5):
+        groups.step()
+        schedule.step()
+    assert groups.param_groups[0]["lr"] == pytest.approx(0.02)
+
+
+def test_cosine_outside_of_a_run_needs_its_length() -> None:
+    with pytest.raises(ValueError, match="needs T_max"):
+        CosineAnnealingLR(optimizer(0.1))
+
+
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 49, 50, 51, 100])
+def test_a_cycle_of_any_length_ends(total_steps: int) -> None:
+    groups = optimizer(0.1)
+    schedule = OneCycleLR(groups, total_steps=total_steps, pct_start=0.02)
+    for _ in range(total_steps - 1):
+        groups.step()
+        schedule.step()
+    assert 0 <= groups.param_groups[0]["lr"] < 0.1

@@ -1,0 +1,19 @@
+"""What the tests of images and texts share."""
+
+import csv
+from pathlib import Path
+
+from PIL import Image
+
+
+def own_pairs(folder: Path) -> Path:
+    """Pictures of one colour with a table of captions, which is given."""
+    folder.mkdir()
+    rows = []
+    for number in range(60):
+        colour = ("red", "green", "blue")[number % 3]
+        Image.new("RGB", (30 + number, 40), colour).save(folder / f"{number}.png")
+        rows.append((f"{number}.png", f"a {colour} picture of size {number}"))
+    with (folder / "captions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *rows])
+    return folder / "captions.csv"

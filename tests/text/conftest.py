@@ -1,0 +1,38 @@
+"""Fixtures of the tests of texts."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import fit, once
+
+
+@pytest.fixture(scope="session")
+def sentiments(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint that tells good from bad, in words of a small table."""
+
+    def make(folder: Path) -> str:
+        table = folder / "own.csv"
+        rows = [
+            f"{'a fine and good' if i % 2 else 'an awful and bad'} film number {i},{'good' if i % 2 else 'bad'}"
+            for i in range(300)
+        ]
+        table.write_text("text,label\n" + "\n".join(rows) + "\n")
+        small = ("--model.net.d_model=16", "--model.net.num_heads=2", "--data.batch_size=32", "--max_epochs=5")
+        return fit(folder, "--config=configs/text/sentiment_transformer.yaml", *small, f"--data.path={table}")
+
+    return once(tmp_path_factory, "sentiments", make)
+
+
+@pytest.fixture(scope="session")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A checkpoint of a small language model of bytes."""
+
+    def make(folder: Path) -> str:
+        (folder / "own.txt").write_text("To be, or not to be: that is the question. " * 40)
+        words = (f"--data.path={folder / 'own.txt'}", f"--data.cache_dir={folder / 'cache'}", "--data.block_size=32")
+        small = ("--model.net.d_model=16", "--model.net.num_heads=2", "--model.net.num_layers=1")
+        steps = ("--trainer.max_steps=20", "--trainer.val_check_interval=20")
+        return fit(folder, "--config=configs/text/shakespeare_gpt.yaml", *small, *steps, *words)
+
+    return once(tmp_path_factory, "writer", make)

@@ -1,0 +1,200 @@
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+
+from src import ROOT, hub
+from src.engine.system.errors import InputError
+from src.engine.training.optim.groups import decay_groups
+from src.text.language_model import LanguageModel
+from src.text.pretrained import PretrainedClassifier, PretrainedLM
+from src.text.text_classifier import TextClassifier
+from src.text.tokenizer import pretrained_tokenizer, restore_tokenizer
+from tests.conftest import WORDS, tiny_pretrained
+
+KINDS = ("bert", "roberta", "gpt2")
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for kind in KINDS:
+        tiny_pretrained(kind, folder)
+    return folder
+
+
+def inputs(count: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(4, 12, (2, count), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(2, count, dtype=torch.bool)
+    mask[1, 4:] = False
+    return tokens, mask
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_never_changes_a_logit(models: Path, kind: str) -> None:
+    net = PretrainedClassifier(str(models / kind), num_classes=3).eval()
+    tokens, mask = inputs()
+    logits = net(tokens, mask)
+    assert logits.shape == (2, 3)
+    assert torch.allclose(net(tokens[1:, :4], mask[1:, :4])[0], logits[1], atol=1e-5)
+    other = torch.where(mask, tokens, 5)
+    assert torch.allclose(net(other, mask), logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"freeze_body": True}, {"lora_rank": 2}])
+def test_what_is_trained_is_what_was_asked_for(models: Path, kind: str, options: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    task = TextClassifier(PretrainedClassifier(str(models / kind), num_classes=3, **options), head_lr=0.1)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(task.parameter_groups(), lr=0.01)
+    assert any(group["lr"] == 0.1 for group in optimizer.param_groups)
+    before = {name: value.clone() for name, value in task.net.named_parameters()}
+    tokens, mask = inputs()
+    targets = torch.tensor([0, 2])
+    first, _ = task.step((tokens, mask, targets))
+    for _ in range(20):
+        loss, _ = task.step((tokens, mask, targets))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < first.item()
+    changed = {name for name, value in task.net.named_parameters() if not torch.equal(value, before[name])}
+    heads = ("classifier", "score")
+    assert any(part in name for name in changed for part in heads)
+    if options:
+        allowed = heads if "freeze_body" in options else (*heads, "lora_")
+        assert all(any(part in name for part in allowed) for name in changed)
+        assert "lora_rank" not in options or any("lora_" in name for name in changed)
+    else:
+        assert any("embeddings" in name or "wte" in name for name in changed)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"freeze_body": True}, {"lora_rank": 2}])
+def test_adversarial_training_moves_what_the_body_sees(models: Path, kind: str, options: dict[str, int]) -> None:
+    losses = []
+    for length in (0.0, 0.1):
+        torch.manual_seed(0)
+        net = PretrainedClassifier(str(models / kind), num_classes=3, dropout=0.0, **options)  # type: ignore[arg-type]
+        task = TextClassifier(net, adversarial=length)
+        losses.append(task.step((*inputs(), torch.tensor([0, 2])))[0])
+    assert losses[1] > losses[0] + 1e-5
+    losses[1].backward()
+    trained = [parameter for parameter in task.net.parameters() if parameter.requires_grad]
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in trained)
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_it_begins_in_training_mode(models: Path, options: dict[str, int]) -> None:
+    for net in (PretrainedClassifier(str(models / "bert"), **options), PretrainedLM(str(models / "gpt2"), **options)):  # type: ignore[arg-type]
+        assert all(module.training for module in net.modules())
+
+
+def test_a_frozen_body_keeps_its_dropout_still(models: Path) -> None:
+    net = PretrainedClassifier(str(models / "bert"), freeze_body=True)
+    assert not net.model.base_model.training
+    net.train()
+    assert not net.model.base_model.training
+    assert net.model.classifier.training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}])
+def test_a_network_is_rebuilt_without_its_folder(models: Path, kind: str, options: dict[str, int]) -> None:
+    net = PretrainedClassifier(str(models / kind), num_classes=3, **options).eval()  # type: ignore[arg-type]
+    again = PretrainedClassifier("gone", num_classes=3, **options, **net.rebuild).eval()  # type: ignore[arg-type]
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(*inputs()), net(*inputs()))
+
+
+def test_a_head_of_another_size_is_replaced(models: Path, tmp_path: Path) -> None:
+    PretrainedClassifier(str(models / "bert"), num_classes=5).model.save_pretrained(tmp_path / "five")
+    assert PretrainedClassifier(str(tmp_path / "five"), num_classes=3)(*inputs()).shape == (2, 3)
+
+
+def test_a_task_built_in_python_says_how_it_is_rebuilt(models: Path) -> None:
+    net = PretrainedClassifier(str(models / "bert"), num_classes=3)
+    arguments = TextClassifier(net).hparams["net"]["init_args"]
+    assert arguments["config"] == net.rebuild["config"]
+    assert arguments["num_classes"] == 3
+
+
+def test_dropout_may_be_set(models: Path) -> None:
+    net = PretrainedClassifier(str(models / "bert"), dropout=0.0).train()
+    assert torch.equal(net(*inputs()), net(*inputs()))
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"freeze_body": True}])
+def test_a_pretrained_language_model_generates_with_its_cache(models: Path, options: dict[str, int]) -> None:
+    task = LanguageModel(PretrainedLM(str(models / "gpt2"), **options))  # type: ignore[arg-type]
+    prompt = torch.tensor([1, 2, 3])
+    cached = list(task.generate(prompt, 60, temperature=0))
+    assert cached == list(task.generate(prompt, 60, temperature=0, use_cache=False))
+    assert any(p.requires_grad for p in task.net.parameters())
+    assert decay_groups(task.net)
+
+
+def test_its_own_tokenizer_comes_with_it(models: Path) -> None:
+    bert = restore_tokenizer(pretrained_tokenizer(str(models / "bert")))
+    (ids,) = bert.encode_batch(["the cat"], 8)
+    assert (ids[0], ids[-1], len(ids)) == (2, 3, 4)  # [CLS] and [SEP]
+    gpt2 = restore_tokenizer(pretrained_tokenizer(str(models / "gpt2")))
+    assert gpt2.decode(gpt2.encode(WORDS).tolist()) == WORDS
+
+
+def test_too_long_a_text_says_what_fits(models: Path) -> None:
+    tokens, mask = torch.full((1, 41), 5), torch.ones(1, 41, dtype=torch.bool)
+    with pytest.raises(InputError, match=r"41 tokens do not fit .*takes 40: give --data.max_length 40"):
+        PretrainedClassifier(str(models / "bert"))(tokens, mask)
+    PretrainedClassifier(str(models / "roberta"))(tokens[:, :39], mask[:, :39])
+    with pytest.raises(InputError, match="takes 39"):
+        PretrainedClassifier(str(models / "roberta"))(tokens, mask)
+    with pytest.raises(InputError, match=r"takes 40: give --data.block_size 40"):
+        PretrainedLM(str(models / "gpt2"))(tokens)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no/such-model is no folder, and could not be had from the Hugging Face hub"):
+        PretrainedClassifier("no/such-model")
+    with pytest.raises(InputError, match=f"the folder {tmp_path} holds no model that fits"):
+        PretrainedClassifier(str(tmp_path))
+    with pytest.raises(InputError, match="freeze_body and lora_rank"):
+        PretrainedClassifier(str(models / "bert"), freeze_body=True, lora_rank=2)
+    with pytest.raises(InputError, match="lora_rank -1"):
+        PretrainedClassifier(str(models / "bert"), lora_rank=-1)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda n: None if n == "transformers" else find_spec(n))
+    with pytest.raises(
+        InputError, match=r"need the package transformers: install it with pip install -e '\.\[pretrained\]'"
+    ):
+        PretrainedClassifier(str(models / "bert"))
+
+
+@pytest.mark.slow
+def test_transformers_is_imported_only_where_it_is_used() -> None:
+    # torchmetrics looks into transformers by itself, where that is installed.
+    code = "import lightning.pytorch.cli, sys; before = set(sys.modules);"
+    code += "import src.engine.cli.cli, src.text.text_classifier, src.text.labelled_text, src.text.corpus;"
+    code += "new = set(sys.modules) - before;"
+    code += "assert not {'transformers', 'peft', 'tokenizers', 'pyarrow', 'babel'} & new, new"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_package_carries_a_real_model(models: Path) -> None:
+    net = PretrainedClassifier(MINILM).eval()
+    assert sum(p.numel() for p in net.parameters()) > 22e6
+    tokenizer = restore_tokenizer(pretrained_tokenizer(MINILM))
+    assert tokenizer.decode(tokenizer.encode("A gripping film").tolist()) == "a gripping film"
+    # Its weights are the trained ones: related words lie closer than others.
+    table = net.model.bert.embeddings.word_embeddings.weight
+    good, great, seven = (table[tokenizer.encode(word)[0]] for word in ("good", "great", "seven"))
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(good, great, dim=0) > 2 * cosine(good, seven, dim=0).abs()
+    assert isinstance(TextClassifier(net), LightningModule)

@@ -1,0 +1,44 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from src.engine.system.errors import InputError
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+TINY = ("--model.net.d_model=16", "--model.net.num_heads=2", "--model.net.num_layers=1", "--data.block_size=16")
+SHORT = (
+    "--config=configs/text/shakespeare_gpt.yaml",
+    "fit",
+    *TINY,
+    "--trainer.max_steps=4",
+    "--trainer.val_check_interval=2",
+)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> tuple[str, ...]:
+    (tmp_path / "own.txt").write_text("To be, or not to be. " * 60)
+    return f"--data.path={tmp_path / 'own.txt'}", f"--data.cache_dir={tmp_path / 'cache'}"
+
+
+def test_a_sample_follows_each_validation_and_changes_nothing(train: Train, own: tuple[str, ...]) -> None:
+    run = train(*SHORT, *own, sample=False)
+    events = EventAccumulator(str(run.folder)).Reload()
+    samples = events.Tensors("sample/text_summary")
+    assert [event.step for event in samples] == [2, 4]
+    assert len(samples[0].tensor_proto.string_val[0]) > 100
+    without = train(*SHORT, *own, "--trainer.callbacks=null", sample=False)
+    assert all((value == without.weights[name]).all() for name, value in run.weights.items())
+
+
+def test_it_is_refused_where_there_is_no_text(train: Train) -> None:
+    with pytest.raises(InputError, match="TextSamples needs a task that generates"):
+        train("--trainer.callbacks+=TextSamples", "--fast_dev_run", "--model.net=MLP")
+
+
+def test_a_prompt_is_needed(train: Train, own: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="TextSamples needs a prompt"):
+        train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.prompt=", sample=False)

@@ -1,0 +1,76 @@
+import random
+import sys
+
+import pytest
+
+from src.text.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer, restore_tokenizer, train_bpe, train_words
+from tests.conftest import WORDS
+
+ALL = "".join(chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
+
+
+@pytest.fixture(params=["bytes", "bpe"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    return ByteTokenizer() if request.param == "bytes" else train_bpe([WORDS] * 20, 300)
+
+
+def test_all_of_unicode_comes_back_unchanged(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode(ALL)
+    assert ids.max() < tokenizer.vocab_size
+    assert tokenizer.decode(ids.tolist()) == ALL
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\r\n\t  \n", " leading and trailing ", "e\u0301 é \U0001f468\u200d\U0001f469", "\0"]
+)
+def test_awkward_texts_come_back_unchanged(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text).tolist()) == text
+
+
+def test_a_stream_gives_the_same_text_and_no_half_characters(tokenizer: Tokenizer) -> None:
+    text = "naïve 日本語 \U0001f600 the cat"
+    pieces = list(tokenizer.stream(tokenizer.encode(text).tolist()))
+    assert "".join(pieces) == text
+    assert "\ufffd" not in "".join(pieces)
+    assert len(pieces) > 5
+
+
+def test_a_stream_that_ends_within_a_character_says_so() -> None:
+    assert "".join(ByteTokenizer().stream([0x41, 0xE2, 0x82])) == "A\ufffd"
+
+
+def test_a_state_restores_the_tokenizer(tokenizer: Tokenizer) -> None:
+    again = restore_tokenizer(tokenizer.state)
+    assert type(again) is type(tokenizer)
+    assert again.vocab_size == tokenizer.vocab_size
+    assert again.encode(WORDS).tolist() == tokenizer.encode(WORDS).tolist()
+
+
+def test_byte_pairs_shorten_the_text_they_were_trained_on() -> None:
+    trained = train_bpe([WORDS] * 20, 300)
+    assert len(trained.encode(WORDS)) < len(WORDS) / 2
+    assert 256 < trained.vocab_size <= 300
+
+
+def test_words_are_lower_case_and_rare_ones_unknown() -> None:
+    words = train_words(["The cat, the dog.", "A cat!"], 300)
+    assert words.decode(words.encode("THE cat dog").tolist()).split() == ["the", "cat", "[UNK]"]
+
+
+def test_texts_are_cut_to_a_length_with_their_special_tokens() -> None:
+    assert [ids.tolist() for ids in ByteTokenizer().encode_batch(["abcdef", "ab"], 4)] == [[97, 98, 99, 100], [97, 98]]
+    tokenizer = train_bpe([WORDS], 300)
+    assert isinstance(tokenizer, SubwordTokenizer)
+    assert [len(ids) for ids in tokenizer.encode_batch([WORDS, "the"], 5)] == [5, 1]
+    assert len(tokenizer.encode(WORDS)) > 5  # and no longer
+
+
+def test_a_stream_of_any_numbers_is_what_decoding_gives(tokenizer: Tokenizer) -> None:
+    generator = random.Random(0)
+    for _ in range(200):
+        ids = [generator.randrange(tokenizer.vocab_size) for _ in range(12)]
+        assert "".join(tokenizer.stream(ids)) == tokenizer.decode(ids)
+
+
+def test_numbers_beyond_the_bytes_are_left_out() -> None:
+    assert ByteTokenizer().decode([65, 300, 66]) == "AB"

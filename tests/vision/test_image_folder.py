@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from src.engine.system.errors import InputError
+from src.vision.image_folder import ImageFolderDataModule
+from tests.conftest import picture, pictures
+
+
+def ready(**arguments: object) -> ImageFolderDataModule:
+    data = ImageFolderDataModule(**arguments)  # type: ignore[arg-type]
+    data.setup("fit")
+    return data
+
+
+def test_folders_are_classes_and_the_split_is_stratified(tmp_path: Path) -> None:
+    data = ready(path=pictures(tmp_path), val_share=0.2, test_share=0.2, batch_size=4, image_size=16)
+    assert data.labels == ["green", "red"]
+    assert data.network_arguments() == {"num_classes": 2, "in_channels": 3, "image_size": 16}
+    parts = (data.train_set, data.val_set, data.test_set)
+    assert [sorted(part.targets) for part in parts] == [[0] * 6 + [1] * 6, [0] * 2 + [1] * 2, [0] * 2 + [1] * 2]
+    assert len({file for part in parts for file in part.files}) == 20
+    assert [part.files for part in (ready(path=str(tmp_path), val_share=0.2, test_share=0.2).test_set,)] == [
+        data.test_set.files
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_of_any_size_and_mode_become_one_batch(tmp_path: Path, workers: int) -> None:
+    data = ready(path=pictures(tmp_path), image_size=16, batch_size=20, num_workers=workers)
+    images, targets = next(iter(data.train_dataloader()))
+    assert images.shape == (16, 3, 16, 16)
+    assert images.dtype == torch.float32
+    assert targets.dtype == torch.int64
+    red = images[targets == 1].mean(dim=(0, 2, 3))
+    assert red[0].item() == pytest.approx((1 - 0.485) / 0.229, abs=0.05)
+    assert red[1].item() == pytest.approx(-0.456 / 0.224, abs=0.05)
+
+
+def test_only_training_pictures_are_cropped_and_mirrored(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(5):
+            path = tmp_path / name / f"{number}.png"
+            picture(path, 0, "L")
+            with Image.open(path) as image:
+                changed = Image.linear_gradient("L").resize(image.size)
+            changed.save(path)
+    data = ready(path=str(tmp_path), image_size=16, crop=0.3)
+    torch.manual_seed(0)
+    assert not torch.equal(data.train_set[0][0], data.train_set[0][0])
+    assert torch.equal(data.val_set[0][0], data.val_set[0][0])
+    still = ready(path=str(tmp_path), image_size=16, crop=1.0, flip=False)
+    assert torch.equal(still.train_set[0][0], still.train_set[0][0])
+
+
+def test_a_table_of_paths_and_labels_works_too(tmp_path: Path) -> None:
+    pictures(tmp_path / "all")
+    rows = [f"all/{file.parent.name}/{file.name},{file.parent.name}" for file in (tmp_path / "all").rglob("*.png")]
+    (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
+    assert ready(path=str(tmp_path / "table.csv")).labels == ["green", "red"]
+    (tmp_path / "table.csv").write_text("file,label\n" + "\n".join(rows) + "\n")
+    with pytest.raises(InputError, match=r"give --data.path_column"):
+        ready(path=str(tmp_path / "table.csv"))
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "red" / "text.png").write_text("not a picture")
+    (tmp_path / "green" / "empty.jpg").touch()
+    with pytest.raises(
+        InputError, match=r"2 of 22 images cannot be used: .*green/empty.jpg.*red/text.png \(not an image"
+    ):
+        ready(path=str(tmp_path))
+    rows = "path,label\nred/0.png,red\ngone.png,green\n"
+    (tmp_path / "table.csv").write_text(rows)
+    with pytest.raises(InputError, match=r"gone.png \(no such file\)"):
+        ready(path=str(tmp_path / "table.csv"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_cut_short_is_named_when_it_is_decoded(tmp_path: Path, workers: int) -> None:
+    for name in ("a", "b"):
+        for number in range(3):
+            path = picture(tmp_path / name / f"{number}.jpg", 0, "L", (200, 200))
+            Image.effect_noise((200, 200), 90).save(path)
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    data = ready(path=str(tmp_path), num_workers=workers)
+    with pytest.raises(InputError, match=r"\.jpg cannot be read \(.*truncated.*take it away or mend it"):
+        next(iter(data.train_dataloader()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "no images given: give --data.path"),
+        ({"path": "missing"}, "missing: no such folder or table"),
+        ({"path": "missing", "image_size": 2}, "image_size 2 is too small"),
+        ({"path": "missing", "crop": 0.0}, "crop 0.0 is out of range"),
+        ({"path": "missing", "num_workers": -1}, "num_workers -1 is out of range"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ready(**arguments)
+
+
+def test_too_few_classes_or_images_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="there are no images in its folders"):
+        ready(path=str(tmp_path))
+    picture(tmp_path / "a" / "1.png", 0, "L")
+    with pytest.raises(InputError, match="one class only, a"):
+        ready(path=str(tmp_path))
+    picture(tmp_path / "b" / "1.png", 0, "L")
+    with pytest.raises(InputError, match="too few for a val part"):
+        ready(path=str(tmp_path))
+
+
+def test_a_checkpoints_labels_stay(tmp_path: Path) -> None:
+    data = ImageFolderDataModule(pictures(tmp_path))
+    data.load_state_dict({"labels": ["blue", "green", "red"]})
+    data.setup("test")
+    assert (data.num_classes, set(data.train_set.targets)) == (3, {1, 2})
+    other = ImageFolderDataModule(str(tmp_path))
+    other.load_state_dict({"labels": ["blue", "green"]})
+    with pytest.raises(InputError, match=r"class red .* is none that was trained on: blue, green"):
+        other.setup("test")
+
+
+def test_grey_of_16_bits_is_not_cut_at_white(tmp_path: Path) -> None:
+    for name, value in (("dark", 6553), ("light", 58981)):
+        for number in range(3):
+            picture(tmp_path / name / f"{number}.png", value, "I;16")
+    data = ready(path=str(tmp_path), image_size=8)
+    found = {data.val_set[index][1].item(): data.val_set[index][0][0].mean().item() for index in range(2)}
+    assert found[0] == pytest.approx((0.1 - 0.485) / 0.229, abs=0.05)
+    assert found[1] == pytest.approx((0.9 - 0.485) / 0.229, abs=0.05)
+
+
+def test_folders_of_parts_are_not_taken_for_classes(tmp_path: Path) -> None:
+    pictures(tmp_path / "train")
+    pictures(tmp_path / "val")
+    with pytest.raises(InputError, match="its folders train, val are parts, not classes"):
+        ready(path=str(tmp_path))
+
+
+def test_a_last_batch_of_one_is_left_out_of_training_only(tmp_path: Path) -> None:
+    data = ready(path=pictures(tmp_path), image_size=8, batch_size=5)  # 16 train, 2 val
+    assert [len(targets) for _, targets in data.train_dataloader()] == [5, 5, 5]
+    data.batch_size = 1
+    assert [len(targets) for _, targets in data.val_dataloader()] == [1, 1]
