@@ -27,6 +27,7 @@ from tensorboard.summary.writer import event_file_writer
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from src.engine.cli.config import STAGES
+from src.engine.cli.program import run as run_program
 from tests import forked, toy
 
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--accelerator=cpu")
@@ -183,6 +184,31 @@ def program(*args: str, cwd: Path = ROOT, module: str = "src.train", **env: str)
     command = [sys.executable, "-m", module, *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The error of a command that was refused: one line, the last one, and no traceback."""
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.stderr.rstrip().endswith(line)
+    return line.removeprefix("error: ")
+
+
+@pytest.fixture
+def error_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: tuple[str, ...]
+) -> Callable[..., str]:
+    """Run `src.train`, in this process, with words that it must refuse; gives the one line that it says."""
+
+    def run(*words: str) -> str:
+        root = () if "--trainer.default_root_dir" in words else (f"--trainer.default_root_dir={tmp_path / 'logs'}",)
+        monkeypatch.setattr(sys, "argv", ["train", *recipe, *words, *root])
+        with pytest.raises(SystemExit) as stop:
+            run_program(time.perf_counter())
+        return one_line(subprocess.CompletedProcess(sys.argv, stop.value.code, "", capsys.readouterr().err))  # type: ignore[arg-type]
+
+    return run
 
 
 @pytest.fixture

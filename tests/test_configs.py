@@ -8,54 +8,50 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src import ROOT
-from src.engine.cli.config import import_class, is_recipe, load_config
+from src.engine.cli.config import import_class, load_config
+from tests import toy
 from tests.conftest import QUIET, Run, pictures, program
+from tests.recipes import CONFIGS, FOUND, RECIPES
 
-# Searches are run in test_tune.py.
-FOUND = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
-CONFIGS = [path for path in FOUND if not path.startswith("configs/tune/")]
-
-
-RECIPES = [config for config in CONFIGS if is_recipe(load_config(config)[1])]
-Start = Callable[..., Run]
+Train = Callable[..., Run]
+# Searches are run in tests/vision.
+OVERLAYS = [path for path in CONFIGS if path not in RECIPES]
+STRATEGIES = [path for path in OVERLAYS if path.startswith("configs/strategy/")]
 
 
-@pytest.fixture
-def start(train: Start, tmp_path: Path) -> Start:
-    """Run a configuration with what must be given with its data."""
-    pictures(tmp_path / "pictures")
-    own_data = {"ImageFolderDataModule": f"--data.path={tmp_path / 'pictures'}"}
-
-    def run(config: str, *words: str) -> Run:
-        data = load_config(config)[1].get("data", {}).get("class_path", "MNISTDataModule").rpartition(".")[2]
-        given = [own_data[data]] if data in own_data else []
-        return train(*words, "--config", config, "--fast_dev_run", *given, sample=data == "MNISTDataModule")
-
-    return run
-
-
-@pytest.mark.parametrize("config", CONFIGS)
-def test_every_config_runs(start: Start, config: str) -> None:
-    if config.startswith("configs/strategy/"):  # these make a process group, which a process has once
-        done = program("--config", config, "--fast_dev_run", "--data.source=sample", *QUIET)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "test/acc" in done.stdout
-        return
-    run = start(config)
+@pytest.mark.parametrize("config", RECIPES)
+def test_every_recipe_trains_tests_and_predicts(train: Train, tmp_path: Path, config: str) -> None:
+    # What must be given with a recipe's data.
+    given = {
+        "ImageFolderDataModule": lambda: f"--data.path={pictures(tmp_path / 'pictures')}",
+        "MNISTDataModule": lambda: "--data.source=sample",
+    }
+    path = load_config(config)[1]["data"]["class_path"]
+    name = path.rpartition(".")[2]
+    words = ("--config", config, "--fast_dev_run", *([given[name]()] if name in given else []))
+    run = train(*words)
     assert run.cli.trainer.state.finished
-    assert any(name.startswith("test/") for name in run.cli.trainer.callback_metrics)
-    if is_recipe(load_config(config)[1]):
-        assert run.cli.config.name == Path(config).stem
+    assert any(metric.startswith("test/") for metric in run.cli.trainer.callback_metrics)
+    assert run.cli.config.name == Path(config).stem
+    # One that compares images with texts must be told these.
+    if is_overridden("predict_dataloader", import_class(path), LightningDataModule) and name != "CaptionDataModule":
+        assert train("predict", *words).cli.trainer.state.finished
 
 
-@pytest.mark.parametrize("config", [config for config in RECIPES if "clip" not in config])  # which must be told classes
-def test_every_recipe_predicts(start: Start, config: str) -> None:
-    data = import_class(load_config(config)[1]["data"]["class_path"])
-    if not is_overridden("predict_dataloader", data, LightningDataModule):
-        pytest.skip(f"{data.__name__} has nothing to predict")
-    assert start(config, "predict").cli.trainer.state.finished
+@pytest.mark.parametrize("config", [path for path in OVERLAYS if path not in STRATEGIES])
+def test_every_overlay_goes_with_a_recipe(train: Train, config: str) -> None:
+    run = train("--config", toy.RECIPE, "--config", config, "--fast_dev_run")
+    assert run.cli.trainer.state.finished
+    assert "test/acc" in run.cli.trainer.callback_metrics
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", STRATEGIES)
+def test_every_strategy_goes_with_a_recipe(config: str) -> None:  # in a process: it makes a process group, once
+    done = program("--config", toy.RECIPE, "--config", config, "--fast_dev_run", *QUIET)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "test/acc" in done.stdout
+
+
+@pytest.mark.parametrize("config", FOUND)
 def test_every_config_says_first_what_it_is(config: str) -> None:
     assert (ROOT / config).read_text().startswith("# "), "begin the file with a comment that says what it is"

@@ -1,10 +1,12 @@
-"""What a stranger meets when he clones: the lock file, the Makefile, the rooms."""
+"""What a newcomer finds when he clones: the lock file, the Makefile, short files."""
 
 import ast
 import re
 import shutil
 import subprocess
 import tomllib
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,9 @@ from src import ROOT
 
 MALICIOUS = {"2.6.2", "2.6.3"}  # of lightning and pytorch-lightning, advisory GHSA-w37p-236h-pfx3
 LOCK = (ROOT / "requirements.lock").read_text()
+# A package of src/engine may import those of a lower level only, and itself.
+LEVELS = {"system": 0, "tensorboard": 1, "data": 2, "runs": 2, "training": 3, "cli": 4, "deploy": 5, "search": 5}
+NOT_A_NETWORK = ("LightningModule", "Task", "Classifier", "DataModule", "Callback")
 
 
 def test_the_lock_file_names_no_malicious_release() -> None:
@@ -78,34 +83,124 @@ def test_make_installs_what_the_variables_ask_for(fresh: Path) -> None:
 
 def test_make_help_lists_the_commands(fresh: Path) -> None:
     listed = make(fresh, "help")
-    for command in ("train", "test", "lint", "tensorboard", "bench", "lock"):
+    for command in ("train", "test", "lint", "tensorboard", "bench", "figures", "lock"):
         assert re.search(rf"^  make {command} +\w", listed, re.MULTILINE), command
 
 
+@cache
+def imports() -> dict[str, set[str]]:
+    """What every module of `src` imports, at its top or within a function, as dotted names."""
+    trees = {dotted(path): ast.parse(path.read_text()) for path in (ROOT / "src").rglob("*.py")}
+    found: dict[str, set[str]] = {name: set() for name in trees}
+    for name, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{name}: write the whole name in place of a relative import"
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= {one if one in trees else str(node.module) for one in whole}
+    return found
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def place(module: str) -> tuple[str, str]:
+    """What a module of `src` belongs to: command, engine (and which package), tasks, or domain (and which)."""
+    _, first, *rest = module.split(".")
+    if first == "engine":
+        return "engine", rest[0] if rest else ""
+    if first == "tasks":
+        return "tasks", ""
+    return ("domain" if (ROOT / "src" / first).is_dir() else "command"), first
+
+
+def may_import(module: str, imported: str) -> bool:
+    """Whether an import goes with the arrows: commands and domains -> tasks -> engine."""
+    if imported == "src":  # the project's folder
+        return True
+    kind, name = place(module)
+    other, package = place(imported)
+    if kind == "engine" and other == "engine":
+        return package in ("", name) or LEVELS[package] < LEVELS[name]
+    if kind == "domain" and other == "domain":
+        return package == name or name == "multimodal"
+    allowed = {"command": {"engine"}, "engine": set(), "tasks": {"tasks", "engine"}, "domain": {"tasks", "engine"}}
+    return other in allowed[kind]
+
+
+def test_imports_go_with_the_arrows_only() -> None:
+    own = [(a, b) for a, names in imports().items() if a != "src" for b in names if b.split(".")[0] == "src"]
+    assert len(own) > 100
+    assert [f"{a} imports {b}" for a, b in own if not may_import(a, b)] == []
+
+
 @pytest.mark.parametrize(
-    ("room", "forbidden"),
-    [("data", {"src.models"}), ("models", {"src.data"}), ("callbacks", {"src.data", "src.models"})],
+    ("module", "imported", "allowed"),
+    [
+        ("src.engine.runs.runs", "src.engine.system.errors", True),
+        ("src.engine.runs.runs", "src.engine.data.loading", False),  # of the same level
+        ("src.engine.training.throughput", "src.engine.cli.config", False),
+        ("src.engine.deploy.formats", "src.tasks.task", False),
+        ("src.tasks.task", "src.engine.training.hyperparameters", True),
+        ("src.train", "src.tasks.task", False),
+        ("src.tasks.task", "src.train", False),
+    ],
 )
-def test_no_room_imports_against_the_arrows(room: str, forbidden: set[str]) -> None:
-    for path in (ROOT / "src" / room).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            for name in names:
-                assert not any(name == room or name.startswith(f"{room}.") for room in forbidden), (path, name)
+def test_an_import_against_the_arrows_is_seen(module: str, imported: str, allowed: bool) -> None:
+    assert may_import(module, imported) == allowed
 
 
-def test_networks_are_pure_pytorch() -> None:
-    for path in (ROOT / "src" / "models").glob("*.py"):
-        text = path.read_text()
-        if not re.search(r"LightningModule|import .*\bTask\b", text):
-            assert not re.search(r"^\s*(from|import) lightning", text, re.MULTILINE), path
+def test_a_domain_does_without_the_others_unless_it_joins_them() -> None:
+    domains = [path.parent.name for path in (ROOT / "src").glob("*/__init__.py")]
+    for name in set(domains) - {"engine", "tasks"}:
+        assert may_import(f"src.{name}.net", "src.tasks.task")
+        assert not may_import("src.engine.cli.config", f"src.{name}.net")
+        assert not may_import("src.tasks.task", f"src.{name}.net")
+        for other in set(domains) - {"engine", "tasks", name}:
+            assert may_import(f"src.{name}.net", f"src.{other}.net") == (name == "multimodal")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    try:
+        TopologicalSorter({name: names & imports().keys() for name, names in imports().items()}).prepare()
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+
+
+def networks() -> list[str]:
+    """The modules of the domains that define networks and nothing of Lightning."""
+    found = []
+    for name in imports():
+        if name == "src" or place(name)[0] != "domain":
+            continue
+        path = ROOT / Path(*name.split(".")).with_suffix(".py")
+        tree = ast.parse(path.read_text()) if path.is_file() else ast.Module([], [])
+        bases = [ast.unparse(base) for node in tree.body if isinstance(node, ast.ClassDef) for base in node.bases]
+        if "nn.Module" in bases and not any(base.endswith(NOT_A_NETWORK) for base in bases):
+            found.append(name)
+    return found
+
+
+def test_networks_need_neither_engine_nor_lightning() -> None:
+    for name in networks():
+        reached, left = set[str](), [name]
+        while left:
+            module = left.pop()
+            for imported in imports().get(module, set()) - reached:
+                assert imported.split(".")[0] != "lightning", f"{name} needs {module}, which imports {imported}"
+                assert not imported.startswith(("src.engine", "src.tasks")), f"{name} needs {module}: {imported}"
+                reached.add(imported)
+                left.append(imported)
+        assert "torch" in {imported.split(".")[0] for imported in reached}
 
 
 def test_no_file_is_longer_than_one_reads() -> None:
     kinds = (".py", ".md", ".yaml", ".toml", ".html", ".sbatch")
-    rooms = ("src", "tests", "benchmarks", "scripts", "configs", "docs", ".github")
-    files = [path for room in rooms for path in (ROOT / room).rglob("*")] + [*ROOT.glob("*")]
+    folders = ("src", "tests", "benchmarks", "scripts", "configs", "docs", ".github")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*")] + [*ROOT.glob("*")]
     files = [path for path in files if path.suffix in kinds]
     assert len(files) > 100
     long = {str(path.relative_to(ROOT)): count for path in files if (count := len(path.read_text().splitlines())) > 400}

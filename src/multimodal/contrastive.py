@@ -75,8 +75,8 @@ class ContrastiveModel(Task):
         features: Tensor = net.text_features(tokens.to(self.device), mask.to(self.device))
         return features
 
-    def _log_metrics(self, stage: str) -> None:
-        super()._log_metrics(stage)
+    def log_metrics(self, stage: str) -> None:
+        super().log_metrics(stage)
         seen, self._seen = self._seen, []
         everyone = [seen]
         if self.trainer.world_size > 1:

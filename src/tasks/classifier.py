@@ -16,6 +16,9 @@ from src.tasks.task import Task
 
 Batch = tuple[Tensor, ...]
 
+# The loss has seen whether the classes exist; torchmetrics would check every batch.
+UNCHECKED: dict[str, Any] = {"validate_args": False, "ignore_index": IGNORED}
+
 # Losses that compare with one value per class; all others get class numbers.
 ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 
@@ -42,25 +45,38 @@ class Classifier(Task):
         own = getattr(net, "num_classes", None)
         if own and num_classes and own != num_classes:
             raise InputError(f"num_classes {num_classes} does not fit {type(net).__name__}, which has {own}; give one")
-        # So that the checkpoint rebuilds its network by itself; the command line records what it parsed instead.
+        # So that a checkpoint rebuilds its network; the command line records what it has parsed instead.
         saved = describe_arguments(type(self), net=net, loss=loss, num_classes=num_classes)
         num_classes = num_classes or own
         if num_classes is None:
             raise InputError(
                 f"{type(net).__name__} has no attribute num_classes: give {type(self).__name__} its num_classes"
             )
-        # The loss has seen whether the classes exist; torchmetrics would search every batch for them.
-        unchecked: dict[str, Any] = {"validate_args": False, "ignore_index": IGNORED}
-        metrics: dict[str, Metric | MetricCollection] = {
-            "loss": MeanMetric(),
-            "acc": MulticlassAccuracy(num_classes, average="micro", **unchecked),
-            "f1": MulticlassF1Score(num_classes, average="macro", **unchecked),
-        }
-        super().__init__(net, MetricCollection(metrics))
+        confusion = MulticlassConfusionMatrix(num_classes, **UNCHECKED)
+        super().__init__(net, self.configure_metrics(num_classes), MetricCollection({"confusion": confusion}))
         self.save_hyperparameters(saved)
         self.num_classes = num_classes
-        self.loss = loss or nn.CrossEntropyLoss()
-        self.confusion = MulticlassConfusionMatrix(num_classes, **unchecked)
+        self.loss = loss or self.configure_loss()
+
+    def configure_loss(self) -> nn.Module:
+        """The loss, unless one is given: of logits (B, num_classes) and targets (B,) int64."""
+        return nn.CrossEntropyLoss()
+
+    def configure_metrics(self, num_classes: int) -> MetricCollection:
+        """The metrics that are logged; `update` takes `preds`, `target` (both (B,) int64), `value` and `weight`."""
+        metrics: dict[str, Metric | MetricCollection] = {
+            "loss": MeanMetric(),
+            "acc": MulticlassAccuracy(num_classes, average="micro", **UNCHECKED),
+            "f1": MulticlassF1Score(num_classes, average="macro", **UNCHECKED),
+        }
+        return MetricCollection(metrics)
+
+    @property
+    def confusion(self) -> MulticlassConfusionMatrix:
+        """The confusion matrix of the last validation or test."""
+        found: Any = self.metrics.unlogged["confusion"]
+        matrix: MulticlassConfusionMatrix = found
+        return matrix
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -90,7 +106,7 @@ class Classifier(Task):
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         _, seen, logits = self._classify(batch)
-        self._note(stage, seen)
+        self.metrics.add(stage, seen)
         return {"logits": logits, "targets": batch[-1]}
 
     def _classify(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Tensor]:
@@ -112,18 +128,6 @@ class Classifier(Task):
             raise InputError(f"{type(self.loss).__name__} gives {shape} values: a loss is one, as with reduction mean")
         preds = logits.detach().argmax(dim=1)
         return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
-
-    def update_metrics(self, stage: str, **seen: Tensor) -> None:
-        """Also fill the confusion matrix, except in training."""
-        super().update_metrics(stage, **seen)
-        if stage != "train":
-            self.confusion.update(seen["preds"], seen["target"])
-
-    def on_validation_epoch_start(self) -> None:
-        self.confusion.reset()
-
-    def on_test_epoch_start(self) -> None:
-        self.confusion.reset()
 
     def on_fit_start(self) -> None:
         for name in ("net", "loss"):

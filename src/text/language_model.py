@@ -58,13 +58,16 @@ class LanguageModel(Task):
         likeliest: Tensor = logits.argmax(dim=-1)  # (B, T)
         return likeliest
 
-    def on_validation_epoch_end(self) -> None:
-        super().on_validation_epoch_end()
-        self._log_derived("val")
-
-    def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
-        self._log_derived("test")
+    def log_metrics(self, stage: str) -> None:
+        """Log the loss, and perplexity and bits per character, which follow from it."""
+        super().log_metrics(stage)
+        if not self.metrics.has_seen(stage):
+            return
+        loss = self.metrics[stage]["loss"].compute()
+        self.log(f"{stage}/perplexity", loss.exp(), sync_dist=True)
+        rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})
+        if stage in rates:
+            self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage], sync_dist=True)
 
     check_sampling = staticmethod(check_sampling)
 
@@ -136,13 +139,3 @@ class LanguageModel(Task):
                 yield token
         finally:
             net.train(trained)
-
-    def _log_derived(self, stage: str) -> None:
-        metric = getattr(self, f"{stage}_metrics")["loss"]
-        if not metric.update_called:
-            return
-        loss = metric.compute()
-        self.log(f"{stage}/perplexity", loss.exp(), sync_dist=True)
-        rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})
-        if stage in rates:
-            self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage], sync_dist=True)

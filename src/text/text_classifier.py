@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from src.engine.system.errors import InputError
+from src.engine.training.compilation import is_compiled
 from src.engine.training.optim.groups import Group, decay_groups
 from src.tasks.classifier import Batch, Classifier
 
@@ -56,7 +57,7 @@ class TextClassifier(Classifier):
         """As of `Classifier`; where training is adversarial, the mean of the loss and that of the moved texts."""
         if not (self.adversarial and self.training):
             return super().step(batch)
-        if self.net._compiled_call_impl is not None:
+        if is_compiled(self.net):
             raise InputError(f"adversarial {self.adversarial} looks into the network: leave --compile out, or give 0")
         embedding: nn.Module = self.net.embedding  # type: ignore[assignment]
         embedded: list[Tensor] = []

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from src.data import sources, text
-from src.text.windows import Windows
 
 from src import ROOT
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.errors import InputError
-from src.text.corpus import TextDataModule, find_texts, random_starts, split_sizes
+from src.text import corpus, sources
+from src.text.corpus import TextDataModule, Windows, find_texts, random_starts, split_sizes
 from src.text.gpt import GPT
 from src.text.language_model import LanguageModel
 from tests.conftest import serving
@@ -119,7 +118,7 @@ def test_tokens_are_written_once_and_a_changed_text_is_written_anew(
     path = own(tmp_path, "abcdefghij" * 100)
     before = os.stat(path)
     ready(tmp_path, path=path)
-    monkeypatch.setattr(text, "_write_tokens", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(corpus, "_write_tokens", lambda *_: pytest.fail("written again"))
     ready(tmp_path, path=path)
     monkeypatch.undo()
     own(tmp_path, "abcdefghiJ" * 100)
@@ -130,13 +129,13 @@ def test_tokens_are_written_once_and_a_changed_text_is_written_anew(
 
 def test_a_writing_that_was_cut_short_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own(tmp_path, "abcdefghij" * 100)
-    pieces = text._pieces
+    pieces = corpus._pieces
 
     def cut(*arguments: object) -> object:
         yield next(pieces(*arguments))  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(text, "_pieces", cut)
+    monkeypatch.setattr(corpus, "_pieces", cut)
     with pytest.raises(KeyboardInterrupt):
         ready(tmp_path, path=path)
     assert [file.name for file in (tmp_path / "cache").iterdir()] == [".lock"]
@@ -146,14 +145,14 @@ def test_a_writing_that_was_cut_short_is_never_used(tmp_path: Path, monkeypatch:
 
 def test_a_text_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own(tmp_path, "abcdefghij" * 100)
-    survey = text._survey
+    survey = corpus._survey
 
     def slow(files: list[Path]) -> tuple[str, int]:
         found = survey(files)
         own(tmp_path, "abcdefghiJ" * lengths.pop())
         return found
 
-    monkeypatch.setattr(text, "_survey", slow)
+    monkeypatch.setattr(corpus, "_survey", slow)
     lengths = [50, 101]
     while lengths:
         own(tmp_path, "abcdefghij" * 100)
@@ -175,7 +174,7 @@ def test_byte_pairs_are_trained_on_the_training_part_and_kept(tmp_path: Path, mo
     data = ready(tmp_path, path=path, tokenizer="bpe", max_vocab_size=280)
     assert "zebra" not in data.tokenizer.state
     assert "cat" in data.tokenizer.state
-    monkeypatch.setattr(text, "train_bpe", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(corpus, "train_bpe", lambda *_: pytest.fail("trained again"))
     again = ready(tmp_path, path=path, tokenizer="bpe", max_vocab_size=280)
     assert again.tokenizer.state == data.tokenizer.state
     assert data.network_arguments() == {"vocab_size": data.tokenizer.vocab_size, "block_size": 8}
@@ -206,7 +205,7 @@ def test_folders_and_globs_are_read_in_order_with_a_line_between(tmp_path: Path)
     assert [path.name for path in find_texts(str(tmp_path / "books" / "*.*"))] == ["b.txt", "c.md"]
 
 
-@pytest.mark.parametrize("start", [0, 70, text.CHUNK - 1])
+@pytest.mark.parametrize("start", [0, 70, corpus.CHUNK - 1])
 def test_a_bad_byte_is_named_with_file_and_offset(tmp_path: Path, start: int) -> None:
     own(tmp_path, "good text " * 50, "books/a.txt")
     content = ("é" * (start // 2 + 1)).encode()[:start] if start % 2 == 0 else b"x" + "é".encode() * (start // 2)

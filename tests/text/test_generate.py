@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from src import generate
+from src.engine.deploy.generating import generate
 from src.engine.runs import runs
 from src.engine.system.errors import InputError
-from tests.conftest import fit, program, tiny_pretrained
+from tests.conftest import fit, program
+from tests.text.helpers import tiny_pretrained
 
 TEXT = "To be, or not to be: that is the question. " * 40
 
@@ -40,7 +41,7 @@ def checkpoint(workplace: Path) -> str:
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     capsys.readouterr()
-    generate.write(list(words))
+    generate(list(words))
     return capsys.readouterr().out
 
 
@@ -65,7 +66,7 @@ def test_without_a_checkpoint_the_best_of_the_newest_run_writes(
     assert written(capsys, *words) == written(capsys, *words, "--ckpt_path", str(best))
     monkeypatch.setattr(runs, "ROOT", workplace / "nowhere")
     with pytest.raises(InputError, match=r"no run with a checkpoint in .*nowhere/logs: train one first"):
-        generate.write(list(words))
+        generate(list(words))
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "pretrained"])
@@ -110,7 +111,7 @@ def test_an_error_of_the_user_is_one_line(words: str, expected: str, checkpoint:
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     given = words.format(ckpt=checkpoint).replace("text.ckpt", str(tmp_path / "text.ckpt")).split()
     with pytest.raises(InputError) as error:
-        generate.write(given)
+        generate(given)
     assert expected in str(error.value).replace(f"{tmp_path}/", "")
 
 
@@ -122,21 +123,14 @@ def test_an_error_ends_the_command_with_code_2() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_checkpoint_of_images_writes_no_text(tmp_path: Path) -> None:
-    short = (
-        "--data.source=sample",
-        "--max_epochs=1",
-        "--trainer.limit_train_batches=1",
-        "--trainer.limit_val_batches=1",
-    )
-    path = fit(tmp_path, *short, "--model.net=MLP")
-    with pytest.raises(InputError, match="is of ImageClassifier, which cannot generate"):
-        generate.write(["--ckpt_path", path])
+def test_a_checkpoint_of_a_classifier_writes_no_text(toy_checkpoint: str) -> None:
+    with pytest.raises(InputError, match="is of Classifier, which cannot generate"):
+        generate(["--ckpt_path", toy_checkpoint])
 
 
 def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        generate.write(["--help"])
+        generate(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     for flag in ("--ckpt_path", "--prompt", "--max_new_tokens", "--temperature", "--top_k", "--top_p", "--seed"):

@@ -2,10 +2,9 @@ import math
 
 import pytest
 import torch
-from src.models import gpt
 from torch import nn
 
-from src.engine.system.errors import InputError
+from src.text import gpt
 from src.text.gpt import GPT, attend
 
 TINY = {"vocab_size": 50, "block_size": 16, "d_model": 32, "num_heads": 2, "num_layers": 2}
@@ -124,10 +123,10 @@ def test_one_batch_is_learned_by_heart() -> None:
     ],
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         GPT(**arguments)  # type: ignore[arg-type]
 
 
 def test_more_tokens_than_the_block_are_an_error() -> None:
-    with pytest.raises(InputError, match="17 tokens do not fit this GPT, whose block_size is 16"):
+    with pytest.raises(ValueError, match="17 tokens do not fit this GPT, whose block_size is 16"):
         stirred()(torch.zeros(1, 17, dtype=torch.long))

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from src.data import sources
 
 from src.engine.data.loading import Batches
 from src.engine.data.split import stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
+from src.text import sources
 from src.text.labelled_text import LabelledTextDataModule, TokenizedTexts, by_length
 from src.text.sources import LANGUAGES, language_names
 from src.text.tokenizer import ByteTokenizer

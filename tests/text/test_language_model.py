@@ -3,12 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from src.text.sampling import sample
 from torch import Tensor, nn
 
 from src.engine.system.errors import InputError
 from src.text.corpus import TextDataModule
-from src.text.gpt import GPT
+from src.text.gpt import GPT, sample
 from src.text.language_model import LanguageModel
 from tests.conftest import trainer
 from tests.text.test_gpt import stirred
@@ -112,9 +111,9 @@ def test_sampling_follows_its_limits() -> None:
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, float], message: str) -> None:
     task = LanguageModel(stirred())
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         task.generate(torch.tensor([1]), **{"max_new_tokens": 1, **arguments})  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="prompt is empty"):
+    with pytest.raises(ValueError, match="prompt is empty"):
         task.generate(torch.tensor([], dtype=torch.long), 1)
 
 

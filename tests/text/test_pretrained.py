@@ -7,14 +7,14 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from src import ROOT, hub
-from src.engine.system.errors import InputError
+from src import ROOT
 from src.engine.training.optim.groups import decay_groups
+from src.text import pretrained
 from src.text.language_model import LanguageModel
 from src.text.pretrained import PretrainedClassifier, PretrainedLM
 from src.text.text_classifier import TextClassifier
 from src.text.tokenizer import pretrained_tokenizer, restore_tokenizer
-from tests.conftest import WORDS, tiny_pretrained
+from tests.text.helpers import WORDS, tiny_pretrained
 
 KINDS = ("bert", "roberta", "gpt2")
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
@@ -149,29 +149,29 @@ def test_its_own_tokenizer_comes_with_it(models: Path) -> None:
 
 def test_too_long_a_text_says_what_fits(models: Path) -> None:
     tokens, mask = torch.full((1, 41), 5), torch.ones(1, 41, dtype=torch.bool)
-    with pytest.raises(InputError, match=r"41 tokens do not fit .*takes 40: give --data.max_length 40"):
+    with pytest.raises(ValueError, match=r"41 tokens do not fit .*takes 40: give --data.max_length 40"):
         PretrainedClassifier(str(models / "bert"))(tokens, mask)
     PretrainedClassifier(str(models / "roberta"))(tokens[:, :39], mask[:, :39])
-    with pytest.raises(InputError, match="takes 39"):
+    with pytest.raises(ValueError, match="takes 39"):
         PretrainedClassifier(str(models / "roberta"))(tokens, mask)
-    with pytest.raises(InputError, match=r"takes 40: give --data.block_size 40"):
+    with pytest.raises(ValueError, match=r"takes 40: give --data.block_size 40"):
         PretrainedLM(str(models / "gpt2"))(tokens)
 
 
 @pytest.mark.slow
 def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="no/such-model is no folder, and could not be had from the Hugging Face hub"):
+    with pytest.raises(ValueError, match="no/such-model is no folder, and could not be had from the Hugging Face hub"):
         PretrainedClassifier("no/such-model")
-    with pytest.raises(InputError, match=f"the folder {tmp_path} holds no model that fits"):
+    with pytest.raises(ValueError, match=f"the folder {tmp_path} holds no model that fits"):
         PretrainedClassifier(str(tmp_path))
-    with pytest.raises(InputError, match="freeze_body and lora_rank"):
+    with pytest.raises(ValueError, match="freeze_body and lora_rank"):
         PretrainedClassifier(str(models / "bert"), freeze_body=True, lora_rank=2)
-    with pytest.raises(InputError, match="lora_rank -1"):
+    with pytest.raises(ValueError, match="lora_rank -1"):
         PretrainedClassifier(str(models / "bert"), lora_rank=-1)
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(hub.importlib.util, "find_spec", lambda n: None if n == "transformers" else find_spec(n))
+    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda n: None if n == "transformers" else find_spec(n))
     with pytest.raises(
-        InputError, match=r"need the package transformers: install it with pip install -e '\.\[pretrained\]'"
+        ValueError, match=r"need the package transformers: install it with pip install -e '\.\[pretrained\]'"
     ):
         PretrainedClassifier(str(models / "bert"))
 

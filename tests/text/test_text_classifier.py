@@ -2,13 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from src.text.text_ensemble import TextEnsemble
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.engine.system.errors import InputError
 from src.text.text_classifier import TextClassifier
-from src.text.text_encoder import TextEncoder
+from src.text.text_encoder import TextEncoder, TextEnsemble
 from tests.conftest import trainer
 
 

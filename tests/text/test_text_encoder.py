@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch import nn
 
-from src.engine.system.errors import InputError
 from src.text.gpt import GPT, Block
 from src.text.text_encoder import TextEncoder
 
@@ -74,5 +73,5 @@ def test_one_batch_is_learned_by_heart() -> None:
     ],
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         TextEncoder(**arguments)  # type: ignore[arg-type]

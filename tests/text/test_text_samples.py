@@ -5,6 +5,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.engine.system.errors import InputError
+from tests import toy
 from tests.conftest import Run
 
 Train = Callable[..., Run]
@@ -25,20 +26,20 @@ def own(tmp_path: Path) -> tuple[str, ...]:
 
 
 def test_a_sample_follows_each_validation_and_changes_nothing(train: Train, own: tuple[str, ...]) -> None:
-    run = train(*SHORT, *own, sample=False)
+    run = train(*SHORT, *own)
     events = EventAccumulator(str(run.folder)).Reload()
     samples = events.Tensors("sample/text_summary")
     assert [event.step for event in samples] == [2, 4]
     assert len(samples[0].tensor_proto.string_val[0]) > 100
-    without = train(*SHORT, *own, "--trainer.callbacks=null", sample=False)
+    without = train(*SHORT, *own, "--trainer.callbacks=null")
     assert all((value == without.weights[name]).all() for name, value in run.weights.items())
 
 
 def test_it_is_refused_where_there_is_no_text(train: Train) -> None:
     with pytest.raises(InputError, match="TextSamples needs a task that generates"):
-        train("--trainer.callbacks+=TextSamples", "--fast_dev_run", "--model.net=MLP")
+        train(f"--config={toy.RECIPE}", "--trainer.callbacks+=TextSamples", "--fast_dev_run")
 
 
 def test_a_prompt_is_needed(train: Train, own: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="TextSamples needs a prompt"):
-        train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.prompt=", sample=False)
+        train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.prompt=")

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from src.text.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer, restore_tokenizer, train_bpe, train_words
-from tests.conftest import WORDS
+from tests.text.helpers import WORDS
 
 ALL = "".join(chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
 

@@ -102,7 +102,8 @@ class StarterCLI(LightningCLI):
             parser_kwargs={
                 "prog": "python -m src.train",
                 "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                "description": "Without a word: fit, then test the best checkpoint. README.md shows what one can do.",
+                "description": "Without a stage: fit, then test the best checkpoint. README.md shows examples."
+                f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
                 "exit_on_error": False,
                 "allow_abbrev": False,
             },
@@ -136,12 +137,6 @@ class StarterCLI(LightningCLI):
         parser.add_argument("--lr_scheduler_interval", choices=["step", "epoch"], default="step")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.enable_version_counter": False})
-        for name in config.SHORT_FLAGS:
-            action = parser._option_string_actions[f"--trainer.{name}"]
-            action.option_strings = [f"--{name}", *action.option_strings]
-            parser._option_string_actions[f"--{name}"] = action
-        fast_dev_run = parser._option_string_actions["--fast_dev_run"]
-        fast_dev_run.nargs, fast_dev_run.const = "?", "true"
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.stage, files, options = config.split_command_line(list(args or []))
@@ -168,7 +163,7 @@ class StarterCLI(LightningCLI):
         if not tree["model"]:
             raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
         self.given = config.given_names(tree, options)
-        words = [flag if value is None else f"{flag}={value}" for flag, value in options]
+        words = [config.full_option(flag, value) for flag, value in options]
         try:
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
         except argparse.ArgumentError as error:

@@ -62,7 +62,7 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     if unknown:
         from src.engine.system.classes import nearest
 
-        known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+        known = [f"--{name}" for name in vars(options)]
         raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
     return options
 

@@ -79,6 +79,15 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     return stage, files, options
 
 
+def full_option(flag: str, value: str | None) -> str:
+    """An option as the parser knows it: short flags are those of the Trainer, and --fast_dev_run means true."""
+    name = flag.removeprefix("--").partition(".")[0]
+    full = f"--trainer.{flag.removeprefix('--')}" if name in SHORT_FLAGS else flag
+    if value is None and full == "--trainer.fast_dev_run":
+        value = "true"
+    return full if value is None else f"{full}={value}"
+
+
 def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, str, list[Tree]]:
     """The recipe, its file's name, and the overlays among some configurations.
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.engine.cli.config import Option, argument_flags, load_config
+from src.engine.cli.config import SHORT_FLAGS, Option, argument_flags, load_config
 from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest
 from src.engine.system.errors import InputError
 
@@ -22,7 +22,7 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         files: the configurations given.
     """
     message = " ".join(message.split())
-    known = [flag for flag in parser._option_string_actions if flag.startswith("--") and not flag.endswith("+")]
+    known = [f"--{name}" for name in (*SHORT_FLAGS, "config", "print_config", *parser.get_defaults().keys())]
     known += argument_flags(tree)
     if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
         return f"{found[1]}: no such option{nearest(found[1], known)}"

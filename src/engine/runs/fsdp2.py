@@ -20,12 +20,13 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint as recompute
 
 from src.engine.runs.checkpoint import size_of, system_error, unwritable
 from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 from src.engine.system.errors import UnwritableError
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -64,7 +65,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         for parameter in model.parameters():  # it cannot split those of a network in channels last
             parameter.data = parameter.data.contiguous()
         dtype = self.gather_dtype
-        if dtype != torch.float32 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        if dtype != torch.float32 and any(isinstance(module, BATCH_NORMS) for module in model.modules()):
             rank_zero_info("Weights are gathered in float32: batch normalisation takes no others with its statistics")
             dtype = torch.float32
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)

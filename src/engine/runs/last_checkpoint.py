@@ -42,6 +42,7 @@ class LastCheckpoint(Checkpoint):
         self.every_n_minutes = every_n_minutes
         self._saved_at = time.monotonic()
         self._saved_step = 0
+        self._global_step = 0
         self._is_due = False
         self._signum = 0
         self._group: Any = None
@@ -65,6 +66,7 @@ class LastCheckpoint(Checkpoint):
         self.interruption.install()
         self.interruption.waits = True
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._global_step = trainer.global_step
         self._is_due, self._signum, self._asked = False, 0, None
         if trainer.world_size > 1 and self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")  # asking never waits for a GPU
@@ -86,7 +88,8 @@ class LastCheckpoint(Checkpoint):
         is_step = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
         self._is_due |= bool(self._signum or is_time or is_step or _is_at_last_step(trainer))
         loop = trainer.fit_loop.epoch_loop
-        if not self._is_due or loop._should_accumulate():
+        has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
+        if not self._is_due or not has_stepped:
             return
         # Lightning would not validate again where a run goes on from before a validation, nor end an epoch again.
         if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]

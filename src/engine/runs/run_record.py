@@ -16,12 +16,12 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
 
 from src import ROOT
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.writers import writers
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
@@ -112,15 +112,11 @@ class RunRecord(Callback):
         final = {name: value for name, value in metrics.items() if isinstance(value, float) and FINAL.match(name)}
         if not final:
             return
-        from torch.utils.tensorboard.summary import hparams  # which is not needed to begin
-
         settings = hyperparameters(yaml.safe_load(self.config))
-        for writer in writers(trainer):
-            # `add_hparams` would open a second file, and log the metrics once more.
-            file = writer._get_file_writer()
-            for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
-                file.add_summary(summary, trainer.global_step)
-            writer.close()  # with its thread: a search has many runs in one process
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(settings, final, trainer.global_step)
+                logger.experiment.close()  # with its thread: a search has many runs in one process
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:

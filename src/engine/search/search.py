@@ -299,7 +299,6 @@ def _take_up_broken(search: Search) -> None:
     for trial in trials_of(search, (TrialState.RUNNING,)):
         # Not the lock of its run: that is free as soon as the run has ended, before the trial is told its value.
         if _is_gone(trial.user_attrs.get("process", "")):
-            search.study._storage.set_trial_user_attr(trial._trial_id, "error", "it was stopped or killed")
             _try_again(search.study, trial)
             search.study.tell(trial.number, state=TrialState.FAIL)
 
@@ -321,7 +320,7 @@ def _try_again(study: optuna.Study, trial: FrozenTrial) -> None:
     """Put a trial that broke into the queue again, but only once."""
     known = {one.user_attrs.get("again") for one in study.get_trials(deepcopy=False)}
     if "again" not in trial.user_attrs and trial.number not in known:
-        study.enqueue_trial(trial.params, {"again": trial.number, "broken": trial.user_attrs.get("run", "")})
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "broken": trial.user_attrs.get("run", "")})
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:

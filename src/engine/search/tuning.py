@@ -69,7 +69,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the sampler (%(default)s)")
     options = parse_words(parser, args, also="")
     for flag, _ in options.more:  # else it would be looked for among the options of src.train only
-        if near := difflib.get_close_matches(flag, parser._option_string_actions, n=1, cutoff=0.85):
+        if near := difflib.get_close_matches(flag, [f"--{name}" for name in vars(options)], n=1, cutoff=0.85):
             raise InputError(f"{flag}: no such option, did you mean {near[0]}?")
     require("src.tune", "tune", "optuna")
     check_least(options, n_trials=1, jobs=1)

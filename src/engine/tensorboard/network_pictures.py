@@ -55,13 +55,13 @@ class NetworkPictures(Callback):
 
     def _draw_graph(self, writer: Any, task: Any, batch: tuple[Tensor, ...]) -> None:
         net: Any = getattr(task, "net", None)
-        if net is None or net._compiled_call_impl is not None or getattr(task, "device_mesh", None) is not None:
+        if net is None or getattr(net, "is_compiled", False) or getattr(task, "device_mesh", None) is not None:
             return
         inputs = tuple(part[:1] for part in (batch[:-1] or batch))
         with warnings.catch_warnings(), torch.no_grad():
             # torch draws by a tracer that it calls deprecated, which also notes that a trace is of one shape. So be it.
             warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             try:
                 writer.add_graph(net, inputs)
             except Exception as error:  # a network may do what cannot be traced

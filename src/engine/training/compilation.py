@@ -28,8 +28,9 @@ class Compilation(Callback):
         net: Any = getattr(pl_module, "net", None)
         if net is None or not callable(getattr(pl_module, "step", None)):
             raise InputError(f"--compile needs a task such as ImageClassifier, and {type(pl_module).__name__} is none")
-        if net._compiled_call_impl is None:
+        if not is_compiled(net):
             net.compile()
+            net.is_compiled = True
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         task: Any = pl_module
@@ -61,6 +62,11 @@ class Compilation(Callback):
             value.copy_(buffers[name])
         self.seconds = time.perf_counter() - start
         rank_zero_info(f"Compiled in {self.seconds:.0f} s")
+
+
+def is_compiled(net: Any) -> bool:
+    """Whether a run with `--compile` has compiled a network."""
+    return getattr(net, "is_compiled", False)
 
 
 def is_of_compiler(error: BaseException) -> bool:

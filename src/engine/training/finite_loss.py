@@ -25,9 +25,11 @@ class FiniteLoss(Callback):
 
     def __init__(self) -> None:
         self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last look, each on its device
+        self._global_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._losses = []
+        self._global_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,8 +37,8 @@ class FiniteLoss(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, Tensor):
             return
-        step = trainer.global_step - (not trainer.fit_loop.epoch_loop._should_accumulate())
-        self._losses.append((step, loss.detach()))
+        has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
+        self._losses.append((trainer.global_step - has_stepped, loss.detach()))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (every and trainer.global_step % every == 0) or len(self._losses) >= MOST_LOSSES:
             self._check(trainer)

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks.throughput_monitor import _plugin_to_compute_dtype
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from src.engine.system.errors import InputError
+
+# In which a precision of Lightning computes.
+DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
 
 class Throughput(Callback):
@@ -28,6 +30,7 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self._every = 0
+        self._logged_step = 0
         self._peak: float | None = None
         self._batch_flops: float | None = None
         self._started = 0.0
@@ -37,9 +40,11 @@ class Throughput(Callback):
         self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not self._every:
             raise InputError("Throughput needs log steps: give --trainer.log_every_n_steps, or leave it out here")
-        self._peak = get_available_flops(
-            trainer.strategy.root_device, _plugin_to_compute_dtype(trainer.precision_plugin)
-        )
+        dtype = next((dtype for name, dtype in DTYPES.items() if trainer.precision.startswith(name)), torch.float32)
+        self._peak = get_available_flops(trainer.strategy.root_device, dtype)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restart()
@@ -56,8 +61,9 @@ class Throughput(Callback):
         if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
             self._tokens += inputs.numel()
         # The Trainer counts a step before this hook, and logs what has become a multiple.
-        if trainer.global_step % self._every or trainer.fit_loop._should_accumulate():
+        if trainer.global_step % self._every or trainer.global_step == self._logged_step:
             return
+        self._logged_step = trainer.global_step
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         per_second = trainer.world_size / (time.perf_counter() - self._started)

@@ -17,19 +17,27 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.cli.config import SHORT_FLAGS
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import choose_precision
-from tests.conftest import QUIET, Run, own_text, program, skip_if_deleted, tiny_pretrained, write
+from tests.conftest import QUIET, Run, program, write
+from tests.toy import RECIPE
 
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
+TOY = f"--config={RECIPE}"
 # As little as still trains, validates and tests.
-SHORT = ("--model.net=MLP", "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+SHORT = (TOY, "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+
+
+@pytest.fixture
+def recipe() -> tuple[str, ...]:
+    """None: each test gives the recipe itself, as some command lines go without."""
+    return ()
 
 
 # Fit, then test
 
 
-def test_without_a_word_it_fits_tests_the_best_checkpoint_and_prints_a_table(train: Train) -> None:
-    run = train("--max_epochs=2")
+def test_without_a_stage_it_fits_tests_the_best_checkpoint_and_prints_a_table(train: Train) -> None:
+    run = train(TOY, "--max_epochs=2")
     assert run.metrics["test/acc"] > 0.9
     best = run.folder / "checkpoints" / "best.ckpt"
     assert any(f"Loaded model weights from the checkpoint at {best}" in message for message in run.messages)
@@ -53,37 +61,38 @@ def test_the_stages_do_what_their_words_say(train: Train) -> None:
     assert "train_seconds" not in validated.metrics
     predicted = train("predict", f"--ckpt_path={path}", "--trainer.limit_predict_batches=2")
     assert len(predicted.cli.trainer.predict_loop.predictions) == 2
-    assert predicted.cli.trainer.predict_loop.predictions[0]["probabilities"].shape == (128, 10)
+    assert predicted.cli.trainer.predict_loop.predictions[0]["probabilities"].shape == (32, 3)
     assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
 
 
 def test_a_test_needs_no_argument(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run with a checkpoint in .*logs: train one first"):
-        train("test", sample=False)
+        train("test")
     older = train("fit", *SHORT, "--max_epochs=2", "--name=mine")
-    newer = train("fit", *SHORT, "--model.net.hidden=9", "--data.batch_size=100")
+    newer = train("fit", *SHORT, "--model.net.width=4", "--data.batch_size=100")
     before = (newer.folder / "metrics.json").read_bytes()
-    tested = train("test", sample=False)
+    tested = train("test")
     assert f"test of run {newer.folder}, best.ckpt" in tested.messages
     assert tested.folder == newer.folder / "test_0"
-    assert tested.cli.model.net.hidden == 9
+    assert tested.cli.model.net.width == 4
     assert tested.cli.datamodule.batch_size == 100
     assert tested.metrics["checkpoint"] == str(newer.folder / "checkpoints" / "best.ckpt")
     assert list(tested.folder.glob("events*"))
     assert (newer.folder / "metrics.json").read_bytes() == before
-    last = train("validate", "--ckpt_path=last", "--name=mine", sample=False)
+    last = train("validate", "--ckpt_path=last", "--name=mine")
     assert last.folder == older.folder / "validate_0"
     assert last.cli.config.ckpt_path == str(older.folder / "checkpoints" / "last.ckpt")
-    again = train("validate", "--run", str(older.folder), "--data.batch_size=64", sample=False)
+    again = train("validate", "--run", str(older.folder), "--data.batch_size=64")
     assert again.folder == older.folder / "validate_1"
     assert again.cli.datamodule.batch_size == 64
-    with pytest.raises(InputError, match=r"no run with a checkpoint in .*mnist_best"):
-        train("test", "--config=configs/vision/mnist_best.yaml", sample=False)
+    other = write(tmp_path / "other.yaml", Path(RECIPE).read_text())
+    with pytest.raises(InputError, match=r"no run with a checkpoint in .*other"):
+        train("test", "--config", other)
 
 
 def test_the_best_checkpoint_is_found_under_a_name_of_its_own(train: Train) -> None:
     fitted = train("fit", *SHORT, "--max_epochs=2", "--checkpoint.filename={epoch}-mine")
-    tested = train("test", sample=False)
+    tested = train("test")
     best = Path(fitted.cli.trainer.checkpoint_callback.best_model_path)
     assert best.name.endswith("-mine.ckpt")
     assert tested.cli.config.ckpt_path == str(best)
@@ -91,17 +100,16 @@ def test_the_best_checkpoint_is_found_under_a_name_of_its_own(train: Train) -> N
 
 @pytest.mark.slow
 def test_a_checkpoint_of_a_run_is_tested_in_its_run(tmp_path: Path) -> None:
-    words = (*SHORT, "--data.source=sample", *QUIET)
-    assert program("fit", *words, f"--trainer.default_root_dir={tmp_path}").returncode == 0
-    (folder,) = (tmp_path / "default").iterdir()
+    assert program("fit", *SHORT, *QUIET, f"--trainer.default_root_dir={tmp_path}").returncode == 0
+    (folder,) = (tmp_path / "toy").iterdir()
     done = program("test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET)
     assert done.returncode == 0, done.stderr
     assert "test/acc" in json.loads((folder / "test_0" / "metrics.json").read_text())
 
 
 def test_the_stage_may_stand_before_or_behind_the_options(parse: Parse) -> None:
-    first = parse("validate", "--config", "configs/default.yaml", "--fast_dev_run")
-    last = parse("--config", "configs/default.yaml", "--fast_dev_run", "validate")
+    first = parse("validate", "--config", RECIPE, "--fast_dev_run")
+    last = parse("--config", RECIPE, "--fast_dev_run", "validate")
     assert first.stage == last.stage == "validate"
     assert last.config.trainer.fast_dev_run is True
 
@@ -129,7 +137,7 @@ def test_short_flags_are_the_trainers_and_the_last_one_given_wins(
     monkeypatch.setattr(StarterCLI, "instantiate_classes", lambda _: None)
 
     def parsed(*args: str) -> object:
-        return StarterCLI([*args], time.perf_counter()).config.trainer[name]
+        return StarterCLI([TOY, *args], time.perf_counter()).config.trainer[name]
 
     assert parsed(f"--{name}", value) == parsed(f"--trainer.{name}={value}") == expected
     assert parsed(f"--trainer.{name}={other}", f"--{name}={value}") == expected
@@ -138,12 +146,12 @@ def test_short_flags_are_the_trainers_and_the_last_one_given_wins(
 
 def test_fast_dev_run_leaves_nothing_behind(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train("--model.net=MLP", "--fast_dev_run")
+    train(TOY, "--fast_dev_run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_fast_dev_run_may_stand_bare_before_another_option(parse: Parse) -> None:
-    built = parse("--fast_dev_run", "--max_epochs", "3")
+    built = parse(TOY, "--fast_dev_run", "--max_epochs", "3")
     assert (built.config.trainer.fast_dev_run, built.config.trainer.max_epochs) == (True, 3)
     assert built.record is None
 
@@ -153,14 +161,14 @@ def test_saved_and_printed_configurations_carry_the_long_form_only(
 ) -> None:
     saved = yaml.safe_load((train("fit", *SHORT, "--devices=1").folder / "config.yaml").read_text())
     with pytest.raises(SystemExit):
-        StarterCLI(["--devices=1", "--print_config"], time.perf_counter())
+        StarterCLI([TOY, "--devices=1", "--print_config"], time.perf_counter())
     for tree in (saved, yaml.safe_load(capsys.readouterr().out)):
         assert tree["trainer"]["devices"] == "1"
         assert not set(SHORT_FLAGS) & tree.keys()
 
 
 def test_help_shows_the_short_flags_and_the_stages() -> None:
-    done = program("--help")
+    done = program(TOY, "--help")
     assert done.returncode == 0
     assert "[fit|validate|test|predict]" in done.stdout
     for name in SHORT_FLAGS:
@@ -170,16 +178,15 @@ def test_help_shows_the_short_flags_and_the_stages() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--model.help ImageClassifier", "--model.num_classes"),
-        ("--model.net.help CNN", "--net.dropout"),
-        ("--data.help=MNISTDataModule", "--data.batch_size"),
+        ("--model.help Classifier", "--model.num_classes"),
+        ("--model.net.help tests.toy.ToyNet", "--net.dropout"),
+        ("--data.help=tests.toy.ToyData", "--data.batch_size"),
         ("--optimizer.help SGD test", "--optimizer.nesterov"),
     ],
 )
 def test_help_on_a_class_shows_its_arguments(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
-    skip_if_deleted(["--data.source=sample"])
     with pytest.raises(SystemExit) as stop:
-        StarterCLI(words.split(), time.perf_counter())
+        StarterCLI([TOY, *words.split()], time.perf_counter())
     assert stop.value.code == 0
     assert expected in capsys.readouterr().out
 
@@ -187,91 +194,32 @@ def test_help_on_a_class_shows_its_arguments(words: str, expected: str, capsys: 
 # Sizes that follow from the data
 
 
-GPT = ("--config=configs/text/shakespeare_gpt.yaml", "--model.net.d_model=16", "--model.net.num_heads=2")
-
-
-def test_a_network_takes_its_sizes_from_the_data(train: Train, tmp_path: Path) -> None:
-    words = (
-        *GPT,
-        f"--data.path={own_text(tmp_path)}",
-        f"--data.cache_dir={tmp_path / 'cache'}",
-        "--data.block_size=12",
-    )
-    words = ("fit", *words, "--data.tokenizer=bpe", "--data.max_vocab_size=270", "--trainer.max_steps=1")
-    run = train(*words, "--trainer.limit_val_batches=1", sample=False)
-    assert (run.cli.model.net.block_size, run.cli.model.net.vocab_size) == (12, run.cli.datamodule.vocab_size)
+def test_a_network_takes_its_sizes_from_the_data(train: Train) -> None:
+    sized = (*SHORT, "--data=tests.engine.cli.toys.SizedData", "--data.num_classes=5")
+    run = train("fit", *sized)
+    assert run.cli.model.net.num_classes == run.cli.model.num_classes == 5
     saved = yaml.safe_load((run.folder / "config.yaml").read_text())
-    assert saved["model"]["init_args"]["net"]["init_args"]["vocab_size"] == run.cli.datamodule.vocab_size
-    table = write(tmp_path / "own.csv", "text,label\n" + "".join(f"t{n},{n % 5}\n" for n in range(60)))
-    encoder = ("--config=configs/text/sentiment_transformer.yaml", "--fast_dev_run", f"--data.path={table}")
-    built = train(*encoder, sample=False).cli
-    assert built.model.net.num_classes == 5
-    assert built.model.net.vocab_size == built.datamodule.vocab_size < 30
-    with pytest.raises(InputError, match="the data has 5 classes and TextEnsemble 2: leave num_classes out, or give 5"):
-        train(*encoder, "--model.net.num_classes=2", sample=False)
+    assert saved["model"]["init_args"]["net"]["init_args"]["num_classes"] == 5
+    with pytest.raises(InputError, match="the data has 5 classes and ToyNet 4: leave num_classes out, or give 5"):
+        train(*sized, "--model.net.num_classes=4")
 
 
-def test_a_tokenizer_that_does_not_fit_a_network_is_one_line(train: Train, tmp_path: Path) -> None:
-    folder = tiny_pretrained("bert", tmp_path)
-    table = write(tmp_path / "own.csv", "text,label\n" + "the cat,1\na dog,2\n" * 30)
-    words = (
-        "--config=configs/text/sentiment_pretrained.yaml",
-        f"--model.net.pretrained={folder}",
-        "--data.tokenizer=bytes",
-    )
-    with pytest.raises(InputError, match="vocab_size 256 of the data does not fit PretrainedClassifier"):
-        train(*words, f"--data.path={table}", "--data.max_length=40", "--fast_dev_run", sample=False)
+def test_a_checkpoint_brings_the_state_of_its_data_before_sizes_are_taken_from_it(train: Train) -> None:
+    run = train("fit", *SHORT, "--data=tests.engine.cli.toys.SizedData", "--data.num_classes=5")
+    tested = train("test", "--ckpt_path", str(run.folder / "checkpoints" / "last.ckpt"), "--data.num_classes=4")
+    assert tested.cli.datamodule.num_classes == tested.cli.model.net.num_classes == 5
 
 
 def test_classes_without_arguments_run_too(train: Train) -> None:
     boring = "lightning.pytorch.demos.boring_classes.Boring"
     words = (f"--model={boring}Model", f"--data={boring}DataModule", "--optimizer=null", "--checkpoint.monitor=null")
-    run = train("fit", *words, "--max_epochs=1", "--trainer.limit_train_batches=2", sample=False)
+    run = train("fit", TOY, *words, "--max_epochs=1", "--trainer.limit_train_batches=2")
     assert run.cli.trainer.state.finished
 
 
-def test_a_network_with_fewer_classes_than_the_digits_is_one_line(train: Train) -> None:
-    with pytest.raises(InputError, match="the data has 10 classes and VGG 3"):
-        train("--model.net.num_classes=3", "--fast_dev_run")
-
-
-def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alone(
-    train: Train, tmp_path: Path
-) -> None:
-    folder = tiny_pretrained("bert", tmp_path)
-    rows = "".join(f"the {('cat', 'dog')[n % 2]} sat,{('C', 'D')[n % 2]}\n" for n in range(60))
-    table = write(tmp_path / "own.csv", f"text,label\n{rows}")
-    words = ("--config=configs/text/sentiment_pretrained.yaml", f"--data.path={table}", "--data.max_length=40")
-    words = (*words, "--data.batch_size=4", "--max_epochs=6", "--optimizer.lr=0.01", "--model.net.dropout=0")
-    words = (*words, "--model.adversarial=0.001")  # the vectors of so small a model are short
-    run = train(*words, f"--model.net.pretrained={folder}", sample=False)
-    assert run.cli.config.data.init_args.tokenizer == folder
-    assert run.metrics["test/acc"] == 1
-    (tmp_path / "bert").rename(tmp_path / "gone")
-    best = run.folder / "checkpoints" / "best.ckpt"
-    again = train("test", "--ckpt_path", str(best), sample=False)
-    assert again.metrics["test/loss"] == pytest.approx(run.metrics["test/loss"])
-    from src.text.text_classifier import TextClassifier
-
-    loaded = TextClassifier.load_from_checkpoint(best, weights_only=True)
-    assert all(torch.equal(value, run.weights[name]) for name, value in loaded.state_dict().items())
-
-
-def test_a_checkpoint_brings_the_labels_it_was_trained_on(train: Train, tmp_path: Path) -> None:
-    rows = "".join(f"{'abc'[n % 3] * 4},{'xyz'[n % 3]}\n" for n in range(60))
-    first = write(tmp_path / "first.csv", f"text,label\n{rows}")
-    fewer = write(tmp_path / "fewer.csv", "text,label\n" + "bbbb,y\ncccc,z\n" * 20)
-    words = (
-        "--config=configs/text/language_id.yaml",
-        "--model.net.num_layers=1",
-        "--max_epochs=12",
-        "--data.batch_size=8",
-    )
-    run = train("fit", *words, f"--data.path={first}", sample=False)
-    path = str(run.folder / "checkpoints" / "last.ckpt")
-    tested = train("test", "--ckpt_path", path, f"--data.path={fewer}", sample=False)
-    assert tested.cli.datamodule.labels == ["x", "y", "z"]
-    assert tested.metrics["test/acc"] == 1
+def test_a_network_with_fewer_classes_than_the_data_is_one_line(train: Train) -> None:
+    with pytest.raises(InputError, match="the data has 3 classes and ToyNet 2"):
+        train(TOY, "--model.net.num_classes=2", "--fast_dev_run")
 
 
 # Precision
@@ -300,13 +248,12 @@ def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: b
 def test_what_stays_in_float32_uses_tensorfloat32_on_a_gpu_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
-    skip_if_deleted(["--data.source=sample"])
     chosen: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     with suppress(InputError, AssertionError, RuntimeError):  # what a GPU is needed for
-        StarterCLI(["--model.net=MLP", "--precision=32-true", f"--trainer.default_root_dir={tmp_path}"], 0.0)
+        StarterCLI([TOY, "--precision=32-true", f"--trainer.default_root_dir={tmp_path}"], 0.0)
     assert chosen == ["high"] * gpu
     assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ) == gpu  # which costs each step, and finds nothing without
 
@@ -323,7 +270,7 @@ def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(tr
 
 def test_a_precision_plugin_is_left_alone(parse: Parse) -> None:
     plugin = ("--trainer.plugins=MixedPrecision", "--trainer.plugins.precision=bf16-mixed")
-    assert parse(*plugin, "--trainer.plugins.device=cpu").trainer.precision == "bf16-mixed"
+    assert parse(TOY, *plugin, "--trainer.plugins.device=cpu").trainer.precision == "bf16-mixed"
 
 
 def test_a_profiler_is_asked_where_one_is_given_only(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

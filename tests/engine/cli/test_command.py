@@ -48,7 +48,7 @@ def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: p
     with pytest.raises(SystemExit) as stop:
         run_command(lambda args: fail(OSError(errno.ENOSPC, "No space left on device")))
     assert stop.value.code == 2
-    line = "error: what was printed cannot be written (No space left on device): make room\n"
+    line = "error: what was printed cannot be written (No space left on device): free some space\n"
     assert capsys.readouterr().err == line
     with pytest.raises(ZeroDivisionError):
         run_command(lambda args: fail(ZeroDivisionError()))

@@ -11,33 +11,34 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import nn
 
 from src.engine.cli.cli import StarterCLI
-from src.vision.cnn import CNN
-from src.vision.image_classifier import ImageClassifier
-from src.vision.mlp import MLP
-from tests.conftest import Run, write
+from src.tasks.classifier import Classifier
+from tests.conftest import Run, with_recipe, write
+from tests.toy import RECIPE, ToyData, ToyMLP
 
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
+MLP = "--model.net=tests.toy.ToyMLP"
 # As little as still trains, validates and tests.
-SHORT = ("--model.net=MLP", "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+SHORT = (MLP, "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
 
 
 # Recipes and overlays
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> str:
+def mine(tmp_path: Path) -> str:
+    """A recipe of one's own."""
     return write(
         tmp_path / "mine.yaml",
-        "model: {class_path: ImageClassifier, init_args: {net: MLP}}\n"
-        "data: {class_path: MNISTDataModule, init_args: {source: sample, batch_size: 100}}\n"
+        "model: {class_path: Classifier, init_args: {net: tests.toy.ToyMLP}}\n"
+        "data: {class_path: tests.toy.ToyData, init_args: {size: 60, batch_size: 20}}\n"
         "optimizer: {class_path: SGD, init_args: {lr: 5e-2}}\n"
         "trainer: {max_steps: 50}\n",
     )
 
 
-def test_a_recipe_replaces_the_default_wholly(parse: Parse, recipe: str) -> None:
-    config = parse("--config", recipe).config
+def test_a_recipe_replaces_the_default_wholly(mine: str, tmp_path: Path) -> None:
+    config = StarterCLI(with_recipe(["--config", mine], (), tmp_path), time.perf_counter()).config
     assert config.trainer.max_epochs is None  # the default recipe's would cut max_steps short
     assert config.trainer.max_steps == 50
     assert config.lr_scheduler is None
@@ -45,20 +46,20 @@ def test_a_recipe_replaces_the_default_wholly(parse: Parse, recipe: str) -> None
     assert config.name == "mine"
 
 
-def test_of_two_recipes_the_last_counts_alone(parse: Parse, recipe: str) -> None:
-    config = parse("--config", recipe, "--config", "configs/default.yaml").config
-    assert (config.name, config.trainer.max_steps) == ("default", -1)
+def test_of_two_recipes_the_last_counts_alone(parse: Parse, mine: str) -> None:
+    config = parse("--config", mine, "--config", RECIPE).config
+    assert (config.name, config.trainer.max_steps) == ("toy", -1)
     assert config.optimizer.class_path == "torch.optim.AdamW"
 
 
-def test_an_overlay_lies_over_the_recipe_wherever_it_stands(parse: Parse, recipe: str, tmp_path: Path) -> None:
+def test_an_overlay_lies_over_the_recipe_wherever_it_stands(parse: Parse, mine: str, tmp_path: Path) -> None:
     overlay = write(tmp_path / "over.yaml", "trainer: {max_steps: 7}\ndata: {batch_size: 11}\n")
-    for order in (("--config", overlay, "--config", recipe), ("--config", recipe, "--config", overlay)):
-        built = parse("fit", "--trainer.max_steps=9", *order, "--data.val_size=2")
+    for order in (("--config", overlay, "--config", mine), ("--config", mine, "--config", overlay)):
+        built = parse("fit", "--trainer.max_steps=9", *order, "--data.size=90")
         assert built.config.trainer.max_steps == 9  # the command line is stronger, also from the left
         assert built.datamodule.batch_size == 11
         assert built.config.name == "mine"
-    assert parse("--config", overlay, "--config", recipe).config.trainer.max_steps == 7
+    assert parse("--config", overlay, "--config", mine).config.trainer.max_steps == 7
 
 
 def test_overlays_add_callbacks_to_those_of_the_recipe(parse: Parse) -> None:
@@ -83,13 +84,13 @@ def test_weight_averaging_saves_averaged_weights_that_load(train: Train) -> None
     run = train(*SHORT, "--config=configs/callbacks/weight_averaging.yaml")
     assert any(isinstance(callback, EMAWeightAveraging) for callback in run.cli.trainer.callbacks)
     checkpoint = torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)
-    key = "net.fc1.weight"
+    key = "net.layers.1.weight"
     assert not torch.equal(checkpoint["state_dict"][key], checkpoint["current_model_state"][key])
-    loaded = ImageClassifier.load_from_checkpoint(run.folder / "checkpoints" / "best.ckpt")
+    loaded = Classifier.load_from_checkpoint(run.folder / "checkpoints" / "best.ckpt")
     assert torch.equal(loaded.state_dict()[key], checkpoint["state_dict"][key])
 
 
-def test_gradients_are_clipped_with_the_default_recipe(train: Train) -> None:
+def test_gradients_are_clipped(train: Train) -> None:
     assert train("fit", *SHORT, "--trainer.gradient_clip_val=1.0").cli.trainer.state.finished
 
 
@@ -102,26 +103,30 @@ def test_gradient_accumulation_steps_less_often(train: Train) -> None:
 
 
 def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Parse, messages: list[str]) -> None:
-    built = parse("--optimizer.momentum=0.9", "--optimizer", "SGD", "--model.net", "MLP", "--model.loss=MSELoss")
-    assert isinstance(built.model.net, MLP)
+    built = parse("--optimizer.momentum=0.9", "--optimizer", "SGD", MLP, "--model.loss=MSELoss")
+    assert isinstance(built.model.net, ToyMLP)
     assert isinstance(built.model.loss, nn.MSELoss)
     assert built.config.optimizer.class_path == "torch.optim.SGD"
     assert built.config.optimizer.init_args.momentum == 0.9
     assert built.config.optimizer.init_args.weight_decay == 0  # not the recipe's
     (line,) = [message for message in messages if message.startswith("optimizer: SGD")]
-    assert "AdamW's lr=0.008" in line
+    assert "AdamW's lr=0.01" in line
     assert "weight_decay=0.02" in line
 
 
-def test_what_is_dropped_is_said_beside_a_printed_configuration_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_dropped_is_said_beside_a_printed_configuration_too(
+    parse: Parse, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        StarterCLI(["--optimizer=SGD", "--print_config"], time.perf_counter())
-    assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.008" in capsys.readouterr().err
+        parse("--optimizer=SGD", "--print_config")
+    assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.01" in capsys.readouterr().err
 
 
-def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str]) -> None:
-    built = parse("--optimizer", "torch.optim.adamw.AdamW", "--model.net=VGG", "--model.net.width=4")
-    assert built.config.optimizer.init_args.lr == 0.008
+def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str], tmp_path: Path) -> None:
+    overlay = write(tmp_path / "dropout.yaml", "model: {net: {dropout: 0.1}}\n")
+    names = ("--optimizer", "torch.optim.adamw.AdamW", "--model.net=tests.toy.ToyNet")
+    built = parse("--config", overlay, *names, "--model.net.width=4")
+    assert built.config.optimizer.init_args.lr == 0.01
     assert (built.model.net.width, built.model.net.dropout) == (4, 0.1)
     assert not any("dropped" in message for message in messages)
 
@@ -132,33 +137,34 @@ def test_a_class_changed_in_an_overlay_starts_from_its_own_defaults(
     overlay = write(tmp_path / "sgd.yaml", "optimizer: {class_path: SGD, init_args: {nesterov: true, momentum: .5}}\n")
     init_args = parse("--config", overlay).config.optimizer.init_args
     assert (init_args.nesterov, init_args.momentum, init_args.weight_decay) == (True, 0.5, 0.0)
-    assert any("AdamW's lr=0.008" in message for message in messages)
+    assert any("AdamW's lr=0.01" in message for message in messages)
 
 
 def test_the_projects_own_class_comes_before_a_librarys(parse: Parse) -> None:
-    import torchvision.ops  # has an MLP too
-
-    assert parse("--model.net=MLP").config.model.init_args.net.class_path == "src.vision.mlp.MLP"
-    sizes = ("--model.num_classes=10", "--model.net.in_channels=9", "--model.net.hidden_channels=[10]")
-    other = parse("--model.net=torchvision.ops.MLP", *sizes)
-    assert isinstance(other.model.net, torchvision.ops.MLP)
+    own = parse("--lr_scheduler=OneCycleLR").config.lr_scheduler  # torch has one too
+    assert own.class_path == "src.engine.training.optim.schedulers.OneCycleLR"
+    library = "torch.optim.lr_scheduler.OneCycleLR"
+    other = parse(f"--lr_scheduler={library}", "--lr_scheduler.max_lr=0.1").config.lr_scheduler
+    assert other.class_path == library
+    assert other.init_args.max_lr == 0.1
 
 
 def test_model_and_data_are_given_by_name(parse: Parse) -> None:
-    built = parse("--data=MNISTDataModule", "--model=ImageClassifier", "--model.net=CNN", "--model.net.hidden=7")
-    assert isinstance(built.model, ImageClassifier)
-    assert isinstance(built.model.net, CNN)
+    built = parse("--data=tests.toy.ToyData", "--model=Classifier", MLP, "--model.net.hidden=7")
+    assert type(built.model) is Classifier
+    assert isinstance(built.datamodule, ToyData)
+    assert isinstance(built.model.net, ToyMLP)
     assert built.model.net.hidden == 7
 
 
-def test_print_config_shows_the_whole(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_shows_the_whole(parse: Parse, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        StarterCLI(["--print_config", "--max_epochs=3", "--optimizer=SGD"], time.perf_counter())
+        parse("--print_config", "--max_epochs=3", "--optimizer=SGD")
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["max_epochs"] == 3
     assert printed["optimizer"]["class_path"] == "torch.optim.SGD"
-    assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 16
+    assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 8
 
 
 def test_a_printed_configuration_is_a_recipe_with_its_own_files_name(

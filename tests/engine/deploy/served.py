@@ -1,4 +1,4 @@
-"""A service as a process of its own, for the tests that ask it."""
+"""What the tests of deployment share: a service as a process of its own, a browser, and a command's one line."""
 
 import contextlib
 import http.client
@@ -8,14 +8,18 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from screenshots import chromium
 
 from src import ROOT
+from tests.toy import ToyData, ToyImages
 
 TOKEN = "a secret"
 
@@ -63,10 +67,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def service(checkpoint: str, *words: str) -> Iterator[Service]:
+def service(checkpoint: str, *words: str, **env: str) -> Iterator[Service]:
     port = free_port()
     command = [sys.executable, "-m", "src.serve", "--ckpt_path", checkpoint, "--port", str(port), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     assert process.stderr is not None
     lines = []
@@ -85,3 +89,78 @@ def service(checkpoint: str, *words: str) -> Iterator[Service]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+
+
+def raw(port: int, data: bytes, wait: float | None) -> bytes:
+    """Send bytes, then hang up, or after a while read what comes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
+        one.sendall(data)
+        if wait is None:
+            return b""
+        time.sleep(wait)
+        with contextlib.suppress(OSError):
+            return one.recv(4096)
+    return b""
+
+
+@contextlib.contextmanager
+def browser() -> Iterator[Any]:
+    """A page of a real browser without network beyond this machine."""
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = chromium()
+    if path is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with sync.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        page = opened.new_page(viewport={"width": 820, "height": 520})
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        yield page
+        opened.close()
+        assert not problems
+
+
+def bars_of(page: Any) -> dict[str, tuple[float, float]]:
+    """Probability and width of each label's bar in the service's page."""
+    page.wait_for_selector(".best")
+    page.wait_for_timeout(500)  # answers that are on their way, and bars that grow
+    return {
+        row.get_attribute("data-label"): (
+            float(row.get_attribute("data-probability")),
+            row.locator(".bar").bounding_box()["width"],
+        )
+        for row in page.locator(".row").all()
+    }
+
+
+def draw(page: Any, points: list[tuple[float, float]]) -> None:
+    """Draw a line on the canvas of the service's page."""
+    box = page.locator("#canvas").bounding_box()
+    places = [(box["x"] + x, box["y"] + y) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place)
+    page.mouse.up()
+
+
+def one_line(
+    main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> str:
+    """The last line on stderr of a command that must end with exit code 2 and without a traceback."""
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    return shown.strip().splitlines()[-1]
+
+
+def toy_samples(count: int) -> tuple[list[Image.Image], list[str]]:
+    """Images of the toy data's test part, and their labels."""
+    found = ToyImages(count, seed=2)
+    images = [Image.fromarray(pixels[0].numpy()) for pixels in found.pixels]
+    return images, [ToyData.labels[target] for target in found.targets]

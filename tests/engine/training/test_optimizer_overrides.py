@@ -4,10 +4,18 @@ import pytest
 
 from src.engine.system.errors import InputError
 from src.engine.training.optimizer_overrides import OptimizerOverrides
+from tests import toy
 from tests.conftest import Run
 
 Train = Callable[..., Run]
-SHORT = ("fit", "--model.net=MLP", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")
+NEW = f"--config={toy.RECIPE}"
+SHORT = ("fit", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=1")
+
+
+@pytest.fixture
+def recipe() -> tuple[str, ...]:
+    """None: a run that goes on has the checkpoint's own."""
+    return ()
 
 
 def last(run: Run) -> str:
@@ -16,7 +24,7 @@ def last(run: Run) -> str:
 
 def test_a_continued_run_keeps_the_checkpoints_own_optimizer_and_schedule(train: Train) -> None:
     schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=1000", "--lr_scheduler.gamma=0.3")
-    first = train(*SHORT, "--max_epochs=1", "--optimizer=SGD", "--optimizer.lr=0.02", *schedule)
+    first = train(NEW, *SHORT, "--max_epochs=1", "--optimizer=SGD", "--optimizer.lr=0.02", *schedule)
     config = train(*SHORT, "--max_epochs=2", "--ckpt_path", last(first)).cli.config
     assert (config.optimizer.class_path, config.optimizer.init_args.lr) == ("torch.optim.SGD", 0.02)
     assert config.lr_scheduler.init_args.gamma == 0.3
@@ -24,7 +32,7 @@ def test_a_continued_run_keeps_the_checkpoints_own_optimizer_and_schedule(train:
 
 def test_arguments_given_again_are_stronger_than_the_checkpoint(train: Train) -> None:
     schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=4", "--lr_scheduler.gamma=0.1")
-    first = train(*SHORT, "--max_epochs=1", "--optimizer=SGD", "--optimizer.lr=1.0", *schedule)
+    first = train(NEW, *SHORT, "--max_epochs=1", "--optimizer=SGD", "--optimizer.lr=1.0", *schedule)
     changed = ("--optimizer.lr=0.5", "--optimizer.weight_decay=0.25", "--lr_scheduler.gamma=0.5")
     second = train(*SHORT, "--max_epochs=2", "--ckpt_path", last(first), *changed)
     group = second.cli.trainer.optimizers[0].param_groups[0]
@@ -44,7 +52,7 @@ def test_a_group_with_a_value_of_its_own_keeps_it() -> None:
 
 
 def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> None:
-    first = train(*SHORT, "--max_epochs=1", "--lr_scheduler.total_steps=9")
+    first = train(NEW, *SHORT, "--max_epochs=1", "--lr_scheduler.total_steps=9")
     path = last(first)
     rates = []
     for options in ((), ("--optimizer.lr=0.8",)):
@@ -64,7 +72,7 @@ def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> Non
 def test_what_does_not_fit_the_state_is_an_error_when_continuing(
     train: Train, words: tuple[str, ...], message: str
 ) -> None:
-    first = train(*SHORT, "--max_epochs=1")
+    first = train(NEW, *SHORT, "--max_epochs=1")
     with pytest.raises(InputError, match=message):
         train(*SHORT, "--max_epochs=2", "--ckpt_path", last(first), *words)
-    assert train("test", "--data.source=sample", "--ckpt_path", last(first), *words).metrics["test/loss"] > 0
+    assert train("test", "--ckpt_path", last(first), *words).metrics["test/loss"] > 0

@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from src.callbacks import throughput
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.engine.system.errors import InputError
+from src.engine.training import throughput
 from src.engine.training.throughput import training_flops
-from src.vision.mlp import MLP
 from tests.conftest import Run
+from tests.engine.training.toys import TOKENS
+from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet
 
 Train = Callable[..., Run]
 SHORT = ("fit", "--max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=4")
@@ -19,7 +20,7 @@ SHORT = ("fit", "--max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.lo
 def test_images_a_second_are_logged_at_log_steps(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
-    run = train(*SHORT, "--model.net=MLP", "--trainer.limit_train_batches=9", "--data.batch_size=10")
+    run = train(*SHORT, "--trainer.limit_train_batches=9", "--data.batch_size=10")
     events = EventAccumulator(str(run.folder)).Reload().Scalars("speed/samples_per_second")
     assert [event.step for event in events] == [3, 7]
     assert [event.value for event in events] == [40, 40]  # four batches of ten, and the clock moves by being read
@@ -28,24 +29,23 @@ def test_images_a_second_are_logged_at_log_steps(train: Train, monkeypatch: pyte
 
 
 def test_text_is_counted_in_tokens(train: Train) -> None:
-    words = ("--config=configs/text/shakespeare_gpt_fast.yaml", "--model.net.num_layers=1", "--data.block_size=16")
-    run = train(*words, *SHORT, "--trainer.max_steps=8", "--trainer.val_check_interval=4", sample=False)
-    metrics = run.metrics
-    assert metrics["speed/tokens_per_second"] == pytest.approx(16 * metrics["speed/samples_per_second"], rel=1e-4)
+    metrics = train(*SHORT, *TOKENS, "--trainer.limit_train_batches=8").metrics
+    length = SIDE * SIDE
+    assert metrics["speed/tokens_per_second"] == pytest.approx(length * metrics["speed/samples_per_second"], rel=1e-4)
 
 
 def test_utilisation_is_operations_over_the_chips_peak(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 1e12)
-    run = train(*SHORT, "--model.net=MLP", "--trainer.limit_train_batches=8", "--data.batch_size=10")
-    batch = (torch.zeros(10, 1, 28, 28), torch.zeros(10))
-    rate = run.metrics["speed/samples_per_second"] / 10 * training_flops(MLP(), batch)
+    run = train(*SHORT, "--trainer.limit_train_batches=8", "--data.batch_size=10")
+    batch = (torch.zeros(10, 1, SIDE, SIDE), torch.zeros(10))
+    rate = run.metrics["speed/samples_per_second"] / 10 * training_flops(ToyNet(), batch)
     assert run.metrics["speed/mfu"] == pytest.approx(rate / 1e12, rel=1e-3)
 
 
 def test_operations_of_a_perceptron_equal_a_count_by_hand() -> None:
-    first, second = 2 * 10 * 784 * 256, 2 * 10 * 256 * 10
+    first, second = 2 * 10 * SIDE * SIDE * 16, 2 * 10 * 16 * CLASSES
     # Backward each layer has as many for its weights, and the second as many again for its input.
-    assert training_flops(MLP(), (torch.zeros(10, 784), torch.zeros(10))) == 2 * first + 3 * second
+    assert training_flops(ToyMLP(hidden=16), (torch.zeros(10, SIDE * SIDE), torch.zeros(10))) == 2 * first + 3 * second
 
 
 def test_a_network_that_cannot_be_counted_is_trained_without_its_utilisation(
@@ -57,13 +57,13 @@ def test_a_network_that_cannot_be_counted_is_trained_without_its_utilisation(
     monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 1e12)
     monkeypatch.setattr(throughput, "training_flops", uncountable)
     with pytest.warns(UserWarning, match=r"speed/mfu is left out: .*no meta tensors here"):
-        run = train(*SHORT, "--model.net=MLP", "--trainer.limit_train_batches=8")
+        run = train(*SHORT, "--trainer.limit_train_batches=8")
     assert run.metrics["speed/samples_per_second"] > 0
     assert "speed/mfu" not in run.metrics
 
 
 def test_without_log_steps_it_is_left_out_or_refused(train: Train) -> None:
-    short = ("fit", "--model.net=MLP", "--trainer.log_every_n_steps=0")
+    short = ("fit", "--trainer.log_every_n_steps=0")
     run = train(*short, "--trainer.limit_train_batches=2", "--max_epochs=1")
     assert not any(name.startswith("speed/") for name in run.metrics)
     with pytest.raises(InputError, match="Throughput needs log steps"):

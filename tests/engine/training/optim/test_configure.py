@@ -8,10 +8,11 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.system.errors import InputError
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optim.schedulers import CosineAnnealingLR, OneCycleLR
-from src.vision.image_classifier import ImageClassifier
+from src.tasks.classifier import Classifier
 from tests.conftest import Run
 
 Train = Callable[..., Run]
+ONE = ("fit", "--fast_dev_run")
 SHORT = ("fit", "--max_epochs=2", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
 
 
@@ -31,7 +32,7 @@ def test_any_optimizer_of_torch_trains_with_its_own_arguments(
 ) -> None:
     options = [f"--optimizer.{key}={value}" for key, value in arguments.items()]
     options += [f"--optimizer={name}", "--optimizer.lr=1e-3"]
-    run = train(*SHORT, "--model.net=MLP", *options)
+    run = train(*ONE, *options)
     (optimizer,) = run.cli.trainer.optimizers
     assert type(optimizer).__name__ == name.rpartition(".")[2]
     group = optimizer.param_groups[0]
@@ -54,29 +55,44 @@ def test_any_optimizer_of_torch_trains_with_its_own_arguments(
 def test_a_schedule_learns_the_length_of_the_run(
     train: Train, name: str, arguments: tuple[str, ...], length: int
 ) -> None:
-    run = train(*SHORT, "--model.net=MLP", f"--lr_scheduler={name}", *arguments)
+    run = train(*SHORT, f"--lr_scheduler={name}", *arguments)
     schedule = run.cli.trainer.lr_scheduler_configs[0].scheduler
     assert isinstance(schedule, OneCycleLR | CosineAnnealingLR)
     assert (schedule.T_max if isinstance(schedule, CosineAnnealingLR) else schedule.total_steps) == length
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--optimizer.lr=-1",), "AdamW does not take its arguments: Invalid learning rate: -1.0"),
+        (("--optimizer=MuonWithAdamW", "--optimizer.adamw_lr=-1"), "MuonWithAdamW does not take its arguments: Invalid"),
+        (("--lr_scheduler.div_factor=0",), "OneCycleLR does not take its arguments: float division by zero"),
+    ],
+)
+def test_an_argument_that_an_optimizer_or_schedule_refuses_is_one_line(
+    train: Train, words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(*ONE, *words)
 
 
 @pytest.mark.parametrize(("interval", "moves"), [("step", 8), ("epoch", 2)])
 def test_schedules_move_by_step_unless_told_otherwise(train: Train, interval: str, moves: int) -> None:
     schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=1", "--lr_scheduler.gamma=0.5")
     options = () if interval == "step" else ("--lr_scheduler_interval=epoch",)
-    run = train(*SHORT, "--model.net=MLP", "--optimizer.lr=1.0", *schedule, *options)
+    run = train(*SHORT, "--optimizer.lr=1.0", *schedule, *options)
     assert run.cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5**moves)
 
 
 def test_reduce_on_plateau_watches_a_metric_by_epoch(train: Train) -> None:
-    run = train(*SHORT, "--model.net=MLP", "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss")
+    run = train(*SHORT, "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss")
     config = run.cli.trainer.lr_scheduler_configs[0]
     assert isinstance(config.scheduler, ReduceLROnPlateau)
     assert (config.monitor, config.interval) == ("val/loss", "epoch")
 
 
 def test_parameters_made_after_parsing_are_trained(parse: Callable[..., StarterCLI]) -> None:
-    cli = parse("--model.net=MLP", "--lr_scheduler=null")
+    cli = parse("--lr_scheduler=null")
     late = torch.nn.Parameter(torch.zeros(3))
     cli.model.net.late = late
     cli.model.trainer = cli.trainer
@@ -97,13 +113,13 @@ def test_parameters_made_after_parsing_are_trained(parse: Callable[..., StarterC
     ],
 )
 def test_an_optimizer_is_fused_where_it_can_be(train: Train, options: tuple[str, ...], fused: bool | None) -> None:
-    run = train(*SHORT, "--model.net=MLP", *options)
+    run = train(*ONE, *options)
     assert run.cli.trainer.optimizers[0].param_groups[0]["fused"] is fused
 
 
 def test_a_schedule_over_a_run_without_end_is_an_error(parse: Callable[..., StarterCLI]) -> None:
-    cli = parse("--model.net=MLP", "--max_epochs=-1")
-    cli.trainer.strategy._lightning_module = cli.model
+    cli = parse("--max_epochs=-1")
+    cli.trainer.strategy.connect(cli.model)
     cli.model.trainer = cli.trainer
     spec = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}
     schedule = {"class_path": "src.engine.training.optim.schedulers.CosineAnnealingLR", "init_args": {"T_max": None}}
@@ -114,14 +130,14 @@ def test_a_schedule_over_a_run_without_end_is_an_error(parse: Callable[..., Star
 def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     clipped = []
 
-    def clip(self: ImageClassifier, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+    def clip(self: Classifier, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         self.clip_gradients(optimizer, 1.0, "norm")
         clipped.append(optimizer)
 
-    monkeypatch.setattr(ImageClassifier, "configure_gradient_clipping", clip)
-    train(*SHORT, "--model.net=MLP", "--precision=bf16-mixed")
+    monkeypatch.setattr(Classifier, "configure_gradient_clipping", clip)
+    train(*ONE, "--precision=bf16-mixed")
     assert clipped[0].param_groups[0]["fused"] is None
-    train(*SHORT, "--model.net=MLP", "--precision=32-true")
+    train(*ONE, "--precision=32-true")
     assert clipped[-1].param_groups[0]["fused"] is True
 
 
@@ -129,7 +145,8 @@ def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pyt
 def test_a_run_that_goes_on_steps_as_it_is_told_and_not_as_the_checkpoint_did(
     train: Train, before: str, now: str
 ) -> None:
-    first = train(*SHORT, "--model.net=MLP", f"--optimizer.fused={before}")
+    short = ("fit", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
+    first = train(*short, "--max_epochs=1", f"--optimizer.fused={before}")
     path = first.folder / "checkpoints" / "last.ckpt"
-    run = train("fit", f"--ckpt_path={path}", "--max_epochs=3", f"--optimizer.fused={now}")
+    run = train(*short, "--max_epochs=2", f"--ckpt_path={path}", f"--optimizer.fused={now}")
     assert run.cli.trainer.optimizers[0].param_groups[0]["fused"] is (now == "true")
