@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage test-slow lint tensorboard bench lock clean
+.PHONY: help train test coverage test-slow lint tensorboard bench figures lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,9 @@ tensorboard: .venv/.$(KIND)  ## show the curves of all runs
 
 bench: .venv/.$(KIND)-dev  ## measure speed and memory beside what others do, into benchmarks/results.json
 	@$(BIN)/python benchmarks/run.py $(ARGS)
+
+figures: .venv/.$(KIND)-dev  ## write docs/figures.md; ARGS="--rerun NAME" trains again and compares
+	@$(BIN)/python benchmarks/figures.py $(ARGS)
 
 lock: .venv/.$(KIND)-dev  ## refresh requirements.lock from the bounds in pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --upgrade --quiet \

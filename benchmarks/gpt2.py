@@ -10,10 +10,10 @@ import time
 from functools import partial
 
 import torch
-from overhead import autocast
 from table import Row, in_turn, parse, show
 from torch import nn
 from torch.nn import functional as F
+from training import autocast
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from src.text.gpt import GPT

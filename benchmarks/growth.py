@@ -8,19 +8,16 @@ preparation of the text, and training steps.
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from overhead import autocast
-from table import DATA_DIR, Row, in_turn, parse, show
+from table import DATA_DIR, Row, has, in_turn, parse, show
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-
-from src.text.corpus import TextDataModule
-from src.text.gpt import GPT
-from src.vision.cnn import CNN
-from src.vision.mnist import ImageTensors, MNISTDataModule
+from training import autocast
 
 FACTOR = 20
 
@@ -43,23 +40,17 @@ def microseconds(loader: DataLoader, batches: int | None, net: nn.Module | None 
     return (time.perf_counter() - start) / count * 1e6
 
 
-def text(path: Path, cache: str) -> TextDataModule:
-    data = TextDataModule(path=str(path), cache_dir=cache, batch_size=8)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+def compare(what: str, unit: str, large: Callable[[], float], small: Callable[[], float], pairs: int) -> Row:
+    """The row of time with much data beside time with little."""
+    ours, theirs = in_turn(large, small, pairs)
+    return Row(f"growth: {what}", unit, ours, f"{FACTOR} times less data", theirs, "ratio at most 1.1")
 
 
-def preparation(path: Path) -> float:
-    """Time per byte of reading and tokenizing."""
-    with tempfile.TemporaryDirectory() as cache:
-        start = time.perf_counter()
-        text(path, cache)
-        return (time.perf_counter() - start) / path.stat().st_size * 1e6
+def images(options: Any) -> list[Row]:
+    """The rows of the domain of images."""
+    from src.vision.cnn import CNN
+    from src.vision.mnist import ImageTensors, MNISTDataModule
 
-
-def main() -> None:
-    options = parse(__doc__, DATA_DIR)
     digits = MNISTDataModule(data_dir=options.data_dir)
     digits.prepare_data()
     digits.setup("fit")
@@ -68,53 +59,89 @@ def main() -> None:
         digits.train_set.images.repeat(FACTOR, 1, 1), digits.train_set.targets.repeat(FACTOR)
     )
     large = digits.train_dataloader()
-    steps = 5 if options.quick else 100
-    beside, flat = f"{FACTOR} times less data", "ratio at most 1.1"
-    rows = []
+    net = CNN().to(memory_format=torch.channels_last)
+    return [
+        compare(
+            "all batches of images",
+            "µs/image",
+            lambda: microseconds(large, None),
+            lambda: mean_of_many(lambda: microseconds(small, None), options),
+            options.pairs,
+        ),
+        compare(
+            "training on images",
+            "µs/image",
+            lambda: microseconds(large, steps(options), net),
+            lambda: microseconds(small, steps(options), net),
+            options.pairs,
+        ),
+    ]
 
-    def compare(what: str, unit: str, ours: object, theirs: object) -> None:
-        values = in_turn(ours, theirs, options.pairs)  # type: ignore[arg-type]
-        rows.append(Row(f"growth: {what}", unit, values[0], beside, values[1], flat))
 
-    # A pass each: the small data several times over, so that both take about as long.
-    many = 2 if options.quick else FACTOR
-    compare(
-        "all batches of images",
-        "µs/image",
-        lambda: microseconds(large, None),
-        lambda: sum(microseconds(small, None) for _ in range(many)) / many,
-    )
-    nets = CNN().to(memory_format=torch.channels_last), GPT()
-    compare(
-        "training on images",
-        "µs/image",
-        lambda: microseconds(large, steps, nets[0]),
-        lambda: microseconds(small, steps, nets[0]),
-    )
+def text(options: Any) -> list[Row]:
+    """The rows of the domain of text."""
+    from src.text.corpus import TextDataModule
+    from src.text.gpt import GPT
+
+    def prepared(path: Path, cache: str) -> TextDataModule:
+        data = TextDataModule(path=str(path), cache_dir=cache, batch_size=8)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    def preparation(path: Path) -> float:
+        """Time per byte of reading and tokenizing."""
+        with tempfile.TemporaryDirectory() as cache:
+            start = time.perf_counter()
+            prepared(path, cache)
+            return (time.perf_counter() - start) / path.stat().st_size * 1e6
+
     with tempfile.TemporaryDirectory() as folder:
         base = TextDataModule(data_dir=options.data_dir)._find_files()[0].read_bytes()
         paths = Path(folder) / "small.txt", Path(folder) / "large.txt"
         for path, factor in zip(paths, (1, FACTOR), strict=True):
             path.write_bytes(base * factor)
-        compare(
+        reading = compare(
             "reading and tokenizing text",
             "µs/byte",
             lambda: preparation(paths[1]),
-            lambda: sum(preparation(paths[0]) for _ in range(many)) / many,
+            lambda: mean_of_many(lambda: preparation(paths[0]), options),
+            options.pairs,
         )
-        few, more = (text(path, folder).train_dataloader() for path in paths)
-        compare(
+        small, large = (prepared(path, folder).train_dataloader() for path in paths)
+        net = GPT()
+        batches = compare(
             "all batches of tokens",
             "µs/token",
-            lambda: microseconds(more, None),
-            lambda: sum(microseconds(few, None) for _ in range(many)) / many,
+            lambda: microseconds(large, None),
+            lambda: mean_of_many(lambda: microseconds(small, None), options),
+            options.pairs,
         )
-        compare(
+        training = compare(
             "training on tokens",
             "µs/token",
-            lambda: microseconds(more, steps, nets[1]),
-            lambda: microseconds(few, steps, nets[1]),
+            lambda: microseconds(large, steps(options), net),
+            lambda: microseconds(small, steps(options), net),
+            options.pairs,
         )
+    return [reading, batches, training]
+
+
+def mean_of_many(measure: Callable[[], float], options: Any) -> float:
+    """Of a pass over the small data, several times over, so that it takes about as long as one over the large."""
+    many = 2 if options.quick else FACTOR
+    return sum(measure() for _ in range(many)) / many
+
+
+def steps(options: Any) -> int:
+    """Of training."""
+    return 5 if options.quick else 100
+
+
+def main() -> None:
+    options = parse(__doc__, DATA_DIR)
+    rows = images(options) if has("vision") else []
+    rows += text(options) if has("text") else []
     show(rows, options.results)
 
 

@@ -7,75 +7,28 @@ draws its progress bar, in a terminal of its own; what is compared is the rate w
     python benchmarks/overhead.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
 
-import contextlib
-import io
-import json
-import logging
-import multiprocessing
 import os
-import pty
-import signal
-import tempfile
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from table import DATA_DIR, Row, in_turn, parse, show
+from table import DATA_DIR, Row, has, in_turn, parse, show
 from torch import nn
 from torch.nn import functional as F
+from training import alone, autocast, trained
 
-from src.engine.cli.cli import StarterCLI
-from src.engine.system.hardware import choose_precision
 from src.engine.training.optim.groups import decay_groups
 from src.engine.training.optim.muon import MuonWithAdamW
-from src.text.corpus import TextDataModule
-from src.text.gpt import GPT
-from src.vision.cnn import CNN
-from src.vision.mnist import MEAN, STD, MNISTDataModule, distort
-from src.vision.vgg import VGG
 
 PLAIN = ("--model.net=CNN", "--data.max_shift=0", "--data.max_rotation=0", "--data.max_scale=0")
 
 
-@contextlib.contextmanager
-def terminal() -> Iterator[None]:
-    """Let what is printed go to a terminal that nobody sees, so that the progress bar is drawn as for a person."""
-    reader, writer = pty.openpty()
-
-    def drain() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(reader, 65536):
-                pass
-
-    threading.Thread(target=drain, daemon=True).start()
-    with os.fdopen(writer, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-def trained(words: list[str]) -> float:
-    """Samples a second of the program's training epoch."""
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, terminal(), warnings.catch_warnings(action="ignore"):
-        cli = StarterCLI([*words, f"--trainer.default_root_dir={folder}"], time.perf_counter())
-        cli.run()
-        assert cli.record is not None
-        metrics = json.loads((cli.record.folder / "metrics.json").read_text(encoding="utf-8"))
-        return float(metrics["samples_per_second"])
-
-
-def autocast() -> Any:
-    precision, _ = choose_precision("cpu")
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
-
-
 def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: int, limits: tuple[float, ...]) -> float:
     """Images a second of the loop one would write by hand for the default recipe."""
+    from src.vision.mnist import MEAN, STD, MNISTDataModule, distort
+
     digits = prepared(MNISTDataModule(data_dir=data_dir))
     images = ((digits.train_set.images.float() / 255 - MEAN) / STD).unsqueeze(1)
     targets = digits.train_set.targets
@@ -100,6 +53,9 @@ def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: in
 
 def plain_text(data_dir: str | None, steps: int) -> float:
     """Tokens a second of the same for the recipe of the GPT."""
+    from src.text.corpus import TextDataModule
+    from src.text.gpt import GPT
+
     data = prepared(TextDataModule(data_dir=data_dir, block_size=256))
     torch.manual_seed(0)
     net = GPT(vocab_size=data.vocab_size, block_size=256, num_heads=2)
@@ -126,27 +82,16 @@ def prepared(data: Any) -> Any:
     return data
 
 
-def alone(function: Callable[..., float], *args: Any) -> Callable[[], float]:
-    """A function in a process of its own, so that neither side finds what the other has left behind."""
-
-    def run() -> float:
-        context = multiprocessing.get_context("spawn")
-        # Ctrl-C ends it as it is; this process says so.
-        with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as process:
-            return process.submit(function, *args).result()
-
-    return run
-
-
 def tokens_trained(words: list[str]) -> float:
     return 256 * trained(words)
 
 
-def main() -> None:
-    options = parse(__doc__, DATA_DIR)
+def images(common: list[str], options: Any) -> list[Row]:
+    """The rows of the domain of images."""
+    from src.vision.cnn import CNN
+    from src.vision.vgg import VGG
+
     steps = 10 if options.quick else 10_000  # at most: an epoch has 429
-    folder = [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
-    common = ["fit", "--accelerator=cpu", *folder]
     epoch = [*common, "--max_epochs=1", f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=5"]
     rows = []
     for what, words, build, limits in (
@@ -156,12 +101,24 @@ def main() -> None:
         by_hand = alone(plain_images, build, options.data_dir, steps, limits)
         ours, theirs = in_turn(alone(trained, [*epoch, *words]), by_hand, options.pairs)
         rows.append(Row(f"training: {what}", "images/s", ours, "plain loop", theirs, "ratio at least 0.97"))
+    return rows
 
+
+def text(common: list[str], options: Any) -> list[Row]:
+    """The row of the domain of text."""
     steps = 5 if options.quick else 200
     words = [*common, "--config=configs/text/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
     words += [f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=1"]
     ours, theirs = in_turn(alone(tokens_trained, words), alone(plain_text, options.data_dir, steps), options.pairs)
-    rows.append(Row("training: shakespeare_gpt", "tokens/s", ours, "plain loop", theirs, "ratio at least 0.97"))
+    return [Row("training: shakespeare_gpt", "tokens/s", ours, "plain loop", theirs, "ratio at least 0.97")]
+
+
+def main() -> None:
+    options = parse(__doc__, DATA_DIR)
+    folder = [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
+    common = ["fit", "--accelerator=cpu", *folder]
+    rows = images(common, options) if has("vision") else []
+    rows += text(common, options) if has("text") else []
     show(rows, options.results)
 
 

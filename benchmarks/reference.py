@@ -1,21 +1,27 @@
 """How fast is this machine right now? Images a second of the seed's CNN in a plain PyTorch loop.
 
-The loop is bf16, channels last, batch 128, AdamW, on random images in memory, without data loading, metrics
-or logging. A target of T seconds in this project means T x 6,700 / (images a second printed here): figures
-were set in hours in which this script printed about 6,700 on two cores.
+The loop trains in the precision that the program chooses on this CPU, channels last, batch 128, AdamW, on random images
+in memory, without data loading, metrics or logging; on a slow machine it ends early, after 20 seconds with all imports.
+A target of T seconds in this project means T x 6,700 / (images a second printed here): figures were set in hours in
+which this script printed about 6,700 on two cores.
 
     python benchmarks/reference.py [--repeats 9] [--batches 60] [--quick]
 """
 
+import math
 import statistics
 import time
 
 import torch
 from table import Row, parse, show
 from torch import nn
+from training import autocast
+
+from src.engine.system.hardware import choose_precision
 
 BATCH_SIZE = 128
 REFERENCE = 6_700  # images a second in the hours in which the targets were set
+SECONDS = 12  # of all repeats together, at most; the imports take up to 8 more
 
 
 def build() -> nn.Module:
@@ -34,28 +40,37 @@ def build() -> nn.Module:
     ).to(memory_format=torch.channels_last)
 
 
-def measure(batches: int) -> float:
-    """Images a second over `batches` training steps, after five that are not counted."""
+def measure(batches: int, seconds: float = math.inf) -> float:
+    """Images a second over `batches` training steps after five that do not count; over fewer if the time is up."""
     torch.manual_seed(0)
     net = build()
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     images = torch.randn(BATCH_SIZE, 1, 28, 28).contiguous(memory_format=torch.channels_last)
     targets = torch.randint(10, (BATCH_SIZE,))
-    for step in range(batches + 5):
-        if step == 5:
+    precision = autocast()
+    end = time.perf_counter() + seconds
+    for step in range(-5, batches):
+        if step == 0:
             start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
+        with precision:
             loss = nn.functional.cross_entropy(net(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return batches * BATCH_SIZE / (time.perf_counter() - start)
+        if step >= 0 and time.perf_counter() > end:
+            break
+    return (step + 1) * BATCH_SIZE / (time.perf_counter() - start)
 
 
 def main() -> None:
     options = parse(__doc__, ("--repeats", {"type": int, "default": 9}), ("--batches", {"type": int, "default": 60}))
     repeats, batches = (2, 10) if options.quick else (options.repeats, options.batches)
-    speeds = [measure(batches) for _ in range(repeats)]
+    precision, reason = choose_precision("cpu")
+    print(f"precision {precision}: {reason}")
+    speeds: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while not speeds or (len(speeds) < repeats and time.perf_counter() < end):
+        speeds.append(measure(batches, (end - time.perf_counter()) / (repeats - len(speeds))))
     median = statistics.median(speeds)
     print(f"images/s  median {median:,.0f}  lowest {min(speeds):,.0f}  highest {max(speeds):,.0f}")
     print(f"60 s here means {60 * REFERENCE / median:.1f} s")

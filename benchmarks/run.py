@@ -7,25 +7,48 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from table import DATA_DIR, RESULTS, Row, parse, show
+from table import DATA_DIR, RESULTS, Row, has, parse, show
 
-# Each with whether it takes --data_dir, and its own options.
-BENCHMARKS: dict[str, tuple[bool, list[str]]] = {
-    "reference": (False, []),
-    "start": (False, []),
-    "overhead": (True, []),
-    "gpt2": (False, []),
-    "data_path": (True, []),
-    "generation": (False, []),
-    "growth": (True, []),
-    "memory": (True, []),
-    "text_memory": (False, ["--megabytes", "5", "500"]),
-    "ablation": (True, []),
-    "serving": (False, []),
-    "search": (False, []),
-    "recipes": (True, ["--recipes", "mnist_fast", "default"]),
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A script of this folder.
+
+    Args:
+        domains: it needs one of these at least, and measures what there is; none if it needs none.
+        takes_data: whether it has the option --data_dir.
+        words: its own options.
+    """
+
+    domains: tuple[str, ...]
+    takes_data: bool = False
+    words: tuple[str, ...] = ()
+
+
+ALL = {
+    "reference": Benchmark(()),
+    "start": Benchmark(("vision",)),
+    "overhead": Benchmark(("vision", "text"), takes_data=True),
+    "gpt2": Benchmark(("text",)),
+    "data_path": Benchmark(("vision",), takes_data=True),
+    "generation": Benchmark(("text",)),
+    "growth": Benchmark(("vision", "text"), takes_data=True),
+    "memory": Benchmark(("vision",), takes_data=True),
+    "text_memory": Benchmark(("text",), words=("--megabytes", "5", "500")),
+    "ablation": Benchmark(("vision", "text"), takes_data=True),
+    "serving": Benchmark(("vision",)),
+    "search": Benchmark(("vision",)),
+    "recipes": Benchmark(("vision",), takes_data=True, words=("--recipes", "mnist_fast", "default")),
+}
+FOLDER = Path(__file__).parent
+# Those whose domain has not been deleted, nor they themselves.
+BENCHMARKS = {
+    name: benchmark
+    for name, benchmark in ALL.items()
+    if (FOLDER / f"{name}.py").is_file() and (not benchmark.domains or any(map(has, benchmark.domains)))
 }
 
 
@@ -34,14 +57,13 @@ def main() -> None:
     options = parse(__doc__, DATA_DIR, only)
     results = options.results or RESULTS
     for name in options.only:
-        takes_data, words = BENCHMARKS[name]
-        words = [*words, "--results", str(results), "--pairs", str(options.pairs)]
+        benchmark = BENCHMARKS[name]
+        words = [*benchmark.words, "--results", str(results), "--pairs", str(options.pairs)]
         words += ["--quick"] if options.quick else []
-        words += ["--data_dir", options.data_dir] if takes_data and options.data_dir else []
+        words += ["--data_dir", options.data_dir] if benchmark.takes_data and options.data_dir else []
         print(f"{name} ...", flush=True)
         start = time.monotonic()
-        script = Path(__file__).with_name(f"{name}.py")
-        if subprocess.run([sys.executable, str(script), *words], check=False).returncode:
+        if subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *words], check=False).returncode:
             sys.exit(f"{name} failed, see above; what was measured before is in {results}")
         print(f"{name} took {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
     known = json.loads(results.read_text(encoding="utf-8"))["rows"]

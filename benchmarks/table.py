@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 RESULTS = Path(__file__).with_name("results.json")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -76,6 +77,11 @@ def _say_what_ended_it(kind: type[BaseException], error: BaseException, trace: T
         print(f"{Path(sys.argv[0]).name}: stopped by Ctrl-C", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
+
+
+def has(domain: str) -> bool:
+    """Whether `src/` still has a domain: `vision`, `text` or `multimodal`."""
+    return (ROOT / "src" / domain / "__init__.py").is_file()
 
 
 DATA_DIR = ("--data_dir", {"help": "folder with the full data; without it the sample is used"})

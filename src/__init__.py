@@ -1,6 +1,6 @@
-"""lightning-starter: the rooms of the project, see README.md."""
+"""lightning-starter; README.md describes the folders."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-"""The project folder; `configs/`, `data/` and `logs/` are found from here, whatever the working directory."""
+"""The project folder, which holds `configs/`, `data/` and `logs/`; independent of the working directory."""

@@ -1,4 +1,4 @@
-"""Write a trained model in a format that other programs load: `python -m src.export --help`."""
+"""Export a trained model to a format that other programs load: `python -m src.export --help`."""
 
 from src.engine.cli.command import run_command
 from src.engine.deploy.exporting import export

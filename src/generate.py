@@ -1,4 +1,4 @@
-"""Write text with a trained language model: `python -m src.generate --help`."""
+"""Generate text with a trained language model: `python -m src.generate --help`."""
 
 from src.engine.cli.command import run_command
 from src.engine.deploy.generating import generate

@@ -1,4 +1,4 @@
-"""Predict on files of your own: `python -m src.predict --help`."""
+"""Predict on your own files: `python -m src.predict --help`."""
 
 from src.engine.cli.command import run_command
 from src.engine.deploy.predicting import predict

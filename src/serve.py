@@ -1,4 +1,4 @@
-"""Serve a trained model over HTTP, with a page to try it: `python -m src.serve --help`."""
+"""Serve a trained model over HTTP, with a web page to try it: `python -m src.serve --help`."""
 
 from src.engine.cli.command import run_command
 from src.engine.deploy.serving import serve

@@ -6,12 +6,12 @@ import time
 
 
 def main() -> None:
-    """Run what the command line asks for; without a word, train and then test the best checkpoint."""
+    """Run the command line; default: train, then test the best checkpoint."""
     started = time.perf_counter()
     if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
         print("Loading torch and Lightning ...", file=sys.stderr)
     try:
-        from src.engine.cli.program import run  # the import takes most of the start, and counts into the total time
+        from src.engine.cli.program import run  # slow import, counted in the run's total time
 
         run(started)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Search hyperparameters; each trial is an ordinary run: `python -m src.tune --help`."""
+"""Search hyperparameters; each trial is a normal run: `python -m src.tune --help`."""
 
 from src.engine.cli.command import run_command
 from src.engine.search.tuning import tune

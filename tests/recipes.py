@@ -15,7 +15,7 @@ DELETED = {name for name in ("vision", "text", "multimodal") if not (ROOT / "src
 def can_run(config: str) -> bool:
     """Whether a file's classes, or the recipe of a search, are in this tree.
 
-    Always True as long as no domain has been deleted, and inside the folder of a domain: a file there that names a class
+    Always True while no domain has been deleted, and in the folder of a domain: a file there that names a class
     that does not exist is a mistake, and its test shows that.
     """
     if not (ROOT / config).is_file():
@@ -34,3 +34,4 @@ def can_run(config: str) -> bool:
 
 CONFIGS = [path for path in FOUND if path not in SEARCHES and can_run(path)]
 RECIPES = [path for path in CONFIGS if is_recipe(load_config(path)[1])]
+OVERLAYS = [path for path in CONFIGS if path not in RECIPES]

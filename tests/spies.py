@@ -63,7 +63,7 @@ class StepLosses(Callback):
 def _kill_one_that_does_not_wait(waiting: connection.Connection, authkey: bytes) -> None:
     """In place of the answer to a worker that wants to hand over a tensor."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    workers = [int(pid) for pid in children if "multiprocessing" not in Path(f"/proc/{pid}/cmdline").read_text()]
+    workers = [int(pid) for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
     with socket.socket(fileno=os.dup(waiting.fileno())) as peer:
         waits, _, _ = struct.unpack("iii", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     os.kill(next(pid for pid in workers if pid != waits), signal.SIGKILL)

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,31 @@ import torch
 
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(ROOT / "benchmarks")
+    import reference
+    import run
+    from ablation import changes
+    from run import ALL, BENCHMARKS
+    from table import Row, in_turn, parse, show
+
+# What a row of each benchmark begins with.
+ROWS = {
+    "reference": "reference",
+    "start": "start",
+    "overhead": "training",
+    "gpt2": "training: GPT",
+    "data_path": "batches",
+    "generation": "generation",
+    "growth": "growth",
+    "memory": "memory: a run",
+    "text_memory": "memory: training",
+    "ablation": "",
+    "serving": "serving",
+    "search": "search",
+    "recipes": "mnist_fast",
+}
 
 
 def benchmark(*words: str) -> str:
@@ -41,12 +68,38 @@ def test_a_benchmark_prints_a_table_and_keeps_its_values(tmp_path: Path) -> None
     assert check_kept(results, benchmark("reference.py", "--quick", "--results", str(results)))
 
 
-def test_a_file_of_results_holds_one_machine_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from table import Row, show
+class Watched(torch.nn.Linear):
+    """A network that keeps whether each of its batches was computed in mixed precision."""
 
+    def __init__(self, seen: list[bool]) -> None:
+        super().__init__(28, 10)
+        self.seen = seen
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(torch.is_autocast_enabled("cpu"))
+        return super().forward(x[:, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"), [({"avx512_bf16": True}, "bf16-mixed"), ({"avx512_bf16": False}, "32-true")]
+)
+def test_the_reference_takes_the_precision_of_the_cpu_and_ends_in_time(
+    capabilities: dict[str, bool], precision: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[bool] = []
+    clock = count(0.0, 0.5)  # of a slow machine
+    monkeypatch.setattr(reference, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(reference, "build", lambda: Watched(seen))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(sys, "argv", ["reference.py"])
+    reference.main()
+    assert f"precision {precision}: this CPU has " in capsys.readouterr().out
+    assert set(seen) == {precision == "bf16-mixed"}
+    assert len(seen) < 65  # of nine times so many
+    assert next(clock) <= 20
+
+
+def test_a_file_of_results_holds_one_machine_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "results.json"
     for name in ("one", "two"):
         show([Row(name, "s", [1.0])], path)
@@ -60,9 +113,6 @@ def test_a_file_of_results_holds_one_machine_only(
 
 
 def test_ctrl_c_ends_a_benchmark_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from table import parse
-
     monkeypatch.setattr(sys, "argv", ["benchmarks/start.py"])
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     parse("What it measures.")
@@ -72,10 +122,7 @@ def test_ctrl_c_ends_a_benchmark_in_a_line(monkeypatch: pytest.MonkeyPatch, caps
     assert "ValueError: what is wrong" in capsys.readouterr().err
 
 
-def test_the_first_pair_does_not_count_unless_it_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from table import in_turn
-
+def test_the_first_pair_does_not_count_unless_it_is_all() -> None:
     for pairs, counted in ((1, ([0], [1])), (2, ([2, 4], [3, 5]))):
         take = iter(range(10)).__next__
         assert in_turn(take, take, pairs) == counted
@@ -84,46 +131,46 @@ def test_the_first_pair_does_not_count_unless_it_is_all(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--pairs", "0"), "--pairs 0 is too small: give at least 1"),
-        *(
-            pytest.param(*one, marks=pytest.mark.slow)
-            for one in (
-                (("--data_dir", "nowhere"), "--data_dir nowhere: no such folder"),
-                (("--results", "table.py"), "--results table.py holds no results"),
-                (("--qick",), "unrecognized arguments: --qick"),
-            )
-        ),
+        ("--pairs 0", "--pairs 0 is too small: give at least 1"),
+        ("--data_dir nowhere", "--data_dir nowhere: no such folder"),
+        (f"--results {ROOT}/benchmarks/table.py", "benchmarks/table.py holds no results"),
+        ("--qick", "unrecognized arguments: --qick"),
     ],
 )
-def test_a_benchmark_says_what_it_cannot_do_before_it_measures(words: tuple[str, ...], message: str) -> None:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "data_path.py", *words]
-    done = subprocess.run(command, env=env, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_a_benchmark_says_what_it_cannot_do_before_it_measures(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *words.split()])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("measures"))
+    with pytest.raises(SystemExit) as stop:
+        run.main()
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_an_ablation_undoes_is_in_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    from ablation import CHANGES
-
-    for recipe, _, values, undoing in CHANGES:
-        for name in values:
+def test_what_an_ablation_undoes_is_in_the_code() -> None:
+    for change in changes():
+        for name in change.values:
             resolve_name(name)  # an AttributeError where it is not
+        words = ["fit", f"--config=configs/{change.recipe}.yaml", *change.words, "--print_config"]
         with pytest.raises(SystemExit) as stop:
-            StarterCLI(["fit", f"--config=configs/{recipe}.yaml", *undoing, "--print_config"], time.perf_counter())
+            StarterCLI(words, time.perf_counter())
         assert not stop.value.code
 
 
+def test_run_knows_every_benchmark() -> None:
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert scripts - {"run", "table", "training"} == ALL.keys() == ROWS.keys()
+
+
 @pytest.mark.slow
-def test_all_benchmarks_run_in_turn_into_one_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_runs_into_the_table_of_all(name: str, tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    printed = benchmark("run.py", "--quick", "--results", str(results))
+    printed = benchmark("run.py", "--quick", "--only", name, "--results", str(results))
     rows = check_kept(results, printed)
-    for name in ("reference", "start", "training", "batches", "generation", "growth", "memory", "mnist_fast"):
-        assert any(what.startswith(name) for what in rows), name
-        assert name in printed
-    assert max(rows["memory: a run on MNIST, above the import"]["ours"]) <= 500
-    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"run", "table"}
-    assert scripts == {line.split()[0] for line in printed.splitlines() if line.endswith(" ...")}
+    assert any(what.startswith(ROWS[name]) for what in rows)
+    assert f"{name} ..." in printed.splitlines()
+    if name == "memory":
+        assert max(rows["memory: a run on MNIST, above the import"]["ours"]) <= 500

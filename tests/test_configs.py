@@ -11,11 +11,10 @@ from src import ROOT
 from src.engine.cli.config import import_class, load_config
 from tests import toy
 from tests.conftest import QUIET, Run, pictures, program
-from tests.recipes import CONFIGS, FOUND, RECIPES
+from tests.recipes import FOUND, OVERLAYS, RECIPES
 
 Train = Callable[..., Run]
 # Searches are run in tests/vision.
-OVERLAYS = [path for path in CONFIGS if path not in RECIPES]
 STRATEGIES = [path for path in OVERLAYS if path.startswith("configs/strategy/")]
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -12,75 +13,97 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from torchvision import models
 
-from src import ROOT, export, generate, predict, serve, tune
+from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from src.engine.cli.config import load_config
-from tests.conftest import DELETED, QUIET, own_pairs, pictures, tiny_pretrained
-
-if DELETED:
-    pytest.skip("the README speaks of parts that have been deleted", allow_module_level=True)
+from src.engine.deploy import exporting, generating, predicting, serving
+from src.engine.search import tuning
+from src.engine.system.classes import import_class, project_classes
+from tests import toy
+from tests.conftest import QUIET, once, pictures
+from tests.recipes import DELETED, FOUND, OVERLAYS, SEARCHES, can_run
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-GUIDE = README.index("## Your own project")  # whose files the user writes
-FIGURES = (ROOT / "docs" / "figures.md").read_text(encoding="utf-8")  # of recipes, which are all run in test_configs.py
-ALL = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-COMMANDS = sorted(
-    {
-        command
-        for command in re.findall(r"python -m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*", ALL)
-        if not re.search(r'"\$@"|breast_cancer', command) and command not in FIGURES  # these have tests of their own
-    }
-)
-# What starts the program on several devices; the program's own part is read here.
-LONG = set(re.findall(r"python -m src\.train([^`\n|#]*)", FIGURES))
-LAUNCHED = sorted(
-    LONG | set(re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", ALL))
-)
+GUIDE = README[README.index("## Your own project") : README.index("## Make it yours")]  # see test_guide.py
+TEXTS = {page: page.read_text(encoding="utf-8").replace(GUIDE, "") for page in PAGES}
+ALL = "\n".join(TEXTS.values())
+FIGURES = TEXTS[ROOT / "docs" / "figures.md"]
+TRAIN = r"python (-m src\.train[^`\n|#]*)"
 TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2")
+
+
+def needs(command: str) -> list[str]:
+    """The files of configs/ that a command names; a run is named like its recipe."""
+    found = re.findall(r"configs/[\w/]+\.yaml", command)
+    for name in re.findall(r"logs/(\w+)/version_", command):
+        found += [path for path in FOUND if Path(path).stem == name and path not in SEARCHES] or [f"configs/{name}"]
+    return [*found, "configs/default.yaml"] if all(path in OVERLAYS for path in found) else found
+
+
+def runnable(commands: list[str]) -> list[str]:
+    """Without those of a domain that has been deleted."""
+    return sorted({one.strip() for one in commands if not DELETED or all(map(can_run, needs(one)))})
+
+
+SHOWN = re.findall(r"python (-m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*)", ALL)
+SHOWN = [command for command in SHOWN if '"$@"' not in command]
+LONG = re.findall(TRAIN, FIGURES)  # test_configs.py runs every recipe
+COMMANDS = [one for one in runnable(SHOWN) if one not in runnable(LONG) and "--format checkpoint" not in one]
+# What starts the program on several devices; the program's own part is read here.
+ON_DEVICES = re.findall(r"(?:torchrun|sbatch)[^`\n|#]*(?:-m src\.train|train\.sbatch)([^`\n|#]*)", ALL)
+PARSED = runnable([*(command.removeprefix("-m src.train") for command in LONG), *ON_DEVICES])
+
+
+def make_runs(folder: Path) -> str:
+    """What the commands of the README build on: own data, and a short run of each recipe that they name."""
+    data = folder / "path" / "to"
+    logs = f"--trainer.default_root_dir={folder / 'logs'}"
+
+    def train(*words: str) -> None:
+        short = ("--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--max_epochs=1")
+        StarterCLI(["fit", *short, *words, *QUIET, logs], time.perf_counter()).run()
+
+    if "vision" not in DELETED:
+        from torchvision import models
+
+        pictures(data / "images")
+        (data / "digits").mkdir()
+        for shade in (0, 200):
+            Image.new("L", (28, 28), shade).save(data / "digits" / f"{shade}.png")
+        torch.save(models.mobilenet_v3_small().state_dict(), data / "weights.pth")
+        train("--data.source=sample")
+    if "text" not in DELETED:
+        from tests.text.helpers import tiny_pretrained
+
+        (data / "texts").mkdir(parents=True)
+        (data / "texts" / "a.txt").write_text("To be, or not to be. " * 200)
+        rows = "".join(f"the {word} sat,{word}\n" for word in ("cat", "dog") * 30)
+        (data / "table.csv").write_text(f"text,label\n{rows}")
+        tiny_pretrained("gpt2", data)
+        Path(tiny_pretrained("bert", data)).rename(data / "model")
+        own = ("--data.path", str(data / "texts"), "--data.block_size=32", "--model.net.d_model=16")
+        train("--config=configs/text/shakespeare_gpt_fast.yaml", *own, *TWO_STEPS)
+        table = f"--data.path={data / 'table.csv'}"
+        train("--config=configs/text/language_id.yaml", table)
+        tiny = (f"--model.net.pretrained={data / 'model'}", "--data.max_length=16")
+        train("--config=configs/text/sentiment_pretrained.yaml", table, *tiny)
+    if "multimodal" not in DELETED:
+        from tests.multimodal.helpers import own_pairs
+
+        own_pairs(data / "pairs").rename(data / "captions.csv")
+        for picture in (data / "pairs").iterdir():
+            picture.rename(data / picture.name)
+        train("--config=configs/multimodal/mnist_clip.yaml", "--data.source=sample")
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the default recipe has been run once, for the commands that build on that."""
-    folder = tmp_path_factory.mktemp("readme")
-    short = ("--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", *QUIET)
-    root = f"--trainer.default_root_dir={folder / 'logs'}"
-    StarterCLI(["fit", *short, root, "--data.source=sample"], time.perf_counter()).run()
-    (folder / "path" / "to" / "texts").mkdir(parents=True)
-    (folder / "path" / "to" / "texts" / "a.txt").write_text("To be, or not to be. " * 200)
-    table = "text,label\n" + "".join(f"the {word} sat,{word}\n" for word in ("cat", "dog") * 30)
-    (folder / "path" / "to" / "table.csv").write_text(table)
-    pictures(folder / "path" / "to" / "images")
-    tiny_pretrained("bert", folder / "path" / "to")
-    (folder / "path" / "to" / "bert").rename(folder / "path" / "to" / "model")
-    tiny_pretrained("gpt2", folder / "path" / "to")
-    torch.save(models.mobilenet_v3_small().state_dict(), folder / "path" / "to" / "weights.pth")
-    gpt = ("--config=configs/text/shakespeare_gpt_fast.yaml", "--data.path", str(folder / "path" / "to" / "texts"))
-    words = ("--data.block_size=32", *TWO_STEPS, "--model.net.d_model=16")
-    StarterCLI(["fit", *gpt, *short, root, *words], time.perf_counter()).run()
-    own_pairs(folder / "path" / "to" / "pairs").rename(folder / "path" / "to" / "captions.csv")
-    for picture in (folder / "path" / "to" / "pairs").iterdir():
-        picture.rename(folder / "path" / "to" / picture.name)
-    clip = ("--config=configs/multimodal/mnist_clip.yaml", "--data.source=sample", "--max_epochs=1")
-    StarterCLI(["fit", *clip, *short, root], time.perf_counter()).run()
-    for recipe, more in (
-        ("language_id", ()),
-        ("sentiment_pretrained", (f"--model.net.pretrained={folder / 'path/to/model'}", "--data.max_length=16")),
-    ):
-        own = (
-            f"--config=configs/{recipe}.yaml",
-            f"--data.path={folder / 'path/to/table.csv'}",
-            "--max_epochs=1",
-            *more,
-        )
-        StarterCLI(["fit", *own, *short, root], time.perf_counter()).run()
-    (folder / "path" / "to" / "digits").mkdir()
-    for shade in (0, 200):
-        Image.new("L", (28, 28), shade).save(folder / "path" / "to" / "digits" / f"{shade}.png")
-    return folder
+    """A folder with what `make_runs` gives, made once for all test processes and copied for each."""
+    made = once(tmp_path_factory, "readme", make_runs)
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("readme") / "copy"))
 
 
 def own_data(words: list[str], folder: Path) -> list[str]:
@@ -95,15 +118,27 @@ def own_data(words: list[str], folder: Path) -> list[str]:
         return [*model, "--data.max_length=40", "--data.path", str(folder / "path" / "to" / "table.csv")]
     if "clip" in recipe:
         return ["--data.batch_size=16"]
-    if recipe.startswith("configs/language"):
+    if "language_id" in recipe:
         return []
-    if recipe.startswith("configs/image"):
+    if "image_folder" in recipe:
         return ["--data.image_size=32"]
     return ["--data.source=sample", "--data.batch_size=32", *(TWO_STEPS if "fast" in recipe else ())]
 
 
-@pytest.mark.parametrize("options", LAUNCHED)
-def test_a_command_that_is_launched_is_understood(options: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pages_show_commands() -> None:
+    assert len(set(SHOWN)) > 50
+
+
+def test_what_the_pages_call_is_there() -> None:
+    called = re.findall(r"python (?:-m (src\.\w+)|((?:benchmarks|scripts)/\w+)\.py)", ALL)
+    for module, script in called:
+        assert (ROOT / f"{module.replace('.', '/') or script}.py").is_file(), module or script
+
+
+@pytest.mark.parametrize("options", PARSED)
+def test_a_command_that_takes_long_or_several_devices_is_understood(
+    options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = shlex.split(options.replace("--accelerator gpu", "--accelerator cpu"))
     with pytest.raises(SystemExit) as stop:
         StarterCLI([*words, "--print_config"], time.perf_counter())
@@ -111,36 +146,35 @@ def test_a_command_that_is_launched_is_understood(options: str, capsys: pytest.C
     assert "max_epochs" in capsys.readouterr().out
 
 
-def test_consolidate_takes_what_the_readme_says() -> None:
-    (command,) = set(re.findall(r"python -m src\.consolidate [^`\n|]*", ALL))
-    options = consolidate.parser().parse_args(shlex.split(command)[3:])
-    assert (Path(options.ckpt_path).name, options.output) == ("best.ckpt", "whole.ckpt")
-
-
-def test_the_readme_shows_commands() -> None:
-    assert len(COMMANDS) > 20
+def test_a_sharded_checkpoint_is_made_one_file_as_the_readme_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = {command.strip() for command in SHOWN if "--format checkpoint" in command}
+    options, output = exporting._parse(shlex.split(command)[2:])
+    assert (Path(options.ckpt_path).name, output.name) == ("best.ckpt", "whole.ckpt")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    words = shlex.split(command.replace("--accelerator gpu", "--accelerator cpu"))[3:]
+    words = shlex.split(command.replace("--accelerator gpu", "--accelerator cpu"))[2:]
     if "src.generate" in command:
-        generate.write([*words, "--max_new_tokens", "3"])
+        generating.generate([*words, "--max_new_tokens", "3"])
         return
     default = ["--ckpt_path", "logs/default/version_0/checkpoints/best.ckpt"]
     if "src.serve" in command:
-        assert serve._parse([*words, *default]).port in (8000, 8080)
+        assert serving._parse([*words, *default]).port in (8000, 8080)
         return
     if "src.tune" in command:
-        assert load_config(tune._parse(words).config)[1]["space"]
+        assert load_config(tuning._parse(words).config)[1]["space"]
         return
     if "src.predict" in command:
-        assert predict.predict([*words, "--accelerator", "cpu"]) == 0
+        assert predicting.predict([*words, "--accelerator", "cpu"]) == 0
         assert Path(words[words.index("--output") + 1]).stat().st_size
         return
     if "src.export" in command:
-        export.export([*([] if "--ckpt_path" in words else default), *words])
+        exporting.export([*([] if "--ckpt_path" in words else default), *words])
         assert Path(words[words.index("--output") + 1]).exists()
         return
     one_process = "--devices" not in words
@@ -151,7 +185,7 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
     elif "last" in words:  # a run that died before its end
         extra[-1] = f"--trainer.default_root_dir={workplace / 'logs'}"
         (workplace / "logs" / "default" / "version_0" / "metrics.json").write_text("{}")
-    # Real stages on two batches; several processes are only parsed here, and run in test_cli.py.
+    # Real stages on two batches; several processes are only parsed here, and run in test_distributed.py.
     short = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
     extra += [*short, *own_data(words, workplace)] if one_process else []
     extra += [] if "--max_epochs" in words or "--ckpt_path" in words else ["--max_epochs=1"]
@@ -173,31 +207,31 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
 def test_the_make_commands_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"(?:^|`)make ([a-z-]+)", ALL, re.MULTILINE))
-    assert {"train", "test", "tensorboard", "lint", "lock"} <= named <= targets
+    assert {"train", "test", "tensorboard", "lint", "lock", "figures"} <= named <= targets
 
 
 def test_the_python_line_of_the_readme_loads_a_checkpoint(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from src.vision.image_classifier import ImageClassifier
-
-    (line,) = re.findall(r"`(ImageClassifier\.load_from_checkpoint\([^`]*\))`", README)
     monkeypatch.chdir(workplace)
-    assert eval(line, {"ImageClassifier": ImageClassifier}).net.width == 16
+    lines = re.findall(r"`((\w+)\.load_from_checkpoint\([^`]*\))`", README)
+    assert lines
+    for line, name in lines:
+        if not DELETED or name in project_classes():
+            model = eval(line, {name: import_class(project_classes()[name][0])})
+            assert model.net.width == 16
 
 
 def test_links_inside_the_pages_lead_somewhere() -> None:
-    found = 0
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / target).exists(), (page.name, target)
-            found += 1
-    assert found > 10
+    links = [(page, target) for page, text in TEXTS.items() for target in re.findall(r"\]\(([^)#:]+)\)", text)]
+    assert len(links) > 10
+    for page, target in links:
+        assert (page.parent / target).exists(), (page.name, target)
 
 
 def test_files_that_are_named_exist() -> None:
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8")
+    gone = tuple(f"{folder}/{name}/" for folder in ("src", "configs", "tests") for name in DELETED)
+    for page, text in TEXTS.items():
         for name in re.findall(r"`((?:src|configs|docs|tests|scripts|benchmarks)/[\w./]+)`", text):
-            assert (ROOT / name).exists() or name in README[GUIDE:], (page.name, name)
+            assert (ROOT / name).exists() or name.startswith(gone), (page.name, name)
 
 
 def test_the_readme_stays_short() -> None:
@@ -206,9 +240,11 @@ def test_the_readme_stays_short() -> None:
 
 def test_options_are_completed_in_a_shell_as_the_readme_says() -> None:
     pytest.importorskip("argcomplete")
-    (row,) = re.findall(r"then `(train\(\) \{.*?\}; eval .*?)` and `(train --\w+)`", README)
-    ask = f'COMP_LINE="{row[1]}" COMP_POINT={len(row[1])} COMP_TYPE=9; COMP_WORDS=({row[1]}); COMP_CWORD=1'
-    script = f'{row[0]}\n{ask}\n_python_argcomplete train\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    ((function, line),) = re.findall(r"then `(train\(\) \{.*?\}; eval .*?)` and `(train --\w+)`", README)
+    if not can_run("configs/default.yaml"):
+        line = line.replace("train ", f"train --config {toy.RECIPE} ")
+    ask = f'COMP_LINE="{line}" COMP_POINT={len(line)} COMP_TYPE=9; COMP_WORDS=({line}); COMP_CWORD=1'
+    script = f'{function}\n{ask}\n_python_argcomplete train\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=environment, capture_output=True, check=False)
     assert b"--trainer.gradient_clip_val" in done.stdout, done.stderr

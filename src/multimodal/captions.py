@@ -1,4 +1,4 @@
-"""Images with captions: of the user's own, or MNIST's digits in many phrasings."""
+"""Images with captions: your own, or MNIST digits with captions in many phrasings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,24 +32,24 @@ PHRASINGS = {
     "val": ("here is the digit {}", "a {} written by somebody", "you see a handwritten {}"),
     "test": ("a photo of the number {}", "the figure {} , drawn with a pen", "looks like a {}", "a scan with a {}"),
 }  # fmt: skip
-FORMS = [list(form) for form in zip(*NAMES, strict=True)]
+NAME_FORMS = [list(form) for form in zip(*NAMES, strict=True)]  # the ten words, the ten numerals
 MAX_WORDS = 16384
 
 
 class CaptionedImages(Dataset[Batch]):
-    """Images, each with one of the captions that fit it.
+    """Images, each with one of its matching captions.
 
     Args:
-        images: gives images and targets (B,) for a list of indices.
-        captions: token numbers of the captions, each (T,).
-        fitting: for each target, or each image, the numbers of the captions that fit.
-        by_target: whether `fitting` goes by target; else by image, whose number is then its target.
+        images: dataset whose `__getitems__` returns images and targets (B,).
+        captions: token ids of the captions, each (T,).
+        matching: for each target, or each image, the indices of the matching captions.
+        by_target: whether `matching` is indexed by target; else by image, and the image's index is its target.
     """
 
-    def __init__(self, images: Any, captions: list[Any], fitting: list[list[int]], by_target: bool) -> None:
+    def __init__(self, images: Any, captions: list[Any], matching: list[list[int]], by_target: bool) -> None:
         self.images = images
         self.captions = captions
-        self.fitting = fitting
+        self.matching = matching
         self.by_target = by_target
 
     def __len__(self) -> int:
@@ -58,10 +58,10 @@ class CaptionedImages(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         images, targets = self.images.__getitems__(indices)
         targets = targets if self.by_target else torch.tensor(list(indices))
-        # In training the caption depends on run, epoch and image alone; else on the image.
+        # In training, the choice of caption depends only on run seed, epoch and image; else only on the image.
         seed = indices.epoch_seed if isinstance(indices, Indices) else 0
-        fitting = [self.fitting[target] for target in targets.tolist()]
-        chosen = [fits[seed_of(seed, index) % len(fits)] for index, fits in zip(indices, fitting, strict=True)]
+        matching = [self.matching[target] for target in targets.tolist()]
+        chosen = [fits[seed_of(seed, index) % len(fits)] for index, fits in zip(indices, matching, strict=True)]
         return images, *padded([self.captions[number] for number in chosen]), targets
 
 
@@ -69,22 +69,25 @@ class CaptionDataModule(LightningDataModule):
     """Images with captions, for a contrastive model.
 
     Args:
-        path: own table (.csv, .tsv, .jsonl, .parquet) of images, relative to it, and captions; MNIST without.
-        image_column: name of the column that holds the images' paths.
-        caption_column: name of the column that holds the captions.
-        data_dir: as of `MNISTDataModule`.
-        source: as of `MNISTDataModule`.
-        max_shift: as of `MNISTDataModule`.
-        max_rotation: as of `MNISTDataModule`.
-        image_size: S of own images, which are RGB then.
-        max_length: tokens of a caption at most.
-        batch_size: pairs a batch, all processes together.
+        path: a table (.csv, .tsv, .jsonl, .parquet) of image paths (relative to the table) and captions; default:
+            MNIST.
+        image_column: the table's column with the image paths.
+        caption_column: the table's column with the captions.
+        data_dir: see `MNISTDataModule`.
+        source: see `MNISTDataModule`.
+        max_shift: see `MNISTDataModule`; MNIST only.
+        max_rotation: see `MNISTDataModule`; MNIST only.
+        image_size: S, height and width of your own images in pixels; MNIST is always 28.
+        max_length: largest number of tokens per caption, at least 2.
+        batch_size: pairs per batch over all processes, at least 1.
 
-    Batches are images (B, C, S, S) float32, tokens (B, T) int64, mask (B, T) bool, and targets (B,) int64, equal where
-    an image and a caption fit. MNIST's validation and test captions are of phrasings that training never sees.
+    Batches are images (B, C, S, S) float32 (C is 3 for your own images, 1 for MNIST), tokens (B, T) int64, mask (B, T)
+    bool, and targets (B,) int64; a caption matches every image with the same target. MNIST's validation and test
+    captions use phrasings that are not in the training part.
 
     Raises:
-        InputError: as of `MNISTDataModule`, `max_length` is too small, or the table or a file in it cannot be used.
+        InputError: an argument is out of range, MNIST cannot be loaded (see `MNISTDataModule`), or the table or a file
+            in it cannot be used.
     """
 
     def __init__(
@@ -121,22 +124,22 @@ class CaptionDataModule(LightningDataModule):
             self.digits.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Find and split images and captions; every process does so for itself."""
+        """Find and split images and captions, in every process."""
         if hasattr(self, "sets"):
             return
-        own = self._own(Path(self.path).expanduser(), self.files) if self.path and self.files else None
-        parts = list(own or self._digits(stage))
+        own = self._own_parts(Path(self.path).expanduser(), self.files) if self.path and self.files else None
+        parts = list(own or self._mnist_parts(stage))
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
         by_target = self.path is None
         self.sets = {
-            part: CaptionedImages(images, self._ids(captions), fitting, by_target)
-            for part, (images, captions, fitting) in zip(PHRASINGS, parts, strict=True)
+            part: CaptionedImages(images, self._encode(captions), matching, by_target)
+            for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
         self.save_hyperparameters({"data_source": self.data_source})
 
     def network_arguments(self) -> dict[str, Any]:
-        """The arguments of a network that follow from the data."""
+        """The network arguments that depend on the data."""
         self.prepare_data()
         self.setup("fit")
         size = {"in_channels": 3, "image_size": self.files.image_size} if self.files else {}
@@ -146,23 +149,28 @@ class CaptionDataModule(LightningDataModule):
         return {"tokenizer": self.tokenizer.state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a checkpoint's tokenizer in place of one of the captions; before `setup`."""
+        """Use a checkpoint's tokenizer instead of training one on the captions; call before `setup`."""
         self.tokenizer, self._restored = restore_tokenizer(state_dict["tokenizer"]), True
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T) int64, padded to the longest, and mask (B, T) bool of texts."""
-        return padded(self._ids(texts))
+        """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens."""
+        return padded(self._encode(texts))
 
     def prompts(self, part: str) -> list[tuple[Tensor, Tensor]]:
-        """Tokens and mask of all classes, for each phrasing of a part that training does not see."""
+        """Tokens and mask of all class names, for each phrasing of a part; empty for your own images."""
         if self.path is not None:
             return []
-        return [self.prepare_texts([one.format(name) for name in names]) for one in PHRASINGS[part] for names in FORMS]
+        return [
+            self.prepare_texts([phrasing.format(name) for name in names])
+            for phrasing in PHRASINGS[part]
+            for names in NAME_FORMS
+        ]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        data, whole = self.sets["train"], len(self.sets["train"]) // self.batch_size * self.batch_size
-        order = shuffled(len(data))  # a batch that is not full would have fewer pairs to tell apart
-        return batch_loader(data, Batches(whole or len(data), self.batch_size, self.trainer, order))
+        data = self.sets["train"]
+        # Drop a smaller last batch: the loss depends on the number of pairs in a batch.
+        size = len(data) // self.batch_size * self.batch_size or len(data)
+        return batch_loader(data, Batches(size, self.batch_size, self.trainer, shuffled(len(data))))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -174,24 +182,24 @@ class CaptionDataModule(LightningDataModule):
         return batch_loader(self.sets[part], Batches(len(self.sets[part]), self.batch_size, self.trainer))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment the images of a training batch of digits."""
+        """Augment a training batch of MNIST images."""
         self.digits.trainer = self.trainer
         images, *rest = batch
         images, _ = self.digits.on_after_batch_transfer((images, rest[-1]), 0) if self.path is None else (images, None)
         return (images, *rest)  # type: ignore[return-value]
 
-    def _digits(self, stage: str) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
-        """Images, captions and which of these fit which digit, of each part."""
+    def _mnist_parts(self, stage: str) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
+        """For each part: images, captions, and the indices of the captions that match each digit."""
         self.digits.setup(stage)
         self.data_source = self.digits.data_source
         images = (self.digits.train_set, self.digits.val_set, self.digits.test_set)
         for pixels, phrasings in zip(images, PHRASINGS.values(), strict=True):
-            captions = [one.format(name) for names in NAMES for one in phrasings for name in names]
+            captions = [phrasing.format(name) for names in NAMES for phrasing in phrasings for name in names]
             count = len(captions) // len(NAMES)
             yield pixels, captions, [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
 
-    def _own(self, path: Path, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
-        """The same of own images, where each has one caption that fits."""
+    def _own_parts(self, path: Path, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
+        """The same for your own images, each with one matching caption."""
         rows = read_table(str(path), *self.columns, "image_column")
         files = [path.parent / name for name, _ in rows]
         check_files(files)
@@ -199,5 +207,5 @@ class CaptionDataModule(LightningDataModule):
             images = ImageFiles([files[index] for index in indices], [0] * len(indices), data.transform(part))
             yield images, [rows[index][1] for index in indices], [[number] for number in range(len(indices))]
 
-    def _ids(self, texts: list[str]) -> list[Any]:
+    def _encode(self, texts: list[str]) -> list[Any]:
         return self.tokenizer.encode_batch(texts, self.max_length)

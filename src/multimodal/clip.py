@@ -1,4 +1,4 @@
-"""A network that puts images and texts into one space."""
+"""A network that embeds images and texts in one space."""
 
 import math
 
@@ -11,27 +11,27 @@ from src.vision.cnn import CNN
 
 
 class CLIP(nn.Module):
-    """A `CNN` and a `TextEncoder` whose last layers project to one space (Radford et al. 2021).
+    """A `CNN` and a `TextEncoder` with outputs in one embedding space (Radford et al. 2021).
 
     Args:
-        embedding_dim: dimensions of the space.
-        in_channels: channels of the image.
-        image_size: height and width of the image in pixels.
-        width: of the CNN.
-        hidden: of the CNN.
+        embedding_dim: dimensions of the embedding space.
+        in_channels: image channels.
+        image_size: height and width of the image in pixels, at least 4.
+        width: see `CNN`.
+        hidden: see `CNN`.
         vocab_size: number of tokens.
-        d_model: of the encoder.
-        num_heads: of the encoder.
-        num_layers: of the encoder.
-        dropout: of both, in [0, 1).
-        temperature: what similarities are divided by at first, above 0; it is learned.
+        d_model: see `TextEncoder`.
+        num_heads: see `TextEncoder`.
+        num_layers: see `TextEncoder`.
+        dropout: dropout probability of both networks, in [0, 1).
+        temperature: initial value of the learned temperature that divides the similarities, above 0.
 
     Shapes:
-        images (B, C, S, S) float; tokens (B, T) int64 and mask (B, T) bool, true where there is a token -> features of
-        both (B, embedding_dim) float of length 1.
+        images (B, C, S, S) float, tokens (B, T) int64 and mask (B, T) bool, true for tokens -> image features and text
+        features, both (B, embedding_dim) float with norm 1.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class CLIP(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What similarities are multiplied by, at most 100."""
+        """The factor of the similarities, 1 / temperature, at most 100."""
         return self.log_scale.clamp(max=math.log(100)).exp()
 
     def image_features(self, images: Tensor) -> Tensor:
-        """(B, C, S, S) -> (B, embedding_dim) of length 1."""
+        """(B, C, S, S) -> (B, embedding_dim), with norm 1."""
         return F.normalize(self.image_net(images).float(), dim=1)
 
     def text_features(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) and (B, T) -> (B, embedding_dim) of length 1."""
+        """Tokens (B, T) and mask (B, T) -> (B, embedding_dim), with norm 1."""
         return F.normalize(self.text_net(tokens, mask).float(), dim=1)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Shows how near images and prompts of each class lie."""
+"""Draws the similarity of each class's images and prompts."""
 
 from typing import Any
 
@@ -8,21 +8,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.writers import writers
 
-PIXELS = 24  # a side of what stands for one number
+PIXELS = 24  # side of one matrix cell in the picture
 
 
 class SimilarityMatrix(Callback):
-    """After an evaluation, draws the similarity of each class's images (rows) to its prompts (columns) in TensorBoard.
+    """Draws the similarity of each class's images (rows) and prompts (columns) in TensorBoard after an evaluation.
 
-    White is the largest, black the smallest.
+    White is the largest similarity, black the smallest.
 
     Raises:
-        InputError: the model compares no images with texts.
+        InputError: the model is not a `ContrastiveModel` and has no `similarity`.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "similarity"):
-            raise InputError("SimilarityMatrix needs a contrastive model: leave it out here")
+            raise InputError("SimilarityMatrix needs a ContrastiveModel: remove it from the callbacks")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module, "val")

@@ -1,1 +1,1 @@
-"""The LightningModules that tasks of your own subclass."""
+"""Base classes (LightningModules) for your own tasks."""

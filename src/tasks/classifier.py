@@ -1,4 +1,4 @@
-"""What all classification tasks share: loss, metrics, predictions."""
+"""The base class of all classification tasks."""
 
 from typing import Any
 
@@ -16,41 +16,43 @@ from src.tasks.task import Task
 
 Batch = tuple[Tensor, ...]
 
-# The loss has seen whether the classes exist; torchmetrics would check every batch.
+# torchmetrics would check the targets of every batch; the loss already rejects classes that do not exist.
 UNCHECKED: dict[str, Any] = {"validate_args": False, "ignore_index": IGNORED}
 
-# Losses that compare with one value per class; all others get class numbers.
+# Losses that get one-hot targets; all others get class numbers.
 ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
 class Classifier(Task):
-    """Trains and tests a network that gives class logits; `ImageClassifier` and `TextClassifier` are it.
+    """Trains and tests a network that returns class logits; the base of `ImageClassifier` and `TextClassifier`.
 
     Args:
         net: the network, (B, ...) inputs -> (B, num_classes) float logits.
-        loss: of logits and class numbers; `MSELoss` and `BCEWithLogitsLoss` get one-hot targets. Cross
-            entropy where nothing is given.
-        num_classes: number of classes; where nothing is given, the network's own `num_classes`.
+        loss: loss on logits and class numbers; `MSELoss` and `BCEWithLogitsLoss` get one-hot targets. Default: cross
+            entropy.
+        num_classes: number of classes; default: the network's `num_classes`.
 
-    A batch is the network's inputs and, last, targets (B,) int64, all of them -100 where it is padding. Logs
-    `{train,val,test}/{loss,acc,f1}` once an epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` holds the
+    A batch is the network's inputs, then targets (B,) int64; in a padding batch all targets are -100. Logs
+    `{train,val,test}/{loss,acc,f1}` once per epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` is the
     confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows.
 
     Raises:
-        InputError: the number of classes is neither given nor an attribute of the network, or it is not the data's; the
-            loss is not one number.
+        InputError: `num_classes` is neither given nor an attribute of the network, or does not match the network or the
+            data; or the loss is not a single number.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
-        own = getattr(net, "num_classes", None)
-        if own and num_classes and own != num_classes:
-            raise InputError(f"num_classes {num_classes} does not fit {type(net).__name__}, which has {own}; give one")
-        # So that a checkpoint rebuilds its network; the command line records what it has parsed instead.
+        net_classes = getattr(net, "num_classes", None)
+        if net_classes and num_classes and net_classes != num_classes:
+            raise InputError(
+                f"num_classes {num_classes} does not fit {type(net).__name__}, which has {net_classes}: leave it out"
+            )
+        # Lets a checkpoint rebuild the network; the command line records its parsed arguments instead.
         saved = describe_arguments(type(self), net=net, loss=loss, num_classes=num_classes)
-        num_classes = num_classes or own
+        num_classes = num_classes or net_classes
         if num_classes is None:
             raise InputError(
-                f"{type(net).__name__} has no attribute num_classes: give {type(self).__name__} its num_classes"
+                f"{type(net).__name__} has no attribute num_classes: pass num_classes to {type(self).__name__}"
             )
         confusion = MulticlassConfusionMatrix(num_classes, **UNCHECKED)
         super().__init__(net, self.configure_metrics(num_classes), MetricCollection({"confusion": confusion}))
@@ -59,11 +61,11 @@ class Classifier(Task):
         self.loss = loss or self.configure_loss()
 
     def configure_loss(self) -> nn.Module:
-        """The loss, unless one is given: of logits (B, num_classes) and targets (B,) int64."""
+        """The default loss, on logits (B, num_classes) and targets (B,) int64."""
         return nn.CrossEntropyLoss()
 
     def configure_metrics(self, num_classes: int) -> MetricCollection:
-        """The metrics that are logged; `update` takes `preds`, `target` (both (B,) int64), `value` and `weight`."""
+        """The logged metrics; `update` takes `preds` and `target` (both (B,) int64), `value` (loss) and `weight`."""
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(),
             "acc": MulticlassAccuracy(num_classes, average="micro", **UNCHECKED),
@@ -80,20 +82,20 @@ class Classifier(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        have = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        if have is not None and have != self.num_classes:
+        data_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        if data_classes is not None and data_classes != self.num_classes:
             raise InputError(
-                f"the data has {have} classes and {type(self.net).__name__} {self.num_classes}: leave num_classes out,"
-                f" or give {have}"
+                f"the data has {data_classes} classes and {type(self.net).__name__} {self.num_classes}:"
+                f" leave num_classes out, or give {data_classes}"
             )
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Inputs of the network -> (B, num_classes) float logits."""
+        """Network inputs -> logits (B, num_classes) float."""
         logits: Tensor = self.net(*inputs)
         return logits
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """The loss of a batch, and predictions and targets for the metrics."""
+        """The loss of a batch, and the arguments of the metrics' `update`."""
         return self._classify(batch)[:2]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -116,7 +118,7 @@ class Classifier(Task):
         weight: Tensor | int = len(targets)
         labels = targets
         if self._trainer is not None and self.trainer.world_size > 1:
-            # A process that has nothing left computes on padding, and does not count.
+            # A process without data left computes on padding, which has weight 0.
             weight = (targets != IGNORED).sum()
             targets = targets.clamp(min=0)
         if isinstance(self.loss, ONE_HOT_LOSSES):
@@ -125,7 +127,7 @@ class Classifier(Task):
             loss = self.loss(logits, targets)
         if loss.ndim:
             shape = tuple(loss.shape)
-            raise InputError(f"{type(self.loss).__name__} gives {shape} values: a loss is one, as with reduction mean")
+            raise InputError(f"{type(self.loss).__name__} returns shape {shape}, not one value: use reduction mean")
         preds = logits.detach().argmax(dim=1)
         return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
 
@@ -134,16 +136,16 @@ class Classifier(Task):
             if name not in self.hparams:
                 rank_zero_warn(
                     f"the arguments of {type(getattr(self, name)).__name__} cannot be read back from its attributes, so"
-                    " a checkpoint will not rebuild it: keep each argument as an attribute of its own name, or load"
+                    " a checkpoint cannot rebuild it: store each argument as an attribute of the same name, or load"
                     f" the checkpoint with {name}=..."
                 )
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Labels (B,) int64 and probabilities (B, num_classes) float32 of a batch, or of bare inputs."""
+        """Labels (B,) int64 and probabilities (B, num_classes) float32 of a batch, or of one input tensor."""
         inputs = (batch,) if isinstance(batch, Tensor) else batch[:-1]
         probabilities = self(*inputs).float().softmax(dim=1)  # (B, num_classes)
         return {"labels": probabilities.argmax(dim=1), "probabilities": probabilities}
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter 2019) where no optimizer is configured, as in plain Python use."""
+        """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
         return torch.optim.AdamW(self.parameters())

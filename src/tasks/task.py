@@ -13,18 +13,18 @@ from src.engine.training.hyperparameters import check_limits
 
 
 class Task(LightningModule):
-    """Trains, validates and tests a network. A subclass writes `step`.
+    """Trains, validates and tests a network. A subclass implements `step`.
 
     Args:
         net: the network.
-        metrics: logged once an epoch, under `train/`, `val/` and `test/`.
-        unlogged: metrics of validation and test that are more than a number, such as a confusion matrix.
+        metrics: logged once per epoch under `train/`, `val/` and `test/`.
+        unlogged: validation and test metrics that are not a single number, such as a confusion matrix.
 
-    `train/loss_step` is logged every `log_every_n_steps` steps. With several processes, loss and gradients are those of
-    one process with all their samples; each sample counts once.
+    `train/loss_step` is logged every `log_every_n_steps` steps. With several processes, loss and gradients equal those
+    of one process with all samples; each sample counts once.
 
     Raises:
-        InputError: the data has more tokens than the network takes, or longer contexts.
+        InputError: the data has more tokens or a longer context than the network accepts.
     """
 
     def __init__(self, net: nn.Module, metrics: MetricCollection, unlogged: MetricCollection | None = None) -> None:
@@ -34,13 +34,13 @@ class Task(LightningModule):
         self._logged_step = 0
 
     def forward(self, *inputs: Any) -> Any:
-        """What the network gives for its inputs."""
+        """The network's output."""
         return self.net(*inputs)
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The mean loss of a batch, and arguments for the metrics' `update`: detached tensors (N, ...), or numbers.
+        """The mean loss of a batch, and arguments for the metrics' `update`: detached tensors (N, ...) or numbers.
 
-        One of them is `weight`: the number of samples or tokens whose mean the loss is.
+        They must include `weight`: the number of samples or tokens that the loss averages over.
         """
         raise NotImplementedError
 
@@ -52,14 +52,14 @@ class Task(LightningModule):
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = every and (self.global_step + 1) % every == 0 and self.global_step != self._logged_step
         loss, seen = self.step(batch)
-        # Between two log steps nothing waits for the device.
+        # Between log steps, nothing waits for the device.
         self.metrics.add("train", seen, may_wait=bool(logs or not every))
         if self.trainer.world_size > 1:
             loss = loss * self._share(seen["weight"]).to(loss.dtype)
         if logs:
             self._logged_step = self.global_step
             value = self.trainer.strategy.reduce(loss.detach(), reduce_op="mean")
-            # Not by self.log, which makes this step and every later one slower.
+            # Not self.log, which slows down this step and every later one.
             self.trainer.callback_metrics["train/loss_step"] = value
             self._write({"train/loss_step": value.item()}, self.global_step)
         return loss
@@ -77,7 +77,7 @@ class Task(LightningModule):
         self.metrics.unlogged.reset()
 
     def on_train_epoch_end(self) -> None:
-        if self.metrics.has_seen("train"):  # a run that goes on at an epoch's end has done this already
+        if self.metrics.has_seen("train"):  # False after resuming at the end of an epoch
             metrics = self.metrics["train"]
             values = {name: value.item() for name, value in metrics.compute().items()}
             metrics.reset()
@@ -91,31 +91,31 @@ class Task(LightningModule):
         self.log_metrics("test")
 
     def log_metrics(self, stage: str) -> None:
-        """Log what `val` or `test` gave; a subclass adds to it."""
-        if self.metrics.has_seen(stage):  # nothing, if a run goes on whose epoch was over
+        """Log the metrics of `val` or `test`; a subclass may log more."""
+        if self.metrics.has_seen(stage):  # False after resuming at the end of an epoch
             self.log_dict(self.metrics[stage], prog_bar=stage == "val")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the metrics of every process have seen of this epoch."""
-        everyone = [self.metrics.state()]
+        """Save the metrics' state in this epoch, from every process."""
+        states = [self.metrics.state()]
         if self._trainer is not None and self.trainer.world_size > 1:
-            everyone *= self.trainer.world_size
-            torch.distributed.all_gather_object(everyone, everyone[0])
-        checkpoint["half_epoch"] = everyone
+            states *= self.trainer.world_size
+            torch.distributed.all_gather_object(states, states[0])
+        checkpoint["half_epoch"] = states
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            # With fewer processes than before, one takes over what several had seen.
+            # With fewer processes than before, one process loads the state of several.
             for state in checkpoint.get("half_epoch", [])[self.trainer.global_rank :: self.trainer.world_size]:
                 self.metrics.load(state, self.device)
 
     def _write(self, values: dict[str, float], step: int) -> None:
-        """Give values to the loggers at once: Lightning would do so after checkpoints, and a killed run lose them."""
+        """Log now: Lightning logs after saving a checkpoint, so a run killed in between would lose the values."""
         for logger in self.trainer.loggers:
             logger.log_metrics({**values, "epoch": self.current_epoch}, step)
 
     def _share(self, weight: Tensor | int) -> Tensor:
-        """The factor of this process's loss that makes the mean over processes the mean over samples."""
+        """Factor on this process's loss that turns the mean over processes into the mean over samples."""
         count = torch.as_tensor(weight, device=self.device, dtype=torch.float64)
         total = count.clone()
         torch.distributed.all_reduce(total)

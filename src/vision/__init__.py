@@ -1,1 +1,1 @@
-"""Images: networks, tasks and data."""
+"""Image networks, tasks and data."""

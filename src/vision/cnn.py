@@ -11,18 +11,18 @@ class CNN(nn.Module):
     """Two convolutions with max pooling, then two linear layers (after LeNet-5, LeCun et al. 1998).
 
     Args:
-        in_channels: channels of the image, 1 for grey.
+        in_channels: image channels, 1 for greyscale.
         image_size: height and width of the image in pixels, at least 4.
         num_classes: number of logits.
         width: channels of the first convolution; the second has twice as many.
-        hidden: width of the first linear layer.
-        dropout: probability of zeroing an activation of the hidden linear layer, in [0, 1).
+        hidden: outputs of the first linear layer.
+        dropout: dropout probability after the first linear layer, in [0, 1).
 
     Shapes:
         (B, in_channels, image_size, image_size) float -> (B, num_classes) float.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -44,8 +44,7 @@ class CNN(nn.Module):
         self.width = width
         self.hidden = hidden
         self.dropout = dropout
-        # Without padding a 28-pixel image would leave 5x5 after the second pooling; padding by 1 keeps
-        # every convolution's output as large as its input, so the linear layer sees 7x7.
+        # Padding by 1 keeps the size: a 28-pixel image is 7x7 after the second pooling, without padding 5x5.
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, kernel_size=3, padding=1)
         self.fc1 = nn.Linear(2 * width * (image_size // 4) ** 2, hidden)

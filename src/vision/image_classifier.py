@@ -1,4 +1,4 @@
-"""The task of telling which class an image belongs to."""
+"""Image classification."""
 
 import torch
 from torch import nn
@@ -7,18 +7,17 @@ from src.tasks.classifier import Classifier
 
 
 class ImageClassifier(Classifier):
-    """Trains and tests any network that maps images to class logits.
+    """Image classification with any network that maps images to class logits.
 
     Args:
         net: the network, (B, C, H, W) float -> (B, num_classes) float logits.
-        loss: of logits and class numbers; `MSELoss` and `BCEWithLogitsLoss` get one-hot targets. Cross
-            entropy where nothing is given; mean squared error on one-hot targets trains as well (Hui and
-            Belkin 2021).
-        num_classes: number of classes; where nothing is given, the network's own `num_classes`.
+        loss: loss on logits and class numbers; `MSELoss` and `BCEWithLogitsLoss` get one-hot targets. Default: cross
+            entropy; mean squared error trains as well (Hui and Belkin 2021).
+        num_classes: number of classes; default: the network's `num_classes`.
 
-    What it logs, predicts and raises is `Classifier`'s.
+    For metrics, predictions and errors see `Classifier`.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
-        # Convolutions run about 1.4 times faster on a CPU, and on tensor cores, with channels last.
+        # With channels last, convolutions are about 1.4 times faster on a CPU, and faster on tensor cores.
         super().__init__(net.to(memory_format=torch.channels_last), loss, num_classes)

@@ -1,4 +1,4 @@
-"""Images of the user's own: one folder a class, or a table of paths and labels."""
+"""Your own images: one folder per class, or a table of paths and labels."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,20 +23,20 @@ from src.engine.system.randomness import seed_of
 
 Batch = tuple[Tensor, Tensor]
 
-# Mean and standard deviation of ImageNet's channels, which torchvision's weights were trained with.
+# Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NAMED = 5  # unreadable files named in one message
+MAX_LISTED = 5  # unreadable files listed in one message
 PARTS = ("train", "val", "test")
 PART_NAMES = {*PARTS, "training", "valid", "validation", "testing"}
 
 
 class ImageFiles(Dataset[Batch]):
-    """Image files, decoded when they are asked for.
+    """Image files, decoded on access.
 
     Args:
-        files: their paths.
-        targets: class number of each.
-        transform: of a PIL image in RGB to a (3, H, W) float tensor.
+        files: paths of the images.
+        targets: class number of each image.
+        transform: maps a PIL image in RGB to a (3, H, W) float tensor.
     """
 
     def __init__(self, files: list[Path], targets: list[int], transform: Any) -> None:
@@ -52,13 +52,13 @@ class ImageFiles(Dataset[Batch]):
         try:
             rgb = flatten(read_image(self.files[index])).convert("RGB")
         except UNREADABLE as error:
-            raise InputError(f"{self.files[index]} cannot be read ({error}): take it away or mend it") from error
+            raise InputError(f"{self.files[index]} cannot be read ({error}): remove or fix it") from error
         return self.transform(rgb), torch.tensor(self.targets[index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Images (B, 3, H, W) float and targets (B,) int64.
 
-        In training, what the transform does at random depends on run, epoch and image alone.
+        In training, the transform's randomness depends only on run seed, epoch and image.
         """
         epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
         samples = []
@@ -71,27 +71,27 @@ class ImageFiles(Dataset[Batch]):
 
 
 class ImageFolderDataModule(LightningDataModule):
-    """Any images with classes, of any size, grey or colour.
+    """Your own labelled images, of any size, greyscale or colour.
 
     Args:
-        path: a folder with one folder of images a class, or a .csv, .tsv, .jsonl or .parquet table of paths (relative
-            to the table) and labels.
-        path_column: name of the table's column that holds the paths.
-        label_column: name of its column that holds the labels.
-        image_size: S, height and width of what the network sees, in pixels.
-        batch_size: images a batch, all processes together, at least 1.
-        val_share: share of the images that validates, in (0, 1), stratified, the same in every run.
-        test_share: share of the images that tests.
-        crop: smallest share of a training image's area that a random crop keeps, in (0, 1]; 1 crops nothing.
-        flip: whether half of the training images, at random, are mirrored left to right.
-        num_workers: processes that decode; 0 decodes in the training process.
+        path: a folder with one folder of images per class, or a .csv, .tsv, .jsonl or .parquet table of paths
+            (relative to the table) and labels.
+        path_column: the table's column with the paths.
+        label_column: the table's column with the labels.
+        image_size: S, height and width of the network's input in pixels, at least 4.
+        batch_size: images per batch over all processes, at least 1.
+        val_share: share of the images for validation, in (0, 1); stratified, the same split in every run.
+        test_share: share of the images for testing, in (0, 1); val_share + test_share must be below 1.
+        crop: smallest share of a training image's area that a random crop keeps, in (0, 1]; 1: no cropping.
+        flip: mirror training images left to right with probability 0.5.
+        num_workers: processes that decode images; 0: decode in the training process.
 
-    Batches are images (B, 3, S, S) float32, normalised as ImageNet's, and targets (B,) int64, the labels' places in
-    `labels`. Validation and test see the middle of an image, its shorter side scaled to S.
+    Batches are images (B, 3, S, S) float32, normalised like ImageNet, and targets (B,) int64, indices into `labels`.
+    Validation and test scale an image's shorter side to S and crop the centre.
 
     Raises:
-        InputError: an argument is out of its range, there is no such folder or table, there are fewer than two classes
-            or too few images, or files cannot be read; these are named.
+        InputError: an argument is out of range, `path` does not exist, there are fewer than two classes or too few
+            images, or files cannot be read.
     """
 
     pixel_mean, pixel_std = MEAN, STD
@@ -111,7 +111,7 @@ class ImageFolderDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if path is None:
-            raise InputError("no images given: give --data.path a folder with one folder of images for each class")
+            raise InputError("no images given: give --data.path a folder with one folder of images per class")
         for name, value, least in (("image_size", image_size, 4), ("batch_size", batch_size, 1)):
             if value < least:
                 raise InputError(f"{name} {value} is too small: give at least {least}")
@@ -125,7 +125,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.path_column = path_column
         self.label_column = label_column
         self.image_size = image_size
-        self._middle = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
+        self._centre = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
         self.crop = crop
@@ -133,14 +133,14 @@ class ImageFolderDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.data_source = path
         self.labels: list[str] = []
-        """The labels, in the order of their class numbers; known after `setup`."""
+        """The labels, in the order of their class numbers; set by `setup`."""
         self._restored: list[str] = []
 
     def setup(self, stage: str) -> None:
-        """Find, check and split the files; every process does so for itself.
+        """Find, check and split the files, in every process.
 
         Raises:
-            InputError: there are none, or some cannot be used.
+            InputError: there are no images, or some cannot be used.
         """
         if hasattr(self, "train_set"):
             return
@@ -149,14 +149,14 @@ class ImageFolderDataModule(LightningDataModule):
         self.labels = self._restored or sorted({label for _, label in found})
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
-            raise InputError(f"{self.path} has one class only, {self.labels[0]}: a classifier needs two")
+            raise InputError(f"{self.path} has one class only, {self.labels[0]}: give at least two")
         numbers = {label: number for number, label in enumerate(self.labels)}
         if unknown := [label for _, label in found if label not in numbers]:
-            raise InputError(f"class {unknown[0]} of {self.path} is none that was trained on: {', '.join(self.labels)}")
+            raise InputError(f"class {unknown[0]} of {self.path} was not trained on: give {', '.join(self.labels)}")
         files, targets = [file for file, _ in found], [numbers[label] for _, label in found]
         parts = dict(zip(PARTS, stratified_split(targets, self.shares), strict=True))
         if empty := [part for part, indices in parts.items() if not indices]:
-            raise InputError(f"{self.path} has {len(files)} images, too few for a {empty[0]} part: give 3 a class")
+            raise InputError(f"{self.path} has {len(files)} images, too few for a {empty[0]} part: give 3 per class")
         sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} images of {self.path}")
         self.train_set, self.val_set, self.test_set = (
@@ -165,11 +165,11 @@ class ImageFolderDataModule(LightningDataModule):
         )
 
     def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """The pixels of an image, (3, S, S) uint8, as validation sees them before they are normalised, and no note."""
-        return v2.functional.pil_to_tensor(self._middle(flatten(image).convert("RGB"))), ""
+        """The pixels of an image as in validation, not yet normalised, (3, S, S) uint8, and an empty note."""
+        return v2.functional.pil_to_tensor(self._centre(flatten(image).convert("RGB"))), ""
 
     def network_arguments(self) -> dict[str, Any]:
-        """The arguments of a network that follow from the images."""
+        """The network arguments that depend on the data."""
         self.setup("fit")
         return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.image_size}
 
@@ -177,7 +177,7 @@ class ImageFolderDataModule(LightningDataModule):
         return {"labels": self.labels}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a checkpoint's labels in place of those of the files; before `setup`."""
+        """Use a checkpoint's labels instead of the files' labels; call before `setup`."""
         self.labels = self._restored = list(state_dict["labels"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -199,12 +199,12 @@ class ImageFolderDataModule(LightningDataModule):
         return batch_loader(files, batches, num_workers=self.num_workers)
 
     def transform(self, part: str) -> Any:
-        """What makes tensors of the RGB images of a part: `train`, `val` or `test`."""
+        """The transform of a part (`train`, `val` or `test`) from RGB images to tensors."""
         size = self.image_size
         if part == "train" and self.crop < 1:
             first = [v2.RandomResizedCrop(size, scale=(self.crop, 1.0))]
         else:
-            first = [self._middle]
+            first = [self._centre]
         if part == "train" and self.flip:
             first.append(v2.RandomHorizontalFlip())
         last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()]
@@ -216,8 +216,8 @@ class ImageFolderDataModule(LightningDataModule):
         )
         if len(classes) > 1 and all(folder.name.lower() in PART_NAMES for folder in classes):
             raise InputError(
-                f"--data.path {self.path}: its folders {', '.join(folder.name for folder in classes)} are parts, not"
-                f" classes: give one of them, which is split by val_share and test_share, or a table"
+                f"--data.path {self.path}: the folders {', '.join(folder.name for folder in classes)} are parts, not"
+                f" classes: give one of them, to be split by val_share and test_share, or a table"
             )
         found = [
             (file, folder.name)
@@ -226,24 +226,22 @@ class ImageFolderDataModule(LightningDataModule):
             if file.suffix.lower() in IMG_EXTENSIONS and file.is_file()
         ]
         if not found:
-            raise InputError(
-                f"--data.path {self.path}: there are no images in its folders; it needs one folder for each class"
-            )
+            raise InputError(f"--data.path {self.path}: no images in its folders; give one folder of images per class")
         if without := {folder.name for folder in classes} - {label for _, label in found}:
-            rank_zero_info(f"Folders without images are no classes: {', '.join(sorted(without))}")
+            rank_zero_info(f"Ignored folders without images: {', '.join(sorted(without))}")
         return found
 
     def _from_table(self) -> list[tuple[Path, str]]:
         if not self.path.is_file():
             raise InputError(
-                f"--data.path {self.path}: no such folder or table; give a folder with one folder for each class"
+                f"--data.path {self.path}: no such folder or table; give a folder with one folder per class"
             )
         rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
         return [(self.path.parent / name, label) for name, label in rows]
 
 
 def check_files(files: list[Path]) -> None:
-    """Raise InputError where a file is no image; what only decoding shows is found when it is decoded."""
+    """Raise InputError if a file is not an image; damage in its pixels shows only on decoding."""
 
     def problem(file: Path) -> str | None:
         try:
@@ -258,5 +256,5 @@ def check_files(files: list[Path]) -> None:
         checked = tqdm(pool.map(problem, files), "Checking images", len(files), delay=2.0, leave=False)
         bad = [found for found in checked if found]
     if bad:
-        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise InputError(f"{len(bad)} of {len(files)} images cannot be used: {', '.join(bad[:NAMED])}{more}")
+        more = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+        raise InputError(f"{len(bad)} of {len(files)} images cannot be used: {', '.join(bad[:MAX_LISTED])}{more}")

@@ -1,4 +1,4 @@
-"""The smallest network worth comparing with: a multilayer perceptron."""
+"""A multilayer perceptron: the smallest baseline."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ class MLP(nn.Module):
     """A perceptron with one hidden layer (Rumelhart et al. 1986) on flattened input.
 
     Args:
-        in_features: values of one sample, 784 for a 28 x 28 grey image.
+        in_features: values per sample, 784 for a 28 x 28 greyscale image.
         num_classes: number of logits.
         hidden: width of the hidden layer.
 
     Shapes:
-        (B, ...) float with in_features values a sample -> (B, num_classes) float.
+        (B, ...) float with in_features values per sample -> (B, num_classes) float.
 
     Raises:
         ValueError: an argument is below 1.

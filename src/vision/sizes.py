@@ -1,8 +1,8 @@
-"""The check of sizes that the networks of this folder share."""
+"""Argument checks shared by the image networks."""
 
 
 def check_sizes(net: str, dropout: float = 0.0, **sizes: int) -> None:
-    """Raise ValueError when a size is below 1, or dropout is not in [0, 1)."""
+    """Raise ValueError if a size is below 1 or dropout is not in [0, 1)."""
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} {value} is too small for {net}: give at least 1")

@@ -1,4 +1,4 @@
-"""torchvision's classification networks, with a head of one's own classes."""
+"""torchvision's classification networks, with a new head for your classes."""
 
 import socket
 from http.client import HTTPException
@@ -9,25 +9,26 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-TIMEOUT = 10.0  # seconds without an answer after which a download fails
+TIMEOUT = 10.0  # seconds without data after which a download fails
 
 
 class TorchvisionNet(nn.Module):
-    """Any classification network of torchvision, such as resnet18, its last layer replaced.
+    """A classification network of torchvision, such as resnet18, with its last layer replaced.
 
     Args:
-        name: as torchvision names it.
-        weights: `DEFAULT` for the best of torchvision's, which are downloaded; the name of others, such as
-            `IMAGENET1K_V1`; a file of weights; or nothing, to train from scratch.
+        name: torchvision's name of the network.
+        weights: `DEFAULT` (torchvision's best) or a name such as `IMAGENET1K_V1`, both downloaded; or a weights file.
+            Default: none, train from scratch.
         num_classes: number of logits.
-        freeze_body: train the last layer only; dropout and batch statistics of the rest stand still then.
-        image_size: height and width of the images in pixels; where it is given, whether they fit is seen at once.
+        freeze_body: train only the last layer; the rest stays in eval mode (no dropout, fixed batch statistics).
+        image_size: height and width of the images in pixels; if given, checked against the network at construction.
 
     Shapes:
         (B, 3, H, W) float, normalised as ImageNet's -> (B, num_classes) float.
 
     Raises:
-        ValueError: there is no such network, or its weights cannot be had or do not fit.
+        ValueError: torchvision has no such network, the weights cannot be loaded or do not fit, or `image_size` does
+            not fit.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class TorchvisionNet(nn.Module):
         self.num_classes = num_classes
         self.freeze_body = freeze_body
         self.image_size = image_size
-        self.rebuild = {"weights": None}  # a checkpoint brings its own
+        self.rebuild = {"weights": None}  # a checkpoint holds the weights
         file = Path(weights).expanduser() if weights is not None else None
         own_file = file is not None and file.is_file()
         if file is not None and not own_file and file.suffix:
@@ -64,7 +65,7 @@ class TorchvisionNet(nn.Module):
 
     @property
     def head(self) -> nn.Module:
-        """The last layer."""
+        """The new last layer."""
         return self.net.get_submodule(self._head_name)
 
     def train(self, mode: bool = True) -> "TorchvisionNet":
@@ -76,7 +77,7 @@ class TorchvisionNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Any = self.net(x)
-        # Inception and GoogLeNet give logits of inner layers too while they train.
+        # In training, Inception and GoogLeNet also return auxiliary logits.
         result: Tensor = logits if isinstance(logits, Tensor) else logits.logits
         return result  # (B, num_classes)
 
@@ -95,13 +96,13 @@ def _check_size(net: TorchvisionNet, size: int) -> None:
 def _build(name: str, weights: str | None) -> nn.Module:
     options = {"init_weights": True} if weights is None and name in ("googlenet", "inception_v3") else {}
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # torchvision's download sets none
+    socket.setdefaulttimeout(TIMEOUT)  # torchvision sets no timeout
     try:
         net: nn.Module = models.get_model(name, weights=weights, **options)
     except (ValueError, KeyError) as error:
-        have = [weight.name for weight in models.get_model_weights(name)]
+        names = [weight.name for weight in models.get_model_weights(name)]
         raise ValueError(
-            f"weights {weights}: {name} has none of that name; give {', '.join(have)}, DEFAULT, or a file"
+            f"weights {weights}: {name} has no weights of that name; give {', '.join(names)}, DEFAULT, or a file"
         ) from error
     except (RuntimeError, OSError, HTTPException, EOFError) as error:
         raise ValueError(
@@ -115,8 +116,8 @@ def _build(name: str, weights: str | None) -> nn.Module:
 def _load(net: nn.Module, file: Path, name: str) -> None:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is none of its own
-        raise ValueError(f"weights {file} is not a file of weights that torch.save wrote") from error
+    except Exception as error:  # torch raises many kinds of errors for other files
+        raise ValueError(f"weights {file} is not a weights file written by torch.save") from error
     try:
         net.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -125,9 +126,9 @@ def _load(net: nn.Module, file: Path, name: str) -> None:
 
 
 def _replace_head(net: nn.Module, num_classes: int) -> str:
-    """Put a new last layer in the place of the old one; returns where."""
+    """Replace the last layer and return its name."""
     layers = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    # GoogLeNet and Inception end in `fc`, but hold side branches behind it.
+    # In GoogLeNet and Inception the auxiliary branches come after the last layer, `fc`.
     main = [(name, module) for name, module in layers if not name.startswith(("aux", "AuxLogits"))]
     name: str = main[-1][0]
     old = main[-1][1]

@@ -1,4 +1,4 @@
-"""A deeper convolutional network, for the last tenths of a percent."""
+"""A deeper, more accurate convolutional network."""
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +9,23 @@ from src.vision.sizes import check_sizes
 class VGG(nn.Module):
     """Stages of 3x3 convolutions with max pooling between them (Simonyan and Zisserman 2015).
 
-    Each convolution is followed by batch normalisation (Ioffe and Szegedy 2015) and ReLU, the last stage by the mean
-    over the image (Lin et al. 2014) and one linear layer.
+    Batch normalisation (Ioffe and Szegedy 2015) and ReLU follow each convolution; global average pooling (Lin et al.
+    2014) and one linear layer follow the last stage.
 
     Args:
-        in_channels: channels of the image, 1 for grey.
-        image_size: least height and width of an image in pixels; each pooling halves it.
+        in_channels: image channels, 1 for greyscale.
+        image_size: smallest height and width of an image in pixels, at least 2^(stages - 1); each pooling halves it.
         num_classes: number of logits.
-        width: channels of the first stage; each later one has twice as many as the one before.
-        stages: stages, with a pooling between each two.
-        depth: convolutions a stage.
-        dropout: probability of zeroing a feature before the linear layer, in [0, 1).
+        width: channels of the first stage; each later stage has twice as many as the one before.
+        stages: number of stages, with max pooling between them.
+        depth: convolutions per stage.
+        dropout: dropout probability before the linear layer, in [0, 1).
 
     Shapes:
         (B, in_channels, H, W) float, H and W at least image_size -> (B, num_classes) float.
 
     Raises:
-        ValueError: an argument is out of its range, or an image too small for so many stages.
+        ValueError: an argument is out of range, or an image is too small for the number of stages.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class VGG(nn.Module):
             if stage:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(depth):
-                wide = width * 2**stage
-                layers += [nn.Conv2d(channels, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
-                channels = wide
+                out = width * 2**stage
+                layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+                channels = out
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(channels, num_classes))
 

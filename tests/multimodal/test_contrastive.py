@@ -49,7 +49,7 @@ def test_phrasings_of_a_part_are_seen_in_no_other() -> None:
         images, tokens, mask, targets = data.sets[part].__getitems__(list(range(50)))
         assert images.shape == (50, 1, 28, 28)
         assert tokens.shape == mask.shape
-        assert len(data.sets[part].fitting[0]) == 2 * len(phrasings)
+        assert len(data.sets[part].matching[0]) == 2 * len(phrasings)
         for row, target in zip(tokens, targets.tolist(), strict=True):
             text = data.tokenizer.decode(row[row > 0].tolist())
             assert any(re.search(rf"\b{name}\b", text) for name in NAMES[target])

@@ -72,12 +72,8 @@ def test_a_checkpoint_brings_the_labels_it_was_trained_on(train: Train, tmp_path
     rows = "".join(f"{'abc'[n % 3] * 4},{'xyz'[n % 3]}\n" for n in range(60))
     first = write(tmp_path / "first.csv", f"text,label\n{rows}")
     fewer = write(tmp_path / "fewer.csv", "text,label\n" + "bbbb,y\ncccc,z\n" * 20)
-    words = (
-        "--config=configs/text/language_id.yaml",
-        "--model.net.num_layers=1",
-        "--max_epochs=12",
-        "--data.batch_size=8",
-    )
+    small = ("--model.net.d_model=32", "--model.net.num_layers=1", "--max_epochs=12", "--data.batch_size=8")
+    words = ("--config=configs/text/language_id.yaml", *small)
     run = train("fit", *words, f"--data.path={first}")
     path = str(run.folder / "checkpoints" / "last.ckpt")
     tested = train("test", "--ckpt_path", path, f"--data.path={fewer}")

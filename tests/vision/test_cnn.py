@@ -1,11 +1,10 @@
 import pytest
 import torch
 
-from src.engine.system.errors import InputError
 from src.vision.cnn import CNN
 
 
-def test_shapes_are_those_of_the_published_layers() -> None:
+def test_parameters_and_logits_have_the_documented_shapes() -> None:
     shapes = {name: tuple(value.shape) for name, value in CNN().named_parameters()}
     assert shapes["conv1.weight"] == (32, 1, 3, 3)
     assert shapes["conv2.weight"] == (64, 32, 3, 3)
@@ -15,7 +14,7 @@ def test_shapes_are_those_of_the_published_layers() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 7, 30, 64])
-def test_any_size_and_number_of_channels_and_classes_fits(size: int) -> None:
+def test_any_image_size_channels_and_classes_work(size: int) -> None:
     net = CNN(in_channels=3, image_size=size, num_classes=4, width=5, hidden=6, dropout=0.5)
     assert net(torch.zeros(2, 3, size, size)).shape == (2, 4)
 
@@ -29,16 +28,16 @@ def test_any_size_and_number_of_channels_and_classes_fits(size: int) -> None:
     ],
 )
 def test_an_argument_that_does_not_fit_is_an_error_at_construction(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         CNN(**arguments)
 
 
-def test_images_of_another_size_are_named_with_the_size_that_fits() -> None:
-    with pytest.raises(InputError, match=r"\(2, 1, 32, 32\) do not fit this CNN: it takes \(B, 1, 28, 28\)"):
+def test_the_error_for_a_wrong_image_size_names_the_right_one() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 1, 32, 32\) do not fit this CNN: it takes \(B, 1, 28, 28\)"):
         CNN()(torch.zeros(2, 1, 32, 32))
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_is_active_in_training_only() -> None:
     net = CNN(dropout=0.5)
     images = torch.rand(4, 1, 28, 28)
     assert not torch.equal(net(images), net(images))

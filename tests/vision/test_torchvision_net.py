@@ -4,11 +4,10 @@ import pytest
 import torch
 from torchvision import models
 
-from src.engine.system.errors import InputError
 from src.vision.image_classifier import ImageClassifier
 from src.vision.torchvision_net import TorchvisionNet
 
-# One of each family whose head is built in another way.
+# One network for each way in which torchvision builds the head.
 FAMILIES = (
     *("resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"),
     *("vgg11", "vit_b_16", "swin_t", "convnext_tiny", "maxvit_t", "googlenet", "inception_v3", "alexnet", "mnasnet0_5"),
@@ -16,7 +15,7 @@ FAMILIES = (
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gets_a_head_of_ones_own_classes(name: str) -> None:
+def test_every_family_gets_a_head_with_the_given_classes(name: str) -> None:
     size = 299 if name == "inception_v3" else 224
     with torch.device("meta"):
         net = TorchvisionNet(name, num_classes=7)
@@ -34,7 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_weights_come_from_a_file_but_for_the_head(weights: Path) -> None:
+def test_weights_from_a_file_are_used_except_for_the_head(weights: Path) -> None:
     torch.manual_seed(1)
     net = TorchvisionNet("resnet18", str(weights), num_classes=3)
     saved = torch.load(weights, weights_only=True)
@@ -44,7 +43,7 @@ def test_weights_come_from_a_file_but_for_the_head(weights: Path) -> None:
     assert not torch.equal(TorchvisionNet("resnet18", num_classes=3).net.conv1.weight, saved["conv1.weight"])  # type: ignore[union-attr, arg-type]
 
 
-def test_a_frozen_body_stands_still_statistics_included(weights: Path) -> None:
+def test_a_frozen_body_keeps_its_weights_and_batch_statistics(weights: Path) -> None:
     task = ImageClassifier(TorchvisionNet("resnet18", str(weights), num_classes=3, freeze_body=True)).train()
     before = {name: value.clone() for name, value in task.net.state_dict().items()}
     optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=0.1)
@@ -54,7 +53,7 @@ def test_a_frozen_body_stands_still_statistics_included(weights: Path) -> None:
     assert changed == {"net.fc.weight", "net.fc.bias"}
 
 
-def test_a_checkpoint_needs_no_file_of_weights(weights: Path) -> None:
+def test_a_checkpoint_does_not_need_the_weights_file(weights: Path) -> None:
     task = ImageClassifier(TorchvisionNet("resnet18", str(weights), num_classes=3))
     assert task.hparams["net"]["init_args"] == {
         "name": "resnet18",
@@ -69,10 +68,10 @@ def test_a_checkpoint_needs_no_file_of_weights(weights: Path) -> None:
     ("arguments", "message"),
     [
         (("resnet17",), "torchvision has no network resnet17: give one of alexnet"),
-        (("resnet18", "IMAGENET2K"), "resnet18 has none of that name; give IMAGENET1K_V1, DEFAULT, or a file"),
+        (("resnet18", "IMAGENET2K"), "resnet18 has no weights of that name; give IMAGENET1K_V1, DEFAULT, or a file"),
         (("resnet18", "missing.pth"), "weights missing.pth: no such file"),
         (("alexnet", "resnet18.pth"), "the weights in .*resnet18.pth do not fit alexnet"),
-        (("resnet18", "text.pth"), "text.pth is not a file of weights"),
+        (("resnet18", "text.pth"), "text.pth is not a weights file"),
     ],
 )
 def test_what_cannot_work_is_one_clear_error(
@@ -80,17 +79,17 @@ def test_what_cannot_work_is_one_clear_error(
 ) -> None:
     monkeypatch.chdir(weights.parent)
     (weights.parent / "text.pth").write_text("no weights")
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(ValueError, match=message):
         TorchvisionNet(*arguments)
 
 
-def test_a_size_that_does_not_fit_says_which_does() -> None:
-    with pytest.raises(InputError, match=r"vit_b_16 does not take images of 64 x 64 pixels .*--data.image_size 224"):
+def test_the_error_for_a_wrong_image_size_names_one_that_works() -> None:
+    with pytest.raises(ValueError, match=r"vit_b_16 does not take images of 64 x 64 pixels .*--data.image_size 224"):
         TorchvisionNet("vit_b_16", image_size=64)
     assert all(module.training for module in TorchvisionNet("resnet18", image_size=64).modules())
 
 
-def test_weights_that_cannot_be_downloaded_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(InputError, match=r"DEFAULT of resnet18 could not be downloaded .*give a file"):
+    with pytest.raises(ValueError, match=r"DEFAULT of resnet18 could not be downloaded .*give a file"):
         TorchvisionNet("resnet18", "DEFAULT")

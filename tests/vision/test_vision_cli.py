@@ -1,8 +1,8 @@
-"""What a command line makes of image recipes and class names."""
+"""Image recipes and class names on the command line."""
 
 from collections.abc import Callable
 
-import torchvision.ops  # has an MLP too
+import torchvision.ops  # also has a class MLP
 
 from src.engine.cli.cli import StarterCLI
 from src.vision.cnn import CNN
@@ -13,7 +13,7 @@ from src.vision.vgg import VGG
 Parse = Callable[..., StarterCLI]
 
 
-def test_the_default_recipe_counts_where_none_is_given(parse: Parse) -> None:
+def test_without_config_the_default_recipe_is_used(parse: Parse) -> None:
     built = parse()
     assert built.config.name == "default"
     assert isinstance(built.model, ImageClassifier)
@@ -21,7 +21,7 @@ def test_the_default_recipe_counts_where_none_is_given(parse: Parse) -> None:
     assert (built.config.trainer.max_epochs, built.config.optimizer.init_args.lr) == (4, 0.008)
 
 
-def test_model_data_and_network_are_given_by_name(parse: Parse) -> None:
+def test_model_data_and_network_can_be_given_by_name(parse: Parse) -> None:
     built = parse("--data=MNISTDataModule", "--model=ImageClassifier", "--model.net=CNN", "--model.net.hidden=7")
     assert isinstance(built.model, ImageClassifier)
     assert isinstance(built.datamodule, MNISTDataModule)
@@ -29,7 +29,7 @@ def test_model_data_and_network_are_given_by_name(parse: Parse) -> None:
     assert built.model.net.hidden == 7
 
 
-def test_the_projects_own_network_comes_before_a_librarys(parse: Parse) -> None:
+def test_a_class_name_finds_the_projects_class_before_a_librarys(parse: Parse) -> None:
     assert parse("--model.net=MLP").config.model.init_args.net.class_path == "src.vision.mlp.MLP"
     sizes = ("--model.num_classes=10", "--model.net.in_channels=9", "--model.net.hidden_channels=[10]")
     other = parse("--model.net=torchvision.ops.MLP", *sizes)

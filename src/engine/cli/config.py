@@ -8,14 +8,13 @@ import importlib
 import inspect
 import re
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from jsonargparse import get_loader
 
 from src import ROOT
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, short
+from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, project_classes, short
 from src.engine.system.errors import InputError
 
 Option = tuple[str, str | None]
@@ -259,17 +258,6 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
         else:
             merged[name] = merge(merged.get(name), value, path, dropped)
     return merged
-
-
-@cache
-def project_classes() -> dict[str, list[str]]:
-    """Dotted paths of this project's public classes, by name. Nothing is imported."""
-    classes: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "src").rglob("*.py")):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for name in re.findall(r"^class ([A-Za-z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE):
-            classes.setdefault(name, []).append(f"{module}.{name}")
-    return classes
 
 
 def resolve_class(name: str, key: str) -> str:

@@ -3,10 +3,25 @@
 import difflib
 import importlib
 import inspect
+import re
+from functools import cache
 from typing import Any, get_type_hints
+
+from src import ROOT
 
 Tree = dict[str, Any]
 """A configuration as YAML gives it; a class in it is a dict with `class_path` and `init_args`."""
+
+
+@cache
+def project_classes() -> dict[str, list[str]]:
+    """Dotted paths of this project's public classes, by name. Nothing is imported."""
+    classes: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for name in re.findall(r"^class ([A-Za-z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            classes.setdefault(name, []).append(f"{module}.{name}")
+    return classes
 
 
 def is_class(node: Any) -> bool:

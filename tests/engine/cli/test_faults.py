@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,31 +20,33 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.data.loading import Batches, batch_loader
 from src.engine.runs.checkpoint import damage, read_checkpoint, write_checkpoint
+from src.engine.runs.runs import lock_run
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.training.finite_loss import FiniteLoss, NotFiniteError
-from tests.conftest import QUIET, Run, program, skip_if_deleted
+from tests import forked
+from tests.conftest import QUIET, Run, one_line, program
 from tests.spies import Payload, misfortune
+from tests.toy import RECIPE
 
 Train = Callable[..., Run]
 
-SMALL = ("--model.net=CNN", "--model.net.width=4", "--model.net.hidden=16", "--data.source=sample")
-STEPS = 32  # of an epoch
+TOY = (f"--config={RECIPE}",)
+STEPS = 10  # of an epoch
 
 
-def unlucky(tmp_path: Path, kind: str, step: int, *args: str) -> "subprocess.CompletedProcess[str]":
+@pytest.fixture
+def recipe() -> tuple[str, ...]:
+    """None: a run that goes on has its own configuration, and the others are given theirs."""
+    return ()
+
+
+def unlucky(tmp_path: Path, kind: str, step: int, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """A run of its own to which something happens at a step."""
     root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
-    return program("fit", *SMALL, *QUIET, root, *misfortune(kind, step, tmp_path / "happened"), *args)
-
-
-def one_line(done: "subprocess.CompletedProcess[str]", code: int = 2) -> str:
-    """The error of a run, which is the only one and no traceback."""
-    assert done.returncode == code, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    return line
+    return program("fit", *TOY, *QUIET, root, *misfortune(kind, step, tmp_path / "happened"), *args, **env)
 
 
 def folder_of(tmp_path: Path) -> Path:
@@ -63,20 +66,20 @@ def step_of(folder: Path) -> int:
     ("kind", "code", "word"),
     [
         ("terminate", 143, "stopped by SIGTERM"),
-        pytest.param("interrupt", 130, "stopped by Ctrl-C", marks=pytest.mark.slow),
+        ("interrupt", 130, "stopped by Ctrl-C"),
     ],
 )
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     train: Train, tmp_path: Path, kind: str, code: int, word: str
 ) -> None:
-    done = unlucky(tmp_path, kind, 40, "--max_epochs=3")
+    done = unlucky(tmp_path, kind, 14, "--max_epochs=3")
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     folder = folder_of(tmp_path)
     assert word in done.stderr
     assert f"go on with: python -m src.train --ckpt_path last --run {folder}" in done.stderr
-    assert step_of(folder) == 41
-    run = train("fit", "--ckpt_path=last", f"--run={folder}", sample=False)
+    assert step_of(folder) == 15
+    run = train("fit", "--ckpt_path=last", f"--run={folder}")
     assert run.folder == folder
     assert step_of(folder) == 3 * STEPS
 
@@ -102,8 +105,7 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
 
 
 def test_outside_of_training_a_signal_stops_at_once(tmp_path: Path) -> None:
-    skip_if_deleted(SMALL)
-    command = [sys.executable, "-m", "src.train", "test", *SMALL, f"--trainer.default_root_dir={tmp_path}", *QUIET]
+    command = [sys.executable, "-m", "src.train", "test", *TOY, f"--trainer.default_root_dir={tmp_path}", *QUIET]
     command.append("--fast_dev_run")
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -133,11 +135,12 @@ def test_one_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     # Some of the weights' bytes, and all of what stands around them.
     places = [*range(0, len(whole), 499), *range(2000), *range(len(whole) - 2000, len(whole))]
-    for place in places:
-        flipped = bytearray(whole)
-        flipped[place] ^= 1 << place % 8
-        path.write_bytes(flipped)
-        assert damage(path) is not None, place
+    with path.open("r+b", buffering=0) as file:
+        for place in places:
+            os.pwrite(file.fileno(), bytes([whole[place] ^ 1 << place % 8]), place)
+            assert damage(path) is not None, place
+            os.pwrite(file.fileno(), whole[place : place + 1], place)
+    assert damage(path) is None
     for length in (10, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         assert damage(path) is not None
@@ -153,52 +156,44 @@ def test_a_checkpoint_without_checksum_is_read_too(tmp_path: Path) -> None:
 
 
 def test_a_damaged_last_checkpoint_is_named_and_the_newest_good_one_used(train: Train, tmp_path: Path) -> None:
-    fitted = train("fit", *SMALL, "--max_epochs=2", sample=False)
+    fitted = train("fit", *TOY, "--max_epochs=2")
     last, best = (fitted.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
-    again = train("fit", "--run", str(fitted.folder), "--max_epochs=3", sample=False)
+    again = train("fit", "--run", str(fitted.folder), "--max_epochs=3")
     assert any(f"{last} is damaged (its checksum is not that of its content)" in line for line in again.messages)
     assert any("from best.ckpt" in line for line in again.messages)
     assert step_of(again.folder) == 3 * STEPS
     for path in (last, best):
         path.write_bytes(path.read_bytes()[:1000])
-    done = program("--run", str(fitted.folder), "--max_epochs=4", *QUIET)
-    assert "has no whole checkpoint to go on from" in one_line(done)
-    assert str(last) in done.stderr
+    with pytest.raises(InputError, match=rf"has no whole checkpoint to go on from.*{last}"):
+        train("--run", str(fitted.folder), "--max_epochs=4")
+
+
+def write_without_end(path: Path, written: Connection) -> None:
+    while True:
+        write_checkpoint({"state_dict": {"weight": torch.full((500, 1000), time.monotonic())}}, path)
+        written.send(None)
 
 
 def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    # A process that has loaded all it needs forks one that writes without end, and kills it.
-    code = (
-        "import os, signal, sys, time, torch; from pathlib import Path; from src.engine.runs.checkpoint import write_checkpoint\n"
-        "for wait in sys.stdin:\n"
-        "    reader, writer = os.pipe()\n"
-        "    child = os.fork()\n"
-        "    while child == 0:\n"
-        "        weight = torch.full((500, 1000), time.monotonic())\n"
-        "        write_checkpoint({'state_dict': {'weight': weight}}, Path(sys.argv[1]))\n"
-        "        os.write(writer, b'.')\n"
-        "    os.close(writer); [os.read(reader, 1) for _ in range(3)]\n"  # which ends where the writer cannot write
-        "    time.sleep(float(wait))\n"
-        "    os.kill(child, signal.SIGKILL)\n"
-        "    os.waitpid(child, 0)\n"
-        "    print('killed', flush=True)\n"
-    )
-    words, pipe = [sys.executable, "-c", code, str(path)], subprocess.PIPE
-    process = subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, bufsize=1)
     for wait in (0.003, 0.02, 0.05):
-        print(wait, file=process.stdin)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "killed\n"
+        written, end = forked.CONTEXT.Pipe(duplex=False)
+        writer = forked.CONTEXT.Process(target=write_without_end, args=(path, end), daemon=True)
+        writer.start()
+        end.close()
+        for _ in range(3):
+            written.recv()  # ends where the writer cannot write
+        time.sleep(wait)
+        writer.kill()
+        writer.join()
         assert damage(path) is None
         weights = torch.load(path, weights_only=True)["state_dict"]["weight"]
         assert (weights == weights[0, 0]).all()
         assert {file.suffix for file in path.parent.iterdir() if not file.name.startswith(".")} == {".ckpt"}
-    process.communicate(timeout=30)
     before = tmp_path / "before.ckpt"
     os.link(path, before)
     write_checkpoint(checkpoint(), path)
@@ -207,10 +202,10 @@ def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path: Path) 
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]  # what was left lying about is gone
 
 
-def test_a_hostile_checkpoint_is_refused_and_nothing_is_executed(tmp_path: Path) -> None:
+def test_a_hostile_checkpoint_is_refused_and_nothing_is_executed(train: Train, tmp_path: Path) -> None:
     torch.save({**checkpoint(), "extra": Payload(tmp_path / "executed")}, tmp_path / "hostile.ckpt")
-    done = program("fit", "--ckpt_path", str(tmp_path / "hostile.ckpt"), *SMALL, *QUIET)
-    assert "holds more than tensors and plain values" in one_line(done)
+    with pytest.raises(InputError, match="holds more than tensors and plain values"):
+        train("fit", "--ckpt_path", str(tmp_path / "hostile.ckpt"), *TOY)
     assert not (tmp_path / "executed").exists()
 
 
@@ -221,7 +216,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_a_run_goes_on_when_
     train: Train, tmp_path: Path, small_disk: Path
 ) -> None:
     # A checkpoint of this network takes 2.5 MB: best and last fit, a third to take last's place does not.
-    words = ("fit", "--model.net=MLP", "--model.net.hidden=256", "--data.source=sample", "--max_epochs=4")
+    words = ("fit", *TOY, "--model.net=tests.toy.ToyMLP", "--model.net.hidden=3000")
     done = program(*words, *QUIET, f"--trainer.default_root_dir={small_disk}")
     line = one_line(done)
     assert re.search(r"(best|last).ckpt cannot be written \(No space left on device: it needs about 2\.\d MB and", line)
@@ -231,20 +226,20 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_a_run_goes_on_when_
     assert found
     assert all(damage(path) is None for path in found)
     subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
-    run = train("--run", str(folder), sample=False)
+    run = train("--run", str(folder))
     assert run.folder == folder
     assert "test/acc" in run.metrics
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("hidden", "need", "late"), [(256, r"2\.\d", False), (64, r"0\.\d", True)])
+@pytest.mark.parametrize(("hidden", "need", "late"), [(3000, r"2\.\d", False), (750, r"0\.\d", True)])
 def test_a_disk_that_is_full_at_a_sharded_checkpoint_is_a_line_of_each_process(
     tmp_path: Path, small_disk: Path, hidden: int, need: str, late: bool
 ) -> None:
     # There is no room for a third checkpoint; or there is, but the first process cannot write the end of the second.
-    words = ("fit", "--model.net=MLP", f"--model.net.hidden={hidden}", "--data.source=sample", "--max_epochs=4")
+    words = ("fit", *TOY, "--model.net=tests.toy.ToyMLP", f"--model.net.hidden={hidden}")
     processes = ("--accelerator=cpu", "--devices=2", "--config=configs/strategy/fsdp2.yaml")
-    happens = misfortune("fill late", 60, tmp_path / "happened") if late else ()
+    happens = misfortune("fill late", 15, tmp_path / "happened") if late else ()
     done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}", *happens)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
@@ -262,9 +257,8 @@ def test_a_disk_that_is_full_at_a_sharded_checkpoint_is_a_line_of_each_process(
     assert all(damage(path) is None for path in found)
 
 
-@pytest.mark.slow
 def test_a_disk_that_is_full_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path) -> None:
-    words = (*SMALL, "--max_epochs=50", "--trainer.log_every_n_steps=1")
+    words = (*TOY, "--max_epochs=50", "--trainer.log_every_n_steps=1")
     root = f"--trainer.default_root_dir={small_disk}"
     done = program("fit", *words, *QUIET, root, *misfortune("fill", STEPS + 8, tmp_path / "happened"))
     line = one_line(done)
@@ -274,21 +268,20 @@ def test_a_disk_that_is_full_at_a_log_write_is_one_line(tmp_path: Path, small_di
     assert step_of(folder) == STEPS
 
 
-@pytest.mark.slow
 def test_a_run_folder_that_is_deleted_is_named(tmp_path: Path) -> None:
-    done = unlucky(tmp_path, "delete", 40, "--max_epochs=3")
-    assert re.search(r"version_0 is gone, deleted or renamed while the run was going", one_line(done))
-    assert not list((tmp_path / "logs" / "default").iterdir())
+    done = unlucky(tmp_path, "delete", 14, "--max_epochs=3")
+    assert re.search(r"version_0 is gone, deleted or renamed during the run", one_line(done))
+    assert not list((tmp_path / "logs" / "toy").iterdir())
 
 
 # Losses that are no numbers
 
 
 def test_a_loss_that_is_nan_stops_the_run_at_the_next_look(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 43, at learning rate"):
-        train("fit", *SMALL, "--max_epochs=3", *misfortune("nan", 43, tmp_path / "happened"), sample=False)
+    with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 13, at learning rate"):
+        train("fit", *TOY, "--max_epochs=3", *misfortune("nan", 13, tmp_path / "happened"))
     folder = folder_of(tmp_path)
-    assert scalars(folder)["train/loss_step"][-1][0] == 49  # the log step behind it, and not the epoch's end
+    assert scalars(folder)["train/loss_step"][-1][0] == 14  # the log step behind it, and not the epoch's end
     assert step_of(folder) == STEPS  # nothing of it was saved
     for path in (folder / "checkpoints").iterdir():
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
@@ -298,7 +291,7 @@ def test_weights_that_are_not_finite_are_never_saved(train: Train, tmp_path: Pat
     # One step that destroys the weights, after which a checkpoint is due before the next loss is known.
     explode = ("--optimizer=SGD", "--optimizer.lr=1e38", "--lr_scheduler=null", "--save_every_n_steps=1")
     with pytest.raises(NotFiniteError, match=r"a weight \(net\S+\) is NaN or infinite after step|the loss is NaN"):
-        train("fit", *SMALL, *explode, "--trainer.gradient_clip_val=null", sample=False)
+        train("fit", *TOY, *explode, "--trainer.gradient_clip_val=null")
     for path in (tmp_path / "logs").glob("*/*/checkpoints/*"):
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
 
@@ -320,23 +313,22 @@ def test_a_weight_that_is_not_finite_is_found_before_a_loss_shows_it() -> None:
         FiniteLoss().on_save_checkpoint(trainer, layer, {})
 
 
-@pytest.mark.slow
 def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tmp_path: Path) -> None:
-    done = unlucky(tmp_path, "nan", 43, "--max_epochs=3")
+    done = unlucky(tmp_path, "nan", 13, "--max_epochs=3")
     last = folder_of(tmp_path) / "checkpoints" / "last.ckpt"
     assert f"The last good checkpoint is {last}" in one_line(done)
     shutil.rmtree(tmp_path / "logs")
     (tmp_path / "happened").unlink()
-    done = unlucky(tmp_path, "nan", 43, "--max_epochs=3", "--retries=1")
+    done = unlucky(tmp_path, "nan", 13, "--max_epochs=3", "--retries=1")
     assert done.returncode == 0, done.stderr
     assert f"Trying again at half of that from {last}, 0 retries left" in done.stderr
     folder = folder_of(tmp_path)
     assert step_of(folder) == 3 * STEPS
-    assert "lr: 0.004" in (folder / "config.resume-1.yaml").read_text()
+    assert "lr: 0.005" in (folder / "config.resume-1.yaml").read_text()
 
 
 def test_a_retry_goes_on_from_the_last_checkpoint_also_where_another_was_given(train: Train) -> None:
-    run = train("fit", *SMALL, "--max_epochs=1", "--retries=2", sample=False)
+    run = train("fit", *TOY, "--max_epochs=1", "--retries=2")
     words = run.cli.retry_after(NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])
     given = dict(config.split_command_line(words)[2])  # the last of each counts
     assert (given["--ckpt_path"], given["--run"], given["--retries"]) == ("last", str(run.folder), "1")
@@ -347,54 +339,51 @@ def test_a_retry_goes_on_from_the_last_checkpoint_also_where_another_was_given(t
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
-    done = unlucky(tmp_path, "kill worker", 40, "--data.num_workers=2", "--max_epochs=3")
+    # In an interpreter of its own, whose workers are its own children.
+    done = unlucky(tmp_path, "kill worker", 14, "--data.num_workers=2", "--max_epochs=3", REAL_INTERPRETER="1")
     line = one_line(done)
     assert re.search(r"DataLoader worker \(pid \d+\) is killed by signal: Killed", line)
     assert "--ckpt_path last --run" in line
 
 
-@pytest.mark.slow
-def test_a_worker_that_raises_tells_message_traceback_and_samples(tmp_path: Path) -> None:
-    code = (
-        "from src.engine.data.loading import Batches, batch_loader\n"
-        "class Broken:\n"
-        "    def __len__(self): return 8\n"
-        "    def __getitems__(self, indices):\n"
-        "        raise KeyError('no such digit')\n"
-        "if __name__ == '__main__':\n"
-        "    list(batch_loader(Broken(), Batches(8, 4, None), num_workers=2))\n"
-    )
-    (tmp_path / "broken.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "broken.py")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "no such digit" in done.stderr
-    assert "in __getitems__" in done.stderr
-    assert "in the batch of samples 0, 1, 2, 3" in done.stderr
+class Broken:
+    """Data of which no batch can be read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitems__(self, indices: list[int]) -> None:
+        raise KeyError("no such digit")
+
+
+def test_a_worker_that_raises_tells_message_traceback_and_samples() -> None:
+    loader = batch_loader(Broken(), Batches(8, 4, None), num_workers=2)  # type: ignore[arg-type]
+    with pytest.raises(KeyError) as caught:
+        next(iter(loader))
+    for words in ("no such digit", "in __getitems__", "in the batch of samples 0, 1, 2, 3"):
+        assert words in str(caught.value)
 
 
 # Two runs at once
 
 
-def test_a_run_in_use_is_locked(train: Train, tmp_path: Path) -> None:
-    short = (*SMALL, "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=1")
-    fitted = train("fit", *short, "--max_epochs=1", sample=False)
-    code = "import sys, time; from pathlib import Path; from src.engine.runs.runs import lock_run\n"
-    code += "lock = lock_run(Path(sys.argv[1])); print('locked', flush=True); time.sleep(100)"
-    holder = subprocess.Popen([sys.executable, "-c", code, fitted.folder], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "locked\n"
-    threading.Timer(30, holder.kill).start()
+def hold(folder: Path, locked: Connection) -> None:
+    lock = lock_run(folder)
+    locked.send(lock.is_locked)
+    signal.pause()
+
+
+def test_a_run_in_use_is_locked(train: Train) -> None:
+    fitted = train("fit", *TOY, "--max_epochs=1")
+    locked, end = forked.CONTEXT.Pipe(duplex=False)
+    holder = forked.CONTEXT.Process(target=hold, args=(fitted.folder, end), daemon=True)
+    holder.start()
+    end.close()
     try:
+        assert locked.recv()
         with pytest.raises(InputError, match="is in use by another process"):
-            train("fit", "--run", str(fitted.folder), "--max_epochs=2", sample=False)
+            train("fit", "--run", str(fitted.folder), "--max_epochs=2")
     finally:
         holder.kill()
-        holder.communicate()
-    assert train("fit", "--run", str(fitted.folder), "--max_epochs=2", sample=False).folder == fitted.folder
+        holder.join()
+    assert train("fit", "--run", str(fitted.folder), "--max_epochs=2").folder == fitted.folder

@@ -16,7 +16,6 @@ from torch import nn
 
 from src import ROOT
 from src.engine.cli import program as program_module
-from src.engine.system.errors import InputError
 from src.train import main
 from tests.conftest import QUIET, one_line, program, write
 from tests.toy import RECIPE, ToyData
@@ -56,11 +55,14 @@ def broken_files(folder: Path) -> None:
         # Classes
         ("--model Clasifier", "--model Clasifier: no class of that name, did you mean Classifier"),
         ("--model null", "--model: a run needs a model"),
-        ("--model tests.toy.ToyNet", "--model: ToyNet is not a LightningModule"),
+        ("--model tests.toy.ToyNet", "ToyNet is not a LightningModule; networks go to --model.net"),
         ("--model.net Lineer", "--model.net Lineer: no class of that name, did you mean Linear"),
         ("--model.net tests.toy.ToyNett", "--model.net tests.toy.ToyNett: there is no class ToyNett in tests.toy"),
         ("--model.net ./mine.py", "--model.net ./mine.py: there is no class"),
-        ("--model src.tasks.task.Tasks", "there is no class Tasks in src.tasks.task, did you mean src.tasks.task.Task?"),
+        (
+            "--model src.tasks.task.Tasks",
+            "there is no class Tasks in src.tasks.task, did you mean src.tasks.task.Task?",
+        ),
         ("--optimizer AdamX", "--optimizer AdamX: no class of that name, did you mean Adam"),
         ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean AdamW"),
         ("--lr_scheduler Reduce", "--lr_scheduler Reduce: no class of that name, did you mean ReduceLROnPlateau"),
@@ -108,7 +110,7 @@ def broken_files(folder: Path) -> None:
         ("--lr_scheduler.div_factor 0", "OneCycleLR does not take its arguments: float division by zero"),
         ("--model.net.width 0", "width 0 is too small for ToyNet: give at least 1"),
         ("--model.num_classes 5", "num_classes 5 does not fit ToyNet, which has 3"),
-        ("--model.loss.reduction none --fast_dev_run", "CrossEntropyLoss gives (32,) values: a loss is one"),
+        ("--model.loss.reduction none --fast_dev_run", "CrossEntropyLoss returns shape (32,), not one value"),
         ("--name a/b", "--name a/b is not the name of a folder"),
         ("--name ..", "--name .. is not the name of a folder"),
         ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),
@@ -161,7 +163,7 @@ def test_a_missing_gpu_says_what_there_is_and_what_to_type(error_of: ErrorOf) ->
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train", f"--config={RECIPE}", "--data.batch_size=0", "--debug"])
-    with pytest.raises(InputError, match="batch_size 0 is too small"):
+    with pytest.raises(ValueError, match="batch_size 0 is too small"):
         main()
 
 

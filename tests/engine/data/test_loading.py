@@ -1,14 +1,29 @@
 """Which samples are in which batch of which process."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from src.engine.data.loading import IGNORED, Batched, Batches, batch_loader, shuffled
+from src.engine.cli.cli import StarterCLI
+from src.engine.data.loading import IGNORED, Batched, Batches, announce, batch_loader, shuffled
 from src.engine.system.errors import InputError
-from src.vision.mnist import ImageTensors
+
+
+class Numbers:
+    """Samples whose target is their index."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(indices), 4), torch.tensor(indices)
 
 
 def process(rank: int, world: int) -> Any:
@@ -25,7 +40,7 @@ def test_processes_share_the_batches_of_one(world: int) -> None:
 
 
 def test_a_process_that_has_nothing_left_takes_part_and_does_not_count() -> None:
-    data = ImageTensors(torch.zeros(1001, 4, 4, dtype=torch.uint8), torch.arange(1001))
+    data = Numbers(1001)
     shares = [list(batch_loader(data, Batches(1001, 500, process(rank, 2)))) for rank in range(2)]
     assert [[len(targets) for _, targets in share] for share in shares] == [[250, 250, 1], [250, 250, 1]]
     assert shares[0][-1][1].tolist() == [1000]
@@ -42,7 +57,7 @@ def test_a_batch_that_processes_cannot_share_is_refused() -> None:
 
 
 def test_a_loader_goes_on_where_another_one_stood() -> None:
-    data = ImageTensors(torch.zeros(100, 4, 4, dtype=torch.uint8), torch.arange(100))
+    data = Numbers(100)
 
     def loader() -> Any:
         return batch_loader(data, Batches(100, 8, None, shuffled(100)))
@@ -64,7 +79,7 @@ def test_a_loader_goes_on_where_another_one_stood() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_change_nothing(workers: int) -> None:
-    data = ImageTensors(torch.zeros(50, 4, 4, dtype=torch.uint8), torch.arange(50))
+    data = Numbers(50)
     loader = batch_loader(data, Batches(50, 8, None, shuffled(50)), num_workers=workers)
     loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
     order = Batches(50, 8, None, shuffled(50))
@@ -73,7 +88,7 @@ def test_workers_change_nothing(workers: int) -> None:
 
 
 def test_the_first_batches_can_be_had_by_number_to_overfit_them() -> None:
-    data = Batched(ImageTensors(torch.zeros(10, 4, 4, dtype=torch.uint8), torch.arange(10)), 4)
+    data = Batched(Numbers(10), 4)
     assert [data[number][1].tolist() for number in range(len(data))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -81,3 +96,12 @@ def test_a_last_batch_of_one_can_be_left_out() -> None:
     assert len(Batches(33, 8, None, drop_single=True)) == 4
     assert len(Batches(34, 8, None, drop_single=True)) == 5
     assert len(Batches(35, 8, process(0, 2), drop_single=True)) == 4
+
+
+def test_what_changes_the_meaning_of_results_is_said_in_a_quiet_run_too(
+    parse: Callable[..., StarterCLI], messages: list[str]
+) -> None:
+    parse("--quiet")
+    del messages[:]
+    announce("*** NOT THE REAL DATA ***")
+    assert messages == ["*** NOT THE REAL DATA ***"]

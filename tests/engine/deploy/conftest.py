@@ -1,5 +1,6 @@
 """Checkpoints of the toys."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from tests import toy
 from tests.conftest import fit, once
 from tests.engine.deploy import toys
+from tests.engine.deploy.served import TOKEN, Service, service
 
 TOYS = toys.__name__
 
@@ -49,3 +51,26 @@ def changed(checkpoint: str, path: Path, data: str, task: str | None = None) -> 
         found["hyper_parameters"]["_class_path"] = task
     torch.save(found, path)
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def image_service(toy_notes: str) -> Iterator[Service]:
+    """Tells images apart, in small requests."""
+    with service(toy_notes, "--max_body_mb", "0.2", "--timeout", "20") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def text_service(toy_texts: str) -> Iterator[Service]:
+    """Tells texts apart, for those who have the token."""
+    with service(toy_texts, "--token", TOKEN) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def writer_service(toy_writer: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Writes letters; while its file `held` is there, it stops behind the first one."""
+    held = tmp_path_factory.mktemp("writer") / "held"
+    with service(toy_writer, **{toys.HELD: str(held)}) as found:
+        found.held = held
+        yield found

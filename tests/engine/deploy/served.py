@@ -8,11 +8,10 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
@@ -40,6 +39,8 @@ class Answer:
 class Service:
     process: "subprocess.Popen[bytes]"
     port: int
+    held: Path = Path("/nowhere")
+    """While this file is there, a toy that writes stops behind its first letter."""
 
     def ask(self, method: str, path: str, body: bytes = b"", timeout: float = 30, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -53,6 +54,15 @@ class Service:
 
     def predict(self, body: Any, **headers: str) -> Answer:
         return self.ask("POST", "/predict", body if isinstance(body, bytes) else json.dumps(body).encode(), **headers)
+
+    def generate(self, body: Any) -> Answer:
+        return self.ask("POST", "/generate", json.dumps(body).encode())
+
+    def stream(self, path: str, body: Any) -> http.client.HTTPResponse:
+        """An answer whose body has not been read yet."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request("POST", path, json.dumps(body))
+        return connection.getresponse()
 
     def memory(self) -> int:
         found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
@@ -91,15 +101,11 @@ def service(checkpoint: str, *words: str, **env: str) -> Iterator[Service]:
             process.communicate()
 
 
-def raw(port: int, data: bytes, wait: float | None) -> bytes:
-    """Send bytes, then hang up, or after a while read what comes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
+def raw(port: int, data: bytes, reads: bool = True) -> bytes:
+    """Send bytes, then read the beginning of what comes, or hang up at once."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as one, contextlib.suppress(ConnectionError):
         one.sendall(data)
-        if wait is None:
-            return b""
-        time.sleep(wait)
-        with contextlib.suppress(OSError):
-            return one.recv(4096)
+        return one.recv(4096) if reads else b""
     return b""
 
 
@@ -121,14 +127,18 @@ def browser() -> Iterator[Any]:
         assert not problems
 
 
-def bars_of(page: Any) -> dict[str, tuple[float, float]]:
-    """Probability and width of each label's bar in the service's page."""
+class Bar(NamedTuple):
+    probability: float
+    width: float  # pixels
+
+
+def bars_of(page: Any) -> dict[str, Bar]:
+    """The bars of the labels in the service's page."""
     page.wait_for_selector(".best")
     page.wait_for_timeout(500)  # answers that are on their way, and bars that grow
     return {
-        row.get_attribute("data-label"): (
-            float(row.get_attribute("data-probability")),
-            row.locator(".bar").bounding_box()["width"],
+        row.get_attribute("data-label"): Bar(
+            float(row.get_attribute("data-probability")), row.locator(".bar").bounding_box()["width"]
         )
         for row in page.locator(".row").all()
     }

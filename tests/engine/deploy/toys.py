@@ -61,6 +61,11 @@ class ToyTextNet(nn.Module):
         logits: Tensor = self.head(total / mask.sum(1, keepdim=True))  # (B, num_classes)
         return logits
 
+    def write_huggingface(self, path: Path, labels: list[str], tokenizer: Any) -> tuple[nn.Module, list[str]]:
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps({"labels": labels}))
+        return self, ["#"] * 4 + ['print("a program of five lines")']
+
 
 class ToyRows(Dataset[tuple[Tensor, ...]]):
     """Rows of tensors; a batch is one indexing."""
@@ -138,6 +143,11 @@ class ToyLanguageNet(nn.Module):
         return logits
 
 
+def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if temperature < 0:
+        raise ValueError(f"temperature {temperature} is out of range")
+
+
 class ToyWriter(Task):
     """Learns and writes letters."""
 
@@ -150,10 +160,7 @@ class ToyWriter(Task):
         loss = F.cross_entropy(self(letters).flatten(0, 1), targets.flatten())
         return loss, {"value": loss.detach(), "weight": targets.numel()}
 
-    @staticmethod
-    def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-        if temperature < 0:
-            raise ValueError(f"temperature {temperature} is out of range")
+    check_sampling = staticmethod(check_sampling)
 
     def generate(
         self,

@@ -1,3 +1,5 @@
+"""What a run writes beside its checkpoints."""
+
 import importlib.metadata
 import json
 import subprocess
@@ -6,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from src.callbacks import run_record
 
 from src import ROOT
+from src.engine.runs import run_record
 from src.engine.runs.run_record import describe_environment
 from tests.conftest import Run
 
-SHORT = ("--model.net=MLP", "--max_epochs=2", "--trainer.limit_train_batches=5", "--trainer.limit_val_batches=2")
+SHORT = ("--max_epochs=2", "--trainer.limit_train_batches=5", "--trainer.limit_val_batches=2")
 
 
 def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..., Run]) -> None:
@@ -21,7 +23,7 @@ def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..
     names = {"train/loss", "train/acc", "train/f1", "val/loss", "val/acc", "val/f1", "test/loss", "test/acc", "test/f1"}
     assert names <= metrics.keys()
     assert 0 <= metrics["test/acc"] <= 1
-    assert metrics["data_source"] == "sample"
+    assert metrics["data_source"] == "toy"
     assert 0 < metrics["train_seconds"] < metrics["total_seconds"]
     assert metrics["peak_memory_mb"] > 100
     assert all(isinstance(value, int | float | str) for value in metrics.values())
@@ -32,7 +34,7 @@ def test_throughput_counts_training_samples_over_training_time(train: Callable[.
     run = train("fit", *SHORT)
     record = run.cli.record
     assert record is not None
-    assert record._samples == 2 * 5 * 128  # neither validation nor the sanity check
+    assert record._samples == 2 * 5 * 32  # neither validation nor the sanity check
     assert 0 < record._train_time < run.metrics["train_seconds"]
     assert run.metrics["samples_per_second"] == pytest.approx(record._samples / record._train_time)
 
@@ -40,7 +42,7 @@ def test_throughput_counts_training_samples_over_training_time(train: Callable[.
 def test_a_prediction_is_recorded_too(train: Callable[..., Run]) -> None:
     path = train("fit", *SHORT).folder / "checkpoints" / "last.ckpt"
     metrics = train("predict", "--ckpt_path", str(path), "--trainer.limit_predict_batches=1").metrics
-    assert metrics["data_source"] == "sample"
+    assert metrics["data_source"] == "toy"
     assert metrics["total_seconds"] > 0
 
 
@@ -51,7 +53,7 @@ def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
 
 
 def test_the_source_of_the_data_is_among_the_hyperparameters(train: Callable[..., Run]) -> None:
-    assert "data_source: sample" in (train("fit", *SHORT).folder / "hparams.yaml").read_text()
+    assert "data_source: toy" in (train("fit", *SHORT).folder / "hparams.yaml").read_text()
 
 
 def test_the_environment_names_versions_commit_and_hardware(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,14 +16,24 @@ from src.engine.cli import cli
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.runs import claim_folder
 from src.engine.system.errors import InputError
-from src.vision.image_classifier import ImageClassifier
-from src.vision.mlp import MLP
-from tests.conftest import QUIET, Run, own_text, program, write
+from src.tasks.classifier import Classifier
+from tests.conftest import QUIET, Run, program, with_recipe, write
+from tests.toy import RECIPE, ToyMLP
 
 Train = Callable[..., Run]
-Parse = Callable[..., StarterCLI]
 # As little as still trains, validates and tests.
-SHORT = ("--model.net=MLP", "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+SHORT = (
+    "--model.net=tests.toy.ToyMLP",
+    "--max_epochs=1",
+    "--trainer.limit_train_batches=3",
+    "--trainer.limit_val_batches=2",
+)
+
+
+def train_without_recipe(folder: Path, *args: str) -> Run:
+    cli = StarterCLI(with_recipe(args, (), folder), time.perf_counter())
+    cli.run()
+    return Run(cli, "", [])
 
 
 # Run folders
@@ -63,9 +73,8 @@ def test_the_saved_configuration_repeats_the_run_bitwise(train: Train) -> None:
     assert not all(torch.equal(value, other.weights[name]) for name, value in first.weights.items())
 
 
-def test_the_default_cnn_repeats_bitwise_too(train: Train) -> None:
-    short = ("fit", "--max_epochs=1", "--trainer.limit_train_batches=6", "--trainer.limit_val_batches=1")
-    first = train(*short)
+def test_convolutions_and_dropout_repeat_bitwise_too(train: Train) -> None:
+    first = train("fit", "--model.net.dropout=0.5", "--max_epochs=1", "--trainer.limit_val_batches=1")
     again = train("fit", "--config", str(first.folder / "config.yaml"))
     assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())
 
@@ -99,8 +108,8 @@ def test_a_new_run_folder_never_reuses_an_old_number(tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_start_leaves_no_folder(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="data folder"):
-        train(*SHORT, "--data.data_dir=/dev/null/data", sample=False)
-    assert list((tmp_path / "logs" / "default").iterdir()) == []
+        train(*SHORT, "--data=tests.engine.runs.toys.UnreachableData")
+    assert list((tmp_path / "logs" / "toy").iterdir()) == []
 
 
 def test_runs_without_logger_or_checkpoints_work(train: Train) -> None:
@@ -132,21 +141,20 @@ def test_a_checkpoint_brings_its_own_model_arguments(train: Train, tmp_path: Pat
     assert isinstance(line.model.loss, nn.CrossEntropyLoss)
 
 
-def test_without_a_recipe_the_checkpoints_own_configuration_is_it(train: Train) -> None:
+def test_without_a_recipe_the_checkpoints_own_configuration_is_it(train: Train, tmp_path: Path) -> None:
     fitted = train("fit", *SHORT, "--name=mine", "--data.batch_size=50")
-    tested = train("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"), sample=False)
-    assert tested.metrics["data_source"] == "sample"
+    given = ("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"))
+    tested = train_without_recipe(tmp_path, *given)
+    assert tested.metrics["data_source"] == "toy"
     assert tested.cli.datamodule.batch_size == 50
     assert tested.folder.parent.name == "mine"
-    default = ("--config=configs/default.yaml", "--fast_dev_run")
-    other = train("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"), *default)
-    assert other.cli.datamodule.batch_size == 128
+    assert train(*given, "--fast_dev_run").cli.datamodule.batch_size == 32  # with the toy recipe
 
 
-def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train) -> None:
+def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train, tmp_path: Path) -> None:
     path = str(train("fit", *SHORT).folder / "checkpoints" / "last.ckpt")
     with pytest.raises(InputError, match=r"the checkpoint has 1 epochs already: give more, as in --max_epochs 2"):
-        train("fit", "--ckpt_path", path)
+        train_without_recipe(tmp_path, "fit", "--ckpt_path", path)
     with pytest.raises(InputError, match=r"the checkpoint has 3 steps already"):
         train("fit", "--ckpt_path", path, "--max_epochs=9", "--trainer.max_steps=3")
 
@@ -154,29 +162,30 @@ def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train) -> None:
 def test_an_override_that_does_not_fit_the_weights_is_named(train: Train) -> None:
     fitted = train("fit", *SHORT)
     path = str(fitted.folder / "checkpoints" / "last.ckpt")
-    with pytest.raises(InputError, match=r"^--model.net.hidden 9 does not fit the weights of the checkpoint: net.fc1"):
+    with pytest.raises(
+        InputError, match=r"^--model.net.hidden 9 does not fit the weights of the checkpoint: net.layers"
+    ):
         train("test", "--ckpt_path", path, "--model.net.hidden=9")
-    with pytest.raises(InputError, match=r"^--model.net CNN does not fit the weights"):
-        train("test", "--ckpt_path", path, "--model.net=CNN")
+    with pytest.raises(InputError, match=r"^--model.net \S*ToyNet does not fit the weights"):
+        train("test", "--ckpt_path", path, "--model.net=tests.toy.ToyNet")
 
 
 def test_a_checkpoint_of_the_command_line_loads_in_python(train: Train) -> None:
     run = train("fit", *SHORT)
-    loaded = ImageClassifier.load_from_checkpoint(run.folder / "checkpoints" / "last.ckpt")
-    assert isinstance(loaded.net, MLP)
-    assert torch.equal(loaded.net.fc1.weight, run.weights["net.fc1.weight"])
+    loaded = Classifier.load_from_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+    assert isinstance(loaded.net, ToyMLP)
+    assert torch.equal(loaded.net.layers[1].weight, run.weights["net.layers.1.weight"])
 
 
 # From elsewhere, and in several processes
 
 
-@pytest.mark.slow
 def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")
-    done = program("--config", "configs/default.yaml", *SHORT, *QUIET, *two, "--data.source=sample", cwd=tmp_path)
+    done = program(f"--config={RECIPE}", *SHORT, *QUIET, *two, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (folder,) = (logs / "default").iterdir()
+    (folder,) = (logs / "toy").iterdir()
     assert folder.name == "version_0"
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["devices"] == "2"
@@ -185,26 +194,8 @@ def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> N
     assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["shakespeare_gpt_fast", "language_id"])
-def test_two_processes_train_on_text(tmp_path: Path, recipe: str) -> None:
-    logs = tmp_path / "logs"
-    two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")
-    if recipe == "language_id":
-        data = write(tmp_path / "own.csv", "text,label\n" + "".join(f"text {n},{n % 3}\n" for n in range(99)))
-        words = (f"--data.path={data}", "--data.batch_size=8", "--max_epochs=1")
-    else:
-        words = (f"--data.path={own_text(tmp_path)}", f"--data.cache_dir={tmp_path / 'cache'}", "--data.block_size=16")
-        words = (*words, "--trainer.max_steps=4", "--trainer.val_check_interval=2")
-    done = program(f"--config=configs/{recipe}.yaml", *words, *QUIET, *two, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    (folder,) = (logs / recipe).iterdir()
-    assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
-    assert done.stdout.count("run folder") == 1
-
-
 def test_runs_land_in_the_projects_logs_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
     monkeypatch.setattr(cli, "claim_folder", lambda parent: seen.append(parent) or Path("/nowhere/x/version_0"))
-    StarterCLI(["--accelerator=cpu", "--model.net=MLP"], time.perf_counter())
-    assert seen == [ROOT / "logs" / "default"]
+    StarterCLI([f"--config={RECIPE}", "--accelerator=cpu"], time.perf_counter())
+    assert seen == [ROOT / "logs" / "toy"]

@@ -1,17 +1,12 @@
 """Searches, as a user meets them."""
 
-import json
 import os
 import re
-import shutil
-import signal
 import socket
+import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +14,20 @@ import pytest
 import torch
 import yaml
 
-from src import ROOT
 from src.engine.cli.command import run_command
+from src.engine.search.search import _take_trials, _take_up_broken
+from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
-from src.tune import tune
 from tests.conftest import Run
-from tests.engine.deploy.served import free_port
+from tests.engine.search.studies import opened, run, search, trials, words
 
-TINY = ("--data.source=sample", "--trainer.limit_train_batches=4", "--trainer.limit_val_batches=2", "--accelerator=cpu")
-
-
-def spec(folder: Path, **changes: Any) -> str:
-    """A small search as a file; None takes a key away."""
-    tree: dict[str, Any] = {
-        "recipe": "configs/default.yaml",
-        "options": {"model.net": "MLP", "trainer.max_epochs": 1},
-        "space": {"model.net.hidden": {"int": [4, 32]}, "optimizer.lr": {"float": [1e-4, 1e-1], "log": True}},
-        "n_trials": 3,
-    }
-    tree = {key: value for key, value in (tree | changes).items() if value is not None}
-    path = folder / "own.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return str(path)
+NETS = ["tests.toy.ToyMLP", "tests.toy.ToyNet"]
 
 
-def run(folder: Path, *words: str, **changes: Any) -> int:
-    return tune(["--config", spec(folder, **changes), f"--trainer.default_root_dir={folder / 'logs'}", *TINY, *words])
-
-
-def trials(folder: Path, name: str = "own") -> list[Any]:
-    from optuna import load_study
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    storage = JournalStorage(JournalFileBackend(str(folder / "logs" / name / "study.log")))
-    found: list[Any] = load_study(study_name=name, storage=storage).trials
-    return found
+@pytest.fixture
+def recipe() -> tuple[str, ...]:
+    """None: a run that is repeated has all in its own `best.yaml`."""
+    return ()
 
 
 def test_a_search_finds_a_best_run_that_can_be_repeated(
@@ -74,7 +47,7 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     assert saved["optimizer"]["init_args"]["lr"] == best.params["optimizer.lr"]
     # What repeats it is not as quiet as a trial.
     assert {saved["trainer"].get(name) for name in ("enable_progress_bar", "enable_model_summary")} == {None}
-    again: Run = train("fit", "--config", str(folder / "best.yaml"), sample=False)
+    again: Run = train("fit", "--config", str(folder / "best.yaml"))
     assert again.metrics["val/acc"] == best.value
     page = (folder / "study.html").read_text()
     assert "Plotly.newPlot" in page
@@ -99,14 +72,16 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
 
 def test_networks_are_chosen_and_what_goes_with_them_only(tmp_path: Path) -> None:
     space = {
-        "model.net": {"categorical": ["MLP", "CNN"]},
-        "model.net.hidden": {"int": [4, 8], "when": {"model.net": "MLP"}},
-        "model.net.width": {"int": [2, 4], "when": {"model.net": ["CNN"]}},
+        "model.net": {"categorical": NETS},
+        "model.net.hidden": {"int": [4, 8], "when": {"model.net": NETS[0]}},
+        "model.net.width": {"int": [2, 4], "when": {"model.net": [NETS[1]]}},
     }
-    assert run(tmp_path, "--sampler", "RandomSampler", space=space, options={"trainer.max_epochs": 1}, n_trials=5) == 0
-    seen = [set(trial.params) for trial in trials(tmp_path)]
-    assert all(names in ({"model.net", "model.net.hidden"}, {"model.net", "model.net.width"}) for names in seen)
-    assert len({trial.params["model.net"] for trial in trials(tmp_path)}) == 2
+    options = {"trainer.max_epochs": 1}
+    ended = search(tmp_path, "--sampler", "RandomSampler", space=space, options=options, n_trials=4)
+    assert [trial.state.name for trial in ended] == ["COMPLETE"] * 4
+    own = {NETS[0]: "model.net.hidden", NETS[1]: "model.net.width"}
+    assert all(set(trial.params) == {"model.net", own[trial.params["model.net"]]} for trial in ended)
+    assert {trial.params["model.net"] for trial in ended} == set(NETS)
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -119,9 +94,10 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -
 
 
 def test_choices_that_a_study_cannot_change_are_the_error_of_their_trial(tmp_path: Path) -> None:
-    assert run(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1) == 0
-    assert run(tmp_path, space={"data.batch_size": {"categorical": [64, 50]}}, n_trials=2) == 0
-    error = trials(tmp_path)[1].user_attrs["error"]
+    search(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1)
+    first, second = search(tmp_path, space={"data.batch_size": {"categorical": [64, 50]}}, n_trials=2)
+    assert first.state.name == "COMPLETE"
+    error = second.user_attrs["error"]
     assert error.startswith("ValueError: CategoricalDistribution does not support dynamic value space")
 
 
@@ -131,22 +107,21 @@ def test_a_search_in_which_every_trial_fails_fails(tmp_path: Path) -> None:
 
 
 def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
-    space = {"optimizer.lr": {"categorical": [1e-2, 2e-2, 3e-2, 5e-3, 1e-7, 2e-7, 3e-7, 4e-7]}}
-    options = {"model.net": "MLP", "trainer.max_epochs": 6}
-    words = ("--sampler", "GridSampler", "--pruner", "SuccessiveHalvingPruner")
-    assert run(tmp_path, *words, space=space, options=options, n_trials=8) == 0
-    states = {trial.params["optimizer.lr"]: trial for trial in trials(tmp_path)}
-    assert {trial.user_attrs["steps"] for trial in states.values()} <= {4 * epoch for epoch in range(1, 7)}
-    pruned = [trial for trial in states.values() if trial.state.name == "PRUNED"]
-    assert all(trial.user_attrs["steps"] < 24 for trial in pruned)
-    assert pruned
+    rates = [1e-2, 2e-2, 1e-7]  # two that learn, then one that does not
+    options = {"model.net": NETS[0], "trainer.max_epochs": 3}
+    found = opened(tmp_path, space={"optimizer.lr": {"categorical": rates}}, options=options, n_trials=3)
+    for lr in rates:
+        found.study.enqueue_trial({"optimizer.lr": lr})
+    _take_trials(found, None)
+    seen = [(trial.params["optimizer.lr"], trial.state.name, trial.user_attrs["steps"]) for trial in trials(tmp_path)]
+    assert seen == [(1e-2, "COMPLETE", 12), (2e-2, "COMPLETE", 12), (1e-7, "PRUNED", 4)]
 
 
 @pytest.mark.parametrize(
-    ("words", "changes", "message"),
+    ("more", "changes", "message"),
     [
         ((), {"space": {"optimizer.rate": {"float": [0.1, 0.2]}}}, r"--optimizer\.rate: AdamW has no argument rate"),
-        ((), {"space": {"model.net": {"categorical": ["CNNN"]}}}, r"CNNN: no class of that name, did you mean CNN"),
+        ((), {"space": {"optimizer": {"categorical": ["Adamw"]}}}, r"Adamw: no class of that name, did you mean AdamW"),
         ((), {"space": {"optimizer.lr": {"float": [0.2, 0.1]}}}, r"optimizer\.lr: \[0\.2, 0\.1\] is no range of float"),
         ((), {"space": {"optimizer.lr": {"float": [0, 1], "log": True}}}, r"is no range of float"),
         ((), {"space": {"optimizer.lr": {"normal": [0, 1]}}}, r"optimizer\.lr needs one of float, int, categorical"),
@@ -173,226 +148,109 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         ((), {"space": {"data.batch_size": {"int": [8, 24], "when": 3}}}, r"batch_size: when 3: give names and values"),
         ((), {"space": {"optimizer.lr": {"float": [0, float("inf")]}}}, r"\[0, inf\] is no range of float"),
         (("--n_trails", "3"), {}, r"--n_trails: no such option, did you mean --n_trials\?"),
-        ((), {"recipe": "mnist_fats"}, r"own\.yaml: recipe: mnist_fats: no such file"),
+        ((), {"recipe": "toyy"}, r"own\.yaml: recipe: toyy: no such file"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_trial(
-    tmp_path: Path, words: tuple[str, ...], changes: dict[str, Any], message: str
+    tmp_path: Path, more: tuple[str, ...], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        run(tmp_path, *words, **changes)
+        run(tmp_path, *more, **changes)
     assert not list((tmp_path / "logs").glob("*/version_*"))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.net": NETS[0], "data.batch_size": 0}, "batch_size 0 is too small: give at least 1"),
+        ({"model.net": NETS[1], "model.net.width": 0}, "width 0 is too small for ToyNet: give at least 1"),
+    ],
+)
 def test_a_value_that_a_class_refuses_is_one_line_before_the_first_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    options: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["--config", spec(tmp_path, options={"model.net": "MLP", "data.batch_size": 0})]
-    monkeypatch.setattr(sys, "argv", ["src.tune", *words, f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY])
+    monkeypatch.setattr(sys, "argv", ["src.tune", *words(tmp_path, options=options)])
     with pytest.raises(SystemExit) as stop:
         run_command(tune)
     assert stop.value.code == 2
-    assert "error: batch_size 0 is too small: give at least 1\n" in capsys.readouterr().err
+    assert f"error: {message}\n" in capsys.readouterr().err
+    assert not list((tmp_path / "logs").glob("*/version_*"))
 
 
 def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--config", "configs/tune/seeds.yaml", f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY]
-    assert tune([*words, "--n_trials", "2", "--trainer.limit_test_batches=2", "--trainer.max_epochs=1"]) == 0
+    seeds = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler", "pruner": "NopPruner"}
+    options = {"optimizer.lr": 1e-4, "trainer.max_epochs": 1}
+    assert run(tmp_path, **seeds, options=options, metric="test/acc", direction="maximize", n_trials=2) == 0
     (line,) = re.findall(r"mean (\S+), standard deviation (\S+) of 2: (\S+), (\S+)", capsys.readouterr().out)
     values = torch.tensor([float(line[2]), float(line[3])])
+    assert values[0] != values[1]
     assert float(line[0]) == pytest.approx(values.mean().item(), abs=1e-4)
     assert float(line[1]) == pytest.approx(values.std().item(), abs=1e-4)
-    assert len({trial.params["seed_everything"] for trial in trials(tmp_path, "seeds")}) == 2
-
-
-def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
-    words = ["--config", "configs/tune/mnist.yaml", f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY]
-    assert tune([*words, "--n_trials", "1", "--trainer.max_epochs=1"]) == 0
+    assert len({trial.params["seed_everything"] for trial in trials(tmp_path)}) == 2
 
 
 def test_a_trial_whose_process_died_before_its_run_began_is_not_lost(tmp_path: Path) -> None:
-    from src.engine.search.search import open_search
-    from src.tune import _parse
-
-    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
-    opened = open_search(_parse(["--config", spec(tmp_path, n_trials=2), root, *TINY]))
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    trial = opened.study.ask()
+    trial = opened(tmp_path).study.ask()
     trial.suggest_int("model.net.hidden", 4, 32)
     trial.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
     trial.set_user_attr("process", f"{socket.gethostname()}:{dead.pid}")
-    assert run(tmp_path, n_trials=2) == 0
-    states = [one.state.name for one in trials(tmp_path)]
+    ended = search(tmp_path, n_trials=2)
+    states = [one.state.name for one in ended]
     assert (states.count("FAIL"), states.count("COMPLETE")) == (1, 2)
-    (again,) = (one for one in trials(tmp_path) if one.user_attrs.get("again") == 0)
+    (again,) = (one for one in ended if one.user_attrs.get("again") == 0)
     assert again.params == trial.params
 
 
 def test_a_trial_of_a_living_process_is_left_alone_also_when_its_run_has_ended(tmp_path: Path) -> None:
-    from src.engine.search.search import _take_up_broken, open_search
-    from src.tune import _parse
-
-    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
-    opened = open_search(_parse(["--config", spec(tmp_path), root, *TINY]))
-    trial = opened.study.ask()
+    found = opened(tmp_path)
+    trial = found.study.ask()
     run_folder = tmp_path / "logs" / "own" / "version_0"
     run_folder.mkdir()  # nobody holds its lock
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
     trial.set_user_attr("run", str(run_folder))
-    _take_up_broken(opened)
+    _take_up_broken(found)
     assert [one.state.name for one in trials(tmp_path)] == ["RUNNING"]
 
 
-def start(folder: Path, *words: str, **changes: Any) -> "subprocess.Popen[str]":
-    root = f"--trainer.default_root_dir={folder / 'logs'}"
-    command = [sys.executable, "-m", "src.tune", "--config", spec(folder, **changes), root, *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
-LONG = {"options": {"model.net": "MLP", "trainer.max_epochs": 8, "save_every_n_steps": 5}, "n_trials": 2}
-
-
-@pytest.mark.slow
-def test_a_trial_that_is_killed_goes_on_once_from_its_checkpoint(tmp_path: Path) -> None:
-    words = ("--data.source=sample", "--accelerator=cpu", "--pruner=NopPruner")
-    process = start(tmp_path, *words, **LONG)
-    end = time.monotonic() + 120
-    while not list((tmp_path / "logs" / "own").glob("*/checkpoints/last.ckpt")) and time.monotonic() < end:
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    again = start(tmp_path, *words, **LONG)
-    said, _ = again.communicate(timeout=200)
-    assert again.returncode == 0, said
-    ended = trials(tmp_path)
-    assert [trial.state.name for trial in ended].count("COMPLETE") == 2
-    (broken,) = (trial for trial in ended if trial.state.name == "FAIL")
-    (retried,) = (trial for trial in ended if "again" in trial.user_attrs)
-    assert broken.user_attrs["error"] == "it was stopped or killed"
-    assert retried.params == broken.params
-    assert retried.user_attrs["run"] == broken.user_attrs["run"]
-    whole = json.loads((Path(retried.user_attrs["run"]) / "metrics.json").read_text())
-    assert "total_seconds" in whole
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("signum", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: int, jobs: int) -> None:
-    words = ("--data.source=sample", "--accelerator=cpu", "--pruner=NopPruner")
-    process = start(tmp_path, *words, f"--jobs={jobs}", **LONG)
-    end = time.monotonic() + 120
-    while not list((tmp_path / "logs" / "own").glob("*/checkpoints/last.ckpt")) and time.monotonic() < end:
-        time.sleep(0.02)
-    process.send_signal(signum)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum, said
-    assert said.count("go on with: python -m src.tune") == 1
-    assert "COMPLETE" not in [trial.state.name for trial in trials(tmp_path)]
-    assert "Traceback" not in said
-    again = start(tmp_path, *words, **LONG)
-    said, _ = again.communicate(timeout=200)
-    assert [trial.state.name for trial in trials(tmp_path)].count("COMPLETE") == 2, said
-
-
-@pytest.mark.parametrize("sampler", ["TPESampler", pytest.param("RandomSampler", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler"])
 def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: str) -> None:
     drawn = []
     for name, seed in (("first", "1"), ("again", "1"), ("other", "2")):
-        assert run(tmp_path, "--name", name, "--seed", seed, "--sampler", sampler, n_trials=2) == 0
-        drawn.append([trial.params for trial in trials(tmp_path, name)])
+        ended = search(tmp_path, "--name", name, "--seed", seed, "--sampler", sampler, n_trials=2)
+        drawn.append([trial.params for trial in ended])
     assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
-    from src.engine.search.search import _take_trials, open_search
-    from src.tune import _parse
-
-    words = ["--config", spec(tmp_path, n_trials=2), f"--trainer.default_root_dir={tmp_path / 'logs'}", *TINY]
-    first, second = open_search(_parse(words)), open_search(_parse(words))
+    first, second = opened(tmp_path, n_trials=1), opened(tmp_path, n_trials=2)
     _take_trials(first, None)
-    second.spec["n_trials"] = 3
     _take_trials(second, None)
+    first.spec["n_trials"] = 3
+    _take_trials(first, None)
     assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path)}) == 3
 
 
-def test_a_trial_of_a_machine_that_is_no_longer_heard_of_is_tried_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from src.engine.search import search
-    from src.tune import _parse
-
-    monkeypatch.setattr(search, "HEARTBEAT", 1)
-    url = f"--storage=sqlite:///{tmp_path / 'study.db'}"
-    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
-    opened = search.open_search(_parse(["--config", spec(tmp_path, n_trials=2), root, url, *TINY]))
-    lost = opened.study.ask()
+def test_a_trial_of_a_machine_that_is_no_longer_heard_of_is_tried_once_more(tmp_path: Path) -> None:
+    file = tmp_path / "study.db"
+    url = f"--storage=sqlite:///{file}"
+    study = opened(tmp_path, url).study
+    lost = study.ask()
     lost.suggest_int("model.net.hidden", 4, 32)
     lost.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
     lost.set_user_attr("process", "another:1")
-    opened.study._storage.record_heartbeat(lost._trial_id)  # type: ignore[attr-defined]
-    time.sleep(3)
-    assert run(tmp_path, url, n_trials=2) == 0
-    ended = opened.study.get_trials()
+    with sqlite3.connect(file) as base:
+        base.execute(
+            "INSERT INTO trial_heartbeats (trial_id, heartbeat) SELECT trial_id, '2020-01-01 00:00:00' FROM trials"
+        )
+    search(tmp_path, url, n_trials=2)
+    ended = study.get_trials()
     assert sorted(trial.state.name for trial in ended) == ["COMPLETE", "COMPLETE", "FAIL"]
     (again,) = (trial for trial in ended if trial.user_attrs.get("again") == 0)
     assert again.params == lost.params
     assert not (tmp_path / "logs" / "own" / "study.log").exists()
-
-
-@pytest.fixture
-def data_base() -> Iterator[str]:
-    """The URL of a PostgreSQL of this test's own."""
-    programs = [
-        Path(path) for path in (shutil.which("initdb"), *Path("/").glob("usr/lib/postgresql/*/bin/initdb")) if path
-    ]
-    if not programs:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    # It refuses to be run by root.
-    user = {"user": "postgres"} if os.geteuid() == 0 else {}
-    port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        if user:
-            shutil.chown(folder, "postgres")
-        data, bin_dir = Path(folder) / "data", programs[-1].parent
-        run_it: Any = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **user}
-        subprocess.run([bin_dir / "initdb", "-D", data, "-U", "postgres", "-A", "trust"], **run_it)
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-        control = [bin_dir / "pg_ctl", "-D", data, "-w"]
-        subprocess.run([*control, "-o", options, "-l", Path(folder) / "log", "start"], **run_it)
-        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-        subprocess.run([*control, "-m", "immediate", "stop"], **run_it)
-
-
-@pytest.mark.slow
-def test_two_machines_share_a_study_in_postgresql(tmp_path: Path, data_base: str) -> None:
-    folders = [tmp_path / "first", tmp_path / "second"]
-    for folder in folders:
-        folder.mkdir()
-    words = (*TINY, f"--storage={data_base}", "--name=shared", "--pruner=NopPruner")
-    processes = [start(folder, *words, n_trials=12) for folder in folders]
-    said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said
-    from optuna import load_study
-
-    ended = load_study(study_name="shared", storage=data_base).trials
-    assert {trial.state.name for trial in ended} == {"COMPLETE"}
-    assert len(ended) in (12, 13)  # both may ask for the last one at once
-    assert len({tuple(trial.params.items()) for trial in ended}) == len(ended)
-    runs = {trial.user_attrs["run"] for trial in ended}
-    assert runs == {str(path) for folder in folders for path in (folder / "logs" / "shared").glob("version_*")}
-    assert all(any(Path(path).is_relative_to(folder) for path in runs) for folder in folders), "one did nothing"
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_study(tmp_path: Path) -> None:
-    process = start(tmp_path, *TINY, "--jobs=2", "--pruner=NopPruner", n_trials=8)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    ended = trials(tmp_path)
-    assert [trial.state.name for trial in ended] == ["COMPLETE"] * 8
-    assert len({trial.user_attrs["run"] for trial in ended}) == 8
-    assert "8 complete" in said

@@ -2,40 +2,40 @@
 
 import ctypes
 import os
-import subprocess
+import resource
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from src import ROOT
-from src.engine.system.hardware import keep_freed_memory
-
-# Page faults of twenty times 8 MB, written and freed: of a C library that gives all back, and then of ours.
-PROGRAM = """
-import ctypes, resource, torch
 from src.engine.system.hardware import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from tests import forked
 
-def page_faults():
+
+def page_faults() -> int:
+    """Of twenty times 8 MB, written and freed."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         torch.zeros(2 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
-    ctypes.CDLL(None).mallopt(option, 128 * 1024)
-print(page_faults())
-keep_freed_memory()
-page_faults()
-print(page_faults())
-"""
+
+def page_faults_before_and_after() -> tuple[int, int]:
+    """Of a C library that gives all memory back, and then of ours."""
+    for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        ctypes.CDLL(None).mallopt(option, 128 * 1024)
+    given_back = page_faults()
+    keep_freed_memory()
+    page_faults()
+    return given_back, page_faults()
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library is not glibc")
 def test_memory_of_a_step_serves_the_next() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, check=True)
-    given_back, kept = map(int, done.stdout.split())
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as process:  # the settings of malloc last
+        given_back, kept = process.submit(page_faults_before_and_after).result()
     assert given_back > 20 * 1000
     assert kept < 1000
 

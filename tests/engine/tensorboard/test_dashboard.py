@@ -11,7 +11,7 @@ from src.engine.runs.run_record import hyperparameters
 from tests.conftest import Run
 
 Train = Callable[..., Run]
-SMALL = ("--model.net=MLP", "--model.net.hidden=16", "--trainer.limit_train_batches=4", "--max_epochs=2")
+SMALL = ("--trainer.limit_train_batches=4", "--max_epochs=2")
 
 
 def shown(run: Run) -> Any:
@@ -39,7 +39,7 @@ def test_the_norm_of_the_gradients_is_logged_at_log_steps(train: Train) -> None:
 
 def test_the_norm_is_that_of_the_step(parse: Callable[..., StarterCLI]) -> None:
     plain = ("--optimizer=SGD", "--optimizer.lr=1", "--lr_scheduler=null", "--precision=32-true")
-    words = ("--trainer.log_every_n_steps=1", "--trainer.max_steps=1", "--data.source=sample")
+    words = ("--trainer.log_every_n_steps=1", "--trainer.max_steps=1")
     cli = parse("fit", *SMALL, *plain, *words)
     before = [parameter.detach().clone() for parameter in cli.model.parameters()]
     cli.run()
@@ -57,7 +57,7 @@ def test_settings_and_final_metrics_are_on_the_page_of_hyperparameters(train: Tr
     (content,) = (folder.PluginTagToContent("hparams")["_hparams_/session_start_info"],)
     given = HParamsPluginData.FromString(content).session_start_info.hparams
     assert given["optimizer.lr"].number_value == pytest.approx(0.003)
-    assert given["model.net"].string_value == "MLP"
+    assert given["model.net"].string_value == "ToyNet"
     experiment = HParamsPluginData.FromString(folder.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
     assert {"test/acc", "val/acc"} <= {metric.name.tag for metric in experiment.metric_infos}
     # Their values are the scalars of these names, which are logged once.
@@ -65,15 +65,15 @@ def test_settings_and_final_metrics_are_on_the_page_of_hyperparameters(train: Tr
 
 
 def test_what_a_run_may_have_other_than_the_next_has_the_names_of_the_command_line() -> None:
-    net = {"class_path": "src.vision.cnn.CNN", "init_args": {"width": 8, "loss": None}}
+    net = {"class_path": "tests.toy.ToyNet", "init_args": {"width": 8, "loss": None}}
     tree = {
-        "model": {"class_path": "src.vision.image_classifier.ImageClassifier", "init_args": {"net": net}},
+        "model": {"class_path": "src.tasks.classifier.Classifier", "init_args": {"net": net}},
         "data": {"class_path": "a.B", "init_args": {"sizes": [1, 2]}},
         "trainer": {"max_epochs": 3, "callbacks": [{"class_path": "x.Y"}]},
     }
     assert hyperparameters(tree) == {
-        "model": "ImageClassifier",
-        "model.net": "CNN",
+        "model": "Classifier",
+        "model.net": "ToyNet",
         "model.net.width": 8,
         "data": "B",
         "data.sizes": "[1, 2]",

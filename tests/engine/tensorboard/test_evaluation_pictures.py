@@ -6,107 +6,113 @@ from typing import Any
 
 import pytest
 import torch
-from src.callbacks import evaluation_pictures
+from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util import tensor_util
+from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
 
+from src.engine.tensorboard import evaluation_pictures
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures, confusion_figure
-from tests.conftest import Run, fit
+from tests.conftest import Run
+from tests.engine.tensorboard.toys import FLAT
 
 Train = Callable[..., Run]
-SHORT = (
-    "--config=configs/text/language_id.yaml",
-    "--max_epochs=1",
-    "--model.net.d_model=16",
-    "--model.net.num_layers=1",
-)
-SMALL = ("--model.net=MLP", "--model.net.hidden=16", "--trainer.limit_train_batches=8")
+SMALL = ("--trainer.limit_train_batches=2", "--optimizer.lr=1e-5")  # which leaves mistakes to be shown
 
 
-def shown(run: Run) -> Any:
-    return EventAccumulator(str(run.folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
+def shown(folder: Path) -> Any:
+    return EventAccumulator(str(folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
 
 
-def test_texts_that_are_taken_for_others_are_listed_under_their_labels(train: Train, tmp_path: Path) -> None:
-    rows = [f"{'abc'[number % 3] * (1 + number % 7)},{'xyz'[number % 3]}" for number in range(90)]
-    (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    run = train(*SHORT, f"--data.path={tmp_path / 'own.csv'}", sample=False)
-    with (run.folder / "confusion_matrix.csv").open() as file:
-        header, *found = csv.reader(file)
-    assert header[1:] == [row[0] for row in found] == ["x", "y", "z"]
-    counts = torch.tensor([[int(count) for count in row[1:]] for row in found])
-    assert counts.sum(dim=1).tolist() == [3, 3, 3]
-    assert counts.diagonal().sum().item() / 9 == pytest.approx(run.metrics["test/acc"])
-    events = shown(run)
-    assert "test/confusion matrix" in events.Tags()["images"]
+def mistakes(events: Any) -> list[list[str]]:
+    """The rows of the table of mistakes: confidence, true class, predicted class, input."""
     table = events.Tensors("test/worst mistakes/text_summary")[0].tensor_proto.string_val[0].decode()
-    mistakes = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
-    assert len(mistakes) == 9 - counts.diagonal().sum()
-    for _, true, taken, text in mistakes:
-        assert text == "abc"["xyz".index(true)] * len(text)
-        assert taken != true
-    sure = [int(mistake[0].rstrip("%")) for mistake in mistakes]
-    assert sure == sorted(sure, reverse=True)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
 def test_images_have_a_grid_of_mistakes_and_a_curve_for_each_class(train: Train) -> None:
-    events = shown(train(*SMALL, "--max_epochs=1"))
+    events = shown(train(*SMALL, "--max_epochs=1").folder)
     assert {"test/confusion matrix", "test/worst mistakes"} <= set(events.Tags()["images"])
     curves = [tag for tag in events.Tags()["tensors"] if tag.startswith("test/precision and recall/")]
-    assert len(curves) == 10
+    assert sorted(tag.rpartition("/")[2] for tag in curves) == ["left", "middle", "right"]
     assert not any(tag.startswith("val/") for tag in events.Tags()["images"])
+
+
+def test_what_is_no_image_is_listed_by_its_first_values(train: Train) -> None:
+    run = train(*SMALL, *FLAT, "--max_epochs=1")
+    with (run.folder / "confusion_matrix.csv").open() as file:
+        header, *found = csv.reader(file)
+    assert header[1:] == [row[0] for row in found] == ["left", "middle", "right"]
+    counts = torch.tensor([[int(count) for count in row[1:]] for row in found])
+    assert counts.sum(dim=1).tolist() == [20, 20, 20]
+    assert counts.diagonal().sum().item() / 60 == pytest.approx(run.metrics["test/acc"])
+    events = shown(run.folder)
+    assert "test/confusion matrix" in events.Tags()["images"]
+    assert "test/worst mistakes" not in events.Tags()["images"]
+    listed = mistakes(events)
+    assert len(listed) == min(evaluation_pictures.WORST, 60 - counts.diagonal().sum())
+    for _, true, taken, values in listed:
+        assert taken != true
+        assert len(values.removesuffix(" ...").split(", ")) == 8
+    sure = [int(mistake[0].rstrip("%")) for mistake in listed]
+    assert sure == sorted(sure, reverse=True)
 
 
 def test_they_are_drawn_after_every_second_epoch_where_that_is_asked_for(train: Train) -> None:
     words = ("--trainer.callbacks+=EvaluationPictures", "--trainer.callbacks.every_n_epochs=2")
-    events = shown(train("fit", *SMALL, "--max_epochs=4", *words))
-    assert [image.step for image in events.Images("val/confusion matrix")] == [16, 32]
+    events = shown(train("fit", *SMALL, "--max_epochs=4", *words).folder)
+    assert [image.step for image in events.Images("val/confusion matrix")] == [4, 8]
     assert "test/confusion matrix" not in events.Tags()["images"]
 
 
-def test_a_validation_draws_what_it_found(train: Train, tmp_path: Path) -> None:
-    run = train("validate", "--ckpt_path", fit(tmp_path, "--data.source=sample", *SMALL, "--max_epochs=1"))
-    assert "val/confusion matrix" in shown(run).Tags()["images"]
+def test_a_validation_draws_what_it_found(train: Train, toy_checkpoint: str) -> None:
+    run = train("validate", "--ckpt_path", toy_checkpoint)
+    assert "val/confusion matrix" in shown(run.folder).Tags()["images"]
 
 
 def test_a_model_that_is_no_classifier_is_left_alone(train: Train) -> None:
-    words = ("--config=configs/text/shakespeare_gpt.yaml", "--model.net.d_model=16", "--model.net.num_heads=2")
-    short = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1")
-    run = train(*words, *short, "--data.block_size=16", "--trainer.limit_test_batches=1", sample=False)
-    assert shown(run).Tags()["images"] == []
+    boring = "lightning.pytorch.demos.boring_classes"
+    words = (f"--model={boring}.BoringModel", f"--data={boring}.BoringDataModule", "--checkpoint.monitor=null")
+    run = train(*words, "--trainer.max_steps=2")
+    assert run.cli.trainer.state.fn == "test"
+    assert shown(run.folder).Tags()["images"] == []
     assert not (run.folder / "confusion_matrix.csv").exists()
 
 
-def test_a_curve_is_the_one_of_the_probabilities() -> None:
+def test_a_curve_is_the_one_of_the_probabilities(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(200, 3, generator=generator), torch.randint(3, (200,), generator=generator)
-    written: dict[str, Any] = {}
+    confusion = MulticlassConfusionMatrix(3, ignore_index=-100)
+    confusion.update(logits, targets)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    state = {"fast_dev_run": False, "world_size": 1, "is_global_zero": True, "global_step": 0}
+    trainer: Any = SimpleNamespace(loggers=[logger], default_root_dir=tmp_path, **state)
+    task: Any = SimpleNamespace(num_classes=3, confusion=confusion, device="cpu")
     pictures = EvaluationPictures()
-    task: Any = SimpleNamespace(num_classes=3, confusion=SimpleNamespace(ignore_index=-100), device="cpu")
-    pictures._start(SimpleNamespace(fast_dev_run=False), task)  # type: ignore[arg-type]
+    pictures.on_test_start(trainer, task)
     for part in range(4):
         rows = slice(50 * part, 50 * part + 50)
-        pictures._look({"logits": logits[rows], "targets": targets[rows]}, (torch.zeros(50, 1, 2, 2), targets[rows]))
-    from src.engine.tensorboard.evaluation_pictures import _add_curve
-
-    def keep(tag: str, *columns: Any, **more: Any) -> None:
-        written[tag] = columns
-
-    _add_curve(SimpleNamespace(add_pr_curve_raw=keep), "1", pictures._curves.confmat[:, 1], 0)
+        outputs = {"logits": logits[rows], "targets": targets[rows]}
+        pictures.on_test_batch_end(trainer, task, outputs, (torch.zeros(50, 4), targets[rows]), part)
+    pictures.on_test_end(trainer, task)
+    logger.experiment.close()
+    events = shown(tmp_path)
+    (curve,) = events.Tensors("test/precision and recall/1")
+    found = torch.tensor(tensor_util.make_ndarray(curve.tensor_proto))  # (6, thresholds)
     precision, recall, _ = multiclass_precision_recall_curve(logits.softmax(1), targets, 3, thresholds=101)
-    assert torch.allclose(torch.tensor(written["1"][5]).float(), recall[1, :-1])
+    assert torch.allclose(found[5], recall[1, :-1])
     some = recall[1, :-1] > 0  # where nothing is found, precision is a matter of taste
-    assert torch.allclose(torch.tensor(written["1"][4]).float()[some], precision[1, :-1][some])
+    assert torch.allclose(found[4][some], precision[1, :-1][some])
     confidences, preds = logits.softmax(1).max(1)
-    assert [mistake[0] for mistake in pictures._worst] == pytest.approx(
-        confidences[preds != targets].sort(descending=True).values[:16].tolist()
-    )
+    surest = confidences[preds != targets].sort(descending=True).values[:16]
+    assert [mistake[0] for mistake in mistakes(events)] == [f"{confidence:.0%}" for confidence in surest.tolist()]
 
 
 def test_of_very_many_classes_no_figure_is_drawn(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation_pictures, "MOST_CLASSES", 9)
+    monkeypatch.setattr(evaluation_pictures, "MOST_CLASSES", 2)
     run = train(*SMALL, "--max_epochs=1")
-    assert "test/confusion matrix" not in shown(run).Tags()["images"]
+    assert "test/confusion matrix" not in shown(run.folder).Tags()["images"]
     assert (run.folder / "confusion_matrix.csv").exists()
 
 

@@ -11,7 +11,7 @@ from src.engine.system.errors import InputError
 from tests.conftest import Run, wait_for
 
 Train = Callable[..., Run]
-SMALL = ("--model.net=MLP", "--model.net.hidden=8", "--config=configs/debug/one_batch.yaml")
+SMALL = ("--model.net.width=4", "--config=configs/debug/one_batch.yaml")
 
 
 def test_csv_lies_in_the_run_folder_beside_tensorboards_file(train: Train) -> None:
@@ -30,9 +30,9 @@ def test_mlflow_keeps_its_runs_in_a_file(train: Train, tmp_path: Path, monkeypat
     run = train(*SMALL, "--config=configs/logger/mlflow.yaml")
     with sqlite3.connect(tmp_path / "logs" / "mlflow.db") as file:
         ((value,),) = file.execute("select value from latest_metrics where key = 'test/acc'").fetchall()
-        ((lr,),) = file.execute("select value from params where key like '%hidden'").fetchall()
+        ((width,),) = file.execute("select value from params where key like '%width'").fetchall()
     assert value == pytest.approx(run.metrics["test/acc"])
-    assert lr == "8"
+    assert width == "4"
 
 
 def test_weights_and_biases_works_without_a_network(train: Train) -> None:

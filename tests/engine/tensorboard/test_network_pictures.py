@@ -8,20 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.utils.tensorboard import SummaryWriter
 
 from src.engine.tensorboard.network_pictures import NetworkPictures
-from src.vision.vgg import VGG
 from tests.conftest import Run
+from tests.engine.tensorboard.toys import FLAT
+from tests.toy import SIDE, ToyNet
 
 Train = Callable[..., Run]
-CNN = ("--model.net=CNN", "--model.net.width=4", "--model.net.hidden=8", "--trainer.limit_train_batches=2")
+SHORT = ("--max_epochs=1", "--trainer.limit_train_batches=2")
+BATCH = "network/a batch after augmentation"
 
 
-def shown(run: Run) -> Any:
-    return EventAccumulator(str(run.folder), size_guidance={"images": 0}).Reload()
+def shown(folder: Path) -> Any:
+    return EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
 
 
 def pixels(events: Any, tag: str) -> Any:
@@ -34,46 +36,50 @@ def test_an_image_network_shows_its_batch_its_filters_and_its_graph_once(train: 
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        events = shown(train(*stage, *CNN, "--max_epochs=2"))
-    assert b"conv1" in events.Graph().SerializeToString()
-    filters = pixels(events, "network/filters of the first layer")
-    assert filters.std() > 10
-    batch = pixels(events, "network/a batch after augmentation")
-    assert batch.shape == (2 + 4 * 30, 2 + 8 * 30)
+        events = shown(train(*stage, "--trainer.limit_train_batches=2", "--max_epochs=2").folder)
+    assert b"conv" in events.Graph().SerializeToString()
+    assert pixels(events, "network/filters of the first layer").std() > 10
+    batch = pixels(events, BATCH)
+    assert batch.shape == (2 + 4 * (SIDE + 2), 2 + 8 * (SIDE + 2))
     assert batch.std() > 10
 
 
 def test_the_batch_is_shown_as_the_network_sees_it(train: Train) -> None:
-    still = ("--data.max_shift=0", "--data.max_rotation=0", "--data.max_scale=0")
-    same = [
-        pixels(shown(train("fit", *CNN, "--max_epochs=1", *more)), "network/a batch after augmentation")
-        for more in (still, still, ())
-    ]
-    assert (same[0] == same[1]).all()
-    assert (same[0] != same[2]).mean() > 0.05
+    plain = pixels(shown(train("fit", *SHORT).folder), BATCH).astype(int)
+    data = "--data=tests.engine.tensorboard.toys.NegativeData"
+    negative = pixels(shown(train("fit", *SHORT, data).folder), BATCH).astype(int)
+    image = (slice(2, 2 + SIDE), slice(2, 2 + SIDE))  # the first, without the frame
+    assert abs(plain[image] + negative[image] - 255).max() <= 1
 
 
-def test_a_transformer_has_a_graph(train: Train) -> None:
-    words = ("--config=configs/text/language_id.yaml", "--model.net.d_model=16", "--trainer.limit_train_batches=2")
-    events = shown(train(*words, "--max_epochs=1", sample=False))
-    assert b"blocks" in events.Graph().SerializeToString()
+def test_a_network_of_other_data_has_a_graph_and_no_pictures(train: Train) -> None:
+    events = shown(train("fit", *SHORT, *FLAT).folder)
+    assert b"layers" in events.Graph().SerializeToString()
     assert not [tag for tag in events.Tags()["images"] if tag.startswith("network/")]
 
 
 def test_a_network_is_drawn_without_a_trace_in_it(tmp_path: Path) -> None:
-    net = VGG(width=4, dropout=0.5)
+    net = ToyNet(dropout=0.5)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    batch = (torch.randn(4, 1, 28, 28), torch.zeros(4))
     random = torch.get_rng_state()
-    with SummaryWriter(str(tmp_path)) as writer:
-        NetworkPictures()._draw_graph(writer, SimpleNamespace(net=net), batch)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger], global_step=0)
+    task: Any = SimpleNamespace(net=net, modules=net.modules)
+    pictures = NetworkPictures()
+    pictures.on_train_batch_start(trainer, task, (torch.ones(4, 1, SIDE, SIDE), torch.zeros(4)), 0)
+    pictures.on_test_end(trainer, task)
+    logger.experiment.close()
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
-    assert b"features" in EventAccumulator(str(tmp_path)).Reload().Graph().SerializeToString()
+    assert b"conv" in shown(tmp_path).Graph().SerializeToString()
 
 
 def test_drawing_changes_neither_the_network_nor_the_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = train(*CNN, "--max_epochs=1").metrics
-    monkeypatch.setattr(NetworkPictures, "_draw", lambda *_: None)
-    assert train(*CNN, "--max_epochs=1").metrics["test/loss"] == drawn["test/loss"]
+    drawn = train(*SHORT)
+    monkeypatch.setattr(NetworkPictures, "on_train_batch_start", lambda *_: None)
+    plain = train(*SHORT)
+    assert BATCH in shown(drawn.folder).Tags()["images"]
+    assert BATCH not in shown(plain.folder).Tags()["images"]
+    assert plain.metrics["test/loss"] == drawn.metrics["test/loss"]
+    assert all(torch.equal(value, drawn.weights[name]) for name, value in plain.weights.items())

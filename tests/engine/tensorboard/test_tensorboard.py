@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from screenshots import chromium, take
 
+from src.engine.cli.cli import StarterCLI
+from tests import toy
 from tests.conftest import fit
 
 
@@ -14,11 +16,9 @@ def test_a_browser_shows_the_curves_the_pictures_and_the_settings_of_a_run(tmp_p
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if chromium() is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
-    from src.engine.cli.cli import StarterCLI
-
-    fit(tmp_path, "--model.net=CNN", "--data.source=sample", "--max_epochs=2", "--optimizer.lr=0.004")
-    words = ["test", "--accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'logs'}", "--data.source=sample"]
-    StarterCLI(words, 0.0).run()
+    recipe = f"--config={toy.RECIPE}"
+    fit(tmp_path, recipe, "--max_epochs=2", "--optimizer.lr=1e-5")  # which leaves mistakes to be shown
+    StarterCLI(["test", recipe, "--accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'logs'}"], 0.0).run()
     found = take(tmp_path / "logs", tmp_path)
     assert re.search(r"training and validation.*acc.*f1.*loss.*optimizer", found["curves"], re.DOTALL)
     for title in ("confusion matrix", "worst mistakes"):

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from src.callbacks import compilation
 
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
 from src.engine.system.errors import InputError
-from src.vision.image_classifier import ImageClassifier
+from src.tasks.classifier import Classifier
+from tests import toy
 from tests.conftest import QUIET, Run, write
 
 Train = Callable[..., Run]
@@ -36,9 +36,9 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
 def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
     train: Train, eager: list[torch.nn.Module]
 ) -> None:
-    net = ("--model.net=VGG", "--model.net.width=4", "--model.net.depth=1", "--model.net.dropout=0.5")
-    plain = train(*SHORT, *net, "--precision=32-true")
-    compiled = train(*SHORT, *net, "--precision=32-true", "--compile")
+    words = (*SHORT, "--model.net.dropout=0.5", "--precision=32-true")
+    plain = train(*words)
+    compiled = train(*words, "--compile")
     assert eager == [compiled.cli.model.net]
     assert list(plain.weights) == list(compiled.weights)
     assert all(torch.equal(value, compiled.weights[name]) for name, value in plain.weights.items())
@@ -46,7 +46,9 @@ def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
     assert "compile_seconds" not in plain.metrics
 
 
-def test_nothing_is_compiled_once_training_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_compiled_once_training_has_begun(
+    parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs: list[str] = []
     compile_module = torch.nn.Module.compile
     now = ["before"]
@@ -60,10 +62,8 @@ def test_nothing_is_compiled_once_training_has_begun(tmp_path: Path, monkeypatch
             now[0] = "in training"
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
-    monkeypatch.setattr(compilation, "rank_zero_info", lambda *_: None)
-    words = ["fit", "--model.net=MLP", "--data.source=sample", "--max_epochs=2", "--compile", *QUIET]
-    words += ["--trainer.enable_checkpointing=false", "--trainer.logger=false"]
-    cli = StarterCLI([*words, f"--trainer.default_root_dir={tmp_path}"], 0.0)
+    words = ("--trainer.enable_checkpointing=false", "--trainer.logger=false")
+    cli = parse("fit", "--max_epochs=2", "--compile", *words)
     cli.trainer.callbacks.append(Begun())
     cli.run()
     assert graphs
@@ -71,7 +71,7 @@ def test_nothing_is_compiled_once_training_has_begun(tmp_path: Path, monkeypatch
 
 
 def test_a_model_without_a_network_of_its_own_is_one_line(train: Train) -> None:
-    with pytest.raises(InputError, match="--compile needs a task such as ImageClassifier, and BoringModel is none"):
+    with pytest.raises(InputError, match=r"--compile needs a task such as \w*Classifier, and BoringModel is none"):
         train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
 
 
@@ -82,7 +82,7 @@ def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise CompilerError("no working C++ compiler\nand a long story")
 
-    monkeypatch.setattr(ImageClassifier, "_classify", fail)
+    monkeypatch.setattr(Classifier, "forward", fail)
 
 
 def test_what_cannot_be_compiled_is_one_line(
@@ -90,7 +90,7 @@ def test_what_cannot_be_compiled_is_one_line(
 ) -> None:
     break_compiler(monkeypatch)
     with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
-        train(*SHORT, "--model.net=MLP", "--compile")
+        train(*SHORT, "--compile")
 
 
 def test_so_it_is_in_an_evaluation_and_where_a_file_asks_for_it(
@@ -100,10 +100,10 @@ def test_so_it_is_in_an_evaluation_and_where_a_file_asks_for_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    checkpoint = train(*SHORT, "--model.net=MLP").folder / "checkpoints" / "last.ckpt"
+    checkpoint = train(*SHORT).folder / "checkpoints" / "last.ckpt"
     break_compiler(monkeypatch)
     given = write(tmp_path / "compiled.yaml", "compile: true\n")
-    words = ["validate", f"--config={given}", f"--ckpt_path={checkpoint}", *QUIET]
+    words = ["validate", f"--config={toy.RECIPE}", f"--config={given}", f"--ckpt_path={checkpoint}", *QUIET]
     monkeypatch.setattr(sys, "argv", ["train", *words, f"--trainer.default_root_dir={tmp_path}"])
     with pytest.raises(SystemExit) as stop:
         program.run(time.perf_counter())
@@ -115,11 +115,12 @@ def test_so_it_is_in_an_evaluation_and_where_a_file_asks_for_it(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's own compiler needs g++")
 def test_the_real_compiler_trains_and_its_checkpoint_is_tested_without_it(train: Train) -> None:
-    run = train(*SHORT, "--model.net=MLP", "--model.net.hidden=8", "--compile", "--precision=32-true")
+    exact = ("--precision=32-true", "--trainer.limit_val_batches=1")
+    run = train(*SHORT, "--model.net=tests.toy.ToyMLP", "--model.net.hidden=8", "--compile", *exact)
     checkpoint = run.folder / "checkpoints" / "last.ckpt"
-    again = train("validate", f"--ckpt_path={checkpoint}", "--trainer.limit_val_batches=1")
+    again = train("validate", f"--ckpt_path={checkpoint}", *exact)
     assert again.cli.model.net._compiled_call_impl is None
     assert again.metrics["val/loss"] == pytest.approx(run.metrics["val/loss"], rel=1e-4)
-    task = ImageClassifier.load_from_checkpoint(checkpoint, weights_only=True)
+    task = Classifier.load_from_checkpoint(checkpoint, weights_only=True)
     assert task.net._compiled_call_impl is None
     assert not any("_orig_mod" in name for name in run.weights)

@@ -6,28 +6,36 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
-from src.callbacks import progress_bar
-from src.engine.training.progress_lines import ProgressLines
 
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
-from src.engine.training.progress_bar import PacedProgressBar
-from tests.conftest import skip_if_deleted
+from src.engine.training import progress_bar
+from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
+from tests.conftest import program
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*[349][0-7]")
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+Build = Callable[..., StarterCLI]
 
 
-def test_every_run_has_one_unless_it_brings_another_or_none(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ("--data.source=sample", "--model.net=MLP", "--accelerator=cpu", f"--trainer.default_root_dir={tmp_path}")
-    skip_if_deleted(words)
-    for is_terminal, more, expected in (
+@pytest.fixture
+def build(tmp_path: Path, recipe: tuple[str, ...]) -> Build:
+    """Build a run that shows its progress, and do not start it."""
+    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
+    return lambda *words: StarterCLI([*words, *recipe, "--accelerator=cpu", root], 0.0)
+
+
+def test_every_run_has_one_unless_it_brings_another_or_none(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal, words, expected in (
         (True, (), PacedProgressBar),
         (False, (), ProgressLines),
         (True, ("--trainer.callbacks+=TQDMProgressBar",), TQDMProgressBar),
@@ -35,12 +43,11 @@ def test_every_run_has_one_unless_it_brings_another_or_none(tmp_path: Any, monke
         (True, ("--trainer.enable_progress_bar=false",), type(None)),
     ):
         monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda is_terminal=is_terminal: is_terminal))
-        cli = StarterCLI([*words, *more], 0.0)
-        assert type(cli.trainer.progress_bar_callback) is expected
+        assert type(build(*words).trainer.progress_bar_callback) is expected
 
 
 @pytest.mark.parametrize("stage", ["train", "validation", "test", "predict"])
-def test_it_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_bar_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     now, moved = [100.0], []
     monkeypatch.setattr(progress_bar, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     name = f"on_{stage}_batch_end"
@@ -55,31 +62,35 @@ def test_it_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pytest
     assert moved == [0, 25, 50, 75, 99]
 
 
-def on_a_terminal(*words: str, **env: str) -> str:
+@pytest.fixture
+def on_a_terminal(tmp_path: Path, recipe: tuple[str, ...]) -> Callable[..., str]:
     """What a run shows on a terminal of 100 columns."""
-    skip_if_deleted(["--data.source=sample"])
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    command = [sys.executable, "-m", "src.train", "--accelerator=cpu", "--data.source=sample", *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **env}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs) as process:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):  # the other side is closed
-            while part := os.read(ours, 65536):
-                shown += part
-    os.close(ours)
-    assert process.returncode == 0, shown.decode()
-    return shown.decode()
+
+    def run(*words: str, **env: str) -> str:
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        root = f"--trainer.default_root_dir={tmp_path}"
+        command = [sys.executable, "-m", "src.train", *words, *recipe, "--accelerator=cpu", root]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **env}
+        with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            shown = b""
+            with suppress(OSError):  # the other side is closed
+                while part := os.read(ours, 65536):
+                    shown += part
+        os.close(ours)
+        assert process.returncode == 0, shown.decode()
+        return shown.decode()
+
+    return run
 
 
-def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(tmp_path: Any) -> None:
-    root = f"--trainer.default_root_dir={tmp_path}"
-    shown = on_a_terminal("--model.net=MLP", "--max_epochs=2", root)
+def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(on_a_terminal: Callable[..., str]) -> None:
+    shown = on_a_terminal("--max_epochs=2")
     assert COLOUR.search(shown)
     plain = CONTROL.sub("", shown)
     for epoch in (0, 1):
-        assert re.search(rf"Epoch {epoch}/1\s.*32/32 .*it/s loss: [\d.]+\s+val/acc: [\d.]+", plain), plain
+        assert re.search(rf"Epoch {epoch}/1\s.*10/10 .*it/s loss: [\d.]+\s+val/acc: [\d.]+", plain), plain
     # The first bar is let go, and so stays, before there is a second: rich then shows the cursor again.
     assert re.search(r"Epoch 0/1.*\x1b\[\?25h.*Epoch 1/1", shown, re.DOTALL)
     assert "test/acc" in plain
@@ -89,9 +100,76 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(tmp
     assert not warned
 
 
-@pytest.mark.slow
-def test_without_colour_where_nobody_wants_any(tmp_path: Any) -> None:
-    root = f"--trainer.default_root_dir={tmp_path}"
-    shown = on_a_terminal("fit", "--model.net=MLP", "--max_epochs=1", root, NO_COLOR="1")
+def test_without_colour_where_nobody_wants_any(on_a_terminal: Callable[..., str]) -> None:
+    shown = on_a_terminal("fit", "--max_epochs=1", NO_COLOR="1")
     assert "Epoch 0/0" in shown
     assert not COLOUR.search(shown)
+
+
+def test_where_nobody_watches_each_validation_is_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build("--max_epochs=2", "--trainer.limit_train_batches=8", "--trainer.log_every_n_steps=4").run()
+    said = re.findall(
+        r"^epoch (\d), step (\d+) of 16, loss [\d.]+, val/acc [\d.]+, [\d.]+ steps a second$",
+        capsys.readouterr().out,
+        re.MULTILINE,
+    )
+    assert said == [("1", "8"), ("2", "16")]
+
+
+def test_long_epochs_and_long_tests_are_heard_of_twice_a_minute(
+    build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter(range(0, 10**6, 16))
+    monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    words = ("--trainer.limit_train_batches=8", "--trainer.log_every_n_steps=1", "--data.batch_size=12")
+    build("--max_epochs=1", *words).run()
+    said = capsys.readouterr().out
+    assert re.search(r"^epoch 1, step [1-7] of 8, loss", said, re.MULTILINE)
+    assert re.search(r"^test: batch \d of 5$", said, re.MULTILINE)
+
+
+def test_the_rate_is_that_of_training_alone(
+    build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Clock(Callback):
+        """A step takes half a second, a batch of validation forty."""
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            now[0] += 0.5
+
+        def on_validation_batch_start(self, *args: Any) -> None:
+            now[0] += 40
+
+    cli = build("fit", "--max_epochs=2", "--trainer.limit_train_batches=8")
+    cli.trainer.callbacks.insert(0, Clock())
+    cli.run()
+    said = capsys.readouterr().out
+    assert "validation: batch" in said
+    assert re.findall(r"([\d.]+) steps a second", said) == ["2.0", "2.0"]
+
+
+def test_without_validation_each_epoch_is_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+    build("fit", "--max_epochs=2", "--trainer.limit_val_batches=0", "--checkpoint.monitor=null").run()
+    assert len(re.findall("^epoch", capsys.readouterr().out, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize("words", [("--trainer.enable_progress_bar=false",), ("--quiet",)])
+def test_lines_are_left_out_where_that_is_wanted(
+    build: Build, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    build("fit", "--max_epochs=1", *words).run()
+    assert "epoch 1" not in capsys.readouterr().out
+
+
+def test_quiet_leaves_warnings_and_what_came_out(tmp_path: Path, recipe: tuple[str, ...]) -> None:
+    short = ("--max_epochs=1", "--trainer.limit_train_batches=2", "--accelerator=cpu")
+    done = program("--quiet", *recipe, *short, f"--trainer.default_root_dir={tmp_path}")
+    assert done.returncode == 0
+    said = [line for line in done.stdout.splitlines() if line.strip()]
+    assert [line.split()[0] for line in said] == ["test/acc", "test/f1", "test/loss", "run", "best", "see"]
+    # Lightning's hint on a machine with SLURM is a warning too.
+    (warned,) = [line for line in done.stderr.splitlines() if "srun" not in line]
+    assert "smaller than the logging interval" in warned

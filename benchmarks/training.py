@@ -1,0 +1,68 @@
+"""What the benchmarks of training share: a run of the program, in a process of its own."""
+
+import contextlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import pty
+import signal
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import torch
+
+from src.engine.system.hardware import choose_precision
+
+
+def trained(words: list[str]) -> float:
+    """Samples a second of the program's training epoch."""
+    from src.engine.cli.cli import StarterCLI  # lazy import: seconds that reference.py does without
+
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder, terminal(), warnings.catch_warnings(action="ignore"):
+        cli = StarterCLI([*words, f"--trainer.default_root_dir={folder}"], time.perf_counter())
+        cli.run()
+        assert cli.record is not None
+        metrics = json.loads((cli.record.folder / "metrics.json").read_text(encoding="utf-8"))
+        return float(metrics["samples_per_second"])
+
+
+@contextlib.contextmanager
+def terminal() -> Iterator[None]:
+    """Print to a terminal that nobody sees, so that the progress bar is drawn as for a person."""
+    reader, writer = pty.openpty()
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(reader, 65536):
+                pass
+
+    threading.Thread(target=drain, daemon=True).start()
+    with os.fdopen(writer, "w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def alone(function: Callable[..., float], *args: Any) -> Callable[[], float]:
+    """A function in a process of its own, so that neither side finds what the other has left behind."""
+
+    def run() -> float:
+        context = multiprocessing.get_context("spawn")
+        # Ctrl-C ends it as it is; this process says so.
+        with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as process:
+            return process.submit(function, *args).result()
+
+    return run
+
+
+def autocast() -> Any:
+    """The precision that a run on this CPU would choose."""
+    precision, _ = choose_precision("cpu")
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")

@@ -1,0 +1,179 @@
+"""What a checkpoint may name: classes of a list, with plain arguments. Nothing else is imported, called or opened."""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin
+
+from lightning.pytorch import cli as lightning_cli
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import nn, optim
+from torch.optim import lr_scheduler
+
+from src.engine.system.classes import Tree, argument_types, import_class, is_class, project_classes
+from src.engine.system.errors import InputError
+
+# Where a class of a library is looked up, and what kinds of classes are taken from there.
+LIBRARIES: tuple[tuple[str, Any, tuple[type, ...]], ...] = (
+    ("torch.optim.lr_scheduler", lr_scheduler, (lr_scheduler.LRScheduler,)),
+    ("torch.optim", optim, (optim.Optimizer,)),
+    ("torch.nn", nn, (nn.Module,)),
+    ("lightning.pytorch.cli", lightning_cli, (lr_scheduler.ReduceLROnPlateau,)),
+)
+PLAIN = (type(None), bool, int, float, str)
+# Arguments that name what is read or written, by the last word of their names or by a value that looks like a path.
+PATHS = re.compile(r"(^|_)(path|paths|dir|dirpath|file|files|filename|folder|root|url|weights|pretrained)$")
+PATH_VALUE = re.compile(r"[/\\]|^[.~]")
+DEEPEST = 50  # levels of classes, lists and dicts
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What the user has said about a checkpoint.
+
+    Args:
+        modules: packages and modules whose classes may be built, by `--trust`.
+        classes: dotted paths of classes that his own configuration names.
+        paths: whether paths in the checkpoint may be used: it lies in a run folder of his own.
+    """
+
+    modules: tuple[str, ...] = ()
+    classes: frozenset[str] = frozenset()
+    paths: bool = False
+
+    def covers(self, path: str) -> bool:
+        """Whether the user vouches for the class at a dotted path."""
+        return path in self.classes or any(path.startswith(f"{module}.") for module in self.modules)
+
+
+NO_TRUST = Trust()
+
+
+def classes_in(node: Any) -> Iterator[str]:
+    """The dotted paths of all classes that a configuration names."""
+    if is_class(node):
+        yield node["class_path"]
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from classes_in(value)
+
+
+def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) -> type:
+    """The class at a dotted path of a checkpoint.
+
+    Args:
+        path: as the checkpoint has it.
+        bases: it must be a subclass of one of these.
+        trust: what the user vouches for.
+        place: the setting that names it, for the message.
+
+    Raises:
+        InputError: it is none of this project, torch's or Lightning's, and the user does not vouch for it; or it is
+            no class that fits.
+    """
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
+        raise InputError(f"{place} names {path!r:.80}, which is no class")
+    module, _, name = path.rpartition(".")
+    cls: Any = None
+    if trust.covers(path):
+        cls = import_class(path)
+    elif module.partition(".")[0] == "src":
+        found = project_classes().get(name, [])
+        # A class that has moved since is found by its name.
+        cls = import_class(path if path in found else found[0]) if path in found or len(found) == 1 else None
+    else:
+        for prefix, library, kinds in LIBRARIES:
+            if cls is None and f"{module}.".startswith(f"{prefix}."):
+                cls = vars(library).get(name)
+                cls = cls if isinstance(cls, type) and issubclass(cls, kinds) else None
+    if cls is None:
+        raise InputError(
+            f"{place} is {path}, a class that is not of this project, torch.nn or torch.optim: nothing of it is loaded;"
+            f" if you trust it and where the checkpoint is from, add --trust {module or path}"
+        )
+    if not isinstance(cls, type) or not issubclass(cls, bases):
+        raise InputError(f"{place} is {path}, which is no {' or '.join(base.__name__ for base in bases)}")
+    return cls
+
+
+def checked_spec(spec: Any, bases: tuple[type, ...], trust: Trust, place: str, depth: int = 0) -> Tree:
+    """A class of a checkpoint with its arguments, each a plain value or again such a class where its type wants one.
+
+    Args:
+        spec: `class_path` and `init_args`.
+        bases: the class must be a subclass of one of these.
+        trust: what the user vouches for.
+        place: the setting, for messages.
+        depth: levels above.
+
+    Raises:
+        InputError: a class or an argument that may not be there.
+    """
+    if not isinstance(spec, dict):
+        raise InputError(f"{place} is {_kind(spec)}, which is no class")
+    cls = checked_class(spec.get("class_path"), bases, trust, place)
+    given = spec.get("init_args") or {}
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"the arguments of {place} are {_kind(given)}, not names and values")
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    types = argument_types(cls)
+    arguments = {}
+    for name, value in given.items():
+        if name not in parameters and not takes_any:
+            raise InputError(f"{place} has an argument {name}, which {cls.__name__} does not take")
+        if not trust.paths and isinstance(value, str) and (PATHS.search(name) or PATH_VALUE.search(value)):
+            rank_zero_info(f"{place}.{name} of the checkpoint is not used: a path is taken from the command line only")
+            continue
+        arguments[name] = _checked_value(value, types.get(name, Any), trust, f"{place}.{name}", depth + 1)
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+
+
+def _checked_value(value: Any, hint: Any, trust: Trust, place: str, depth: int) -> Any:
+    if depth > DEEPEST:
+        raise InputError(f"{place} is nested more than {DEEPEST} levels deep")
+    hints = (hint, *get_args(hint))
+    if isinstance(value, dict) and "class_path" in value:
+        wanted = tuple(one for one in hints if isinstance(one, type) and get_origin(one) is None and one not in PLAIN)
+        wanted = tuple(one for one in wanted if one not in (object, dict, list, tuple, set, bytes, type))
+        if not wanted:
+            raise InputError(f"{place} is a class, where only plain values may stand")
+        return checked_spec(value, wanted, trust, place, depth)
+    if isinstance(value, str) and not value.isidentifier() and any(_is_callable(one) for one in hints):
+        raise InputError(f"{place} is {value!r:.80}, where the name of a function may stand, which is not looked up")
+    if isinstance(value, list | tuple):
+        inner = get_args(hint)[0] if get_origin(hint) in (list, tuple) and get_args(hint) else Any
+        return [_checked_value(one, inner, trust, place, depth + 1) for one in value]
+    if isinstance(value, dict):
+        if not all(isinstance(name, str | int) for name in value):
+            raise InputError(f"{place} has a key that is neither text nor a number")
+        return {name: _checked_value(one, Any, trust, place, depth + 1) for name, one in value.items()}
+    if type(value) not in PLAIN:
+        raise InputError(f"{place} is {_kind(value)}, where only plain values may stand")
+    return value
+
+
+def _is_callable(hint: Any) -> bool:
+    return hint is Callable or get_origin(hint) in (Callable, type) or "Callable" in str(get_origin(hint))
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value is None else f"of type {type(value).__name__}"
+
+
+def build(spec: Tree) -> Any:
+    """The object of a spec that has been checked; nothing is looked up by a string but its classes."""
+    cls = import_class(spec["class_path"])
+    types = argument_types(cls)
+    arguments = {}
+    for name, value in spec["init_args"].items():
+        if is_class(value):
+            value = build(value)
+        elif isinstance(value, list) and any(get_origin(one) is tuple for one in _options(types.get(name))):
+            value = tuple(value)
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return (hint, *get_args(hint))

@@ -1,0 +1,125 @@
+"""Searches that are killed, told to stop, or shared by several processes and machines."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.deploy.served import free_port
+from tests.engine.search.studies import search, start, trials
+
+
+def paced(folder: Path, max_epochs: int) -> dict[str, Any]:
+    """A search whose steps take their time until `go_on`."""
+    brake = folder / "brake"
+    brake.touch()
+    net = {"model.net": "tests.engine.search.toys.PacedNet", "model.net.brake": str(brake)}
+    space = {"model.net.width": {"int": [2, 8]}, "optimizer.lr": {"float": [1e-4, 1e-1], "log": True}}
+    return {"options": {**net, "trainer.max_epochs": max_epochs, "save_every_n_steps": 2}, "space": space}
+
+
+def go_on(folder: Path) -> None:
+    (folder / "brake").unlink()
+
+
+def wait_for_a_checkpoint(folder: Path) -> None:
+    end = time.monotonic() + 120
+    while not list((folder / "logs" / "own").glob("*/checkpoints/last.ckpt")):
+        assert time.monotonic() < end, "no checkpoint was saved"
+        time.sleep(0.02)
+
+
+def test_a_trial_that_is_killed_goes_on_once_from_its_checkpoint(tmp_path: Path) -> None:
+    changes = {**paced(tmp_path, max_epochs=3), "n_trials": 2, "pruner": "NopPruner"}
+    process = start(tmp_path, **changes)
+    wait_for_a_checkpoint(tmp_path)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    go_on(tmp_path)
+    ended = search(tmp_path, **changes)
+    assert [trial.state.name for trial in ended].count("COMPLETE") == 2
+    (broken,) = (trial for trial in ended if trial.state.name == "FAIL")
+    (retried,) = (trial for trial in ended if "again" in trial.user_attrs)
+    assert retried.params == broken.params
+    assert retried.user_attrs["run"] == broken.user_attrs["run"]
+    whole = json.loads((Path(retried.user_attrs["run"]) / "metrics.json").read_text())
+    assert "total_seconds" in whole
+
+
+@pytest.mark.parametrize(("signum", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: int, jobs: int) -> None:
+    changes = {**paced(tmp_path, max_epochs=3), "n_trials": 2, "pruner": "NopPruner"}
+    process = start(tmp_path, f"--jobs={jobs}", **changes)
+    wait_for_a_checkpoint(tmp_path)
+    process.send_signal(signum)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, said
+    assert said.count("go on with: python -m src.tune") == 1
+    assert "COMPLETE" not in [trial.state.name for trial in trials(tmp_path)]
+    assert "Traceback" not in said
+    go_on(tmp_path)
+    assert [trial.state.name for trial in search(tmp_path, **changes)].count("COMPLETE") == 2
+
+
+def test_two_processes_share_a_study(tmp_path: Path) -> None:
+    process = start(tmp_path, "--jobs=2", "--pruner=NopPruner", **paced(tmp_path, max_epochs=1), n_trials=4)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    ended = trials(tmp_path)
+    assert [trial.state.name for trial in ended] == ["COMPLETE"] * 4
+    assert len({trial.user_attrs["run"] for trial in ended}) == 4
+    assert len({trial.user_attrs["process"] for trial in ended}) == 2
+    assert "4 complete" in said
+
+
+@pytest.fixture
+def data_base() -> Iterator[str]:
+    """The URL of a PostgreSQL of this test's own."""
+    programs = [
+        Path(path) for path in (shutil.which("initdb"), *Path("/").glob("usr/lib/postgresql/*/bin/initdb")) if path
+    ]
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    # It refuses to be run by root.
+    user = {"user": "postgres"} if os.geteuid() == 0 else {}
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        if user:
+            shutil.chown(folder, "postgres")
+        data, bin_dir = Path(folder) / "data", programs[-1].parent
+        run_it: Any = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder, **user}
+        subprocess.run([bin_dir / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"], **run_it)
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        control = [bin_dir / "pg_ctl", "-D", data, "-w"]
+        subprocess.run([*control, "-o", options, "-l", Path(folder) / "log", "start"], **run_it)
+        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+        subprocess.run([*control, "-m", "immediate", "stop"], **run_it)
+
+
+@pytest.mark.slow
+def test_two_machines_share_a_study_in_postgresql(tmp_path: Path, data_base: str) -> None:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    processes = []
+    for folder in folders:
+        folder.mkdir()
+        more = (f"--storage={data_base}", "--name=shared", "--pruner=NopPruner")
+        processes.append(start(folder, *more, **paced(folder, max_epochs=1), n_trials=8))
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    from optuna import load_study
+
+    ended = load_study(study_name="shared", storage=data_base).trials
+    assert {trial.state.name for trial in ended} == {"COMPLETE"}
+    assert len(ended) in (8, 9)  # both may ask for the last one at once
+    assert len({tuple(trial.params.items()) for trial in ended}) == len(ended)
+    runs = {trial.user_attrs["run"] for trial in ended}
+    assert runs == {str(path) for folder in folders for path in (folder / "logs" / "shared").glob("version_*")}
+    assert all(any(Path(path).is_relative_to(folder) for path in runs) for folder in folders), "one did nothing"

@@ -1,0 +1,24 @@
+"""Toy images changed on the device."""
+
+from typing import Any
+
+from tests.toy import Batch, ToyData
+
+
+class NegativeData(ToyData):
+    """Dark where a toy image is bright, once a batch is on its device."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        images, targets = batch
+        return -images, targets
+
+
+class FlatData(ToyData):
+    """Images as rows of 64 pixels."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        images, targets = batch
+        return images.flatten(1), targets
+
+
+FLAT = ("--data=tests.engine.tensorboard.toys.FlatData", "--model.net=tests.toy.ToyMLP")

@@ -1,0 +1,117 @@
+"""Metrics that take the predictions of many steps at once."""
+
+from typing import Any
+
+import pytest
+import torch
+from torchmetrics import MetricCollection, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from src.engine.training import deferred_metrics
+from src.engine.training.deferred_metrics import DeferredMetrics
+
+CPU = torch.device("cpu")
+
+
+def metrics() -> DeferredMetrics:
+    confusion = MetricCollection({"confusion": MulticlassConfusionMatrix(3)})
+    return DeferredMetrics(MetricCollection({"acc": MulticlassAccuracy(3, average="micro")}), confusion)
+
+
+def steps(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """What so many steps see, each of five samples."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (count, 2, 5), generator=generator)
+    return [{"preds": preds, "target": target} for preds, target in labels]
+
+
+def accuracy(seen: list[dict[str, Any]]) -> float:
+    return torch.stack([step["preds"] == step["target"] for step in seen]).float().mean().item()
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 50])
+def test_the_value_is_that_of_all_steps_together(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", at_once)
+    found = metrics()
+    for seen in steps(8):
+        found.add("train", seen)
+    assert found["train"].compute() == {"train/acc": pytest.approx(accuracy(steps(8)))}
+    assert not found.has_seen("val")
+
+
+def test_they_take_nothing_while_the_program_may_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 3)
+    taken = []
+
+    class Noted(SumMetric):
+        def update(self, value: torch.Tensor) -> None:
+            taken.append(value.tolist())
+            super().update(value)
+
+    found = DeferredMetrics(MetricCollection({"sum": Noted()}))
+    for number in range(5):
+        found.add("train", {"value": torch.tensor(float(number))}, may_wait=False)
+    assert taken == []
+    found.add("train", {"value": torch.tensor(5.0)})
+    assert taken == [[0, 1, 2, 3, 4, 5]]
+    found.add("train", {"value": torch.tensor(6.0)})
+    assert len(taken) == 1  # one alone is not worth a call
+    assert found["train"].compute() == {"train/sum": 21}
+
+
+def test_numbers_are_taken_like_tensors() -> None:
+    found = DeferredMetrics(MetricCollection({"sum": SumMetric()}))
+    for number in (1, 2, 3):
+        found.add("val", {"value": number})
+    assert found["val"].compute() == {"val/sum": 6}
+
+
+def test_what_is_not_logged_sees_validation_and_test_but_not_training() -> None:
+    found = metrics()
+    for stage in ("train", "val", "test"):
+        found.add(stage, steps(1)[0])
+        found.has_seen(stage)
+        assert found.unlogged["confusion"].update_count == {"train": 0, "val": 1, "test": 2}[stage]
+    assert found.unlogged["confusion"].compute().sum() == 10
+
+
+def test_a_reset_forgets_all_that_was_seen_and_all_that_waits() -> None:
+    found = metrics()
+    for stage in ("train", "val"):
+        found.add(stage, steps(1)[0])
+        assert found.has_seen(stage)
+        found.add(stage, steps(1)[0])
+    found.reset()
+    assert not any(found.has_seen(stage) for stage in ("train", "val", "test"))
+    assert not found.unlogged["confusion"].update_called
+
+
+@pytest.mark.parametrize("at_once", [2, 50])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_half_seen_epoch_goes_on_from_what_every_process_saved(
+    processes: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", at_once)
+    seen = steps(9)
+    saved = []
+    for rank in range(processes):
+        half = metrics()
+        for one in seen[rank:6:processes]:
+            half.add("train", one)
+        saved.append(half.state())
+    found = metrics()
+    for state in saved:
+        found.load(state, CPU)
+    for one in seen[6:]:
+        found.add("train", one)
+    assert found["train"].compute() == {"train/acc": pytest.approx(accuracy(seen))}
+
+
+def test_their_state_can_be_kept_in_a_checkpoint_that_runs_no_code(tmp_path: Any) -> None:
+    found = metrics()
+    for seen in steps(3):
+        found.add("train", seen)
+    torch.save(found.state(), tmp_path / "state.pt")
+    again = metrics()
+    again.load(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
+    assert again["train"].compute() == found["train"].compute()

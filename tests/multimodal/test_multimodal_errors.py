@@ -1,0 +1,16 @@
+"""Errors in options of images with texts, each one line and exit code 2."""
+
+from collections.abc import Callable
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--data.max_length=1", "max_length 1 is too small: give at least 2"),
+        ("--model.net.temperature=0", "temperature 0.0 is out of range: give more than 0"),
+    ],
+)
+def test_an_error_of_the_user_is_one_line(words: str, expected: str, error_of: Callable[..., str]) -> None:
+    assert expected in error_of("--config=configs/multimodal/mnist_clip.yaml", words)

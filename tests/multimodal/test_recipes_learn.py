@@ -1,0 +1,13 @@
+"""The recipe for images and captions learns: a few steps on a little data are far better than chance."""
+
+from collections.abc import Callable
+
+from tests.conftest import Run
+
+
+def test_captions_that_training_has_not_seen_tell_digits_apart(train: Callable[..., Run]) -> None:
+    data = ("--data.source=sample", "--data.batch_size=32")
+    short = ("--max_epochs=1", "--trainer.limit_train_batches=80", "--trainer.limit_val_batches=4")
+    run = train("fit", "--config=configs/multimodal/mnist_clip.yaml", *data, *short)
+    assert run.metrics["val/acc"] > 0.5  # chance: 0.1
+    assert run.metrics["val/text_to_image_r1"] > 0.5

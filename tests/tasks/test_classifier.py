@@ -1,0 +1,162 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassRecall
+
+from src.engine.system.errors import InputError
+from src.tasks.classifier import Classifier
+from tests.conftest import trainer
+from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet
+
+
+def batches(size: int, *, count: int = 20) -> DataLoader[tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 1, SIDE, SIDE, generator=generator)
+    targets = torch.randint(CLASSES, (count,), generator=generator)
+    return DataLoader(TensorDataset(images, targets), batch_size=size)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss(), nn.BCEWithLogitsLoss()])
+def test_training_on_one_batch_lowers_the_loss(loss: nn.Module) -> None:
+    torch.manual_seed(0)
+    task = Classifier(net=ToyNet(), loss=loss)
+    optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
+    batch = next(iter(batches(20)))
+    losses = []
+    for _ in range(20):
+        value, _ = task.step((batch[0], batch[1]))
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_metrics_equal_a_manual_computation(tmp_path: Path) -> None:
+    task = Classifier(net=ToyMLP())
+    loader = batches(7)  # 20 samples in batches of 7, 7 and 6: a mean of batch means would be wrong
+    run = trainer(tmp_path)
+    for _ in range(2):  # the second test must not include the first
+        (found,) = run.test(task, loader, verbose=False)
+
+    images, targets = loader.dataset.tensors  # type: ignore[attr-defined]
+    with torch.no_grad():
+        logits = task(images)
+    labels = logits.argmax(dim=1)
+    scores = []
+    for label in range(CLASSES):
+        hits = ((labels == label) & (targets == label)).sum().item()
+        wrong = ((labels == label) ^ (targets == label)).sum().item()
+        if hits + wrong:
+            scores.append(2 * hits / (2 * hits + wrong))
+    assert found["test/acc"] == pytest.approx((labels == targets).float().mean().item())
+    assert found["test/f1"] == pytest.approx(sum(scores) / len(scores))
+    assert found["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
+    counts = torch.zeros(CLASSES, CLASSES, dtype=torch.int64)
+    for target, label in zip(targets, labels, strict=True):
+        counts[target, label] += 1
+    assert torch.equal(task.confusion.compute(), counts)
+
+
+def test_mean_squared_error_uses_one_hot_targets(tmp_path: Path) -> None:
+    task = Classifier(net=ToyMLP(), loss=nn.MSELoss())
+    loader = batches(20)
+    (found,) = trainer(tmp_path).test(task, loader, verbose=False)
+    images, targets = loader.dataset.tensors  # type: ignore[attr-defined]
+    expected = (task(images) - torch.eye(CLASSES)[targets]).square().mean().item()
+    assert found["test/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class SmoothedClassifier(Classifier):
+    """A classifier with another default loss and one more metric."""
+
+    def configure_loss(self) -> nn.Module:
+        return nn.CrossEntropyLoss(label_smoothing=0.5)
+
+    def configure_metrics(self, num_classes: int) -> MetricCollection:
+        metrics = super().configure_metrics(num_classes)
+        metrics.add_metrics({"recall": MulticlassRecall(num_classes, average="macro")})
+        return metrics
+
+
+def test_a_subclass_can_replace_loss_and_metrics(tmp_path: Path) -> None:
+    task = SmoothedClassifier(net=ToyMLP())
+    loader = batches(20)
+    run = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    run.fit(task, loader, loader)
+    assert {"train/recall", "val/recall"} <= run.callback_metrics.keys()
+    (found,) = run.test(task, loader, verbose=False)
+    images, targets = loader.dataset.tensors  # type: ignore[attr-defined]
+    with torch.no_grad():
+        logits = task(images)
+    expected = nn.functional.cross_entropy(logits, targets, label_smoothing=0.5).item()
+    assert found["test/loss"] == pytest.approx(expected, rel=1e-5)
+    hits = [(logits.argmax(1)[targets == label] == label).float().mean().item() for label in range(CLASSES)]
+    assert found["test/recall"] == pytest.approx(sum(hits) / CLASSES)
+    assert SmoothedClassifier(net=ToyMLP(), loss=nn.MSELoss()).loss.__class__ is nn.MSELoss
+
+
+def test_predictions_are_labels_and_probabilities() -> None:
+    task = Classifier(net=ToyNet()).eval()
+    images = torch.randn(6, 1, SIDE, SIDE)
+    predicted = task.predict_step((images, torch.zeros(6)), 0)
+    assert predicted["probabilities"].shape == (6, CLASSES)
+    assert torch.allclose(predicted["probabilities"].sum(dim=1), torch.ones(6))
+    assert torch.equal(predicted["labels"], task(images).argmax(dim=1))
+    assert torch.equal(predicted["labels"], task.predict_step(images, 0)["labels"])
+
+
+def test_num_classes_must_be_known_and_match_the_network() -> None:
+    with pytest.raises(InputError, match="Sequential has no attribute num_classes: pass num_classes to Classifier"):
+        Classifier(net=nn.Sequential())
+    with pytest.raises(InputError, match="num_classes 4 does not fit ToyMLP, which has 3"):
+        Classifier(net=ToyMLP(), num_classes=4)
+    assert Classifier(net=nn.Sequential(), num_classes=4).num_classes == 4
+
+
+def test_a_loss_with_more_than_one_value_is_an_error() -> None:
+    task = Classifier(net=ToyMLP(), loss=nn.CrossEntropyLoss(reduction="none"))
+    images, targets = next(iter(batches(20)))
+    with pytest.raises(InputError, match=r"CrossEntropyLoss returns shape \(20,\), not one value"):
+        task.step((images, targets))
+
+
+def test_a_checkpoint_rebuilds_a_task_built_in_python(tmp_path: Path) -> None:
+    task = Classifier(net=ToyNet(width=4, dropout=0.25), loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(task, batches(10))
+    path = tmp_path / "task.ckpt"
+    fit.save_checkpoint(path)
+    torch.load(path, weights_only=True)  # fails unless it holds only tensors and plain values
+    loaded = Classifier.load_from_checkpoint(path, weights_only=True).eval()
+    assert (loaded.net.width, loaded.net.dropout, loaded.loss.label_smoothing) == (4, 0.25, 0.1)
+    images = torch.ones(2, 1, SIDE, SIDE)
+    assert torch.equal(loaded(images), task.eval()(images))
+
+
+class NetWithoutAttributes(nn.Module):
+    """A network that does not store its argument, so a checkpoint cannot rebuild it."""
+
+    def __init__(self, depth: int = 2) -> None:
+        super().__init__()
+        width = SIDE * SIDE
+        self.layers = nn.Sequential(nn.Flatten(), *(nn.Linear(width, width) for _ in range(depth - 1)))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layers(x))
+        return logits
+
+
+def test_a_network_that_a_checkpoint_cannot_rebuild_gives_a_warning_and_can_be_passed(tmp_path: Path) -> None:
+    task = Classifier(net=NetWithoutAttributes(depth=3), num_classes=CLASSES)
+    fit = trainer(tmp_path, max_epochs=1)
+    with pytest.warns(UserWarning, match=r"NetWithoutAttributes cannot be read back.* the checkpoint with net="):
+        fit.fit(task, batches(10))
+    fit.save_checkpoint(tmp_path / "task.ckpt")
+    loaded = Classifier.load_from_checkpoint(tmp_path / "task.ckpt", net=NetWithoutAttributes(depth=3))
+    assert torch.equal(loaded.net.head.weight, task.net.head.weight)

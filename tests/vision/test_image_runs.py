@@ -1,0 +1,49 @@
+"""What runs on images show and say."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from src.engine.cli.cli import StarterCLI
+from src.engine.training import deferred_metrics
+from tests.conftest import Run
+from tests.tasks.waits import LIMITS, check_that_only_log_steps_wait
+
+Train = Callable[..., Run]
+CNN = ("--model.net=CNN", "--model.net.width=4", "--model.net.hidden=8")
+STILL = ("--data.max_shift=0", "--data.max_rotation=0", "--data.max_scale=0")
+
+
+def first_batch(run: Run) -> Any:
+    """The pixels of the first batch of digits in TensorBoard."""
+    events = EventAccumulator(str(run.folder), size_guidance={"images": 0}).Reload()
+    assert "network/filters of the first layer" in events.Tags()["images"]
+    (image,) = events.Images("network/a batch after augmentation")
+    return np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("L"))
+
+
+def test_the_first_batch_is_shown_after_augmentation(train: Train) -> None:
+    words = ("fit", *CNN, "--max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
+    still, again, moved = (first_batch(train(*words, *more)) for more in (STILL, STILL, ()))
+    assert still.shape == (2 + 4 * 30, 2 + 8 * 30)
+    assert (still == again).all()
+    assert (still != moved).mean() > 0.05
+
+
+def test_between_log_steps_no_augmented_step_waits_for_the_device(
+    parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Metrics are due between log steps, and have to wait.
+    monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 7)
+    check_that_only_log_steps_wait(parse("fit", *CNN, *LIMITS, "--data.batch_size=16"))
+
+
+def test_a_quiet_run_says_that_its_digits_are_no_mnist(train: Train) -> None:
+    messages = train("fit", *CNN, "--quiet", "--fast_dev_run").messages
+    assert [message for message in messages if "SAMPLE DATA, NOT MNIST" in message]
+    assert not [message for message in messages if "Running in `fast_dev_run` mode" in message]
