@@ -31,7 +31,7 @@ class Task(LightningModule):
         super().__init__()
         self.net = net
         self.metrics = DeferredMetrics(metrics, unlogged)
-        self._logged_step = 0
+        self._logged_step = -1
 
     def forward(self, *inputs: Any) -> Any:
         """The network's output."""

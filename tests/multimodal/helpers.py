@@ -1,4 +1,4 @@
-"""What the tests of images and texts share."""
+"""Helpers for the multimodal tests."""
 
 import csv
 from pathlib import Path
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def own_pairs(folder: Path) -> Path:
-    """Pictures of one colour with a table of captions, which is given."""
+    """Write pictures of one colour and a table of captions; returns the table."""
     folder.mkdir()
     rows = []
     for number in range(60):

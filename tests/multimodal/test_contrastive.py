@@ -1,4 +1,4 @@
-"""A model of images and texts, its data, and what it is used for."""
+"""The contrastive model: loss, data, evaluation and prediction."""
 
 import csv
 import re
@@ -9,28 +9,31 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
+from src.engine.deploy.exporting import export
+from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
 from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
 from src.multimodal.contrastive import ContrastiveModel
-from src.predict import predict
-from tests.conftest import QUIET, Run, fit, own_pairs, program
+from tests.conftest import QUIET, Run, fit, once, program
+from tests.multimodal.helpers import own_pairs
 
 Train = Callable[..., Run]
 CONFIG = "--config=configs/multimodal/mnist_clip.yaml"
 
 
-def test_the_loss_is_the_symmetric_one_of_the_paper() -> None:
+def test_the_loss_is_the_symmetric_loss_of_the_paper() -> None:
     torch.manual_seed(0)
     task = ContrastiveModel(CLIP(vocab_size=30)).eval()
     images, tokens = torch.randn(5, 1, 28, 28), torch.randint(0, 30, (5, 4))
     mask = torch.ones(5, 4, dtype=torch.bool)
     loss, seen = task.step((images, tokens, mask, torch.arange(5)))
-    one, other = task.net(images, tokens, mask)
-    assert torch.allclose(one.norm(dim=1), torch.ones(5))
-    logits = one @ other.T / 0.07
+    image_features, text_features = task.net(images, tokens, mask)
+    assert torch.allclose(image_features.norm(dim=1), torch.ones(5))
+    logits = image_features @ text_features.T / 0.07
     expected = (F.cross_entropy(logits, torch.arange(5)) + F.cross_entropy(logits.T, torch.arange(5))) / 2
     assert torch.allclose(loss, expected, atol=1e-5)
     assert seen["weight"] == 5
@@ -38,8 +41,8 @@ def test_the_loss_is_the_symmetric_one_of_the_paper() -> None:
     assert task.net.log_scale.grad is not None
 
 
-def test_phrasings_of_a_part_are_seen_in_no_other() -> None:
-    parts = [set(one) for one in PHRASINGS.values()]
+def test_no_phrasing_is_in_two_parts() -> None:
+    parts = [set(phrasings) for phrasings in PHRASINGS.values()]
     assert not parts[0] & parts[1]
     assert not parts[0] & parts[2]
     assert not parts[1] & parts[2]
@@ -55,26 +58,26 @@ def test_phrasings_of_a_part_are_seen_in_no_other() -> None:
             assert any(re.search(rf"\b{name}\b", text) for name in NAMES[target])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     words = (CONFIG, "--data.source=sample", "--max_epochs=4", "--trainer.callbacks=[]")
-    return fit(tmp_path_factory.mktemp("clip"), *words)
+    return once(tmp_path_factory, "clip", lambda folder: fit(folder, *words))
 
 
-def test_unseen_phrasings_tell_digits_apart(trained: str, train: Train) -> None:
+def test_unseen_phrasings_classify_and_retrieve_digits(trained: str, train: Train) -> None:
     metrics = train("test", "--ckpt_path", trained).metrics
     assert metrics["test/acc"] > 0.9
     for name in ("image_to_text", "text_to_image"):
         assert 0.5 < metrics[f"test/{name}_r1"] <= metrics[f"test/{name}_r5"] <= 1
 
 
-def test_images_are_told_apart_by_texts_of_ones_own(trained: str, tmp_path: Path) -> None:
+def test_images_are_classified_by_your_own_labels(trained: str, tmp_path: Path) -> None:
     data = CaptionDataModule(source="sample")
     data.setup("test")
     targets = data.digits.test_set.targets
     given = [*(targets == 3).nonzero()[:10, 0].tolist(), *(targets == 7).nonzero()[:10, 0].tolist()]
-    for place, number in enumerate(given):
-        Image.fromarray(data.digits.test_set.images[number].numpy()).save(tmp_path / f"{place:02}.png")
+    for position, number in enumerate(given):
+        Image.fromarray(data.digits.test_set.images[number].numpy()).save(tmp_path / f"{position:02}.png")
     output = tmp_path / "out.csv"
     words = ["--ckpt_path", trained, str(tmp_path), "--output", str(output)]
     assert predict([*words, "--labels", "my lovely three", "a seven"]) == 0
@@ -89,16 +92,16 @@ def test_images_are_told_apart_by_texts_of_ones_own(trained: str, tmp_path: Path
         assert sum(row["label"] == "three" for row in csv.DictReader(file)) >= 8
 
 
-def test_labels_are_for_such_models_only(digits: str, tmp_path: Path) -> None:
-    words = ["--ckpt_path", digits, str(tmp_path), "--output", str(tmp_path / "out.csv")]
-    with pytest.raises(InputError, match="ImageClassifier tells the classes it was trained on: leave it out"):
+def test_the_labels_option_needs_a_contrastive_model(toy_checkpoint: str, tmp_path: Path) -> None:
+    words = ["--ckpt_path", toy_checkpoint, str(tmp_path), "--output", str(tmp_path / "out.csv")]
+    with pytest.raises(InputError, match="Classifier tells the classes it was trained on: leave it out"):
         predict([*words, "--labels", "a", "b"])
 
 
-def test_own_images_with_captions(train: Train, tmp_path: Path) -> None:
+def test_your_own_images_with_captions_train_and_bad_files_are_named(train: Train, tmp_path: Path) -> None:
     table = own_pairs(tmp_path / "pairs")
     words = (f"--data.path={table}", "--data.image_size=16", "--data.batch_size=12", "--max_epochs=2")
-    run = train(CONFIG, *words, sample=False)
+    run = train(CONFIG, *words)
     assert run.cli.model.net.in_channels == 3
     assert run.cli.model.net.image_size == 16
     assert "test/acc" not in run.metrics
@@ -106,13 +109,11 @@ def test_own_images_with_captions(train: Train, tmp_path: Path) -> None:
     assert run.metrics["data_source"] == str(table)
     (tmp_path / "pairs" / "7.png").write_bytes(b"none")
     with pytest.raises(InputError, match=r"1 of 60 images cannot be used: .*7\.png"):
-        train(CONFIG, *words, sample=False)
+        train(CONFIG, *words)
 
 
-def test_the_similarities_are_drawn(train: Train) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = train(CONFIG, "--trainer.limit_train_batches=3", "--max_epochs=1")
+def test_the_similarity_matrix_is_drawn(train: Train) -> None:
+    run = train(CONFIG, "--data.source=sample", "--trainer.limit_train_batches=3", "--max_epochs=1")
     events = EventAccumulator(str(run.folder), size_guidance={"images": 0})
     events.Reload()
     assert {"val/similarity", "test/similarity"} <= set(events.Tags()["images"])
@@ -121,17 +122,15 @@ def test_the_similarities_are_drawn(train: Train) -> None:
     assert similarity.abs().max() <= 1
 
 
-def test_what_cannot_be_done_with_it_is_said(trained: str, tmp_path: Path) -> None:
-    from src.export import export
-
+def test_export_of_a_contrastive_model_is_an_error(trained: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ContrastiveModel compares images with texts"):
         export(["--ckpt_path", trained, "--format", "onnx", "--output", str(tmp_path / "model.onnx")])
 
 
-def steps(tmp_path: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
+def weights_after_three_steps(tmp_path: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
     words = (CONFIG, "--data.source=sample", "--data.max_shift=0", "--data.max_rotation=0", "--model.net.dropout=0")
     words += ("--precision=64-true", "--trainer.max_steps=3", "--trainer.limit_val_batches=0", "--trainer.callbacks=[]")
-    words += ("--optimizer=SGD", "--optimizer.lr=0.1", "--lr_scheduler=null")  # Adam would make noise of tiny gradients
+    words += ("--optimizer=SGD", "--optimizer.lr=0.1", "--lr_scheduler=null")  # Adam would amplify rounding errors
     root = f"--trainer.default_root_dir={tmp_path / name}"
     done = program("fit", *words, *QUIET, root, *more, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -141,8 +140,8 @@ def steps(tmp_path: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_the_pairs_of_both_as_one_does(tmp_path: Path) -> None:
-    one: Any = steps(tmp_path, "one", "--devices=1")
-    two: Any = steps(tmp_path, "two", "--devices=2", "--strategy=ddp")
+def test_two_processes_compare_the_pairs_of_both_and_match_one_process(tmp_path: Path) -> None:
+    one: Any = weights_after_three_steps(tmp_path, "one", "--devices=1")
+    two: Any = weights_after_three_steps(tmp_path, "two", "--devices=2", "--strategy=ddp")
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=1e-6), name

@@ -1,4 +1,4 @@
-"""Errors in options of images with texts, each one line and exit code 2."""
+"""Errors in multimodal options: one line and exit code 2."""
 
 from collections.abc import Callable
 
@@ -12,5 +12,5 @@ import pytest
         ("--model.net.temperature=0", "temperature 0.0 is out of range: give more than 0"),
     ],
 )
-def test_an_error_of_the_user_is_one_line(words: str, expected: str, error_of: Callable[..., str]) -> None:
+def test_a_user_error_is_one_line(words: str, expected: str, error_of: Callable[..., str]) -> None:
     assert expected in error_of("--config=configs/multimodal/mnist_clip.yaml", words)

@@ -1,11 +1,11 @@
-"""The recipe for images and captions learns: a few steps on a little data are far better than chance."""
+"""The recipe for images and captions learns: a few steps on little data beat chance by far."""
 
 from collections.abc import Callable
 
 from tests.conftest import Run
 
 
-def test_captions_that_training_has_not_seen_tell_digits_apart(train: Callable[..., Run]) -> None:
+def test_unseen_captions_classify_digits(train: Callable[..., Run]) -> None:
     data = ("--data.source=sample", "--data.batch_size=32")
     short = ("--max_epochs=1", "--trainer.limit_train_batches=80", "--trainer.limit_val_batches=4")
     run = train("fit", "--config=configs/multimodal/mnist_clip.yaml", *data, *short)

@@ -88,7 +88,8 @@ def test_the_tokenizer_comes_from_the_checkpoint(
 
 
 def test_it_streams_as_a_command(checkpoint: str) -> None:
-    done = program("--ckpt_path", checkpoint, "--prompt", "Ünï", "--max_new_tokens", "5", module="src.generate")
+    words = ("--ckpt_path", checkpoint, "--prompt", "Ünï", "--max_new_tokens", "5")
+    done = program(*words, module="src.generate", REAL_INTERPRETER="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Ünï")
 
@@ -103,6 +104,8 @@ def test_it_streams_as_a_command(checkpoint: str) -> None:
         ("--ckpt_path {ckpt} --top_p 1.5", "top_p 1.5 is out of range"),
         ("--ckpt_path {ckpt} --top_k 0", "top_k 0 is out of range"),
         ("--ckpt_path {ckpt} --seed abc", "--seed: invalid int value: 'abc'"),
+        ("--ckpt_path {ckpt} --seed -1", "--seed -1 is out of range: give 0 or more, below 2**63"),
+        ("--ckpt_path {ckpt} --prompt \udcff", "--prompt holds bytes that are not UTF-8"),
         ("--ckpt_path {ckpt} --prompt=", "the prompt is empty"),
         ("--ckpt_path {ckpt} more words", "more: no such option"),
     ],

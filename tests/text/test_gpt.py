@@ -100,7 +100,7 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(net(tokens), net(tokens))
 
 
-def test_one_batch_is_learned_by_heart() -> None:
+def test_it_overfits_one_batch() -> None:
     torch.manual_seed(0)
     net = GPT(**TINY)  # type: ignore[arg-type]
     tokens = torch.randint(50, (4, 17))

@@ -50,7 +50,7 @@ def test_it_is_made_of_the_decoders_blocks() -> None:
     assert all(type(block) is Block for net in (stirred(), GPT()) for block in net.blocks)
 
 
-def test_one_batch_is_learned_by_heart() -> None:
+def test_it_overfits_one_batch() -> None:
     torch.manual_seed(0)
     net = TextEncoder(**TINY, dropout=0.0)  # type: ignore[arg-type]
     tokens, targets = torch.randint(50, (8, 9)), torch.arange(8) % 3

@@ -1,4 +1,4 @@
-"""What runs on texts show and log."""
+"""Runs on texts: pictures, logged values, waiting."""
 
 import csv
 from collections.abc import Callable
@@ -23,7 +23,7 @@ SMALL = ("--model.net.d_model=16", "--model.net.num_heads=2", "--model.net.num_l
 
 @pytest.fixture
 def writing(tmp_path: Path) -> tuple[str, ...]:
-    """A language model of a text of the test's own, trained by Muon."""
+    """A language model trained by Muon on a small text."""
     data = (f"--data.path={own_text(tmp_path)}", f"--data.cache_dir={tmp_path / 'cache'}", "--data.block_size=16")
     return ("--config=configs/text/shakespeare_gpt_fast.yaml", *SMALL, *data, "--trainer.callbacks=null")
 
@@ -32,7 +32,7 @@ def shown(run: Run) -> Any:
     return EventAccumulator(str(run.folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
 
 
-def test_texts_that_are_taken_for_others_are_listed_under_their_labels(train: Train, tmp_path: Path) -> None:
+def test_misclassified_texts_are_listed_with_their_labels(train: Train, tmp_path: Path) -> None:
     rows = [f"{'abc'[number % 3] * (1 + number % 7)},{'xyz'[number % 3]}" for number in range(90)]
     (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     words = ("--config=configs/text/language_id.yaml", f"--data.path={tmp_path / 'own.csv'}", *SMALL, "--max_epochs=1")
@@ -56,9 +56,7 @@ def test_texts_that_are_taken_for_others_are_listed_under_their_labels(train: Tr
     assert not [tag for tag in events.Tags()["images"] if tag.startswith("network/")]
 
 
-def test_a_language_model_is_trained_by_muon_counts_tokens_and_has_no_pictures_of_classes(
-    train: Train, writing: tuple[str, ...]
-) -> None:
+def test_a_language_model_run_uses_muon_and_logs_tokens_per_second(train: Train, writing: tuple[str, ...]) -> None:
     steps = ("--trainer.max_steps=4", "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=4")
     run = train(*writing, *steps)
     (optimizer,) = run.cli.trainer.optimizers
@@ -71,10 +69,10 @@ def test_a_language_model_is_trained_by_muon_counts_tokens_and_has_no_pictures_o
     assert not (run.folder / "confusion_matrix.csv").exists()
 
 
-def test_between_log_steps_no_step_of_a_language_model_waits_for_the_device(
+def test_only_log_steps_of_a_language_model_wait_for_the_device(
     parse: Callable[..., StarterCLI], writing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Metrics are due between log steps, and have to wait.
+    # Metrics are due between log steps, but must not wait there.
     monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 7)
     words = ("--trainer.val_check_interval=null", "--data.batch_size=2")
     check_that_only_log_steps_wait(parse("fit", *writing, *LIMITS, *words))

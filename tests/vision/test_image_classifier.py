@@ -23,7 +23,7 @@ def batches(size: int, *, count: int = 20) -> DataLoader[tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.MSELoss(), nn.BCEWithLogitsLoss()])
-def test_training_steps_lower_the_loss_on_one_batch(loss: nn.Module) -> None:
+def test_training_on_one_batch_lowers_the_loss(loss: nn.Module) -> None:
     torch.manual_seed(0)
     task = ImageClassifier(net=CNN(width=4, hidden=16), loss=loss)
     optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
@@ -38,7 +38,7 @@ def test_training_steps_lower_the_loss_on_one_batch(loss: nn.Module) -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def test_metrics_equal_a_computation_by_hand(tmp_path: Path) -> None:
+def test_metrics_equal_a_manual_computation(tmp_path: Path) -> None:
     task = ImageClassifier(net=MLP(hidden=8))
     loader = batches(7)  # 20 samples in batches of 7, 7 and 6: a mean of batch means would be wrong
     (found,) = trainer(tmp_path).test(task, loader, verbose=False)
@@ -58,7 +58,7 @@ def test_metrics_equal_a_computation_by_hand(tmp_path: Path) -> None:
     assert found["test/loss"] == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
 
 
-def test_mean_squared_error_compares_with_one_hot_targets(tmp_path: Path) -> None:
+def test_mean_squared_error_uses_one_hot_targets(tmp_path: Path) -> None:
     task = ImageClassifier(net=MLP(hidden=8), loss=nn.MSELoss())
     loader = batches(20)
     (found,) = trainer(tmp_path).test(task, loader, verbose=False)
@@ -77,12 +77,12 @@ def test_predictions_are_labels_and_probabilities() -> None:
     assert torch.equal(predicted["labels"], task.predict_step(images, 0)["labels"])
 
 
-def test_a_network_without_num_classes_needs_it_given() -> None:
+def test_a_network_without_num_classes_is_an_error_unless_it_is_given() -> None:
     with pytest.raises(InputError, match="Sequential has no attribute num_classes"):
         ImageClassifier(net=nn.Sequential())
 
 
-def test_a_checkpoint_of_a_task_built_in_python_rebuilds_it_in_a_new_process(tmp_path: Path) -> None:
+def test_a_checkpoint_rebuilds_a_task_built_in_python_in_a_new_process(tmp_path: Path) -> None:
     task = ImageClassifier(net=CNN(width=8, dropout=0.25), loss=nn.CrossEntropyLoss(label_smoothing=0.1))
     fit = trainer(tmp_path, max_epochs=1)
     fit.fit(task, batches(10))
@@ -110,8 +110,8 @@ assert torch.equal(task(torch.ones(2, 1, 28, 28)), logits)
     assert done.returncode == 0, done.stderr
 
 
-class Forgetful(nn.Module):
-    """A network that does not keep its argument, so nothing can read it back."""
+class NetWithoutAttributes(nn.Module):
+    """A network that does not store its argument, so a checkpoint cannot rebuild it."""
 
     def __init__(self, depth: int = 2) -> None:
         super().__init__()
@@ -125,11 +125,11 @@ class Forgetful(nn.Module):
         return self.head(x)
 
 
-def test_a_network_that_cannot_be_read_back_is_announced_and_loads_when_given(tmp_path: Path) -> None:
-    task = ImageClassifier(net=Forgetful(depth=3), num_classes=10)
+def test_a_network_that_a_checkpoint_cannot_rebuild_gives_a_warning_and_can_be_passed(tmp_path: Path) -> None:
+    task = ImageClassifier(net=NetWithoutAttributes(depth=3), num_classes=10)
     fit = trainer(tmp_path, max_epochs=1)
-    with pytest.warns(UserWarning, match=r"arguments of Forgetful cannot be read back.* the checkpoint with net="):
+    with pytest.warns(UserWarning, match=r"NetWithoutAttributes cannot be read back.* the checkpoint with net="):
         fit.fit(task, batches(10))
     fit.save_checkpoint(tmp_path / "task.ckpt")
-    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "task.ckpt", net=Forgetful(depth=3))
+    loaded = ImageClassifier.load_from_checkpoint(tmp_path / "task.ckpt", net=NetWithoutAttributes(depth=3))
     assert torch.equal(loaded.net.head.weight, task.net.head.weight)

@@ -1,4 +1,4 @@
-"""What runs on images show and say."""
+"""Runs on images: pictures, messages, waiting."""
 
 import io
 from collections.abc import Callable
@@ -35,15 +35,15 @@ def test_the_first_batch_is_shown_after_augmentation(train: Train) -> None:
     assert (still != moved).mean() > 0.05
 
 
-def test_between_log_steps_no_augmented_step_waits_for_the_device(
+def test_only_log_steps_wait_for_the_device_with_augmentation(
     parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Metrics are due between log steps, and have to wait.
+    # Metrics are due between log steps, but must not wait there.
     monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 7)
     check_that_only_log_steps_wait(parse("fit", *CNN, *LIMITS, "--data.batch_size=16"))
 
 
-def test_a_quiet_run_says_that_its_digits_are_no_mnist(train: Train) -> None:
+def test_a_quiet_run_still_says_that_sample_data_is_not_mnist(train: Train) -> None:
     messages = train("fit", *CNN, "--quiet", "--fast_dev_run").messages
     assert [message for message in messages if "SAMPLE DATA, NOT MNIST" in message]
     assert not [message for message in messages if "Running in `fast_dev_run` mode" in message]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-
 from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
 from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.engine.data.loading import already_a_batch
 from src.engine.system.errors import InputError
+from src.vision import mnist
 from src.vision.image_classifier import ImageClassifier
 from src.vision.mlp import MLP
 from src.vision.mnist import ImageTensors, MNISTDataModule, distort

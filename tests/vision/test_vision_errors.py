@@ -1,4 +1,4 @@
-"""Errors in options of images and their networks, each one line and exit code 2."""
+"""Errors in image and network options: one line and exit code 2."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ IMAGE_FOLDER = "--config configs/vision/image_folder.yaml"
 
 @pytest.fixture
 def recipe() -> tuple[str, ...]:
-    """None: each case has the default recipe or its own."""
+    """No arguments: each case names its own recipe, or uses the default."""
     return ()
 
 
@@ -39,7 +39,7 @@ def recipe() -> tuple[str, ...]:
         (f"{IMAGE_FOLDER} --data.path pictures", "1 of 1 images cannot be used: pictures/a/x.png"),
     ],
 )
-def test_an_error_of_the_user_is_one_line(
+def test_a_user_error_is_one_line(
     words: str, expected: str, error_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,6 @@
 """The command line: LightningCLI with recipes, short flags, run folders and one-line errors."""
 
 import argparse
-import logging
 import shutil
 import subprocess
 import sys
@@ -27,17 +26,15 @@ from torch.optim import Optimizer
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.explain import explain, refuse_nulls
-from src.engine.cli.resolved_checkpoint import resolve_checkpoint
+from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
 from src.engine.runs.checkpoint import (
     check_batches,
     check_fit,
     check_unfinished,
-    model_arguments,
     read_checkpoint,
     refuse_shards,
-    run_configuration,
 )
 from src.engine.runs.run_record import RunRecord
 from src.engine.runs.runs import (
@@ -56,6 +53,7 @@ from src.engine.system.classes import Tree, import_class
 from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
+from src.engine.system.quiet import hide_information
 from src.engine.training.compilation import Compilation
 from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpointing, loggers
 from src.engine.training.finite_loss import NotFiniteError
@@ -64,7 +62,7 @@ from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
 # Settings of one call, which a saved configuration must not repeat.
-CALL_ONLY = ("config", "ckpt_path", "run", "compile", "quiet", "debug")
+CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
 
 
 class StarterCLI(LightningCLI):
@@ -83,6 +81,7 @@ class StarterCLI(LightningCLI):
         self.stage: str | None = None
         self.checkpoint: dict[str, Any] | None = None
         self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
+        self.saved_model: Tree = {}  # class and arguments of its model
         self.run_folder: Path | None = None  # of the run that this one goes on with
         self.evaluated: Path | None = None  # folder of the run whose checkpoint is tested
         self.lock: Any = None
@@ -114,10 +113,10 @@ class StarterCLI(LightningCLI):
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="Checkpoint to load; for fit, to continue from: a path, `last` for the newest unfinished run of the"
-            " recipe, or `auto` for that or else a new run; else a path, or `best` (the default) or `last` of the"
-            " newest run",
+            help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, which continues from it:"
+            " a path, `last` of the newest unfinished run of the recipe, or `auto`: that one, else a new run",
         )
+        parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may name")
         parser.add_argument("--run", type=str | None, help="Folder of the run that is meant, in place of the newest")
         parser.add_argument(
             "--save_every_n_steps", type=int, default=0, help="Save last.ckpt inside of an epoch too; 0 does not"
@@ -142,27 +141,33 @@ class StarterCLI(LightningCLI):
         self.stage, files, options = config.split_command_line(list(args or []))
         loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
+        unused_paths: list[str] = []
         if any(flag == "--quiet" for flag, _ in options):
-            for library in ("lightning.pytorch", "lightning.fabric"):
-                logging.getLogger(library).setLevel(logging.WARNING)
+            hide_information()
         resolved = resolve_checkpoint(self.stage, loaded, options)
         loaded, options = resolved.loaded, resolved.options
         self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
         if resolved.path:
             self.checkpoint = read_checkpoint(resolved.path)
-            self.saved = run_configuration(self.checkpoint)
+            self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved)
+        options = [option for option in options if option[0] != "--trust"]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
         name = self.run_folder.parent.name if self.run_folder else name
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
-            tree = config.merge(tree, own | {"model": model_arguments(self.checkpoint)}, "", [])
+            tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
         self.given = config.given_names(tree, options)
+        if lacking := [name for name in unused_paths if name.startswith("data.") and name not in self.given]:
+            raise InputError(
+                f"--{lacking[0]} is missing: a path is taken from a checkpoint only if --run, or --ckpt_path best or"
+                " last, names a run of your own"
+            )
         words = [config.full_option(flag, value) for flag, value in options]
         try:
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
@@ -236,7 +241,7 @@ class StarterCLI(LightningCLI):
         trains = self.stage in (None, "fit")
         checkpoint, self.checkpoint = self.checkpoint, None
         if checkpoint is not None:
-            check_fit(checkpoint, self.model, tree["model"])
+            check_fit(checkpoint, self.model, self.saved_model, tree["model"])
         if checkpoint is not None and trains:
             if self.run_folder is None or is_finished(self.run_folder):  # else its test may be left to do
                 check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])

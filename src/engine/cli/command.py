@@ -79,6 +79,13 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
     )
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="module outside of this project whose classes the checkpoint may name; give it again for another",
+    )
 
 
 def check_least(options: argparse.Namespace, **least: float) -> None:

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.runs.checkpoint import model_arguments, not_of_this_project, own_configuration, run_configuration
 from src.engine.runs.runs import (
     agreed,
     checkpoint_of,
@@ -17,6 +19,7 @@ from src.engine.runs.runs import (
     run_to_continue,
     runs_of,
 )
+from src.engine.runs.trust import Trust, classes_in
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 
@@ -33,6 +36,7 @@ class ResolvedCheckpoint:
         path: the checkpoint, if any.
         run_folder: of the run that goes on.
         evaluated: folder of the run whose checkpoint is tested.
+        own_run: run folder of the user that the checkpoint lies in; None if he gave just a path.
     """
 
     loaded: Loaded
@@ -40,6 +44,7 @@ class ResolvedCheckpoint:
     path: str | None = None
     run_folder: Path | None = None
     evaluated: Path | None = None
+    own_run: Path | None = None
 
 
 def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.Option]) -> ResolvedCheckpoint:
@@ -59,6 +64,29 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     if not (given.get("--run") or path in ("last", "auto")):
         return ResolvedCheckpoint(loaded, options, path)
     return _to_continue(path, root, loaded, options)
+
+
+def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint) -> tuple[Tree, Tree, list[str]]:
+    """What a checkpoint says of its run and its model, and the settings that are not taken because they are paths.
+
+    Of a run of the user's own, named by `--run`, `best` or `last`, the whole configuration counts. Of any other
+    checkpoint only what `run_configuration` lets through.
+
+    Raises:
+        InputError: the checkpoint names something that it may not, or is not of this project.
+    """
+    own = own_configuration(checkpoint, resolved.own_run)
+    trees = [own, *(tree for _, tree in resolved.loaded)]
+    named = {path for tree in trees for path in classes_in(tree)} | {str(value) for _, value in resolved.options}
+    modules = tuple(str(value) for flag, value in resolved.options if flag == "--trust")
+    trust = Trust(modules, frozenset(named), paths=bool(own))
+    unused: list[str] = []
+    with not_of_this_project(str(resolved.path)):
+        model = model_arguments(checkpoint, trust)
+        saved = own or run_configuration(checkpoint, trust, unused)
+    if saved and not own:
+        saved["model"] = model or None
+    return saved, model, unused
 
 
 def _to_continue(
@@ -91,7 +119,8 @@ def _to_continue(
         path = str(checkpoint)
     rank_zero_info(f"Going on with run {relative(folder)} from {Path(path).name}")
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
-    return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder)
+    own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
+    return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
 
 
 def _to_evaluate(
@@ -116,7 +145,9 @@ def _to_evaluate(
     _check_run(folder, run)
     checkpoint = checkpoint_of(folder, path or "best")
     rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
-    return ResolvedCheckpoint(loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder)
+    return ResolvedCheckpoint(
+        loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder, own_run=folder
+    )
 
 
 def _check_run(folder: Path, given: str | None) -> None:

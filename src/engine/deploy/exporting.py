@@ -46,7 +46,7 @@ def export(args: list[str]) -> None:
     from src.engine.deploy.inference import Inference
     from src.engine.runs.checkpoint import size_of
 
-    inference = Inference(options.ckpt_path, "forward", data_options(options))
+    inference = Inference(options.ckpt_path, "forward", data_options(options), options.trust)
     print(f"{inference.path} as {options.format}", file=sys.stderr)
     reference = Float32(inference)
     # Asked before: on a full disk some writers end the process, or say it in words of their own.

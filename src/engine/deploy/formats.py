@@ -17,7 +17,6 @@ from torch.export import Dim
 from src.engine.data.loading import IGNORED
 from src.engine.deploy.inference import Inference, Inputs
 from src.engine.deploy.pixels import Pixels
-from src.engine.runs.checkpoint import model_arguments
 from src.engine.system.classes import import_class
 from src.engine.system.errors import InputError
 
@@ -193,7 +192,7 @@ def safetensors_file(reference: Float32, path: Path) -> Exported:
 
     inference = reference.inference
     save_model(inference.task, str(path))
-    spec = model_arguments(inference.checkpoint)
+    spec = inference.spec
     text = yaml.safe_dump({"model": spec, "labels": inference.labels})
     path.with_name(f"{path.name}.yaml").write_text(text, encoding="utf-8")
     again: Any = instantiate_module(import_class(spec["class_path"]), spec["init_args"])

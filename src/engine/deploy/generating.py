@@ -22,7 +22,7 @@ def generate(args: list[str]) -> None:
 
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InputError(f"--seed {options.seed} is out of range: give 0 or more, below 2**63")
-    inference = Inference(options.ckpt_path, "generate")
+    inference = Inference(options.ckpt_path, "generate", trust=options.trust)
     task: Any = inference.task
     tokenizer = getattr(inference.data, "tokenizer", None)
     if tokenizer is None:

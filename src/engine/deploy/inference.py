@@ -1,6 +1,7 @@
 """A checkpoint made ready for inputs of the user's own, for the commands that predict, export and serve."""
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,16 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
 from src.engine.deploy.pixels import Pixels
-from src.engine.runs.checkpoint import load_model, read_checkpoint, run_configuration
+from src.engine.runs.checkpoint import (
+    load_model,
+    model_arguments,
+    not_of_this_project,
+    own_configuration,
+    read_checkpoint,
+    run_configuration,
+)
 from src.engine.runs.runs import find_checkpoint
+from src.engine.runs.trust import Trust, classes_in
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import InputError, constructor_errors
 
@@ -23,6 +32,7 @@ class Inference(LightningModule):
         given: path of a checkpoint, or `best` or `last` of the newest run in `logs/`.
         ability: name of a method that the task must have.
         data: arguments of the DataModule in place of the run's own.
+        trust: modules outside of this project whose classes may be built.
 
     `kind` is `image` or `text`, the inputs of a classifier, or `prompt`, those of a language model. `labels` are the
     names of a classifier's classes.
@@ -31,13 +41,20 @@ class Inference(LightningModule):
         InputError: there is no such checkpoint, it cannot be loaded, or its data cannot take inputs one at a time.
     """
 
-    def __init__(self, given: str, ability: str = "predict_step", data: Tree | None = None) -> None:
+    def __init__(
+        self, given: str, ability: str = "predict_step", data: Tree | None = None, trust: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.path = find_checkpoint(given)
         self.checkpoint = read_checkpoint(str(self.path))
-        task: Any = load_model(self.checkpoint, ability, str(self.path))
+        own = own_configuration(self.checkpoint, self.path.parent.parent if given in ("best", "last") else None)
+        vouched = Trust(tuple(trust), frozenset(classes_in(own)), paths=bool(own))
+        task: Any = load_model(self.checkpoint, ability, str(self.path), vouched)
         self.task = task
-        self.data: Any = _data_of(self.checkpoint, data or {}, given)
+        self.spec = model_arguments(self.checkpoint, vouched)
+        with not_of_this_project(str(self.path)):
+            saved = own or run_configuration(self.checkpoint, vouched)
+            self.data: Any = _data_of(self.checkpoint, saved.get("data") or {}, data or {}, given)
         if hasattr(task, "generate"):
             self.kind = "prompt"
         elif hasattr(self.data, "prepare_image"):
@@ -97,9 +114,8 @@ class Inference(LightningModule):
         return None if batch["inputs"] is None else self.probabilities(batch["inputs"])
 
 
-def _data_of(checkpoint: dict[str, Any], arguments: Tree, given: str) -> LightningDataModule:
+def _data_of(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: str) -> LightningDataModule:
     """The DataModule of a run, with its tokenizer and labels, but without its data."""
-    spec = run_configuration(checkpoint).get("data") or {}
     cls = import_class(spec.get("class_path", ""))
     if not isinstance(cls, type) or not issubclass(cls, LightningDataModule):
         raise InputError(f"--ckpt_path {given} does not say what its data is: give one that src.train wrote")

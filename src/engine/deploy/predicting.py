@@ -30,7 +30,7 @@ def predict(args: list[str]) -> int:
     silence_known_warnings()
     check_accelerator(options.accelerator)
     check_strategy(options.strategy)
-    inference = Inference(options.ckpt_path)
+    inference = Inference(options.ckpt_path, trust=options.trust)
     if options.labels:
         inference.name_classes(options.labels)
     if inference.kind == "prompt":

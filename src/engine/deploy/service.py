@@ -318,7 +318,7 @@ def run_service(options: argparse.Namespace) -> None:
         InputError: the checkpoint or the accelerator cannot be used.
     """
     check_accelerator(options.accelerator)
-    inference = Inference(options.ckpt_path)
+    inference = Inference(options.ckpt_path, trust=options.trust)
     inference = inference.to(device_of(options.accelerator))
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)

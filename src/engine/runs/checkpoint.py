@@ -8,19 +8,29 @@ import pickle
 import shutil
 import tempfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from src.engine.runs.trust import NO_TRUST, Trust, build, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences, import_class
 from src.engine.system.errors import InputError, UnwritableError, constructor_errors
 
+# What is taken of a checkpoint's configuration: a class of these kinds each, and plain numbers of the Trainer.
+CONFIGURED: dict[str, tuple[type, ...]] = {
+    "data": (LightningDataModule,),
+    "optimizer": (torch.optim.Optimizer,),
+    "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau),
+}
+OF_TRAINER = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
+OF_TRAINER |= {"accumulate_grad_batches", "gradient_clip_val"}
 # A checkpoint ends in this and the SHA-256 of all before the last record of its zip archive; that record's comment is
 # where zip files may hold such a thing, so torch reads it as any other.
 MARK = b"sha256="
@@ -194,6 +204,10 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(lacking or ['weights'])[0]}; give"
             " one that a run of this project wrote"
         )
+    if not checkpoint["state_dict"] or not all(
+        isinstance(one, torch.Tensor) for one in checkpoint["state_dict"].values()
+    ):
+        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: its state_dict is not of weights")
     return dict(checkpoint)
 
 
@@ -206,44 +220,104 @@ def refuse_shards(given: str) -> None:
         )
 
 
-def model_arguments(checkpoint: dict[str, Any]) -> Tree:
-    """Class and arguments of the model a checkpoint was written for, as far as it carries them."""
-    saved = dict(checkpoint.get("hyper_parameters") or {})
-    cls = import_class(saved.get("_class_path", ""))
-    if cls is None:
+def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
+    """Class and arguments of the model of a checkpoint; empty if it does not say.
+
+    Raises:
+        InputError: it names something that it may not.
+    """
+    saved = checkpoint.get("hyper_parameters") or {}
+    if not isinstance(saved, dict):
+        raise InputError(f"its hyper_parameters are of type {type(saved).__name__}")
+    if "_class_path" not in saved:
         return {}
+    cls = checked_class(saved["_class_path"], (LightningModule,), trust, "model")
     arguments = {name: saved[name] for name in inspect.signature(cls).parameters if name in saved}
-    return {"class_path": saved["_class_path"], "init_args": arguments}
+    return checked_spec(
+        {"class_path": saved["_class_path"], "init_args": arguments}, (LightningModule,), trust, "model"
+    )
 
 
-def run_configuration(checkpoint: dict[str, Any]) -> Tree:
-    """The configuration of the run that wrote a checkpoint; empty where it was written without the command line."""
+def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
+    """The whole configuration of a checkpoint, if it is one of those in a run folder of the user; else empty."""
     text = checkpoint.get("config")
-    tree = yaml.safe_load(text) if isinstance(text, str) else None
+    own = [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")] if folder else []
+    tree = yaml.safe_load(text) if isinstance(text, str) and text in own else None
     return tree if isinstance(tree, dict) else {}
 
 
-def load_model(checkpoint: dict[str, Any], ability: str, given: str) -> LightningModule:
+def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropped: list[str] | None = None) -> Tree:
+    """What a checkpoint says of data, optimizer and schedule, and the plain numbers of its Trainer.
+
+    Callbacks, loggers, profilers, plugins and strategies are not taken from a checkpoint.
+
+    Args:
+        checkpoint: as read.
+        trust: what the user vouches for.
+        dropped: gets the settings that are left out, because they are paths.
+
+    Raises:
+        InputError: it names something that it may not.
+    """
+    text = checkpoint.get("config")
+    if text is None:
+        return {}
+    try:
+        tree = yaml.safe_load(text) if isinstance(text, str) else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError("its config is no YAML of plain values") from error
+    if not isinstance(tree, dict):
+        raise InputError("its config holds no settings")
+    found: Tree = {}
+    for key, bases in CONFIGURED.items():
+        if tree.get(key) is not None:
+            found[key] = checked_spec(tree[key], bases, trust, key, dropped)
+    if tree.get("lr_scheduler_interval") in ("step", "epoch"):
+        found["lr_scheduler_interval"] = tree["lr_scheduler_interval"]
+    if type(tree.get("seed_everything")) in (int, bool):
+        found["seed_everything"] = tree["seed_everything"]
+    trainer = tree.get("trainer")
+    numbers = {name: value for name in sorted(OF_TRAINER) if type(value := (trainer or {}).get(name)) in (int, float)}
+    return {**found, "trainer": numbers} if isinstance(trainer, dict) and numbers else found
+
+
+@contextmanager
+def not_of_this_project(given: str) -> Iterator[None]:
+    """Name the checkpoint in the error for something in it that cannot be used."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {error}") from error
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {reason}") from error
+
+
+def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trust = NO_TRUST) -> LightningModule:
     """The model of a checkpoint with its weights, on the CPU, ready to use.
 
     Args:
         checkpoint: as read.
         ability: name of a method that its task must have, such as `generate`.
         given: the path as the user gave it.
+        trust: what the user vouches for.
 
     Raises:
         InputError: the checkpoint does not say how its model is built, or its task lacks that method.
     """
     refuse_shards(given)
-    arguments = model_arguments(checkpoint)
-    cls = import_class(arguments.get("class_path", ""))
-    if not isinstance(cls, type) or not issubclass(cls, LightningModule):
+    with not_of_this_project(given):
+        spec = model_arguments(checkpoint, trust)
+    if not spec:
         raise InputError(f"--ckpt_path {given} does not say which model it is of: load it in Python")
+    cls = import_class(spec["class_path"])
     if not hasattr(cls, ability):
         raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give another checkpoint")
     try:
         with constructor_errors():
-            model: LightningModule = cls.load_from_checkpoint(given, map_location="cpu", weights_only=True)
+            model: LightningModule = build(spec)
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except InputError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
@@ -252,13 +326,14 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str) -> Lightnin
     return model.eval()
 
 
-def check_fit(checkpoint: dict[str, Any], model: LightningModule, arguments: Tree) -> None:
+def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, arguments: Tree) -> None:
     """Make sure that the weights of a checkpoint fit a model before anything is run.
 
     Args:
         checkpoint: as read.
         model: the model that is to take the weights.
-        arguments: class and arguments the model was built with.
+        before: class and arguments of the checkpoint's model.
+        arguments: those that the model was built with.
 
     Raises:
         InputError: they do not; the message names the arguments that differ from the checkpoint's.
@@ -269,7 +344,7 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, arguments: Tre
     saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
     if own == saved:
         return
-    changed = differences(model_arguments(checkpoint), arguments, "model")
+    changed = differences(before, arguments, "model")
     name = next(name for name in (*own, *saved) if own.get(name) != saved.get(name))
     detail = f"{name} is {saved.get(name, 'missing')} in the checkpoint and {own.get(name, 'missing')} in the model"
     cause = f"{' and '.join(changed)} does not fit" if changed else "the model does not fit"

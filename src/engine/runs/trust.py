@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
 from lightning.pytorch import cli as lightning_cli
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
@@ -96,14 +95,17 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
     return cls
 
 
-def checked_spec(spec: Any, bases: tuple[type, ...], trust: Trust, place: str, depth: int = 0) -> Tree:
+def checked_spec(
+    spec: Any, bases: tuple[type, ...], trust: Trust, place: str, dropped: list[str] | None = None, depth: int = 0
+) -> Tree:
     """A class of a checkpoint with its arguments, each a plain value or again such a class where its type wants one.
 
     Args:
         spec: `class_path` and `init_args`.
         bases: the class must be a subclass of one of these.
         trust: what the user vouches for.
-        place: the setting, for messages.
+        place: the setting, such as `model.net`, for messages.
+        dropped: gets the settings that are left out, because they are paths.
         depth: levels above.
 
     Raises:
@@ -123,13 +125,14 @@ def checked_spec(spec: Any, bases: tuple[type, ...], trust: Trust, place: str, d
         if name not in parameters and not takes_any:
             raise InputError(f"{place} has an argument {name}, which {cls.__name__} does not take")
         if not trust.paths and isinstance(value, str) and (PATHS.search(name) or PATH_VALUE.search(value)):
-            rank_zero_info(f"{place}.{name} of the checkpoint is not used: a path is taken from the command line only")
+            if dropped is not None:
+                dropped.append(f"{place}.{name}")
             continue
-        arguments[name] = _checked_value(value, types.get(name, Any), trust, f"{place}.{name}", depth + 1)
+        arguments[name] = _checked_value(value, types.get(name, Any), trust, f"{place}.{name}", dropped, depth + 1)
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
 
 
-def _checked_value(value: Any, hint: Any, trust: Trust, place: str, depth: int) -> Any:
+def _checked_value(value: Any, hint: Any, trust: Trust, place: str, dropped: list[str] | None, depth: int) -> Any:
     if depth > DEEPEST:
         raise InputError(f"{place} is nested more than {DEEPEST} levels deep")
     hints = (hint, *get_args(hint))
@@ -138,16 +141,16 @@ def _checked_value(value: Any, hint: Any, trust: Trust, place: str, depth: int) 
         wanted = tuple(one for one in wanted if one not in (object, dict, list, tuple, set, bytes, type))
         if not wanted:
             raise InputError(f"{place} is a class, where only plain values may stand")
-        return checked_spec(value, wanted, trust, place, depth)
+        return checked_spec(value, wanted, trust, place, dropped, depth)
     if isinstance(value, str) and not value.isidentifier() and any(_is_callable(one) for one in hints):
         raise InputError(f"{place} is {value!r:.80}, where the name of a function may stand, which is not looked up")
     if isinstance(value, list | tuple):
         inner = get_args(hint)[0] if get_origin(hint) in (list, tuple) and get_args(hint) else Any
-        return [_checked_value(one, inner, trust, place, depth + 1) for one in value]
+        return [_checked_value(one, inner, trust, place, dropped, depth + 1) for one in value]
     if isinstance(value, dict):
         if not all(isinstance(name, str | int) for name in value):
             raise InputError(f"{place} has a key that is neither text nor a number")
-        return {name: _checked_value(one, Any, trust, place, depth + 1) for name, one in value.items()}
+        return {name: _checked_value(one, Any, trust, place, dropped, depth + 1) for name, one in value.items()}
     if type(value) not in PLAIN:
         raise InputError(f"{place} is {_kind(value)}, where only plain values may stand")
     return value

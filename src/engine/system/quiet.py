@@ -1,5 +1,6 @@
 """Silences what no user can act on."""
 
+import logging
 import sys
 import threading
 import warnings
@@ -16,6 +17,12 @@ def silence_known_warnings() -> None:
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning, r"lightning\.pytorch\.util")
     sys.excepthook = _skip_closed_pipes
     threading.excepthook = _skip_system_errors
+
+
+def hide_information() -> None:
+    """Let Lightning and this project log warnings only."""
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _skip_closed_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

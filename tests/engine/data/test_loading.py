@@ -1,4 +1,4 @@
-"""Which samples are in which batch of which process."""
+"""Samples of each batch and process."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_processes_share_the_batches_of_one(world: int) -> None:
         assert sorted(index for share in shares for index in share if not share.is_padding) == sorted(batch)
 
 
-def test_a_process_that_has_nothing_left_takes_part_and_does_not_count() -> None:
+def test_a_process_without_samples_takes_part_but_does_not_count() -> None:
     data = Numbers(1001)
     shares = [list(batch_loader(data, Batches(1001, 500, process(rank, 2)))) for rank in range(2)]
     assert [[len(targets) for _, targets in share] for share in shares] == [[250, 250, 1], [250, 250, 1]]
@@ -49,14 +49,14 @@ def test_a_process_that_has_nothing_left_takes_part_and_does_not_count() -> None
     assert sorted(counted[counted != IGNORED].tolist()) == list(range(1001))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+def test_a_batch_size_that_processes_cannot_share_is_an_error() -> None:
     with pytest.raises(InputError, match=r"batch_size 33 is the batch of all 2 processes .* give 32 or 34"):
         Batches(100, 33, process(0, 2))
     with pytest.raises(InputError, match="give 4"):
         Batches(100, 3, process(0, 4))
 
 
-def test_a_loader_goes_on_where_another_one_stood() -> None:
+def test_a_loader_resumes_from_a_saved_position() -> None:
     data = Numbers(100)
 
     def loader() -> Any:
@@ -78,7 +78,7 @@ def test_a_loader_goes_on_where_another_one_stood() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_workers_change_nothing(workers: int) -> None:
+def test_worker_processes_do_not_change_the_batches(workers: int) -> None:
     data = Numbers(50)
     loader = batch_loader(data, Batches(50, 8, None, shuffled(50)), num_workers=workers)
     loader.sampler.set_epoch(1)  # type: ignore[attr-defined]
@@ -87,20 +87,18 @@ def test_workers_change_nothing(workers: int) -> None:
     assert [targets.tolist() for _, targets in loader] == [list(batch) for batch in order]
 
 
-def test_the_first_batches_can_be_had_by_number_to_overfit_them() -> None:
+def test_batches_can_be_read_by_number_for_overfitting() -> None:
     data = Batched(Numbers(10), 4)
     assert [data[number][1].tolist() for number in range(len(data))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_a_last_batch_of_one_can_be_left_out() -> None:
+def test_a_last_batch_of_one_sample_can_be_dropped() -> None:
     assert len(Batches(33, 8, None, drop_single=True)) == 4
     assert len(Batches(34, 8, None, drop_single=True)) == 5
     assert len(Batches(35, 8, process(0, 2), drop_single=True)) == 4
 
 
-def test_what_changes_the_meaning_of_results_is_said_in_a_quiet_run_too(
-    parse: Callable[..., StarterCLI], messages: list[str]
-) -> None:
+def test_announcements_are_printed_under_quiet_too(parse: Callable[..., StarterCLI], messages: list[str]) -> None:
     parse("--quiet")
     del messages[:]
     announce("*** NOT THE REAL DATA ***")

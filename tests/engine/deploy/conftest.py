@@ -68,9 +68,13 @@ def text_service(toy_texts: str) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session")
-def writer_service(toy_writer: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Writes letters; while its file `held` is there, it stops behind the first one."""
-    held = tmp_path_factory.mktemp("writer") / "held"
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """While this file is there, `writer_service` stops behind the first letter of a text."""
+    return tmp_path_factory.mktemp("writer") / "held"
+
+
+@pytest.fixture(scope="session")
+def writer_service(toy_writer: str, held: Path) -> Iterator[Service]:
+    """Writes letters."""
     with service(toy_writer, **{toys.HELD: str(held)}) as found:
-        found.held = held
         yield found

@@ -16,6 +16,7 @@ from onnxruntime import InferenceSession
 
 from src.engine.deploy.exporting import export
 from src.engine.deploy.inference import Inference
+from tests.engine.deploy.served import TRUSTED, of
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 
@@ -25,7 +26,7 @@ def written(checkpoint: str, form: str, folder: Path, *more: str) -> tuple[Path,
     output = folder / f"model{SUFFIXES.get(form, '')}"
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        export(["--ckpt_path", checkpoint, "--format", form, "--output", str(output), *more])
+        export([*of(checkpoint), "--format", form, "--output", str(output), *more])
     return output, said.getvalue()
 
 
@@ -68,7 +69,7 @@ def check_format(
     if given != value:
         value.save(folder / given)
     shown = example(output, given, monkeypatch)
-    inference = Inference(checkpoint, "forward")
+    inference = Inference(checkpoint, "forward", trust=[TRUSTED])
     if form == "safetensors":
         assert shown.startswith(type(inference.task).__name__)
     elif inference.kind != "prompt":
@@ -80,7 +81,7 @@ def check_format(
 
 def check_free_sizes(checkpoint: str, output: Path, shapes: list[tuple[int, ...]], largest: int) -> None:
     """Compare an ONNX file, or a program of torch, on inputs of other sizes: whole numbers below `largest`."""
-    inference = Inference(checkpoint, "forward")
+    inference = Inference(checkpoint, "forward", trust=[TRUSTED])
     names = {"image": ["pixels"], "text": ["tokens", "mask"], "prompt": ["tokens"]}[inference.kind]
     generator = np.random.default_rng(0)
     for shape in shapes:

@@ -21,6 +21,12 @@ from src import ROOT
 from tests.toy import ToyData, ToyImages
 
 TOKEN = "a secret"
+TRUSTED = "tests"  # the package of the toys, which a checkpoint may name only if the user says so
+
+
+def of(checkpoint: str) -> list[str]:
+    """The options that name a checkpoint of the tests."""
+    return ["--ckpt_path", checkpoint, "--trust", TRUSTED]
 
 
 @dataclass
@@ -39,8 +45,6 @@ class Answer:
 class Service:
     process: "subprocess.Popen[bytes]"
     port: int
-    held: Path = Path("/nowhere")
-    """While this file is there, a toy that writes stops behind its first letter."""
 
     def ask(self, method: str, path: str, body: bytes = b"", timeout: float = 30, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
@@ -79,7 +83,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def service(checkpoint: str, *words: str, **env: str) -> Iterator[Service]:
     port = free_port()
-    command = [sys.executable, "-m", "src.serve", "--ckpt_path", checkpoint, "--port", str(port), *words]
+    command = [sys.executable, "-m", "src.serve", *of(checkpoint), "--port", str(port), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
     assert process.stderr is not None

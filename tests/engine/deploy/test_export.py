@@ -13,7 +13,7 @@ from src.engine.deploy.exporting import export
 from src.engine.system.errors import InputError
 from tests.conftest import program
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8, example, written
-from tests.engine.deploy.served import one_line, toy_samples
+from tests.engine.deploy.served import of, one_line, toy_samples
 
 
 @pytest.mark.parametrize("kind", ["toy_checkpoint", "toy_texts", "toy_writer"])
@@ -61,13 +61,13 @@ def test_a_file_that_computes_something_else_is_not_left(
 
     monkeypatch.setattr(formats, "torch_file", wrong)
     with pytest.raises(InputError, match=r"logits differ from the checkpoint's by 2\.0e-04, more than 1e-04"):
-        export(["--ckpt_path", toy_checkpoint, "--format", "torch", "--output", str(tmp_path / "model.pt2")])
+        export([*of(toy_checkpoint), "--format", "torch", "--output", str(tmp_path / "model.pt2")])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_takes_its_classes_from_texts_is_refused(toy_matcher: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ToyMatcher compares images with texts, which no format here holds"):
-        export(["--ckpt_path", toy_matcher, "--format", "onnx", "--output", str(tmp_path / "model.onnx")])
+        export([*of(toy_matcher), "--format", "onnx", "--output", str(tmp_path / "model.onnx")])
 
 
 CANNOT = [
@@ -97,7 +97,7 @@ def test_what_cannot_work_ends_the_command_with_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("mine.onnx", "other.pt2.example.py"):
         Path(name).write_text("mine")
-    assert re.search(message, one_line(command.main, monkeypatch, capsys, "--ckpt_path", toy_checkpoint, *words))
+    assert re.search(message, one_line(command.main, monkeypatch, capsys, *of(toy_checkpoint), *words))
     assert {path.name for path in tmp_path.iterdir()} == {"mine.onnx", "other.pt2.example.py"}
     assert Path("mine.onnx").read_text() == "mine"
 
@@ -109,12 +109,12 @@ def test_a_disk_without_room_is_one_error_that_says_how_much_it_takes(
     (small_disk / "other").write_bytes(bytes(3 * 2**20))
     output = small_disk / f"model{SUFFIXES[form]}"
     with pytest.raises(InputError, match=r"needs about 4\.\d MB and 3\.0 MB are free"):
-        export(["--ckpt_path", toy_checkpoint, "--format", form, "--output", str(output)])
+        export([*of(toy_checkpoint), "--format", form, "--output", str(output)])
     assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 
 def test_as_a_command(toy_checkpoint: str, tmp_path: Path) -> None:
-    words = ("--ckpt_path", toy_checkpoint, "--format", "torch", "--output", str(tmp_path / "model.pt2"))
+    words = (*of(toy_checkpoint), "--format", "torch", "--output", str(tmp_path / "model.pt2"))
     done = program(*words, module="src.export", REAL_INTERPRETER="1")
     assert done.returncode == 0, done.stderr
     assert "largest difference" in done.stdout

@@ -7,7 +7,7 @@ import pytest
 from src import generate as command
 from src.engine.deploy.generating import generate
 from src.engine.system.errors import InputError
-from tests.engine.deploy.served import one_line
+from tests.engine.deploy.served import of, one_line
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
@@ -20,13 +20,13 @@ def written(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
 def test_a_text_is_continued_and_the_seed_that_is_said_repeats_it(
     toy_writer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text, said = written(capsys, "--ckpt_path", toy_writer)
+    text, said = written(capsys, *of(toy_writer))
     assert text.startswith("to be")
     assert len(text) == 5 + 40 + 1
     found = re.fullmatch(r"--seed (\d+)\n", said)
     assert found is not None
-    assert written(capsys, "--ckpt_path", toy_writer, "--seed", found[1]) == (text, "")
-    assert written(capsys, "--ckpt_path", toy_writer, "--seed", "7")[0] != text
+    assert written(capsys, *of(toy_writer), "--seed", found[1]) == (text, "")
+    assert written(capsys, *of(toy_writer), "--seed", "7")[0] != text
 
 
 @pytest.mark.parametrize(
@@ -43,10 +43,10 @@ def test_a_text_is_continued_and_the_seed_that_is_said_repeats_it(
 def test_what_cannot_work_ends_the_command_with_one_line(
     words: str, message: str, toy_writer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ("--ckpt_path", toy_writer, *words.split())
+    given = (*of(toy_writer), *words.split())
     assert re.search(message, one_line(command.main, monkeypatch, capsys, *given))
 
 
 def test_a_checkpoint_of_a_classifier_writes_no_text(toy_checkpoint: str) -> None:
     with pytest.raises(InputError, match="is of Classifier, which cannot generate"):
-        generate(["--ckpt_path", toy_checkpoint])
+        generate(of(toy_checkpoint))

@@ -19,7 +19,7 @@ from src import predict as command
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
 from tests.conftest import program
-from tests.engine.deploy.served import one_line, toy_samples
+from tests.engine.deploy.served import of, one_line, toy_samples
 from tests.forked import CONTEXT
 from tests.toy import ToyData
 
@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_a_folder_of_images_becomes_a_table(toy_checkpoint: str, files: Any, tmp_path: Path, suffix: str) -> None:
     folder, wanted = files
     output = tmp_path / f"out{suffix}"
-    assert predict(["--ckpt_path", toy_checkpoint, str(folder), "--output", str(output), "--batch_size", "7"]) == 0
+    assert predict([*of(toy_checkpoint), str(folder), "--output", str(output), "--batch_size", "7"]) == 0
     rows = rows_of(output)
     assert [row["input"] for row in rows] == [str(folder / f"{number:03}.png") for number in range(40)]
     names = [f"probability_{label}" for label in ToyData.labels]
@@ -75,7 +75,7 @@ def test_images_of_any_size_and_mode_are_read_and_notes_are_kept(
         for path in folder.glob("*.png"):
             change(Image.open(path)).save(made / name / f"{path.stem}{'.tif' if name == 'cmyk' else '.png'}")
     output = tmp_path / "out.csv"
-    assert predict(["--ckpt_path", toy_notes, *(str(made / name) for name in changes), "--output", str(output)]) == 0
+    assert predict([*of(toy_notes), *(str(made / name) for name in changes), "--output", str(output)]) == 0
     rows = rows_of(output)
     for number, name in enumerate(changes):
         part = rows[40 * number : 40 * number + 40]
@@ -96,7 +96,7 @@ def test_what_is_no_image_is_a_row_with_an_error_and_the_run_goes_on(
     given = [tmp_path / "garbage.png", folder / "001.png", tmp_path / "empty.jpg", tmp_path / "missing.png"]
     given += [tmp_path / "half.png", tmp_path / "nothing", folder / "002.png"]
     output = tmp_path / "out.csv"
-    words = ("--ckpt_path", toy_checkpoint, *map(str, given), "--output", str(output))
+    words = (*of(toy_checkpoint), *map(str, given), "--output", str(output))
     done = program(*words, module="src.predict", REAL_INTERPRETER="1")
     assert done.returncode == 3, done.stderr
     assert "5 of 7 inputs could not be used" in done.stderr
@@ -127,7 +127,7 @@ def text_files(tmp_path: Path) -> list[str]:
 
 def test_texts_of_lines_and_tables_are_classified(toy_texts: str, text_files: list[str], tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
-    assert predict(["--ckpt_path", toy_texts, *text_files, "--output", str(output)]) == 3
+    assert predict([*of(toy_texts), *text_files, "--output", str(output)]) == 3
     rows = rows_of(output)
     assert [row["input"].rpartition("/")[2] for row in rows] == [
         *(f"lines.txt:{number}" for number in range(1, 7)),
@@ -147,14 +147,14 @@ def test_a_table_that_breaks_off_is_an_error_behind_its_good_rows(toy_texts: str
     (tmp_path / "no.parquet").write_bytes(b"PAR1 and nothing more")
     given = [str(tmp_path / name) for name in ("broken.csv", "other.csv", "no.parquet")]
     output = tmp_path / "out.csv"
-    assert predict(["--ckpt_path", toy_texts, *given, "--output", str(output)]) == 3
+    assert predict([*of(toy_texts), *given, "--output", str(output)]) == 3
     rows = rows_of(output)
     errors = [row["error"] for row in rows if row["error"]]
     assert re.search("row 2", errors[0])
     assert "has no column words, it has speech: give --text_column" in errors[1]
     assert "not a .parquet file that can be read" in errors[2]
     named = tmp_path / "named.csv"
-    assert predict(["--ckpt_path", toy_texts, given[1], "--output", str(named), "--text_column", "speech"]) == 0
+    assert predict([*of(toy_texts), given[1], "--output", str(named), "--text_column", "speech"]) == 0
     assert rows_of(named)[0]["label"] == "good"
 
 
@@ -165,8 +165,8 @@ def test_classes_are_named_where_the_task_takes_their_names(
     output = tmp_path / "out.csv"
     words = [str(folder), "--output", str(output), "--labels", "right side", "left side", "middle"]
     with pytest.raises(InputError, match="Classifier tells the classes it was trained on: leave it out"):
-        predict(["--ckpt_path", toy_checkpoint, *words])
-    assert predict(["--ckpt_path", toy_matcher, *words]) == 0
+        predict([*of(toy_checkpoint), *words])
+    assert predict([*of(toy_matcher), *words]) == 0
     rows = rows_of(output)
     assert [row["label"].removesuffix(" side") for row in rows] == wanted
     assert list(rows[0])[2:5] == ["probability_right side", "probability_left side", "probability_middle"]
@@ -179,7 +179,7 @@ def test_two_processes_write_each_input_once_in_order(
     folder, _ = files
     given = [str(path) for path in sorted(folder.iterdir())[:count]]
     alone, shared = tmp_path / "alone.csv", tmp_path / "shared.parquet"
-    words = ("--ckpt_path", toy_checkpoint, "--accelerator=cpu", "--precision=32-true", "--batch_size=3", *given)
+    words = (*of(toy_checkpoint), "--accelerator=cpu", "--precision=32-true", "--batch_size=3", *given)
     assert predict([*words, "--output", str(alone)]) == 0
     two = ("--devices=2", "--strategy=ddp", "--output", str(shared))
     done = program(*words, *two, module="src.predict", OMP_NUM_THREADS="1")
@@ -209,7 +209,7 @@ def test_memory_does_not_grow_with_the_number_of_texts(toy_texts: str, tmp_path:
                 f"a fine film with number {number} of very many that are in this long table\n" for number in range(rows)
             )
         ours, theirs = CONTEXT.Pipe()
-        words = ["--ckpt_path", toy_texts, str(table), "--output", str(output), "--batch_size", "512"]
+        words = [*of(toy_texts), str(table), "--output", str(output), "--batch_size", "512"]
         process = CONTEXT.Process(target=measure, args=(words, theirs))
         process.start()
         process.join()
@@ -249,7 +249,7 @@ def test_what_cannot_work_ends_the_command_with_one_line(
     image.write_bytes((files[0] / "000.png").read_bytes())
     Path(f"{image}.csv").write_text("mine")
     given = [word.replace("{image}", str(image)) for word in words]
-    assert re.search(message, one_line(command.main, monkeypatch, capsys, "--ckpt_path", toy_checkpoint, *given))
+    assert re.search(message, one_line(command.main, monkeypatch, capsys, *of(toy_checkpoint), *given))
     assert Path(f"{image}.csv").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000.png", "000.png.csv"]
 
@@ -264,7 +264,7 @@ def test_a_worker_that_dies_is_one_error_and_no_table(
     monkeypatch.setattr(
         "src.engine.deploy.inputs.PreparedInputs.__iter__", lambda self: os.kill(os.getpid(), signal.SIGKILL)
     )
-    words = ("--ckpt_path", toy_checkpoint, str(files[0]), "--output", str(tmp_path / "out.csv"))
+    words = (*of(toy_checkpoint), str(files[0]), "--output", str(tmp_path / "out.csv"))
     line = one_line(command.main, monkeypatch, capsys, *words, "--num_workers", "1")
     assert re.match(r"error: a process that loads data has died.* Give a smaller num_workers$", line)
     assert not list(tmp_path.iterdir())
@@ -272,4 +272,4 @@ def test_a_worker_that_dies_is_one_error_and_no_table(
 
 def test_a_language_model_is_refused(toy_writer: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a language model: give it to src\.generate"):
-        predict(["--ckpt_path", toy_writer, str(tmp_path), "--output", str(tmp_path / "out.csv")])
+        predict([*of(toy_writer), str(tmp_path), "--output", str(tmp_path / "out.csv")])

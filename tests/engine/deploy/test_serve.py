@@ -23,7 +23,18 @@ from starlette.requests import Request
 from src import serve as command
 from src.engine.deploy import service as deployed
 from src.engine.deploy.inference import Inference
-from tests.engine.deploy.served import TOKEN, Answer, Service, free_port, one_line, raw, service, toy_samples
+from tests.engine.deploy.served import (
+    TOKEN,
+    TRUSTED,
+    Answer,
+    Service,
+    free_port,
+    of,
+    one_line,
+    raw,
+    service,
+    toy_samples,
+)
 from tests.engine.deploy.toys import HELD
 
 
@@ -41,7 +52,7 @@ def samples() -> list[tuple[Image.Image, bytes]]:
 @pytest.fixture(scope="module")
 def offline(toy_checkpoint: str, samples: list[tuple[Image.Image, bytes]]) -> list[list[float]]:
     """What predicting without a server gives for each."""
-    inference = Inference(toy_checkpoint)
+    inference = Inference(toy_checkpoint, trust=[TRUSTED])
     with torch.no_grad():
         values: list[list[float]] = inference.probabilities(
             inference.prepare([image for image, _ in samples])[0]
@@ -176,7 +187,7 @@ def test_a_body_that_does_not_arrive_is_given_up(toy_checkpoint: str, monkeypatc
         await asyncio.Event().wait()
 
     monkeypatch.setattr(deployed, "BODY_SECONDS", 0.01)
-    receive = deployed.Receiver(Inference(toy_checkpoint), None, 1000)
+    receive = deployed.Receiver(Inference(toy_checkpoint, trust=[TRUSTED]), None, 1000)
     with pytest.raises(HTTPException, match="the body did not arrive") as refusal:
         asyncio.run(receive(Request({"type": "http", "headers": []}, nothing_comes)))
     assert refusal.value.status_code == 408
@@ -229,11 +240,11 @@ def test_a_writer_repeats_itself_for_a_seed(writer_service: Service) -> None:
     assert writer_service.generate({**ASK, "seed": None}).status == 200
 
 
-def test_a_text_comes_while_it_is_written(writer_service: Service) -> None:
-    writer_service.held.touch()
+def test_a_text_comes_while_it_is_written(writer_service: Service, held: Path) -> None:
+    held.touch()
     answer = writer_service.stream("/generate", ASK)
     begun = answer.read(1)
-    writer_service.held.unlink()
+    held.unlink()
     assert begun + answer.read() == writer_service.generate(ASK).body
 
 
@@ -344,7 +355,7 @@ def test_what_cannot_work_ends_the_command_with_one_line(
 ) -> None:
     monkeypatch.setattr("uvicorn.Server.run", lambda *_: pytest.fail("it serves"))
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
-    given = ("--ckpt_path", toy_checkpoint, "--port", str(free_port()), *words)
+    given = (*of(toy_checkpoint), "--port", str(free_port()), *words)
     try:
         assert re.search(message, one_line(command.main, monkeypatch, capsys, *given))
     finally:
@@ -359,5 +370,5 @@ def test_a_port_that_is_taken_is_one_line(
         one.bind(("127.0.0.1", 0))
         one.listen()
         port = one.getsockname()[1]
-        line = one_line(command.main, monkeypatch, capsys, "--ckpt_path", toy_checkpoint, "--port", str(port))
+        line = one_line(command.main, monkeypatch, capsys, *of(toy_checkpoint), "--port", str(port))
     assert f"--port {port} of 127.0.0.1 cannot be had" in line

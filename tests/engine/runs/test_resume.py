@@ -77,7 +77,7 @@ def test_a_checkpoint_of_the_best_epoch_goes_on_bit_by_bit_too(train: Train, tmp
 def test_three_kills_at_random_moments_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--kills=3", f"--folder={tmp_path}", "--", f"--config={RECIPE}", *TOY, "--max_epochs=40"]
+    words = ["--kills=3", f"--folder={tmp_path}", "--", f"--config={RECIPE}", *TOY, "--max_epochs=30"]
     monkeypatch.setattr(sys, "argv", ["kill.py", *words])
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,7 @@
 """What a run writes beside its checkpoints."""
 
 import importlib.metadata
+import inspect
 import json
 import subprocess
 import sys
@@ -52,10 +53,6 @@ def test_what_is_not_a_number_becomes_null(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": None, "b": None, "c": 1.0}
 
 
-def test_the_source_of_the_data_is_among_the_hyperparameters(train: Callable[..., Run]) -> None:
-    assert "data_source: toy" in (train("fit", *SHORT).folder / "hparams.yaml").read_text()
-
-
 def test_the_environment_names_versions_commit_and_hardware(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def git(*words: str) -> str:
         identity = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -84,12 +81,14 @@ def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1.0}
 
 
-@pytest.mark.slow
 def test_the_peak_memory_is_the_runs_own_and_not_what_its_parent_had() -> None:
-    command = "from src.engine.runs.run_record import _peak_memory_mb; print(_peak_memory_mb())"
+    source = inspect.getsource(run_record._peak_memory_mb)
+    no_gpu = "SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))"  # torch itself takes seconds
+    imports = "import re, sys\nfrom pathlib import Path\nfrom types import SimpleNamespace"
+    command = f"{imports}\ntorch = {no_gpu}\n{source}\nprint(_peak_memory_mb())"
     parent = (
-        "import subprocess, sys; filled = b'1' * 2**31; del filled;"
+        "import subprocess, sys; filled = b'1' * 2**29; del filled;"
         " print(subprocess.run([sys.executable, '-c', sys.argv[1]], capture_output=True, text=True, check=True).stdout)"
     )
     done = subprocess.run([sys.executable, "-c", parent, command], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert 100 < float(done.stdout) < 1500
+    assert 1 < float(done.stdout) < 200

@@ -1,16 +1,27 @@
-"""Sharded checkpoints are whole or refused, and nothing in them is executed."""
+"""Sharded checkpoints are whole or refused, nothing in them is executed, and they become one file."""
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.checkpoint import state_dict_saver
 
-from src.engine.runs.checkpoint import damage, read_checkpoint
+from src import ROOT
+from src.engine.cli.cli import StarterCLI
+from src.engine.deploy.exporting import export
+from src.engine.runs.checkpoint import damage, load_model, read_checkpoint
 from src.engine.runs.sharded import REST, read_index, read_whole, replace_folder, write_checksums
+from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError
+from tests.conftest import Run
+from tests.engine.runs.processes import only_run, run_in, spy
 from tests.spies import Payload
+from tests.toy import RECIPE
+
+Train = Callable[..., Run]
 
 
 def sharded(folder: Path, **extra: object) -> Path:
@@ -82,3 +93,74 @@ def test_there_is_a_whole_checkpoint_at_any_moment(tmp_path: Path, monkeypatch: 
     replace_folder(sharded(tmp_path / ".last.ckpt-new"), path)
     assert seen == [[None], [None, None]]
     assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+# One file of shards
+
+
+def consolidate(given: Path, output: Path) -> None:
+    export(["--format=checkpoint", f"--ckpt_path={given}", f"--output={output}"])
+
+
+def test_shards_become_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, whole = sharded(tmp_path / "last.ckpt"), tmp_path / "whole.ckpt"
+    consolidate(folder, whole)
+    assert capsys.readouterr().out == f"written {whole}\n"
+    assert damage(whole) is None
+    checkpoint = torch.load(whole, weights_only=True)
+    assert checkpoint["state_dict"]["net.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert checkpoint["optimizer_states"][0]["state"][0]["step"] == 3
+    assert checkpoint["global_step"] == 3
+    with pytest.raises(InputError, match="is there already"):
+        consolidate(folder, whole)
+
+
+def test_only_whole_shards_become_one_file(tmp_path: Path, toy_checkpoint: str) -> None:
+    whole = tmp_path / "whole.ckpt"
+    for given in (Path(toy_checkpoint), tmp_path, tmp_path / "nowhere.ckpt"):
+        with pytest.raises(InputError, match=rf"--ckpt_path {given} is not a sharded checkpoint: give a folder of"):
+            consolidate(given, whole)
+    folder = sharded(tmp_path / "last.ckpt")
+    with (folder / "__0_0.distcp").open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=r"is damaged \(the checksum of __0_0.distcp is not that of its content\)"):
+        consolidate(folder, whole)
+    with pytest.raises(InputError, match=r"give a name that ends in \.ckpt for --format checkpoint"):
+        consolidate(folder, tmp_path / "whole.pt")
+    hostile = sharded(tmp_path / "hostile.ckpt", extra=Payload(tmp_path / "executed"))
+    with pytest.raises(InputError, match="is not loaded: it holds more than tensors and plain values"):
+        consolidate(hostile, whole)
+    assert not (tmp_path / "executed").exists()
+    assert not whole.exists()
+
+
+# FSDP2
+
+
+def test_fsdp2_trains_goes_on_and_becomes_one_file(
+    train: Train, parse: Callable[..., StarterCLI], tmp_path: Path
+) -> None:
+    exact = ("--model.net=tests.engine.runs.toys.BlockNet", "--max_epochs=2", "--precision=32-true")
+    exact = (*exact, "--lr_scheduler=null")  # which would end with the first part
+    fsdp2 = (f"--config={ROOT / 'configs' / 'strategy' / 'fsdp2.yaml'}", "--trainer.strategy.gather_dtype=float32")
+    one = train("fit", *exact, *spy(tmp_path / "one.json"))
+    two = tmp_path / "two"
+    run_in(two, "fit", f"--config={RECIPE}", *exact, *fsdp2, "--devices=2", "--trainer.max_steps=15")
+    last = only_run(two) / "checkpoints" / "last.ckpt"
+    assert last.is_dir()
+    run_in(two, "--run", str(only_run(two)), "--trainer.max_steps=20", *spy(tmp_path / "two.json"))
+    losses, others = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert len(losses) == 20
+    assert others == pytest.approx(losses[15:], rel=1e-4)
+
+    with pytest.raises(InputError, match=r"is sharded: give --config configs/strategy/fsdp2\.yaml too, or make one"):
+        parse("test", f"--ckpt_path={last}", "--trust=tests", "--strategy=auto", "--devices=1")
+    whole = tmp_path / "whole.ckpt"
+    consolidate(last, whole)
+    paths = (str(whole), str(one.folder / "checkpoints" / "last.ckpt"))
+    models = [load_model(read_checkpoint(path), "forward", path, Trust(("tests",))) for path in paths]
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.allclose(models[0](images), models[1](images), atol=1e-4)
+    on_one = ("--strategy=auto", "--devices=1", "--trainer.max_steps=22", "--max_epochs=3")
+    goes_on = train("fit", f"--ckpt_path={whole}", *exact, *on_one)
+    assert goes_on.cli.trainer.global_step == 22  # optimizer and all

@@ -3,11 +3,13 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from src.engine.runs.checkpoint import read_checkpoint
 from tests.conftest import wait_for
 from tests.toy import RECIPE
 
-EPOCHS = 200  # enough to be preempted before the end
+EPOCHS = 60  # enough to be preempted before the end
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 CONF = """
 ClusterName=test
@@ -53,16 +55,25 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         (folder / name).mkdir(parents=True)
     host = socket.gethostname().partition(".")[0]
     (folder / "slurm.conf").write_text(CONF.format(host=host, folder=folder, cpus=os.cpu_count()))
-    Path("/run/munge").mkdir(exist_ok=True)
-    shutil.chown("/run/munge", "munge")
-    subprocess.run(["runuser", "-u", "munge", "--", "munged", "--force"], check=False)
-    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    munge = ["runuser", "-u", "munge", "--", "munged"]
+    is_ours = subprocess.run(["munge", "-n"], capture_output=True).returncode != 0
+    if is_ours:  # no such service runs
+        Path("/run/munge").mkdir(exist_ok=True)
+        shutil.chown("/run/munge", "munge")
+        subprocess.run([*munge, "--force"], check=False)
+    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
     for name in ("slurmctld", "slurmd"):
         subprocess.run([name, "-L", str(folder / f"{name}.log")], env=environment, check=True)
     yield environment
     subprocess.run(["scancel", "--user=root"], env=environment, check=False)
+    end = time.monotonic() + 40  # a job that is left to end outlives its cluster
+    while subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout and time.monotonic() < end:
+        time.sleep(0.5)
     for name in ("slurmd", "slurmctld"):
-        subprocess.run(["pkill", "-f", f"{name} -L {folder}"], check=False)
+        with suppress(OSError, ValueError):  # it has not started
+            os.kill(int((folder / f"{name}.pid").read_text()), signal.SIGTERM)
+    if is_ours:
+        subprocess.run([*munge, "--stop"], check=False)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a run sets of its machine."""
+"""Settings of the machine."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from tests import forked
 
 
 def page_faults() -> int:
-    """Of twenty times 8 MB, written and freed."""
+    """Page faults of writing and freeing 8 MB twenty times."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
         torch.zeros(2 * 2**20)
@@ -23,7 +23,7 @@ def page_faults() -> int:
 
 
 def page_faults_before_and_after() -> tuple[int, int]:
-    """Of a C library that gives all memory back, and then of ours."""
+    """Page faults of a C library that returns all freed memory, and then with our setting."""
     for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
         ctypes.CDLL(None).mallopt(option, 128 * 1024)
     given_back = page_faults()
@@ -33,20 +33,20 @@ def page_faults_before_and_after() -> tuple[int, int]:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library is not glibc")
-def test_memory_of_a_step_serves_the_next() -> None:
-    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as process:  # the settings of malloc last
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    with ProcessPoolExecutor(1, mp_context=forked.CONTEXT) as process:  # malloc's settings cannot be undone
         given_back, kept = process.submit(page_faults_before_and_after).result()
     assert given_back > 20 * 1000
     assert kept < 1000
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     keep_freed_memory()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_what_the_environment_says_of_malloc_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malloc_settings_in_the_environment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MALLOC_")]:
         monkeypatch.delenv(name)
     made: list[tuple[int, int]] = []
@@ -60,7 +60,7 @@ def test_what_the_environment_says_of_malloc_is_left_alone(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("given", "expected"), [("auto", None), ("cpu", "cpu")])
 @pytest.mark.parametrize("found", [None, "cuda", "mps", "xpu"])
-def test_a_service_computes_on_the_accelerator_that_is_there(
+def test_a_service_uses_the_accelerator_it_finds(
     given: str, expected: str | None, found: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = pytest.importorskip("src.engine.deploy.service", reason="the service has been deleted")
@@ -73,6 +73,6 @@ def test_a_service_computes_on_the_accelerator_that_is_there(
     def move(device: torch.device) -> None:
         raise MovedError(device.type)
 
-    monkeypatch.setattr(service, "Inference", lambda path: SimpleNamespace(to=move))
+    monkeypatch.setattr(service, "Inference", lambda *_, **__: SimpleNamespace(to=move))
     with pytest.raises(MovedError, match=expected or found or "cpu"):
-        service.run_service(SimpleNamespace(accelerator=given, ckpt_path="best"))
+        service.run_service(SimpleNamespace(accelerator=given, ckpt_path="best", trust=[]))

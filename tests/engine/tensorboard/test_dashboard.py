@@ -18,7 +18,7 @@ def shown(run: Run) -> Any:
     return EventAccumulator(str(run.folder), size_guidance={"tensors": 0, "scalars": 0}).Reload()
 
 
-def test_training_and_validation_stand_in_one_chart(train: Train) -> None:
+def test_training_and_validation_share_one_chart(train: Train) -> None:
     events = shown(train(*SMALL, "--trainer.log_every_n_steps=2"))
     proto = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     layout = layout_pb2.Layout.FromString(proto)
@@ -30,14 +30,14 @@ def test_training_and_validation_stand_in_one_chart(train: Train) -> None:
     assert any(tag.startswith("lr-") for tag in scalars)
 
 
-def test_the_norm_of_the_gradients_is_logged_at_log_steps(train: Train) -> None:
+def test_the_gradient_norm_is_logged_at_log_steps(train: Train) -> None:
     run = train("fit", *SMALL, "--trainer.log_every_n_steps=2", "--trainer.gradient_clip_val=1e-3")
     norms = shown(run).Scalars("train/grad_norm")
     assert [norm.step for norm in norms] == [1, 3, 5, 7]
     assert all(norm.value > 10 * 1e-3 for norm in norms)  # before the clipping, which leaves a thousandth
 
 
-def test_the_norm_is_that_of_the_step(parse: Callable[..., StarterCLI]) -> None:
+def test_the_logged_norm_is_the_norm_of_all_gradients(parse: Callable[..., StarterCLI]) -> None:
     plain = ("--optimizer=SGD", "--optimizer.lr=1", "--lr_scheduler=null", "--precision=32-true")
     words = ("--trainer.log_every_n_steps=1", "--trainer.max_steps=1")
     cli = parse("fit", *SMALL, *plain, *words)
@@ -49,7 +49,7 @@ def test_the_norm_is_that_of_the_step(parse: Callable[..., StarterCLI]) -> None:
     assert norm.value == pytest.approx(float(torch.nn.utils.get_total_norm(steps)), rel=1e-4)
 
 
-def test_settings_and_final_metrics_are_on_the_page_of_hyperparameters(train: Train) -> None:
+def test_settings_and_final_metrics_are_on_the_hyperparameters_page(train: Train) -> None:
     run = train(*SMALL, "--optimizer.lr=0.003")
     folder = EventAccumulator(str(run.folder)).Reload()
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -64,7 +64,7 @@ def test_settings_and_final_metrics_are_on_the_page_of_hyperparameters(train: Tr
     assert [round(one.value, 6) for one in folder.Scalars("test/acc")] == [round(run.metrics["test/acc"], 6)]
 
 
-def test_what_a_run_may_have_other_than_the_next_has_the_names_of_the_command_line() -> None:
+def test_hyperparameters_have_the_names_of_the_command_line() -> None:
     net = {"class_path": "tests.toy.ToyNet", "init_args": {"width": 8, "loss": None}}
     tree = {
         "model": {"class_path": "src.tasks.classifier.Classifier", "init_args": {"net": net}},

@@ -18,7 +18,7 @@ from tests.conftest import Run
 from tests.engine.tensorboard.toys import FLAT
 
 Train = Callable[..., Run]
-SMALL = ("--trainer.limit_train_batches=2", "--optimizer.lr=1e-5")  # which leaves mistakes to be shown
+SMALL = ("--trainer.limit_train_batches=2", "--optimizer.lr=1e-5")  # too small to learn: leaves mistakes to show
 
 
 def shown(folder: Path) -> Any:
@@ -39,7 +39,7 @@ def test_images_have_a_grid_of_mistakes_and_a_curve_for_each_class(train: Train)
     assert not any(tag.startswith("val/") for tag in events.Tags()["images"])
 
 
-def test_what_is_no_image_is_listed_by_its_first_values(train: Train) -> None:
+def test_mistakes_that_are_not_images_are_listed_by_their_first_values(train: Train) -> None:
     run = train(*SMALL, *FLAT, "--max_epochs=1")
     with (run.folder / "confusion_matrix.csv").open() as file:
         header, *found = csv.reader(file)
@@ -59,19 +59,19 @@ def test_what_is_no_image_is_listed_by_its_first_values(train: Train) -> None:
     assert sure == sorted(sure, reverse=True)
 
 
-def test_they_are_drawn_after_every_second_epoch_where_that_is_asked_for(train: Train) -> None:
+def test_pictures_can_be_drawn_every_second_epoch(train: Train) -> None:
     words = ("--trainer.callbacks+=EvaluationPictures", "--trainer.callbacks.every_n_epochs=2")
     events = shown(train("fit", *SMALL, "--max_epochs=4", *words).folder)
     assert [image.step for image in events.Images("val/confusion matrix")] == [4, 8]
     assert "test/confusion matrix" not in events.Tags()["images"]
 
 
-def test_a_validation_draws_what_it_found(train: Train, toy_checkpoint: str) -> None:
+def test_a_validation_run_draws_a_confusion_matrix(train: Train, toy_checkpoint: str) -> None:
     run = train("validate", "--ckpt_path", toy_checkpoint)
     assert "val/confusion matrix" in shown(run.folder).Tags()["images"]
 
 
-def test_a_model_that_is_no_classifier_is_left_alone(train: Train) -> None:
+def test_a_model_that_is_not_a_classifier_gets_no_pictures(train: Train) -> None:
     boring = "lightning.pytorch.demos.boring_classes"
     words = (f"--model={boring}.BoringModel", f"--data={boring}.BoringDataModule", "--checkpoint.monitor=null")
     run = train(*words, "--trainer.max_steps=2")
@@ -80,7 +80,7 @@ def test_a_model_that_is_no_classifier_is_left_alone(train: Train) -> None:
     assert not (run.folder / "confusion_matrix.csv").exists()
 
 
-def test_a_curve_is_the_one_of_the_probabilities(tmp_path: Path) -> None:
+def test_the_curve_is_the_precision_recall_curve_of_the_probabilities(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(200, 3, generator=generator), torch.randint(3, (200,), generator=generator)
     confusion = MulticlassConfusionMatrix(3, ignore_index=-100)
@@ -102,14 +102,14 @@ def test_a_curve_is_the_one_of_the_probabilities(tmp_path: Path) -> None:
     found = torch.tensor(tensor_util.make_ndarray(curve.tensor_proto))  # (6, thresholds)
     precision, recall, _ = multiclass_precision_recall_curve(logits.softmax(1), targets, 3, thresholds=101)
     assert torch.allclose(found[5], recall[1, :-1])
-    some = recall[1, :-1] > 0  # where nothing is found, precision is a matter of taste
+    some = recall[1, :-1] > 0  # precision is undefined if nothing is found
     assert torch.allclose(found[4][some], precision[1, :-1][some])
     confidences, preds = logits.softmax(1).max(1)
     surest = confidences[preds != targets].sort(descending=True).values[:16]
     assert [mistake[0] for mistake in mistakes(events)] == [f"{confidence:.0%}" for confidence in surest.tolist()]
 
 
-def test_of_very_many_classes_no_figure_is_drawn(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_figure_is_drawn_for_very_many_classes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation_pictures, "MOST_CLASSES", 2)
     run = train(*SMALL, "--max_epochs=1")
     assert "test/confusion matrix" not in shown(run.folder).Tags()["images"]

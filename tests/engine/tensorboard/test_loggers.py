@@ -1,4 +1,4 @@
-"""Loggers beside TensorBoard, each by its overlay."""
+"""Loggers beside TensorBoard: one overlay each."""
 
 import csv
 import sqlite3
@@ -14,7 +14,7 @@ Train = Callable[..., Run]
 SMALL = ("--model.net.width=4", "--config=configs/debug/one_batch.yaml")
 
 
-def test_csv_lies_in_the_run_folder_beside_tensorboards_file(train: Train) -> None:
+def test_csv_is_written_to_the_run_folder(train: Train) -> None:
     run = train(*SMALL, "--config=configs/logger/csv.yaml")
     with (run.folder / "csv" / "version_0" / "metrics.csv").open() as file:
         logged = [row["test/acc"] for row in csv.DictReader(file) if row["test/acc"]]
@@ -23,7 +23,7 @@ def test_csv_lies_in_the_run_folder_beside_tensorboards_file(train: Train) -> No
     assert "save_dir: .\n" in (run.folder / "config.yaml").read_text()
 
 
-def test_mlflow_keeps_its_runs_in_a_file(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_writes_its_runs_to_a_file(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "logs").mkdir()
@@ -44,7 +44,7 @@ def test_weights_and_biases_works_without_a_network(train: Train) -> None:
     assert "test/acc" in wait_for("test/acc", kept, 60)
 
 
-def test_a_logger_that_cannot_be_had_leaves_no_run_folder(train: Train, tmp_path: Path) -> None:
+def test_a_logger_that_cannot_be_created_leaves_no_run_folder(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--trainer\.logger cannot be used"):
         train(*SMALL, "--config=configs/logger/mlflow.yaml", "--trainer.logger.tracking_uri=nosql://x")
     assert not list((tmp_path / "logs").rglob("version_*"))

@@ -52,13 +52,13 @@ def test_the_batch_is_shown_as_the_network_sees_it(train: Train) -> None:
     assert abs(plain[image] + negative[image] - 255).max() <= 1
 
 
-def test_a_network_of_other_data_has_a_graph_and_no_pictures(train: Train) -> None:
+def test_a_network_for_other_data_gets_a_graph_but_no_pictures(train: Train) -> None:
     events = shown(train("fit", *SHORT, *FLAT).folder)
     assert b"layers" in events.Graph().SerializeToString()
     assert not [tag for tag in events.Tags()["images"] if tag.startswith("network/")]
 
 
-def test_a_network_is_drawn_without_a_trace_in_it(tmp_path: Path) -> None:
+def test_drawing_does_not_change_the_network(tmp_path: Path) -> None:
     net = ToyNet(dropout=0.5)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     random = torch.get_rng_state()
@@ -75,7 +75,7 @@ def test_a_network_is_drawn_without_a_trace_in_it(tmp_path: Path) -> None:
     assert b"conv" in shown(tmp_path).Graph().SerializeToString()
 
 
-def test_drawing_changes_neither_the_network_nor_the_run(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_the_same_with_and_without_pictures(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = train(*SHORT)
     monkeypatch.setattr(NetworkPictures, "on_train_batch_start", lambda *_: None)
     plain = train(*SHORT)

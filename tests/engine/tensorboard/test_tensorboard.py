@@ -17,7 +17,7 @@ def test_a_browser_shows_the_curves_the_pictures_and_the_settings_of_a_run(tmp_p
     if chromium() is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     recipe = f"--config={toy.RECIPE}"
-    fit(tmp_path, recipe, "--max_epochs=2", "--optimizer.lr=1e-5")  # which leaves mistakes to be shown
+    fit(tmp_path, recipe, "--max_epochs=2", "--optimizer.lr=1e-5")  # too small to learn: leaves mistakes to show
     StarterCLI(["test", recipe, "--accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'logs'}"], 0.0).run()
     found = take(tmp_path / "logs", tmp_path)
     assert re.search(r"training and validation.*acc.*f1.*loss.*optimizer", found["curves"], re.DOTALL)

@@ -6,7 +6,7 @@ from tests.toy import Batch, ToyData
 
 
 class NegativeData(ToyData):
-    """Dark where a toy image is bright, once a batch is on its device."""
+    """Toy images that are negated once a batch is on its device."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         images, targets = batch

@@ -70,7 +70,7 @@ def test_nothing_is_compiled_once_training_has_begun(
     assert set(graphs) == {"before"}
 
 
-def test_a_model_without_a_network_of_its_own_is_one_line(train: Train) -> None:
+def test_compiling_a_model_without_a_network_is_one_line(train: Train) -> None:
     with pytest.raises(InputError, match=r"--compile needs a task such as \w*Classifier, and BoringModel is none"):
         train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
 
@@ -85,7 +85,7 @@ def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "forward", fail)
 
 
-def test_what_cannot_be_compiled_is_one_line(
+def test_a_compiler_error_is_one_line(
     train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_compiler(monkeypatch)
@@ -93,7 +93,7 @@ def test_what_cannot_be_compiled_is_one_line(
         train(*SHORT, "--compile")
 
 
-def test_so_it_is_in_an_evaluation_and_where_a_file_asks_for_it(
+def test_a_compiler_error_in_an_evaluation_is_one_line_too(
     train: Train,
     eager: list[torch.nn.Module],
     tmp_path: Path,
@@ -118,7 +118,7 @@ def test_the_real_compiler_trains_and_its_checkpoint_is_tested_without_it(train:
     exact = ("--precision=32-true", "--trainer.limit_val_batches=1")
     run = train(*SHORT, "--model.net=tests.toy.ToyMLP", "--model.net.hidden=8", "--compile", *exact)
     checkpoint = run.folder / "checkpoints" / "last.ckpt"
-    again = train("validate", f"--ckpt_path={checkpoint}", *exact)
+    again = train("validate", f"--ckpt_path={checkpoint}", "--trust=tests.toy", *exact)
     assert again.cli.model.net._compiled_call_impl is None
     assert again.metrics["val/loss"] == pytest.approx(run.metrics["val/loss"], rel=1e-4)
     task = Classifier.load_from_checkpoint(checkpoint, weights_only=True)

@@ -19,7 +19,7 @@ def metrics() -> DeferredMetrics:
 
 
 def steps(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """What so many steps see, each of five samples."""
+    """Predictions and targets of some steps of five samples."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (count, 2, 5), generator=generator)
     return [{"preds": preds, "target": target} for preds, target in labels]
@@ -39,7 +39,7 @@ def test_the_value_is_that_of_all_steps_together(at_once: int, monkeypatch: pyte
     assert not found.has_seen("val")
 
 
-def test_they_take_nothing_while_the_program_may_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_are_not_updated_while_the_program_may_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 3)
     taken = []
 
@@ -55,18 +55,18 @@ def test_they_take_nothing_while_the_program_may_not_wait(monkeypatch: pytest.Mo
     found.add("train", {"value": torch.tensor(5.0)})
     assert taken == [[0, 1, 2, 3, 4, 5]]
     found.add("train", {"value": torch.tensor(6.0)})
-    assert len(taken) == 1  # one alone is not worth a call
+    assert len(taken) == 1  # one is too few for an update
     assert found["train"].compute() == {"train/sum": 21}
 
 
-def test_numbers_are_taken_like_tensors() -> None:
+def test_numbers_are_accepted_like_tensors() -> None:
     found = DeferredMetrics(MetricCollection({"sum": SumMetric()}))
     for number in (1, 2, 3):
         found.add("val", {"value": number})
     assert found["val"].compute() == {"val/sum": 6}
 
 
-def test_what_is_not_logged_sees_validation_and_test_but_not_training() -> None:
+def test_unlogged_metrics_see_validation_and_test_but_not_training() -> None:
     found = metrics()
     for stage in ("train", "val", "test"):
         found.add(stage, steps(1)[0])
@@ -75,7 +75,7 @@ def test_what_is_not_logged_sees_validation_and_test_but_not_training() -> None:
     assert found.unlogged["confusion"].compute().sum() == 10
 
 
-def test_a_reset_forgets_all_that_was_seen_and_all_that_waits() -> None:
+def test_a_reset_forgets_everything() -> None:
     found = metrics()
     for stage in ("train", "val"):
         found.add(stage, steps(1)[0])
@@ -88,7 +88,7 @@ def test_a_reset_forgets_all_that_was_seen_and_all_that_waits() -> None:
 
 @pytest.mark.parametrize("at_once", [2, 50])
 @pytest.mark.parametrize("processes", [1, 3])
-def test_a_half_seen_epoch_goes_on_from_what_every_process_saved(
+def test_half_an_epoch_resumes_from_the_states_of_all_processes(
     processes: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", at_once)
@@ -107,7 +107,7 @@ def test_a_half_seen_epoch_goes_on_from_what_every_process_saved(
     assert found["train"].compute() == {"train/acc": pytest.approx(accuracy(seen))}
 
 
-def test_their_state_can_be_kept_in_a_checkpoint_that_runs_no_code(tmp_path: Any) -> None:
+def test_the_state_can_be_saved_as_plain_values(tmp_path: Any) -> None:
     found = metrics()
     for seen in steps(3):
         found.add("train", seen)

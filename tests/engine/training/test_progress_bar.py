@@ -29,12 +29,14 @@ Build = Callable[..., StarterCLI]
 
 @pytest.fixture
 def build(tmp_path: Path, recipe: tuple[str, ...]) -> Build:
-    """Build a run that shows its progress, and do not start it."""
+    """Build a run with a progress bar, without starting it."""
     root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
     return lambda *words: StarterCLI([*words, *recipe, "--accelerator=cpu", root], 0.0)
 
 
-def test_every_run_has_one_unless_it_brings_another_or_none(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_has_a_progress_bar_unless_it_names_another_or_none(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for is_terminal, words, expected in (
         (True, (), PacedProgressBar),
         (False, (), ProgressLines),
@@ -64,7 +66,7 @@ def test_a_bar_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pyt
 
 @pytest.fixture
 def on_a_terminal(tmp_path: Path, recipe: tuple[str, ...]) -> Callable[..., str]:
-    """What a run shows on a terminal of 100 columns."""
+    """The output of a run on a terminal of 100 columns."""
 
     def run(*words: str, **env: str) -> str:
         ours, theirs = pty.openpty()
@@ -91,7 +93,7 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(on_
     plain = CONTROL.sub("", shown)
     for epoch in (0, 1):
         assert re.search(rf"Epoch {epoch}/1\s.*10/10 .*it/s loss: [\d.]+\s+val/acc: [\d.]+", plain), plain
-    # The first bar is let go, and so stays, before there is a second: rich then shows the cursor again.
+    # The first bar ends, and so stays, before the second begins: rich shows the cursor again in between.
     assert re.search(r"Epoch 0/1.*\x1b\[\?25h.*Epoch 1/1", shown, re.DOTALL)
     assert "test/acc" in plain
     assert "Tip:" not in plain
@@ -100,13 +102,13 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(on_
     assert not warned
 
 
-def test_without_colour_where_nobody_wants_any(on_a_terminal: Callable[..., str]) -> None:
+def test_no_color_turns_colours_off(on_a_terminal: Callable[..., str]) -> None:
     shown = on_a_terminal("fit", "--max_epochs=1", NO_COLOR="1")
     assert "Epoch 0/0" in shown
     assert not COLOUR.search(shown)
 
 
-def test_where_nobody_watches_each_validation_is_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_each_validation_prints_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     build("--max_epochs=2", "--trainer.limit_train_batches=8", "--trainer.log_every_n_steps=4").run()
     said = re.findall(
         r"^epoch (\d), step (\d+) of 16, loss [\d.]+, val/acc [\d.]+, [\d.]+ steps a second$",
@@ -116,7 +118,7 @@ def test_where_nobody_watches_each_validation_is_a_line(build: Build, capsys: py
     assert said == [("1", "8"), ("2", "16")]
 
 
-def test_long_epochs_and_long_tests_are_heard_of_twice_a_minute(
+def test_long_epochs_and_long_tests_print_a_line_twice_a_minute(
     build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(0, 10**6, 16))
@@ -128,14 +130,14 @@ def test_long_epochs_and_long_tests_are_heard_of_twice_a_minute(
     assert re.search(r"^test: batch \d of 5$", said, re.MULTILINE)
 
 
-def test_the_rate_is_that_of_training_alone(
+def test_the_printed_rate_leaves_validation_out(
     build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     class Clock(Callback):
-        """A step takes half a second, a batch of validation forty."""
+        """A training step takes half a second, a validation batch 40 seconds."""
 
         def on_train_batch_start(self, *args: Any) -> None:
             now[0] += 0.5
@@ -151,20 +153,20 @@ def test_the_rate_is_that_of_training_alone(
     assert re.findall(r"([\d.]+) steps a second", said) == ["2.0", "2.0"]
 
 
-def test_without_validation_each_epoch_is_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_validation_each_epoch_prints_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     build("fit", "--max_epochs=2", "--trainer.limit_val_batches=0", "--checkpoint.monitor=null").run()
     assert len(re.findall("^epoch", capsys.readouterr().out, re.MULTILINE)) == 2
 
 
 @pytest.mark.parametrize("words", [("--trainer.enable_progress_bar=false",), ("--quiet",)])
-def test_lines_are_left_out_where_that_is_wanted(
+def test_no_lines_are_printed_without_a_progress_bar_or_under_quiet(
     build: Build, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     build("fit", "--max_epochs=1", *words).run()
     assert "epoch 1" not in capsys.readouterr().out
 
 
-def test_quiet_leaves_warnings_and_what_came_out(tmp_path: Path, recipe: tuple[str, ...]) -> None:
+def test_quiet_prints_only_warnings_and_results(tmp_path: Path, recipe: tuple[str, ...]) -> None:
     short = ("--max_epochs=1", "--trainer.limit_train_batches=2", "--accelerator=cpu")
     done = program("--quiet", *recipe, *short, f"--trainer.default_root_dir={tmp_path}")
     assert done.returncode == 0

@@ -17,7 +17,7 @@ Train = Callable[..., Run]
 SHORT = ("fit", "--max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=4")
 
 
-def test_images_a_second_are_logged_at_log_steps(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_per_second_are_logged_at_log_steps(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = itertools.count()
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
     run = train(*SHORT, "--trainer.limit_train_batches=9", "--data.batch_size=10")
@@ -34,7 +34,7 @@ def test_text_is_counted_in_tokens(train: Train) -> None:
     assert metrics["speed/tokens_per_second"] == pytest.approx(length * metrics["speed/samples_per_second"], rel=1e-4)
 
 
-def test_utilisation_is_operations_over_the_chips_peak(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mfu_is_the_flops_divided_by_the_chips_peak(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 1e12)
     run = train(*SHORT, "--trainer.limit_train_batches=8", "--data.batch_size=10")
     batch = (torch.zeros(10, 1, SIDE, SIDE), torch.zeros(10))
@@ -42,13 +42,13 @@ def test_utilisation_is_operations_over_the_chips_peak(train: Train, monkeypatch
     assert run.metrics["speed/mfu"] == pytest.approx(rate / 1e12, rel=1e-3)
 
 
-def test_operations_of_a_perceptron_equal_a_count_by_hand() -> None:
+def test_flops_of_a_perceptron_equal_a_manual_count() -> None:
     first, second = 2 * 10 * SIDE * SIDE * 16, 2 * 10 * 16 * CLASSES
     # Backward each layer has as many for its weights, and the second as many again for its input.
     assert training_flops(ToyMLP(hidden=16), (torch.zeros(10, SIDE * SIDE), torch.zeros(10))) == 2 * first + 3 * second
 
 
-def test_a_network_that_cannot_be_counted_is_trained_without_its_utilisation(
+def test_a_network_whose_flops_cannot_be_counted_trains_without_mfu(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def uncountable(*_: object) -> float:
@@ -62,7 +62,7 @@ def test_a_network_that_cannot_be_counted_is_trained_without_its_utilisation(
     assert "speed/mfu" not in run.metrics
 
 
-def test_without_log_steps_it_is_left_out_or_refused(train: Train) -> None:
+def test_throughput_needs_log_steps(train: Train) -> None:
     short = ("fit", "--trainer.log_every_n_steps=0")
     run = train(*short, "--trainer.limit_train_batches=2", "--max_epochs=1")
     assert not any(name.startswith("speed/") for name in run.metrics)

@@ -52,7 +52,7 @@ def test_any_optimizer_of_torch_trains_with_its_own_arguments(
         ("CosineAnnealingLR", ("--lr_scheduler_interval=epoch",), 2),
     ],
 )
-def test_a_schedule_learns_the_length_of_the_run(
+def test_a_schedule_gets_the_length_of_the_run(
     train: Train, name: str, arguments: tuple[str, ...], length: int
 ) -> None:
     run = train(*SHORT, f"--lr_scheduler={name}", *arguments)
@@ -72,7 +72,7 @@ def test_a_schedule_learns_the_length_of_the_run(
         (("--lr_scheduler.div_factor=0",), "OneCycleLR does not take its arguments: float division by zero"),
     ],
 )
-def test_an_argument_that_an_optimizer_or_schedule_refuses_is_one_line(
+def test_a_bad_argument_of_an_optimizer_or_schedule_is_one_line(
     train: Train, words: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
@@ -80,14 +80,14 @@ def test_an_argument_that_an_optimizer_or_schedule_refuses_is_one_line(
 
 
 @pytest.mark.parametrize(("interval", "moves"), [("step", 8), ("epoch", 2)])
-def test_schedules_move_by_step_unless_told_otherwise(train: Train, interval: str, moves: int) -> None:
+def test_schedules_move_every_step_by_default(train: Train, interval: str, moves: int) -> None:
     schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=1", "--lr_scheduler.gamma=0.5")
     options = () if interval == "step" else ("--lr_scheduler_interval=epoch",)
     run = train(*SHORT, "--optimizer.lr=1.0", *schedule, *options)
     assert run.cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5**moves)
 
 
-def test_reduce_on_plateau_watches_a_metric_by_epoch(train: Train) -> None:
+def test_reduce_on_plateau_watches_a_metric_every_epoch(train: Train) -> None:
     run = train(*SHORT, "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss")
     config = run.cli.trainer.lr_scheduler_configs[0]
     assert isinstance(config.scheduler, ReduceLROnPlateau)
@@ -115,12 +115,12 @@ def test_parameters_made_after_parsing_are_trained(parse: Callable[..., StarterC
         (("--optimizer=Adagrad",), True),
     ],
 )
-def test_an_optimizer_is_fused_where_it_can_be(train: Train, options: tuple[str, ...], fused: bool | None) -> None:
+def test_an_optimizer_is_fused_if_possible(train: Train, options: tuple[str, ...], fused: bool | None) -> None:
     run = train(*ONE, *options)
     assert run.cli.trainer.optimizers[0].param_groups[0]["fused"] is fused
 
 
-def test_a_schedule_over_a_run_without_end_is_an_error(parse: Callable[..., StarterCLI]) -> None:
+def test_a_schedule_for_an_endless_run_is_an_error(parse: Callable[..., StarterCLI]) -> None:
     cli = parse("--max_epochs=-1")
     cli.trainer.strategy.connect(cli.model)
     cli.model.trainer = cli.trainer
@@ -145,9 +145,7 @@ def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(("before", "now"), [("true", "false"), ("false", "true")])
-def test_a_run_that_goes_on_steps_as_it_is_told_and_not_as_the_checkpoint_did(
-    train: Train, before: str, now: str
-) -> None:
+def test_a_resumed_run_uses_its_own_fused_setting_not_the_checkpoints(train: Train, before: str, now: str) -> None:
     short = ("fit", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
     first = train(*short, "--max_epochs=1", f"--optimizer.fused={before}")
     path = first.folder / "checkpoints" / "last.ckpt"

@@ -20,7 +20,7 @@ def test_hidden_matrices_are_those_between_embedding_and_output_layer() -> None:
     assert hidden == {id(net.blocks[0].weight), id(net.blocks[2].weight)}
 
 
-def test_tied_weights_are_no_hidden_matrix() -> None:
+def test_tied_weights_are_not_a_hidden_matrix() -> None:
     net = token_net(tie_weights=True)
     hidden = {id(p) for group in decay_groups(net) if group["hidden"] for p in group["params"]}
     assert id(net.head.weight) not in hidden
@@ -35,7 +35,7 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert set(decayed.values()) == {0.0, 0.1}
 
 
-def test_the_output_layer_may_have_a_learning_rate_of_its_own() -> None:
+def test_the_output_layer_can_have_its_own_learning_rate() -> None:
     net = token_net()
     optimizer = torch.optim.AdamW(decay_groups(net, head_lr=0.5), lr=0.1)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

@@ -22,7 +22,7 @@ def step(net: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int = 3
             optimizer.zero_grad()
 
 
-def test_it_does_what_muon_and_adamw_do_apart() -> None:
+def test_it_equals_muon_and_adamw_run_separately() -> None:
     together, apart = token_net(), token_net()
     step(together, [MuonWithAdamW(decay_groups(together), lr=0.02, adamw_lr=0.01, weight_decay=0.1, momentum=0.9)])
     hidden = [p for name, p in apart.named_parameters() if name.startswith("blocks") and p.ndim == 2]
@@ -36,7 +36,7 @@ def test_it_does_what_muon_and_adamw_do_apart() -> None:
         assert not torch.equal(old, new), name
 
 
-def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
+def test_training_continues_exactly_from_a_saved_state() -> None:
     whole, half, rest = token_net(), token_net(), token_net()
     step(whole, [MuonWithAdamW(decay_groups(whole))], 6)
     optimizer = MuonWithAdamW(decay_groups(half))
@@ -49,7 +49,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been() -> None:
     assert all(torch.equal(a, b) for a, b in zip(rest.parameters(), whole.parameters(), strict=True))
 
 
-def test_a_schedule_moves_both_rates() -> None:
+def test_a_schedule_changes_both_learning_rates() -> None:
     optimizer = MuonWithAdamW(decay_groups(token_net()), lr=0.02, adamw_lr=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.005}
@@ -97,7 +97,7 @@ def test_clipping_accumulation_and_resume_work_as_with_any_optimizer(train: Call
     (optimizer,) = half.cli.trainer.optimizers
     assert isinstance(optimizer, MuonWithAdamW)
     assert [group["hidden"] for group in optimizer.param_groups].count(True) == 1
-    assert half.cli.trainer.global_step == 4  # of 7 batches, the last one alone
+    assert half.cli.trainer.global_step == 4  # from 7 batches: the last one steps alone
     last = str(half.folder / "checkpoints" / "last.ckpt")
     resumed = train(*words, "--max_epochs=2", "--ckpt_path", last)
     whole = train(*words, "--max_epochs=2")

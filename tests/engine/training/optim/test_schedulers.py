@@ -30,7 +30,7 @@ def test_cosine_falls_to_eta_min_after_t_max() -> None:
     assert groups.param_groups[0]["lr"] == pytest.approx(0.02)
 
 
-def test_cosine_outside_of_a_run_needs_its_length() -> None:
+def test_cosine_outside_a_run_needs_t_max() -> None:
     with pytest.raises(ValueError, match="needs T_max"):
         CosineAnnealingLR(optimizer(0.1))
 
