@@ -1,14 +1,14 @@
-# `make help` lists what there is. Variables, each optional:
-#   ARGS="..."       options for the program, as in: make train ARGS="--max_epochs 1"
-#   LOCKED=1         install the exact versions of requirements.lock, hashes checked
-#   TORCH=cpu        install PyTorch's CPU build where the index has one
-#   PYTHON=python3.N the Python that makes .venv, 3.11 or newer
+# `make help` lists the commands. Optional variables:
+#   ARGS="..."       options for the program, for example: make train ARGS="--max_epochs 1"
+#   LOCKED=1         install the exact versions of requirements.lock and check their hashes
+#   TORCH=cpu        install PyTorch's CPU build if the index has one
+#   PYTHON=python3.N the Python for .venv, 3.11 or newer
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 KIND := $(if $(LOCKED),locked,bounds)$(if $(TORCH),-$(TORCH))
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-# The CPU build 2.x+cpu sorts above 2.x, so pip takes it where this index can be reached, and else goes on without.
+# The CPU build 2.x+cpu sorts above 2.x: pip installs it if this index can be reached, else the default build.
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
@@ -17,16 +17,16 @@ TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https:/
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-train: .venv/.$(KIND)  ## set up if need be, then train and test the default recipe
+train: .venv/.$(KIND)  ## set up if needed, then train and test the default recipe
 	@$(BIN)/python -m src.train $(ARGS)
 
-test: .venv/.$(KIND)-dev  ## set up if need be, then run the tests
+test: .venv/.$(KIND)-dev  ## set up if needed, then run the tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-coverage: .venv/.$(KIND)-dev  ## run the tests of `make test` and say which lines of src they leave out; half as long again
+coverage: .venv/.$(KIND)-dev  ## run the same tests and list the lines of src they do not run; takes 1.5 times as long
 	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
 
-test-slow: .venv/.$(KIND)-dev  ## run the tests that take long
+test-slow: .venv/.$(KIND)-dev  ## run the slow tests
 	@$(BIN)/python -m pytest -m slow --dist worksteal $(ARGS)
 
 lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-commit hooks do
@@ -35,21 +35,21 @@ lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-com
 tensorboard: .venv/.$(KIND)  ## show the curves of all runs
 	@$(BIN)/tensorboard --logdir logs $(ARGS)
 
-bench: .venv/.$(KIND)-dev  ## measure speed and memory beside what others do, into benchmarks/results.json
+bench: .venv/.$(KIND)-dev  ## run the benchmarks and write benchmarks/results.json
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 figures: .venv/.$(KIND)-dev  ## write docs/figures.md; ARGS="--rerun NAME" trains again and compares
 	@$(BIN)/python benchmarks/figures.py $(ARGS)
 
-lock: .venv/.$(KIND)-dev  ## refresh requirements.lock from the bounds in pyproject.toml
+lock: .venv/.$(KIND)-dev  ## update requirements.lock within the bounds of pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --upgrade --quiet \
 		--no-emit-package lightning-starter --custom-compile-command "make lock" --output-file requirements.lock
 
-clean:  ## remove the virtual environment and caches; logs and data stay
+clean:  ## remove the virtual environment and caches; keep logs and data
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 ifneq ($(filter-out cpu,$(TORCH)),)
-$(error TORCH=$(TORCH): only TORCH=cpu is known; leave it out for the default build)
+$(error TORCH=$(TORCH): only TORCH=cpu is known; omit it for the default build)
 endif
 ifneq ($(and $(LOCKED),$(TORCH)),)
 $(error requirements.lock holds the hashes of the default builds: give LOCKED=1 or TORCH=cpu, not both)
@@ -57,7 +57,7 @@ endif
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "error: $(PYTHON) is not Python 3.11 or newer; give one that is, as in: make PYTHON=python3.12" >&2; exit 2; }
+		echo "error: $(PYTHON) is not Python 3.11 or newer; give a newer one: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/.bounds .venv/.bounds-cpu: pyproject.toml | .venv/bin/python

@@ -35,7 +35,7 @@ def nothing(*_: Any) -> list[Any]:
 
 STEPS_PER_UPDATE = "src.engine.training.deferred_metrics.STEPS_PER_UPDATE"
 KEEP_FREED_MEMORY = "src.engine.system.hardware.keep_freed_memory"
-VIEWS = "src.engine.training.default_callbacks.views"
+VIEWS = "src.engine.training.default_callbacks.tensorboard_callbacks"
 # By domain.
 CHANGES = {
     "vision": [

@@ -106,6 +106,7 @@ def _run(words: list[str], env: dict[str, str], cwd: str, fds: list[int], new_se
     os.chdir(cwd)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    multiprocessing.set_start_method(None, force=True)  # its own workers are its children, as ever
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     sys.argv = ["", *words[1:]]

@@ -13,7 +13,7 @@ from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
-from src.engine.system.randomness import seed_of
+from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded
 from src.text.tokenizer import Tokenizer, restore_tokenizer, train_words
 from src.vision.image_folder import ImageFiles, ImageFolderDataModule, check_files
@@ -61,7 +61,7 @@ class CaptionedImages(Dataset[Batch]):
         # In training, the choice of caption depends only on run seed, epoch and image; else only on the image.
         seed = indices.epoch_seed if isinstance(indices, Indices) else 0
         matching = [self.matching[target] for target in targets.tolist()]
-        chosen = [fits[seed_of(seed, index) % len(fits)] for index, fits in zip(indices, matching, strict=True)]
+        chosen = [fits[derive_seed(seed, index) % len(fits)] for index, fits in zip(indices, matching, strict=True)]
         return images, *padded([self.captions[number] for number in chosen]), targets
 
 

@@ -19,7 +19,7 @@ from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import check_shares, stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
-from src.engine.system.randomness import seed_of
+from src.engine.system.randomness import derive_seed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -64,7 +64,7 @@ class ImageFiles(Dataset[Batch]):
         samples = []
         with torch.random.fork_rng(devices=[]):
             for index in indices:
-                torch.default_generator.manual_seed(seed_of(epoch_seed, index))
+                torch.default_generator.manual_seed(derive_seed(epoch_seed, index))
                 samples.append(self[index])
         batch: Batch = tuple(default_collate(samples))
         return batch

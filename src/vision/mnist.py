@@ -23,7 +23,7 @@ from src.engine.data.download import DownloadError, downloading
 from src.engine.data.loading import Batches, announce, batch_loader, shuffled
 from src.engine.data.split import SPLIT_SEED
 from src.engine.system.errors import InputError
-from src.engine.system.randomness import place_of, run_seed, seed_of
+from src.engine.system.randomness import derive_seed, run_seed, step_position
 from src.vision.digits import digit_pixels
 
 Batch = tuple[Tensor, Tensor]
@@ -223,7 +223,7 @@ class MNISTDataModule(LightningDataModule):
         if not any(limits):
             return batch
         images, targets = batch
-        seed = seed_of(run_seed(), *place_of(self.trainer))
+        seed = derive_seed(run_seed(), *step_position(self.trainer))
         generator = torch.Generator(images.device).manual_seed(seed)
         return distort(images, *limits, generator), targets
 

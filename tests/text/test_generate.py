@@ -128,7 +128,7 @@ def test_an_error_ends_the_command_with_code_2() -> None:
 
 def test_a_checkpoint_of_a_classifier_writes_no_text(toy_checkpoint: str) -> None:
     with pytest.raises(InputError, match="is of Classifier, which cannot generate"):
-        generate(["--ckpt_path", toy_checkpoint])
+        generate(["--ckpt_path", toy_checkpoint, "--trust", "tests.toy"])
 
 
 def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:

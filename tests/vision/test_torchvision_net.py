@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,12 +7,19 @@ from torchvision import models
 
 from src.vision.image_classifier import ImageClassifier
 from src.vision.torchvision_net import TorchvisionNet
+from tests.conftest import pictures
 
 # One network for each way in which torchvision builds the head.
 FAMILIES = (
     *("resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "efficientnet_b0", "shufflenet_v2_x0_5"),
     *("vgg11", "vit_b_16", "swin_t", "convnext_tiny", "maxvit_t", "googlenet", "inception_v3", "alexnet", "mnasnet0_5"),
 )
+
+
+@pytest.fixture
+def recipe() -> tuple[str, ...]:
+    """The recipe for one's own images."""
+    return ("--config=configs/vision/image_folder.yaml",)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -93,3 +101,22 @@ def test_the_error_for_a_failed_download_says_what_to_do(tmp_path: Path, monkeyp
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(ValueError, match=r"DEFAULT of resnet18 could not be downloaded .*give a file"):
         TorchvisionNet("resnet18", "DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--model.net.name=resnet17", "torchvision has no network resnet17"),
+        ("--model.net.weights=IMAGENET2K", "resnet18 has no weights of that name"),
+        ("--model.net.weights=DEFAULT", "could not be downloaded"),
+        ("--model.net.weights=text.pth", "text.pth is not a weights file"),
+        ("--model.net.name=vit_b_16", "vit_b_16 does not take images of 64 x 64 pixels"),
+    ],
+)
+def test_errors_that_have_a_cause_in_torchvision_are_one_line_too(
+    words: str, expected: str, error_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "text.pth").write_text("no weights")
+    monkeypatch.chdir(tmp_path)
+    assert expected in error_of(f"--data.path={pictures(tmp_path / 'pictures')}", words)

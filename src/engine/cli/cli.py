@@ -1,8 +1,7 @@
-"""The command line: LightningCLI with recipes, short flags, run folders and one-line errors."""
+"""LightningCLI with recipes, short flags, run folders and one-line errors."""
 
 import argparse
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -29,20 +28,12 @@ from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
-from src.engine.runs.checkpoint import (
-    check_batches,
-    check_fit,
-    check_unfinished,
-    read_checkpoint,
-    refuse_shards,
-)
+from src.engine.runs.checkpoint import check_batches, check_fit, check_unfinished, read_checkpoint, refuse_shards
 from src.engine.runs.run_record import RunRecord
 from src.engine.runs.runs import (
     WORKER_SECONDS,
-    checkpoints_of,
     claim_folder,
-    clock_is_behind,
-    good_checkpoint,
+    clock_lag,
     is_finished,
     join_attempt,
     lock_run,
@@ -55,25 +46,24 @@ from src.engine.system.hardware import check_accelerator, check_strategy, choose
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpointing, loggers
-from src.engine.training.finite_loss import NotFiniteError
+from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
 from src.engine.training.hyperparameters import rebuild_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
-# Settings of one call, which a saved configuration must not repeat.
+# Options of a single call: not part of a saved configuration.
 CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
 
 
 class StarterCLI(LightningCLI):
-    """One parser for all stages, and a run folder for every run.
+    """LightningCLI with one parser for all stages and a run folder for every run.
 
     Args:
-        args: the command line without the program's name.
-        started: `time.perf_counter()` when the program started, for `total_seconds`.
+        args: command line without the program name.
+        started: `time.perf_counter()` at program start, for `total_seconds`.
 
     Raises:
-        InputError: something on the command line or in a configuration cannot work.
+        InputError: the command line or a configuration is invalid.
     """
 
     def __init__(self, args: list[str], started: float) -> None:
@@ -82,15 +72,15 @@ class StarterCLI(LightningCLI):
         self.checkpoint: dict[str, Any] | None = None
         self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
         self.saved_model: Tree = {}  # class and arguments of its model
-        self.run_folder: Path | None = None  # of the run that this one goes on with
-        self.evaluated: Path | None = None  # folder of the run whose checkpoint is tested
+        self.run_folder: Path | None = None  # of the run to continue
+        self.evaluated: Path | None = None  # folder of the run whose checkpoint is evaluated
         self.lock: Any = None
         self.interruption = Interruption()
         self.record: RunRecord | None = None
         self.compilation: Compilation | None = None
-        self.given: set[str] = set()  # dotted names of all that is not left at its default
-        self.loggers: list[Any] = []  # of the configuration, beside TensorBoard's
-        self.data: Any = None  # the DataModule, where it had to be built before the model
+        self.given: set[str] = set()  # dotted names of all settings that are not defaults
+        self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
+        self.data: Any = None  # the DataModule, if it is built before the model
         super().__init__(
             args=args,
             run=False,
@@ -101,7 +91,7 @@ class StarterCLI(LightningCLI):
             parser_kwargs={
                 "prog": "python -m src.train",
                 "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                "description": "Without a stage: fit, then test the best checkpoint. README.md shows examples."
+                "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
                 f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
                 "exit_on_error": False,
                 "allow_abbrev": False,
@@ -109,27 +99,29 @@ class StarterCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; by default the recipe's name")
+        parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, which continues from it:"
-            " a path, `last` of the newest unfinished run of the recipe, or `auto`: that one, else a new run",
+            help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
+            " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
         )
-        parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may name")
-        parser.add_argument("--run", type=str | None, help="Folder of the run that is meant, in place of the newest")
+        parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may use")
+        parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
         parser.add_argument(
-            "--save_every_n_steps", type=int, default=0, help="Save last.ckpt inside of an epoch too; 0 does not"
+            "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
         )
-        parser.add_argument("--save_every_n_minutes", type=float, default=10.0, help="The same by time; 0 does not")
+        parser.add_argument(
+            "--save_every_n_minutes", type=float, default=10.0, help="Also save last.ckpt every N minutes; 0: never"
+        )
         parser.add_argument(
             "--retries",
             type=int,
             default=0,
-            help="How often a run whose loss becomes NaN or infinite goes on from last.ckpt at half the learning rate",
+            help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
         )
-        parser.add_argument("--compile", action="store_true", help="Compile the network before it is used")
-        parser.add_argument("--quiet", action="store_true", help="Say nothing but warnings and what came out")
+        parser.add_argument("--compile", action="store_true", help="Compile the network with torch.compile")
+        parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
         parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
         parser.add_optimizer_args((Optimizer,))
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
@@ -159,20 +151,21 @@ class StarterCLI(LightningCLI):
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
-        tree, options = config.take_classes(config.resolve_names(tree), options, dropped)
+        given = options
+        tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
         self.given = config.given_names(tree, options)
-        if lacking := [name for name in unused_paths if name.startswith("data.") and name not in self.given]:
+        if missing := [name for name in unused_paths if name.startswith("data.") and name not in self.given]:
             raise InputError(
-                f"--{lacking[0]} is missing: a path is taken from a checkpoint only if --run, or --ckpt_path best or"
-                " last, names a run of your own"
+                f"--{missing[0]} is missing: paths are read from a checkpoint only if --run, or --ckpt_path best or"
+                " last, names one of your own runs"
             )
         words = [config.full_option(flag, value) for flag, value in options]
         try:
             self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
         except argparse.ArgumentError as error:
-            raise InputError(explain(str(error), parser, tree, options, files)) from error
+            raise InputError(explain(str(error), parser, tree, given, files)) from error
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
@@ -196,14 +189,14 @@ class StarterCLI(LightningCLI):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
         tune_hardware(trainer.accelerator)
-        if trainer.logger and not isinstance(trainer.logger, bool):  # they are made when the run folder is known
+        if trainer.logger and not isinstance(trainer.logger, bool):  # created once the run folder is known
             self.loggers, trainer.logger = as_list(trainer.logger), None
-        self._fit_model_and_data()
+        self._match_model_and_data()
 
-    def _fit_model_and_data(self) -> None:
-        """Give data the tokenizer of a pretrained network, and a network the sizes that follow from the data.
+    def _match_model_and_data(self) -> None:
+        """Give the data a pretrained network's tokenizer, and the network the sizes that depend on the data.
 
-        What is given by the user, a recipe or a checkpoint is left alone.
+        Settings given by the user, a recipe or a checkpoint are not changed.
         """
         if self.config.data is None:
             return
@@ -215,14 +208,14 @@ class StarterCLI(LightningCLI):
         if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
             data["tokenizer"] = pretrained
         elif pretrained and data.get("tokenizer", pretrained) != pretrained:
-            rank_zero_info(f"The tokenizer is {data['tokenizer']}, as given, and not that of {pretrained}")
+            rank_zero_info(f"Using the given tokenizer {data['tokenizer']}, not that of {pretrained}")
         if not hasattr(import_class(self.config.data.class_path), "network_arguments"):
             return
-        alone: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+        data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
         with constructor_errors():
-            self.data = self.parser.instantiate(alone).data
+            self.data = self.parser.instantiate(data_only).data
         if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
-            self.data.load_state_dict(state)  # its tokenizer and its labels, before new ones are made
+            self.data.load_state_dict(state)  # restore tokenizer and labels before new ones are made
         for name, value in self.data.network_arguments().items():
             key = next((key for key, arguments in model.items() if name in arguments), None)
             if key is not None and f"{key}.{name}" not in self.given:
@@ -233,7 +226,7 @@ class StarterCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer of the configuration, with a run folder of its own."""
+        """Create the Trainer, its callbacks and the run folder."""
         self.datamodule = self.data or self.datamodule
         text, tree = self._describe()
         options = {**self.config_init.trainer, **kwargs}
@@ -243,7 +236,7 @@ class StarterCLI(LightningCLI):
         if checkpoint is not None:
             check_fit(checkpoint, self.model, self.saved_model, tree["model"])
         if checkpoint is not None and trains:
-            if self.run_folder is None or is_finished(self.run_folder):  # else its test may be left to do
+            if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left
                 check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
             check_batches(checkpoint, self.saved, tree)
             if self.saved:
@@ -257,16 +250,16 @@ class StarterCLI(LightningCLI):
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
-        wrote = len((checkpoint or {}).get("half_epoch", ())) if trains else 0
+        saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
             check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
             if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
                 refuse_shards(self.config.ckpt_path)
-            if wrote not in (0, trainer.world_size):
+            if saved_by not in (0, trainer.world_size):
                 rank_zero_info(
-                    f"{wrote} processes wrote the checkpoint, {trainer.world_size} go on: with the same samples in"
-                    " each batch, but no longer the same bit by bit"
+                    f"The checkpoint is of {saved_by} processes, this run has {trainer.world_size}: each batch has the"
+                    " same samples, but results are no longer identical"
                 )
             return trainer
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
@@ -276,14 +269,14 @@ class StarterCLI(LightningCLI):
             raise
 
     def _describe(self) -> tuple[str, Tree]:
-        """The configuration as the run folder keeps it; the model's part goes into its checkpoints too."""
+        """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
         for key in CALL_ONLY:
             saved.pop(key, None)
         saved.trainer.logger = self.loggers or saved.trainer.logger
         text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
         tree: Tree = yaml.safe_load(text)
-        # The checkpoint then rebuilds the model by itself, whatever its class records.
+        # A checkpoint can then rebuild the model, even if its class does not save its arguments.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
             if isinstance(value, dict) and "class_path" in value:
@@ -296,7 +289,7 @@ class StarterCLI(LightningCLI):
         return text, tree
 
     def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
-        """Claim the run folder, with all that is written to it."""
+        """Claim the run folder, and add the callbacks and loggers that write to it."""
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, str(self.stage))
@@ -305,35 +298,35 @@ class StarterCLI(LightningCLI):
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             mark_job(folder)
-            if self.run_folder and (seconds := clock_is_behind(folder)):
+            if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(
-                    f"The clock is {seconds:.0f} s behind what this run has logged: it was set back; nothing is"
-                    " lost, but TensorBoard may show the curves in the wrong order"
+                    f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
+                    " TensorBoard may show the curves in the wrong order"
                 )
         self.record = RunRecord(folder, text)
         options["callbacks"].append(self.record)
         if options["enable_checkpointing"] is not False:
-            # Outside of training nothing is saved, and Lightning warns when the folder is not the checkpoint's own.
+            # Evaluation saves nothing, but Lightning warns if the folder is not that of the checkpoint.
             trains = self.stage in (None, "fit") or self.config.ckpt_path is None
-            checkpoints = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
+            path = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-            options["callbacks"] += checkpointing(self.config_init.checkpoint, checkpoints, self.interruption, *every)
+            options["callbacks"] += checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:
                 options["logger"] = loggers(self.loggers, folder, purge_step)
-            except Exception as error:  # of a tracker's own kind
+            except Exception as error:  # each logger has its own exceptions
                 self._drop_empty_folder()
                 raise InputError(f"--trainer.logger cannot be used: {' '.join(str(error).split())[:300]}") from error
 
     def _drop_empty_folder(self) -> None:
         if self.record is not None:
-            with suppress(OSError):  # something is in it, or this process never had one
+            with suppress(OSError):  # not empty, or not created by this process
                 if {path.name for path in self.record.folder.iterdir()} <= {".lock", ".job"}:
                     shutil.rmtree(self.record.folder)
 
     def run(self) -> None:
-        """Run the stage asked for, then print what came out."""
+        """Run the stage, then print the results."""
         self.interruption.install()
         try:
             join_attempt(self.trainer.strategy.root_device)
@@ -344,30 +337,6 @@ class StarterCLI(LightningCLI):
         finally:
             if self.lock is not None:
                 self.lock.release()
-
-    def stop_processes(self) -> None:
-        """End the processes that Lightning has started beside this one."""
-        for process in getattr(self.trainer.strategy.launcher, "procs", []):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(2)
-            process.kill()
-
-    def retry_after(self, error: NotFiniteError, args: list[str]) -> list[str]:
-        """The command line that goes on from the last checkpoint at half the learning rate.
-
-        Raises:
-            NotFiniteError: there is none, or no more retries; the message says which checkpoint is good.
-        """
-        optimizer = self.config.get("optimizer")
-        folder = self.record.folder if self.record else None
-        if folder is None or not any(checkpoints_of(folder)):
-            raise NotFiniteError(f"{error}; there is no checkpoint of this run yet") from error
-        if not self.config.retries or not optimizer:
-            raise NotFiniteError(f"{error}. The last good checkpoint is {good_checkpoint(folder)[0]}") from error
-        lr = optimizer.init_args.lr / 2
-        left = self.config.retries - 1
-        rank_zero_info(f"{error}. Trying again at half of that from {good_checkpoint(folder)[0]}, {left} retries left")
-        return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr}", f"--retries={left}"]
 
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
@@ -385,7 +354,7 @@ class StarterCLI(LightningCLI):
             self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
-            rank_zero_info("These predictions are not kept: python -m src.predict writes a table of one's own files")
+            rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
         elif self.stage != "fit":
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:

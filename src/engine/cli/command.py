@@ -1,4 +1,4 @@
-"""What the small commands share: how they read their words, and how they end."""
+"""Shared by the small commands: option parsing, checks, error reports and exit codes."""
 
 import argparse
 import importlib.util
@@ -13,7 +13,7 @@ from src.engine.system.interruption import Interrupted
 
 
 def run_command(command: Callable[[list[str]], int | None]) -> None:
-    """Run a command on the words it was given; what the user can fix is one line and exit code 2."""
+    """Run a command with `sys.argv`; an error that the user can fix is one line and exit code 2."""
     if sys.stderr.isatty():
         print("Loading torch and Lightning ...", file=sys.stderr)
     try:
@@ -39,15 +39,15 @@ def command_parser(module: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:
-    """The options of a command line.
+    """Parse a command line.
 
     Args:
-        parser: made by `command_parser`.
-        args: the command line without the program's name.
-        also: what else options may begin with, behind their dashes; these are in `more`, as they stand.
+        parser: from `command_parser`.
+        args: command line without the program name.
+        also: prefix, without dashes, of other options to accept; returned in `more` as (flag, value) pairs.
 
     Raises:
-        InputError: one cannot be taken; the message names what comes near.
+        InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
     """
     try:
         options, unknown = parser.parse_known_args(args)
@@ -68,29 +68,29 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
 
 
 def data_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The values of options such as `--data.path`, by the names of the arguments."""
+    """The values of options such as `--data.path`, keyed by argument name."""
     from src.engine.cli.config import parse_value
 
     return {flag.removeprefix("--data."): parse_value(value) for flag, value in options.more}
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """The option that names what to use."""
+    """Add the options that choose a checkpoint."""
     parser.add_argument(
-        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run (%(default)s)"
+        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run; default: %(default)s"
     )
     parser.add_argument(
         "--trust",
         action="append",
         default=[],
         metavar="MODULE",
-        help="module outside of this project whose classes the checkpoint may name; give it again for another",
+        help="module outside this project whose classes the checkpoint may use; repeatable",
     )
 
 
-def check_least(options: argparse.Namespace, **least: float) -> None:
-    """Raise InputError where an option that is given is smaller than it may be, or no number one can count with."""
-    for name, limit in least.items():
+def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
+    """Raise InputError if an option is below its minimum or not finite."""
+    for name, limit in minimum.items():
         value = getattr(options, name)
         if value is not None and not limit <= value < math.inf:
             wrong = "is too small" if value < limit else "is not finite"
@@ -98,21 +98,21 @@ def check_least(options: argparse.Namespace, **least: float) -> None:
 
 
 def new_output(given: str) -> Path:
-    """The path of what is to be written, absolute.
+    """The absolute path of a file to write.
 
     Raises:
-        InputError: something is there already, or its folder is not.
+        InputError: the path exists, or its folder does not.
     """
     path = Path(given).expanduser().absolute()
     if path.exists():
-        raise InputError(f"--output {given} is there already: give another name, or remove it")
+        raise InputError(f"--output {given} already exists: give another name, or remove it")
     if not path.parent.is_dir():
         raise InputError(f"--output {given}: there is no folder {path.parent}; make it first")
     return path
 
 
 def require(command: str, extra: str, *packages: str) -> None:
-    """Raise InputError where a package that a command needs is not installed."""
+    """Raise InputError if a package that a command needs is not installed."""
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise InputError(f"{command} needs the package {package}: install it with pip install -e '.[{extra}]'")

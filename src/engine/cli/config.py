@@ -1,7 +1,7 @@
-"""Recipes, overlays and class names: from files and command line to one tree of settings.
+"""Merges recipe, overlays and command line into one tree of settings.
 
-A tree is what YAML gives: dicts, lists and plain values. A class in it is a dict with `class_path` and
-`init_args`; a bare name is replaced by its dotted path here, so that the rest sees dotted paths only.
+A tree is a configuration as read from YAML: dicts, lists and plain values. A class in it is a dict with `class_path`
+and `init_args`. Bare class names are replaced by dotted paths here, so all other code sees dotted paths only.
 """
 
 import importlib
@@ -20,14 +20,14 @@ from src.engine.system.errors import InputError
 Option = tuple[str, str | None]
 
 STAGES = ("fit", "validate", "test", "predict")
-# Options of the Trainer that have a short form on the command line.
+# Trainer options with a short form on the command line.
 SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
-# Options that may stand without a value, and so do not swallow the word behind them.
+# Options without a value: the next argument is not read as one.
 BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
-# Settings that hold a class, whatever the recipe.
+# Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
-# Where a bare class name is looked up after this project, first hit first. Lightning's own
-# ReduceLROnPlateau knows which metric to watch, torch's does not.
+# Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
+# ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
     "torch.nn",
     "lightning.pytorch.cli",
@@ -45,7 +45,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     """Stage (or None), configuration files, and all other options with their values, in the order given.
 
     Raises:
-        InputError: a word is no stage and no option's value, or an option lacks its value.
+        InputError: an argument is neither a stage, an option nor a value, or an option has no value.
     """
     stage: str | None = None
     files: list[str] = []
@@ -57,7 +57,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
             if word in STAGES and stage:
                 raise InputError(f"{stage} {word}: only one of {', '.join(STAGES)} can run at a time")
             if word not in STAGES:
-                raise InputError(f"{word}: one of {', '.join(STAGES)} may stand here{nearest(word, STAGES)}")
+                raise InputError(f"{word}: expected one of {', '.join(STAGES)}{nearest(word, STAGES)}")
             stage = word
             continue
         flag, equals, text = word.partition("=")
@@ -79,7 +79,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
 
 
 def full_option(flag: str, value: str | None) -> str:
-    """An option as the parser knows it: short flags are those of the Trainer, and --fast_dev_run means true."""
+    """An option in the parser's form: short flags get the prefix `--trainer.`, a bare --fast_dev_run the value true."""
     name = flag.removeprefix("--").partition(".")[0]
     full = f"--trainer.{flag.removeprefix('--')}" if name in SHORT_FLAGS else flag
     if value is None and full == "--trainer.fast_dev_run":
@@ -88,22 +88,24 @@ def full_option(flag: str, value: str | None) -> str:
 
 
 def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, str, list[Tree]]:
-    """The recipe, its file's name, and the overlays among some configurations.
+    """The recipe, its name (the file name without suffix) and the overlays among the given configurations.
 
-    Of several recipes the last counts alone. With none it is the configuration `saved` in a checkpoint, where
-    there is one, and else `configs/default.yaml`.
+    The recipe is the last one given; default: the configuration `saved` in a checkpoint, or `configs/default.yaml`.
+
+    Raises:
+        InputError: the model or the data of the recipe has no class.
     """
     recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
     default = ROOT / "configs" / "default.yaml"
     path, recipe = recipes[-1] if recipes else (default, saved) if is_recipe(saved) else load_config(str(default))
     for key in ("model", "data"):
         if isinstance(recipe[key], dict) and not is_class(recipe[key]):
-            raise InputError(f"{path}: it has model and data and so is a recipe, but {key} has no class_path")
+            raise InputError(f"{path} has model and data, so it is a recipe, but {key} has no class_path")
     return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
 
 def load_config(given: str) -> tuple[Path, Tree]:
-    """Path and tree of a YAML file, looked up in the working directory and then in the project.
+    """Path and tree of a YAML file, found in the working directory or else in the project.
 
     Raises:
         InputError: the file is missing, is not a YAML mapping, or names a class that does not exist.
@@ -132,27 +134,27 @@ def load_config(given: str) -> tuple[Path, Tree]:
 
 
 def parse_value(text: str) -> Any:
-    """A value as YAML reads it, where 1e-3 is a number.
+    """Parse a YAML value; 1e-3 is a number.
 
     Raises:
         InputError: the text is not YAML.
     """
     try:
         return get_loader("yaml")(text)
-    except Exception as error:  # the loader's own errors differ by parser
+    except Exception as error:  # the exception class depends on the YAML loader
         raise InputError(str(error)) from error
 
 
 def is_recipe(tree: Tree) -> bool:
-    """Whether a configuration is complete: it names a model and data. Any other is an overlay on a recipe."""
+    """Whether a configuration has model and data. Any other is an overlay, which is merged into a recipe."""
     return "model" in tree and "data" in tree
 
 
-def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """Lay the classes named on the command line over a tree; what is left are plain values.
+def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
+    """Merge the classes given on the command line into a tree; returns it and the remaining options, plain values.
 
     Raises:
-        InputError: a class does not exist.
+        InputError: a class does not exist, or an option sets an argument of a class that is not there.
     """
     left: list[Option] = []
     for flag, value in options:
@@ -161,7 +163,7 @@ def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple
             left.append((flag, value))
         elif flag.endswith(".help"):
             left.append((flag, resolve_class(value, key)))
-        elif holds_class(tree, key):
+        elif is_class_setting(tree, key):
             over = None if value.lower() in ("none", "null") else parse_value(value)
             if isinstance(over, str) and over.endswith((".yaml", ".yml")):
                 over = load_config(over)[1]
@@ -178,12 +180,12 @@ def take_classes(tree: Tree, options: list[Option], dropped: list[str]) -> tuple
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
-            raise InputError(f"{flag}: there is no {key} to take it; name one too, as in --{key} CLASS")
+            raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS")
     return tree, left
 
 
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
-    """Dotted names, such as `model.net.width`, of all that a tree and options set."""
+    """Dotted names, such as `model.net.width`, of all settings in a tree and in options."""
     names = {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
 
     def walk(node: Any, key: str) -> None:
@@ -197,7 +199,7 @@ def given_names(tree: Tree, options: list[Option]) -> set[str]:
 
 
 def argument_flags(node: Any, flag: str = "-") -> list[str]:
-    """The option of every argument of every class in a tree, such as --optimizer.lr."""
+    """Option names, such as --optimizer.lr, for the arguments of all classes in a tree."""
     flags: list[str] = []
     if is_class(node):
         cls = import_class(node["class_path"])
@@ -208,8 +210,8 @@ def argument_flags(node: Any, flag: str = "-") -> list[str]:
     return flags
 
 
-def holds_class(tree: Tree, key: str) -> bool:
-    """Whether the setting of this dotted name, such as `model.net`, is a class."""
+def is_class_setting(tree: Tree, key: str) -> bool:
+    """Whether the setting with this dotted name, such as `model.net`, is a class."""
     if key in CLASS_KEYS:
         return True
     node: Any = tree
@@ -223,16 +225,16 @@ def holds_class(tree: Tree, key: str) -> bool:
 
 
 def nest(key: str, value: Any) -> Tree:
-    """{"a": {"b": value}} of a dotted name a.b."""
+    """{"a": {"b": value}} for the dotted name a.b."""
     root, _, rest = key.partition(".")
     return {root: nest(rest, value) if rest else value}
 
 
 def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
-    """Lay one tree over another.
+    """Merge the tree `over` into `base`; its values win.
 
-    A class that changes starts from its own defaults; what that loses is added to `dropped`, a line a class.
-    `name+` appends to the list `name`.
+    A class that replaces another starts from its own defaults: the lost arguments are added to `dropped`, one line per
+    class. `name+` appends to the list `name`.
     """
     if is_class(base) and isinstance(over, str):
         over = {"class_path": resolve_class(over, key)}
@@ -261,14 +263,14 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
 
 
 def resolve_class(name: str, key: str) -> str:
-    """The dotted path of a class given by bare name or dotted path: this project first, then torch and Lightning.
+    """The dotted path of a class; a bare name is looked up in this project, then in torch and Lightning.
 
     Args:
-        name: as the user gave it.
-        key: the setting it was given for, for the message.
+        name: bare name or dotted path.
+        key: the setting, for the error message.
 
     Raises:
-        InputError: there is no such class, or there are several in this project.
+        InputError: there is no such class, or several in this project.
     """
     if "." in name:
         if import_class(name) is None:
@@ -315,10 +317,10 @@ def resolve_names(node: Any, key: str = "") -> Any:
 
 
 def _takes_class(class_path: str, argument: str) -> bool:
-    """Whether an argument of a class is annotated with a class of its own, such as a network."""
+    """Whether an argument of a class is annotated with a class, such as a network."""
     annotation = argument_types(import_class(class_path)).get(argument)
     options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
-    # A setting that may also be a word or a number is left to jsonargparse.
+    # jsonargparse handles arguments that may also be text or a number.
     if any(issubclass(t, str | int | float | Enum | Path) for t in options):
         return False
     return any(t not in (type(None), bytes, list, dict, tuple, set) for t in options)

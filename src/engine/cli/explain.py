@@ -1,4 +1,4 @@
-"""jsonargparse's errors, and one it lets pass, in the user's words: what was given and what would work."""
+"""Rewrites jsonargparse's errors as one line: what was given and what would work."""
 
 import inspect
 import re
@@ -12,14 +12,14 @@ from src.engine.system.errors import InputError
 
 
 def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: list[Option], files: list[str]) -> str:
-    """One line for a parser's message.
+    """Rewrite an error message of jsonargparse as one line.
 
     Args:
-        message: of any number of lines.
-        parser: the parser that gave it, for the names it knows.
-        tree: the settings it was given, for the arguments of their classes.
-        options: what the command line gave, besides classes and configurations.
-        files: the configurations given.
+        message: the message, of one or more lines.
+        parser: the parser that raised the error.
+        tree: the settings that were parsed.
+        options: the options of the command line.
+        files: the configuration files.
     """
     message = " ".join(message.split())
     known = [f"--{name}" for name in (*SHORT_FLAGS, "config", "print_config", *parser.get_defaults().keys())]
@@ -35,7 +35,7 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
     classes = re.findall(r"class_path '([^']+)'", message)
     if found := re.search(r"Option '([^']+)' is not accepted", message):
         arguments = [name for name in inspect.signature(import_class(classes[-1])).parameters if name != found[1]]
-        if key in ("optimizer", "lr_scheduler"):  # Lightning gives them their weights or their optimizer
+        if key in ("optimizer", "lr_scheduler"):  # arguments that Lightning fills in
             arguments = [name for name in arguments if name not in ("params", "optimizer")]
         name = classes[-1].rpartition(".")[2]
         key = f"{key}.{found[1]}"
@@ -43,7 +43,7 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         return f"{_origin(key, options, files)}: {name} has no argument {found[1]}{near}"
     if found := re.search(r"arguments are required: (\w+)", message):
         return f"{classes[-1].rpartition('.')[2]} needs {found[1]}: give --{key}.{found[1]}"
-    if "Problem with given class_path" in message:  # of a schedule, which may also be of that class
+    if "Problem with given class_path" in message:  # a scheduler may be of either class
         message = re.sub(r"- Import path \S+ does not correspond to a subclass of ReduceLROnPlateau", "", message)
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", message):
         hint = "; networks go to --model.net" if found[2] == "LightningModule" else ""
@@ -55,16 +55,16 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
     if value:
         words = [word.strip(" '") for choice in choices for word in choice.split(",")]
         names = [name for name in expected if name != "NoneType"] + words
-        wanted = f"expected {', '.join(dict.fromkeys(names))}" if names else "no class that fits here"
+        wanted = f"expected {', '.join(dict.fromkeys(names))}" if names else "not a class that fits here"
         return f"{_origin(key, options, files)} {value[1]}: {wanted}{nearest(value[1], words)}"
     return message
 
 
 def refuse_nulls(node: Any, flag: str = "-") -> None:
-    """See that no argument of a class is null that cannot be, which the parser does not everywhere.
+    """Check that no argument of a class is null unless its type allows it; jsonargparse misses some.
 
     Raises:
-        InputError: one is.
+        InputError: an argument must not be null.
     """
     if is_class(node):
         cls = import_class(node["class_path"])
@@ -84,7 +84,7 @@ def refuse_nulls(node: Any, flag: str = "-") -> None:
 
 
 def _origin(key: str, options: list[Option], files: list[str]) -> str:
-    """A setting as the user gave it: the flag he typed, or its name and the configuration it stands in."""
+    """A setting as the user gave it: the flag, or the name and the configuration file."""
     leaf = key.rpartition(".")[2]
     for flag, _ in options:
         if flag.removeprefix("--").replace(".init_args", "") in (key, leaf):

@@ -1,23 +1,25 @@
-"""Runs what a command line asks for, and says how it ended."""
+"""Runs the command line of `src.train`: retries, signals and one-line errors."""
 
 import os
+import subprocess
 import sys
+from contextlib import suppress
 from typing import NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.runs.runs import checkpoints_of, relative
+from src.engine.runs.runs import checkpoints_of, good_checkpoint, relative
 from src.engine.system.errors import InputError, cause_of, machine_fault, raised_by_lightning, raised_in, report
 from src.engine.system.interruption import Interrupted
 from src.engine.system.quiet import silence_known_warnings
-from src.engine.training.compilation import cannot_compile, is_of_compiler
+from src.engine.training.compilation import compile_error, is_compiler_error
 from src.engine.training.finite_loss import NotFiniteError
 
 
 def run(started: float) -> None:
-    """Build and run what `sys.argv` asks for; what the user can fix is one line and exit code 2."""
+    """Run the command line in `sys.argv`; an error that the user can fix is one line and exit code 2."""
     args = sys.argv[1:]
     silence_known_warnings()
     cli: StarterCLI | None = None
@@ -26,43 +28,64 @@ def run(started: float) -> None:
         while True:
             cli = StarterCLI(words, started)
             if (folder := cli.run_folder or cli.evaluated) is not None:
-                sys.argv += ["--run", str(folder)]  # for processes that Lightning starts with the same words
+                sys.argv += ["--run", str(folder)]  # for the processes that Lightning starts with the same arguments
             try:
                 cli.run()
                 break
             except NotFiniteError as error:
-                words = cli.retry_after(error, args)
+                words = retry_arguments(cli, error, args)
     except Interrupted as stop:
-        _leave(cli, stop)
+        _exit_after_signal(cli, stop)
     except Exception as error:
         cause = cause_of(error)
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         is_fixable = isinstance(cause, InputError) or raised_in(cause, "forward")
         is_fixable = is_fixable or (isinstance(cause, refused) and raised_by_lightning(cause))
-        if cli is not None and cli.compilation is not None and is_of_compiler(cause):
-            cause, is_fixable = cannot_compile(cause), True
+        if cli is not None and cli.compilation is not None and is_compiler_error(cause):
+            cause, is_fixable = compile_error(cause), True
         if (fault := machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
-            cause, is_fixable = InputError("; ".join(filter(None, (fault, _how_to_go_on(cli))))), True
+            cause, is_fixable = InputError("; ".join(filter(None, (fault, _continue_command(cli))))), True
         if "--debug" in args or not is_fixable:
             raise
         report(cause, getattr(rank_zero_only, "rank", 0))
 
 
-def _how_to_go_on(cli: StarterCLI | None) -> str:
-    """The command that goes on with a run, where it has saved something."""
+def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> list[str]:
+    """The command line to retry a run from its last checkpoint at half the learning rate.
+
+    Raises:
+        NotFiniteError: no checkpoint or no retries left; the message names the last good checkpoint.
+    """
+    optimizer = cli.config.get("optimizer")
+    folder = cli.record.folder if cli.record else None
+    if folder is None or not any(checkpoints_of(folder)):
+        raise NotFiniteError(f"{error}; there is no checkpoint of this run yet") from error
+    if not cli.config.retries or not optimizer:
+        raise NotFiniteError(f"{error}. The last good checkpoint is {good_checkpoint(folder)[0]}") from error
+    lr = optimizer.init_args.lr / 2
+    left = cli.config.retries - 1
+    rank_zero_info(f"{error}. Retrying at half that rate from {good_checkpoint(folder)[0]}, {left} retries left")
+    return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr}", f"--retries={left}"]
+
+
+def _continue_command(cli: StarterCLI | None) -> str:
+    """The command that continues a run, or "" if it has saved no checkpoint."""
     if cli is None or cli.record is None or not any(checkpoints_of(cli.record.folder)):
         return ""
-    return f"go on with: python -m src.train --ckpt_path last --run {relative(cli.record.folder)}"
+    return f"continue with: python -m src.train --ckpt_path last --run {relative(cli.record.folder)}"
 
 
-def _leave(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
-    """End a run that was told to stop, with the command that goes on with it."""
+def _exit_after_signal(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
+    """Exit after a signal, and print the command that continues the run."""
     if getattr(rank_zero_only, "rank", 0) != 0:
-        os._exit(0)  # the first process says how the run ended; Lightning would kill it for another code of this one
+        os._exit(0)  # any other code makes Lightning kill the first process, which reports the end
     print(f"{stop}", file=sys.stderr)
     if cli is not None:
-        cli.stop_processes()
-        if command := _how_to_go_on(cli):
+        for process in getattr(cli.trainer.strategy.launcher, "procs", []):  # started by Lightning
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+            process.kill()
+        if command := _continue_command(cli):
             print(command, file=sys.stderr)
     sys.stderr.flush()
     sys.exit(128 + stop.signum)

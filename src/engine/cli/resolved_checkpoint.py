@@ -1,4 +1,4 @@
-"""Which checkpoint a command line means, and of which run it is."""
+"""Finds the checkpoint and the run that a command line refers to."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +8,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src import ROOT
 from src.engine.cli import config
-from src.engine.runs.checkpoint import model_arguments, not_of_this_project, own_configuration, run_configuration
+from src.engine.runs.checkpoint import checkpoint_errors, model_arguments, own_configuration, run_configuration
 from src.engine.runs.runs import (
-    agreed,
     checkpoint_of,
+    from_first_process,
     good_checkpoint,
     newest_run,
     relative,
@@ -28,15 +28,15 @@ Loaded = list[tuple[Path, Tree]]
 
 @dataclass
 class ResolvedCheckpoint:
-    """A checkpoint, and what of the command line counts beside it.
+    """A checkpoint, and the part of the command line that still applies.
 
     Args:
-        loaded: configurations; for a run that goes on only those that change it.
-        options: the other words, without those that chose.
+        loaded: configurations; for a continued run only the overlays.
+        options: the options, with `--ckpt_path` as a path and, for a continued run, without `--run`.
         path: the checkpoint, if any.
-        run_folder: of the run that goes on.
-        evaluated: folder of the run whose checkpoint is tested.
-        own_run: run folder of the user that the checkpoint lies in; None if he gave just a path.
+        run_folder: of the run to continue.
+        evaluated: folder of the run whose checkpoint is evaluated.
+        own_run: the user's run folder that holds the checkpoint; None if only a path was given.
     """
 
     loaded: Loaded
@@ -48,10 +48,10 @@ class ResolvedCheckpoint:
 
 
 def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.Option]) -> ResolvedCheckpoint:
-    """Find what `--ckpt_path` and `--run` mean.
+    """Find the checkpoint for `--ckpt_path` and `--run`.
 
     Raises:
-        InputError: there is no such run, or no checkpoint in it.
+        InputError: there is no such run, or it has no checkpoint.
     """
     given = dict(options)
     paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
@@ -67,13 +67,13 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
 
 
 def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint) -> tuple[Tree, Tree, list[str]]:
-    """What a checkpoint says of its run and its model, and the settings that are not taken because they are paths.
+    """Configuration of the run, configuration of the model, and names of the settings skipped because they are paths.
 
-    Of a run of the user's own, named by `--run`, `best` or `last`, the whole configuration counts. Of any other
-    checkpoint only what `run_configuration` lets through.
+    The user's own runs (`--run`, `best`, `last`) give their whole configuration, any other checkpoint only what
+    `run_configuration` accepts.
 
     Raises:
-        InputError: the checkpoint names something that it may not, or is not of this project.
+        InputError: the checkpoint names a class that is not allowed, or is not of this project.
     """
     own = own_configuration(checkpoint, resolved.own_run)
     trees = [own, *(tree for _, tree in resolved.loaded)]
@@ -81,7 +81,7 @@ def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint)
     modules = tuple(str(value) for flag, value in resolved.options if flag == "--trust")
     trust = Trust(modules, frozenset(named), paths=bool(own))
     unused: list[str] = []
-    with not_of_this_project(str(resolved.path)):
+    with checkpoint_errors(str(resolved.path)):
         model = model_arguments(checkpoint, trust)
         saved = own or run_configuration(checkpoint, trust, unused)
     if saved and not own:
@@ -100,15 +100,15 @@ def _to_continue(
         name = given.get("--name") or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        newest = agreed(str((is_first and run_to_continue(parent, automatic)) or ""))
+        newest = from_first_process(str((is_first and run_to_continue(parent, automatic)) or ""))
         folder = Path(newest) if newest else None
     options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
     loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
     if folder is None:
         if not automatic:
             raise InputError(
-                f"--ckpt_path last: no unfinished run with a checkpoint in {parent} that is not in use; leave it"
-                " out to train afresh, or give a checkpoint's path"
+                f"--ckpt_path last: {parent} has no unfinished run with a checkpoint that is not in use; leave it out"
+                " to start a new run, or give the path of a checkpoint"
             )
         return ResolvedCheckpoint(loaded, options)
     _check_run(folder, run)
@@ -117,7 +117,7 @@ def _to_continue(
         for line in lines:
             rank_zero_info(line)
         path = str(checkpoint)
-    rank_zero_info(f"Going on with run {relative(folder)} from {Path(path).name}")
+    rank_zero_info(f"Continuing run {relative(folder)} from {Path(path).name}")
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
@@ -141,7 +141,7 @@ def _to_evaluate(
     else:
         is_named = any(config.is_recipe(tree) for _, tree in loaded)
         name = given.get("--name") or (config.choose_recipe(loaded, {})[1] if is_named else None)
-        folder = Path(agreed(str(newest_run(root or ROOT / "logs", name))))
+        folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
     _check_run(folder, run)
     checkpoint = checkpoint_of(folder, path or "best")
     rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
@@ -151,6 +151,6 @@ def _to_evaluate(
 
 
 def _check_run(folder: Path, given: str | None) -> None:
-    """Raise InputError where there is no such run."""
+    """Raise InputError if there is no such run."""
     if not folder.is_dir():
         raise InputError(f"--run {given}: no such folder; give one such as logs/default/version_0")

@@ -1,4 +1,4 @@
-"""What a run says last."""
+"""The summary printed at the end of a run."""
 
 import shutil
 import sys
@@ -12,7 +12,7 @@ from src.engine.runs.runs import relative
 
 
 def print_summary(trainer: Trainer, stage: str | None, folder: Path | None) -> None:
-    """The metrics of the last stage, the run folder, the best checkpoint, what to type next."""
+    """Print the metrics of the last stage, the run folder, the best checkpoint and the TensorBoard command."""
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")
@@ -28,5 +28,5 @@ def print_summary(trainer: Trainer, stage: str | None, folder: Path | None) -> N
         tensorboard = Path(sys.executable).with_name("tensorboard")
         command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else relative(tensorboard)
         table.add_row("see it", f"{command} --logdir {relative(folder.parents[1])}")
-    # Paths are for copying, so in a pipe or a log file they are not folded to the usual 80 columns.
+    # Not folded to 80 columns in a pipe or log file, so that paths can be copied.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)

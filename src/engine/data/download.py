@@ -1,4 +1,4 @@
-"""Fetching files from the network: a time limit, and one error for all that can go wrong."""
+"""Downloads with a time limit and a single error class."""
 
 import re
 import socket
@@ -10,15 +10,15 @@ TIMEOUT = 10.0  # seconds without an answer
 
 
 class DownloadError(Exception):
-    """A file could not be fetched; the message says why, in one line."""
+    """A download failed; the message gives the reason in one line."""
 
 
 @contextmanager
 def downloading() -> Iterator[None]:
-    """Give up after `TIMEOUT` seconds without an answer.
+    """Stop downloads that get no answer for `TIMEOUT` seconds.
 
     Raises:
-        DownloadError: whatever torch's and torchvision's own download functions raise.
+        DownloadError: a download function of torch or torchvision failed.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)

@@ -9,13 +9,13 @@ UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.De
 
 
 def read_image(source: Any) -> Image.Image:
-    """An image as it is to be looked at, in 8 bits: RGB, RGBA or grey, turned as its camera says.
+    """Read an image as 8-bit RGB, RGBA or grey, rotated as its EXIF data says.
 
     Args:
         source: a path or an open file.
 
     Raises:
-        OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, it is no image.
+        OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not an image.
     """
     with Image.open(source) as opened:
         image = to_8_bits(ImageOps.exif_transpose(opened))
@@ -27,18 +27,18 @@ def read_image(source: Any) -> Image.Image:
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits would be cut at white, so they are scaled."""
+    """Scale a 16-bit grey image to 8 bits, as PIL would clip it to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """What is transparent becomes the ground that the drawing is seen on best."""
+    """Replace transparency by black or white, whichever contrasts with the drawing."""
     if image.mode != "RGBA":
         return image
     ink = np.asarray(image.convert("LA"), dtype=np.float32)  # (H, W, 2)
     alpha = ink[..., 1]
     is_light = (ink[..., 0] * alpha).sum() > 127 * alpha.sum()
-    ground = Image.new("RGBA", image.size, "black" if is_light else "white")
-    return Image.alpha_composite(ground, image).convert("RGB")
+    background = Image.new("RGBA", image.size, "black" if is_light else "white")
+    return Image.alpha_composite(background, image).convert("RGB")

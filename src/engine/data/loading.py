@@ -1,4 +1,4 @@
-"""Which samples are in which batch of which process, and a loader that can go on in the middle of an epoch."""
+"""Assigns samples to batches and processes; a loader that can resume in the middle of an epoch."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -10,18 +10,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_on
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from src.engine.system.errors import InputError
-from src.engine.system.randomness import run_seed, seed_of
+from src.engine.system.randomness import derive_seed, run_seed
 
 Order = Callable[[torch.Generator], Iterable[int]]
 
-IGNORED = -100  # the target of what does not count, as in torch's losses
+IGNORED = -100  # target that losses and metrics ignore, as in torch
 
 
 class Indices(list[int]):
-    """The samples of one batch of one process.
+    """Sample indices of one batch of one process.
 
-    `epoch_seed` is a seed of the epoch, for what is random about a sample. Where `is_padding`, none of them counts: a
-    process that has nothing left takes part with a sample of another one.
+    `epoch_seed` seeds the random augmentation of samples, different in each epoch. If `is_padding`, the samples do not
+    count: this process has none left, and repeats a sample of another process.
     """
 
     epoch_seed: int
@@ -29,16 +29,17 @@ class Indices(list[int]):
 
 
 class Batches(DistributedSampler[Any]):
-    """The batches of this process, which with those of the other processes are the batches of one.
+    """Sampler of this process's share of every batch.
 
-    Every process has as many; the order depends on the run's seed and the epoch alone.
+    Together the shares of all processes are the batches of a single process. Every process gets the same number of
+    batches; the order depends only on the run's seed and the epoch.
 
     Args:
-        count: samples of an epoch.
-        batch_size: samples of a batch, all processes together.
-        trainer: says how many processes there are and which this is; None is the only one.
-        order: the samples of an epoch, drawn with a generator; one after the other where nothing is given.
-        drop_single: leave out a last batch that would give a process one sample, or none.
+        count: samples per epoch.
+        batch_size: samples per batch, all processes together.
+        trainer: gives the number of processes and the rank of this one; None: a single process.
+        order: draws the samples of an epoch from a generator. Default: 0, 1, 2, ...
+        drop_single: drop the last batch if a process would get one sample of it, or none.
 
     Raises:
         InputError: the processes cannot share a batch evenly.
@@ -53,7 +54,7 @@ class Batches(DistributedSampler[Any]):
         self.count = count
         self.batch_size = batch_size
         self.order = order
-        self.start = 0  # batches of the first epoch that are left out, as they were trained on before
+        self.start = 0  # batches to skip in the first epoch: trained on before the run was stopped
         if drop_single and count > batch_size and count % batch_size < 2 * world:
             self.count -= count % batch_size
 
@@ -61,10 +62,10 @@ class Batches(DistributedSampler[Any]):
         return -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
-        # Drawn when they are asked for: Lightning sets the epoch after it has made the iterator.
+        # Drawn lazily: Lightning sets the epoch after creating the iterator.
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
-        epoch_seed, start = seed_of(self.seed, self.epoch), self.start
+        epoch_seed, start = derive_seed(self.seed, self.epoch), self.start
         for _ in range(start):
             next(islice(samples, self.batch_size - 1, None))
         for _ in range(start, len(self)):
@@ -75,18 +76,18 @@ class Batches(DistributedSampler[Any]):
             yield indices
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; another than the one a run went on in begins with its first batch."""
+        """Set the epoch; all but the one in which a run resumes start at their first batch."""
         if epoch != self.epoch:
             self.start = 0
         super().set_epoch(epoch)
 
 
 class Batched(Dataset[Any]):
-    """A data set whose items are whole batches.
+    """A dataset whose items are whole batches.
 
     Args:
-        dataset: gives a batch for a list of indices by `__getitems__`, its last part targets (B, ...).
-        batch_size: samples of a batch that is asked for by its number, as Lightning does to overfit the first ones.
+        dataset: returns a batch for a list of indices in `__getitems__`; the last part of a batch is targets (B, ...).
+        batch_size: samples of a batch requested by its number, as Lightning does with `overfit_batches`.
     """
 
     def __init__(self, dataset: Any, batch_size: int) -> None:
@@ -96,20 +97,20 @@ class Batched(Dataset[Any]):
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
-    def __getitem__(self, place: Indices | int) -> Any:
-        if isinstance(place, int):
-            first = place * self.batch_size
+    def __getitem__(self, key: Indices | int) -> Any:
+        if isinstance(key, int):
+            first = key * self.batch_size
             return self.dataset.__getitems__(list(range(first, min(first + self.batch_size, len(self.dataset)))))
         try:
-            batch = self.dataset.__getitems__(place)
+            batch = self.dataset.__getitems__(key)
         except Exception as error:
-            error.add_note(f"in the batch of samples {', '.join(map(str, place))}")
+            error.add_note(f"in the batch of samples {', '.join(map(str, key))}")
             raise
-        return (*batch[:-1], torch.full_like(batch[-1], IGNORED)) if place.is_padding else batch
+        return (*batch[:-1], torch.full_like(batch[-1], IGNORED)) if key.is_padding else batch
 
 
 class ResumableLoader(DataLoader[Any]):
-    """Knows how many batches it has given; Lightning keeps that in checkpoints."""
+    """Counts the batches it has returned; Lightning saves the count in checkpoints."""
 
     given = 0
 
@@ -120,19 +121,19 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader stands."""
+        """Epoch, and number of batches returned in it."""
         return {"epoch": getattr(self.sampler, "epoch", 0), "given": self.given}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where another one stood; before the first batch."""
+        """Resume from a saved position; call it before the first batch."""
         if isinstance(self.sampler, Batches):
             self.sampler.set_epoch(state_dict["epoch"])
             self.sampler.start = state_dict["given"]
 
 
 def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_device: bool = False) -> DataLoader[Any]:
-    """A loader of whole batches, from data that is on the device already or is not."""
-    # Lightning's advice to add worker processes would only cost time here.
+    """A loader of whole batches; `on_device`: the dataset returns them on the device, so memory is not pinned."""
+    # Lightning advises more worker processes, which would be slower here.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return ResumableLoader(
         Batched(dataset, batches.batch_size // batches.num_replicas),
@@ -146,26 +147,26 @@ def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_dev
 
 
 def shuffled(count: int) -> Order:
-    """Every sample once, in random order."""
+    """A random order of `count` samples."""
     return lambda generator: torch.randperm(count, generator=generator).tolist()
 
 
 def check_batch_size(batch_size: int, processes: int) -> None:
-    """Raise InputError where processes cannot share a batch evenly."""
+    """Raise InputError if processes cannot share a batch evenly."""
     if batch_size % processes:
         near = batch_size // processes * processes
         choice = f"{near} or {near + processes}" if near else f"{processes}"
         raise InputError(
-            f"--data.batch_size {batch_size} is the batch of all {processes} processes together, and they cannot share"
-            f" it evenly: give {choice}"
+            f"--data.batch_size {batch_size} is shared by all {processes} processes and cannot be divided evenly:"
+            f" give {choice}"
         )
 
 
 def already_a_batch(batch: Any) -> Any:
-    """In place of collation; a function with a name, so that worker processes can be given it."""
+    """Collate function for whole batches; not a lambda, so that it can be sent to worker processes."""
     return batch
 
 
 def announce(line: str) -> None:
-    """Say something, once and also under --quiet, that changes what results mean."""
+    """Print a warning about what results mean: on one process only, also with --quiet."""
     rank_zero_only(rank_zero_module.log.warning)(line)

@@ -1,4 +1,4 @@
-"""Splitting samples into parts that hold every class in the same share."""
+"""Splits samples into parts with equal class proportions."""
 
 from collections.abc import Sequence
 
@@ -6,17 +6,17 @@ import torch
 
 from src.engine.system.errors import InputError
 
-# The split is the same in every run, whatever the run's own seed.
+# Not the run's seed: the split is the same in every run.
 SPLIT_SEED = 0
 
 
 def stratified_split(targets: Sequence[int], shares: Sequence[float]) -> list[list[int]]:
-    """Indices of each part, in order.
+    """Split samples at random, class by class; returns the sorted indices of each part.
 
     Args:
         targets: class number of every sample.
-        shares: share of each part but the first, which gets the rest. A class gives at least one sample to each
-            part that has a share, as far as it has them.
+        shares: fraction of each part except the first, which gets the rest. Every part with a share above 0 gets at
+            least one sample of each class, if the class has enough; at least one stays in the first part.
     """
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
@@ -33,7 +33,7 @@ def stratified_split(targets: Sequence[int], shares: Sequence[float]) -> list[li
 
 
 def check_shares(val_share: float, test_share: float) -> None:
-    """Raise InputError where shares of validation and test leave nothing to train on."""
+    """Raise InputError if a share is out of range, or validation and test leave nothing to train on."""
     for name, share in (("val_share", val_share), ("test_share", test_share)):
         if not 0 < share < 1:
             raise InputError(f"{name} {share} is out of range: give a fraction between 0 and 1")

@@ -1,4 +1,4 @@
-"""Tables of the user's own: two columns of a CSV, TSV, JSON lines or Parquet file."""
+"""Reads columns of CSV, TSV, JSON Lines and Parquet files."""
 
 import re
 from collections.abc import Iterator
@@ -8,18 +8,24 @@ from typing import Any
 
 from src.engine.system.errors import InputError
 
-Row = tuple[str, str]  # a text, or a path, and its label
+Row = tuple[str, str]  # text or path, and label
 
-STREAM_BYTES = 2**24  # read at once where a table is streamed; a row must lie within
+STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def read_table(path: str, text_column: str, label_column: str, option: str = "text_column") -> list[Row]:
-    """Texts and labels of a .csv, .tsv, .jsonl or .parquet file; `option` is what names the column of texts.
+    """Texts and labels from a .csv, .tsv, .jsonl or .parquet file.
+
+    Args:
+        path: the file.
+        text_column: column of texts, or of paths.
+        label_column: column of labels.
+        option: the option that sets `text_column`, for error messages.
 
     Raises:
-        InputError: the file is missing or of another kind, lacks a column, or a row lacks its text or its label;
-            rows count from 1, without a header.
+        InputError: the file is missing or has another format, a column is missing, or a text or label is empty; rows
+            count from 1, without the header.
     """
     table = _read_columns(path)
     for column, name in ((text_column, option), (label_column, "label_column")):
@@ -36,7 +42,7 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     for number, (text, label) in enumerate(pairs, start=1):
         for value, column in ((text, text_column), (label, label_column)):
             if value is None or not str(value).strip():
-                raise InputError(f"{path}, row {number}: column {column} is empty; fill it or take the row out")
+                raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
         rows.append((str(text), str(label).strip()))
     return rows
 
@@ -45,7 +51,7 @@ def stream_column(path: Path, column: str) -> Iterator[Any]:
     """The values of one column of a table, row by row; memory does not grow with the table.
 
     Raises:
-        InputError: the file cannot be read, or lacks the column.
+        InputError: the file cannot be read, or the column is missing.
     """
     with _open_table(path, STREAM_BYTES) as (names, batches):
         if column not in names:
@@ -60,7 +66,7 @@ def _read_columns(path: str) -> Any:
     file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(f"{path}: no such file")
-    block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must lie within a block
+    block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must fit into a block
     with _open_table(file, block_size) as (names, batches):
         found = list(batches)
         return pa.Table.from_batches(found) if found else pa.table({name: [] for name in names})
@@ -68,7 +74,7 @@ def _read_columns(path: str) -> Any:
 
 @contextmanager
 def _open_table(file: Path, block_size: int) -> Iterator[tuple[list[str], Iterator[Any]]]:
-    """Names of the columns of a table, and its rows in batches."""
+    """Column names of a table, and its rows in batches."""
     import pyarrow as pa
     from pyarrow import csv, json, parquet
 
@@ -76,11 +82,11 @@ def _open_table(file: Path, block_size: int) -> Iterator[tuple[list[str], Iterat
     try:
         if suffix in (".csv", ".tsv"):
             parsing = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
-            # One thread, as only then an error says its row.
+            # One thread: otherwise errors do not name the row.
             reading = csv.ReadOptions(use_threads=False, block_size=block_size)
             with csv.open_csv(file, reading, parsing) as head:
                 names = head.schema.names
-            # Every column is text: a label 01 stays 01, and NA is a word.
+            # Read every column as text, so that a label 01 stays 01 and NA is not null.
             converting = csv.ConvertOptions(
                 column_types={name: pa.string() for name in names}, strings_can_be_null=False
             )

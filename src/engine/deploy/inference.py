@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from src.engine.deploy.pixels import Pixels
 from src.engine.runs.checkpoint import (
+    checkpoint_errors,
     load_model,
     model_arguments,
-    not_of_this_project,
     own_configuration,
     read_checkpoint,
     run_configuration,
@@ -52,7 +52,7 @@ class Inference(LightningModule):
         task: Any = load_model(self.checkpoint, ability, str(self.path), vouched)
         self.task = task
         self.spec = model_arguments(self.checkpoint, vouched)
-        with not_of_this_project(str(self.path)):
+        with checkpoint_errors(str(self.path)):
             saved = own or run_configuration(self.checkpoint, vouched)
             self.data: Any = _data_of(self.checkpoint, saved.get("data") or {}, data or {}, given)
         if hasattr(task, "generate"):

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.engine.cli.command import add_checkpoint, check_least, command_parser, new_output, parse_words
+from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, new_output, parse_words
 from src.engine.system.errors import InputError
 
 SOME_FAILED = 3  # exit code
@@ -99,7 +99,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError("no inputs given: give images, folders of images, or files of texts")
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
-    check_least(options, batch_size=1, num_workers=0)
+    check_minimum(options, batch_size=1, num_workers=0)
     if not any(Path(given).expanduser().exists() for given in options.inputs):
         raise InputError(
             f"{options.inputs[0]}: no such file or folder; give images, folders of images, or files of texts"

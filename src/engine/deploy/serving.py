@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 
-from src.engine.cli.command import add_checkpoint, check_least, command_parser, parse_words, require
+from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, parse_words, require
 from src.engine.system.errors import InputError
 
 
@@ -44,7 +44,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="what the hardware has")
     options = parse_words(parser, args)
     require("src.serve", "deploy", "uvicorn", "starlette", "multipart")
-    check_least(options, max_body_mb=0.001, max_batch_size=1, batch_timeout=0.0, timeout=0.1)
+    check_minimum(options, max_body_mb=0.001, max_batch_size=1, batch_timeout=0.0, timeout=0.1)
     if not 1024 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is out of range: give 1024 to 65535")
     if options.token == "":

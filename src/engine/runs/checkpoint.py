@@ -1,4 +1,4 @@
-"""Writing a checkpoint whole or not at all, and reading one without trusting it."""
+"""Writes checkpoints completely or not at all, and reads them without trusting them."""
 
 import errno
 import hashlib
@@ -23,26 +23,26 @@ from src.engine.runs.trust import NO_TRUST, Trust, build, checked_class, checked
 from src.engine.system.classes import Tree, differences, import_class
 from src.engine.system.errors import InputError, UnwritableError, constructor_errors
 
-# What is taken of a checkpoint's configuration: a class of these kinds each, and plain numbers of the Trainer.
+# What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
 CONFIGURED: dict[str, tuple[type, ...]] = {
     "data": (LightningDataModule,),
     "optimizer": (torch.optim.Optimizer,),
     "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau),
 }
-OF_TRAINER = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
-OF_TRAINER |= {"accumulate_grad_batches", "gradient_clip_val"}
-# A checkpoint ends in this and the SHA-256 of all before the last record of its zip archive; that record's comment is
-# where zip files may hold such a thing, so torch reads it as any other.
+TRAINER_KEYS = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
+TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
+# A checkpoint file ends with this mark and the SHA-256 of all bytes before the digest. Both are stored as the comment
+# of the zip archive, which torch ignores.
 MARK = b"sha256="
 COMMENT = len(MARK) + 64
-END = 22  # bytes of that record without the comment
+END = 22  # bytes of the archive's last record without the comment
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to files, where a checkpoint gets its name only when all of it is on the disk, with a checksum.
+    """Writes a checkpoint under its name only when it is complete on the disk, with a checksum.
 
     Raises:
-        UnwritableError: it cannot be written; what was there before is left as it was.
+        UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -56,12 +56,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint and its checksum.
 
     Raises:
-        UnwritableError: it cannot be written; what was there before is left as it was.
+        UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
     """
     temporary = None
     try:
         path.parent.mkdir(exist_ok=True)
-        for left in path.parent.glob(f".{path.name}-*"):  # of a run that was killed while it wrote
+        for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
             temporary = Path(file.name)
@@ -92,22 +92,22 @@ def _remove(path: Path | None) -> None:
 
 
 def system_error(error: BaseException) -> OSError | None:
-    """What the system said where something could not be written, which torch wraps in an error of its own."""
+    """The OSError of a failed write, which torch may wrap in an exception of its own."""
     return next((each for each in (error, error.__context__) if isinstance(each, OSError)), None)
 
 
 def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
-    """Why a checkpoint of `need` bytes could not be written."""
+    """The error that says why a checkpoint of `need` bytes could not be written."""
     run = path.parent.parent
     if not run.is_dir():
-        return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed while the run was going")
+        return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed during the run")
     system = system_error(error)
     free = shutil.disk_usage(run).free
     number = system.errno if system else errno.ENOSPC if free < need else None
     reason = os.strerror(number) if number else str(error)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        reason += f": it needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free; make room"
-    return UnwritableError(f"{path} cannot be written ({reason}); earlier checkpoints are as they were")
+        reason += f": it needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free; free some space"
+    return UnwritableError(f"{path} cannot be written ({reason}); earlier checkpoints are unchanged")
 
 
 def size_of(value: Any) -> int:
@@ -119,7 +119,7 @@ def size_of(value: Any) -> int:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file but for its last 64 bytes, where it stands."""
+    """SHA-256 of a file without its last 64 bytes, which hold the digest."""
     digest = hashlib.sha256()
     left = path.stat().st_size - 64
     with path.open("rb") as file:
@@ -130,9 +130,9 @@ def _digest(path: Path) -> str:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint as a whole, or None; a file that was written without a checksum passes."""
+    """What is wrong with a checkpoint file or folder, or None. A file without a checksum passes."""
     if path.is_dir():
-        from src.engine.runs.sharded import shard_damage  # a third of a second, which only these pay
+        from src.engine.runs.sharded import shard_damage  # lazy import: takes 0.3 s
 
         return shard_damage(path)
     try:
@@ -141,31 +141,31 @@ def damage(path: Path) -> str | None:
             file.seek(-min(size, END + COMMENT), os.SEEK_END)
             end = file.read()
         if end[-COMMENT : -COMMENT + len(MARK)] == MARK:
-            return None if _digest(path).encode() == end[-64:] else "its checksum is not that of its content"
+            return None if _digest(path).encode() == end[-64:] else "its checksum does not match its content"
         if end[-END:-18] == b"PK\5\6" and end[-2:] == b"\0\0":
-            return None  # a zip archive without a comment, such as torch.save writes
-        return "it is truncated, or its end is damaged" if zip_start(path) else None
+            return None  # a zip archive without a comment, as torch.save writes
+        return "it is truncated, or its end is damaged" if is_zip(path) else None
     except OSError as error:
         return error.strerror
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a sharded checkpoint: a folder with what Lightning keeps beside the shards."""
+    """Whether a path is a sharded checkpoint: a folder with Lightning's `meta.pt`."""
     if not path.is_dir():
         return False
-    from src.engine.runs.sharded import REST  # lazy import: a third of a second
+    from src.engine.runs.sharded import REST  # lazy import: takes 0.3 s
 
     return (path / REST).is_file()
 
 
-def zip_start(path: Path) -> bool:
-    """Whether a file begins as a zip archive does."""
+def is_zip(path: Path) -> bool:
+    """Whether a file starts like a zip archive."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
 
 
 def read_checkpoint(given: str) -> dict[str, Any]:
-    """A Lightning checkpoint of tensors and plain values; nothing in it is executed.
+    """Read a Lightning checkpoint of tensors and plain values; nothing in it is executed.
 
     Raises:
         InputError: the file is missing, truncated, not a checkpoint, or holds pickled code.
@@ -193,38 +193,38 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             " this project wrote"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        problem = "is damaged or truncated" if path.is_dir() or zip_start(path) else "is not a checkpoint"
+        problem = "is damaged or truncated" if path.is_dir() or is_zip(path) else "is not a checkpoint"
         raise InputError(
             f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
         ) from error
     keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
-    lacking = [key for key in ("state_dict", "pytorch-lightning_version") if key not in keys]
-    if lacking or not isinstance(checkpoint["state_dict"], dict):
+    missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in keys]
+    if missing or not isinstance(checkpoint["state_dict"], dict):
         raise InputError(
-            f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(lacking or ['weights'])[0]}; give"
+            f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(missing or ['weights'])[0]}; give"
             " one that a run of this project wrote"
         )
     if not checkpoint["state_dict"] or not all(
         isinstance(one, torch.Tensor) for one in checkpoint["state_dict"].values()
     ):
-        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: its state_dict is not of weights")
+        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: its state_dict has no weights")
     return dict(checkpoint)
 
 
 def refuse_shards(given: str) -> None:
-    """Raise InputError where a checkpoint is one that only FSDP2 loads."""
+    """Raise InputError if a checkpoint is sharded, so that only FSDP2 can load it."""
     if is_sharded(Path(given).expanduser()):
         raise InputError(
-            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file of it"
-            f" with python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
+            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file"
+            f" of it with python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
         )
 
 
 def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
-    """Class and arguments of the model of a checkpoint; empty if it does not say.
+    """Class and arguments of a checkpoint's model; empty if not stored.
 
     Raises:
-        InputError: it names something that it may not.
+        InputError: the checkpoint names a class or an argument that is not allowed.
     """
     saved = checkpoint.get("hyper_parameters") or {}
     if not isinstance(saved, dict):
@@ -239,7 +239,7 @@ def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree
 
 
 def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
-    """The whole configuration of a checkpoint, if it is one of those in a run folder of the user; else empty."""
+    """The whole configuration of a checkpoint if the user's run folder has the same one; else empty."""
     text = checkpoint.get("config")
     own = [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")] if folder else []
     tree = yaml.safe_load(text) if isinstance(text, str) and text in own else None
@@ -247,17 +247,17 @@ def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
 
 
 def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropped: list[str] | None = None) -> Tree:
-    """What a checkpoint says of data, optimizer and schedule, and the plain numbers of its Trainer.
+    """Data, optimizer, scheduler, seed and plain Trainer numbers in the configuration of a checkpoint.
 
-    Callbacks, loggers, profilers, plugins and strategies are not taken from a checkpoint.
+    Callbacks, loggers, profilers, plugins and strategies are ignored.
 
     Args:
-        checkpoint: as read.
-        trust: what the user vouches for.
-        dropped: gets the settings that are left out, because they are paths.
+        checkpoint: from `read_checkpoint`.
+        trust: what the user trusts.
+        dropped: the names of settings skipped because they are paths are appended to this list.
 
     Raises:
-        InputError: it names something that it may not.
+        InputError: the configuration names a class or an argument that is not allowed.
     """
     text = checkpoint.get("config")
     if text is None:
@@ -265,7 +265,7 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
     try:
         tree = yaml.safe_load(text) if isinstance(text, str) else None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError("its config is no YAML of plain values") from error
+        raise InputError("its config is not YAML of plain values") from error
     if not isinstance(tree, dict):
         raise InputError("its config holds no settings")
     found: Tree = {}
@@ -277,13 +277,13 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
     if type(tree.get("seed_everything")) in (int, bool):
         found["seed_everything"] = tree["seed_everything"]
     trainer = tree.get("trainer")
-    numbers = {name: value for name in sorted(OF_TRAINER) if type(value := (trainer or {}).get(name)) in (int, float)}
+    numbers = {name: value for name in sorted(TRAINER_KEYS) if type(value := (trainer or {}).get(name)) in (int, float)}
     return {**found, "trainer": numbers} if isinstance(trainer, dict) and numbers else found
 
 
 @contextmanager
-def not_of_this_project(given: str) -> Iterator[None]:
-    """Name the checkpoint in the error for something in it that cannot be used."""
+def checkpoint_errors(given: str) -> Iterator[None]:
+    """Turn errors caused by a checkpoint's content into InputErrors that name the checkpoint."""
     try:
         yield
     except InputError as error:
@@ -294,22 +294,22 @@ def not_of_this_project(given: str) -> Iterator[None]:
 
 
 def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trust = NO_TRUST) -> LightningModule:
-    """The model of a checkpoint with its weights, on the CPU, ready to use.
+    """The model of a checkpoint with its weights, on the CPU, in evaluation mode.
 
     Args:
-        checkpoint: as read.
-        ability: name of a method that its task must have, such as `generate`.
-        given: the path as the user gave it.
-        trust: what the user vouches for.
+        checkpoint: from `read_checkpoint`.
+        ability: name of a method that the model must have, such as `generate`.
+        given: the path as the user gave it, for messages.
+        trust: what the user trusts.
 
     Raises:
-        InputError: the checkpoint does not say how its model is built, or its task lacks that method.
+        InputError: the checkpoint does not store how to build its model, or the model has no such method.
     """
     refuse_shards(given)
-    with not_of_this_project(given):
+    with checkpoint_errors(given):
         spec = model_arguments(checkpoint, trust)
     if not spec:
-        raise InputError(f"--ckpt_path {given} does not say which model it is of: load it in Python")
+        raise InputError(f"--ckpt_path {given} does not store the class of its model: load it in Python")
     cls = import_class(spec["class_path"])
     if not hasattr(cls, ability):
         raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give another checkpoint")
@@ -327,19 +327,19 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
 
 
 def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, arguments: Tree) -> None:
-    """Make sure that the weights of a checkpoint fit a model before anything is run.
+    """Check that the weights of a checkpoint fit a model.
 
     Args:
-        checkpoint: as read.
-        model: the model that is to take the weights.
+        checkpoint: from `read_checkpoint`.
+        model: the model to load the weights into.
         before: class and arguments of the checkpoint's model.
-        arguments: those that the model was built with.
+        arguments: class and arguments of `model`.
 
     Raises:
-        InputError: they do not; the message names the arguments that differ from the checkpoint's.
+        InputError: the weights do not fit; the message names the arguments that differ.
     """
     if not model.strict_loading or is_overridden("configure_model", model):
-        return  # the weights may differ, or are not made yet
+        return  # weights may differ, or do not exist yet
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
     if own == saved:
@@ -352,10 +352,10 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
 
 
 def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
-    """Make sure that an epoch that is half over goes on with batches of the size it began with.
+    """Check that a run continued in the middle of an epoch keeps its batch size.
 
     Raises:
-        InputError: it would not.
+        InputError: the batch size differs.
     """
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
@@ -363,19 +363,19 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
     if is_inside and before is not None and after != before:
         raise InputError(
             f"--data.batch_size {after}: the checkpoint is in the middle of an epoch with batches of {before}; leave"
-            " it out, or go on from a checkpoint at an epoch's end"
+            " it out, or continue from a checkpoint at the end of an epoch"
         )
 
 
 def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:
-    """Make sure that a run that goes on from a checkpoint has something left to do.
+    """Check that a run continued from a checkpoint has epochs or steps left.
 
     Raises:
-        InputError: the checkpoint has as many epochs or steps as the run is to have.
+        InputError: the checkpoint already has all epochs or steps of the run.
     """
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
     epochs, steps = progress.get("processed", 0), checkpoint.get("global_step", 0)
     if max_epochs is not None and 0 <= max_epochs <= epochs:
-        raise InputError(f"the checkpoint has {epochs} epochs already: give more, as in --max_epochs {2 * epochs}")
+        raise InputError(f"the checkpoint already has {epochs} epochs: give more, as in --max_epochs {2 * epochs}")
     if 0 <= max_steps <= steps:
-        raise InputError(f"the checkpoint has {steps} steps already: give more, as in --trainer.max_steps {2 * steps}")
+        raise InputError(f"the checkpoint already has {steps} steps: give more, as in --trainer.max_steps {2 * steps}")

@@ -1,4 +1,4 @@
-"""Splits weights, gradients and optimizer over all devices."""
+"""Shards weights, gradients and optimizer state across all devices."""
 
 import shutil
 from functools import partial
@@ -30,15 +30,15 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """Fully sharded data parallel (Zhao et al. 2023), each block of a network by itself.
+    """Fully sharded data parallel (Zhao et al. 2023), applied to each block of a network.
 
-    A block is a member of a list of modules, such as a transformer's layers. Checkpoints are folders with a shard of
-    every process, which `python -m src.consolidate` makes one file of.
+    Blocks are the members of a `ModuleList`, such as a transformer's layers. A checkpoint is a folder with one shard
+    per process; `python -m src.export --format checkpoint` converts it to one file.
 
     Args:
-        activation_checkpointing: compute a block's activations once more in the backward pass, in place of keeping
-            them (Chen et al. 2016).
-        gather_dtype: in which weights are gathered to compute with, where there is no batch norm; gradients are always
+        activation_checkpointing: recompute a block's activations in the backward pass instead of storing them (Chen et
+            al. 2016).
+        gather_dtype: dtype in which weights are gathered; float32 if the network has batch norm. Gradients are always
             reduced in float32.
     """
 
@@ -62,11 +62,11 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _shard(self, model: LightningModule) -> None:
         if getattr(model, "_is_sharded", False):
             return
-        for parameter in model.parameters():  # it cannot split those of a network in channels last
+        for parameter in model.parameters():  # FSDP2 cannot shard channels-last parameters
             parameter.data = parameter.data.contiguous()
         dtype = self.gather_dtype
         if dtype != torch.float32 and any(isinstance(module, BATCH_NORMS) for module in model.modules()):
-            rank_zero_info("Weights are gathered in float32: batch normalisation takes no others with its statistics")
+            rank_zero_info("Weights are gathered in float32: batch norm needs weights and statistics of the same dtype")
             dtype = torch.float32
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
         mesh = self.device_mesh["data_parallel"]
@@ -82,7 +82,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         new = path.with_name(f".{path.name}-new")
         if self.global_rank == 0:
             path.parent.mkdir(exist_ok=True)
-            shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while it wrote
+            shutil.rmtree(new, ignore_errors=True)  # left by a run that was killed while writing
         self.barrier()
         need = size_of(checkpoint)
         problem: BaseException | None = None
@@ -90,20 +90,20 @@ class FSDP2Strategy(ModelParallelStrategy):
             super().save_checkpoint(checkpoint, new, storage_options)
             if self.global_rank == 0:
                 write_checksums(new)
-        except CheckpointException as error:  # raised in every process, whichever could not write
+        except CheckpointException as error:  # raised in every process if one cannot write
             problem = next(iter(error.failures.values()))[0]
             if not isinstance(problem, OSError | RuntimeError):
                 raise
         except (OSError, RuntimeError) as error:
-            # The first process writes some files alone, and tells the others.
+            # Some files are written by the first process only, which reports its error to the others.
             if self.global_rank != 0 or system_error(error) is None:
                 raise
             problem = error
-        told = self.broadcast(None if problem is None else str(unwritable(path, need, problem)))
-        if told is not None:
+        message = self.broadcast(None if problem is None else str(unwritable(path, need, problem)))
+        if message is not None:
             if self.global_rank == 0:
                 shutil.rmtree(new, ignore_errors=True)
-            raise UnwritableError(told) from problem
+            raise UnwritableError(message) from problem
         if self.global_rank == 0:
             replace_folder(new, path)
         self.barrier()
@@ -113,7 +113,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         if not path.is_dir():
             return super().load_checkpoint(path, weights_only=True)
         assert self.model is not None
-        read_index(path)  # whose error torch would wrap
+        read_index(path)  # torch would wrap its InputError
         state: dict[str, Any] = {"state_dict": get_model_state_dict(self.model)}
         trains = self.lightning_module is not None and self.lightning_module.trainer.state.fn == TrainerFn.FITTING
         optimizers = dict(enumerate(self.optimizers)) if trains else {}
@@ -128,7 +128,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The members of the outermost lists of modules."""
+    """The members of the outermost ModuleLists."""
     found: list[nn.Module] = []
     for child in model.children():
         found += list(child) if isinstance(child, nn.ModuleList) else blocks_of(child)

@@ -1,4 +1,4 @@
-"""Saves `last.ckpt`, from which a run goes on."""
+"""Saves `last.ckpt`, from which a run can continue."""
 
 import time
 from pathlib import Path
@@ -14,20 +14,20 @@ from src.engine.system.interruption import Interrupted, Interruption
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves after every epoch, after so many steps or minutes inside of one, and before the run stops for a signal.
+    """Saves after every epoch, every N steps or minutes within an epoch, and before the run stops for a signal.
 
-    What training has logged is on the disk before a checkpoint is, so that curves have no gap where a run goes on. With
-    several processes, all of them stop after the same step, the one behind that in which a signal arrived.
+    Loggers are flushed before each save, so that the curves of a continued run have no gap. With several processes, all
+    stop after the same step, the one after the step in which a signal arrived.
 
     Args:
-        folder: where it is saved.
-        interruption: holds the signal that arrived.
-        every_n_steps: also after so many optimizer steps; 0 never.
-        every_n_minutes: also after so many minutes; 0 never.
+        folder: folder to save in.
+        interruption: stores a received signal.
+        every_n_steps: also save after this many optimizer steps; 0: never.
+        every_n_minutes: also save after this many minutes; 0: never.
 
     Raises:
         InputError: a number is below 0.
-        Interrupted: a signal arrived; all is saved.
+        Interrupted: a signal was received; the checkpoint is saved.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         for name, value in (("save_every_n_steps", every_n_steps), ("save_every_n_minutes", every_n_minutes)):
             if value < 0:
-                raise InputError(f"--{name} {value} is out of range: give at least 0, where 0 is never")
+                raise InputError(f"--{name} {value} is out of range: give 0 (never) or more")
         self.path = folder / "last.ckpt"
         self.interruption = interruption
         self.every_n_steps = every_n_steps
@@ -46,7 +46,7 @@ class LastCheckpoint(Checkpoint):
         self._is_due = False
         self._signum = 0
         self._group: Any = None
-        self._asked: Any = None  # what all processes were asked after the step before, and the answer under way
+        self._reduction: Any = None  # tensor and handle of the all_reduce started after the previous step
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interruption.install()
@@ -61,18 +61,18 @@ class LastCheckpoint(Checkpoint):
         self.interruption.install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Lightning does not tell the loader where it stood when it was made for counting the steps of a schedule.
+        # Lightning does not restore the loader's state if the loader was created to count a scheduler's steps.
         trainer.fit_loop._load_combined_loader_states()
         self.interruption.install()
         self.interruption.waits = True
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self._global_step = trainer.global_step
-        self._is_due, self._signum, self._asked = False, 0, None
+        self._is_due, self._signum, self._reduction = False, 0, None
         if trainer.world_size > 1 and self._group is None:
-            self._group = torch.distributed.new_group(backend="gloo")  # asking never waits for a GPU
+            self._group = torch.distributed.new_group(backend="gloo")  # gloo never waits for a GPU
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish_asking()
+        self._finish_reduction()
         self.interruption.waits = False
         if self.interruption.received:
             raise Interrupted(self.interruption.received)
@@ -91,7 +91,7 @@ class LastCheckpoint(Checkpoint):
         has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
         if not self._is_due or not has_stepped:
             return
-        # Lightning would not validate again where a run goes on from before a validation, nor end an epoch again.
+        # Not just before a validation or the end of an epoch: Lightning would skip these in a continued run.
         if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
             self._save(trainer)
 
@@ -101,7 +101,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Where max_steps ends a run inside of an epoch it is saved there, so that a longer run goes on there.
+        # If max_steps ends a run within an epoch, it is saved there, so that a longer run continues there.
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or not _is_at_last_step(trainer):
             self._save(trainer)
 
@@ -110,28 +110,29 @@ class LastCheckpoint(Checkpoint):
             flush = getattr(getattr(logger, "experiment", None), "flush", None)
             if callable(flush):
                 flush()
-        trainer.save_checkpoint(self.path, weights_only=False)  # the optimizer too
+        trainer.save_checkpoint(self.path, weights_only=False)  # with the optimizer
         self._saved_at, self._saved_step, self._is_due = time.monotonic(), trainer.global_step, False
         if self._signum:
             raise Interrupted(self._signum)
 
     def _agree(self, trainer: Trainer, signum: int, is_time: bool) -> tuple[int, bool]:
-        """What any process has to say; of several processes, what it had to say after the step before."""
+        """Signal and time flag, the maximum over all processes; with several processes, those of the previous step."""
         if trainer.world_size == 1:
             return signum, is_time
-        answer = self._finish_asking()
-        said = torch.tensor([signum, int(is_time)])
-        self._asked = (said, torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, self._group, True))
-        return answer[0], bool(answer[1])
+        result = self._finish_reduction()
+        values = torch.tensor([signum, int(is_time)])
+        work = torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, self._group, True)
+        self._reduction = (values, work)
+        return result[0], bool(result[1])
 
-    def _finish_asking(self) -> list[int]:
-        if self._asked is None:
+    def _finish_reduction(self) -> list[int]:
+        if self._reduction is None:
             return [0, 0]
-        said, work = self._asked
-        self._asked = None
+        values, work = self._reduction
+        self._reduction = None
         work.wait()
-        answer: list[int] = said.tolist()
-        return answer
+        result: list[int] = values.tolist()
+        return result
 
 
 def _is_at_last_step(trainer: Trainer) -> bool:

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its checkpoints and curves."""
+"""Writes configuration, environment and metrics of a run to its folder."""
 
 import importlib.metadata
 import json
@@ -29,19 +29,18 @@ FINAL = re.compile("(test|val)/")
 
 
 class RunRecord(Callback):
-    """Writes `config.yaml` and `environment.txt` when a run starts, `metrics.json` whenever a stage ends.
+    """Writes `config.yaml` and `environment.txt` when a run starts, `metrics.json` when a stage ends.
 
-    Where a run goes on with other settings, these are `config.resume-1.yaml`, `config.resume-2.yaml` and so on.
+    A run continued with other settings also gets `config.resume-1.yaml`, `config.resume-2.yaml` and so on. The
+    configuration is also saved in every checkpoint.
 
-    Every checkpoint carries the configuration too.
-
-    `metrics.json` is one flat object: every final metric under its logged name, and `samples_per_second`
-    (training samples, validation excluded), `peak_memory_mb` (of the GPU where one is used, else resident),
-    `data_source`, and the seconds given to `write`.
+    `metrics.json` is one flat object: final metrics by logged name, `samples_per_second` (training samples, without
+    validation time), `peak_memory_mb` (GPU memory if a GPU is used, else resident memory), `data_source`, and the
+    values given to `write`.
 
     Args:
-        folder: the run folder.
-        config: the run's complete configuration, as YAML.
+        folder: run folder.
+        config: complete configuration of the run, as YAML.
     """
 
     def __init__(self, folder: Path, config: str) -> None:
@@ -95,9 +94,9 @@ class RunRecord(Callback):
         self._write_metrics(trainer)
 
     def write(self, **values: float | str) -> dict[str, Any]:
-        """Add values, such as `total_seconds`, to `metrics.json`, and give all that is in it then.
+        """Add values, such as `total_seconds`, to `metrics.json`; returns its content.
 
-        What is not a finite number becomes null.
+        NaN and infinity become null.
         """
         path = self.folder / "metrics.json"
         metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -107,16 +106,20 @@ class RunRecord(Callback):
         return metrics
 
     def close(self, trainer: Trainer, **values: float | str) -> None:
-        """Add the last values, and put settings and final metrics on TensorBoard's page of hyperparameters."""
+        """Add the last values, and write settings and final metrics to TensorBoard's HPARAMS page."""
         metrics = self.write(**values)
         final = {name: value for name, value in metrics.items() if isinstance(value, float) and FINAL.match(name)}
         if not final:
             return
+        from torch.utils.tensorboard.summary import hparams  # lazy import: not needed at start
+
         settings = hyperparameters(yaml.safe_load(self.config))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(settings, final, trainer.global_step)
-                logger.experiment.close()  # with its thread: a search has many runs in one process
+                # logger.log_hyperparams would log the metrics again.
+                for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
+                    logger.experiment.file_writer.add_summary(summary, trainer.global_step)
+                logger.experiment.close()  # also ends its thread: a search has many runs in one process
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:
@@ -130,7 +133,7 @@ class RunRecord(Callback):
 
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:
-    """What one run may have other than the next, by the names of the command line."""
+    """Settings in which runs may differ, keyed by option name."""
     flat: dict[str, bool | float | str] = {}
 
     def walk(node: Any, name: str) -> None:
@@ -148,12 +151,12 @@ def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:
 
 
 def _configurations(folder: Path) -> list[str]:
-    """What a run began with, and what it went on with where that was changed."""
+    """The configurations of a run, as text: the first, and those it was continued with."""
     return [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")]
 
 
 def describe_environment() -> str:
-    """Python, hardware, git commit and the version of every installed package, a line each."""
+    """Python, command, git commit, hardware and all installed packages, one per line."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     capabilities = torch.backends.cpu.get_cpu_capability()
     lines = [
@@ -170,7 +173,7 @@ def describe_environment() -> str:
 
 @cache
 def _packages() -> list[str]:
-    """Every installed package with its version, read once: it takes a tenth of a second and more."""
+    """Installed packages with versions; cached, since reading them takes more than 0.1 s."""
     found = [one.metadata for one in importlib.metadata.distributions()]
     return sorted({f"{one['Name']}=={one['Version']}" for one in found}, key=str.lower)
 
@@ -189,7 +192,7 @@ def _peak_memory_mb() -> float | None:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
-        # Linux starts a program's `ru_maxrss` with what its parent had; this is the program's own.
+        # Linux initialises `ru_maxrss` with the peak of the parent process; VmHWM is that of this process.
         peak = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
         peak = None
@@ -200,13 +203,13 @@ def _peak_memory_mb() -> float | None:
     except ImportError:  # not on Windows
         return None
     highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest / 2**20 if sys.platform == "darwin" else highest / 2**10  # bytes there, KiB elsewhere
+    return highest / 2**20 if sys.platform == "darwin" else highest / 2**10  # bytes on macOS, else KiB
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that is either there as a whole or not at all."""
+    """Write a file completely or not at all."""
     if not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written: {path.parent} is gone, deleted or renamed while the run was going")
+        raise InputError(f"{path} cannot be written: {path.parent} is gone, deleted or renamed during the run")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

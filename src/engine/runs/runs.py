@@ -1,4 +1,4 @@
-"""Run folders: `logs/<recipe>/version_N`, each used by one run at a time, and what is done with a run in its own."""
+"""Creates, finds and locks run folders: `logs/<recipe>/version_N`, each used by one process at a time."""
 
 import json
 import os
@@ -20,17 +20,17 @@ from src.engine.runs.checkpoint import damage, read_checkpoint
 from src.engine.system.errors import InputError
 
 AGREEMENT_SECONDS = 300
-# Worker processes of a run that was killed see that after 5 seconds, and hold its lock till then.
+# Worker processes of a killed run notice it after 5 seconds, and hold its lock until then.
 WORKER_SECONDS = 8
 
 
 def claim_folder(parent: Path, stem: str = "version") -> Path:
-    """A new folder `parent/<stem>_N` of this run's own, also when many start in the same second.
+    """Create the folder `parent/<stem>_N` with the next free N, safe when many runs start at once.
 
-    Only the first process of a run makes it; the Trainer tells it to the others.
+    Only the first process of a run creates it; the Trainer sends the path to the others.
 
     Raises:
-        InputError: the folder cannot be made.
+        InputError: the folder cannot be created.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return parent / f"{stem}_-1"
@@ -41,7 +41,7 @@ def claim_folder(parent: Path, stem: str = "version") -> Path:
             folder = parent / f"{stem}_{number}"
             try:
                 folder.mkdir()
-            except FileExistsError:  # another run was quicker
+            except FileExistsError:  # another run was faster
                 number += 1
             else:
                 return folder
@@ -52,10 +52,10 @@ def claim_folder(parent: Path, stem: str = "version") -> Path:
 
 
 def runs_of(root: Path, name: str) -> Path:
-    """The folder that holds the runs of this name.
+    """The folder that holds the runs with this name.
 
     Raises:
-        InputError: the name is none.
+        InputError: the name is not a plain folder name.
     """
     if Path(name).name != name or name in ("", ".."):
         raise InputError(f"--name {name} is not the name of a folder: give a plain one, such as mine")
@@ -68,16 +68,16 @@ def version(folder: Path) -> int:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, if any."""
+    """The run folder that contains a checkpoint, or None."""
     folder = checkpoint.expanduser().absolute().parent.parent
     return folder if (folder / "config.yaml").is_file() and checkpoint.parent.name == "checkpoints" else None
 
 
 def newest_run(root: Path, name: str | None = None) -> Path:
-    """The run, of this name or of any, whose checkpoints are the newest.
+    """The run with the newest checkpoint, optionally only among runs with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no run with a checkpoint.
     """
     parents = [runs_of(root, name)] if name else [*root.expanduser().absolute().glob("*")]
     found = [(path, next(checkpoints_of(path), None)) for parent in parents for path in _versions(parent)]
@@ -85,65 +85,65 @@ def newest_run(root: Path, name: str | None = None) -> Path:
     if not times:
         raise InputError(
             f"no run with a checkpoint in {parents[0] if name else root}: train one first with python -m src.train, or"
-            " give --ckpt_path a checkpoint's path"
+            " give the path of a checkpoint to --ckpt_path"
         )
     return max(times, key=lambda path: (times[path], version(path)))
 
 
 def checkpoint_of(folder: Path, which: str) -> Path:
-    """The `best` or the `last` checkpoint of a run.
+    """The `best` or `last` checkpoint of a run.
 
     Raises:
-        InputError: the run has none.
+        InputError: the run has no such checkpoint.
     """
     found = list(checkpoints_of(folder))
     path = folder / "checkpoints" / f"{which}.ckpt"
-    if which == "best" and found and path not in found:  # it has a name of its own
+    if which == "best" and found and path not in found:  # the run uses another file name
         states = read_checkpoint(str(found[0])).get("callbacks", {}).values()
         names = [Path(state["best_model_path"]).name for state in states if state.get("best_model_path")]
         path = next((other for other in found if other.name in names), path)
     if path not in found:
         have = ", ".join(sorted(other.name for other in found)) or "none"
-        raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give --ckpt_path a checkpoint's path")
+        raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give a path to --ckpt_path")
     return path
 
 
 def find_checkpoint(given: str) -> Path:
-    """The path that `best`, `last` or a path means.
+    """The path of a checkpoint given as `best` or `last` of the newest run, or as a path.
 
     Raises:
-        InputError: there is no run.
+        InputError: there is no run with that checkpoint.
     """
     return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else Path(given).expanduser()
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:
-    """Take a run folder for this run, until its process ends.
+    """Lock a run folder until this process ends.
 
     Args:
-        folder: the run folder.
-        wait: seconds to wait for another run's end.
+        folder: run folder.
+        wait: seconds to wait for another process to release it.
 
     Raises:
-        InputError: another run has it.
+        InputError: another process uses the folder, or it cannot be written.
     """
     lock = FileLock(folder / ".lock", timeout=wait)
     try:
         lock.acquire()
     except Timeout as error:
-        raise InputError(f"run {folder} is in use by another process: wait for its end, or name another run") from error
+        raise InputError(f"run {folder} is in use by another process: wait for it, or give another run") from error
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be written ({error.strerror})") from error
     return lock
 
 
 def run_to_continue(parent: Path, automatic: bool) -> Path | None:
-    """The newest unfinished run among those in a folder that nobody uses, or None.
+    """The newest unfinished run in a folder that has a checkpoint and is not in use, or None.
 
     Args:
-        parent: holds the runs of one name.
-        automatic: a job of SLURM, and one that torchrun has started again, takes no run but its own, and nothing else
-            takes that of a SLURM job.
+        parent: folder of the runs with one name.
+        automatic: a SLURM job or a job restarted by torchrun only continues its own run, and a SLURM job's run is only
+            continued by that job.
     """
     job = job_name()
     keeps_to_own = job.startswith("slurm") or _restarts() > 0
@@ -163,20 +163,20 @@ def run_to_continue(parent: Path, automatic: bool) -> Path | None:
     return None
 
 
-def clock_is_behind(folder: Path) -> float:
-    """Seconds by which this machine's clock is behind the time at which a run began to log; 0 if it is not."""
+def clock_lag(folder: Path) -> float:
+    """Seconds by which the clock is behind the time stamps of a run's logs; at least 0."""
     times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
     return max(0.0, max(times, default=0) - time.time())
 
 
 def mark_job(folder: Path) -> None:
-    """Note whose run this is, so that the job finds it again when it is started again."""
+    """Write the job name to the run folder, so that a restarted job finds its run."""
     if job := job_name():
         (folder / ".job").write_text(job, encoding="utf-8")
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run came to its end."""
+    """Whether a run has completed."""
     with suppress(OSError, ValueError):
         return "total_seconds" in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     return False
@@ -186,15 +186,15 @@ def checkpoints_of(folder: Path) -> Iterator[Path]:
     """The checkpoints of a run, newest first."""
     with suppress(OSError):
         found = [path for path in (folder / "checkpoints").iterdir() if path.suffix == ".ckpt"]
-        # The one that is written last counts as the newest, also where a clock was set back.
+        # last.ckpt is always the newest, even if the clock was set back.
         yield from sorted(found, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), reverse=True)
 
 
 def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
-    """The newest checkpoint of a run that is whole, and a line for each that is not.
+    """The newest undamaged checkpoint of a run, and one line for each damaged one.
 
     Raises:
-        InputError: none is.
+        InputError: the run has no undamaged checkpoint.
     """
     found = list(checkpoints_of(folder))
     lines: list[str] = []
@@ -204,12 +204,12 @@ def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
             return path, lines
         lines.append(f"{path} is damaged ({problem}): not used")
     if not found:
-        raise InputError(f"run {folder} has no checkpoint to go on from: train afresh")
-    raise InputError(f"run {folder} has no whole checkpoint to go on from: {'; '.join(lines)}")
+        raise InputError(f"run {folder} has no checkpoint to continue from: start a new run")
+    raise InputError(f"run {folder} has no undamaged checkpoint to continue from: {'; '.join(lines)}")
 
 
 def job_name() -> str:
-    """What a cluster or torchrun calls this job, the same after a restart; empty where neither started it."""
+    """Name of this SLURM or torchrun job, the same after a restart; empty without either."""
     if SLURMEnvironment.detect():
         ids = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
         return f"slurm {'_'.join(ids) if all(ids) else os.environ['SLURM_JOB_ID']}"
@@ -221,12 +221,12 @@ def job_name() -> str:
 
 
 def _restarts() -> int:
-    """How often the job was started again."""
+    """How often the job was restarted."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
-def agreed(value: str) -> str:
-    """What the first process of a job says; where several start at once, all of them ask it before they begin."""
+def from_first_process(value: str) -> str:
+    """The value of the job's first process; with SLURM or torchrun, all processes wait for it."""
     environment = next((e for e in (SLURMEnvironment, TorchElasticEnvironment) if e.detect()), None)
     if environment is None:
         return value
@@ -240,20 +240,21 @@ def agreed(value: str) -> str:
     key = f"lightning_starter/run/{_restarts()}"
     if rank == 0:
         store.set(key, value)
-        # The store may live in this process: it stays until all have asked.
+        # This process may host the store, so it waits until all others have read the value.
         end = time.monotonic() + AGREEMENT_SECONDS
         while store.add(f"{key}/asked", 0) < world - 1 and time.monotonic() < end:
             time.sleep(0.05)
         return value
-    said: str = store.get(key).decode()
+    received: str = store.get(key).decode()
     store.add(f"{key}/asked", 1)
-    return said
+    return received
 
 
 def join_attempt(device: torch.device) -> None:
-    """Let the processes of a job that torchrun has started again find each other, and not those that are gone.
+    """Connect the processes of a job restarted by torchrun.
 
-    torchrun may keep one store for all attempts, where the addresses of an earlier one still stand.
+    torchrun may keep one store for all attempts, which still has the addresses of earlier ones: each attempt uses its
+    own prefix.
     """
     if not (TorchElasticEnvironment.detect() and _restarts()) or distributed.is_initialized():
         return
@@ -275,5 +276,5 @@ def _versions(parent: Path, stem: str = "version") -> list[Path]:
 
 
 def relative(path: Path) -> str:
-    """A path as it is typed in the working directory."""
+    """A path relative to the working directory if it is inside it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""Sharded checkpoints: a folder with the shards of every process, read without trusting it."""
+"""Reads sharded checkpoints, folders with shards of every process, without trusting them."""
 
 import hashlib
 import io
@@ -20,12 +20,12 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from src.engine.system.errors import InputError
 
-REST = "meta.pt"  # what Lightning keeps beside weights and optimizer
+REST = "meta.pt"  # everything except weights and optimizer state
 INDEX = ".metadata"  # torch's index of the shards
 CHECKSUMS = "checksums.json"
 
-# All that torch writes in an index besides numbers, texts and containers.
-ADMITTED = {
+# All that torch writes to an index, apart from numbers, text and containers.
+ALLOWED = {
     ("torch", "Size"),
     ("torch", "device"),
     ("torch.serialization", "_get_layout"),
@@ -46,16 +46,16 @@ ADMITTED = {
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in ADMITTED or (module == "pathlib" and name in ("Path", "PosixPath", "PurePosixPath")):
+        if (module, name) in ALLOWED or (module == "pathlib" and name in ("Path", "PosixPath", "PurePosixPath")):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in an index of shards")
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an index of shards")
 
 
 class SafeReader(FileSystemReader):
-    """Reads a sharded checkpoint whose index holds nothing but an index.
+    """Reads a sharded checkpoint and checks its index.
 
     Raises:
-        InputError: it holds anything else.
+        InputError: the index is missing, damaged or has unexpected content.
     """
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
@@ -66,27 +66,27 @@ class SafeReader(FileSystemReader):
 
 
 class SafePlanner(DefaultLoadPlanner):
-    """Takes tensors and plain values out of shards; torch's own unpickles anything."""
+    """Loads only tensors and plain values from shards; torch's planner unpickles anything."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         loaded = torch.load(value, weights_only=True)
         self.state_dict[read_item.dest_index.fqn] = loaded
         if self.flatten_state_dict:
-            place = self.mappings[read_item.dest_index.fqn]
-            _nested_dict.set_element(self.original_state_dict, place, loaded)  # type: ignore[attr-defined]
+            path = self.mappings[read_item.dest_index.fqn]
+            _nested_dict.set_element(self.original_state_dict, path, loaded)  # type: ignore[attr-defined]
 
 
 class _SafeEmptyPlanner(_EmptyStateDictLoadPlanner):
-    """The same where nothing is known of what is in it."""
+    """Like `SafePlanner`, for checkpoints of unknown content."""
 
     load_bytes = SafePlanner.load_bytes
 
 
 def read_index(folder: Path) -> Metadata:
-    """The index of a sharded checkpoint.
+    """Read the index of a sharded checkpoint; nothing in it is executed.
 
     Raises:
-        InputError: it is missing, damaged, or holds anything but an index; nothing of it is executed.
+        InputError: the index is missing, damaged or has unexpected content.
     """
     try:
         with (folder / INDEX).open("rb") as file:
@@ -101,7 +101,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 def write_checksums(folder: Path) -> None:
-    """Note the SHA-256 of every file of a sharded checkpoint, all of it on the disk."""
+    """Flush every file of a sharded checkpoint to the disk and write their SHA-256 sums."""
     sums = {}
     for path in sorted(path for path in folder.iterdir() if path.name != CHECKSUMS):
         sums[path.name] = _digest(path)
@@ -117,15 +117,15 @@ def shard_damage(folder: Path) -> str | None:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         files = {path.name for path in folder.iterdir()} - {CHECKSUMS}
         if missing := sums.keys() ^ files:
-            return f"{min(missing)} is {'missing' if min(missing) in sums else 'not of it'}"
+            return f"{min(missing)} is {'missing' if min(missing) in sums else 'not part of it'}"
         wrong = [name for name, digest in sums.items() if _digest(folder / name) != digest]
-        return f"the checksum of {wrong[0]} is not that of its content" if wrong else None
+        return f"the checksum of {wrong[0]} does not match its content" if wrong else None
     except (OSError, ValueError, AttributeError) as error:
         return f"{CHECKSUMS} cannot be read ({error})"
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give a complete checkpoint its name; at any moment there is a complete one whose name ends in .ckpt."""
+    """Rename a complete checkpoint to `path`; a complete one with suffix .ckpt exists at any time."""
     old = path.with_name(f"{path.stem}-before.ckpt")
     shutil.rmtree(old, ignore_errors=True)
     if path.is_file():
@@ -137,7 +137,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
-    """What a sharded checkpoint holds beside weights and optimizer; of the weights, only their sizes."""
+    """A sharded checkpoint without optimizer state, with weights on the meta device (shapes only)."""
     checkpoint: dict[str, Any] = torch.load(folder / REST, map_location="cpu", weights_only=True)
     sizes = {
         name.removeprefix("state_dict."): torch.empty(entry.size, device="meta")
@@ -148,12 +148,12 @@ def read_rest(folder: Path) -> dict[str, Any]:
 
 
 def read_whole(folder: Path) -> dict[str, Any]:
-    """A sharded checkpoint as one that a single process would have written.
+    """Read a sharded checkpoint as one dict, as a single process would have saved it.
 
     Raises:
-        InputError: it is damaged, or holds more than tensors and plain values.
+        InputError: the checkpoint is damaged, or holds more than tensors and plain values.
     """
-    read_index(folder)  # whose error torch would wrap
+    read_index(folder)  # torch would wrap its InputError
     state: dict[str, Any] = {}
     try:
         _load_state_dict(
@@ -177,7 +177,7 @@ def read_whole(folder: Path) -> dict[str, Any]:
 
 
 def _by_number(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's state with its parameters numbered, as torch's optimizers keep it, and not named."""
+    """An optimizer state keyed by parameter number, as torch's optimizers expect, instead of by name."""
     groups = optimizer["param_groups"]
     names = [name for group in groups for name in group["params"]]
     numbers = {name: number for number, name in enumerate(names)}

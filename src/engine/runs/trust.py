@@ -1,4 +1,4 @@
-"""What a checkpoint may name: classes of a list, with plain arguments. Nothing else is imported, called or opened."""
+"""Checks that a checkpoint names only allowed classes with plain arguments; nothing else is imported or called."""
 
 import inspect
 import re
@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 from src.engine.system.classes import Tree, argument_types, import_class, is_class, project_classes
 from src.engine.system.errors import InputError
 
-# Where a class of a library is looked up, and what kinds of classes are taken from there.
+# Where library classes are looked up, and the base classes allowed there.
 LIBRARIES: tuple[tuple[str, Any, tuple[type, ...]], ...] = (
     ("torch.optim.lr_scheduler", lr_scheduler, (lr_scheduler.LRScheduler,)),
     ("torch.optim", optim, (optim.Optimizer,)),
@@ -21,20 +21,20 @@ LIBRARIES: tuple[tuple[str, Any, tuple[type, ...]], ...] = (
     ("lightning.pytorch.cli", lightning_cli, (lr_scheduler.ReduceLROnPlateau,)),
 )
 PLAIN = (type(None), bool, int, float, str)
-# Arguments that name what is read or written, by the last word of their names or by a value that looks like a path.
+# Arguments that are paths or URLs: by the last word of their name, or by a value that looks like a path.
 PATHS = re.compile(r"(^|_)(path|paths|dir|dirpath|file|files|filename|folder|root|url|weights|pretrained)$")
 PATH_VALUE = re.compile(r"[/\\]|^[.~]")
-DEEPEST = 50  # levels of classes, lists and dicts
+MAX_DEPTH = 50  # nested classes, lists and dicts
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What the user has said about a checkpoint.
+    """What the user trusts in a checkpoint.
 
     Args:
-        modules: packages and modules whose classes may be built, by `--trust`.
-        classes: dotted paths of classes that his own configuration names.
-        paths: whether paths in the checkpoint may be used: it lies in a run folder of his own.
+        modules: packages and modules given by `--trust`, whose classes may be used.
+        classes: dotted paths of classes named in the user's own configuration.
+        paths: whether paths in the checkpoint may be used: it is in one of the user's own run folders.
     """
 
     modules: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Trust:
     paths: bool = False
 
     def covers(self, path: str) -> bool:
-        """Whether the user vouches for the class at a dotted path."""
+        """Whether the user trusts the class at a dotted path."""
         return path in self.classes or any(path.startswith(f"{module}.") for module in self.modules)
 
 
@@ -50,7 +50,7 @@ NO_TRUST = Trust()
 
 
 def classes_in(node: Any) -> Iterator[str]:
-    """The dotted paths of all classes that a configuration names."""
+    """Dotted paths of all classes named in a configuration."""
     if is_class(node):
         yield node["class_path"]
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
@@ -58,27 +58,27 @@ def classes_in(node: Any) -> Iterator[str]:
 
 
 def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) -> type:
-    """The class at a dotted path of a checkpoint.
+    """The class at a dotted path read from a checkpoint.
 
     Args:
-        path: as the checkpoint has it.
-        bases: it must be a subclass of one of these.
-        trust: what the user vouches for.
-        place: the setting that names it, for the message.
+        path: dotted path; any type, since it is not trusted.
+        bases: the class must be a subclass of one of these.
+        trust: what the user trusts.
+        place: the setting, such as `model.net`, for messages.
 
     Raises:
-        InputError: it is none of this project, torch's or Lightning's, and the user does not vouch for it; or it is
-            no class that fits.
+        InputError: the class is neither of this project, torch or Lightning nor trusted by the user, or it is not a
+            subclass of `bases`.
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
-        raise InputError(f"{place} names {path!r:.80}, which is no class")
+        raise InputError(f"{place} names {path!r:.80}, which is not a class")
     module, _, name = path.rpartition(".")
     cls: Any = None
     if trust.covers(path):
         cls = import_class(path)
     elif module.partition(".")[0] == "src":
         found = project_classes().get(name, [])
-        # A class that has moved since is found by its name.
+        # Finds a class that has moved to another module by its name.
         cls = import_class(path if path in found else found[0]) if path in found or len(found) == 1 else None
     else:
         for prefix, library, kinds in LIBRARIES:
@@ -87,32 +87,32 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
                 cls = cls if isinstance(cls, type) and issubclass(cls, kinds) else None
     if cls is None:
         raise InputError(
-            f"{place} is {path}, a class that is not of this project, torch.nn or torch.optim: nothing of it is loaded;"
-            f" if you trust it and where the checkpoint is from, add --trust {module or path}"
+            f"{place} is {path}, a class that is not of this project, torch.nn or torch.optim, so it is not loaded;"
+            f" if you trust it and the source of the checkpoint, add --trust {module or path}"
         )
     if not isinstance(cls, type) or not issubclass(cls, bases):
-        raise InputError(f"{place} is {path}, which is no {' or '.join(base.__name__ for base in bases)}")
+        raise InputError(f"{place} is {path}, which is not a {' or '.join(base.__name__ for base in bases)}")
     return cls
 
 
 def checked_spec(
     spec: Any, bases: tuple[type, ...], trust: Trust, place: str, dropped: list[str] | None = None, depth: int = 0
 ) -> Tree:
-    """A class of a checkpoint with its arguments, each a plain value or again such a class where its type wants one.
+    """A class in a checkpoint with its arguments, checked: plain values, or classes where the type is a class.
 
     Args:
         spec: `class_path` and `init_args`.
         bases: the class must be a subclass of one of these.
-        trust: what the user vouches for.
+        trust: what the user trusts.
         place: the setting, such as `model.net`, for messages.
-        dropped: gets the settings that are left out, because they are paths.
-        depth: levels above.
+        dropped: the names of settings skipped because they are paths are appended to this list.
+        depth: nesting depth so far.
 
     Raises:
-        InputError: a class or an argument that may not be there.
+        InputError: a class or an argument is not allowed.
     """
     if not isinstance(spec, dict):
-        raise InputError(f"{place} is {_kind(spec)}, which is no class")
+        raise InputError(f"{place} is {_kind(spec)}, which is not a class")
     cls = checked_class(spec.get("class_path"), bases, trust, place)
     given = spec.get("init_args") or {}
     if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
@@ -129,21 +129,23 @@ def checked_spec(
                 dropped.append(f"{place}.{name}")
             continue
         arguments[name] = _checked_value(value, types.get(name, Any), trust, f"{place}.{name}", dropped, depth + 1)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": arguments}
+    path = spec["class_path"]
+    is_moved = path.startswith("src.") and path not in project_classes().get(cls.__name__, [])
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}" if is_moved else path, "init_args": arguments}
 
 
 def _checked_value(value: Any, hint: Any, trust: Trust, place: str, dropped: list[str] | None, depth: int) -> Any:
-    if depth > DEEPEST:
-        raise InputError(f"{place} is nested more than {DEEPEST} levels deep")
+    if depth > MAX_DEPTH:
+        raise InputError(f"{place} is nested more than {MAX_DEPTH} levels deep")
     hints = (hint, *get_args(hint))
     if isinstance(value, dict) and "class_path" in value:
         wanted = tuple(one for one in hints if isinstance(one, type) and get_origin(one) is None and one not in PLAIN)
         wanted = tuple(one for one in wanted if one not in (object, dict, list, tuple, set, bytes, type))
         if not wanted:
-            raise InputError(f"{place} is a class, where only plain values may stand")
+            raise InputError(f"{place} is a class, but only plain values are allowed")
         return checked_spec(value, wanted, trust, place, dropped, depth)
     if isinstance(value, str) and not value.isidentifier() and any(_is_callable(one) for one in hints):
-        raise InputError(f"{place} is {value!r:.80}, where the name of a function may stand, which is not looked up")
+        raise InputError(f"{place} is {value!r:.80}, but functions of a checkpoint are not looked up")
     if isinstance(value, list | tuple):
         inner = get_args(hint)[0] if get_origin(hint) in (list, tuple) and get_args(hint) else Any
         return [_checked_value(one, inner, trust, place, dropped, depth + 1) for one in value]
@@ -152,7 +154,7 @@ def _checked_value(value: Any, hint: Any, trust: Trust, place: str, dropped: lis
             raise InputError(f"{place} has a key that is neither text nor a number")
         return {name: _checked_value(one, Any, trust, place, dropped, depth + 1) for name, one in value.items()}
     if type(value) not in PLAIN:
-        raise InputError(f"{place} is {_kind(value)}, where only plain values may stand")
+        raise InputError(f"{place} is {_kind(value)}, but only plain values are allowed")
     return value
 
 
@@ -165,7 +167,7 @@ def _kind(value: Any) -> str:
 
 
 def build(spec: Tree) -> Any:
-    """The object of a spec that has been checked; nothing is looked up by a string but its classes."""
+    """Create the object of a spec that `checked_spec` returned; the only names looked up are its classes."""
     cls = import_class(spec["class_path"])
     types = argument_types(cls)
     arguments = {}

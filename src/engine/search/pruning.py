@@ -1,4 +1,4 @@
-"""Stops a trial of a search that does badly."""
+"""Stops bad trials of a search early."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Pruning(Callback):
-    """Reports a trial's metric after each validation, and ends its run there where the study's pruner says so.
+    """Reports a trial's metric after each validation, and stops its run if the study's pruner decides to.
 
     Args:
         trial: an Optuna trial.
-        metric: name of what is reported.
+        metric: name of the reported metric.
     """
 
     def __init__(self, trial: Any, metric: str) -> None:
@@ -22,8 +22,8 @@ class Pruning(Callback):
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        validations = max(1, round(done / (trainer.val_check_batch or done)))  # so far, also where a run has gone on
+        validations = max(1, round(done / (trainer.val_check_batch or done)))  # so far, also in a continued run
         self.trial.report(trainer.callback_metrics[self.metric].item(), validations)
-        is_last = trainer.global_step >= trainer.estimated_stepping_batches  # when nothing is left to be saved
+        is_last = trainer.global_step >= trainer.estimated_stepping_batches  # pruning would save nothing
         if not is_last and self.trial.should_prune():
             self.pruned = trainer.should_stop = True

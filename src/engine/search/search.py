@@ -1,4 +1,4 @@
-"""A study of Optuna whose trials are runs of the command line."""
+"""An Optuna study whose trials are ordinary training runs."""
 
 import argparse
 import inspect
@@ -35,17 +35,17 @@ from src.engine.system.errors import InputError, cause_of
 from src.engine.system.interruption import Interrupted
 
 KINDS = ("float", "int", "categorical")
-KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # what a file may say, and of which type
+KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
 KNOWN |= dict.fromkeys(("recipe", "sampler", "pruner", "metric", "direction"), str)
-# Halving halves; Optuna's own quarters judge most trials by their first look.
+# Optuna's default reduction factor of 4 prunes most trials at their first report.
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
-HEARTBEAT = 30  # seconds; a trial that is silent for twice as long is lost
+HEARTBEAT = 30  # seconds between heartbeats; a trial is lost after twice as long without one
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass
 class Search:
-    """A search as its file and the command line say, and its study."""
+    """A search, from its file and the command line, and its study."""
 
     spec: dict[str, Any]
     folder: Path
@@ -56,18 +56,18 @@ class Search:
 
 
 def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
-    """Read a search and open its study, or make it.
+    """Read a search; open its study, or create it.
 
     Args:
-        options: as `src.tune` reads them.
-        probes: whether to try each name of the space; workers need not, as the process that started them has.
+        options: command-line options of `src.tune`.
+        probes: whether to check every name of the space by building a run. Workers skip this: their parent has done it.
 
     Raises:
-        InputError: a name or a range in it cannot be used.
+        InputError: a name or range of the search is invalid, or the study cannot be opened.
     """
     path, spec = config.load_config(options.config)
     _check_types(spec, options.config)
-    spec = {name: value for name, value in spec.items() if value is not None}  # as if it were left out
+    spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
     spec |= {name: value for name in ("n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     _check_space(spec, options.config)
@@ -76,20 +76,20 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except InputError as error:
         raise InputError(f"{options.config}: recipe: {str(error).removeprefix('--config ')}") from error
     folder = runs_of(options.root or ROOT / "logs", options.name or path.stem)
-    cli = _build(spec, {}, options.more, folder, probe=True)  # whatever cannot work is said before the first trial
+    cli = _build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
     for name, one in spec["space"].items():
         if probes and not one.get("when"):
             (values,) = (one[kind] for kind in KINDS if kind in one)
-            _build(spec, {name: values[0]}, options.more, folder, probe=True)
-    metric, direction = _aim(spec, cli.config.checkpoint, options.config)
+            _build_run(spec, {name: values[0]}, options.more, folder, probe=True)
+    metric, direction = _metric_and_direction(spec, cli.config.checkpoint, options.config)
     folder.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spec = {"sampler": "TPESampler", "pruner": "SuccessiveHalvingPruner", **spec}
-    sampler = _make(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
-    pruner = _make(optuna.pruners, spec["pruner"], "pruner", None, None)
+    sampler = _instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
+    pruner = _instantiate(optuna.pruners, spec["pruner"], "pruner", None, None)
     try:
         file = str(folder / "study.log")
-        storage = _shared(options.storage) if options.storage else JournalStorage(JournalFileBackend(file))
+        storage = _open_database(options.storage) if options.storage else JournalStorage(JournalFileBackend(file))
         study = optuna.create_study(
             storage=storage,
             sampler=sampler,
@@ -98,14 +98,14 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
             direction=direction,
             load_if_exists=True,
         )
-    except Exception as error:  # of a data base, each has its own
+    except Exception as error:  # every database has its own exceptions
         where = f"--storage {options.storage}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
     return Search(spec, folder, study, metric, options.more, options.seed)
 
 
-def _aim(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
-    """The metric of a search and its direction, by default those of the recipe's best checkpoint."""
+def _metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
+    """Metric and direction of a search. Default: those that select the recipe's best checkpoint."""
     directions = {"min": "minimize", "max": "maximize"}
     metric, direction = spec.get("metric") or checkpoint.monitor, spec.get("direction")
     if not metric:
@@ -113,21 +113,21 @@ def _aim(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
     if direction is None and metric == checkpoint.monitor:
         direction = directions[checkpoint.mode]
     if direction not in directions.values():
-        said = "is missing" if direction is None else f"{direction} is not known"
-        raise InputError(f"{given}: direction {said}: give minimize or maximize for {metric}")
+        problem = "is missing" if direction is None else f"{direction} is not known"
+        raise InputError(f"{given}: direction {problem}: give minimize or maximize for {metric}")
     return metric, direction
 
 
-def _shared(url: str) -> Any:
-    """A data base, in which a trial of a machine that is no longer heard of is tried once more."""
+def _open_database(url: str) -> Any:
+    """Open a database; a trial whose machine stops sending heartbeats is tried once more."""
     open_it = partial(
-        optuna.storages.RDBStorage, url, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=_try_again
+        optuna.storages.RDBStorage, url, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=_queue_again
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats, which are 5 years old
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are experimental
         try:
             return open_it()
-        except SQLAlchemyError:  # another machine was making the same tables
+        except SQLAlchemyError:  # another machine was creating the same tables
             time.sleep(1)
             return open_it()
 
@@ -162,7 +162,7 @@ def _check_space(spec: dict[str, Any], given: str) -> None:
             right = (int,) if kinds[0] == "int" else (int, float)
             numbers = isinstance(values, list) and len(values) == 2 and all(type(one) in right for one in values)
             if not numbers or not -math.inf < values[0] <= values[1] < math.inf or (one.get("log") and values[0] <= 0):
-                raise InputError(f"{given}: {name}: {values} is no range of {kinds[0]}: give lowest and highest")
+                raise InputError(f"{given}: {name}: {values} is not a range of {kinds[0]}: give [lowest, highest]")
             if one.get("log") and "step" in one:
                 raise InputError(f"{given}: {name}: give log or step, not both")
             if type(step := one.get("step", 1)) not in right or not 0 < step < math.inf:
@@ -171,12 +171,12 @@ def _check_space(spec: dict[str, Any], given: str) -> None:
             raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{model.net: CNN}}")
         for other in one.get("when", {}):
             if other not in space or list(space).index(other) > list(space).index(name):
-                raise InputError(f"{given}: {name}: {other} must be in space, and before it")
+                raise InputError(f"{given}: {name}: {other} must be in space, before {name}")
 
 
-def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
-    if name not in (known := _known(module, what)):
-        raise InputError(f"--{what} {name}: no such {what}{nearest(name, known) or f'; known are {known}'}")
+def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
+    if name not in (known := _usable(module, what)):
+        raise InputError(f"--{what} {name}: no such {what}{nearest(name, known) or f'; known: {known}'}")
     if name == "GridSampler":
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
@@ -188,24 +188,24 @@ def _make(module: Any, name: str, what: str, seed: int | None, space: Any) -> An
 
 
 @cache
-def _known(module: Any, what: str) -> list[str]:
-    """The samplers or pruners that can be made without arguments, which a search has no place for, and the grid's."""
+def _usable(module: Any, what: str) -> list[str]:
+    """Names of the samplers or pruners that a search can use: those without required arguments, and GridSampler."""
     found = []
-    with warnings.catch_warnings(action="ignore"):  # some are experimental for years
+    with warnings.catch_warnings(action="ignore"):  # some are experimental
         for name in (one for one in module.__all__ if one.endswith(what.title())):
-            with suppress(TypeError, ValueError):  # ThresholdPruner takes none, and then says it needs one
-                if name != "GridSampler":  # the one whose argument is the space
+            with suppress(TypeError, ValueError):  # arguments are required; ThresholdPruner raises ValueError
+                if name != "GridSampler":  # its argument is the space
                     getattr(module, name)()
                 found.append(name)
     return found
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
-    """The values of a trial, without those of names that do not go with it."""
+    """Suggest the values of a trial; names whose `when` does not apply are left out."""
     found: dict[str, Any] = {}
     for name, one in space.items():
-        wanted = one.get("when", {}).items()
-        if not all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in wanted):
+        conditions = one.get("when", {}).items()
+        if not all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions):
             continue
         options = {key: one[key] for key in ("log", "step") if key in one}
         if "categorical" in one:
@@ -217,39 +217,39 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _build(
+def _build_run(
     spec: dict[str, Any],
     values: dict[str, Any],
     more: list[config.Option],
     folder: Path,
-    goes_on: str = "",
+    resume: str = "",
     probe: bool = False,
 ) -> StarterCLI:
-    """The run of some values; with `goes_on` one that goes on in that folder; a `probe` leaves no folder."""
+    """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
     words = [] if str(spec.get("metric", "")).startswith("test/") else ["fit"]
     words += [f"--config={spec['recipe']}", f"--name={folder.name}", f"--trainer.default_root_dir={folder.parent}"]
-    words += ["--quiet"]  # which `config.yaml`, and so `best.yaml`, does not repeat
+    words += ["--quiet"]  # not stored in `config.yaml` and so not in `best.yaml`
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
-    if goes_on:
+    if resume:
         words = [word for word in words if not word.startswith(("--config", "--name"))]
-        words += [f"--run={goes_on}", "--ckpt_path=last"]
+        words += [f"--run={resume}", "--ckpt_path=last"]
     if probe:
         words.append("--fast_dev_run")
     return StarterCLI(words, time.perf_counter())
 
 
 def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:
-    """Take trials from the study until it has enough; gives it, and the signal that came first, else 0."""
-    with silenced():
+    """Run trials until the study has enough. Returns the search, and the signal that stopped it or 0."""
+    with hide_run_messages():
         search = open_search(options, probes)
         return search, _take_trials(search, options.timeout)
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
-    """Without what each run says, which would bury what the search says."""
+def hide_run_messages() -> Iterator[None]:
+    """Hide messages of the single runs below level ERROR, so that those of the search stay visible."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -260,17 +260,17 @@ def silenced() -> Iterator[None]:
 
 
 def _take_trials(search: Search, timeout: float | None) -> int:
-    """Run trials until there are enough; gives the signal that came first, else 0."""
+    """Run trials until there are enough. Returns the signal that stopped them, or 0."""
     end = time.monotonic() + timeout if timeout else None
     lock = FileLock(search.folder / ".ask")
     while end is None or time.monotonic() < end:
         try:
-            lock.acquire()  # until the trial has been given, so that several processes do not give too many
-            _take_up_broken(search)
-            if not _wants_more(search):
+            lock.acquire()  # until the trial has its values: otherwise processes could start too many trials
+            _retry_broken_trials(search)
+            if not _needs_more(search):
                 break
-            run, say = partial(_run_trial, search, lock), partial(_say, search.metric)
-            search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[say])
+            run, report = partial(_run_trial, search, lock), partial(_print_trial, search.metric)
+            search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report])
         except Interrupted as stop:
             return stop.signum
         finally:
@@ -278,7 +278,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
     return 0
 
 
-def _wants_more(search: Search) -> bool:
+def _needs_more(search: Search) -> bool:
     trials = trials_of(search)
     if any(trial.state == TrialState.WAITING for trial in trials):
         return True
@@ -291,56 +291,58 @@ def trials_of(search: Search, states: Any = None) -> list[FrozenTrial]:
     return search.study.get_trials(deepcopy=False, states=states)
 
 
-def _take_up_broken(search: Search) -> None:
-    """A trial whose process is gone is tried once more, from its last checkpoint where it has one."""
+def _retry_broken_trials(search: Search) -> None:
+    """Retry trials whose process has died, once each, from the last checkpoint if there is one."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of heartbeats, which are 5 years old
-        optuna.storages.fail_stale_trials(search.study)  # of other machines
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are experimental
+        optuna.storages.fail_stale_trials(search.study)  # trials of other machines
     for trial in trials_of(search, (TrialState.RUNNING,)):
-        # Not the lock of its run: that is free as soon as the run has ended, before the trial is told its value.
+        # Do not check the run's lock instead: it is free once the run has ended, before the study has the result.
         if _is_gone(trial.user_attrs.get("process", "")):
-            _try_again(search.study, trial)
+            _queue_again(search.study, trial)
             search.study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _is_gone(process: str) -> bool:
-    """Whether a process, `host:pid`, was of this machine and has ended."""
+    """Whether a process `host:pid` of this machine has ended; False for other machines."""
     host, _, pid = process.rpartition(":")
     if host != socket.gethostname():
         return False
     try:
-        with suppress(PermissionError):  # it is there, and somebody else's
+        with suppress(PermissionError):  # it runs, as another user
             os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
     return False
 
 
-def _try_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Put a trial that broke into the queue again, but only once."""
+def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a broken trial again, but only once."""
     known = {one.user_attrs.get("again") for one in study.get_trials(deepcopy=False)}
     if "again" not in trial.user_attrs and trial.number not in known:
         study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "broken": trial.user_attrs.get("run", "")})
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
-    if (name := search.spec["sampler"]) not in ("GridSampler", "QMCSampler"):  # whose seed is that of a whole study
-        # Each trial draws from its own seed, so that processes which share a study do not all draw the same.
-        search.study.sampler = _make(optuna.samplers, name, "sampler", search.seed * 100_003 + trial.number, None)
+    if (name := search.spec["sampler"]) not in ("GridSampler", "QMCSampler"):  # need one seed for the whole study
+        # One seed per trial: otherwise the processes of a study would all draw the same values.
+        search.study.sampler = _instantiate(
+            optuna.samplers, name, "sampler", search.seed * 100_003 + trial.number, None
+        )
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
     broken = trial.user_attrs.get("broken", "")
-    goes_on = broken if broken and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
+    resume = broken if broken and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
     try:
         values = suggest(trial, search.spec["space"])
         lock.release()
-        cli = _build(search.spec, values, search.more, search.folder, goes_on)
+        cli = _build_run(search.spec, values, search.more, search.folder, resume)
         assert cli.record is not None
         trial.set_user_attr("run", str(cli.record.folder))
         pruning = Pruning(trial, search.metric)
         cli.trainer.callbacks.append(pruning)  # type: ignore[attr-defined]
-        with redirect_stdout(io.StringIO()):  # the table of each run
+        with redirect_stdout(io.StringIO()):  # hide the table of each run
             cli.run()
-        value = _value(search, cli)
+        value = _final_metric(search, cli)
     except (Exception, SystemExit) as error:
         cause = cause_of(error)
         trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
@@ -351,30 +353,30 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     return value
 
 
-def _value(search: Search, cli: StarterCLI) -> float:
-    """The metric of a run that has ended, of its best checkpoint where that is chosen by it."""
+def _final_metric(search: Search, cli: StarterCLI) -> float:
+    """The final metric of a run: that of the best checkpoint if this metric selects it."""
     best: Any = cli.trainer.checkpoint_callback
     value = cli.trainer.callback_metrics.get(search.metric)
     if best is not None and best.monitor == search.metric and best.best_model_score is not None:
         value = best.best_model_score
     if value is None:
-        raise InputError(f"metric {search.metric} is not logged; there are {', '.join(cli.trainer.callback_metrics)}")
+        raise InputError(f"metric {search.metric} is not logged; logged: {', '.join(cli.trainer.callback_metrics)}")
     return float(value)
 
 
-def _say(metric: str, _: optuna.Study, trial: FrozenTrial) -> None:
-    """A trial that has ended, in a line."""
+def _print_trial(metric: str, _: optuna.Study, trial: FrozenTrial) -> None:
+    """Print a finished trial as one line."""
     value = f"{trial.value:.4f}" if trial.value is not None else trial.user_attrs.get("error", trial.state.name.lower())
     shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
     print(f"trial {trial.number}: {metric} {value} ({shown})", file=sys.stderr, flush=True)
 
 
-def say_progress(search: Search, workers: list[Any]) -> None:
-    """Wait for processes, and say how many trials have ended."""
-    seen = -1
+def print_progress(search: Search, workers: list[Any]) -> None:
+    """Wait for the workers, printing how many trials have ended."""
+    printed = -1
     while any(worker.poll() is None for worker in workers):
         ended = len(trials_of(search, DONE))
-        if ended != seen:
+        if ended != printed:
             print(f"{ended} of {search.spec['n_trials']} trials", file=sys.stderr, flush=True)
-            seen = ended
+            printed = ended
         time.sleep(1)

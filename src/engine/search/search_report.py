@@ -1,4 +1,4 @@
-"""What came out of a search."""
+"""Results of a search."""
 
 import html
 import shlex
@@ -17,18 +17,18 @@ from rich.table import Table
 from src.engine.search.search import DONE, Search, trials_of
 
 
-def close(search: Search, signum: int) -> int:
-    """Say what came out, and how to go on after a signal; gives the exit code."""
+def finish(search: Search, signum: int) -> int:
+    """Print the results and, after a signal, the command that continues the search; return the exit code."""
     if signum:
-        print(f"stopped; go on with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
-    _report(search)
+        print(f"stopped; continue with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
+    _print_results(search)
     if signum:
         return 128 + signum
     return 0 if trials_of(search, (TrialState.COMPLETE, TrialState.PRUNED)) else 1
 
 
-def _report(search: Search) -> None:
-    """The best five, what mattered, `best.yaml`, and plots as one HTML file and in TensorBoard."""
+def _print_results(search: Search) -> None:
+    """Print the best five trials and importances; write `best.yaml` and plots (HTML and TensorBoard)."""
     console = Console(width=None if sys.stdout.isatty() else 1000)
     trials = trials_of(search)
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
@@ -55,7 +55,7 @@ def _report(search: Search) -> None:
             f" {', '.join(f'{value:.4f}' for value in values)}"
         )
     importances: dict[str, float] = {}
-    with suppress(Exception):  # too few trials, or all alike
+    with suppress(Exception):  # too few trials, or all with the same result
         importances = optuna.importance.get_param_importances(
             search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
@@ -64,7 +64,7 @@ def _report(search: Search) -> None:
     best = Path(ended[0].user_attrs["run"])
     with suppress(OSError):
         shutil.copy(best / "config.yaml", search.folder / "best.yaml")
-        console.print(f"repeat the best: python -m src.train --config {search.folder / 'best.yaml'}")
+        console.print(f"repeat the best run: python -m src.train --config {search.folder / 'best.yaml'}")
     _plot(search, console)
 
 
@@ -73,19 +73,19 @@ def _plot(search: Search, console: Console) -> None:
 
     matplotlib.use("Agg")
     from optuna import visualization
-    from optuna.visualization import matplotlib as drawn
+    from optuna.visualization import matplotlib as figures
     from torch.utils.tensorboard import SummaryWriter
 
     names = ("optimization_history", "intermediate_values", "parallel_coordinate", "slice")
     parts: list[str] = []
     warnings.filterwarnings("ignore", module="optuna.*")
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of plots that are 4 years old
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the matplotlib plots
     with SummaryWriter(str(search.folder / "study")) as writer:
         for name in names:
-            with suppress(Exception):  # a plot that the trials do not allow
+            with suppress(Exception):  # not every plot works for every study
                 figure = getattr(visualization, f"plot_{name}")(search.study)
                 parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if not parts else False))
-                axes = getattr(drawn, f"plot_{name}")(search.study)
+                axes = getattr(figures, f"plot_{name}")(search.study)
                 axes = axes.flat[0] if hasattr(axes, "flat") else axes
                 writer.add_figure(name, axes.figure)
     title = html.escape(search.folder.name)

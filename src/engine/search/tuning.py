@@ -1,4 +1,4 @@
-"""Search settings and networks, each trial an ordinary run: `python -m src.tune --help`."""
+"""Hyperparameter search; each trial is an ordinary run: `python -m src.tune --help`."""
 
 import argparse
 import difflib
@@ -7,38 +7,38 @@ import subprocess
 import sys
 from pathlib import Path
 
-from src.engine.cli.command import check_least, command_parser, parse_words, require
+from src.engine.cli.command import check_minimum, command_parser, parse_words, require
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 
-WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set for a process that another one of these started
+WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set in worker processes
 
 
 def tune(args: list[str]) -> int:
-    """Run trials until there are as many as wanted, then say what came out; gives the exit code.
+    """Run trials until there are enough, print the results and return the exit code.
 
     Raises:
-        InputError: an option, the search or a name in it cannot be used.
+        InputError: an option or a setting of the search is invalid.
     """
     options = _parse(args)
     is_worker = WORKER in os.environ
     if options.jobs > 1 and not is_worker:
         return _start_workers(options, args)
     from src.engine.search.search import run_trials  # lazy import: keeps --help fast
-    from src.engine.search.search_report import close
+    from src.engine.search.search_report import finish
 
     search, signum = run_trials(options, probes=not is_worker)
     if not is_worker:
-        return close(search, signum)
+        return finish(search, signum)
     return 128 + signum if signum else 0
 
 
 def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
-    """Several processes at one study, which share the cores; each imports once and runs many trials."""
-    from src.engine.search.search import open_search, say_progress, silenced
-    from src.engine.search.search_report import close
+    """Run one study in several processes that share the CPU cores; each runs many trials."""
+    from src.engine.search.search import hide_run_messages, open_search, print_progress
+    from src.engine.search.search_report import finish
 
-    with silenced():
+    with hide_run_messages():
         search = open_search(options)
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     environment = {**os.environ, WORKER: "1", "OMP_NUM_THREADS": threads}
@@ -47,32 +47,32 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     signum = 0
     try:
         Interruption().install()
-        say_progress(search, workers)
+        print_progress(search, workers)
     except Interrupted as stop:
         signum = stop.signum
         for worker in workers:  # Ctrl-C reaches them too, SIGTERM does not
             worker.terminate()
     codes = [worker.wait() for worker in workers]
-    return close(search, signum) or (max(codes) if min(codes) >= 0 else 1)
+    return finish(search, signum) or (max(codes) if min(codes) >= 0 else 1)
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.tune", "Search settings and networks. Each trial is an ordinary run folder.")
     parser.add_argument("--config", default="configs/tune/mnist.yaml", help="what to search (%(default)s)")
-    parser.add_argument("--name", help="of the study, a folder in logs/; by default the file's name")
-    parser.add_argument("--n_trials", type=int, help="trials in all (as in the file)")
-    parser.add_argument("--timeout", type=float, help="seconds after which no trial begins")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that run trials (%(default)s)")
-    parser.add_argument("--storage", help="Optuna storage URL, to share a study among machines (a file in its folder)")
-    parser.add_argument("--sampler", help="of optuna.samplers, by name (as in the file)")
-    parser.add_argument("--pruner", help="of optuna.pruners, by name (as in the file)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampler (%(default)s)")
+    parser.add_argument("--name", help="name of the study and its folder in logs/ (default: name of the config file)")
+    parser.add_argument("--n_trials", type=int, help="number of trials in total (as in the config file)")
+    parser.add_argument("--timeout", type=float, help="seconds after which no new trial starts")
+    parser.add_argument("--jobs", type=int, default=1, help="number of worker processes (%(default)s)")
+    parser.add_argument("--storage", help="Optuna storage URL, to share a study (default: a file in its folder)")
+    parser.add_argument("--sampler", help="class name in optuna.samplers (as in the config file)")
+    parser.add_argument("--pruner", help="class name in optuna.pruners (as in the config file)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (%(default)s)")
     options = parse_words(parser, args, also="")
-    for flag, _ in options.more:  # else it would be looked for among the options of src.train only
+    for flag, _ in options.more:  # else the error would list options of src.train only
         if near := difflib.get_close_matches(flag, [f"--{name}" for name in vars(options)], n=1, cutoff=0.85):
             raise InputError(f"{flag}: no such option, did you mean {near[0]}?")
     require("src.tune", "tune", "optuna")
-    check_least(options, n_trials=1, jobs=1)
+    check_minimum(options, n_trials=1, jobs=1)
     if options.timeout is not None and not options.timeout > 0:
         raise InputError(f"--timeout {options.timeout:g}: give seconds above 0")
     if not 0 <= options.seed < 2**32:

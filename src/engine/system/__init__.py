@@ -1,1 +1,1 @@
-"""Errors, hardware and signals."""
+"""Errors, hardware, signals, seeds and class lookup."""

@@ -1,4 +1,4 @@
-"""Classes that a configuration names: looked up, and compared."""
+"""Finds and compares classes named in a configuration."""
 
 import difflib
 import importlib
@@ -10,12 +10,12 @@ from typing import Any, get_type_hints
 from src import ROOT
 
 Tree = dict[str, Any]
-"""A configuration as YAML gives it; a class in it is a dict with `class_path` and `init_args`."""
+"""A configuration as read from YAML; a class in it is a dict with `class_path` and `init_args`."""
 
 
 @cache
 def project_classes() -> dict[str, list[str]]:
-    """Dotted paths of this project's public classes, by name. Nothing is imported."""
+    """Dotted paths of this project's public classes, by class name. Nothing is imported."""
     classes: dict[str, list[str]] = {}
     for path in sorted((ROOT / "src").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
@@ -30,7 +30,7 @@ def is_class(node: Any) -> bool:
 
 
 def import_class(path: str) -> Any:
-    """The class or function at a dotted path, or None. Errors inside the imported module are the user's to see."""
+    """The class or function at a dotted path, or None if missing. Errors inside the module are not caught."""
     module, _, name = path.rpartition(".")
     if not module or not all(part.isidentifier() for part in path.split(".")):
         return None
@@ -43,15 +43,15 @@ def import_class(path: str) -> Any:
 
 
 def argument_types(cls: Any) -> dict[str, Any]:
-    """The annotations of a class's arguments, as far as they can be read."""
+    """Type annotations of a class's arguments; empty if they cannot be resolved."""
     try:
         return get_type_hints(cls.__init__) if inspect.isclass(cls) else {}
-    except Exception:  # annotations that only a type checker can read
+    except Exception:  # some annotations only make sense to a type checker
         return {}
 
 
 def differences(old: Any, new: Any, key: str) -> list[str]:
-    """Dotted names and values of `new` in which it differs from `old`; a class that differs counts once."""
+    """Settings of `new` that differ from `old`, as `--name value`; a different class counts once, by its name."""
     if is_class(old) and is_class(new) and old["class_path"] != new["class_path"]:
         return [f"--{key} {short(new)}"]
     if isinstance(old, dict) and isinstance(new, dict):
@@ -63,12 +63,12 @@ def differences(old: Any, new: Any, key: str) -> list[str]:
 
 
 def short(value: Any) -> str:
-    """A setting as text; a class by its name alone."""
+    """A setting as text; a class as its name without the module."""
     return str(value["class_path"]).rpartition(".")[2] if is_class(value) else str(value)
 
 
 def nearest(given: str, known: Any, prefix: str = "") -> str:
-    """ ", did you mean X?" for the known name nearest to the given one, or ""."""
+    """The text ", did you mean X?" with the known name closest to the given one, or ""."""
     names = list(known)
     lower = given.lower()
     near = [name for name in names if name.lower() == lower]

@@ -1,9 +1,10 @@
 """Errors that a user can fix, each reported as one line."""
 
+import dis
 import errno
-import linecache
 import re
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NoReturn
 
 
 class InputError(ValueError):
-    """Something given by the user cannot work; the message says what was given and what would work.
+    """Invalid input; the message says what was given and what would work.
 
     The command line prints it as one line and exits with code 2, without a traceback.
     """
@@ -23,7 +24,7 @@ class UnwritableError(InputError):
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """The error to report: jsonargparse wraps what a constructor raises."""
+    """The original error: jsonargparse wraps errors of constructors."""
     cause = error
     while not isinstance(cause, InputError) and isinstance(cause, ValueError) and cause.__cause__:
         cause = cause.__cause__
@@ -31,18 +32,18 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def report(error: BaseException, rank: int = 0) -> NoReturn:
-    """Print an error as one line and exit with code 2; of several processes, all but the first say their rank."""
-    message = str(error).rpartition("InputError: ")[2]  # an error of a worker process brings its traceback
+    """Print an error as one line, with the rank unless it is 0, and exit with code 2."""
+    message = str(error).rpartition("InputError: ")[2]  # an error of a worker process contains its traceback
     line = f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}\n"
-    sys.stderr.write(line)  # in one piece: another process may write between a print's text and its newline
+    sys.stderr.write(line)  # one write: print() could mix lines of several processes
     sys.exit(2)
 
 
 @contextmanager
 def constructor_errors() -> Iterator[None]:
-    """Turn a ValueError that a class raises in its own constructor into an InputError.
+    """Turn a ValueError that a class raises in its constructor into an InputError.
 
-    So networks need nothing but torch: they raise ValueError, and the user sees one line.
+    Networks can raise ValueError, so they do not depend on the engine; the user still sees one line.
     """
     try:
         yield
@@ -54,31 +55,37 @@ def constructor_errors() -> Iterator[None]:
 
 
 def raised_in(error: BaseException, method: str) -> bool:
-    """Whether a class raised this ValueError by a `raise` statement in a method, or in a function that it called.
+    """Whether a `raise` statement in this method of a class, or in a function it called, raised this ValueError.
 
-    All that lies between must be of the same package: what a library raises further down is no message for the user.
+    All frames in between must be of the same package. A library's class counts only if jsonargparse created it: an
+    error of a torch layer inside the user's network needs its traceback.
     """
     frames: list[tuple[FrameType, int]] = []
     trace = error.__traceback__
     while trace is not None:
-        frames.append((trace.tb_frame, trace.tb_lineno))
+        frames.insert(0, (trace.tb_frame, trace.tb_lasti))
         trace = trace.tb_next
     if type(error) is not ValueError or not frames:
         return False
-    innermost, line = frames[-1]
-    if not linecache.getline(innermost.f_code.co_filename, line).strip().startswith("raise "):
+    code, at = frames[0][0].f_code, frames[0][1]
+    if dis.opname[code.co_code[at]] != "RAISE_VARARGS":  # Python itself raised it, as in unpacking
         return False
-    package = _package(innermost)
-    for frame, _ in reversed(frames):
+    package = _package(frames[0][0])
+    for number, (frame, _) in enumerate(frames):
         if _package(frame) != package:
             return False
         if frame.f_code.co_name == method:
-            return True
+            caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
+            return not _is_library(code.co_filename) or caller == "jsonargparse"
     return False
 
 
+def _is_library(file: str) -> bool:
+    return any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
+
+
 def raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself raised an error, not a class that it called."""
+    """Whether Lightning itself raised an error, not code that it called."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -90,10 +97,10 @@ def _package(frame: FrameType) -> str:
 
 
 def machine_fault(error: BaseException, folder: Path | None = None) -> str | None:
-    """One line for an error of the machine: a full disk, a folder that is gone, a process that died. Else None.
+    """A one-line message for a system error (full disk, deleted run folder, dead process), or None for other errors.
 
     Args:
-        error: what was raised.
+        error: the error.
         folder: the run folder, if any.
     """
     text = " ".join(str(error).split())
@@ -102,8 +109,8 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if isinstance(error, UnwritableError):
         return text
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        nameless = "what was printed" if folder is None else "the run folder"
-        return f"{error.filename or nameless} cannot be written ({error.strerror}): free some space"
+        unnamed = "standard output" if folder is None else "the run folder"
+        return f"{error.filename or unnamed} cannot be written ({error.strerror}): free some space"
     if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):
         return f"a process that loads data has died, often for lack of memory: {found[0]} Give a smaller num_workers"
     if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe|gloo", text):

@@ -1,4 +1,4 @@
-"""What this machine has, and the precision that suits it."""
+"""Detects hardware and chooses settings for it."""
 
 import ctypes
 import os
@@ -12,14 +12,14 @@ from lightning.pytorch.strategies import StrategyRegistry
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
 
-# CPU capabilities, as torch names them, that make bfloat16 faster than float32.
+# Names in torch of the CPU capabilities that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, str]:
-    """The given precision, else the fastest the hardware has arithmetic for that is as good as float32; and why."""
+    """The precision and the reason for it: the given one, else bfloat16 if the hardware supports it, else float32."""
     if given is not None:
         return given, "as given"
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
@@ -35,36 +35,36 @@ def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, s
 
 
 def tune_hardware(accelerator: Any) -> None:
-    """Set what makes training faster and changes no result that matters."""
+    """Apply settings that make training faster without a relevant change of results."""
     if not torch.cuda.is_available():
-        # Lightning's, for which every step of Adam looks for NVIDIA's library once more.
+        # Set by Lightning; with it, every step of Adam searches for NVIDIA's library.
         os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     elif accelerator in ("auto", "gpu", "cuda"):
-        # What stays in float32 uses TensorFloat-32 where the GPU has it: faster, as precise as training needs.
+        # Matrix products in float32 use TensorFloat-32 if the GPU has it: faster, and precise enough for training.
         torch.set_float32_matmul_precision("high")
     keep_freed_memory()
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory that a step frees for the next one.
+    """Make glibc keep freed memory for the next training step.
 
-    By default it hands large blocks back to the system, and a step on a CPU spends up to a fifth of its time on page
-    faults. With another C library nothing happens, nor where the environment says what malloc is to do.
+    By default it returns large blocks to the system, and a step on a CPU spends up to a fifth of its time on page
+    faults. Does nothing with another C library, or if an environment variable MALLOC_... is set.
     """
-    is_told = any(name.startswith("MALLOC_") for name in os.environ)
-    if sys.platform == "linux" and not is_told and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
-        c_library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+    is_configured = any(name.startswith("MALLOC_") for name in os.environ)
+    if sys.platform == "linux" and not is_configured and hasattr(c_library := ctypes.CDLL(None), "mallopt"):
+        c_library.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the maximum
         c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def check_accelerator(given: Any) -> None:
-    """Raise InputError where this machine lacks the accelerator."""
+    """Raise InputError if this machine does not have the accelerator."""
     registry = AcceleratorRegistry
     known = {"auto", "gpu", *registry.available_accelerators()}
     if not isinstance(given, str) or given == "auto":
         return
     if given not in known:
-        near = nearest(given, known) or f"; known are {', '.join(sorted(known))}"
+        near = nearest(given, known) or f"; known: {', '.join(sorted(known))}"
         raise InputError(f"--accelerator {given}: no such accelerator{near}")
     present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
     present |= {"gpu"} if present & {"cuda", "mps"} else set()
@@ -76,14 +76,14 @@ def check_accelerator(given: Any) -> None:
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Where an accelerator that is present computes."""
+    """The torch device of an available accelerator."""
     found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
     return found or torch.device("cpu")
 
 
 def check_strategy(given: Any) -> None:
-    """Raise InputError where no strategy has that name."""
+    """Raise InputError if there is no strategy with this name."""
     known = {"auto", *StrategyRegistry.available_strategies()}
     if isinstance(given, str) and given not in known:
-        near = nearest(given, known) or f"; known are {', '.join(sorted(known))}"
+        near = nearest(given, known) or f"; known: {', '.join(sorted(known))}"
         raise InputError(f"--strategy {given}: no such strategy{near}")

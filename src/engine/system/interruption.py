@@ -1,4 +1,4 @@
-"""What SIGTERM and Ctrl-C do: a training step is finished and saved first, anything else ends at once."""
+"""SIGTERM and Ctrl-C: a training step is finished and saved first, everything else stops at once."""
 
 import signal
 from contextlib import suppress
@@ -8,10 +8,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """The run was told to stop.
+    """The run was stopped by a signal.
 
     Args:
-        signum: the signal that said so; a shell knows the program's end by 128 more.
+        signum: the signal; the exit code is 128 + signum.
     """
 
     def __init__(self, signum: int) -> None:
@@ -20,10 +20,10 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Takes the signals of this process.
+    """Handles SIGTERM and Ctrl-C in this process.
 
-    `received` is the one that a run has still to act on, 0 if none; while `waits`, it is kept there, else `Interrupted`
-    is raised where the program stands. A second Ctrl-C never waits.
+    While `waits` is True, a signal is only stored in `received` (0 if none) for the run to act on; otherwise
+    `Interrupted` is raised at once. A second Ctrl-C always raises.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,8 @@ class Interruption:
         self.waits = False
 
     def install(self) -> None:
-        """Take the signals over; Lightning takes them in every stage, so this is done again in each."""
-        with suppress(ValueError):  # only the main thread may
+        """Install the signal handlers. Lightning replaces them in every stage, so call this again in each."""
+        with suppress(ValueError):  # signal.signal works in the main thread only
             for signum in SIGNALS:
                 signal.signal(signum, self._receive)
 

@@ -1,4 +1,4 @@
-"""Silences what no user can act on."""
+"""Silences messages that users cannot act on."""
 
 import logging
 import sys
@@ -10,8 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
 
 def silence_known_warnings() -> None:
-    """Silence Lightning's advertisements, one deprecation in torch that Lightning 2.6 has to follow, and errors that
-    worker processes print a second time.
+    """Silence Lightning's tips, a torch deprecation warning that only Lightning (2.6) can fix, and errors that worker
+    processes and threads print a second time.
     """
     rank_zero_module.log.addFilter(lambda record: not record.getMessage().startswith("💡 Tip"))
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning, r"lightning\.pytorch\.util")
@@ -20,19 +20,19 @@ def silence_known_warnings() -> None:
 
 
 def hide_information() -> None:
-    """Let Lightning and this project log warnings only."""
+    """Make Lightning and this project log only warnings and errors."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _skip_closed_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Workers inherit this. They hand over batches in a thread; when nobody takes them, the run itself says why."""
+    """Workers inherit this hook: their threads fail to send batches after a run ended, which reports why itself."""
     in_thread = threading.current_thread() is not threading.main_thread()
     if not (in_thread and isinstance(error, ConnectionError | EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
 def _skip_system_errors(args: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread is the first to meet a full disk; the main thread then raises the same error."""
+    """On a full disk TensorBoard's thread fails first; the main thread then raises the same error."""
     if not isinstance(args.exc_value, OSError):
         threading.__excepthook__(args)

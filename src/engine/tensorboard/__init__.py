@@ -1,1 +1,1 @@
-"""Pictures for TensorBoard."""
+"""Callbacks that write to TensorBoard."""

@@ -1,4 +1,4 @@
-"""What a run's page in TensorBoard begins with."""
+"""Combined charts for TensorBoard."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from src.engine.tensorboard.writers import writers
 OPTIMIZER = {
     "learning rate": ["Multiline", ["^lr-.*"]],
     "gradient norm": ["Multiline", ["^train/grad_norm$"]],
-    "samples a second": ["Multiline", ["^speed/samples_per_second$"]],
+    "samples per second": ["Multiline", ["^speed/samples_per_second$"]],
 }
 
 
 class Dashboard(Callback):
-    """Lays training and validation into one chart for each metric, and logs the norm of the gradients.
+    """Shows training and validation in one chart per metric, and logs the gradient norm.
 
-    `train/grad_norm` is that of all of them together, before any clipping, at every log step. The charts are on
+    `train/grad_norm` is the norm of all gradients together, before clipping, at every log step. The charts are on
     TensorBoard's page CUSTOM SCALARS.
     """
 
@@ -32,7 +32,7 @@ class Dashboard(Callback):
         norm: Any = torch.nn.utils.get_total_norm(
             [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         )
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of a sharded model
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded model
         for logger in trainer.loggers:
             logger.log_metrics({"train/grad_norm": norm.item()}, trainer.global_step)
 

@@ -1,4 +1,4 @@
-"""Shows what a classifier gets wrong."""
+"""Shows the mistakes of a classifier."""
 
 import csv
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
 from src.engine.tensorboard.writers import writers
 
-WORST = 16  # mistakes that are shown
-THRESHOLDS = 101  # of a precision-recall curve
-MOST_CURVES = 50  # classes that get one
-MOST_CLASSES = 100  # of a confusion matrix that is drawn; its table always is
+WORST = 16  # number of mistakes shown
+THRESHOLDS = 101  # per precision-recall curve
+MAX_CURVES = 50  # precision-recall curves, one per class
+MAX_CLASSES = 100  # of a confusion matrix drawn as a figure; the CSV file has all classes
 
 
 class EvaluationPictures(Callback):
-    """After the test of a classifier: its confusion matrix, its most confident mistakes, precision-recall curves.
+    """After the test of a classifier, shows confusion matrix, most confident mistakes and precision-recall curves.
 
-    Classes have the names in the DataModule's `labels`. The confusion matrix, with true classes in rows, is also
-    written to the run folder, as `confusion_matrix.csv`. Models of another kind are left alone.
+    Class names come from the DataModule's `labels`. The confusion matrix, with true classes in rows, is also written to
+    `confusion_matrix.csv` in the run folder. Does nothing for models that are not classifiers.
 
     Args:
-        every_n_epochs: also after the validation of so many epochs; 0 never.
+        every_n_epochs: also show them after validation, once in this many epochs; 0: never.
     """
 
     def __init__(self, every_n_epochs: int = 0) -> None:
@@ -46,12 +46,12 @@ class EvaluationPictures(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self._look(outputs, batch)
+        self._collect(outputs, batch)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self._look(outputs, batch)
+        self._collect(outputs, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module, "val")
@@ -66,7 +66,7 @@ class EvaluationPictures(Callback):
             curves = MulticlassPrecisionRecallCurve(task.num_classes, thresholds=THRESHOLDS, **options)
             self._curves = curves.to(task.device)
 
-    def _look(self, outputs: Any, batch: Any) -> None:
+    def _collect(self, outputs: Any, batch: Any) -> None:
         if self._curves is None or not isinstance(outputs, dict) or "logits" not in outputs:
             return  # a task may override its steps
         probabilities, targets = outputs["logits"].float().softmax(dim=1), outputs["targets"]  # (B, num_classes), (B,)
@@ -74,7 +74,7 @@ class EvaluationPictures(Callback):
         confidences, preds = probabilities.max(dim=1)
         wrong = ((preds != targets) & (targets != self._curves.ignore_index)).nonzero()[:, 0]
         for index in wrong[confidences[wrong].argsort(descending=True)[:WORST]].tolist():
-            inputs = batch[0][index][batch[1][index]] if len(batch) > 2 else batch[0][index]  # without a text's padding
+            inputs = batch[0][index][batch[1][index]] if len(batch) > 2 else batch[0][index]  # a text without padding
             mistake = (float(confidences[index]), int(targets[index]), int(preds[index]), inputs.detach().cpu())
             self._worst.append(mistake)
         self._worst = sorted(self._worst, key=lambda mistake: -mistake[0])[:WORST]
@@ -82,7 +82,7 @@ class EvaluationPictures(Callback):
     def _draw(self, trainer: Trainer, task: Any, stage: str) -> None:
         if self._curves is None:
             return
-        # Every process takes part in these.
+        # All processes must call these.
         counts = task.confusion.compute().cpu()
         with self._curves.sync_context():
             curves = self._curves.confmat.cpu()  # (thresholds, num_classes, 2, 2): targets in rows
@@ -100,14 +100,14 @@ class EvaluationPictures(Callback):
             _write_table(Path(trainer.default_root_dir) / "confusion_matrix.csv", labels, counts)
         step = trainer.global_step
         for writer in writers(trainer):
-            if len(labels) <= MOST_CLASSES:
+            if len(labels) <= MAX_CLASSES:
                 writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
             if worst and worst[0][3].ndim == 3 and worst[0][3].shape[0] in (1, 3):
                 writer.add_figure(f"{stage}/worst mistakes", _image_grid(worst, labels), step)
             elif worst:
                 decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)
                 writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
-            for number, label in enumerate(labels[:MOST_CURVES]):
+            for number, label in enumerate(labels[:MAX_CURVES]):
                 _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
 
 
@@ -120,7 +120,7 @@ def _write_table(path: Path, labels: list[str], counts: Tensor) -> None:
 
 def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
     """A matplotlib figure of a confusion matrix, (num_classes, num_classes), each row shaded by its share."""
-    from matplotlib.figure import Figure  # takes a quarter of a second, which a run should not begin with
+    from matplotlib.figure import Figure  # lazy import: it takes 0.25 s
 
     size = 2 + 0.42 * len(labels)
     figure = Figure(figsize=(size, size), layout="constrained")
@@ -138,31 +138,31 @@ def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
 
 
 def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) -> Any:
-    """Rows of four, all on one pair of axes: a pair for each would take a second or more to draw."""
+    """Images in rows of four, all on one pair of axes: one pair per image would take a second or more to draw."""
     from matplotlib.figure import Figure
 
-    width, height = 2.0, 2.3  # of a place, in inches; an image takes up to 1.7 of them, its title the rest
+    width, height = 2.0, 2.3  # of a cell, in inches: up to 1.7 for the image, the rest for its title
     figure = Figure(figsize=(4 * width, -(-len(worst) // 4) * height))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    for place, (confidence, target, pred, image) in enumerate(worst):
+    for position, (confidence, target, pred, image) in enumerate(worst):
         low, high = image.aminmax()
         shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)  # (H, W, C)
         down, right = (1.7 / max(shown.shape[:2]) * size for size in shown.shape[:2])
-        x, y = (place % 4 + 0.5) * width, (place // 4 + 1) * height - 0.1  # of the image's lower edge
+        x, y = (position % 4 + 0.5) * width, (position // 4 + 1) * height - 0.1  # centre of the image's lower edge
         axes.imshow(
             (shown[..., 0] if shown.shape[2] != 3 else shown).numpy(),
             cmap="gray",
             extent=(x - right / 2, x + right / 2, y, y - down),
         )
-        title = f"{labels[target]}, taken for {labels[pred]}\n{confidence:.0%} sure"
+        title = f"{labels[target]} predicted as {labels[pred]}\nconfidence {confidence:.0%}"
         axes.text(x, y - down - 0.04, title, ha="center", va="bottom", fontsize=9)
     axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0), aspect="auto")
     return figure
 
 
 def _table(worst: list[tuple[float, int, int, Tensor]], labels: list[str], decode: Callable[[list[Any]], str]) -> str:
-    rows = ["| sure | true | predicted | input |", "| --- | --- | --- | --- |"]
+    rows = ["| confidence | true | predicted | input |", "| --- | --- | --- | --- |"]
     for confidence, target, pred, inputs in worst:
         text = decode(inputs.flatten().tolist()).replace("|", "\\|").replace("\n", " ")
         rows.append(f"| {confidence:.0%} | {labels[target]} | {labels[pred]} | {text} |")
@@ -174,7 +174,7 @@ def _first_values(values: list[float]) -> str:
 
 
 def _add_curve(writer: Any, tag: str, counts: Tensor, step: int) -> None:
-    """A curve of (thresholds, 2, 2) counts, targets in rows."""
+    """Add a precision-recall curve from counts (thresholds, 2, 2), targets in rows."""
     tn, fp, fn, tp = counts.flatten(1).double().unbind(dim=1)
     precision, recall = tp / (tp + fp).clamp(min=1), tp / (tp + fn).clamp(min=1)
     columns = [one.numpy() for one in (tp, fp, tn, fn, precision, recall)]

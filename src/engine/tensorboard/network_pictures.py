@@ -1,4 +1,4 @@
-"""Shows a network, and what it is given."""
+"""Shows a network and its inputs."""
 
 import warnings
 from typing import Any
@@ -10,14 +10,14 @@ from torchvision.utils import make_grid
 
 from src.engine.tensorboard.writers import writers
 
-SHOWN = 32  # images of a batch
+MAX_IMAGES = 32  # shown of a batch
 
 
 class NetworkPictures(Callback):
-    """Once, when all is trained: the graph; for images also the first batch after augmentation, and the filters.
+    """After training, draws the graph; for images also the first augmented batch and the first layer's filters.
 
     Args:
-        after_test: whether they wait for the test of the best checkpoint; else the end of training is the time.
+        after_test: draw after the test of the best checkpoint, else at the end of training.
     """
 
     def __init__(self, after_test: bool = True) -> None:
@@ -27,7 +27,7 @@ class NetworkPictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._batch is None and trainer.is_global_zero:
             parts = batch if isinstance(batch, list | tuple) else (batch,)
-            self._batch = tuple(part[:SHOWN].detach().clone() for part in parts if isinstance(part, Tensor))
+            self._batch = tuple(part[:MAX_IMAGES].detach().clone() for part in parts if isinstance(part, Tensor))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.after_test:
@@ -40,13 +40,13 @@ class NetworkPictures(Callback):
         batch, self._batch = self._batch, None
         if not batch:
             return
-        first: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
+        first_conv: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
         for writer in writers(trainer):
             if batch[0].ndim == 4 and batch[0].shape[1] in (1, 3):
                 grid = make_grid(batch[0].float().cpu(), nrow=8, normalize=True)
                 writer.add_image("network/a batch after augmentation", grid, trainer.global_step)
-            if first is not None and batch[0].ndim == 4:
-                weights: Any = first.weight.detach().float().cpu()  # (filters, channels, H, W)
+            if first_conv is not None and batch[0].ndim == 4:
+                weights: Any = first_conv.weight.detach().float().cpu()  # (filters, channels, H, W)
                 weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
                 grid = make_grid(weights, nrow=8, padding=1, normalize=True, scale_each=True)
                 large = nn.functional.interpolate(grid[None], scale_factor=12, mode="nearest")[0]
@@ -59,10 +59,10 @@ class NetworkPictures(Callback):
             return
         inputs = tuple(part[:1] for part in (batch[:-1] or batch))
         with warnings.catch_warnings(), torch.no_grad():
-            # torch draws by a tracer that it calls deprecated, which also notes that a trace is of one shape. So be it.
+            # torch still draws with its deprecated tracer, which also warns that a trace has a fixed shape.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             try:
                 writer.add_graph(net, inputs)
-            except Exception as error:  # a network may do what cannot be traced
+            except Exception as error:  # not every network can be traced
                 writer.add_text("network/graph", f"cannot be drawn: {error}", 0)

@@ -1,4 +1,4 @@
-"""Where callbacks draw."""
+"""TensorBoard writers for callbacks."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Callbacks and optimizers of every run."""
+"""Callbacks, optimizers and schedules for training."""

@@ -1,4 +1,4 @@
-"""Compiles the network before a run."""
+"""Compiles the network with torch.compile before a run."""
 
 import time
 from typing import Any
@@ -12,13 +12,13 @@ from src.engine.system.errors import InputError
 
 
 class Compilation(Callback):
-    """torch.compile on the task's `net`, in place, so that a checkpoint's keys stay what they are.
+    """Compiles the task's `net` in place, so that the keys of checkpoints do not change.
 
-    Before training two batches run forward and backward and as in validation, which is when torch compiles; they leave
-    no trace in weights, running statistics or random numbers. `seconds` is how long that took.
+    torch compiles on first use: before training, two batches run forward, backward and in evaluation mode. Weights,
+    running statistics and random state stay unchanged. `seconds` is the time this took.
 
     Raises:
-        InputError: torch cannot compile here, or the model is no task with a `net` and a `step`.
+        InputError: torch cannot compile here, or the model is not a task with a `net` and a `step`.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Compilation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         net: Any = getattr(pl_module, "net", None)
         if net is None or not callable(getattr(pl_module, "step", None)):
-            raise InputError(f"--compile needs a task such as ImageClassifier, and {type(pl_module).__name__} is none")
+            raise InputError(f"--compile needs a task such as Classifier, not {type(pl_module).__name__}")
         if not is_compiled(net):
             net.compile()
             net.is_compiled = True
@@ -42,7 +42,7 @@ class Compilation(Callback):
             with isolate_rng():
                 batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
                 batch = trainer.strategy.batch_to_device(batch)
-                # The second, smaller batch makes torch compile for any size, as the last of an epoch needs.
+                # The smaller second batch makes torch compile for any size: the last batch of an epoch may be smaller.
                 parts = (batch, tuple(part[: len(part) // 2 + 1] for part in batch))
                 for part in parts:
                     with trainer.precision_plugin.train_step_context():
@@ -53,9 +53,9 @@ class Compilation(Callback):
                     with trainer.precision_plugin.val_step_context(), torch.no_grad():
                         task.step(part)
         except (RuntimeError, ImportError) as error:
-            if not is_of_compiler(error):
+            if not is_compiler_error(error):
                 raise
-            raise cannot_compile(error) from error
+            raise compile_error(error) from error
         for module, training in modes:
             module.training = training
         for name, value in task.net.named_buffers():
@@ -69,12 +69,12 @@ def is_compiled(net: Any) -> bool:
     return getattr(net, "is_compiled", False)
 
 
-def is_of_compiler(error: BaseException) -> bool:
-    """Whether torch's compiler raised an error; its modules are not loaded to find out."""
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether torch's compiler raised an error. Compares module names, so that the compiler is not imported."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
-def cannot_compile(error: BaseException) -> InputError:
-    """What to tell the user of torch's error."""
+def compile_error(error: BaseException) -> InputError:
+    """The InputError for an error of torch's compiler."""
     reason = str(error).strip().splitlines()[0]
     return InputError(f"--compile: torch cannot compile this network here ({reason}): leave it out")

@@ -1,4 +1,4 @@
-"""The callbacks and plugins that every run has, beside those of its configuration."""
+"""Callbacks, loggers and plugins that every run has in addition to those of its configuration."""
 
 import sys
 from contextlib import nullcontext
@@ -23,11 +23,11 @@ from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
 from src.engine.training.step_seeds import StepSeeds
 from src.engine.training.throughput import Throughput
 
-Options = dict[str, Any]  # of the Trainer
+Options = dict[str, Any]  # arguments of the Trainer
 
 
 class NoProfiler(PassThroughProfiler):
-    """Lightning asks its profiler ninety times a step; where none is wanted, its own costs a generator each time."""
+    """Cheaper than Lightning's default, which creates a generator in each of about ninety calls per step."""
 
     _nothing = nullcontext()
 
@@ -36,20 +36,20 @@ class NoProfiler(PassThroughProfiler):
 
 
 def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> None:
-    """Add what a run shows and what keeps it whole; the configuration's own stand first, and instead."""
-    callbacks = options["callbacks"]  # a list that this call makes longer
-    if options["logger"] is False:  # this one refuses to work without a logger
+    """Add default callbacks, profiler and checkpoint plugin, each unless the configuration has its own."""
+    callbacks = options["callbacks"]  # extended in place
+    if options["logger"] is False:  # LearningRateMonitor raises an error without a logger
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     elif stage != "predict":
-        shown = views(stage, options["log_every_n_steps"])
-        callbacks += [view for view in shown if not _has(callbacks, type(view))]
+        defaults = tensorboard_callbacks(stage, options["log_every_n_steps"])
+        callbacks += [callback for callback in defaults if not _has(callbacks, type(callback))]
     if quiet:
         options["enable_progress_bar"] = options["enable_model_summary"] = False
     if options["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar):
         callbacks.append(PacedProgressBar() if sys.stdout.isatty() else ProgressLines())
     if options["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
         callbacks.append(NetworkSummary())
-        options["enable_model_summary"] = False  # not Lightning's too
+        options["enable_model_summary"] = False  # instead of Lightning's
     callbacks += [StepSeeds(), FiniteLoss()]
     options["profiler"] = options["profiler"] or NoProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
@@ -57,26 +57,26 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
         plugins.append(WholeCheckpointIO())
 
 
-def views(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
-    """What a run shows in TensorBoard."""
+def tensorboard_callbacks(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
+    """The callbacks that write to TensorBoard."""
     network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
-    shown: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation]
-    return shown if log_every_n_steps == 0 else [*shown, Throughput()]
+    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation]
+    return callbacks if log_every_n_steps == 0 else [*callbacks, Throughput()]
 
 
-def checkpointing(
+def checkpoint_callbacks(
     best: ModelCheckpoint, folder: Path, interruption: Interruption, every_n_steps: int, every_n_minutes: float
 ) -> list[Callback]:
-    """`best.ckpt`, as configured, and `last.ckpt`, in a folder."""
+    """The callbacks that save `best.ckpt`, as configured, and `last.ckpt` in a folder."""
     best.dirpath = best.dirpath or str(folder)
     best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
     return [best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)]
 
 
 def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:
-    """TensorBoard's, and beside it those of the configuration; to these, `save_dir: .` is the run folder.
+    """The TensorBoard logger and those of the configuration, for which `save_dir: .` is the run folder.
 
-    What was logged from `purge_step` on is logged once more, and must not stand there twice.
+    TensorBoard discards old values from `purge_step` on: a continued run logs them again.
     """
     made: list[Logger] = []
     for spec in specs:
@@ -91,7 +91,7 @@ def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logg
 
 
 def as_list(given: Any) -> list[Any]:
-    """None, one thing, or several, as a list of one's own."""
+    """A new list from None, one value or a list."""
     return [] if given is None else [*given] if isinstance(given, list) else [given]
 
 

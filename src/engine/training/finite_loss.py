@@ -1,4 +1,4 @@
-"""Stops a run whose loss is no number any more."""
+"""Stops a run whose loss becomes NaN or infinite."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from src.engine.system.errors import InputError
 
-MOST_LOSSES = 500  # that wait to be looked at, where the log steps are further apart
+MAX_PENDING_LOSSES = 500  # checked after this many steps at the latest, even if log steps are further apart
 
 
 class NotFiniteError(InputError):
@@ -16,15 +16,15 @@ class NotFiniteError(InputError):
 
 
 class FiniteLoss(Callback):
-    """Looks at the loss of every step on its device, and reads there at log steps and before every checkpoint.
+    """Keeps the loss of every step on its device and checks all at log steps and before every checkpoint.
 
     Raises:
-        NotFiniteError: it is NaN or infinite, or a weight is that is to be saved; the message names the step it began
-            at and the learning rate.
+        NotFiniteError: a loss, or a weight in a checkpoint, is NaN or infinite; the message names the step and the
+            learning rate.
     """
 
     def __init__(self) -> None:
-        self._losses: list[tuple[int, Tensor]] = []  # of the steps since the last look, each on its device
+        self._losses: list[tuple[int, Tensor]] = []  # step and loss, since the last check
         self._global_step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -40,7 +40,7 @@ class FiniteLoss(Callback):
         has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
         self._losses.append((trainer.global_step - has_stepped, loss.detach()))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (every and trainer.global_step % every == 0) or len(self._losses) >= MOST_LOSSES:
+        if (every and trainer.global_step % every == 0) or len(self._losses) >= MAX_PENDING_LOSSES:
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -51,18 +51,18 @@ class FiniteLoss(Callback):
             return
         self._check(trainer)
         bad = [name for name, value in pl_module.named_parameters() if not _is_finite(value)]
-        if _anywhere(trainer, bool(bad)):
+        if _in_any_process(trainer, bool(bad)):
             name = f" ({bad[0]})" if bad else ""
             raise NotFiniteError(
                 f"a weight{name} is NaN or infinite after step {trainer.global_step - 1}, {_advice(trainer)}"
             )
 
     def _check(self, trainer: Trainer) -> None:
-        steps_seen, losses = zip(*self._losses, strict=True) if self._losses else ((), ())
+        seen_steps, losses = zip(*self._losses, strict=True) if self._losses else ((), ())
         self._losses = []
         finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
-        first = next((step for step, is_finite in zip(steps_seen, finite, strict=True) if not is_finite), -1)
-        if not _anywhere(trainer, first >= 0):
+        first = next((step for step, is_finite in zip(seen_steps, finite, strict=True) if not is_finite), -1)
+        if not _in_any_process(trainer, first >= 0):
             return
         if trainer.world_size > 1:
             steps = torch.tensor(first if first >= 0 else 2**62, device=trainer.strategy.root_device)
@@ -74,8 +74,8 @@ class FiniteLoss(Callback):
 def _advice(trainer: Trainer) -> str:
     lr = max((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups), default=0.0)
     return (
-        f"at learning rate {lr:.3g}: give a lower --optimizer.lr, clip with --trainer.gradient_clip_val 1, or let"
-        " --retries 3 do it"
+        f"at learning rate {lr:.3g}: give a lower --optimizer.lr, clip with --trainer.gradient_clip_val 1, or retry at"
+        " half the learning rate with --retries 3"
     )
 
 
@@ -84,6 +84,6 @@ def _is_finite(value: Tensor) -> bool:
     return bool(torch.isfinite(local).all())
 
 
-def _anywhere(trainer: Trainer, here: bool) -> bool:
-    """Whether something is so in any process."""
+def _in_any_process(trainer: Trainer, here: bool) -> bool:
+    """Whether `here` is true in any process."""
     return trainer.strategy.reduce_boolean_decision(here, all=False)

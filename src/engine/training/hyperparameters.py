@@ -1,4 +1,4 @@
-"""A network's arguments: as plain values, so that a checkpoint rebuilds it, and beside the sizes of its data."""
+"""Network arguments: stored in checkpoints as plain values, and checked against the data."""
 
 import inspect
 from typing import Any
@@ -9,7 +9,7 @@ from src.engine.system.errors import InputError
 
 
 def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
-    """The arguments of a task that can be had as plain values, in the form in which LightningCLI stores them."""
+    """A task's arguments as LightningCLI stores them; modules that cannot be described as plain values are left out."""
     described: dict[str, Any] = {"_class_path": f"{task.__module__}.{task.__qualname__}"}
     described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
     for name, value in arguments.items():
@@ -21,22 +21,22 @@ def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
 
 
 def rebuild_arguments(module: Any) -> dict[str, Any]:
-    """Arguments that a checkpoint must hold in place of those a network was built with.
+    """Arguments that a checkpoint stores instead of those the network was built with.
 
-    A network that was built from files says in its attribute `rebuild` how it is built without them.
+    A network that was built from files lists in its attribute `rebuild` the arguments that build it without them.
     """
     return dict(getattr(module, "rebuild", {}))
 
 
 def _describe_module(module: nn.Module) -> dict[str, Any] | None:
-    """Class and arguments of a module whose attributes carry its arguments, or None where they do not."""
+    """Class and arguments of a module that keeps its arguments as plain attributes, else None."""
     cls = type(module)
     init_args = {}
     rebuild = rebuild_arguments(module)
     for name, parameter in inspect.signature(cls).parameters.items():
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if named and not hasattr(module, name) and cls.__module__.startswith("torch."):
-            continue  # torch keeps all but its deprecated arguments
+            continue  # torch's modules keep all arguments except deprecated ones
         value = rebuild.get(name, getattr(module, name, _MISSING))
         if not named or not _is_plain(value):
             return None
@@ -45,10 +45,10 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
 
 
 def check_limits(net: nn.Module, data: Any) -> None:
-    """Make sure that a network takes the tokens and the context of its data, before anything is run.
+    """Check that a network is large enough for the vocabulary and the context of its data.
 
     Raises:
-        InputError: the data has more tokens than the network, or longer contexts.
+        InputError: the data has more tokens or a longer context than the network.
     """
     for name in ("vocab_size", "block_size"):
         have, limit = getattr(data, name, None), getattr(net, name, None)

@@ -1,4 +1,4 @@
-"""Says how large a network is."""
+"""Prints the size of a network."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch import nn
 
 
 class NetworkSummary(Callback):
-    """Prints the parts of the network and their parameters when training begins.
+    """Prints the parts of the network and their parameter counts when training begins.
 
-    Lightning's own lists metrics too, and knows no size for mixed precision.
+    Lightning's ModelSummary also lists metrics, and cannot estimate the size in mixed precision.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,8 +25,8 @@ class NetworkSummary(Callback):
             if count := _count(part):
                 table.add_row(name, type(part).__name__, count)
         table.add_section()
-        fixed = sum(one.numel() for one in net.parameters() if not one.requires_grad)
-        frozen = f"{get_human_readable_count(fixed).strip()} of them frozen" if fixed else ""
+        num_frozen = sum(one.numel() for one in net.parameters() if not one.requires_grad)
+        frozen = f"{get_human_readable_count(num_frozen).strip()} frozen" if num_frozen else ""
         table.add_row("all", frozen, _count(net))
         Console().print(table)
 

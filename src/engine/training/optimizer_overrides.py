@@ -1,4 +1,4 @@
-"""Lets a continued run change its optimizer's and its schedule's arguments."""
+"""Lets a continued run change the arguments of its optimizer and schedule."""
 
 from typing import Any
 
@@ -8,26 +8,26 @@ from src.engine.system.errors import InputError
 
 Spec = dict[str, Any]
 
-# What a learning-rate schedule keeps of the learning rate in the optimizer's parameter groups.
+# Learning rates that a schedule keeps in the optimizer's parameter groups.
 LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
-# Arguments of a schedule that are not in its state, and of which a continued run makes its own: OneCycleLR's phases.
-REMADE = ("pct_start",)
+# Arguments of a schedule that are not in its state: a continued run computes OneCycleLR's phases again.
+NOT_IN_STATE = ("pct_start",)
 
 
 class OptimizerOverrides(Callback):
-    """Carries arguments that differ from the checkpoint's into the state that the checkpoint restores.
+    """Writes changed arguments into the optimizer and schedule state of a checkpoint before it is restored.
 
-    A changed learning rate scales all that the schedule derived from the old one, so that its shape stays, and those of
-    all parameter groups alike.
+    A changed learning rate scales the learning rates of all parameter groups and of the schedule by the same factor, so
+    the schedule keeps its shape.
 
     Args:
         saved: configuration of the run that wrote the checkpoint.
         now: configuration of this run.
 
     Raises:
-        InputError: the optimizer or the schedule is of another class, so the saved state does not fit it, or an
-            argument is not among those that an optimizer keeps.
+        InputError: the optimizer or the schedule has another class, so the saved state does not fit, or a changed
+            argument is not part of the state.
     """
 
     def __init__(self, saved: Spec, now: Spec) -> None:
@@ -37,7 +37,7 @@ class OptimizerOverrides(Callback):
                 names = [spec["class_path"].rpartition(".")[2] if spec else "none" for spec in (old, new)]
                 raise InputError(
                     f"--{key} {names[1]} does not fit the state in the checkpoint, which is of {names[0]}:"
-                    " leave it out, or train afresh"
+                    " leave it out, or start a new run"
                 )
         self.optimizer = _changed_arguments(saved.get("optimizer"), now.get("optimizer"))
         self.lr_scheduler = _changed_arguments(saved.get("lr_scheduler"), now.get("lr_scheduler"))
@@ -50,22 +50,22 @@ class OptimizerOverrides(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states: Any = checkpoint.get("optimizer_states")
-        if states is None:  # sharded, and in the optimizers already
+        if states is None:  # sharded checkpoint: the optimizers are restored already
             states = [{"param_groups": optimizer.param_groups} for optimizer in trainer.optimizers]
         groups = [group for state in states for group in state["param_groups"]]
         for group in groups:
             for name in LEARNING_RATES:
                 if name in group:
                     group[name] *= self.lr_factor
-            # A group that has a value of its own, such as no weight decay, keeps it.
+            # A group with its own value, such as no weight decay, keeps it.
             shared = [name for name in self.optimizer if name in group and _plain(group[name]) == self.before.get(name)]
             group.update({name: self.optimizer[name] for name in shared})
         for name in self.optimizer:
             if not any(name in group for group in groups):
-                raise InputError(f"--optimizer.{name} cannot be changed in a run that goes on: leave it out")
+                raise InputError(f"--optimizer.{name} cannot be changed in a continued run: leave it out")
         for state in checkpoint["lr_schedulers"]:
-            if unknown := next((name for name in self.lr_scheduler if name not in {*state, *REMADE}), None):
-                raise InputError(f"--lr_scheduler.{unknown} cannot be changed in a run that goes on: leave it out")
+            if unknown := next((name for name in self.lr_scheduler if name not in {*state, *NOT_IN_STATE}), None):
+                raise InputError(f"--lr_scheduler.{unknown} cannot be changed in a continued run: leave it out")
             if "base_lrs" in state:
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]
             state.update({name: value for name, value in self.lr_scheduler.items() if name in state})

@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, lines in a file or a pipe."""
+"""Progress: a bar on a terminal, plain lines in a file or pipe."""
 
 import time
 from typing import Any
@@ -7,18 +7,18 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 
 UPDATES_PER_SECOND = 4
-SECONDS = 30  # longest time between two lines
+SECONDS_BETWEEN_LINES = 30
 
 
 class PacedProgressBar(RichProgressBar):
-    """Moves a few times a second, where RichProgressBar reads every metric from the device after every batch.
+    """Updates a few times per second; RichProgressBar reads every metric from the device after each batch.
 
-    Each epoch keeps its bar, with loss, metric and rate.
+    The bar of each epoch stays on screen, with loss, metric and rate.
     """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=UPDATES_PER_SECOND, leave=True)
-        self._moved = 0.0
+        self._updated_at = 0.0
 
     def on_train_batch_end(self, *args: Any) -> None:
         if self._is_due(args, self.total_train_batches):
@@ -37,19 +37,19 @@ class PacedProgressBar(RichProgressBar):
             super().on_predict_batch_end(*args)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The numbers beside the bar."""
+        """The numbers next to the bar."""
         return shown_metrics(trainer)
 
     def _is_due(self, args: tuple[Any, ...], total: float) -> bool:
         batch_idx, now = args[4], time.perf_counter()
-        if batch_idx + 1 < total and now - self._moved < 1 / UPDATES_PER_SECOND:
+        if batch_idx + 1 < total and now - self._updated_at < 1 / UPDATES_PER_SECOND:
             return False
-        self._moved = now
+        self._updated_at = now
         return True
 
 
 def shown_metrics(trainer: Trainer) -> dict[str, Any]:
-    """The loss of the last log step, and the metric by which the best checkpoint is chosen, else accuracy or loss."""
+    """The loss of the last log step, and the metric that selects the best checkpoint, else `val/acc` or `val/loss`."""
     logged = trainer.callback_metrics
     loss = logged.get("train/loss_step", logged.get("train/loss"))
     shown = {} if loss is None else {"loss": float(loss)}
@@ -59,14 +59,14 @@ def shown_metrics(trainer: Trainer) -> dict[str, Any]:
 
 
 class ProgressLines(ProgressBar):
-    """Prints a line after each validation, and at least twice a minute."""
+    """Prints a line after each validation, and otherwise about every 30 seconds."""
 
     def __init__(self) -> None:
         super().__init__()
         self._is_enabled = True
-        self._said_at = time.monotonic()
-        self._rate_from = (0.0, 0)  # time and step; validation moves the time
-        self._validates_since = 0.0
+        self._printed_at = time.monotonic()
+        self._rate_from = (0.0, 0)  # start time and step; validation time is added to the start
+        self._validation_start = 0.0
 
     def enable(self) -> None:
         self._is_enabled = True
@@ -75,54 +75,54 @@ class ProgressLines(ProgressBar):
         self._is_enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._said_at = time.monotonic()
-        self._rate_from = (self._said_at, trainer.global_step)
+        self._printed_at = time.monotonic()
+        self._rate_from = (self._printed_at, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if time.monotonic() - self._said_at > SECONDS:
-            self._say_training(trainer)
+        if time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
+            self._print_training(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validates_since = time.monotonic()
+        self._validation_start = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         since, step = self._rate_from
-        self._rate_from = (since + time.monotonic() - self._validates_since, step)
+        self._rate_from = (since + time.monotonic() - self._validation_start, step)
         if not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._say_training(trainer)
+            self._print_training(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation:
-            self._say_training(trainer)
+            self._print_training(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._say_batch("validation", args[2], trainer.num_val_batches)
+        self._print_batch("validation", args[2], trainer.num_val_batches)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._say_batch("test", args[2], trainer.num_test_batches)
+        self._print_batch("test", args[2], trainer.num_test_batches)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._say_batch("prediction", args[2], trainer.num_predict_batches)
+        self._print_batch("prediction", args[2], trainer.num_predict_batches)
 
-    def _say_training(self, trainer: Trainer) -> None:
+    def _print_training(self, trainer: Trainer) -> None:
         now, step, total = time.monotonic(), trainer.global_step, trainer.estimated_stepping_batches
-        of = f" of {total:,}" if isinstance(total, int) or total < float("inf") else ""
+        of_total = f" of {total:,}" if isinstance(total, int) or total < float("inf") else ""
         since, first = self._rate_from
         rate = (step - first) / max(now - since, 1e-6)
         metrics = [f"{name} {value:.4f}" for name, value in shown_metrics(trainer).items()]
         line = ", ".join(
-            [f"epoch {trainer.current_epoch + 1}, step {step:,}{of}", *metrics, f"{rate:.1f} steps a second"]
+            [f"epoch {trainer.current_epoch + 1}, step {step:,}{of_total}", *metrics, f"{rate:.1f} steps/s"]
         )
         self._rate_from = (now, step)
         self._print(line)
 
-    def _say_batch(self, what: str, batch_idx: int, totals: list[int | float]) -> None:
-        if time.monotonic() - self._said_at > SECONDS:
+    def _print_batch(self, what: str, batch_idx: int, totals: list[int | float]) -> None:
+        if time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
             self._print(f"{what}: batch {batch_idx + 1:,} of {sum(totals):,}")
 
     def _print(self, line: str) -> None:
-        self._said_at = time.monotonic()
+        self._printed_at = time.monotonic()
         if self._is_enabled:
             print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Makes the random numbers of a step the same wherever a run goes on."""
+"""Seeds every training step, so that a continued run draws the same random numbers."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
-from src.engine.system.randomness import place_of, run_seed, seed_of
+from src.engine.system.randomness import derive_seed, run_seed, step_position
 
 
 class StepSeeds(Callback):
-    """Seeds torch's generators anew for every training step, and for what comes between two of them.
+    """Reseeds torch's generators before every training step, and again between steps.
 
-    Dropout and augmentation are then a function of seed, epoch, batch and process: a run that goes on in the middle of
-    an epoch draws what it would have drawn.
+    Dropout and augmentation then depend only on seed, epoch, batch and process: a run that is continued in the middle
+    of an epoch draws the same numbers as one that was never stopped.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class StepSeeds(Callback):
             self._reseed(trainer, between=1)
 
     def _reseed(self, trainer: Trainer, between: int) -> None:
-        seed = seed_of(self._seed, *place_of(trainer), between)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every kind of device
+        seed = derive_seed(self._seed, *step_position(trainer), between)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower: it checks every kind of device
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Logs how fast a run is."""
+"""Logs training speed."""
 
 import time
 from copy import deepcopy
@@ -13,19 +13,19 @@ from torch import Tensor
 
 from src.engine.system.errors import InputError
 
-# In which a precision of Lightning computes.
+# dtype by the start of the name of Lightning's precision; all others compute in float32.
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
 
 class Throughput(Callback):
-    """At every log step, logs how much was trained on a second since the one before, all devices together.
+    """Logs the training speed since the last log step, all devices together, without validation.
 
-    `speed/samples_per_second`; for sequences of tokens `speed/tokens_per_second`, padding included; and on a chip whose
-    peak Lightning knows, `speed/mfu`, the model FLOP utilisation (Chowdhery et al. 2022). Validation does not count.
-    Lightning's ThroughputMonitor waits for the GPU in every step; this one waits at log steps only.
+    Logs `speed/samples_per_second`; for sequences of tokens `speed/tokens_per_second`, padding included; and if
+    Lightning knows the chip's peak, `speed/mfu`, the model FLOP utilisation (Chowdhery et al. 2022). Lightning's
+    ThroughputMonitor waits for the GPU in every step; this callback waits at log steps only.
 
     Raises:
-        InputError: the run logs nothing.
+        InputError: the run has no log steps.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Throughput(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if not self._every:
-            raise InputError("Throughput needs log steps: give --trainer.log_every_n_steps, or leave it out here")
+            raise InputError("Throughput needs log steps: give --trainer.log_every_n_steps, or remove the callback")
         dtype = next((dtype for name, dtype in DTYPES.items() if trainer.precision.startswith(name)), torch.float32)
         self._peak = get_available_flops(trainer.strategy.root_device, dtype)
 
@@ -60,7 +60,7 @@ class Throughput(Callback):
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
         if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
             self._tokens += inputs.numel()
-        # The Trainer counts a step before this hook, and logs what has become a multiple.
+        # The Trainer increments global_step before this hook, and logs at multiples.
         if trainer.global_step % self._every or trainer.global_step == self._logged_step:
             return
         self._logged_step = trainer.global_step
@@ -79,7 +79,7 @@ class Throughput(Callback):
                 flops = self._batch_flops * self._batches * per_second / trainer.world_size
                 speed["speed/mfu"] = flops / self._peak
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in speed.items()})
-        for logger in trainer.loggers:  # at once, so that a checkpoint never comes before what led to it
+        for logger in trainer.loggers:  # directly, so that the values are logged before a checkpoint of this step
             logger.log_metrics(speed, trainer.global_step - 1)
         self._restart()
 
@@ -91,13 +91,13 @@ class Throughput(Callback):
 def _flops_or_none(pl_module: LightningModule, batch: Any) -> float | None:
     try:
         return training_flops(pl_module.net, batch)  # type: ignore[arg-type]
-    except Exception as error:  # a network may do what cannot be traced without its data
+    except Exception as error:  # not every network runs without real data
         rank_zero_warn(f"speed/mfu is left out: the operations of a step cannot be counted ({error})")
         return None
 
 
 def training_flops(net: torch.nn.Module, batch: Any) -> float:
-    """Floating-point operations of a forward and a backward pass over a batch's inputs; nothing is computed."""
+    """Floating-point operations of a forward and backward pass over a batch, counted without computing them."""
     inputs = [part.to("meta") for part in batch[:-1]]
     copy = deepcopy(net).to("meta")
     return measure_flops(copy, lambda: copy(*inputs), loss_fn=lambda outputs: outputs.float().sum())

@@ -1,4 +1,4 @@
-"""The command line, each line of what it promises."""
+"""The command line: stages, short flags, help, data sizes and precision."""
 
 import json
 import os
@@ -23,13 +23,13 @@ from tests.toy import RECIPE
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
 TOY = f"--config={RECIPE}"
-# As little as still trains, validates and tests.
+# A minimal run that trains, validates and tests.
 SHORT = (TOY, "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
 
 
 @pytest.fixture
 def recipe() -> tuple[str, ...]:
-    """None: each test gives the recipe itself, as some command lines go without."""
+    """None: each test adds the recipe itself, since some command lines have none."""
     return ()
 
 
@@ -49,7 +49,7 @@ def test_without_a_stage_it_fits_tests_the_best_checkpoint_and_prints_a_table(tr
     assert "Seed set to 42" in run.messages
 
 
-def test_the_stages_do_what_their_words_say(train: Train) -> None:
+def test_each_stage_runs_only_itself(train: Train) -> None:
     fitted = train("fit", *SHORT)
     assert "val/loss" in fitted.metrics
     assert not any(name.startswith("test/") for name in fitted.metrics)
@@ -65,7 +65,7 @@ def test_the_stages_do_what_their_words_say(train: Train) -> None:
     assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
 
 
-def test_a_test_needs_no_argument(train: Train, tmp_path: Path) -> None:
+def test_the_test_stage_needs_no_argument(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run with a checkpoint in .*logs: train one first"):
         train("test")
     older = train("fit", *SHORT, "--max_epochs=2", "--name=mine")
@@ -90,7 +90,7 @@ def test_a_test_needs_no_argument(train: Train, tmp_path: Path) -> None:
         train("test", "--config", other)
 
 
-def test_the_best_checkpoint_is_found_under_a_name_of_its_own(train: Train) -> None:
+def test_the_best_checkpoint_is_found_under_a_custom_file_name(train: Train) -> None:
     fitted = train("fit", *SHORT, "--max_epochs=2", "--checkpoint.filename={epoch}-mine")
     tested = train("test")
     best = Path(fitted.cli.trainer.checkpoint_callback.best_model_path)
@@ -98,14 +98,14 @@ def test_the_best_checkpoint_is_found_under_a_name_of_its_own(train: Train) -> N
     assert tested.cli.config.ckpt_path == str(best)
 
 
-def test_a_checkpoint_of_a_run_is_tested_in_its_run(train: Train) -> None:
+def test_results_of_testing_a_checkpoint_go_to_its_run_folder(train: Train) -> None:
     folder = train("fit", *SHORT).folder
-    # Without the folder for runs that `train` gives.
+    # Without the --trainer.default_root_dir that `train` adds.
     StarterCLI(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET], time.perf_counter()).run()
     assert "test/acc" in json.loads((folder / "test_0" / "metrics.json").read_text())
 
 
-def test_the_stage_may_stand_before_or_behind_the_options(parse: Parse) -> None:
+def test_the_stage_may_be_before_or_after_the_options(parse: Parse) -> None:
     first = parse("validate", "--config", RECIPE, "--fast_dev_run")
     last = parse("--config", RECIPE, "--fast_dev_run", "validate")
     assert first.stage == last.stage == "validate"
@@ -127,7 +127,7 @@ def test_the_stage_may_stand_before_or_behind_the_options(parse: Parse) -> None:
         ("accelerator", "gpu", "gpu", "cpu"),
     ],
 )
-def test_short_flags_are_the_trainers_and_the_last_one_given_wins(
+def test_short_flags_set_trainer_options_and_the_last_one_wins(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object, other: str
 ) -> None:
     monkeypatch.setattr(StarterCLI, "_set_seed", lambda _: None)
@@ -142,19 +142,19 @@ def test_short_flags_are_the_trainers_and_the_last_one_given_wins(
     assert parsed(f"--{name}={other}", f"--trainer.{name}", value) == expected
 
 
-def test_fast_dev_run_leaves_nothing_behind(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fast_dev_run_writes_no_files(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(TOY, "--fast_dev_run")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fast_dev_run_may_stand_bare_before_another_option(parse: Parse) -> None:
+def test_fast_dev_run_needs_no_value_before_another_option(parse: Parse) -> None:
     built = parse(TOY, "--fast_dev_run", "--max_epochs", "3")
     assert (built.config.trainer.fast_dev_run, built.config.trainer.max_epochs) == (True, 3)
     assert built.record is None
 
 
-def test_saved_and_printed_configurations_carry_the_long_form_only(
+def test_saved_and_printed_configurations_have_no_short_flags(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = yaml.safe_load((train("fit", *SHORT, "--devices=1").folder / "config.yaml").read_text())
@@ -186,14 +186,14 @@ def test_help_shows_the_short_flags_and_the_stages(capsys: pytest.CaptureFixture
         ("--optimizer.help SGD test", "--optimizer.nesterov"),
     ],
 )
-def test_help_on_a_class_shows_its_arguments(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_for_a_class_shows_its_arguments(words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         StarterCLI([TOY, *words.split()], time.perf_counter())
     assert stop.value.code == 0
     assert expected in capsys.readouterr().out
 
 
-# Sizes that follow from the data
+# Sizes that depend on the data
 
 
 def test_a_network_takes_its_sizes_from_the_data(train: Train) -> None:
@@ -206,20 +206,20 @@ def test_a_network_takes_its_sizes_from_the_data(train: Train) -> None:
         train(*sized, "--model.net.num_classes=4")
 
 
-def test_a_checkpoint_brings_the_state_of_its_data_before_sizes_are_taken_from_it(train: Train) -> None:
+def test_data_is_restored_from_a_checkpoint_before_the_network_gets_its_sizes(train: Train) -> None:
     run = train("fit", *SHORT, "--data=tests.engine.cli.toys.SizedData", "--data.count=5")
     tested = train("test", "--ckpt_path", str(run.folder / "checkpoints" / "last.ckpt"), "--data.count=4")
     assert tested.cli.datamodule.num_classes == tested.cli.model.net.num_classes == 5
 
 
-def test_classes_without_arguments_run_too(train: Train) -> None:
+def test_classes_without_arguments_run(train: Train) -> None:
     boring = "lightning.pytorch.demos.boring_classes.Boring"
     words = (f"--model={boring}Model", f"--data={boring}DataModule", "--optimizer=null", "--checkpoint.monitor=null")
     run = train("fit", TOY, *words, "--max_epochs=1", "--trainer.limit_train_batches=2")
     assert run.cli.trainer.state.finished
 
 
-def test_a_network_with_fewer_classes_than_the_data_is_one_line(train: Train) -> None:
+def test_a_network_with_fewer_classes_than_the_data_is_an_input_error(train: Train) -> None:
     with pytest.raises(InputError, match="the data has 3 classes and ToyNet 2"):
         train(TOY, "--model.net.num_classes=2", "--fast_dev_run")
 
@@ -228,7 +228,7 @@ def test_a_network_with_fewer_classes_than_the_data_is_one_line(train: Train) ->
 
 
 @pytest.mark.parametrize(("capability", "expected"), [("avx512_bf16", "bf16-mixed"), ("amx_bf16", "bf16-mixed")])
-def test_precision_is_bf16_where_the_cpu_has_it(
+def test_precision_is_bf16_if_the_cpu_supports_it(
     monkeypatch: pytest.MonkeyPatch, capability: str, expected: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
@@ -247,20 +247,20 @@ def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: b
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_what_stays_in_float32_uses_tensorfloat32_on_a_gpu_only(
+def test_float32_uses_tensorfloat32_only_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
     chosen: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    with suppress(InputError, AssertionError, RuntimeError):  # what a GPU is needed for
+    with suppress(InputError, AssertionError, RuntimeError):  # this machine may have no GPU
         StarterCLI([TOY, "--precision=32-true", f"--trainer.default_root_dir={tmp_path}"], 0.0)
     assert chosen == ["high"] * gpu
-    assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ) == gpu  # which costs each step, and finds nothing without
+    assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ) == gpu  # slows each step, and is useless without a GPU
 
 
-def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(train: Train) -> None:
+def test_the_chosen_precision_is_printed_and_saved_and_a_given_one_is_kept(train: Train) -> None:
     chosen = choose_precision("cpu")[0]
     run = train("fit", *SHORT)
     assert sum(message.startswith(f"Precision {chosen}: ") for message in run.messages) == 1
@@ -270,13 +270,13 @@ def test_the_chosen_precision_is_said_and_saved_and_a_given_one_is_left_alone(tr
     assert run.cli.trainer.precision == "64-true"
 
 
-def test_a_precision_plugin_is_left_alone(parse: Parse) -> None:
+def test_a_precision_plugin_is_kept(parse: Parse) -> None:
     plugin = ("--trainer.plugins=MixedPrecision", "--trainer.plugins.precision=bf16-mixed")
     assert parse(TOY, *plugin, "--trainer.plugins.device=cpu").trainer.precision == "bf16-mixed"
 
 
-def test_a_profiler_is_asked_where_one_is_given_only(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Lightning's profiler of nothing costs each step of a small network up to a twentieth.
+def test_a_profiler_runs_only_if_one_is_given(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning's default profiler costs up to 5 % of the step time of a small network.
     monkeypatch.delattr(Profiler, "profile")
     run = train("fit", *SHORT)
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What the small commands share."""
+"""Code shared by the small commands."""
 
 import errno
 import importlib.util
@@ -22,7 +22,7 @@ from src.engine.system.errors import InputError
         (tune.tune, [], "optuna", "tune"),
     ],
 )
-def test_a_package_that_is_missing_is_named_with_what_installs_it(
+def test_the_error_for_a_missing_package_says_how_to_install_it(
     command: Callable[[list[str]], Any],
     words: list[str],
     package: str,
@@ -48,7 +48,7 @@ def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: p
     with pytest.raises(SystemExit) as stop:
         run_command(lambda args: fail(OSError(errno.ENOSPC, "No space left on device")))
     assert stop.value.code == 2
-    line = "error: what was printed cannot be written (No space left on device): free some space\n"
+    line = "error: standard output cannot be written (No space left on device): free some space\n"
     assert capsys.readouterr().err == line
     with pytest.raises(ZeroDivisionError):
         run_command(lambda args: fail(ZeroDivisionError()))

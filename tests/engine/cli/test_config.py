@@ -1,4 +1,4 @@
-"""Recipes, overlays and classes, as they are given."""
+"""Recipes, overlays and class names in configurations and options."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from tests.toy import RECIPE, ToyData, ToyMLP
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
 MLP = "--model.net=tests.toy.ToyMLP"
-# As little as still trains, validates and tests.
+# A minimal run that trains, validates and tests.
 SHORT = (MLP, "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
 
 
@@ -27,7 +27,7 @@ SHORT = (MLP, "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.li
 
 @pytest.fixture
 def mine(tmp_path: Path) -> str:
-    """A recipe of one's own."""
+    """A recipe outside this project."""
     return write(
         tmp_path / "mine.yaml",
         "model: {class_path: Classifier, init_args: {net: tests.toy.ToyMLP}}\n"
@@ -37,32 +37,32 @@ def mine(tmp_path: Path) -> str:
     )
 
 
-def test_a_recipe_replaces_the_default_wholly(mine: str, tmp_path: Path) -> None:
+def test_a_recipe_replaces_the_default_recipe_completely(mine: str, tmp_path: Path) -> None:
     config = StarterCLI(with_recipe(["--config", mine], (), tmp_path), time.perf_counter()).config
-    assert config.trainer.max_epochs is None  # the default recipe's would cut max_steps short
+    assert config.trainer.max_epochs is None  # the default recipe's max_epochs would end the run early
     assert config.trainer.max_steps == 50
     assert config.lr_scheduler is None
     assert config.optimizer.init_args.lr == 0.05
     assert config.name == "mine"
 
 
-def test_of_two_recipes_the_last_counts_alone(parse: Parse, mine: str) -> None:
+def test_the_last_of_two_recipes_is_used_alone(parse: Parse, mine: str) -> None:
     config = parse("--config", mine, "--config", RECIPE).config
     assert (config.name, config.trainer.max_steps) == ("toy", -1)
     assert config.optimizer.class_path == "torch.optim.AdamW"
 
 
-def test_an_overlay_lies_over_the_recipe_wherever_it_stands(parse: Parse, mine: str, tmp_path: Path) -> None:
+def test_an_overlay_wins_over_the_recipe_in_any_order(parse: Parse, mine: str, tmp_path: Path) -> None:
     overlay = write(tmp_path / "over.yaml", "trainer: {max_steps: 7}\ndata: {batch_size: 11}\n")
     for order in (("--config", overlay, "--config", mine), ("--config", mine, "--config", overlay)):
         built = parse("fit", "--trainer.max_steps=9", *order, "--data.size=90")
-        assert built.config.trainer.max_steps == 9  # the command line is stronger, also from the left
+        assert built.config.trainer.max_steps == 9  # options win even before --config
         assert built.datamodule.batch_size == 11
         assert built.config.name == "mine"
     assert parse("--config", overlay, "--config", mine).config.trainer.max_steps == 7
 
 
-def test_overlays_add_callbacks_to_those_of_the_recipe(parse: Parse) -> None:
+def test_overlays_append_callbacks(parse: Parse) -> None:
     built = parse("--config=configs/callbacks/early_stopping.yaml", "--config=configs/callbacks/weight_averaging.yaml")
     names = [type(callback).__name__ for callback in built.trainer.callbacks]
     assert {"EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"} <= set(names)
@@ -90,7 +90,7 @@ def test_weight_averaging_saves_averaged_weights_that_load(train: Train) -> None
     assert torch.equal(loaded.state_dict()[key], checkpoint["state_dict"][key])
 
 
-def test_gradients_are_clipped(train: Train) -> None:
+def test_gradient_clipping_runs(train: Train) -> None:
     assert train("fit", *SHORT, "--trainer.gradient_clip_val=1.0").cli.trainer.state.finished
 
 
@@ -102,7 +102,7 @@ def test_gradient_accumulation_steps_less_often(train: Train) -> None:
 # Classes
 
 
-def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Parse, messages: list[str]) -> None:
+def test_a_class_chosen_by_name_starts_from_its_own_defaults(parse: Parse, messages: list[str]) -> None:
     built = parse("--optimizer.momentum=0.9", "--optimizer", "SGD", MLP, "--model.loss=MSELoss")
     assert isinstance(built.model.net, ToyMLP)
     assert isinstance(built.model.loss, nn.MSELoss)
@@ -114,7 +114,7 @@ def test_classes_are_changed_by_name_and_start_from_their_own_defaults(parse: Pa
     assert "weight_decay=0.02" in line
 
 
-def test_what_is_dropped_is_said_beside_a_printed_configuration_too(
+def test_print_config_reports_dropped_settings(
     parse: Parse, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -122,7 +122,7 @@ def test_what_is_dropped_is_said_beside_a_printed_configuration_too(
     assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.01" in capsys.readouterr().err
 
 
-def test_a_class_that_stays_keeps_its_arguments(parse: Parse, messages: list[str], tmp_path: Path) -> None:
+def test_an_unchanged_class_keeps_its_arguments(parse: Parse, messages: list[str], tmp_path: Path) -> None:
     overlay = write(tmp_path / "dropout.yaml", "model: {net: {dropout: 0.1}}\n")
     names = ("--optimizer", "torch.optim.adamw.AdamW", "--model.net=tests.toy.ToyNet")
     built = parse("--config", overlay, *names, "--model.net.width=4")
@@ -140,7 +140,7 @@ def test_a_class_changed_in_an_overlay_starts_from_its_own_defaults(
     assert any("AdamW's lr=0.01" in message for message in messages)
 
 
-def test_the_projects_own_class_comes_before_a_librarys(parse: Parse) -> None:
+def test_this_projects_class_wins_over_a_library_class_of_that_name(parse: Parse) -> None:
     own = parse("--lr_scheduler=OneCycleLR").config.lr_scheduler  # torch has one too
     assert own.class_path == "src.engine.training.optim.schedulers.OneCycleLR"
     library = "torch.optim.lr_scheduler.OneCycleLR"
@@ -157,7 +157,7 @@ def test_model_and_data_are_given_by_name(parse: Parse) -> None:
     assert built.model.net.hidden == 7
 
 
-def test_print_config_shows_the_whole(parse: Parse, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_prints_the_complete_configuration(parse: Parse, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         parse("--print_config", "--max_epochs=3", "--optimizer=SGD")
     assert stop.value.code == 0
@@ -167,7 +167,7 @@ def test_print_config_shows_the_whole(parse: Parse, capsys: pytest.CaptureFixtur
     assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 8
 
 
-def test_a_printed_configuration_is_a_recipe_with_its_own_files_name(
+def test_a_printed_configuration_is_a_recipe_named_after_its_file(
     parse: Parse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -176,11 +176,11 @@ def test_a_printed_configuration_is_a_recipe_with_its_own_files_name(
     assert (config.name, config.trainer.max_epochs) == ("printed", 3)
 
 
-def test_a_strategy_is_given_by_class_too(parse: Parse) -> None:
+def test_a_strategy_may_be_a_class_name(parse: Parse) -> None:
     assert type(parse("--strategy=DDPStrategy").trainer.strategy).__name__ == "DDPStrategy"
 
 
-def test_without_an_optimizer_the_models_own_is_used_and_the_schedule_goes_too(
+def test_without_an_optimizer_the_models_own_is_used_without_a_scheduler(
     train: Train, messages: list[str]
 ) -> None:
     run = train("fit", *SHORT, "--optimizer=null")

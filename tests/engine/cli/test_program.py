@@ -1,4 +1,4 @@
-"""Errors, as a user meets them, and what a start loads."""
+"""One-line errors of `src.train`, exit codes, and modules loaded at start."""
 
 import os
 import re
@@ -25,7 +25,7 @@ HERE = "tests.engine.cli.test_program"
 
 
 class StripedData(ToyData):
-    """Data with an argument that takes a few words only."""
+    """Data with a Literal argument."""
 
     def __init__(self, stripes: Literal["auto", "upright", "level"] = "auto") -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def broken_files(folder: Path) -> None:
         ("--optimizer.params []", "AdamW has no argument params; it has lr, "),
         ("--optimizer.nope 1", "AdamW has no argument nope; it has lr, "),
         ("--optimizer.lr", "--optimizer.lr needs a value"),
-        ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler to take it"),
+        ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler; add one"),
         # Values
         ("--accelerator tpu", "--accelerator tpu: this machine has none; it has cpu"),
         ("--accelerator gpuu", "--accelerator gpuu: no such accelerator, did you mean gpu?"),
@@ -115,7 +115,7 @@ def broken_files(folder: Path) -> None:
         ("--name ..", "--name .. is not the name of a folder"),
         ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),
         # Stages
-        ("tset", "tset: one of fit, validate, test, predict may stand here, did you mean test?"),
+        ("tset", "tset: expected one of fit, validate, test, predict, did you mean test?"),
         ("fit test", "fit test: only one of fit, validate, test, predict can run at a time"),
         # Configurations
         ("--config", "--config needs a file"),
@@ -138,7 +138,7 @@ def broken_files(folder: Path) -> None:
         ("--ckpt_path module.ckpt", "--ckpt_path module.ckpt holds more than tensors and plain values"),
     ],
 )
-def test_an_error_of_the_user_is_one_line_and_exit_code_2(
+def test_a_user_error_is_one_line_with_exit_code_2(
     words: str, expected: str, error_of: ErrorOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -146,7 +146,7 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_2(
     assert expected in error_of(*words.split())
 
 
-def test_an_error_of_the_user_ends_a_process_of_its_own_with_code_2(tmp_path: Path) -> None:
+def test_a_user_error_ends_a_separate_process_with_exit_code_2(tmp_path: Path) -> None:
     broken_files(tmp_path)
     words = ("test", f"--config={RECIPE}", "--ckpt_path=half.ckpt", f"--trainer.default_root_dir={tmp_path / 'logs'}")
     done = program(*words, cwd=tmp_path, REAL_INTERPRETER="1")
@@ -154,7 +154,7 @@ def test_an_error_of_the_user_ends_a_process_of_its_own_with_code_2(tmp_path: Pa
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
-def test_a_missing_gpu_says_what_there_is_and_what_to_type(error_of: ErrorOf) -> None:
+def test_the_error_for_a_missing_gpu_lists_what_is_there_and_what_to_type(error_of: ErrorOf) -> None:
     assert error_of("--accelerator", "gpu") == (
         f"--accelerator gpu: this machine has none; it has cpu ({os.cpu_count()} cores);"
         " type --accelerator cpu, or leave it out"
@@ -167,7 +167,7 @@ def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main()
 
 
-def test_an_interrupt_before_the_run_begins_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_before_the_run_starts_prints_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
@@ -177,7 +177,7 @@ def test_an_interrupt_before_the_run_begins_is_no_traceback(monkeypatch: pytest.
     assert stop.value.code == 130
 
 
-def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "src.train", f"--config={RECIPE}", *QUIET, "--max_epochs=100000"]
     words.append(f"--trainer.default_root_dir={tmp_path}")
     last = tmp_path / "toy" / "version_0" / "checkpoints" / "last.ckpt"
@@ -196,19 +196,19 @@ def test_an_interrupted_run_keeps_what_it_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_start_loads_no_module_beyond_what_lightningcli_loads() -> None:
+def test_starting_loads_no_modules_that_lightningcli_does_not_load() -> None:
     def loaded(code: str) -> set[str]:
         listing = "import sys; print('\\n'.join(sys.modules), file=sys.stderr)"
         command = [sys.executable, "-c", code + listing]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return {line for line in done.stderr.splitlines() if re.fullmatch(r"[\w.]+", line)}
 
-    theirs = loaded("from lightning.pytorch.cli import LightningCLI\n")
-    assert len(theirs) > 1000
+    lightning_modules = loaded("from lightning.pytorch.cli import LightningCLI\n")
+    assert len(lightning_modules) > 1000
     for flag in ("--help", "--print_config"):
         start = f"import sys; sys.argv = ['src.train', '--config={RECIPE}', {flag!r}]; from src.train import main\n"
-        more = loaded(f"{start}try: main()\nexcept SystemExit: pass\n") - theirs
-        # jsonargparse itself loads attrs when it parses, and rich the parts that it prints with.
+        more = loaded(f"{start}try: main()\nexcept SystemExit: pass\n") - lightning_modules
+        # jsonargparse loads attrs for parsing and parts of rich for printing.
         known = {"src", "tests", "attr", "attrs", *sys.stdlib_module_names}
         ours = {name for name in more if name.partition(".")[0] not in known}
         assert {name for name in ours if not name.startswith("rich.")} == set()

@@ -1,4 +1,4 @@
-"""Toy data that a network is fitted to."""
+"""Toy data that sets the size of its network."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from tests.toy import ToyData
 
 
 class SizedData(ToyData):
-    """Says how many classes a network needs, as data does that reads its labels from files.
+    """Sets the number of classes of the network, like data that reads its labels from files.
 
     Args:
-        count: classes; the images show three of them.
+        count: number of classes; the images show three of them.
     """
 
     def __init__(self, count: int = 3) -> None:

@@ -50,7 +50,7 @@ def test_a_process_without_samples_takes_part_but_does_not_count() -> None:
 
 
 def test_a_batch_size_that_processes_cannot_share_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"batch_size 33 is the batch of all 2 processes .* give 32 or 34"):
+    with pytest.raises(InputError, match=r"batch_size 33 is shared by all 2 processes .* give 32 or 34"):
         Batches(100, 33, process(0, 2))
     with pytest.raises(InputError, match="give 4"):
         Batches(100, 3, process(0, 4))

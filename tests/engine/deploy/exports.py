@@ -43,7 +43,13 @@ def example(output: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def check_format(
-    checkpoint: str, form: str, folder: Path, value: Any, monkeypatch: pytest.MonkeyPatch, tokenizer: bool = False
+    checkpoint: str,
+    form: str,
+    folder: Path,
+    value: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    *more: str,
+    tokenizer: bool = False,
 ) -> str:
     """Export, and check the file, what is beside it, and what its example says of an image or text.
 
@@ -53,9 +59,10 @@ def check_format(
         folder: empty.
         value: an image or a text.
         monkeypatch: of the test.
+        more: further options.
         tokenizer: whether a tokenizer is written, too.
     """
-    output, said = written(checkpoint, form, folder)
+    output, said = written(checkpoint, form, folder, *more)
     found = re.search(r"largest difference (\S+) over (\d+) validation samples, limit 1e-04", said)
     assert found is not None
     assert float(found[1]) <= 1e-4
@@ -98,9 +105,9 @@ def check_free_sizes(checkpoint: str, output: Path, shapes: list[tuple[int, ...]
         assert np.abs(logits - expected).max() < 1e-4
 
 
-def check_int8(checkpoint: str, folder: Path, least: float) -> Path:
+def check_int8(checkpoint: str, folder: Path, least: float, *more: str) -> Path:
     """Export in 8 bits; gives the file. The accuracy is at least `least` percent."""
-    output, said = written(checkpoint, "onnx", folder, "--quantize", "int8")
+    output, said = written(checkpoint, "onnx", folder, "--quantize", "int8", *more)
     found = re.search(r"accuracy on the validation part (\S+)% before and (\S+)% in int8", said)
     assert found is not None
     before, after = float(found[1]), float(found[2])

@@ -24,7 +24,8 @@ def test_every_format_computes_what_the_checkpoint_does_whatever_the_size(
     checkpoint = request.getfixturevalue(kind)
     image, label = (found[2] for found in toy_samples(3))
     is_image = kind == "toy_checkpoint"
-    shown = check_format(checkpoint, form, tmp_path, image if is_image else "a fine film", monkeypatch, not is_image)
+    value: Any = image if is_image else "a fine film"
+    shown = check_format(checkpoint, form, tmp_path, value, monkeypatch, tokenizer=not is_image)
     if form == "safetensors":
         return
     shape = ("(1, 11, 27)", "torch.Size([1, 11, 27])")
@@ -75,7 +76,7 @@ CANNOT = [
     (("--format", "onnx"), r"--output is missing: give a name such as model\.onnx"),
     (("--format", "onnx", "--output", "model.pt"), r"give a name that ends in \.onnx for --format onnx"),
     (("--format", "keras", "--output", "model.h5"), r"--format: invalid choice: 'keras'"),
-    (("--format", "onnx", "--output", "mine.onnx"), r"mine\.onnx is there already"),
+    (("--format", "onnx", "--output", "mine.onnx"), r"mine\.onnx already exists"),
     (("--format", "torch", "--output", "other.pt2"), r"other\.pt2\.example\.py is there already"),
     (("--format", "torch", "--output", "no/such/model.pt2"), r"there is no folder"),
     (("--format", "torch", "--output", "model.pt2", "--quantize", "int8"), r"only --format onnx can be, not torch"),

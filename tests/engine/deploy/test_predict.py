@@ -224,7 +224,7 @@ CANNOT = [
     ((), r"no inputs given"),
     (("{image}",), r"--output is missing: give the table to write"),
     (("{image}", "--output", "out.txt"), r"--output out.txt: give a name that ends in .csv, .jsonl, .parquet"),
-    (("{image}", "--output", "{image}.csv"), r"is there already: give another name"),
+    (("{image}", "--output", "{image}.csv"), r"already exists: give another name"),
     (("{image}", "--output", "no/such/out.csv"), r"there is no folder .*no/such; make it"),
     (("missing.png", "--output", "out.csv"), r"missing.png: no such file or folder"),
     (("{image}", "--output", "out.csv", "--batch_size", "0"), r"--batch_size 0 is too small"),

@@ -15,18 +15,13 @@ from kill import differences
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
 from tests.conftest import Run
-from tests.spies import misfortune
+from tests.engine.runs.stops import EXACT, differences_after_stops, stopped_at
 from tests.toy import RECIPE
 
 Train = Callable[..., Run]
 
 TOY = ("--model.net.dropout=0.3", "--max_epochs=3")  # 10 steps an epoch
-EXACT = ("--precision=32-true", "--trainer.log_every_n_steps=1")
 INSIDE = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null", "--trainer.max_steps=26")
-
-
-def stopped_at(step: int, tmp_path: Path) -> tuple[str, ...]:
-    return misfortune("terminate", step, tmp_path / f"happened-{step}")
 
 
 @pytest.mark.parametrize(
@@ -41,26 +36,15 @@ def stopped_at(step: int, tmp_path: Path) -> tuple[str, ...]:
 def test_a_run_that_is_stopped_goes_on_bit_by_bit(
     train: Train, tmp_path: Path, more: tuple[str, ...], steps: tuple[int, ...]
 ) -> None:
-    whole = train("fit", *TOY, *EXACT, *more)
-    folder = None
-    for number, step in enumerate(steps):
-        words = ("--run", str(folder)) if number else (*TOY, *EXACT, *more, "--name=stopped")
-        with pytest.raises(Interrupted):
-            train("fit", *words, *stopped_at(step, tmp_path))
-        (folder,) = (tmp_path / "logs" / "stopped").glob("version_*")
-    last = train("fit", "--ckpt_path=last", "--name=stopped")
-    assert last.folder == folder
-    assert differences(whole.folder, last.folder) == []
+    assert differences_after_stops(train, tmp_path, (*TOY, *more), steps) == []
 
 
 def test_other_workers_change_nothing(train: Train, tmp_path: Path) -> None:
-    whole = train("fit", *TOY, *EXACT, "--max_epochs=2")
-    with pytest.raises(Interrupted):
-        train("fit", *TOY, *EXACT, "--max_epochs=2", "--name=stopped", *stopped_at(14, tmp_path))
-    last = train("fit", "--ckpt_path=last", "--name=stopped", "--data.num_workers=2")
-    assert differences(whole.folder, last.folder) == []
-    assert "num_workers: 2" in (last.folder / "config.resume-1.yaml").read_text()
-    assert "num_workers: 0" in (last.folder / "config.yaml").read_text()
+    words = (*TOY, "--max_epochs=2")
+    assert differences_after_stops(train, tmp_path, words, (14,), goes_on=["--data.num_workers=2"]) == []
+    (folder,) = (tmp_path / "logs" / "stopped").glob("version_*")
+    assert "num_workers: 2" in (folder / "config.resume-1.yaml").read_text()
+    assert "num_workers: 0" in (folder / "config.yaml").read_text()
 
 
 def test_a_checkpoint_of_the_best_epoch_goes_on_bit_by_bit_too(train: Train, tmp_path: Path) -> None:
@@ -153,13 +137,11 @@ def test_a_clock_that_was_set_back_is_noticed(train: Train, tmp_path: Path) -> N
     (events,) = folder.glob("events.out.tfevents.*")
     events.rename(folder / f"events.out.tfevents.{int(time.time()) + 5000}.host.1.0")
     run = train("fit", "--ckpt_path=last")
-    assert any(
-        re.search(r"The clock is (49\d\d|5000) s behind what this run has logged", line) for line in run.messages
-    )
+    assert any(re.search(r"The clock is (49\d\d|5000) s behind this run's log", line) for line in run.messages)
 
 
 def test_a_named_folder_must_be_a_run(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--run \S*nowhere: no such folder"):
         train("fit", f"--run={tmp_path / 'nowhere'}")
-    with pytest.raises(InputError, match="has no checkpoint to go on from"):
+    with pytest.raises(InputError, match="has no checkpoint to continue from"):
         train("fit", f"--run={tmp_path}")

@@ -55,7 +55,7 @@ def test_a_flipped_byte_in_any_file_is_noticed(tmp_path: Path, name: str) -> Non
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    assert damage(folder) == f"the checksum of {name} is not that of its content"
+    assert damage(folder) == f"the checksum of {name} does not match its content"
     (folder / name).unlink()
     assert damage(folder) == f"{name} is missing"
 
@@ -66,7 +66,7 @@ def test_a_hostile_index_is_refused_and_nothing_is_executed(tmp_path: Path) -> N
     write_checksums(folder)  # whoever writes such an index can also write its checksum
     assert damage(folder) is None
     for read in (read_index, read_whole, lambda path: read_checkpoint(str(path))):
-        with pytest.raises(InputError, match=r"posix\.mkdir has no place in an index of shards"):
+        with pytest.raises(InputError, match=r"posix\.mkdir is not allowed in an index of shards"):
             read(folder)
     assert not (tmp_path / "executed").exists()
 
@@ -111,7 +111,7 @@ def test_shards_become_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert checkpoint["state_dict"]["net.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert checkpoint["optimizer_states"][0]["state"][0]["step"] == 3
     assert checkpoint["global_step"] == 3
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         consolidate(folder, whole)
 
 
@@ -123,7 +123,7 @@ def test_only_whole_shards_become_one_file(tmp_path: Path, toy_checkpoint: str) 
     folder = sharded(tmp_path / "last.ckpt")
     with (folder / "__0_0.distcp").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(InputError, match=r"is damaged \(the checksum of __0_0.distcp is not that of its content\)"):
+    with pytest.raises(InputError, match=r"is damaged \(the checksum of __0_0.distcp does not match its content\)"):
         consolidate(folder, whole)
     with pytest.raises(InputError, match=r"give a name that ends in \.ckpt for --format checkpoint"):
         consolidate(folder, tmp_path / "whole.pt")
@@ -161,6 +161,5 @@ def test_fsdp2_trains_goes_on_and_becomes_one_file(
     models = [load_model(read_checkpoint(path), "forward", path, Trust(("tests",))) for path in paths]
     images = torch.randn(2, 1, 8, 8)
     assert torch.allclose(models[0](images), models[1](images), atol=1e-4)
-    on_one = ("--strategy=auto", "--devices=1", "--trainer.max_steps=22", "--max_epochs=3")
-    goes_on = train("fit", f"--ckpt_path={whole}", *exact, *on_one)
-    assert goes_on.cli.trainer.global_step == 22  # optimizer and all
+    goes_on = train("fit", f"--ckpt_path={whole}", *exact, "--strategy=auto", "--devices=1", "--max_epochs=3")
+    assert goes_on.cli.trainer.global_step == 30  # optimizer and all

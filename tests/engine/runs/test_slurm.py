@@ -101,6 +101,6 @@ def test_a_preempted_job_goes_on_in_its_own_run(tmp_path: Path, cluster: dict[st
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=cluster, check=False)
         time.sleep(2)
     text = wait_for(r"test/acc", log, 200)
-    assert re.search(r"Going on with run \S*version_0 from last.ckpt", text)
+    assert re.search(r"Continuing run \S*version_0 from last.ckpt", text)
     assert sorted(path.name for path in last.parents[2].iterdir()) == ["version_0", "version_1"]
     assert read_checkpoint(str(last))["global_step"] == EPOCHS * 10 > stopped_at

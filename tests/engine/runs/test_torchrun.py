@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import QUIET
 from tests.engine.runs.processes import DDP, only_run, run_in, start_torchrun
-from tests.spies import misfortune
+from tests.spies import inject_fault
 from tests.toy import RECIPE
 
 TOY = (f"--config={RECIPE}", "--model.net.dropout=0.3", "--max_epochs=3")
@@ -28,7 +28,7 @@ def test_torchrun_starts_a_run_again_from_its_checkpoint(tmp_path: Path) -> None
     # Without --standalone torch may keep the addresses of processes that are gone, and a restart not find its partners.
     words = ["--standalone", "--nnodes=1", "--nproc_per_node=2", "--max-restarts=3", "--monitor-interval=0.1"]
     train = [*common, *QUIET, f"--trainer.default_root_dir={tmp_path / 'again'}", "--ckpt_path=auto"]
-    agent = start_torchrun(words, [*train, *misfortune("kill", 12, tmp_path / "dead", rank=1)], tmp_path / "log")
+    agent = start_torchrun(words, [*train, *inject_fault("kill", 12, tmp_path / "dead", rank=1)], tmp_path / "log")
     agent.join(300)
     assert agent.exitcode == 0, (tmp_path / "log").read_text()[-3000:]
     assert (tmp_path / "dead").exists()

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from src.engine.cli.command import run_command
-from src.engine.search.search import _take_trials, _take_up_broken
+from src.engine.search.search import _retry_broken_trials, _take_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
 from tests.conftest import Run
@@ -122,10 +122,10 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
     [
         ((), {"space": {"optimizer.rate": {"float": [0.1, 0.2]}}}, r"--optimizer\.rate: AdamW has no argument rate"),
         ((), {"space": {"optimizer": {"categorical": ["Adamw"]}}}, r"Adamw: no class of that name, did you mean AdamW"),
-        ((), {"space": {"optimizer.lr": {"float": [0.2, 0.1]}}}, r"optimizer\.lr: \[0\.2, 0\.1\] is no range of float"),
-        ((), {"space": {"optimizer.lr": {"float": [0, 1], "log": True}}}, r"is no range of float"),
+        ((), {"space": {"optimizer.lr": {"float": [0.2, 0.1]}}}, r"lr: \[0\.2, 0\.1\] is not a range of float"),
+        ((), {"space": {"optimizer.lr": {"float": [0, 1], "log": True}}}, r"is not a range of float"),
         ((), {"space": {"optimizer.lr": {"normal": [0, 1]}}}, r"optimizer\.lr needs one of float, int, categorical"),
-        ((), {"space": {"data.batch_size": {"int": [1, 2], "when": {"x": 1}}}}, r"x must be in space, and before it"),
+        ((), {"space": {"data.batch_size": {"int": [1, 2], "when": {"x": 1}}}}, r"x must be in space, before data"),
         ((), {"space": None}, r"space is missing"),
         ((), {"spaces": {}}, r"spaces is not known.*space"),
         (("--sampler", "TPE"), {}, r"--sampler TPE: no such sampler.*TPESampler"),
@@ -146,7 +146,7 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         ((), {"sampler": 3}, r"sampler 3: expected str"),
         ((), {"space": {"data.batch_size": {"int": [8, 24], "step": 0}}}, r"batch_size: step 0: give int above 0"),
         ((), {"space": {"data.batch_size": {"int": [8, 24], "when": 3}}}, r"batch_size: when 3: give names and values"),
-        ((), {"space": {"optimizer.lr": {"float": [0, float("inf")]}}}, r"\[0, inf\] is no range of float"),
+        ((), {"space": {"optimizer.lr": {"float": [0, float("inf")]}}}, r"\[0, inf\] is not a range of float"),
         (("--n_trails", "3"), {}, r"--n_trails: no such option, did you mean --n_trials\?"),
         ((), {"recipe": "toyy"}, r"own\.yaml: recipe: toyy: no such file"),
     ],
@@ -214,7 +214,7 @@ def test_a_trial_of_a_living_process_is_left_alone_also_when_its_run_has_ended(t
     run_folder.mkdir()  # nobody holds its lock
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
     trial.set_user_attr("run", str(run_folder))
-    _take_up_broken(found)
+    _retry_broken_trials(found)
     assert [one.state.name for one in trials(tmp_path)] == ["RUNNING"]
 
 

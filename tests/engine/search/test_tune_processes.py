@@ -62,7 +62,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: int, jobs:
     process.send_signal(signum)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, said
-    assert said.count("go on with: python -m src.tune") == 1
+    assert said.count("continue with: python -m src.tune") == 1
     assert "COMPLETE" not in [trial.state.name for trial in trials(tmp_path)]
     assert "Traceback" not in said
     go_on(tmp_path)

@@ -43,6 +43,8 @@ class Fragile(nn.Module):
         _check(wrong)
         if wrong == "library":
             nn.init.calculate_gain("mish")
+        if wrong == "layer":
+            nn.Dropout(2.0)
         if wrong == "unpacking":
             _, _ = (1, 2, 3)
         if wrong == "number":
@@ -62,6 +64,8 @@ class Fragile(nn.Module):
             _, _ = x.shape
         if self.wrong == "library in forward":
             F.dropout(x, 2.0)
+        if self.wrong == "layer in forward":
+            nn.BatchNorm2d(64)(x.flatten(1))
         logits: Tensor = self.layer(x.flatten(1))
         return logits
 
@@ -84,6 +88,7 @@ REFUSED = [
 ]
 BROKEN = [
     ("library", "Unsupported nonlinearity mish"),
+    ("layer", "dropout probability has to be between 0 and 1"),
     ("unpacking", "too many values to unpack"),
     ("number", "invalid literal for int"),
     ("own kind", "no such layer"),
@@ -91,6 +96,7 @@ BROKEN = [
 BROKEN_IN_FORWARD = [
     ("unpacking in forward", "too many values to unpack"),
     ("library in forward", "dropout probability has to be between 0 and 1"),
+    ("layer in forward", "expected 4D input"),
 ]
 
 

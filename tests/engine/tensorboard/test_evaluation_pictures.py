@@ -110,7 +110,7 @@ def test_the_curve_is_the_precision_recall_curve_of_the_probabilities(tmp_path: 
 
 
 def test_no_figure_is_drawn_for_very_many_classes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation_pictures, "MOST_CLASSES", 2)
+    monkeypatch.setattr(evaluation_pictures, "MAX_CLASSES", 2)
     run = train(*SMALL, "--max_epochs=1")
     assert "test/confusion matrix" not in shown(run.folder).Tags()["images"]
     assert (run.folder / "confusion_matrix.csv").exists()

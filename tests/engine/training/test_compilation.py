@@ -71,7 +71,7 @@ def test_nothing_is_compiled_once_training_has_begun(
 
 
 def test_compiling_a_model_without_a_network_is_one_line(train: Train) -> None:
-    with pytest.raises(InputError, match=r"--compile needs a task such as \w*Classifier, and BoringModel is none"):
+    with pytest.raises(InputError, match=r"--compile needs a task such as \w*Classifier, not BoringModel"):
         train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
 
 

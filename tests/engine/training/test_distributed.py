@@ -12,7 +12,7 @@ import pytest
 from src.engine.runs.checkpoint import read_checkpoint
 from tests.conftest import Run
 from tests.engine.runs.processes import DDP, left_running, metrics, only_run, run_in, spy
-from tests.spies import misfortune
+from tests.spies import inject_fault
 from tests.toy import RECIPE
 
 Train = Callable[..., Run]
@@ -57,7 +57,7 @@ def test_a_batch_that_processes_cannot_share_is_one_line(error_of: Callable[...,
 
 
 def test_where_one_process_dies_the_other_ends(tmp_path: Path) -> None:
-    unlucky = misfortune("kill", 14, tmp_path / "dead", rank=1)
+    unlucky = inject_fault("kill", 14, tmp_path / "dead", rank=1)
     done = run_in(tmp_path / "two", "fit", *TOY, *DDP, "--max_epochs=1000", *unlucky, ok=False)
     assert (tmp_path / "dead").exists()
     assert done.returncode not in (0, None)
@@ -65,11 +65,11 @@ def test_where_one_process_dies_the_other_ends(tmp_path: Path) -> None:
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
-    told = misfortune("terminate", 14, tmp_path / "told")
+    told = inject_fault("terminate", 14, tmp_path / "told")
     done = run_in(tmp_path / "two", "fit", *TOY, *DDP, "--max_epochs=1000", *told, ok=False)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    assert "go on with: python -m src.train --ckpt_path last --run toy/version_0" in done.stderr
+    assert "continue with: python -m src.train --ckpt_path last --run toy/version_0" in done.stderr
     last = tmp_path / "two" / "toy" / "version_0" / "checkpoints" / "last.ckpt"
     assert read_checkpoint(str(last))["global_step"] in (15, 16)
     assert not left_running(tmp_path)

@@ -66,7 +66,7 @@ def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> Non
     [
         (("--optimizer=SGD",), "--optimizer SGD does not fit the state in the checkpoint, which is of AdamW"),
         (("--lr_scheduler=CosineAnnealingLR",), "--lr_scheduler CosineAnnealingLR does not fit the state"),
-        (("--lr_scheduler.div_factor=5",), "--lr_scheduler.div_factor cannot be changed in a run that goes on"),
+        (("--lr_scheduler.div_factor=5",), "--lr_scheduler.div_factor cannot be changed in a continued run"),
     ],
 )
 def test_an_optimizer_that_does_not_fit_the_saved_state_is_an_error_only_in_training(

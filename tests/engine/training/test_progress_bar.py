@@ -111,7 +111,7 @@ def test_no_color_turns_colours_off(on_a_terminal: Callable[..., str]) -> None:
 def test_without_a_terminal_each_validation_prints_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     build("--max_epochs=2", "--trainer.limit_train_batches=8", "--trainer.log_every_n_steps=4").run()
     said = re.findall(
-        r"^epoch (\d), step (\d+) of 16, loss [\d.]+, val/acc [\d.]+, [\d.]+ steps a second$",
+        r"^epoch (\d), step (\d+) of 16, loss [\d.]+, val/acc [\d.]+, [\d.]+ steps/s$",
         capsys.readouterr().out,
         re.MULTILINE,
     )
@@ -150,7 +150,7 @@ def test_the_printed_rate_leaves_validation_out(
     cli.run()
     said = capsys.readouterr().out
     assert "validation: batch" in said
-    assert re.findall(r"([\d.]+) steps a second", said) == ["2.0", "2.0"]
+    assert re.findall(r"([\d.]+) steps/s", said) == ["2.0", "2.0"]
 
 
 def test_without_validation_each_epoch_prints_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:

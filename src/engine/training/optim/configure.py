@@ -1,4 +1,4 @@
-"""Optimizer and schedule from configuration, built when the Trainer asks for them."""
+"""Builds optimizer and schedule from the configuration when the Trainer asks for them."""
 
 from typing import Any
 
@@ -14,18 +14,18 @@ Spec = dict[str, Any]
 
 
 def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Spec | None, interval: str) -> Spec:
-    """What `LightningModule.configure_optimizers` returns, for the parameters the module has by then.
+    """The return value of `LightningModule.configure_optimizers`.
 
     Args:
-        module: a task inside of a run; its `parameter_groups()`, where it has them, are what is optimized, else all
-            its parameters that are trained.
+        module: a task with a Trainer. Its `parameter_groups()` are optimized if it has that method, else all its
+            trainable parameters.
         optimizer: `class_path` and `init_args` of an optimizer.
-        scheduler: the same of a learning-rate schedule, or None. Its `total_steps` or `T_max` is the run's
-            length where it is left at None.
+        scheduler: the same for a learning-rate schedule, or None. `total_steps` or `T_max` left at None becomes the
+            run's length.
         interval: `step` or `epoch`, how often the schedule moves; `ReduceLROnPlateau` always moves by epoch.
 
     Raises:
-        InputError: the schedule needs the run's length and the run has no end, or torch refuses an argument.
+        InputError: the schedule needs the run's length but the run has no end, or torch rejects an argument.
     """
     groups = getattr(module, "parameter_groups", None)
     trained = groups() if groups else [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -45,12 +45,12 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
 
 
 def _fused(spec: Spec, module: LightningModule) -> Spec:
-    """One kernel for all parameters, where this is left open: as exact, and faster.
+    """Make the optimizer fused, which is faster and as exact, unless its options are given or it would not work.
 
-    In mixed precision Lightning does not clip the gradients of a fused optimizer, and torch has none for sparse ones.
+    In mixed precision Lightning does not clip the gradients of a fused optimizer. Fused ones reject sparse gradients.
     """
     init_args = spec.get("init_args") or {}
-    taken = init_args.get("fused", False) is not None or init_args.get("foreach") or init_args.get("differentiable")
+    is_set = init_args.get("fused", False) is not None or init_args.get("foreach") or init_args.get("differentiable")
     trainer: Any = module.trainer
     clips = (
         trainer.gradient_clip_val
@@ -58,13 +58,13 @@ def _fused(spec: Spec, module: LightningModule) -> Spec:
         or is_overridden("configure_gradient_clipping", module)
     ) and isinstance(trainer.precision_plugin, MixedPrecision)
     sparse = any(getattr(part, "sparse", False) for part in module.modules())
-    if taken or clips or sparse or trainer.strategy.root_device.type not in ("cpu", "cuda"):
+    if is_set or clips or sparse or trainer.strategy.root_device.type not in ("cpu", "cuda"):
         return spec
     return {**spec, "init_args": {**init_args, "fused": True}}
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: Spec) -> Spec:
-    """A checkpoint does not say how this run steps: it may clip now, or have another device."""
+    """Keep this run's `fused`, not the checkpoint's: this run may clip gradients or use another device."""
     groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 
@@ -73,7 +73,7 @@ def _build(first: Any, spec: Spec) -> Any:
     try:
         return instantiate_class(first, spec)
     except (ValueError, TypeError, ArithmeticError) as error:
-        if not spec["class_path"].startswith(("torch.", "src.optim.", "lightning.")):
+        if not spec["class_path"].startswith(("torch.", "src.engine.", "lightning.")):
             raise
         raise InputError(f"{spec['class_path'].rpartition('.')[2]} does not take its arguments: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Parameter groups: what decays, what Muon takes, what has a learning rate of its own."""
+"""Parameter groups: weight decay, Muon, and a separate learning rate for the output layer."""
 
 from typing import Any
 
@@ -10,18 +10,19 @@ Group = dict[str, Any]
 
 
 def decay_groups(net: nn.Module, head_lr: float | None = None) -> list[Group]:
-    """The trained parameters of a network in up to four groups.
+    """Split a network's trainable parameters into groups for an optimizer.
 
     Args:
-        net: a network whose attribute `head` is its output layer, where it has one.
-        head_lr: learning rate of the output layer; the optimizer's where nothing is given.
+        net: a network; its attribute `head`, if any, is the output layer.
+        head_lr: learning rate of the output layer. Default: the optimizer's.
 
     Raises:
-        InputError: there is a `head_lr` and no `head`.
+        InputError: `head_lr` is given, but the network has no `head`.
 
     Returns:
-        Groups for an optimizer: hidden matrices (marked `hidden: True`, for Muon), embeddings and output
-        matrices, and biases and norms, which do not decay (Loshchilov and Hutter 2019).
+        Groups of hidden matrices (marked `hidden: True`, for Muon), of embeddings, output and other weights, and of
+        biases and norms, which have no weight decay (Loshchilov and Hutter 2019). With `head_lr`, the output layer has
+        groups of its own.
     """
     embeddings = {id(p) for module in net.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     outer_layer = getattr(net, "head", None)
@@ -35,12 +36,12 @@ def decay_groups(net: nn.Module, head_lr: float | None = None) -> list[Group]:
             matrix = parameter.ndim >= 2
             hidden = parameter.ndim == 2 and not outer and id(parameter) not in embeddings
             groups.setdefault((hidden, matrix, outer and head_lr is not None), []).append(parameter)
-    made = []
-    for (hidden, matrix, own_lr), parameters in groups.items():
+    result = []
+    for (hidden, matrix, has_head_lr), parameters in groups.items():
         group: Group = {"params": parameters, "hidden": hidden}
         if not matrix:
             group["weight_decay"] = 0.0
-        if own_lr:
+        if has_head_lr:
             group["lr"] = head_lr
-        made.append(group)
-    return made
+        result.append(group)
+    return result

@@ -1,4 +1,4 @@
-"""Muon for the hidden matrices of a network and AdamW for everything else, as one optimizer."""
+"""One optimizer: Muon for the hidden matrices of a network, AdamW for all other parameters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +11,19 @@ from torch.optim import AdamW, Muon, Optimizer
 class MuonWithAdamW(Optimizer):
     """torch's Muon (Jordan et al. 2024) on hidden matrices, its AdamW (Loshchilov and Hutter 2019) on the rest.
 
-    Muon is meant for the matrices between the embedding and the output layer. Which these are is said by the
-    parameter groups: a group with `hidden: True` is Muon's. Plain parameters are Muon's where they are matrices.
+    Muon is meant for the matrices between the embedding and the output layer. Parameter groups with `hidden: True` go
+    to Muon. If `params` are plain parameters, all matrices go to Muon.
 
     Args:
-        params: parameters, or parameter groups as `src.engine.training.optim.groups` makes them.
+        params: parameters, or parameter groups from `src.engine.training.optim.groups`.
         lr: Muon's learning rate.
         adamw_lr: AdamW's learning rate.
-        weight_decay: of both, decoupled.
+        weight_decay: decoupled weight decay of both.
         momentum: Muon's momentum, in [0, 1).
         betas: AdamW's decay rates of the gradient's mean and square, in [0, 1).
         ns_steps: Newton-Schulz steps that orthogonalise an update.
-        adjust_lr_fn: how Muon scales its rate by a matrix's shape: `original` (torch's default) or `match_rms_adamw`.
+        adjust_lr_fn: how Muon scales its learning rate with a matrix's shape: `original` (torch's default) or
+            `match_rms_adamw`.
     """
 
     def __init__(
@@ -37,11 +38,11 @@ class MuonWithAdamW(Optimizer):
         adjust_lr_fn: str | None = None,
     ) -> None:
         params = list(params)
-        groups = params if params and isinstance(params[0], dict) else _split(params)
+        groups = params if params and isinstance(params[0], dict) else _split_by_shape(params)
         self._parts: tuple[Optimizer, Optimizer] | None = None
-        hidden = [_free(group) for group in groups if group.get("hidden")]
-        rest = [_free(group) for group in groups if not group.get("hidden")]
-        # Each checks its own arguments and fills its groups with its own defaults.
+        hidden = [_without_hidden_key(group) for group in groups if group.get("hidden")]
+        rest = [_without_hidden_key(group) for group in groups if not group.get("hidden")]
+        # Each part checks its arguments and adds its defaults to its groups.
         options: dict[str, Any] = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
         empty: list[dict[str, Any]] = [{"params": []}]
         muon = Muon(hidden or empty, lr=lr, weight_decay=weight_decay, **options)
@@ -55,21 +56,21 @@ class MuonWithAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both; `closure`, where given, is called once and its loss returned."""
+        """One step of both optimizers; returns the loss of `closure`, if given, which is called once."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         assert self._parts is not None
         for part, is_muon in zip(self._parts, (True, False), strict=True):
-            # Loading a state replaces groups and state, so that the parts are pointed at them anew.
+            # Loading a checkpoint replaces groups and state, so give them to the parts in every step.
             part.param_groups = [group for group in self.param_groups if group["hidden"] is is_muon]
             part.state = self.state
             part.step()
         return loss
 
 
-def _split(parameters: list[Tensor]) -> list[dict[str, Any]]:
+def _split_by_shape(parameters: list[Tensor]) -> list[dict[str, Any]]:
     hidden = [parameter for parameter in parameters if parameter.ndim == 2]
     return [
         {"params": hidden, "hidden": True},
@@ -77,5 +78,5 @@ def _split(parameters: list[Tensor]) -> list[dict[str, Any]]:
     ]
 
 
-def _free(group: dict[str, Any]) -> dict[str, Any]:
+def _without_hidden_key(group: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "hidden"}

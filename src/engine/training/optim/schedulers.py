@@ -1,7 +1,7 @@
-"""torch's schedules whose required arguments a run already knows: its peak learning rate and its length.
+"""OneCycleLR and CosineAnnealingLR with learning rate and length taken from the run.
 
-Both are found under torch's own name on the command line. `total_steps` and `T_max` left at None are filled
-in from the run; the learning rate is always the optimizer's.
+On the command line they replace torch's classes of the same name. `total_steps` or `T_max` left at None becomes the
+run's length; the learning rate is always the optimizer's.
 """
 
 from typing import Any, Literal
@@ -14,14 +14,14 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
 
     Args:
         optimizer: its learning rate is the peak of the cycle.
-        total_steps: optimizer steps of the whole cycle; the run's where nothing is given.
+        total_steps: optimizer steps of the whole cycle. Default: the run's length.
         pct_start: share of the steps spent warming up, in (0, 1).
         anneal_strategy: shape of the annealing.
-        cycle_momentum: whether momentum (or beta1) moves against the learning rate, in place of the optimizer's.
+        cycle_momentum: whether momentum (or beta1) moves opposite to the learning rate instead of staying fixed.
         base_momentum: momentum at the peak learning rate.
         max_momentum: momentum at the lowest learning rate.
-        div_factor: the first learning rate is the peak over this.
-        final_div_factor: the last learning rate is the first over this.
+        div_factor: peak learning rate divided by the first one.
+        final_div_factor: first learning rate divided by the last one.
     """
 
     def __init__(
@@ -36,17 +36,17 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ) -> None:
-        # The groups may have learning rates of their own.
+        # Each parameter group may have its own learning rate.
         max_lr: list[float] = [group["lr"] for group in optimizer.param_groups]
         if total_steps is not None and pct_start * total_steps == 1:
-            pct_start *= 1.01  # torch takes a warm-up of one step for one of none, and divides by its length
+            pct_start *= 1.01  # else torch divides by zero for a warm-up of one step
         options: dict[str, Any] = {"pct_start": pct_start, "anneal_strategy": anneal_strategy}
         options |= {"cycle_momentum": cycle_momentum, "base_momentum": base_momentum, "max_momentum": max_momentum}
         options |= {"div_factor": div_factor, "final_div_factor": final_div_factor}
         super().__init__(optimizer, max_lr, total_steps, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the position of a saved schedule, but not its length: a continued run may be longer."""
+        """Restore the position of a saved schedule, but not its length: a continued run may be longer."""
         length = ("total_steps", "_schedule_phases")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
 
@@ -55,8 +55,8 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
     """Half a cosine from the optimizer's learning rate down to `eta_min` (Loshchilov and Hutter 2017).
 
     Args:
-        optimizer: its learning rate is the start.
-        T_max: steps (or epochs, by the scheduler's interval) until the lowest; the run's where nothing is given.
+        optimizer: its learning rate is the first of the schedule.
+        T_max: steps (or epochs, by the scheduler's interval) until `eta_min`. Default: the run's length.
         eta_min: the lowest learning rate.
     """
 

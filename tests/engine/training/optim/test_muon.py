@@ -105,5 +105,5 @@ def test_clipping_accumulation_and_resume_work_as_with_any_optimizer(train: Call
     clipped = [word.replace("clip_val=0.1", "clip_val=1e-9") for word in words]
     other = train(*clipped, "--max_epochs=2")
     assert not all(torch.equal(value, other.weights[name]) for name, value in whole.weights.items())
-    with pytest.raises(InputError, match=r"--optimizer.adamw_lr cannot be changed in a run that goes on"):
+    with pytest.raises(InputError, match=r"--optimizer.adamw_lr cannot be changed in a continued run"):
         train(*words, "--max_epochs=2", "--ckpt_path", last, "--optimizer.adamw_lr=1.0")

@@ -1,0 +1,123 @@
+"""Digits and colour images in the commands that predict, export and serve."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from src.engine.deploy.predicting import predict
+from src.vision.digits import INVERTED
+from src.vision.mnist import MNISTDataModule
+from tests.conftest import fit, pictures
+from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8
+from tests.engine.deploy.served import Service, bars_of, browser, draw, service
+
+Digits = tuple[list[Image.Image], list[str]]
+
+
+@pytest.fixture(scope="module")
+def samples() -> Digits:
+    """Digits of the test part, and what they are."""
+    data = MNISTDataModule(source="sample")
+    data.setup("test")
+    images = [Image.fromarray(pixels.numpy()) for pixels in data.test_set.images[:40]]
+    return images, [str(target) for target in data.test_set.targets[:40].tolist()]
+
+
+@pytest.fixture(scope="module")
+def digit_service(digits: str) -> Iterator[Service]:
+    with service(digits) as found:
+        yield found
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+CHANGES = {
+    "as it is": lambda image: image,
+    "large": lambda image: image.resize((300, 300), Image.Resampling.BICUBIC),
+    "scan": lambda image: ImageOps.expand(ImageOps.invert(image.resize((140, 140))), (90, 20), "white").convert("RGB"),
+    "sheet16": lambda image: Image.fromarray(65535 - np.asarray(image).astype(np.uint16) * 257),
+    "palette": lambda image: image.convert("P"),
+    "alpha": lambda image: Image.merge("LA", (Image.new("L", image.size, 0), image)),
+    "cmyk": lambda image: ImageOps.invert(image).convert("RGB").convert("CMYK"),
+}
+
+
+def test_digits_of_any_size_and_mode_are_told_and_dark_ink_is_inverted(
+    digits: str, samples: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, change in CHANGES.items():
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(samples[0]):
+            change(image).save(tmp_path / name / f"{number:03}{'.tif' if name == 'cmyk' else '.png'}")
+    output = tmp_path / "out.csv"
+    assert predict(["--ckpt_path", digits, *(str(tmp_path / name) for name in CHANGES), "--output", str(output)]) == 0
+    rows = rows_of(output)
+    plain = [row["label"] for row in rows[:40]]
+    assert sum(label == target for label, target in zip(plain, samples[1], strict=True)) >= 32
+    for place, name in enumerate(CHANGES):
+        part = rows[40 * place : 40 * place + 40]
+        same = sum(row["label"] == label for row, label in zip(part, plain, strict=True))
+        assert same >= (32 if name in ("large", "scan") else 40), name
+        inverted = name in ("scan", "sheet16", "alpha", "cmyk")
+        assert {row["note"] for row in part} == {INVERTED if inverted else ""}, name
+    assert "160 " in capsys.readouterr().err
+
+
+def test_images_in_colour_are_seen_as_validation_sees_them(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures")
+    words = ("--config=configs/vision/image_folder.yaml", f"--data.path={tmp_path / 'pictures'}", "--max_epochs=1")
+    checkpoint = fit(tmp_path, *words, "--model.net=CNN")
+    output = tmp_path / "out.csv"
+    assert predict(["--ckpt_path", checkpoint, str(tmp_path / "pictures"), "--output", str(output)]) == 0
+    classes = sorted(path.name for path in (tmp_path / "pictures").glob("[!.]*"))
+    assert list(rows_of(output)[0])[2:-2] == [f"probability_{name}" for name in classes]
+
+
+@pytest.mark.parametrize("form", SUFFIXES)
+def test_a_cnn_is_exported_to_every_format(
+    form: str, digits: str, samples: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, targets = samples
+    shown = check_format(digits, form, tmp_path, images[3], monkeypatch)
+    if form != "safetensors":
+        assert shown == targets[3]
+        check_free_sizes(digits, tmp_path / f"model{SUFFIXES[form]}", [(1, 1, 28, 28), (9, 1, 28, 28)], 250)
+
+
+def test_a_cnn_of_int8_is_smaller(digits: str, tmp_path: Path) -> None:
+    output = check_int8(digits, tmp_path, least=85)
+    assert output.stat().st_size < 0.6 * Path(digits).stat().st_size / 3  # the checkpoint has Adam's moments, too
+
+
+def test_a_scan_that_is_sent_is_inverted(digit_service: Service, samples: Digits) -> None:
+    rows: list[list[int]] = np.asarray(samples[0][3]).tolist()
+    plain = digit_service.predict(rows).json
+    inverted = digit_service.predict([[255 - value for value in row] for row in rows]).json
+    assert inverted["note"] == INVERTED
+    assert "note" not in plain
+    assert inverted["label"] == plain["label"] == samples[1][3]
+
+
+def strokes_of_a_three() -> list[tuple[float, float]]:
+    """Points along a 3, on a square of 280."""
+    upper = [(140 + 50 * np.cos(t), 90 + 45 * np.sin(t)) for t in np.radians(range(-150, 91, 10))]
+    lower = [(140 + 58 * np.cos(t), 187 + 52 * np.sin(t)) for t in np.radians(range(-90, 151, 10))]
+    return [(float(x), float(y)) for x, y in upper + lower]
+
+
+def test_a_three_that_is_drawn_has_the_highest_bar(digit_service: Service) -> None:
+    with browser() as page:
+        page.goto(f"http://127.0.0.1:{digit_service.port}/")
+        draw(page, strokes_of_a_three())
+        bars: dict[str, Any] = bars_of(page)
+        assert len(bars) == 10
+        assert max(bars, key=lambda label: bars[label].probability) == "3"
+        assert max(bars, key=lambda label: bars[label].width) == "3"
