@@ -1,4 +1,4 @@
-"""What the tests share: no network, cores divided, and the program run in this process or in its own."""
+"""Shared by all tests: no network, limited threads, and runs in this process or in a new one."""
 
 import http.server
 import json
@@ -36,7 +36,7 @@ NO_NETWORK = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
 def pytest_configure() -> None:
-    """Divide the cores among the test processes, and keep all of them off the network."""
+    """Divide the cores among the test processes, and block the network."""
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -45,17 +45,14 @@ def pytest_configure() -> None:
     os.environ["PYTHONPATH"] = str(ROOT)
     forked.install()
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"
-    # TensorBoard reads the files of one second in the order of this number as text, where 10 is before 9. Tests go on
-    # with a run within a second, which no command does.
+    # TensorBoard sorts event files of the same second by this number as text, so 10 is before 9. Only tests continue a
+    # run within a second.
     event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
 
 
 @pytest.fixture(autouse=True)
-def no_place_among_processes() -> Iterator[None]:
-    """Take away what Lightning leaves in the environment where a test has built a run for several devices.
-
-    With it, the next run would take itself for one of several, and wait for the others.
-    """
+def clean_distributed_environment() -> Iterator[None]:
+    """Remove the variables that Lightning sets for several devices: the next run would wait for other processes."""
     yield
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
@@ -63,7 +60,7 @@ def no_place_among_processes() -> Iterator[None]:
 
 @dataclass
 class Run:
-    """A run of the program in this process."""
+    """A run of `src.train` in this process."""
 
     cli: StarterCLI
     output: str
@@ -87,14 +84,14 @@ class Run:
 
 @pytest.fixture
 def messages() -> Iterator[list[str]]:
-    """What Lightning and this project say through Lightning's logger."""
+    """Messages of Lightning and this project through Lightning's loggers."""
     found: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)  # a run before may have been a quiet one
+        logger.setLevel(logging.INFO)  # an earlier run may have used --quiet
     yield found
     for logger in loggers:
         logger.removeHandler(handler)
@@ -102,7 +99,7 @@ def messages() -> Iterator[list[str]]:
 
 @pytest.fixture
 def recipe() -> tuple[str, ...]:
-    """What `train`, `parse` and `fit` put before a test's own words; each folder of tests has its own recipe."""
+    """Arguments that `train` and `parse` add before those of a test; test folders override this."""
     return ()
 
 
@@ -110,7 +107,7 @@ def recipe() -> tuple[str, ...]:
 def train(
     tmp_path: Path, messages: list[str], capsys: pytest.CaptureFixture[str], recipe: tuple[str, ...]
 ) -> Callable[..., Run]:
-    """Run the program in this process, with runs in a folder of the test's own."""
+    """Run `src.train` in this process, with run folders in `tmp_path`."""
 
     def run(*args: str) -> Run:
         del messages[:]
@@ -122,14 +119,14 @@ def train(
 
 
 def with_recipe(args: Sequence[str], recipe: Sequence[str], folder: Path) -> list[str]:
-    """The words of a test, with its recipe between the stage and the other words, so that these count more."""
+    """The arguments of a test with its recipe after the stage, so that the test's options win."""
     words = list(args)
     stage = [words.pop(0)] if words[:1] and words[0] in STAGES else []
     return [*stage, *recipe, *words, *QUIET, f"--trainer.default_root_dir={folder / 'logs'}"]
 
 
 def fit(folder: Path, *words: str) -> str:
-    """Train for a few steps; gives the path of the last checkpoint."""
+    """Train, and return the path of the last checkpoint."""
     root = f"--trainer.default_root_dir={folder / 'logs'}"
     cli = StarterCLI(["fit", *words, *QUIET, root], time.perf_counter())
     cli.run()
@@ -138,7 +135,7 @@ def fit(folder: Path, *words: str) -> str:
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], str]) -> str:
-    """What `make` gives for a folder, made once for all test processes."""
+    """The result of `make(folder)`, called once for all test processes."""
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, done = base / name, base / f"{name}.done"
@@ -151,13 +148,13 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 
 @pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A checkpoint of the toy recipe that makes no mistakes."""
+    """Path of a checkpoint of the toy recipe, trained until it makes no mistakes."""
     return once(tmp_path_factory, "toy", lambda folder: fit(folder, f"--config={toy.RECIPE}"))
 
 
 @pytest.fixture
 def parse(tmp_path: Path, recipe: tuple[str, ...]) -> Callable[..., StarterCLI]:
-    """Build everything a command line asks for, and run nothing."""
+    """Build everything for a command line without running it."""
 
     def build(*args: str) -> StarterCLI:
         return StarterCLI(with_recipe(args, recipe, tmp_path), time.perf_counter())
@@ -167,7 +164,7 @@ def parse(tmp_path: Path, recipe: tuple[str, ...]) -> Callable[..., StarterCLI]:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder on this machine; gives the address to put before their names."""
+    """Serve the files of a folder over HTTP; yields the URL of the folder."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -180,14 +177,14 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 def program(*args: str, cwd: Path = ROOT, module: str = "src.train", **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of the project as a user does, in its own process."""
+    """Run a command of this project in a new process."""
     command = [sys.executable, "-m", module, *args]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The error of a command that was refused: one line, the last one, and no traceback."""
+    """The error line of a command that failed with exit code 2; it must be the last line, without a traceback."""
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
@@ -199,7 +196,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 def error_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: tuple[str, ...]
 ) -> Callable[..., str]:
-    """Run `src.train`, in this process, with words that it must refuse; gives the one line that it says."""
+    """Run `src.train` in this process with invalid arguments; returns its error line."""
 
     def run(*words: str) -> str:
         root = () if "--trainer.default_root_dir" in words else (f"--trainer.default_root_dir={tmp_path / 'logs'}",)
@@ -213,16 +210,16 @@ def error_of(
 
 @pytest.fixture
 def full_data() -> str:
-    """The folder of the full data sets, where the environment names one."""
+    """Folder of the full data sets, from FULL_DATA_DIR."""
     folder = os.environ.get("FULL_DATA_DIR")
     if not folder:
-        pytest.skip("FULL_DATA_DIR does not name a folder with the full MNIST")
+        pytest.skip("FULL_DATA_DIR is not set to a folder with the full MNIST")
     return folder
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of six megabytes."""
+    """A file system of 6 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode:
@@ -232,7 +229,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def trainer(folder: Path, **options: object) -> Trainer:
-    """A Trainer that says and keeps nothing."""
+    """A Trainer that prints and saves nothing."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "accelerator": "cpu"}
     return Trainer(default_root_dir=folder, **{**quiet, "enable_checkpointing": False, **options})
 
@@ -257,7 +254,7 @@ def pictures(folder: Path, count: int = 10) -> str:
 
 
 def copy_of_the_repository(folder: Path) -> Path:
-    """A copy without history, environment, data and runs."""
+    """Copy the repository without history, environment, data and runs."""
     left_out = (".git", ".venv", "data", "logs", "__pycache__", ".*_cache", "*.egg-info", ".coverage*")
     top = shutil.ignore_patterns(*left_out)
     shutil.copytree(ROOT, folder, ignore=lambda at, names: top(at, names) if at == str(ROOT) else PYCACHE(at, names))
@@ -265,7 +262,7 @@ def copy_of_the_repository(folder: Path) -> Path:
 
 
 def in_copy(folder: Path, *words: str) -> str:
-    """What Python says of some words in a copy of the repository."""
+    """Run Python in a copy of the repository; returns its output."""
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     done = subprocess.run(
         [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -276,7 +273,7 @@ def in_copy(folder: Path, *words: str) -> str:
 
 
 def wait_for(condition: str, path: Path, seconds: float) -> str:
-    """What a file holds once it matches; bytes that are no text are replaced."""
+    """Wait until a file's text matches a regular expression; returns the text."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         text = path.read_text(errors="replace") if path.exists() else ""

@@ -1,4 +1,4 @@
-"""Callbacks that runs of the tests name on their command lines, and what else happens to a run."""
+"""Callbacks that tests add to runs: recorded losses and injected faults."""
 
 import errno
 import importlib
@@ -18,10 +18,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 
-def misfortune(kind: str, step: int, marker: Path, rank: int = 0) -> tuple[str, ...]:
-    """The options by which a `Misfortune` happens to a run."""
+def inject_fault(kind: str, step: int, marker: Path, rank: int = 0) -> tuple[str, ...]:
+    """The options that add a `FaultInjector` to a run."""
     return (
-        "--trainer.callbacks+=tests.spies.Misfortune",
+        "--trainer.callbacks+=tests.spies.FaultInjector",
         f"--trainer.callbacks.step={step}",
         f"--trainer.callbacks.kind={kind}",
         f"--trainer.callbacks.marker={marker}",
@@ -30,7 +30,7 @@ def misfortune(kind: str, step: int, marker: Path, rank: int = 0) -> tuple[str, 
 
 
 class Payload:
-    """Its pickle, once loaded, makes a folder."""
+    """Creates a folder when its pickle is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,10 +40,10 @@ class Payload:
 
 
 class StepLosses(Callback):
-    """Writes the loss of every step, the mean over all processes, at full precision.
+    """Writes the loss of every step, averaged over all processes, at full precision.
 
     Args:
-        path: JSON file.
+        path: JSON file to write.
     """
 
     def __init__(self, path: str) -> None:
@@ -60,32 +60,32 @@ class StepLosses(Callback):
             self.path.write_text(json.dumps(self.losses))
 
 
-def _kill_one_that_does_not_wait(waiting: connection.Connection, authkey: bytes) -> None:
-    """In place of the answer to a worker that wants to hand over a tensor."""
+def _kill_another_worker(waiting: connection.Connection, authkey: bytes) -> None:
+    """Replaces the answer to a worker that sends a tensor: kills one of the other workers."""
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     workers = [int(pid) for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
     with socket.socket(fileno=os.dup(waiting.fileno())) as peer:
-        waits, _, _ = struct.unpack("iii", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    os.kill(next(pid for pid in workers if pid != waits), signal.SIGKILL)
-    with waiting:  # closed where torch's handler of SIGCHLD raises, as it is while it is being made
+        sender, _, _ = struct.unpack("iii", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    os.kill(next(pid for pid in workers if pid != sender), signal.SIGKILL)
+    with waiting:  # closes the connection when torch's SIGCHLD handler raises
         time.sleep(60)
 
 
 def _full_disk(folder: Path) -> None:
-    """In place of what writes the last file of a sharded checkpoint."""
+    """Replaces the function that writes the last file of a sharded checkpoint: the disk is full."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
-class Misfortune(Callback):
-    """Something happens at a step, once for each marker file.
+class FaultInjector(Callback):
+    """Causes a fault at a step, once per marker file.
 
     Args:
-        step: optimizer steps done before.
-        kind: `kill` this process, `terminate` or `interrupt` it by a signal, `kill worker` one that loads data while
-            another hands over a batch, make a weight `nan`, `fill` the disk the run writes to, `fill late` it at the
-            last file of each sharded checkpoint, or `delete` the run's folder.
-        marker: a file that is not there yet; it is made, and where it is there nothing happens.
-        rank: the process it happens to.
+        step: optimizer steps before the fault.
+        kind: `kill`, `terminate` or `interrupt` this process with SIGKILL, SIGTERM or SIGINT; `kill worker`: kill a
+            loader process while another sends a batch; `nan`: set weights to NaN; `fill`: fill the disk of the run;
+            `fill late`: full disk at the last file of each sharded checkpoint; `delete`: delete the run folder.
+        marker: file created by the fault; nothing happens if it exists.
+        rank: process in which the fault happens.
     """
 
     def __init__(self, step: int, kind: str, marker: str, rank: int = 0) -> None:
@@ -109,11 +109,11 @@ class Misfortune(Callback):
         elif self.kind == "fill late":
             importlib.import_module("src.engine.runs.fsdp2").write_checksums = _full_disk  # type: ignore[attr-defined]
         elif self.kind == "delete":
-            # At once: TensorBoard's thread may be writing into it.
+            # Renamed first, because TensorBoard's thread may be writing into it.
             gone = Path(trainer.default_root_dir).with_name("gone")
             shutil.rmtree(Path(trainer.default_root_dir).rename(gone))
         elif self.kind == "kill worker":
-            connection.answer_challenge = _kill_one_that_does_not_wait
+            connection.answer_challenge = _kill_another_worker
         else:
             signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
             os.kill(os.getpid(), signals[self.kind])

@@ -1,4 +1,4 @@
-"""A tiny network and data set, so that tests of the engine need no domain."""
+"""Tiny networks and data, so that tests of the engine need no domain."""
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -68,7 +68,7 @@ class ToyMLP(nn.Module):
 
 
 class ToyImages(Dataset[Batch]):
-    """Noisy pictures of a bar on the left, in the middle or on the right; a batch is one indexing."""
+    """Noisy 8x8 images of a bar on the left, in the middle or on the right; indexed by batch."""
 
     def __init__(self, size: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -89,12 +89,12 @@ class ToyImages(Dataset[Batch]):
 
 
 class ToyData(LightningDataModule):
-    """Training, validation and test parts of `ToyImages`.
+    """Training, validation and test splits of `ToyImages`.
 
     Args:
-        batch_size: images of a batch.
-        size: training images; validation and test have a fifth as many.
-        num_workers: processes that load.
+        batch_size: images per batch, at least 1.
+        size: number of training images; validation and test have a fifth of it each.
+        num_workers: loader processes.
     """
 
     num_classes = CLASSES
@@ -115,7 +115,7 @@ class ToyData(LightningDataModule):
         self.train_set, self.val_set, self.test_set = (ToyImages(size, seed) for seed, size in enumerate(sizes))
 
     def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """Pixels (1, 8, 8) uint8 before they are normalised, and a note."""
+        """Pixels (1, 8, 8) uint8, not normalised, and a note."""
         pixels = torch.tensor(list(image.convert("L").resize((SIDE, SIDE)).getdata()), dtype=torch.uint8)
         return pixels.view(1, SIDE, SIDE), ""
 

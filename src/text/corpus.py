@@ -1,4 +1,4 @@
-"""Plain text for language models: tokens in a memory-mapped file, cut into windows."""
+"""Plain text for language models: windows of tokens from a memory-mapped file."""
 
 import codecs
 import glob
@@ -26,26 +26,25 @@ from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.system.errors import InputError
-from src.text.sources import python_reference, tiny_shakespeare, unwritable, write_whole
+from src.text.sources import python_reference, tiny_shakespeare, unwritable, write_atomically
 from src.text.tokenizer import ByteTokenizer, Tokenizer, pretrained_tokenizer, restore_tokenizer, train_bpe
 
 PARTS = ("train", "val", "test")
 CHUNK = 2**20  # bytes read at a time
-FORMAT = "1"  # part of every cache's key; counts up when what is written changes
-PROGRESS_DELAY = 2.0  # seconds before a progress bar shows
-
+FORMAT = "1"  # part of every cache key; increase it when the files change
+PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Windows(Dataset[Batch]):
-    """Windows of a long row of tokens; a whole batch is one indexing.
+    """Windows of a token sequence; a whole batch is read in one indexing operation.
 
     Args:
         tokens: (N,) integers, such as a memory map.
-        block_size: T, tokens of a window.
-        stride: tokens from one window's start to the next: 1 gives every full window, T each token once,
-            with a last window that is filled up.
+        block_size: T, tokens per window.
+        stride: tokens between the starts of two windows: 1 gives all full windows; T gives each token once, and the
+            last window is padded.
     """
 
     def __init__(self, tokens: npt.NDArray[Any], block_size: int, stride: int) -> None:
@@ -63,7 +62,7 @@ class Windows(Dataset[Batch]):
         return inputs[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Inputs (B, T) int64, and targets (B, T) int64, the token behind each, `IGNORED` behind the end."""
+        """Inputs (B, T) int64 and targets (B, T) int64: the next tokens, or `IGNORED` after the last token."""
         window = np.asarray(indices)[:, None] * self.stride + np.arange(self.block_size + 1)  # (B, T + 1)
         last = len(self.tokens) - 1
         tokens = torch.from_numpy(self.tokens[np.minimum(window, last)].astype(np.int64))
@@ -72,7 +71,7 @@ class Windows(Dataset[Batch]):
 
 
 def random_starts(windows: Windows) -> Order:
-    """Starts of windows drawn at random; memory does not grow with the text."""
+    """Random window starts; memory does not grow with the text."""
 
     def draw(generator: torch.Generator) -> Iterator[int]:
         while True:
@@ -82,30 +81,29 @@ def random_starts(windows: Windows) -> Order:
 
 
 class TextDataModule(LightningDataModule):
-    """Any plain text, for a model of the next token.
+    """Plain text for language modelling.
 
     Args:
-        path: own text in UTF-8: a file, a folder (every .txt in it), or a glob such as 'books/*.md'.
-        source: where no path is given: `tiny_shakespeare` is downloaded where it is missing;
-            `python_reference` is the language reference of the running Python; `auto` is the first, and the second
-            only where there is no file and no network.
-        data_dir: folder for downloads; `data/` in the project where nothing is given.
-        cache_dir: folder for tokens, which are written once for each text and tokenizer; `data/tokens/` in the
-            project where nothing is given.
+        path: your own text in UTF-8: a file, a folder (every .txt file in it), or a glob such as 'books/*.md'.
+        source: the text if no path is given: `tiny_shakespeare`, downloaded if missing; `python_reference`, the
+            language reference included in Python; or `auto`, the first, or the second if the first is missing and
+            cannot be downloaded.
+        data_dir: folder for downloads. Default: `data/` in the project.
+        cache_dir: folder for tokens, written once per text and tokenizer. Default: `data/tokens/` in the project.
         tokenizer: `bytes`; `bpe`, byte-pair encoding trained on the training part; or the hub name or folder of a
-            pretrained model, for its own.
-        max_vocab_size: tokens of `bpe` at most, at least 257.
-        block_size: T, tokens of a window.
-        batch_size: windows a batch, all processes together, at least 1.
-        final: train on the validation part too, for a figure on the test part that is reported.
+            pretrained model whose tokenizer is used.
+        max_vocab_size: maximum number of tokens of `bpe`, at least 257.
+        block_size: T, tokens per window, at least 2.
+        batch_size: windows per batch, all processes together, at least 1.
+        final: train on the validation part too, for the final test result.
 
-    The last tenth of the characters is the test part, the last tenth of what remains the validation part, and no
-    window crosses a border. Batches are inputs (B, T) int64 and targets (B, T) int64, each the next token. Training
-    windows are drawn at random; the other parts are read once, each token that has one before it as a target.
+    The last tenth of the characters is the test part, the last tenth of the rest the validation part; no window crosses
+    a border. Batches are inputs (B, T) int64 and targets (B, T) int64, the next tokens. Training windows are random;
+    validation and test use each token as a target once, except the first.
 
     Raises:
-        InputError: an argument is out of its range, there is no such text, it is not UTF-8 (the message names
-            file and byte) or too short, or the folder cannot be written.
+        InputError: an argument is out of range; the text is missing, too short, or not UTF-8 (the message names file
+            and byte); or a folder cannot be written.
     """
 
     def __init__(
@@ -122,7 +120,7 @@ class TextDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if max_vocab_size < 257:
-            raise InputError(f"max_vocab_size {max_vocab_size} is too small: give at least 257, the bytes and one more")
+            raise InputError(f"max_vocab_size {max_vocab_size} is too small: give at least 257: 256 bytes and one more")
         if block_size < 2:
             raise InputError(f"block_size {block_size} is too small: give at least 2 tokens")
         if batch_size < 1:
@@ -138,23 +136,19 @@ class TextDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.final = final
         self.tokens_per_char: dict[str, float] = {}
-        """Tokens a character in each part; known after `setup`."""
+        """Tokens per character in each part; set by `setup`."""
         self.data_source = path or source
-        """Where the text in use comes from; known after `setup`."""
+        """Path or source of the text in use; set by `setup`."""
         self._restored: Tokenizer | None = None
         self._folder: Path | None = None
 
     def prepare_data(self) -> None:
-        """Find or fetch the text and write its tokens, once a machine.
-
-        Raises:
-            InputError: there is no such text, or it cannot be used.
-        """
+        """Find or download the text and write its tokens, once per machine."""
         if self._folder is not None:
             return
         files = self._find_files()
-        state = _states(files)
-        digest, characters = _survey(files)
+        stats = _file_stats(files)
+        digest, characters = _hash_and_count(files)
         splits = split_sizes(characters)
         if not all(splits.values()):
             raise InputError(f"{self.data_source} has {characters} characters: too few to split, give a longer text")
@@ -162,19 +156,15 @@ class TextDataModule(LightningDataModule):
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(self.cache_dir / ".lock"):
                 tokenizer = self._find_tokenizer(files, digest, splits["train"])
-                folder = self.cache_dir / _key(digest, tokenizer.state)
+                folder = self.cache_dir / _cache_key(digest, tokenizer.state)
                 if not folder.exists():
-                    _write_tokens(files, splits, tokenizer, folder, state)
+                    _write_tokens(files, splits, tokenizer, folder, stats)
         except OSError as error:
             raise unwritable(self.cache_dir, error, "cache_dir") from error
         self._folder = folder
 
     def setup(self, stage: str) -> None:
-        """Open the tokens; every process does so for itself.
-
-        Raises:
-            InputError: a part is shorter than a window.
-        """
+        """Open the tokens, in every process."""
         if hasattr(self, "train_set"):
             return
         self.prepare_data()
@@ -187,12 +177,12 @@ class TextDataModule(LightningDataModule):
         parts = dict(zip(PARTS, np.split(tokens, ends[:-1]), strict=True))
         if self.final:
             parts["train"] = tokens[: ends[1]]
-            rank_zero_info("Training on the validation part too: val/loss is no measure of what was learned")
-        for part, least in (("train", self.block_size + 1), ("val", 2), ("test", 2)):
-            if len(parts[part]) < least:
+            rank_zero_info("Training on the validation part too: val/loss does not measure generalization")
+        for part, minimum in (("train", self.block_size + 1), ("val", 2), ("test", 2)):
+            if len(parts[part]) < minimum:
                 raise InputError(
                     f"the {part} part of {self.data_source} has {len(parts[part])} tokens, block_size {self.block_size}"
-                    f" needs {least}: give a longer text or a smaller --data.block_size"
+                    f" needs {minimum}: give a longer text or a smaller --data.block_size"
                 )
         self.tokens_per_char = {part: facts["tokens"][part] / facts["characters"][part] for part in PARTS}
         self.save_hyperparameters({"data_source": self.data_source})
@@ -200,7 +190,7 @@ class TextDataModule(LightningDataModule):
         self.val_set, self.test_set = (Windows(parts[part], self.block_size, self.block_size) for part in PARTS[1:])
 
     def network_arguments(self) -> dict[str, Any]:
-        """The arguments of a network that follow from the text."""
+        """The network arguments that depend on the text."""
         self.setup("fit")
         return {"vocab_size": self.vocab_size, "block_size": self.block_size}
 
@@ -208,11 +198,11 @@ class TextDataModule(LightningDataModule):
         return {"tokenizer": self.tokenizer.state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a checkpoint's tokenizer in place of one of its own; before `prepare_data`."""
+        """Use a checkpoint's tokenizer; call it before `prepare_data`."""
         self.tokenizer = self._restored = restore_tokenizer(state_dict["tokenizer"])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        # As many windows as hold all tokens once.
+        # As many windows per epoch as hold all tokens once.
         count = max(1, len(self.train_set.tokens) // self.block_size)
         batches = Batches(count, self.batch_size, self.trainer, random_starts(self.train_set))
         return batch_loader(self.train_set, batches)
@@ -238,14 +228,14 @@ class TextDataModule(LightningDataModule):
             except DownloadError as error:
                 if self.source == "tiny_shakespeare":
                     raise InputError(
-                        f"tiny Shakespeare could not be downloaded ({error}): put it to"
-                        f" {self.data_dir / 'tiny_shakespeare' / 'input.txt'}, or give --data.path a text of your own"
+                        f"tiny Shakespeare could not be downloaded ({error}): save it as"
+                        f" {self.data_dir / 'tiny_shakespeare' / 'input.txt'}, or give your own text with --data.path"
                     ) from error
-                rank_zero_info(f"No tiny Shakespeare in {self.data_dir}, and no download: {error}")
+                rank_zero_info(f"Tiny Shakespeare is not in {self.data_dir} and could not be downloaded: {error}")
             else:
                 self.data_source = "tiny_shakespeare"
                 return [file]
-            announce("*** NOT SHAKESPEARE: Python's own language reference stands in; results do not compare. ***")
+            announce("*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***")
         self.data_source = "python_reference"
         return [self._write_reference()]
 
@@ -253,7 +243,7 @@ class TextDataModule(LightningDataModule):
         content = python_reference().encode("utf-8")
         path = self.cache_dir / f"python_reference-{hashlib.sha256(content).hexdigest()[:16]}.txt"
         if not path.exists():
-            write_whole(path, content, "cache_dir")
+            write_atomically(path, content, "cache_dir")
         return path
 
     def _find_tokenizer(self, files: list[Path], digest: str, train_size: int) -> Tokenizer:
@@ -263,16 +253,16 @@ class TextDataModule(LightningDataModule):
             return ByteTokenizer()
         if self.tokenizer_name != "bpe":
             return restore_tokenizer(pretrained_tokenizer(self.tokenizer_name))
-        cached = self.cache_dir / f"bpe-{_key(digest, str(self.max_vocab_size))}.json"
+        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size))}.json"
         if not cached.exists():
-            rank_zero_info(f"Training byte-pair encoding with {self.max_vocab_size} tokens ...")
+            rank_zero_info(f"Training byte-pair encoding with up to {self.max_vocab_size} tokens ...")
             texts = (text for _, text in _pieces(files, {"train": train_size}))
-            write_whole(cached, train_bpe(texts, self.max_vocab_size).state.encode("utf-8"), "cache_dir")
+            write_atomically(cached, train_bpe(texts, self.max_vocab_size).state.encode("utf-8"), "cache_dir")
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
 
 
 def find_texts(path: str) -> list[Path]:
-    """The files that a file, a folder or a glob names, in order.
+    """The files of a path: a file, a folder (its .txt files) or a glob; sorted.
 
     Raises:
         InputError: there are none.
@@ -283,7 +273,7 @@ def find_texts(path: str) -> list[Path]:
     if given.is_dir():
         files = sorted(file for file in given.rglob("*.txt") if file.is_file())
         if not files:
-            raise InputError(f"--data.path {path}: there is no .txt file in this folder; a glob takes other files")
+            raise InputError(f"--data.path {path}: no .txt file in this folder; use a glob for other files")
         return files
     files = sorted(file for name in glob.glob(str(given), recursive=True) if (file := Path(name)).is_file())
     if not files:
@@ -292,18 +282,18 @@ def find_texts(path: str) -> list[Path]:
 
 
 def split_sizes(characters: int) -> dict[str, int]:
-    """Characters of each part of a text."""
+    """Number of characters in each part of a text."""
     development = characters * 9 // 10
     train = development * 9 // 10
     return {"train": train, "val": development - train, "test": characters - development}
 
 
-def _states(files: list[Path]) -> list[tuple[int, int]]:
-    """Size and time of each file, to see that none changes while it is read."""
+def _file_stats(files: list[Path]) -> list[tuple[int, int]]:
+    """Size and modification time of each file, to notice changes while it is read."""
     return [(status.st_size, status.st_mtime_ns) for status in (path.stat() for path in files)]
 
 
-def _survey(files: list[Path]) -> tuple[str, int]:
+def _hash_and_count(files: list[Path]) -> tuple[str, int]:
     """SHA-256 and number of characters of a text."""
     digest = hashlib.sha256()
     characters = 0
@@ -311,7 +301,7 @@ def _survey(files: list[Path]) -> tuple[str, int]:
         for number, path in enumerate(files):
             for chunk in chain([b"\n"] * (number > 0), _chunks(path)):
                 digest.update(chunk)
-                # All bytes but those that continue a character.
+                # Count all bytes except the continuation bytes of UTF-8.
                 characters += int(np.count_nonzero((np.frombuffer(chunk, np.uint8) & 0xC0) != 0x80))
                 bar.update(len(chunk))
     return digest.hexdigest(), characters
@@ -326,11 +316,11 @@ def _chunks(path: Path) -> Iterator[bytes]:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _characters(files: list[Path]) -> Iterator[str]:
-    """The text of all files in pieces, with a line's end between two files.
+def _decode(files: list[Path]) -> Iterator[str]:
+    """The text of all files in pieces, with a line break between files.
 
     Raises:
-        InputError: a byte is not UTF-8; the message names it.
+        InputError: a file is not UTF-8; the message names file and byte.
     """
     for number, path in enumerate(files):
         if number:
@@ -338,13 +328,13 @@ def _characters(files: list[Path]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         offset = 0
         for chunk in chain(_chunks(path), [b""]):
-            waiting = len(decoder.getstate()[0])
+            pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 raise InputError(
-                    f"{path} is not UTF-8: byte {offset - waiting + error.start} is"
-                    f" 0x{error.object[error.start]:02x}; convert the file, or take it away"
+                    f"{path} is not UTF-8: byte {offset - pending + error.start} is"
+                    f" 0x{error.object[error.start]:02x}; convert or remove the file"
                 ) from error
             offset += len(chunk)
             if text:
@@ -352,13 +342,13 @@ def _characters(files: list[Path]) -> Iterator[str]:
 
 
 def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Part and text, piece by piece; where a part goes on, a piece ends with a line, so that few words are cut."""
-    texts = _characters(files)
+    """Yield (part, text) pieces; they end at line breaks if possible, so that few words are cut."""
+    texts = _decode(files)
     buffer = ""
     for part, left in splits.items():
         while left:
             if len(buffer) < left:
-                buffer += next(texts, "") or _changed(files)
+                buffer += next(texts, "") or _raise_changed(files)
             piece = buffer[:left]
             if len(piece) < left:
                 piece = piece[: piece.rfind("\n") + 1] or piece
@@ -367,14 +357,14 @@ def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, st
             yield part, piece
 
 
-def _changed(files: list[Path]) -> NoReturn:
+def _raise_changed(files: list[Path]) -> NoReturn:
     raise InputError(f"{files[0]}{' or another file' if len(files) > 1 else ''} changed while it was read: start again")
 
 
 def _write_tokens(
-    files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, state: list[tuple[int, int]]
+    files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, stats: list[tuple[int, int]]
 ) -> None:
-    """Tokens, tokenizer and sizes in a folder that gets its name only when whole."""
+    """Write tokens, tokenizer and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
@@ -385,8 +375,8 @@ def _write_tokens(
                 file.write(ids.data)
                 counts[part] += len(ids)
                 bar.update(len(text))
-        if _states(files) != state:
-            _changed(files)
+        if _file_stats(files) != stats:
+            _raise_changed(files)
         (partial / "tokenizer.json").write_text(tokenizer.state, encoding="utf-8")
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -396,10 +386,10 @@ def _write_tokens(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _key(*parts: str) -> str:
+def _cache_key(*parts: str) -> str:
     return hashlib.sha256("\0".join((FORMAT, *parts)).encode("utf-8")).hexdigest()[:16]
 
 
-def _progress(files: list[Path], what: str) -> "tqdm[Any]":
+def _progress(files: list[Path], title: str) -> "tqdm[Any]":
     size = sum(path.stat().st_size for path in files)
-    return tqdm(total=size, desc=what, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False)
+    return tqdm(total=size, desc=title, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False)

@@ -1,4 +1,4 @@
-"""A decoder-only transformer, and the attention and block that every transformer here is made of."""
+"""A decoder-only transformer; its attention and blocks are shared by all transformers of this project."""
 
 import math
 
@@ -6,33 +6,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Tokens up to which attention is written out on a CPU; beyond, the matrix of all weights costs too much memory.
-LONGEST_WRITTEN_OUT = 512
+# Up to this many tokens, bfloat16 attention on a CPU is computed here; beyond, the score matrix takes too much memory.
+MAX_MANUAL_ATTENTION = 512
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim)
 
 
 class KeyValueCache:
-    """Keys and values of the tokens a GPT has read, so that each further token costs one step only."""
+    """Keys and values of the tokens that a GPT has processed, so that each new token takes one step only."""
 
     def __init__(self, num_layers: int) -> None:
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
 
     def __len__(self) -> int:
-        """Number of tokens read."""
+        """Number of tokens processed."""
         return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, num_heads, T, head_dim) keys and values of a layer; returns those of all tokens so far."""
-        if (earlier := self.layers[layer]) is not None:
-            keys, values = torch.cat([earlier[0], keys], dim=2), torch.cat([earlier[1], values], dim=2)
+        """Append keys and values (B, num_heads, T, head_dim) of a layer; returns those of all tokens so far."""
+        if (past := self.layers[layer]) is not None:
+            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         self.layers[layer] = (keys, values)
         return keys, values
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) with rotary positions (Su et al. 2021).
+    """Multi-head self-attention (Vaswani et al. 2017) with rotary position embeddings (Su et al. 2021).
 
-    Queries and keys are normalised, which keeps the attention logits bounded (Dehghani et al. 2023).
+    Queries and keys are normalised, so that attention logits stay bounded (Dehghani et al. 2023).
     """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
@@ -72,12 +72,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc(x).relu_()  # (B, T, 4C)
-        out: Tensor = self.proj(hidden * hidden)  # (B, T, C); the product's gradient takes half as long as a power's
+        out: Tensor = self.proj(hidden * hidden)  # (B, T, C); its gradient is twice as fast as that of hidden**2
         return out
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on the normalised stream and added to it (pre-norm, Xiong et al. 2020)."""
+    """Attention, then feed-forward, each with layer norm before and a residual connection (Xiong et al. 2020)."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(d_model, bias=False)
         self.feed_forward = FeedForward(d_model)
         self.dropout = nn.Dropout(dropout)
-        # A block begins as the identity, so that depth costs nothing at the start (Zhang et al. 2019).
+        # A new block is the identity, which makes deep networks easy to train (Zhang et al. 2019).
         nn.init.zeros_(self.attention.proj.weight)
         nn.init.zeros_(self.feed_forward.proj.weight)
 
@@ -104,22 +104,22 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer (Radford et al. 2018), with layer norms that have no bias (Ba et al. 2016).
+    """A decoder-only transformer (Radford et al. 2018) with layer norms without bias (Ba et al. 2016).
 
     Args:
         vocab_size: number of tokens.
         block_size: longest context in tokens.
         d_model: width of the residual stream, a multiple of twice `num_heads`.
-        num_heads: attention heads a block.
-        num_layers: blocks.
-        dropout: probability of zeroing an activation behind the embedding, attention and feed-forward, in [0, 1).
-        tie_weights: whether the output layer is the embedding (Press and Wolf 2017).
+        num_heads: attention heads per block.
+        num_layers: number of blocks.
+        dropout: dropout probability after embedding, attention and feed-forward, in [0, 1).
+        tie_weights: share the weights of embedding and output layer (Press and Wolf 2017).
 
     Shapes:
-        (B, T) int64 tokens, T up to block_size -> (B, T, vocab_size) float logits of the next token.
+        (B, T) int64 tokens, T up to block_size -> (B, T, vocab_size) float logits for the next token.
 
     Raises:
-        ValueError: an argument is out of its range, or there are more tokens than `block_size`.
+        ValueError: an argument is out of range, or there are more tokens than `block_size`.
     """
 
     def __init__(
@@ -150,19 +150,19 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(d_model, bias=False)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
-            # The output sees the input token itself; this keeps its logit small at the start.
+            # The residual stream contains the input token's embedding: without this its logit would be large at first.
             nn.init.normal_(self.embedding.weight, std=0.5 / d_model)
             self.head.weight = self.embedding.weight
         else:
             nn.init.normal_(self.embedding.weight)
-            nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))  # logits of size 0.1
+            nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))  # logits of about 0.1
 
     def new_cache(self) -> KeyValueCache:
-        """An empty cache, for `forward` to fill."""
+        """An empty cache for `forward`."""
         return KeyValueCache(self.num_layers)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
-        """Logits of the token behind each given one; with a cache, `tokens` are those it has not read yet."""
+        """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
         start = 0 if cache is None else len(cache)
         end = start + tokens.shape[1]
         if end > self.block_size:
@@ -177,27 +177,27 @@ class GPT(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """Weighted means of values.
+    """Scaled dot-product attention.
 
     Args:
-        q: queries (B, heads, T, head_dim), of the last T of S tokens.
+        q: queries (B, heads, T, head_dim) of the last T of S tokens.
         k: keys (B, heads, S, head_dim).
         v: values (B, heads, S, head_dim).
-        mask: (B, 1, 1, S) bool, true where a token may be looked at; not together with `causal`.
-        causal: whether no token looks at a later one.
-        dropout: probability of zeroing a weight.
+        mask: (B, 1, 1, S) bool, true for tokens to attend to; not together with `causal`.
+        causal: whether tokens attend only to themselves and earlier tokens.
+        dropout: probability of zeroing an attention weight.
 
     Returns:
-        (B, heads, T, head_dim) in the type of the values.
+        (B, heads, T, head_dim) in the dtype of the values.
     """
     batch, heads, length, head_dim = q.shape
     total = k.shape[2]
     q, k = q.to(v.dtype), k.to(v.dtype)
-    if v.device.type != "cpu" or v.dtype != torch.bfloat16 or total > LONGEST_WRITTEN_OUT:
+    if v.device.type != "cpu" or v.dtype != torch.bfloat16 or total > MAX_MANUAL_ATTENTION:
         if causal and length < total:
             mask = torch.ones(length, total, dtype=torch.bool, device=q.device).tril(total - length)  # (T, S)
         return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal and mask is None)
-    # The same, written out: on a CPU torch's own takes up to twice as long in bfloat16.
+    # The same computation by hand: torch's takes up to twice as long in bfloat16 on a CPU.
     if causal:
         bias = torch.full((length, total), -math.inf, dtype=q.dtype).triu(1 + total - length)  # (T, S)
     elif mask is not None:
@@ -214,7 +214,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
 def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> Rotation:
     """Cosine and sine, each (T, head_dim) float32, for positions start to end - 1 (Su et al. 2021).
 
-    Both halves of the features have the same angles; the sine of the first half is negated, as `rotate` takes it.
+    Both halves of the features have the same angles; the sine of the first half is negated, as `rotate` needs it.
     """
     frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)  # (head_dim / 2,)
     angles = torch.outer(torch.arange(start, end, device=device), frequencies)  # (T, head_dim / 2)
@@ -223,13 +223,13 @@ def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> 
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair of features of (..., T, head_dim), one from each half, by its position's angle."""
+    """Rotate each pair of features of (..., T, head_dim), one from each half, by the angle of its position."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def check_transformer(name: str, dropout: float, *, d_model: int, num_heads: int, **sizes: int) -> None:
-    """Raise ValueError where a transformer cannot have these sizes."""
+    """Raise ValueError if a transformer cannot have these sizes."""
     for size, value in {**sizes, "d_model": d_model, "num_heads": num_heads}.items():
         if value < 1:
             raise ValueError(f"{size} {value} is too small for {name}: give at least 1")
@@ -248,7 +248,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """One token number by (vocab_size,) float logits; what the arguments mean is said at `LanguageModel.generate`."""
+    """Sample a token from (vocab_size,) float logits; for the arguments see `LanguageModel.generate`."""
     if temperature == 0:
         return int(logits.argmax())
     logits = logits / temperature
@@ -257,17 +257,17 @@ def sample(
     probabilities = logits.softmax(dim=0)
     if top_p is not None:
         ordered, order = probabilities.sort(descending=True)
-        before = ordered.cumsum(dim=0) - ordered  # the probability of all likelier tokens
+        before = ordered.cumsum(dim=0) - ordered  # total probability of all likelier tokens
         probabilities[order[before >= top_p]] = 0
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError where an argument of `LanguageModel.generate` is out of its range."""
+    """Raise ValueError if an argument of `LanguageModel.generate` is out of range."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
     if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature {temperature} is out of range: give at least 0, where 0 takes the likeliest")
+        raise ValueError(f"temperature {temperature} is out of range: give at least 0; 0 takes the likeliest token")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
     if top_p is not None and not 0 < top_p <= 1:

@@ -1,4 +1,4 @@
-"""Texts with labels, from tables of the user's own or from a named source, in batches of similar length."""
+"""Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,15 +31,15 @@ from src.text.tokenizer import (
 Batch = tuple[Tensor, Tensor, Tensor]
 
 TRAINED = {"bpe": train_bpe, "words": train_words}
-POOL = 50  # batches whose texts are sorted by length together
-NAMES = {"train": "training", "val": "validation", "test": "test"}
+POOL = 50  # number of batches that are sorted by length together
+PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 class TokenizedTexts(Dataset[Batch]):
-    """Token sequences of any length with their class numbers.
+    """Token sequences of any length, with class numbers.
 
     Args:
-        ids: token numbers of each text, each (T,).
+        ids: token IDs of each text, (T,) each.
         targets: class number of each text.
     """
 
@@ -56,13 +56,13 @@ class TokenizedTexts(Dataset[Batch]):
         return tokens[0], mask[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Tokens (B, T) int64, mask (B, T) bool, true where there is a token, and targets (B,) int64."""
+        """Tokens (B, T) int64, mask (B, T) bool, true for tokens, and targets (B,) int64."""
         tokens, mask = padded([self.ids[index] for index in indices])
         return tokens, mask, self.targets[indices]
 
 
 def padded(ids: list[Ids]) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) int64 of sequences, padded to the longest, and mask (B, T) bool, true where there is a token."""
+    """Tokens (B, T) int64, padded to the longest sequence, and mask (B, T) bool, true for tokens."""
     rows = [torch.from_numpy(one.astype(np.int64)) for one in ids]
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = torch.arange(tokens.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
@@ -70,7 +70,7 @@ def padded(ids: list[Ids]) -> tuple[Tensor, Tensor]:
 
 
 def by_length(lengths: Tensor, batch_size: int) -> Order:
-    """Every text once, shuffled so that the texts of a batch are of similar length, and little of it is padding."""
+    """A shuffled order in which the texts of a batch have similar lengths, so that there is little padding."""
 
     def draw(generator: torch.Generator) -> Iterator[int]:
         order = torch.randperm(len(lengths), generator=generator)
@@ -79,7 +79,7 @@ def by_length(lengths: Tensor, batch_size: int) -> Order:
             part = order[start : start + POOL * batch_size]
             part = part[lengths[part].argsort(stable=True)]
             batches += [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
-        # The one short batch comes last, else all behind it would be cut anew.
+        # The incomplete batch comes last: anywhere else it would shift the borders of all later batches.
         full = [batch for batch in batches if len(batch) == batch_size]
         short = [batch for batch in batches if len(batch) < batch_size]
         shuffled = [full[index] for index in torch.randperm(len(full), generator=generator)]
@@ -90,32 +90,31 @@ def by_length(lengths: Tensor, batch_size: int) -> Order:
 
 
 class LabelledTextDataModule(LightningDataModule):
-    """Any texts with labels: language, sentiment, topic.
+    """Texts with labels, such as language, sentiment or topic.
 
     Args:
-        path: own table: .csv, .tsv, .jsonl or .parquet.
-        val_path: a table that validates; where nothing is given, `val_share` of `path` does.
-        test_path: a table that tests; where nothing is given, `test_share` of `path` does.
-        text_column: name of the column that holds the texts.
-        label_column: name of the column that holds the labels, words or numbers.
-        source: where no path is given: `rt_polarity`, sentences from film reviews and whether they praise, is
-            downloaded where it is missing; `language_names`, names of countries, languages and currencies and the
-            language they are in, is in the package Babel; `auto` is the first, and the second only where there are
-            no files and no network.
-        data_dir: folder for downloads; `data/` in the project where nothing is given.
-        tokenizer: `bytes`; `bpe`, byte-pair encoding trained on the training part; `words`, its lower-case words; or
-            the hub name or folder of a pretrained model, for its own.
-        max_vocab_size: tokens of `bpe` or `words` at most, at least 257.
-        max_length: tokens of a text at most; the rest is cut off.
-        batch_size: texts a batch, all processes together, at least 1.
-        val_share: share of `path` that validates, in (0, 1), stratified, the same in every run.
-        test_share: share of `path` that tests.
+        path: your own table: .csv, .tsv, .jsonl or .parquet.
+        val_path: table for validation. Default: `val_share` of `path`.
+        test_path: table for test. Default: `test_share` of `path`.
+        text_column: name of the column with the texts.
+        label_column: name of the column with the labels, words or numbers.
+        source: the texts if no path is given: `rt_polarity`, positive and negative sentences from film reviews,
+            downloaded if missing; `language_names`, names of countries, languages and currencies in 34 languages, from
+            the package Babel; or `auto`, the first, or the second if the first is missing and cannot be downloaded.
+        data_dir: folder for downloads. Default: `data/` in the project.
+        tokenizer: `bytes`; `bpe`, byte-pair encoding trained on the training part; `words`, the lower-case words of the
+            training part; or the hub name or folder of a pretrained model whose tokenizer is used.
+        max_vocab_size: maximum number of tokens of `bpe` or `words`, at least 257.
+        max_length: maximum number of tokens per text, at least 2; the rest is cut off.
+        batch_size: texts per batch, all processes together, at least 1.
+        val_share: share of `path` for validation, in (0, 1), stratified, the same in every run.
+        test_share: share of `path` for test, in (0, 1).
 
-    Batches are tokens (B, T) int64, padded to the longest, mask (B, T) bool, true where there is a token, and targets
-    (B,) int64, the labels' places in `labels`.
+    Batches are tokens (B, T) int64, padded to the longest text, mask (B, T) bool, true for tokens, and targets (B,)
+    int64, indices of `labels`.
 
     Raises:
-        InputError: an argument is out of its range, or a table or one of its rows cannot be used.
+        InputError: an argument is out of range, or a table or one of its rows cannot be used.
     """
 
     def __init__(
@@ -135,13 +134,13 @@ class LabelledTextDataModule(LightningDataModule):
         test_share: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, value, least in (
+        for name, value, minimum in (
             ("max_vocab_size", max_vocab_size, 257),
             ("max_length", max_length, 2),
             ("batch_size", batch_size, 1),
         ):
-            if value < least:
-                raise InputError(f"{name} {value} is too small: give at least {least}")
+            if value < minimum:
+                raise InputError(f"{name} {value} is too small: give at least {minimum}")
         check_shares(val_share, test_share)
         if path is None and (val_path or test_path):
             raise InputError("--data.val_path and --data.test_path need --data.path, the table to train on")
@@ -157,38 +156,38 @@ class LabelledTextDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.shares = {"val": val_share, "test": test_share}
         self.data_source = path or source
-        """Where the texts in use come from; known after `setup`."""
+        """Path or source of the texts in use; set by `setup`."""
         self.labels: list[str] = []
-        """The labels, in the order of their class numbers; known after `setup`."""
+        """Labels by class number; set by `setup`."""
         self._restored: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
-        """Read, split and tokenize the texts; every process does so for itself.
+        """Read, split and tokenize the texts, in every process.
 
         Raises:
             InputError: a table or one of its rows cannot be used.
         """
         if hasattr(self, "train_set"):
             return
-        parts = self._named_parts() if self.paths["train"] is None else self._own_parts()
-        self.labels = self._restored.get("labels") or sorted({label for _, label in parts["train"]}, key=_order)
+        parts = self._load_source() if self.paths["train"] is None else self._load_tables()
+        self.labels = self._restored.get("labels") or sorted({label for _, label in parts["train"]}, key=_label_order)
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
             raise InputError(
-                f"{self.data_source} has one label only, {self.labels[0]!r}: a classifier needs two, in column"
+                f"{self.data_source} has one label only, {self.labels[0]!r}: a classifier needs at least two, in column"
                 f" {self.label_column}"
             )
         self._check_labels(parts)
         _report_duplicates(parts)
         self.tokenizer = self._find_tokenizer(parts["train"])
         self.vocab_size = self.tokenizer.vocab_size
-        sizes = ", ".join(f"{len(rows):,} {NAMES[part]}" for part, rows in parts.items())
+        sizes = ", ".join(f"{len(rows):,} {PART_NAMES[part]}" for part, rows in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} texts of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
         self.train_set, self.val_set, self.test_set = (self._tokenize(rows) for rows in parts.values())
 
     def network_arguments(self) -> dict[str, Any]:
-        """The arguments of a network that follow from the texts."""
+        """The network arguments that depend on the texts."""
         self.setup("fit")
         return {"vocab_size": self.vocab_size, "num_classes": self.num_classes}
 
@@ -196,13 +195,15 @@ class LabelledTextDataModule(LightningDataModule):
         return {"tokenizer": self.tokenizer.state, "labels": self.labels}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a checkpoint's tokenizer and labels in place of those of the texts; before `setup`."""
+        """Use a checkpoint's tokenizer and labels; call it before `setup`."""
         self._restored = dict(state_dict)
         self.labels, self.tokenizer = list(state_dict["labels"]), restore_tokenizer(state_dict["tokenizer"])
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Tokens (B, T) int64, padded to the longest, and mask (B, T) bool of texts; with a tokenizer, so after `setup`
-        or `load_state_dict`."""
+        """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens.
+
+        Call it after `setup` or `load_state_dict`, which set the tokenizer.
+        """
         return padded(self.tokenizer.encode_batch(texts, self.max_length))
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -235,27 +236,27 @@ class LabelledTextDataModule(LightningDataModule):
             return TRAINED[self.tokenizer_name]((text for text, _ in rows), self.max_vocab_size)
         return restore_tokenizer(pretrained_tokenizer(self.tokenizer_name))
 
-    def _named_parts(self) -> dict[str, list[Row]]:
+    def _load_source(self) -> dict[str, list[Row]]:
         if self.source != "language_names":
             try:
                 parts = rt_polarity(self.data_dir)
             except DownloadError as error:
                 if self.source == "rt_polarity":
                     raise InputError(
-                        f"rt-polarity could not be downloaded ({error}): put its two files to"
-                        f" {self.data_dir / 'rt_polarity'}, or give --data.path a table of your own"
+                        f"rt-polarity could not be downloaded ({error}): put its two files into"
+                        f" {self.data_dir / 'rt_polarity'}, or give your own table with --data.path"
                     ) from error
-                rank_zero_info(f"No rt-polarity in {self.data_dir}, and no download: {error}")
+                rank_zero_info(f"rt-polarity is not in {self.data_dir} and could not be downloaded: {error}")
             else:
                 self.data_source = "rt_polarity"
                 return parts
-            announce("*** NOT REVIEWS: names in many languages stand in (CLDR); results do not compare. ***")
+            announce("*** NOT REVIEWS: using names in 34 languages (CLDR); results are not comparable. ***")
         self.data_source = "language_names"
         rows, shared = language_names()
-        rank_zero_info(f"Left out {shared:,} names that several languages share")
+        rank_zero_info(f"Left out {shared:,} names that exist in several languages")
         return self._split(rows, ("val", "test"))
 
-    def _own_parts(self) -> dict[str, list[Row]]:
+    def _load_tables(self) -> dict[str, list[Row]]:
         given = {part: path for part, path in self.paths.items() if path is not None}
         rows = {part: read_table(path, self.text_column, self.label_column) for part, path in given.items()}
         return self._split(rows.pop("train"), [part for part in ("val", "test") if part not in rows]) | rows
@@ -267,23 +268,25 @@ class LabelledTextDataModule(LightningDataModule):
         found = {
             part: [rows[index] for index in indices] for part, indices in zip(("train", *wanted), parts, strict=True)
         }
-        return {part: found.get(part, []) for part in NAMES}
+        return {part: found.get(part, []) for part in PART_NAMES}
 
     def _check_labels(self, parts: dict[str, list[Row]]) -> None:
         known = set(self.labels)
         for part, rows in parts.items():
             if not rows:
-                raise InputError(f"no {NAMES[part]} texts are left of {self.data_source}: give more, or another share")
+                raise InputError(
+                    f"no {PART_NAMES[part]} texts are left of {self.data_source}: give more, or another share"
+                )
             for number, (_, label) in enumerate(rows, start=1):
                 if label not in known:
                     raise InputError(
-                        f"label {label!r} of {NAMES[part]} text {number} is none that was trained on: those are"
+                        f"label {label!r} of {PART_NAMES[part]} text {number} is not in the training data, which has"
                         f" {', '.join(self.labels[:10])}{' ...' if len(self.labels) > 10 else ''}"
                     )
 
 
 def _report_duplicates(parts: dict[str, list[Row]]) -> None:
-    """Say how many texts of the validation and test parts stand in an earlier part too."""
+    """Log how many validation and test texts are also in another part."""
     seen: dict[str, str] = {}
     for part, rows in parts.items():
         counts: dict[str, int] = {}
@@ -291,11 +294,11 @@ def _report_duplicates(parts: dict[str, list[Row]]) -> None:
             if (earlier := seen.setdefault(text, part)) != part:
                 counts[earlier] = counts.get(earlier, 0) + 1
         for earlier, count in counts.items():
-            rank_zero_info(f"{count:,} {NAMES[part]} texts are among the {NAMES[earlier]} texts too")
+            rank_zero_info(f"{count:,} {PART_NAMES[part]} texts are also {PART_NAMES[earlier]} texts")
 
 
-def _order(label: str) -> tuple[bool, float, str]:
-    """Numbers in their own order, before words."""
+def _label_order(label: str) -> tuple[bool, float, str]:
+    """Sort key: numbers by value, then words."""
     try:
         return False, float(label), label
     except ValueError:

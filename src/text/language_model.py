@@ -1,4 +1,4 @@
-"""The task of telling which token comes next, and of writing text by it."""
+"""Language modelling: training on the next token, and text generation."""
 
 import math
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ Batch = tuple[Tensor, Tensor]
 
 
 class LanguageModel(Task):
-    """Trains and tests any network that gives the logits of the next token, and generates with it.
+    """Trains and tests a network that predicts the next token, and generates text with it.
 
     Args:
-        net: the network, (B, T) int64 tokens -> (B, T, vocab_size) float logits, with `block_size`, the longest
-            context, and `new_cache()`, what `forward` takes as second argument to read each token once.
+        net: the network, (B, T) int64 tokens -> (B, T, vocab_size) float logits. It needs `block_size`, the longest
+            context, and `new_cache()`, which returns a cache for the second argument of `forward`.
 
-    A batch is inputs (B, T) int64 and targets (B, T) int64, -100 where there is none. Logs, each token counted
-    once, `{train,val,test}/loss` in nats a token, `{val,test}/perplexity`, and `{val,test}/bits_per_char` where
-    the DataModule says `tokens_per_char`. Biases and norms do not decay.
+    A batch is inputs (B, T) int64 and targets (B, T) int64; targets of -100 are ignored. Logs `{train,val,test}/loss`
+    in nats per token, `{val,test}/perplexity`, and `{val,test}/bits_per_char` if the DataModule has `tokens_per_char`;
+    all tokens have the same weight. Biases and norms have no weight decay.
 
     Raises:
-        InputError: the data has more tokens than the network, or longer contexts.
+        InputError: the data has a larger vocabulary or longer contexts than the network.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -39,27 +39,27 @@ class LanguageModel(Task):
         self.save_hyperparameters(describe_arguments(type(self), net=net))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 tokens -> (B, T, vocab_size) float logits of the next ones."""
+        """(B, T) int64 tokens -> (B, T, vocab_size) float logits for the next token."""
         logits: Tensor = self.net(tokens)
         return logits
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """The mean loss of a batch's tokens, and how many these are."""
+        """The mean loss of the tokens of a batch, and how many they are."""
         tokens, targets = batch
         logits = self(tokens)  # (B, T, vocab_size)
         count = (targets != IGNORED).sum()
         total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-        loss = total / count.clamp(min=1)  # a batch may be nothing but padding
+        loss = total / count.clamp(min=1)  # a batch may be padding only
         return loss, {"value": loss.detach(), "weight": count}
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
-        """(B, T) int64: the likeliest next token behind each."""
+        """The likeliest next token at each position, (B, T) int64."""
         logits = self(batch if isinstance(batch, Tensor) else batch[0])  # (B, T, vocab_size)
         likeliest: Tensor = logits.argmax(dim=-1)  # (B, T)
         return likeliest
 
     def log_metrics(self, stage: str) -> None:
-        """Log the loss, and perplexity and bits per character, which follow from it."""
+        """Log the loss, and from it perplexity and bits per character."""
         super().log_metrics(stage)
         if not self.metrics.has_seen(stage):
             return
@@ -72,11 +72,11 @@ class LanguageModel(Task):
     check_sampling = staticmethod(check_sampling)
 
     def parameter_groups(self) -> list[Group]:
-        """The groups an optimizer is built with."""
+        """Parameter groups for the optimizer."""
         return decay_groups(self.net)
 
     def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter 2019) where no optimizer is configured, as in plain Python use."""
+        """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
         return torch.optim.AdamW(self.parameter_groups())
 
     def generate(
@@ -89,21 +89,23 @@ class LanguageModel(Task):
         generator: torch.Generator | None = None,
         use_cache: bool = True,
     ) -> Iterator[int]:
-        """Continue a text, a token at a time.
+        """Continue a text, token by token.
 
-        A context that has grown over `block_size` goes on from its last half, which is read once more.
+        When the context exceeds `block_size`, only its last half is kept.
 
         Args:
             prompt: (T,) int64 tokens, at least one.
-            max_new_tokens: how many to write.
-            temperature: logits are divided by it; 0 always takes the likeliest token.
-            top_k: sample among so many of the likeliest tokens only.
-            top_p: sample among the likeliest tokens that together have this probability (Holtzman et al. 2020).
-            generator: source of randomness, on the CPU.
-            use_cache: read each token once; without, the whole context is read for every token, to compare.
+            max_new_tokens: number of tokens to generate, at least 0.
+            temperature: logits are divided by it, at least 0; 0 always takes the likeliest token.
+            top_k: sample from this many likeliest tokens only, at least 1. Default: all.
+            top_p: sample from the likeliest tokens that together have this probability, in (0, 1] (Holtzman et al.
+                2020). Default: 1.
+            generator: random generator, on the CPU.
+            use_cache: process each token once; without, the whole context is processed for every token (slower).
 
         Raises:
-            InputError: an argument is out of its range.
+            InputError: the prompt is empty.
+            ValueError: another argument is out of range.
         """
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")
@@ -121,21 +123,21 @@ class LanguageModel(Task):
         use_cache: bool,
     ) -> Iterator[int]:
         net: Any = self.net
-        longest = net.block_size or math.inf  # some pretrained models know no end
-        trained = net.training
+        max_context = net.block_size or math.inf  # some pretrained models have no limit
+        was_training = net.training
         net.eval()
         try:
-            cache, read = net.new_cache() if use_cache else None, 0
+            cache, processed = net.new_cache() if use_cache else None, 0
             for _ in range(max_new_tokens):
-                if len(context) > longest:
+                if len(context) > max_context:
                     context = context[-(net.block_size // 2) :]
-                    cache, read = net.new_cache() if use_cache else None, 0
-                tokens = torch.tensor([context[read:]], device=self.device)  # (1, T)
+                    cache, processed = net.new_cache() if use_cache else None, 0
+                tokens = torch.tensor([context[processed:]], device=self.device)  # (1, T)
                 with torch.no_grad():
                     logits = net(tokens, cache)[0, -1].float()  # (vocab_size,)
-                read = len(context) if use_cache else 0
+                processed = len(context) if use_cache else 0
                 token = sample(logits.cpu(), temperature, top_k, top_p, generator)
                 context.append(token)
                 yield token
         finally:
-            net.train(trained)
+            net.train(was_training)

@@ -1,4 +1,4 @@
-"""Named texts: where they come from, and the real texts that stand in where there is no network."""
+"""Downloads public texts; and texts to use without a network."""
 
 import hashlib
 import os
@@ -31,20 +31,20 @@ LANGUAGES = (
 
 
 def tiny_shakespeare(data_dir: Path) -> Path:
-    """The file of tiny Shakespeare (Karpathy 2015), downloaded where it is not there and checked.
+    """The file of tiny Shakespeare (Karpathy 2015), downloaded if missing; its checksum is verified.
 
     Raises:
-        DownloadError: it is not there and cannot be fetched.
-        InputError: the folder cannot be written, or the file there is not the published one.
+        DownloadError: it is missing and cannot be downloaded.
+        InputError: the folder cannot be written, or the file is not the published one.
     """
     path = data_dir / "tiny_shakespeare" / "input.txt"
     if not path.is_file():
-        _fetch(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
+        _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != SHAKESPEARE_SHA256:
             raise InputError(
-                f"{path} is not the published tiny Shakespeare (its SHA-256 differs): take it away, or give it as"
-                f" your own text with --data.path {path}"
+                f"{path} is not the published tiny Shakespeare (its SHA-256 differs): remove it, or use it as your"
+                f" own text with --data.path {path}"
             )
     return path
 
@@ -52,30 +52,30 @@ def tiny_shakespeare(data_dir: Path) -> Path:
 def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
     """Text and label of 10,662 sentences from film reviews (Pang and Lee 2005), in three parts.
 
-    In each file, line numbers from 0 that end in 8 validate, in 9 test, the rest train.
+    In each file, counting from 0, line numbers that end in 8 are for validation, in 9 for test, the rest for training.
 
     Raises:
-        DownloadError: the files are not there and cannot be fetched.
-        InputError: the folder cannot be written, or a file is not whole.
+        DownloadError: the files are missing and cannot be downloaded.
+        InputError: the folder cannot be written, or a file is incomplete.
     """
     paths = {suffix: data_dir / "rt_polarity" / f"rt-polarity.{suffix}" for suffix in POLARITY_LABELS}
     if not any(path.exists() for path in paths.values()):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "rt-polaritydata.tar.gz"
-            _fetch(POLARITY_URL, POLARITY_SHA256, archive)
+            _download(POLARITY_URL, POLARITY_SHA256, archive)
             with tarfile.open(archive) as tar:
                 for suffix, path in paths.items():
                     member = tar.extractfile(f"rt-polaritydata/rt-polarity.{suffix}")
-                    assert member is not None  # the checksum says so
-                    write_whole(path, member.read().decode("latin-1").encode("utf-8"))
+                    assert member is not None  # the checksum guarantees it
+                    write_atomically(path, member.read().decode("latin-1").encode("utf-8"))
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}
     for suffix, path in paths.items():
         try:
             lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read ({error}): take {path.parent} away to fetch it anew") from error
+            raise InputError(f"{path} cannot be read ({error}): remove {path.parent} to download it again") from error
         if len(lines) != POLARITY_LINES:
-            raise InputError(f"{path} has {len(lines)} lines, not {POLARITY_LINES}: take {path.parent} away")
+            raise InputError(f"{path} has {len(lines)} lines, not {POLARITY_LINES}: remove {path.parent}")
         for number, line in enumerate(lines):
             part = {8: "val", 9: "test"}.get(number % 10, "train")
             parts[part].append((line.strip(), POLARITY_LABELS[suffix]))
@@ -83,41 +83,41 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 def python_reference() -> str:
-    """The language reference that ships inside every Python, about half a million characters of real text."""
+    """The language reference included in Python, about half a million characters of real text."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
 
 
 def language_names() -> tuple[list[tuple[str, str]], int]:
-    """Names of territories, languages and currencies with the language they are in, from the CLDR.
+    """Names of territories, languages and currencies in 34 languages, from the CLDR.
 
     Returns:
-        Text and English name of its language, and how many names were left out because two languages share them.
+        (name, English name of its language) pairs, and how many names were left out because languages share them.
 
     Raises:
-        InputError: the package that carries them is not installed.
+        InputError: the package Babel, which contains them, is not installed.
     """
     try:
         from babel import Locale
     except ImportError as error:
         raise InputError(
-            "no data given and no sample: give --data.path a file, or install the sample with: pip install Babel"
+            "no data given and no sample: give a file with --data.path, or install the sample: pip install Babel"
         ) from error
-    spoken: dict[str, set[str]] = defaultdict(set)
+    found: dict[str, set[str]] = defaultdict(set)
     for code in LANGUAGES:
         locale = Locale(code)
         for names in (locale.territories, locale.languages, locale.currencies):
             for name in names.values():
                 if len(name) > 3 or not name.isascii():  # short ones are codes
-                    spoken[name].add(str(locale.english_name))
-    own = [(name, languages.pop()) for name, languages in sorted(spoken.items()) if len(languages) == 1]
-    return own, len(spoken) - len(own)
+                    found[name].add(str(locale.english_name))
+    unique = [(name, languages.pop()) for name, languages in sorted(found.items()) if len(languages) == 1]
+    return unique, len(found) - len(unique)
 
 
-def _fetch(url: str, sha256: str, path: Path) -> None:
-    """Download a file whose checksum is known; it gets its name only when whole."""
-    made = [parent for parent in path.parents if not parent.exists()]
+def _download(url: str, sha256: str, path: Path) -> None:
+    """Download a file and verify its checksum; if that fails, nothing is left."""
+    new_folders = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
@@ -129,18 +129,18 @@ def _fetch(url: str, sha256: str, path: Path) -> None:
     finally:
         with suppress(OSError):
             path.with_name(f".{path.name}.lock").unlink()
-        for folder in made:
+        for folder in new_folders:
             try:
                 folder.rmdir()
-            except OSError:  # it holds something, or was never made
+            except OSError:  # not empty, or never created
                 break
 
 
-def write_whole(path: Path, content: bytes, option: str = "data_dir") -> None:
-    """Write a file that gets its name only when whole.
+def write_atomically(path: Path, content: bytes, option: str = "data_dir") -> None:
+    """Write a temporary file and rename it when complete.
 
     Raises:
-        InputError: its folder, which `option` names, cannot be written.
+        InputError: the folder cannot be written; `option` is the option that sets it.
     """
     partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
@@ -150,12 +150,10 @@ def write_whole(path: Path, content: bytes, option: str = "data_dir") -> None:
     except OSError as error:
         raise unwritable(path.parent, error, option) from error
     finally:
-        with suppress(OSError):  # it has its name
+        with suppress(OSError):  # already renamed
             partial.unlink()
 
 
 def unwritable(folder: Path, error: OSError, option: str = "data_dir") -> InputError:
-    """The error of a folder that cannot be written."""
-    return InputError(
-        f"data folder {folder} cannot be written ({error.strerror}): give one that can with --data.{option}"
-    )
+    """The error for a folder that cannot be written."""
+    return InputError(f"data folder {folder} cannot be written ({error.strerror}): give another with --data.{option}")

@@ -106,7 +106,7 @@ def test_a_final_run_trains_on_the_validation_part_too(tmp_path: Path, messages:
     data, final = ready(tmp_path, path=path), ready(tmp_path, path=path, final=True)
     assert (len(data.train_set.tokens), len(final.train_set.tokens)) == (810, 900)
     assert final.test_set.tokens.tolist() == data.test_set.tokens.tolist()
-    assert any("val/loss is no measure" in message for message in messages)
+    assert any("val/loss does not measure" in message for message in messages)
 
 
 # The cache
@@ -145,14 +145,14 @@ def test_a_writing_that_was_cut_short_is_never_used(tmp_path: Path, monkeypatch:
 
 def test_a_text_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own(tmp_path, "abcdefghij" * 100)
-    survey = corpus._survey
+    hash_and_count = corpus._hash_and_count
 
     def slow(files: list[Path]) -> tuple[str, int]:
-        found = survey(files)
+        found = hash_and_count(files)
         own(tmp_path, "abcdefghiJ" * lengths.pop())
         return found
 
-    monkeypatch.setattr(corpus, "_survey", slow)
+    monkeypatch.setattr(corpus, "_hash_and_count", slow)
     lengths = [50, 101]
     while lengths:
         own(tmp_path, "abcdefghij" * 100)

@@ -44,7 +44,7 @@ def test_attention_written_out_equals_torchs_own(kind: str, monkeypatch: pytest.
     assert written_out.dtype == torch.bfloat16
     assert torch.allclose(written_out.float(), exact, atol=0.03)
     monkeypatch.undo()
-    monkeypatch.setattr(gpt, "LONGEST_WRITTEN_OUT", 19)
+    monkeypatch.setattr(gpt, "MAX_MANUAL_ATTENTION", 19)
     assert torch.allclose(attend(*bfloat16, *arguments).float(), exact, atol=0.03)
 
 

@@ -34,7 +34,7 @@ class ResolvedCheckpoint:
         loaded: configurations; for a continued run only the overlays.
         options: the options, with `--ckpt_path` as a path and, for a continued run, without `--run`.
         path: the checkpoint, if any.
-        run_folder: of the run to continue.
+        run_folder: folder of the run to continue.
         evaluated: folder of the run whose checkpoint is evaluated.
         own_run: the user's run folder that holds the checkpoint; None if only a path was given.
     """

@@ -116,10 +116,11 @@ class RunRecord(Callback):
         settings = hyperparameters(yaml.safe_load(self.config))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                # logger.log_hyperparams would log the metrics again.
+                # Private (torch 2.15): logger.log_hyperparams, which calls it too, logs the metrics a second time.
+                file = logger.experiment._get_file_writer()
                 for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
-                    logger.experiment.file_writer.add_summary(summary, trainer.global_step)
-                logger.experiment.close()  # also ends its thread: a search has many runs in one process
+                    file.add_summary(summary, trainer.global_step)
+                logger.experiment.close()  # stops its thread: a search has many runs in one process
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:

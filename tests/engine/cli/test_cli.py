@@ -154,9 +154,7 @@ def test_fast_dev_run_needs_no_value_before_another_option(parse: Parse) -> None
     assert built.record is None
 
 
-def test_saved_and_printed_configurations_have_no_short_flags(
-    train: Train, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_saved_and_printed_configurations_have_no_short_flags(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     saved = yaml.safe_load((train("fit", *SHORT, "--devices=1").folder / "config.yaml").read_text())
     with pytest.raises(SystemExit):
         StarterCLI([TOY, "--devices=1", "--print_config"], time.perf_counter())
@@ -247,9 +245,7 @@ def test_precision_follows_the_gpu(monkeypatch: pytest.MonkeyPatch, supported: b
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_float32_uses_tensorfloat32_only_on_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
-) -> None:
+def test_float32_uses_tensorfloat32_only_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
     chosen: list[str] = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)

@@ -114,9 +114,7 @@ def test_a_class_chosen_by_name_starts_from_its_own_defaults(parse: Parse, messa
     assert "weight_decay=0.02" in line
 
 
-def test_print_config_reports_dropped_settings(
-    parse: Parse, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_print_config_reports_dropped_settings(parse: Parse, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse("--optimizer=SGD", "--print_config")
     assert "optimizer: SGD starts from its own defaults; AdamW's lr=0.01" in capsys.readouterr().err
@@ -180,9 +178,7 @@ def test_a_strategy_may_be_a_class_name(parse: Parse) -> None:
     assert type(parse("--strategy=DDPStrategy").trainer.strategy).__name__ == "DDPStrategy"
 
 
-def test_without_an_optimizer_the_models_own_is_used_without_a_scheduler(
-    train: Train, messages: list[str]
-) -> None:
+def test_without_an_optimizer_the_models_own_is_used_without_a_scheduler(train: Train, messages: list[str]) -> None:
     run = train("fit", *SHORT, "--optimizer=null")
     assert any(message.startswith("lr_scheduler dropped") for message in run.messages)
     assert run.cli.trainer.lr_scheduler_configs == []

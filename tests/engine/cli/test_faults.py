@@ -1,4 +1,4 @@
-"""What goes wrong in a run ends it with one clear line, and loses nothing that was saved."""
+"""A failure ends a run with one clear line, and saved checkpoints stay intact."""
 
 import os
 import re
@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.cli.program import retry_arguments
 from src.engine.data.loading import Batches, batch_loader
 from src.engine.runs.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.engine.runs.runs import lock_run
@@ -28,25 +29,25 @@ from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.training.finite_loss import FiniteLoss, NotFiniteError
 from tests import forked
 from tests.conftest import QUIET, Run, one_line, program
-from tests.spies import Payload, misfortune
+from tests.spies import Payload, inject_fault
 from tests.toy import RECIPE
 
 Train = Callable[..., Run]
 
 TOY = (f"--config={RECIPE}",)
-STEPS = 10  # of an epoch
+STEPS = 10  # per epoch
 
 
 @pytest.fixture
 def recipe() -> tuple[str, ...]:
-    """None: a run that goes on has its own configuration, and the others are given theirs."""
+    """None: a continued run has its own configuration, and the others get one from the test."""
     return ()
 
 
-def unlucky(tmp_path: Path, kind: str, step: int, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """A run of its own to which something happens at a step."""
+def run_with_fault(tmp_path: Path, kind: str, step: int, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Train in a separate process, with a fault at a step."""
     root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
-    return program("fit", *TOY, *QUIET, root, *misfortune(kind, step, tmp_path / "happened"), *args, **env)
+    return program("fit", *TOY, *QUIET, root, *inject_fault(kind, step, tmp_path / "happened"), *args, **env)
 
 
 def folder_of(tmp_path: Path) -> Path:
@@ -69,15 +70,15 @@ def step_of(folder: Path) -> int:
         ("interrupt", 130, "stopped by Ctrl-C"),
     ],
 )
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_saves_and_prints_how_to_continue(
     train: Train, tmp_path: Path, kind: str, code: int, word: str
 ) -> None:
-    done = unlucky(tmp_path, kind, 14, "--max_epochs=3")
+    done = run_with_fault(tmp_path, kind, 14, "--max_epochs=3")
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     folder = folder_of(tmp_path)
     assert word in done.stderr
-    assert f"go on with: python -m src.train --ckpt_path last --run {folder}" in done.stderr
+    assert f"continue with: python -m src.train --ckpt_path last --run {folder}" in done.stderr
     assert step_of(folder) == 15
     run = train("fit", "--ckpt_path=last", f"--run={folder}")
     assert run.folder == folder
@@ -91,7 +92,7 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     try:
         interruption.install()
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # SLURM and torchrun send it twice; all is still saved
+        os.kill(os.getpid(), signal.SIGTERM)  # SLURM and torchrun send it twice; the run still saves
         assert interruption.received == signal.SIGTERM
         interruption.received = 0
         os.kill(os.getpid(), signal.SIGINT)
@@ -127,19 +128,19 @@ def checkpoint(value: float = 0.0) -> dict[str, object]:
     return {"state_dict": {"weight": torch.full((200, 100), value)}, "pytorch-lightning_version": "2.6.6"}
 
 
-def test_one_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     write_checkpoint(checkpoint(), path)
     assert damage(path) is None
     whole = path.read_bytes()
-    # Some of the weights' bytes, and all of what stands around them.
-    places = [*range(0, len(whole), 499), *range(2000), *range(len(whole) - 2000, len(whole))]
+    # Some bytes of the weights, and all bytes before and after them.
+    positions = [*range(0, len(whole), 499), *range(2000), *range(len(whole) - 2000, len(whole))]
     with path.open("r+b", buffering=0) as file:
-        for place in places:
-            os.pwrite(file.fileno(), bytes([whole[place] ^ 1 << place % 8]), place)
-            assert damage(path) is not None, place
-            os.pwrite(file.fileno(), whole[place : place + 1], place)
+        for position in positions:
+            os.pwrite(file.fileno(), bytes([whole[position] ^ 1 << position % 8]), position)
+            assert damage(path) is not None, position
+            os.pwrite(file.fileno(), whole[position : position + 1], position)
     assert damage(path) is None
     for length in (10, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
@@ -149,44 +150,44 @@ def test_one_flipped_byte_anywhere_is_noticed(tmp_path: Path) -> None:
         read_checkpoint(str(path))
 
 
-def test_a_checkpoint_without_checksum_is_read_too(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_checksum_is_read(tmp_path: Path) -> None:
     torch.save(checkpoint(), tmp_path / "plain.ckpt")
     assert damage(tmp_path / "plain.ckpt") is None
     assert "weight" in read_checkpoint(str(tmp_path / "plain.ckpt"))["state_dict"]
 
 
-def test_a_damaged_last_checkpoint_is_named_and_the_newest_good_one_used(train: Train, tmp_path: Path) -> None:
+def test_a_damaged_last_checkpoint_is_reported_and_the_newest_good_one_is_used(train: Train, tmp_path: Path) -> None:
     fitted = train("fit", *TOY, "--max_epochs=2")
     last, best = (fitted.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
     again = train("fit", "--run", str(fitted.folder), "--max_epochs=3")
-    assert any(f"{last} is damaged (its checksum is not that of its content)" in line for line in again.messages)
+    assert any(f"{last} is damaged (its checksum does not match its content)" in line for line in again.messages)
     assert any("from best.ckpt" in line for line in again.messages)
     assert step_of(again.folder) == 3 * STEPS
     for path in (last, best):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match=rf"has no whole checkpoint to go on from.*{last}"):
+    with pytest.raises(InputError, match=rf"has no undamaged checkpoint to continue from.*{last}"):
         train("--run", str(fitted.folder), "--max_epochs=4")
 
 
-def write_without_end(path: Path, written: Connection) -> None:
+def write_forever(path: Path, written: Connection) -> None:
     while True:
         write_checkpoint({"state_dict": {"weight": torch.full((500, 1000), time.monotonic())}}, path)
         written.send(None)
 
 
-def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+def test_killing_a_write_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     for wait in (0.003, 0.02, 0.05):
         written, end = forked.CONTEXT.Pipe(duplex=False)
-        writer = forked.CONTEXT.Process(target=write_without_end, args=(path, end), daemon=True)
+        writer = forked.CONTEXT.Process(target=write_forever, args=(path, end), daemon=True)
         writer.start()
         end.close()
         for _ in range(3):
-            written.recv()  # ends where the writer cannot write
+            written.recv()  # raises EOFError if the writer fails
         time.sleep(wait)
         writer.kill()
         writer.join()
@@ -197,12 +198,12 @@ def test_a_write_that_is_killed_leaves_the_checkpoint_before_it(tmp_path: Path) 
     before = tmp_path / "before.ckpt"
     os.link(path, before)
     write_checkpoint(checkpoint(), path)
-    assert damage(before) is None  # the new one is another file, and not written over the old one
+    assert damage(before) is None  # the new checkpoint is a new file, not written over the old one
     assert torch.equal(torch.load(before, weights_only=True)["state_dict"]["weight"], weights)
-    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]  # what was left lying about is gone
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]  # temporary files are removed
 
 
-def test_a_hostile_checkpoint_is_refused_and_nothing_is_executed(train: Train, tmp_path: Path) -> None:
+def test_a_checkpoint_with_code_is_refused_and_nothing_is_executed(train: Train, tmp_path: Path) -> None:
     torch.save({**checkpoint(), "extra": Payload(tmp_path / "executed")}, tmp_path / "hostile.ckpt")
     with pytest.raises(InputError, match="holds more than tensors and plain values"):
         train("fit", "--ckpt_path", str(tmp_path / "hostile.ckpt"), *TOY)
@@ -212,15 +213,15 @@ def test_a_hostile_checkpoint_is_refused_and_nothing_is_executed(train: Train, t
 # The disk
 
 
-def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_a_run_goes_on_when_there_is_room(
+def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_run_continues_with_more_space(
     train: Train, tmp_path: Path, small_disk: Path
 ) -> None:
-    # A checkpoint of this network takes 2.5 MB: best and last fit, a third to take last's place does not.
+    # A checkpoint of this network has 2.5 MB: best and last fit on the disk, a third to replace last does not.
     words = ("fit", *TOY, "--model.net=tests.toy.ToyMLP", "--model.net.hidden=3000")
     done = program(*words, *QUIET, f"--trainer.default_root_dir={small_disk}")
     line = one_line(done)
     assert re.search(r"(best|last).ckpt cannot be written \(No space left on device: it needs about 2\.\d MB and", line)
-    assert "earlier checkpoints are as they were; go on with: python -m src.train --ckpt_path last --run" in line
+    assert "earlier checkpoints are unchanged; continue with: python -m src.train --ckpt_path last --run" in line
     (folder,) = small_disk.glob("*/version_*")
     found = [path for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")]
     assert found
@@ -233,62 +234,62 @@ def test_a_disk_that_is_full_at_a_checkpoint_is_one_line_and_a_run_goes_on_when_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("hidden", "need", "late"), [(3000, r"2\.\d", False), (750, r"0\.\d", True)])
-def test_a_disk_that_is_full_at_a_sharded_checkpoint_is_a_line_of_each_process(
+def test_a_full_disk_at_a_sharded_checkpoint_is_one_line_per_process(
     tmp_path: Path, small_disk: Path, hidden: int, need: str, late: bool
 ) -> None:
-    # There is no room for a third checkpoint; or there is, but the first process cannot write the end of the second.
+    # No space for a third checkpoint; or enough space, but the first process cannot write the last file of the second.
     words = ("fit", *TOY, "--model.net=tests.toy.ToyMLP", f"--model.net.hidden={hidden}")
     processes = ("--accelerator=cpu", "--devices=2", "--config=configs/strategy/fsdp2.yaml")
-    happens = misfortune("fill late", 15, tmp_path / "happened") if late else ()
-    done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}", *happens)
+    fault = inject_fault("fill late", 15, tmp_path / "happened") if late else ()
+    done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}", *fault)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert {line.split(":")[0] for line in lines} == {"error", "error (rank 1)"}
     for line in lines:
         assert re.search(
-            rf"(best|last).ckpt cannot be written \(.*: it needs about {need} MB and .* MB are free; make", line
+            rf"(best|last).ckpt cannot be written \(.*: it needs about {need} MB and .* MB are free; free", line
         )
-        assert "earlier checkpoints are as they were" in line
-    assert any("go on with: python -m src.train --ckpt_path last --run" in line for line in lines)
+        assert "earlier checkpoints are unchanged" in line
+    assert any("continue with: python -m src.train --ckpt_path last --run" in line for line in lines)
     (folder,) = small_disk.glob("*/version_*")
     found = [path for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")]
     assert found
     assert all(damage(path) is None for path in found)
 
 
-def test_a_disk_that_is_full_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path) -> None:
     words = (*TOY, "--max_epochs=50", "--trainer.log_every_n_steps=1")
     root = f"--trainer.default_root_dir={small_disk}"
-    done = program("fit", *words, *QUIET, root, *misfortune("fill", STEPS + 8, tmp_path / "happened"))
+    done = program("fit", *words, *QUIET, root, *inject_fault("fill", STEPS + 8, tmp_path / "happened"))
     line = one_line(done)
     assert "cannot be written (No space left on device" in line
-    assert "go on with: python -m src.train --ckpt_path last --run" in line
+    assert "continue with: python -m src.train --ckpt_path last --run" in line
     (folder,) = small_disk.glob("*/version_*")
     assert step_of(folder) == STEPS
 
 
-def test_a_run_folder_that_is_deleted_is_named(tmp_path: Path) -> None:
-    done = unlucky(tmp_path, "delete", 14, "--max_epochs=3")
+def test_the_error_names_a_deleted_run_folder(tmp_path: Path) -> None:
+    done = run_with_fault(tmp_path, "delete", 14, "--max_epochs=3")
     assert re.search(r"version_0 is gone, deleted or renamed during the run", one_line(done))
     assert not list((tmp_path / "logs" / "toy").iterdir())
 
 
-# Losses that are no numbers
+# NaN and infinity
 
 
-def test_a_loss_that_is_nan_stops_the_run_at_the_next_look(train: Train, tmp_path: Path) -> None:
+def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 13, at learning rate"):
-        train("fit", *TOY, "--max_epochs=3", *misfortune("nan", 13, tmp_path / "happened"))
+        train("fit", *TOY, "--max_epochs=3", *inject_fault("nan", 13, tmp_path / "happened"))
     folder = folder_of(tmp_path)
-    assert scalars(folder)["train/loss_step"][-1][0] == 14  # the log step behind it, and not the epoch's end
-    assert step_of(folder) == STEPS  # nothing of it was saved
+    assert scalars(folder)["train/loss_step"][-1][0] == 14  # the next log step, not the end of the epoch
+    assert step_of(folder) == STEPS  # no checkpoint since then
     for path in (folder / "checkpoints").iterdir():
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
 
 
-def test_weights_that_are_not_finite_are_never_saved(train: Train, tmp_path: Path) -> None:
-    # One step that destroys the weights, after which a checkpoint is due before the next loss is known.
+def test_nonfinite_weights_are_never_saved(train: Train, tmp_path: Path) -> None:
+    # A step that makes the weights infinite, with a checkpoint due before the next loss is computed.
     explode = ("--optimizer=SGD", "--optimizer.lr=1e38", "--lr_scheduler=null", "--save_every_n_steps=1")
     with pytest.raises(NotFiniteError, match=r"a weight \(net\S+\) is NaN or infinite after step|the loss is NaN"):
         train("fit", *TOY, *explode, "--trainer.gradient_clip_val=null")
@@ -296,7 +297,7 @@ def test_weights_that_are_not_finite_are_never_saved(train: Train, tmp_path: Pat
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
 
 
-def test_a_weight_that_is_not_finite_is_found_before_a_loss_shows_it() -> None:
+def test_a_nonfinite_weight_is_detected_before_the_loss_is_nonfinite() -> None:
     trainer: Any = SimpleNamespace(
         training=True,
         validating=False,
@@ -314,23 +315,23 @@ def test_a_weight_that_is_not_finite_is_found_before_a_loss_shows_it() -> None:
 
 
 def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tmp_path: Path) -> None:
-    done = unlucky(tmp_path, "nan", 13, "--max_epochs=3")
+    done = run_with_fault(tmp_path, "nan", 13, "--max_epochs=3")
     last = folder_of(tmp_path) / "checkpoints" / "last.ckpt"
     assert f"The last good checkpoint is {last}" in one_line(done)
     shutil.rmtree(tmp_path / "logs")
     (tmp_path / "happened").unlink()
-    done = unlucky(tmp_path, "nan", 13, "--max_epochs=3", "--retries=1")
+    done = run_with_fault(tmp_path, "nan", 13, "--max_epochs=3", "--retries=1")
     assert done.returncode == 0, done.stderr
-    assert f"Trying again at half of that from {last}, 0 retries left" in done.stderr
+    assert f"Retrying at half that rate from {last}, 0 retries left" in done.stderr
     folder = folder_of(tmp_path)
     assert step_of(folder) == 3 * STEPS
     assert "lr: 0.005" in (folder / "config.resume-1.yaml").read_text()
 
 
-def test_a_retry_goes_on_from_the_last_checkpoint_also_where_another_was_given(train: Train) -> None:
+def test_a_retry_starts_from_last_ckpt_even_if_another_checkpoint_was_given(train: Train) -> None:
     run = train("fit", *TOY, "--max_epochs=1", "--retries=2")
-    words = run.cli.retry_after(NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])
-    given = dict(config.split_command_line(words)[2])  # the last of each counts
+    words = retry_arguments(run.cli, NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])
+    given = dict(config.split_command_line(words)[2])  # the last of each wins
     assert (given["--ckpt_path"], given["--run"], given["--retries"]) == ("last", str(run.folder), "1")
 
 
@@ -339,15 +340,15 @@ def test_a_retry_goes_on_from_the_last_checkpoint_also_where_another_was_given(t
 
 @pytest.mark.slow
 def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
-    # In an interpreter of its own, whose workers are its own children.
-    done = unlucky(tmp_path, "kill worker", 14, "--data.num_workers=2", "--max_epochs=3", REAL_INTERPRETER="1")
+    # In a new interpreter, so that the workers are its children.
+    done = run_with_fault(tmp_path, "kill worker", 14, "--data.num_workers=2", "--max_epochs=3", REAL_INTERPRETER="1")
     line = one_line(done)
     assert re.search(r"DataLoader worker \(pid \d+\) is killed by signal: Killed", line)
     assert "--ckpt_path last --run" in line
 
 
 class Broken:
-    """Data of which no batch can be read."""
+    """A data set that raises an error for every batch."""
 
     def __len__(self) -> int:
         return 8
@@ -356,7 +357,7 @@ class Broken:
         raise KeyError("no such digit")
 
 
-def test_a_worker_that_raises_tells_message_traceback_and_samples() -> None:
+def test_an_error_in_a_worker_has_message_traceback_and_samples() -> None:
     loader = batch_loader(Broken(), Batches(8, 4, None), num_workers=2)  # type: ignore[arg-type]
     with pytest.raises(KeyError) as caught:
         next(iter(loader))
@@ -364,7 +365,7 @@ def test_a_worker_that_raises_tells_message_traceback_and_samples() -> None:
         assert words in str(caught.value)
 
 
-# Two runs at once
+# Two processes with the same run
 
 
 def hold(folder: Path, locked: Connection) -> None:
@@ -373,7 +374,7 @@ def hold(folder: Path, locked: Connection) -> None:
     signal.pause()
 
 
-def test_a_run_in_use_is_locked(train: Train) -> None:
+def test_a_run_in_use_is_refused(train: Train) -> None:
     fitted = train("fit", *TOY, "--max_epochs=1")
     locked, end = forked.CONTEXT.Pipe(duplex=False)
     holder = forked.CONTEXT.Process(target=hold, args=(fitted.folder, end), daemon=True)

@@ -120,7 +120,3 @@ def test_as_a_command(toy_checkpoint: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "largest difference" in done.stdout
     assert f"written {tmp_path / 'model.pt2'}" in done.stdout
-    again = program(*words, module="src.export")
-    assert again.returncode == 2
-    assert again.stderr.strip().splitlines()[-1].startswith("error: --output")
-    assert "Traceback" not in again.stderr

@@ -97,7 +97,7 @@ def test_a_preempted_job_goes_on_in_its_own_run(tmp_path: Path, cluster: dict[st
     (other / ".job").unlink()
     time.sleep(2)
     end = time.monotonic() + 60
-    while "Going on" not in log.read_text() and time.monotonic() < end:
+    while "Continuing run" not in log.read_text() and time.monotonic() < end:
         subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], env=cluster, check=False)
         time.sleep(2)
     text = wait_for(r"test/acc", log, 200)

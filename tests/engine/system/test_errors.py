@@ -1,4 +1,4 @@
-"""Which errors of a user's own classes are one line, and which keep their traceback."""
+"""Which errors of user-defined classes are one line, and which keep their traceback."""
 
 import sys
 import time
@@ -21,15 +21,15 @@ HERE = "tests.engine.system.test_errors"
 
 
 class LayerError(ValueError):
-    """An error of a user's own kind, which he may want to see in full."""
+    """A user-defined exception, which keeps its traceback."""
 
 
 class Fragile(nn.Module):
-    """A network of a user's own.
+    """A user-defined network that raises errors.
 
     Args:
         layers: at least 1.
-        wrong: what goes wrong in the constructor, or in `forward`.
+        wrong: which error to raise, in the constructor or in `forward`; default: none.
     """
 
     num_classes = 3
@@ -49,7 +49,7 @@ class Fragile(nn.Module):
             _, _ = (1, 2, 3)
         if wrong == "number":
             int("a few")
-        if wrong == "own kind":
+        if wrong == "subclass":
             raise LayerError("no such layer")
         self.wrong = wrong
         self.block = Block()
@@ -71,7 +71,7 @@ class Fragile(nn.Module):
 
 
 class Block(nn.Module):
-    """Part of `Fragile`."""
+    """A block of `Fragile`."""
 
     def forward(self, x: Tensor) -> Tensor:
         raise ValueError(f"Block takes (B, 3), not {tuple(x.shape)}")
@@ -79,19 +79,19 @@ class Block(nn.Module):
 
 def _check(wrong: str) -> None:
     if wrong == "check":
-        raise ValueError("wrong check is none of Fragile's")
+        raise ValueError("wrong check is not allowed in Fragile")
 
 
 REFUSED = [
     ({"layers": 0}, "layers 0 is too small for Fragile: give at least 1"),
-    ({"wrong": "check"}, "wrong check is none of Fragile's"),
+    ({"wrong": "check"}, "wrong check is not allowed in Fragile"),
 ]
 BROKEN = [
     ("library", "Unsupported nonlinearity mish"),
     ("layer", "dropout probability has to be between 0 and 1"),
     ("unpacking", "too many values to unpack"),
     ("number", "invalid literal for int"),
-    ("own kind", "no such layer"),
+    ("subclass", "no such layer"),
 ]
 BROKEN_IN_FORWARD = [
     ("unpacking in forward", "too many values to unpack"),
@@ -117,7 +117,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, recipe: tuple[str, ..
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED)
-def test_a_constructor_that_refuses_its_arguments_is_one_line(
+def test_a_constructor_that_rejects_its_arguments_is_one_line(
     arguments: dict[str, object], message: str, error_of: ErrorOf
 ) -> None:
     assert error_of(*options(arguments)) == message
@@ -126,7 +126,7 @@ def test_a_constructor_that_refuses_its_arguments_is_one_line(
 
 
 @pytest.mark.parametrize(("wrong", "message"), BROKEN)
-def test_a_constructor_that_is_broken_keeps_its_traceback(wrong: str, message: str, start: Callable[..., None]) -> None:
+def test_a_bug_in_a_constructor_keeps_its_traceback(wrong: str, message: str, start: Callable[..., None]) -> None:
     with pytest.raises(ValueError, match=message):
         start(*options({"wrong": wrong}))
     with pytest.raises(ValueError, match=message) as caught, constructor_errors():
@@ -141,26 +141,26 @@ def test_a_constructor_that_is_broken_keeps_its_traceback(wrong: str, message: s
         ("block size", "Block takes (B, 3), not (32, 1, 8, 8)"),
     ],
 )
-def test_a_forward_that_refuses_its_input_is_one_line(
+def test_a_forward_that_rejects_its_input_is_one_line(
     wrong: str, message: str, error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert error_of(*options({"wrong": wrong}), "--fast_dev_run", "--accelerator=cpu") == message
     monkeypatch.setattr(sys, "argv", ["predict"])
-    with pytest.raises(SystemExit) as stop:  # and so it is in the other commands
+    with pytest.raises(SystemExit) as stop:  # the same in the other commands
         run_command(lambda _: Fragile(wrong=wrong)(torch.zeros(32, 1, 8, 8)))
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize(("wrong", "message"), BROKEN_IN_FORWARD)
-def test_a_forward_that_is_broken_keeps_its_traceback(wrong: str, message: str, start: Callable[..., None]) -> None:
+def test_a_bug_in_forward_keeps_its_traceback(wrong: str, message: str, start: Callable[..., None]) -> None:
     with pytest.raises(ValueError, match=message):
         start(*options({"wrong": wrong}), "--fast_dev_run")
     with pytest.raises(ValueError, match=message):
         run_command(lambda _: Fragile(wrong=wrong)(torch.zeros(32, 1, 8, 8)))
 
 
-def test_a_class_in_a_file_of_the_users_own_is_one_line_too_and_debug_shows_its_traceback(
+def test_an_error_of_a_class_outside_this_project_is_one_line_and_debug_shows_its_traceback(
     error_of: ErrorOf, start: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
 from src.engine.system.errors import InputError
+from src.engine.training.compilation import is_compiler_error
 from src.tasks.classifier import Classifier
 from tests import toy
 from tests.conftest import QUIET, Run, write
@@ -124,3 +125,12 @@ def test_the_real_compiler_trains_and_its_checkpoint_is_tested_without_it(train:
     task = Classifier.load_from_checkpoint(checkpoint, weights_only=True)
     assert task.net._compiled_call_impl is None
     assert not any("_orig_mod" in name for name in run.weights)
+
+
+def test_errors_of_torchs_compiler_are_known_by_where_they_are_defined() -> None:
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import InductorError
+
+    for kind in (TorchDynamoException, InductorError):
+        assert is_compiler_error(kind.__new__(kind)), kind
+    assert not is_compiler_error(RuntimeError("an own error"))

@@ -43,3 +43,17 @@ def test_a_cycle_of_any_length_ends(total_steps: int) -> None:
         groups.step()
         schedule.step()
     assert 0 <= groups.param_groups[0]["lr"] < 0.1
+
+
+def test_a_longer_run_continues_a_cycle_to_its_own_end() -> None:
+    groups = optimizer(0.1)
+    first = OneCycleLR(groups, total_steps=10)
+    for _ in range(5):
+        groups.step()
+        first.step()
+    longer = OneCycleLR(groups, total_steps=20)
+    longer.load_state_dict(first.state_dict())
+    for _ in range(14):
+        groups.step()
+        longer.step()
+    assert groups.param_groups[0]["lr"] < 1e-5
