@@ -1,4 +1,4 @@
-"""What each change for speed gives: training as it is, beside training with that one change undone.
+"""Training speed with each optimization and without it.
 
 python benchmarks/ablation.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from table import DATA_DIR, Row, has, in_turn, parse, show
-from training import alone, trained
+from table import DATA_DIR, Row, alternate, has_domain, parse, show
+from training import in_own_process, samples_per_second
 
 
 class Change(NamedTuple):
-    """A change for speed, and what undoes it.
+    """A speed optimization, and how to undo it.
 
     Args:
-        recipe: a file of `configs/`.
-        name: what was changed.
-        values: other values in the code, by their full names.
-        words: other words on the command line.
+        recipe: a file in `configs/`, without suffix.
+        name: name of the optimization.
+        values: values to patch in the code, by dotted name.
+        words: options to add on the command line.
     """
 
     recipe: str
@@ -28,49 +28,48 @@ class Change(NamedTuple):
     words: list[str]
 
 
-def nothing(*_: Any) -> list[Any]:
-    """In place of what a run would do."""
+def do_nothing(*_: Any) -> list[Any]:
+    """Replaces a patched function."""
     return []
 
 
 STEPS_PER_UPDATE = "src.engine.training.deferred_metrics.STEPS_PER_UPDATE"
 KEEP_FREED_MEMORY = "src.engine.system.hardware.keep_freed_memory"
 VIEWS = "src.engine.training.default_callbacks.tensorboard_callbacks"
-# By domain.
 CHANGES = {
     "vision": [
-        Change("default", "metrics once in 50 steps", {STEPS_PER_UPDATE: 1}, []),
-        Change("default", "a progress bar at a pace for people", {}, ["--trainer.callbacks+=RichProgressBar"]),
-        Change("default", "log every tenth step", {}, ["--trainer.log_every_n_steps=1"]),
-        Change("default", "one fused optimizer kernel", {}, ["--optimizer.fused=false"]),
+        Change("default", "metrics updated every 50 steps", {STEPS_PER_UPDATE: 1}, []),
+        Change("default", "fewer progress bar updates", {}, ["--trainer.callbacks+=RichProgressBar"]),
+        Change("default", "logging every tenth step", {}, ["--trainer.log_every_n_steps=1"]),
+        Change("default", "fused optimizer", {}, ["--optimizer.fused=false"]),
         Change("default", "channels last", {"torch.channels_last": torch.contiguous_format}, []),
         Change("default", "bfloat16", {}, ["--precision=32-true"]),
-        Change("default", "memory kept for the next step", {KEEP_FREED_MEMORY: nothing}, []),
-        Change("default", "what TensorBoard shows", {VIEWS: nothing}, []),
+        Change("default", "freed memory kept", {KEEP_FREED_MEMORY: do_nothing}, []),
+        Change("default", "TensorBoard plots", {VIEWS: do_nothing}, []),
     ],
     "text": [
-        Change("text/shakespeare_gpt", "memory kept for the next step", {KEEP_FREED_MEMORY: nothing}, []),
-        Change("text/shakespeare_gpt", "what TensorBoard shows", {VIEWS: nothing}, []),
-        Change("text/shakespeare_gpt", "attention written out", {"src.text.gpt.LONGEST_WRITTEN_OUT": 0}, []),
+        Change("text/shakespeare_gpt", "freed memory kept", {KEEP_FREED_MEMORY: do_nothing}, []),
+        Change("text/shakespeare_gpt", "TensorBoard plots", {VIEWS: do_nothing}, []),
+        Change("text/shakespeare_gpt", "manual attention", {"src.text.gpt.MAX_MANUAL_ATTENTION": 0}, []),
         Change("text/shakespeare_gpt", "bfloat16", {}, ["--precision=32-true"]),
     ],
 }
 
 
 def changes() -> list[Change]:
-    """Those of the domains that have not been deleted."""
-    return [change for domain, found in CHANGES.items() if has(domain) for change in found]
+    """The changes of all domains that have not been deleted."""
+    return [change for domain, found in CHANGES.items() if has_domain(domain) for change in found]
 
 
-def trained_with(words: list[str], values: dict[str, Any]) -> float:
-    """Samples a second, with other values in the code."""
+def patched_speed(words: list[str], values: dict[str, Any]) -> float:
+    """Samples per second with patched values in the code."""
     for name, value in values.items():
-        patch(name, value).start()  # this process trains once
-    return trained(words)
+        patch(name, value).start()  # never stopped: this process trains once only
+    return samples_per_second(words)
 
 
 def main() -> None:
-    only = ("--only", {"default": "", "help": "a part of the changes' names"})
+    only = ("--only", {"default": "", "help": "part of a name: run only matching changes"})
     options = parse(__doc__, DATA_DIR, only)
     rows = []
     chosen = [change for change in changes() if options.only in change.name]
@@ -81,8 +80,8 @@ def main() -> None:
         words += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
         words += [f"--trainer.val_check_interval={steps}"]
 
-        without = alone(trained_with, [*words, *change.words], change.values)
-        ours, theirs = in_turn(alone(trained, words), without, options.pairs)
+        without = in_own_process(patched_speed, [*words, *change.words], change.values)
+        ours, theirs = alternate(in_own_process(samples_per_second, words), without, options.pairs)
         rows.append(Row(f"{Path(change.recipe).name}: {change.name}", "samples/s", ours, "without", theirs))
     show(rows, options.results)
 

@@ -1,7 +1,7 @@
-"""Batches a second of MNISTDataModule beside torchvision's usual per-image pipeline, on the same digits.
+"""Batches per second of MNISTDataModule and of torchvision's usual per-image pipeline, on the same digits.
 
-Both shuffle the training digits and give normalised float batches of 128 in the calling process. They run in
-turn, A B A B ..., after one pair that is not counted.
+Both shuffle the training digits and give normalised float batches of 128 in the calling process. They alternate,
+A B A B ..., after one pair that does not count.
 
     python benchmarks/data_path.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
@@ -9,7 +9,7 @@ turn, A B A B ..., after one pair that is not counted.
 import time
 from functools import partial
 
-from table import DATA_DIR, Row, in_turn, parse, show
+from table import DATA_DIR, Row, alternate, parse, show
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import MNIST
@@ -20,7 +20,7 @@ BATCH_SIZE = 128
 
 
 class PerImage(MNIST):
-    """torchvision's dataset over digits that are already in memory."""
+    """torchvision's dataset, with digits already in memory."""
 
     def __init__(self, data: MNISTDataModule) -> None:
         self.data, self.targets = data.train_set.images, data.train_set.targets
@@ -46,10 +46,10 @@ def main() -> None:
     data.setup("fit")
     loaders = data.train_dataloader(), DataLoader(PerImage(data), BATCH_SIZE, shuffle=True)
     limits = (100, 5) if options.quick else (1_000, 30)
-    ours, theirs = in_turn(
+    ours, theirs = alternate(
         *(partial(batches_per_second, *pair) for pair in zip(loaders, limits, strict=True)), options.pairs
     )
-    show([Row("batches of MNIST", "batches/s", ours, "torchvision, image by image", theirs)], options.results)
+    show([Row("batches of MNIST", "batches/s", ours, "torchvision, per image", theirs)], options.results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write docs/figures.md from results.json; or train recipes again, and print what they reach beside what is documented.
+"""Writes docs/figures.md from results.json; or trains recipes again and compares them with the documented results.
 
 python benchmarks/figures.py [--rerun NAME ...] [--data_dir FOLDER] [--results FILE]
 """
@@ -20,24 +20,23 @@ from table import RESULTS, ROOT, spread
 
 Entry = dict[str, Any]
 PAGE = ROOT / "docs" / "figures.md"
-FOLDER = "path/to/folder"  # in a documented command: where the data lies
+FOLDER = "path/to/folder"  # the data folder in documented commands
 HEAD = """# Figures
 
-`make figures` writes this page from [results.json](../benchmarks/results.json). What was tried and left out is told in
+`make figures` writes this page from [results.json](../benchmarks/results.json). For what was tried and left out see
 [benchmarks/README.md](../benchmarks/README.md). `make figures ARGS="--rerun NAME --data_dir path/to/folder"` trains a
-recipe again and prints what it reaches beside what is written here.
+recipe again and prints its result next to the one on this page.
 
-- Accuracy and loss are those of the test part. Settings were chosen on validation parts: 5,000 digits of MNIST, the
-  tenth before the last of a text, six folds of the reviews for training and validation. Each test figure is one look at
-  a recipe. Of several seeds: mean ± standard error, then each seed in turn.
-- "After" is the time of training. Such machines change speed by the hour, so "scaled" seconds are what they would be in
-  an hour in which `python benchmarks/reference.py` prints 6,700 images a second; it printed 3,700 to 6,500 around these
-  runs.
-- Searches have 5,000 sample digits, 4,000 to train and 500 to validate (one of these is 0.2 points), and thirty trials
-  of up to nine epochs each, as `configs/tune/mnist.yaml` says; they ran beside other work.
+- Accuracy and loss are of the test part. Settings were chosen on validation parts: 5,000 digits of MNIST, the
+  second-last tenth of a text, six folds of the training and validation reviews. Each test figure is one evaluation.
+  For several seeds: mean ± standard error, then the value of each seed.
+- Time is training time. The speed of these machines changes by the hour, so "scaled" seconds are the time at a speed of
+  6,700 images per second of `python benchmarks/reference.py`; it printed 3,700 to 6,500 around these runs.
+- Searches use 5,000 sample digits, 4,000 for training and 500 for validation (one digit is 0.2 points), and thirty
+  trials of up to nine epochs (`configs/tune/mnist.yaml`). Other programs ran at the same time.
 - Services have 64 clients; each answer is compared with the offline prediction.
 """
-# The script of the rows of results.json that begin so; the first that fits.
+# The script for rows of results.json, by the beginning of their name; the first match counts.
 SCRIPTS = {
     "reference": "reference.py",
     "start": "start.py",
@@ -52,7 +51,7 @@ SCRIPTS = {
     "search": "search.py",
     "": f"ablation.py --data_dir {FOLDER}",
 }
-OF_RECIPES = ("test/", "train_seconds", "total_seconds", "reference around it")  # rows of recipes.py
+RECIPE_ROWS = ("test/", "train_seconds", "total_seconds", "reference speed")  # written by recipes.py
 
 
 def page(results: dict[str, Any]) -> str:
@@ -63,21 +62,23 @@ def page(results: dict[str, Any]) -> str:
     for section in dict.fromkeys(entry["section"] for entry in found.values()):
         names = ["what", "figure", "precision", "machine", "date", "command"]
         if section == "Recipes":
-            names = ["name", "what", "figure", "after", *names[2:]]
+            names = ["name", "what", "figure", "time", *names[2:]]
         lines += ["", f"## {section}", "", *head(*names)]
         for name, entry in found.items():
             if entry["section"] == section:
                 command = entry["command"]
                 command = f"`{command}`" if command.startswith(("python ", "make ")) else command
-                cells = {"after": "", **entry, "name": name, "figure": figure(entry), "command": command}
+                cells = {**entry, "name": name, "figure": figure(entry), "command": command}
+                cells["time"] = entry.get("after", "")
                 lines.append(line(*(cells[column] for column in names)))
-    lines += ["", "## Beside something else", ""]
-    lines += [f"Each of two things runs in turn, A B A B ...: medians, lowest to highest. On machine {letter}.", ""]
-    lines += head("what", "unit", "ours", "beside", "theirs", "ratio", "asked for", "runs", "date", "command")
+    lines += ["", "## Comparisons", ""]
+    lines += [f"Both sides run alternately, A B A B ...: median (lowest to highest). On machine {letter}.", ""]
+    columns = ("unit", "ours", "baseline", "value of baseline", "ratio", "target", "runs", "date", "command")
+    lines += head("what", *columns)
     for what, row in results["rows"].items():
-        if not what.partition(": ")[2].startswith(OF_RECIPES):
+        if not what.partition(": ")[2].startswith(RECIPE_ROWS):
             values = [spread(row["ours"]), row["beside"], spread(row["theirs"]), ratio(row["ratio"])]
-            script = next(words for begin, words in SCRIPTS.items() if what.startswith(begin))
+            script = next(words for prefix, words in SCRIPTS.items() if what.startswith(prefix))
             more = [str(len(row["ours"])), row["date"], f"`python benchmarks/{script}`"]
             lines.append(line(what, row["unit"], *values, row["asked for"], *more))
     return "\n".join(lines) + "\n"
@@ -92,7 +93,7 @@ def line(*cells: str) -> str:
 
 
 def named_machines(results: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """The letter of the machine of the rows, and all machines by their letters."""
+    """The letter of the machine that measured the rows, and all machines by letter."""
     found = results["machine"]
     versions = f"Python {found['python']}, torch {found['torch']}, Lightning {found['lightning']}"
     gpus = ", ".join(found["gpus"]) or "no GPU"
@@ -103,7 +104,7 @@ def named_machines(results: dict[str, Any]) -> tuple[str, dict[str, str]]:
 
 
 def documented(results: dict[str, Any]) -> dict[str, Entry]:
-    """The entries; one that names a row of recipes.py has the values of this row, and is left out without it."""
+    """The entries by name; one that refers to a row of recipes.py gets the values of that row, or is left out."""
     rows, found = results["rows"], {}
     for name, entry in results["figures"].items():
         if "row" not in entry:
@@ -114,13 +115,13 @@ def documented(results: dict[str, Any]) -> dict[str, Entry]:
                 f"{interval(rows[what]['ours'])} s ({interval(rows[f'{what}, scaled']['ours'])} scaled)"
                 for what in (f"{recipe}: train_seconds", f"{recipe}: total_seconds")
             )
-            own = {"values": row["ours"], "date": row["date"], "machine": named_machines(results)[0]}
-            found[name] = {**entry, **own, "after": f"{train}; {total} as a whole process"}
+            measured = {"values": row["ours"], "date": row["date"], "machine": named_machines(results)[0]}
+            found[name] = {**entry, **measured, "after": f"{train}; {total} for the whole process"}
     return found
 
 
 def ratio(values: list[float]) -> str:
-    """Median, and lowest to highest."""
+    """Median (lowest to highest)."""
     middle = f"{statistics.median(values):.2f}" if values else ""
     return f"{middle} ({interval(values, 2)})" if len(values) > 1 else middle
 
@@ -132,7 +133,7 @@ def interval(values: list[float], digits: int | None = None) -> str:
 
 
 def figure(entry: Entry) -> str:
-    """The value of an entry in words; of several seeds their mean, its standard error, and each."""
+    """The value of an entry as text; for several seeds mean ± standard error, then each value."""
     if "value" in entry:
         return str(entry["value"])
     texts = [number(value, entry) for value in entry["values"]]
@@ -148,7 +149,7 @@ def number(value: float, entry: Entry) -> str:
 
 
 def rerun(entry: Entry, seed: int, data_dir: str | None) -> dict[str, Any]:
-    """What metrics.json holds when the command of an entry has been run again with a seed."""
+    """Run the command of an entry again with a seed; returns the content of metrics.json."""
     words = shlex.split(entry["command"])[1:]
     for option in ("--seed_everything", "--data.data_dir"):
         if option in words:
@@ -166,8 +167,8 @@ def rerun(entry: Entry, seed: int, data_dir: str | None) -> dict[str, Any]:
 
 
 def compare(entries: dict[str, Entry], data_dir: str | None) -> None:
-    """Train again, a run for each seed, and print each documented value beside the new one."""
-    table = Table("name", "seed", "metric", "documented", "date", "machine", "now", "after", "data")
+    """Train again, one run per seed, and print documented and new values."""
+    table = Table("name", "seed", "metric", "documented", "date", "machine", "now", "time", "data")
     for name, entry in entries.items():
         for seed, value in zip(entry["seeds"], entry["values"], strict=True):
             print(f"{name}, seed {seed} ...", file=sys.stderr, flush=True)
@@ -180,9 +181,9 @@ def compare(entries: dict[str, Entry], data_dir: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="file with the figures (results.json)")
-    parser.add_argument("--rerun", nargs="+", metavar="NAME", help="train these again, and write nothing")
-    parser.add_argument("--data_dir", help="folder with the full data, for --rerun; without it, it is downloaded")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file with the figures; default: results.json")
+    parser.add_argument("--rerun", nargs="+", metavar="NAME", help="train these recipes again; write nothing")
+    parser.add_argument("--data_dir", help="folder with the full data, for --rerun; default: download")
     options = parser.parse_args()
     results = json.loads(options.results.read_text(encoding="utf-8"))
     if not options.rerun:
@@ -192,7 +193,7 @@ def main() -> None:
     found = {name: entry for name, entry in documented(results).items() if "metric" in entry}
     for name in options.rerun:
         if name not in found:
-            parser.error(f"--rerun {name}: give some of {', '.join(found)}")
+            parser.error(f"--rerun {name}: no such recipe; give {', '.join(found)}")
     compare({name: found[name] for name in options.rerun}, options.data_dir)
 
 

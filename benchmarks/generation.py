@@ -1,7 +1,7 @@
-"""Tokens a second of cached generation beside generation that reads the whole context for every token.
+"""Tokens per second of generation with a cache, and without, when the whole context is processed for every token.
 
-Both write the same greedy text of 512 tokens with an untrained GPT whose block_size is 512. They run in turn,
-A B A B ..., after one pair that is not counted.
+Both generate the same 512 tokens, greedily, with an untrained GPT of block_size 512. They alternate, A B A B ..., after
+one pair that does not count.
 
     python benchmarks/generation.py [--pairs 9] [--quick] [--tokens 512]
 """
@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 import torch
-from table import Row, in_turn, parse, show
+from table import Row, alternate, parse, show
 
 from src.text.gpt import GPT
 from src.text.language_model import LanguageModel
@@ -27,7 +27,7 @@ def main() -> None:
     count = 32 if options.quick else options.tokens
     torch.manual_seed(0)
     task = LanguageModel(GPT(block_size=512))
-    for parameter in task.parameters():  # a new GPT's blocks are the identity, whose text would be dull
+    for parameter in task.parameters():  # the blocks of a new GPT are the identity: all tokens would be alike
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.1)
     texts: list[list[int]] = []
@@ -37,7 +37,7 @@ def main() -> None:
         texts.append(text)
         return value
 
-    ours, theirs = in_turn(partial(speed, True), partial(speed, False), options.pairs)
+    ours, theirs = alternate(partial(speed, True), partial(speed, False), options.pairs)
     assert all(text == texts[0] for text in texts)
     show([Row("generation, cached", "tokens/s", ours, "without a cache", theirs, "ratio at least 5")], options.results)
 

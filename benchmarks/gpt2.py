@@ -1,7 +1,7 @@
-"""Training speed of this project's GPT beside GPT-2 of `transformers`.
+"""Training speed of this project's GPT and of GPT-2 in `transformers`.
 
 Both have the same width, depth, heads, context and vocabulary, and train in the same plain loop: same precision, AdamW,
-the same random tokens in memory, no dropout.
+same random tokens in memory, no dropout.
 
     python benchmarks/gpt2.py [--pairs 9] [--quick]
 """
@@ -10,7 +10,7 @@ import time
 from functools import partial
 
 import torch
-from table import Row, in_turn, parse, show
+from table import Row, alternate, parse, show
 from torch import nn
 from torch.nn import functional as F
 from training import autocast
@@ -22,7 +22,7 @@ SIZES = {"vocab_size": 256, "d_model": 128, "num_heads": 2, "num_layers": 4}
 
 
 class GPT2(nn.Module):
-    """The same signature around GPT-2."""
+    """GPT-2 with the interface of `GPT`."""
 
     def __init__(self, block_size: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def main() -> None:
         ours, theirs = GPT(block_size=block_size, **SIZES), GPT2(block_size)
         batch = torch.randint(256, (8, block_size + 1))
         speed = partial(tokens_per_second, batch=batch, steps=steps)
-        speeds = in_turn(partial(speed, ours), partial(speed, theirs), options.pairs)
+        speeds = alternate(partial(speed, ours), partial(speed, theirs), options.pairs)
         what = f"training: GPT, context {block_size}"
         rows.append(Row(what, "tokens/s", speeds[0], "transformers' GPT-2", speeds[1], "ratio at least 1.3"))
     show(rows, options.results)

@@ -1,7 +1,7 @@
-"""Time per image and per token with twenty times the data.
+"""Time per image and per token with twenty times as much data.
 
-The same digits and the same text are taken once and twenty times over. Measured are a pass over all batches, the
-preparation of the text, and training steps.
+The large data are twenty copies of the small data: digits and text. Measures a pass over all batches, reading and
+tokenizing the text, and training steps.
 
     python benchmarks/growth.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from table import DATA_DIR, Row, has, in_turn, parse, show
+from table import DATA_DIR, Row, alternate, has_domain, parse, show
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -23,7 +23,7 @@ FACTOR = 20
 
 
 def microseconds(loader: DataLoader, batches: int | None, net: nn.Module | None = None) -> float:
-    """Time per value of the targets, over all or some batches; with a network, it is trained on them."""
+    """Time per target over the first `batches` batches, or all; if a network is given, it is trained on them."""
     count = 0
     optimizer = torch.optim.AdamW(net.parameters(), fused=True) if net else None
     start = time.perf_counter()
@@ -41,13 +41,13 @@ def microseconds(loader: DataLoader, batches: int | None, net: nn.Module | None 
 
 
 def compare(what: str, unit: str, large: Callable[[], float], small: Callable[[], float], pairs: int) -> Row:
-    """The row of time with much data beside time with little."""
-    ours, theirs = in_turn(large, small, pairs)
+    """A row with the time for the large and the small data."""
+    ours, theirs = alternate(large, small, pairs)
     return Row(f"growth: {what}", unit, ours, f"{FACTOR} times less data", theirs, "ratio at most 1.1")
 
 
 def images(options: Any) -> list[Row]:
-    """The rows of the domain of images."""
+    """The rows for images."""
     from src.vision.cnn import CNN
     from src.vision.mnist import ImageTensors, MNISTDataModule
 
@@ -65,7 +65,7 @@ def images(options: Any) -> list[Row]:
             "all batches of images",
             "µs/image",
             lambda: microseconds(large, None),
-            lambda: mean_of_many(lambda: microseconds(small, None), options),
+            lambda: repeated(lambda: microseconds(small, None), options),
             options.pairs,
         ),
         compare(
@@ -79,7 +79,7 @@ def images(options: Any) -> list[Row]:
 
 
 def text(options: Any) -> list[Row]:
-    """The rows of the domain of text."""
+    """The rows for text."""
     from src.text.corpus import TextDataModule
     from src.text.gpt import GPT
 
@@ -89,8 +89,8 @@ def text(options: Any) -> list[Row]:
         data.setup("fit")
         return data
 
-    def preparation(path: Path) -> float:
-        """Time per byte of reading and tokenizing."""
+    def tokenization(path: Path) -> float:
+        """Time per byte for reading and tokenizing."""
         with tempfile.TemporaryDirectory() as cache:
             start = time.perf_counter()
             prepared(path, cache)
@@ -104,8 +104,8 @@ def text(options: Any) -> list[Row]:
         reading = compare(
             "reading and tokenizing text",
             "µs/byte",
-            lambda: preparation(paths[1]),
-            lambda: mean_of_many(lambda: preparation(paths[0]), options),
+            lambda: tokenization(paths[1]),
+            lambda: repeated(lambda: tokenization(paths[0]), options),
             options.pairs,
         )
         small, large = (prepared(path, folder).train_dataloader() for path in paths)
@@ -114,7 +114,7 @@ def text(options: Any) -> list[Row]:
             "all batches of tokens",
             "µs/token",
             lambda: microseconds(large, None),
-            lambda: mean_of_many(lambda: microseconds(small, None), options),
+            lambda: repeated(lambda: microseconds(small, None), options),
             options.pairs,
         )
         training = compare(
@@ -127,21 +127,21 @@ def text(options: Any) -> list[Row]:
     return [reading, batches, training]
 
 
-def mean_of_many(measure: Callable[[], float], options: Any) -> float:
-    """Of a pass over the small data, several times over, so that it takes about as long as one over the large."""
-    many = 2 if options.quick else FACTOR
-    return sum(measure() for _ in range(many)) / many
+def repeated(measure: Callable[[], float], options: Any) -> float:
+    """Mean of several passes over the small data, which take about as long as one over the large data."""
+    count = 2 if options.quick else FACTOR
+    return sum(measure() for _ in range(count)) / count
 
 
 def steps(options: Any) -> int:
-    """Of training."""
+    """Number of training steps."""
     return 5 if options.quick else 100
 
 
 def main() -> None:
     options = parse(__doc__, DATA_DIR)
-    rows = images(options) if has("vision") else []
-    rows += text(options) if has("text") else []
+    rows = images(options) if has_domain("vision") else []
+    rows += text(options) if has_domain("text") else []
     show(rows, options.results)
 
 

@@ -1,8 +1,8 @@
-"""Training speed of `python -m src.train` beside a plain PyTorch loop.
+"""Training speed of `python -m src.train` and of a plain PyTorch loop.
 
-Both train the same network with the same optimizer, schedule, precision, memory format, batch size and augmentation
-on data in memory, each run in a process of its own. Ours also logs, measures accuracy, validates, saves checkpoints and
-draws its progress bar, in a terminal of its own; what is compared is the rate within the training epoch.
+Both train the same network with the same optimizer, schedule, precision, memory format, batch size and augmentation on
+data in memory, each run in its own process. Ours also logs, measures accuracy, validates, saves checkpoints and draws a
+progress bar in a pseudo-terminal. Compared is the speed within the training epoch.
 
     python benchmarks/overhead.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from table import DATA_DIR, Row, has, in_turn, parse, show
+from table import DATA_DIR, Row, alternate, has_domain, parse, show
 from torch import nn
 from torch.nn import functional as F
-from training import alone, autocast, trained
+from training import autocast, in_own_process, samples_per_second
 
 from src.engine.training.optim.groups import decay_groups
 from src.engine.training.optim.muon import MuonWithAdamW
@@ -26,7 +26,7 @@ PLAIN = ("--model.net=CNN", "--data.max_shift=0", "--data.max_rotation=0", "--da
 
 
 def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: int, limits: tuple[float, ...]) -> float:
-    """Images a second of the loop one would write by hand for the default recipe."""
+    """Images per second of a hand-written loop for the default recipe."""
     from src.vision.mnist import MEAN, STD, MNISTDataModule, distort
 
     digits = prepared(MNISTDataModule(data_dir=data_dir))
@@ -52,7 +52,7 @@ def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: in
 
 
 def plain_text(data_dir: str | None, steps: int) -> float:
-    """Tokens a second of the same for the recipe of the GPT."""
+    """Tokens per second of a hand-written loop for the GPT recipe."""
     from src.text.corpus import TextDataModule
     from src.text.gpt import GPT
 
@@ -75,41 +75,42 @@ def plain_text(data_dir: str | None, steps: int) -> float:
 
 
 def prepared(data: Any) -> Any:
-    """The data of a plain loop, whose process goes without what Lightning sets and each step of Adam would pay for."""
+    """Set up the data of a plain loop, and remove a variable set by Lightning that slows down each step of Adam."""
     os.environ.pop("PYTORCH_NVML_BASED_CUDA_CHECK", None)
     data.prepare_data()
     data.setup("fit")
     return data
 
 
-def tokens_trained(words: list[str]) -> float:
-    return 256 * trained(words)
+def tokens_per_second(words: list[str]) -> float:
+    return 256 * samples_per_second(words)
 
 
 def images(common: list[str], options: Any) -> list[Row]:
-    """The rows of the domain of images."""
+    """The rows for images."""
     from src.vision.cnn import CNN
     from src.vision.vgg import VGG
 
-    steps = 10 if options.quick else 10_000  # at most: an epoch has 429
+    steps = 10 if options.quick else 10_000  # limit; an epoch has 429
     epoch = [*common, "--max_epochs=1", f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=5"]
     rows = []
     for what, words, build, limits in (
         ("default recipe", (), partial(VGG, width=16, dropout=0.1), (1.0, 8.0, 0.08, 0.0)),
-        ("the CNN on digits as they are", PLAIN, CNN, (0.0,) * 4),
+        ("CNN without augmentation", PLAIN, CNN, (0.0,) * 4),
     ):
-        by_hand = alone(plain_images, build, options.data_dir, steps, limits)
-        ours, theirs = in_turn(alone(trained, [*epoch, *words]), by_hand, options.pairs)
+        by_hand = in_own_process(plain_images, build, options.data_dir, steps, limits)
+        ours, theirs = alternate(in_own_process(samples_per_second, [*epoch, *words]), by_hand, options.pairs)
         rows.append(Row(f"training: {what}", "images/s", ours, "plain loop", theirs, "ratio at least 0.97"))
     return rows
 
 
 def text(common: list[str], options: Any) -> list[Row]:
-    """The row of the domain of text."""
+    """The row for text."""
     steps = 5 if options.quick else 200
     words = [*common, "--config=configs/text/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
     words += [f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=1"]
-    ours, theirs = in_turn(alone(tokens_trained, words), alone(plain_text, options.data_dir, steps), options.pairs)
+    by_hand = in_own_process(plain_text, options.data_dir, steps)
+    ours, theirs = alternate(in_own_process(tokens_per_second, words), by_hand, options.pairs)
     return [Row("training: shakespeare_gpt", "tokens/s", ours, "plain loop", theirs, "ratio at least 0.97")]
 
 
@@ -117,8 +118,8 @@ def main() -> None:
     options = parse(__doc__, DATA_DIR)
     folder = [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
     common = ["fit", "--accelerator=cpu", *folder]
-    rows = images(common, options) if has("vision") else []
-    rows += text(common, options) if has("text") else []
+    rows = images(common, options) if has_domain("vision") else []
+    rows += text(common, options) if has_domain("text") else []
     show(rows, options.results)
 
 

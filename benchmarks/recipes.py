@@ -1,7 +1,7 @@
-"""What a recipe reaches, and how long it takes, as whole processes.
+"""Test result and time of recipes, each run in its own process.
 
-Before and after each run the reference of `reference.py` runs, so that seconds can be compared between machines and
-hours: seconds x images/s / 6,700 is what they would have been where the targets were set.
+`reference.py` is measured before and after each run, so that times can be compared between machines and hours: scaled
+time = seconds x images/s / 6,700, the time on the machine for which the targets were set.
 
     python benchmarks/recipes.py --data_dir FOLDER [--recipes mnist_fast default] [--seeds 1 2 3] [--quick]
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from reference import REFERENCE, measure
 from table import DATA_DIR, Row, parse, show
 
-# File of `configs/`, metric, and what is asked of it, of the seconds of training and of those of the process.
+# Recipe in `configs/`, metric, and targets for the metric, the training time and the time of the whole process.
 TARGETS = {
     "mnist_fast": ("vision/mnist_fast", "test/acc", "at least 0.99", "at most 8.2 scaled", "at most 20 scaled"),
     "default": ("default", "test/acc", "at least 0.994", "at most 60 scaled", ""),
@@ -64,7 +64,7 @@ def main() -> None:
             scaled = [seconds * factor for seconds, factor in zip(found[name], scale, strict=True)]
             rows.append(Row(f"{recipe}: {name}_seconds", "s", found[name], target=""))
             rows.append(Row(f"{recipe}: {name}_seconds, scaled", "s", scaled, target=target))
-        rows.append(Row(f"{recipe}: reference around it", "images/s", found["reference"]))
+        rows.append(Row(f"{recipe}: reference speed", "images/s", found["reference"]))
     show(rows, options.results)
 
 

@@ -1,9 +1,9 @@
-"""How fast is this machine right now? Images a second of the seed's CNN in a plain PyTorch loop.
+"""Speed of this machine now: images per second of the seed's CNN in a plain PyTorch loop.
 
-The loop trains in the precision that the program chooses on this CPU, channels last, batch 128, AdamW, on random images
-in memory, without data loading, metrics or logging; on a slow machine it ends early, after 20 seconds with all imports.
-A target of T seconds in this project means T x 6,700 / (images a second printed here): figures were set in hours in
-which this script printed about 6,700 on two cores.
+The loop trains in the precision that src.train chooses on this CPU, channels last, batch 128, AdamW, on random images
+in memory, without data loading, metrics or logging. On a slow machine it stops early, after 20 seconds with imports.
+A target of T seconds in this project means T x 6,700 / (images per second printed here): the targets were set when this
+script printed about 6,700 on two cores.
 
     python benchmarks/reference.py [--repeats 9] [--batches 60] [--quick]
 """
@@ -20,12 +20,12 @@ from training import autocast
 from src.engine.system.hardware import choose_precision
 
 BATCH_SIZE = 128
-REFERENCE = 6_700  # images a second in the hours in which the targets were set
-SECONDS = 12  # of all repeats together, at most; the imports take up to 8 more
+REFERENCE = 6_700  # images per second when the targets were set
+SECONDS = 12  # maximum for all repeats; imports take up to 8 more
 
 
 def build() -> nn.Module:
-    """The seed's CNN, written out so that a change of ours does not move the yardstick."""
+    """The seed's CNN; a copy, so that later changes to the project's CNN do not affect the reference."""
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
         nn.ReLU(),
@@ -41,7 +41,7 @@ def build() -> nn.Module:
 
 
 def measure(batches: int, seconds: float = math.inf) -> float:
-    """Images a second over `batches` training steps after five that do not count; over fewer if the time is up."""
+    """Images per second over `batches` training steps, or fewer if `seconds` are over; five warm-up steps before."""
     torch.manual_seed(0)
     net = build()
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)

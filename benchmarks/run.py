@@ -1,4 +1,4 @@
-"""All benchmarks in turn, then one table of what `results.json` holds; `make bench` calls it.
+"""Runs all benchmarks, then prints one table of `results.json`; `make bench` calls it.
 
 python benchmarks/run.py [--data_dir FOLDER] [--quick] [--only overhead gpt2]
 """
@@ -10,17 +10,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from table import DATA_DIR, RESULTS, Row, has, parse, show
+from table import DATA_DIR, RESULTS, Row, has_domain, parse, show
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script of this folder.
+    """A benchmark script in this folder.
 
     Args:
-        domains: it needs one of these at least, and measures what there is; none if it needs none.
+        domains: it needs at least one of these domains; empty: none.
         takes_data: whether it has the option --data_dir.
-        words: its own options.
+        words: other options to pass.
     """
 
     domains: tuple[str, ...]
@@ -44,11 +44,11 @@ ALL = {
     "recipes": Benchmark(("vision",), takes_data=True, words=("--recipes", "mnist_fast", "default")),
 }
 FOLDER = Path(__file__).parent
-# Those whose domain has not been deleted, nor they themselves.
+# Benchmarks that can run: neither script nor domain has been deleted.
 BENCHMARKS = {
     name: benchmark
     for name, benchmark in ALL.items()
-    if (FOLDER / f"{name}.py").is_file() and (not benchmark.domains or any(map(has, benchmark.domains)))
+    if (FOLDER / f"{name}.py").is_file() and (not benchmark.domains or any(map(has_domain, benchmark.domains)))
 }
 
 
@@ -64,7 +64,7 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         start = time.monotonic()
         if subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *words], check=False).returncode:
-            sys.exit(f"{name} failed, see above; what was measured before is in {results}")
+            sys.exit(f"{name} failed, see above; earlier results are in {results}")
         print(f"{name} took {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
     known = json.loads(results.read_text(encoding="utf-8"))["rows"]
     show([Row(what, r["unit"], r["ours"], r["beside"], r["theirs"], r["asked for"]) for what, r in known.items()])

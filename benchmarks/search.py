@@ -1,4 +1,4 @@
-"""A search beside random search and beside one without pruning; and two processes beside one that has all cores.
+"""A search, random search and a search without pruning; and a search in two processes and in one with all cores.
 
 python benchmarks/search.py [--studies 3] [--pairs 9] [--quick]
 """
@@ -14,13 +14,13 @@ from optuna import load_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
-from table import Row, in_turn, parse, show
+from table import Row, alternate, parse, show
 
 WORDS = ["--config=configs/tune/mnist.yaml", "--data.source=sample"]
 
 
 def study(words: list[str]) -> list[FrozenTrial]:
-    """The trials of the study that a command of some words leaves."""
+    """Run a search with these options; returns its trials."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "src.tune", *WORDS, f"--trainer.default_root_dir={folder}/logs", *words]
         subprocess.run(command, check=True, capture_output=True)
@@ -28,15 +28,15 @@ def study(words: list[str]) -> list[FrozenTrial]:
         return load_study(study_name=file.parent.name, storage=JournalStorage(JournalFileBackend(str(file)))).trials
 
 
-def outcome(words: list[str]) -> tuple[float, float]:
-    """Best validation accuracy in per cent, and training steps of all trials."""
+def best_and_steps(words: list[str]) -> tuple[float, float]:
+    """Best validation accuracy in %, and training steps of all trials."""
     trials = study(words)
     best = max(trial.value for trial in trials if trial.value is not None)
     return 100 * best, sum(trial.user_attrs.get("steps", 0) for trial in trials)
 
 
-def trials_an_hour(jobs: int, trials: int) -> float:
-    """Of random search, every trial to its end: the whole command, from start to report."""
+def trials_per_hour(jobs: int, trials: int) -> float:
+    """Trials per hour of random search without pruning, timed over the whole command."""
     words = ["--sampler=RandomSampler", "--pruner=NopPruner", f"--n_trials={trials}", f"--jobs={jobs}"]
     start = time.perf_counter()
     study(words)
@@ -44,7 +44,7 @@ def trials_an_hour(jobs: int, trials: int) -> float:
 
 
 def main() -> None:
-    options = parse(__doc__, ("--studies", {"type": int, "default": 3, "help": "searches of each kind"}))
+    options = parse(__doc__, ("--studies", {"type": int, "default": 3, "help": "number of searches of each kind"}))
     short = ["--n_trials=2", "--trainer.max_epochs=1"] if options.quick else []
     kinds = {
         "search": ["--sampler=TPESampler", "--pruner=SuccessiveHalvingPruner"],
@@ -55,18 +55,18 @@ def main() -> None:
     steps: dict[str, list[float]] = {kind: [] for kind in kinds}
     for seed in range(1 if options.quick else options.studies):
         for kind, words in kinds.items():
-            accuracy, trained = outcome([*words, f"--seed={seed}", *short])
+            accuracy, trained = best_and_steps([*words, f"--seed={seed}", *short])
             best[kind].append(accuracy)
             steps[kind].append(trained)
             print(f"study {seed}, {kind}: best {accuracy:.2f} %, {trained:.0f} steps", flush=True)
-    one, two = (partial(trials_an_hour, jobs, 2 if options.quick else 8) for jobs in (1, 2))
-    ours, theirs = in_turn(two, one, options.pairs)
+    one, two = (partial(trials_per_hour, jobs, 2 if options.quick else 8) for jobs in (1, 2))
+    ours, theirs = alternate(two, one, options.pairs)
     show(
         [
-            Row("search: best accuracy", "%", best["search"], "random search", best["random"], "0.4 points less"),
-            Row("search: best accuracy, pruned", "%", best["search"], "none pruned", best["whole"], "0.4 points less"),
-            Row("search: training steps", "", steps["search"], "none pruned", steps["whole"], "ratio at most 0.5"),
-            Row("search: trials an hour, two jobs", "", ours, "one job", theirs, "ratio at least 1.15"),
+            Row("search: best accuracy", "%", best["search"], "random search", best["random"], "at most 0.4 less"),
+            Row("search: best accuracy, pruning", "%", best["search"], "no pruning", best["whole"], "at most 0.4 less"),
+            Row("search: training steps", "", steps["search"], "no pruning", steps["whole"], "ratio at most 0.5"),
+            Row("search: trials per hour, two jobs", "", ours, "one job", theirs, "ratio at least 1.15"),
         ],
         options.results,
     )

@@ -1,9 +1,9 @@
-"""Serve a checkpoint to 64 clients: requests a second, latency, memory, every answer checked against the offline one.
+"""Serves a checkpoint to 64 clients: requests per second, latency, memory; checks answers with offline predictions.
 
 python benchmarks/serving.py [--ckpt_path CHECKPOINT] [--seconds 60] [--pairs 9] [--quick]
 
-A classifier of texts is compared with its own network in batches of 64 without a server, one of images with an empty
-LitServe endpoint that gets the same bodies; in turn, `--pairs` times. `--seconds` is one long load at the end.
+A text classifier is compared with its bare network in batches of 64, an image classifier with an empty LitServe
+endpoint that gets the same requests; they alternate `--pairs` times. A long load of `--seconds` follows.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from table import Row, in_turn, parse, show
+from table import Row, alternate, parse, show
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = 64
-TOLERANCE = 0.02  # of a probability: bfloat16 rounds by what else is in the batch
+TOLERANCE = 0.02  # of a probability: bfloat16 rounding depends on the other inputs in the batch
 EMPTY = """
 import litserve
 
@@ -42,7 +42,7 @@ if __name__ == "__main__":
 
 
 class Server:
-    """A server in a process group of its own, which stands still while another is measured."""
+    """A server in its own process group; can be paused while another is measured."""
 
     def __init__(self, command: list[str], port: int) -> None:
         self.port = port
@@ -54,7 +54,7 @@ class Server:
         end = time.monotonic() + 120
         while not self._is_ready():
             if time.monotonic() > end or self.process.poll() is not None:
-                sys.exit(f"does not start: {' '.join(command)}")
+                sys.exit(f"server did not start: {' '.join(command)}")
             time.sleep(0.2)
 
     def _is_ready(self) -> bool:
@@ -66,13 +66,13 @@ class Server:
             return False
 
     def stop(self) -> None:
-        """End all of it; once more does nothing."""
+        """Kill the process group; does nothing if called again."""
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
     def tree(self) -> list[int]:
-        """The process and all below it."""
+        """IDs of the process and its descendants."""
         found = [self.process.pid]
         for pid in found:
             for path in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -80,12 +80,12 @@ class Server:
         return found
 
     def signal(self, signum: int) -> None:
-        """Send a signal to all of it."""
+        """Send a signal to all processes of the server."""
         for pid in self.tree():
             os.kill(pid, signum)
 
     def memory(self) -> float:
-        """MB that all of it has, shared pages counted once."""
+        """Memory of all processes in MB, shared pages counted once."""
         texts = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.tree()]
         return (
             sum(int(line.split()[1]) for text in texts for line in text.splitlines() if line.startswith("Pss:")) / 1024
@@ -121,7 +121,7 @@ def _same(answer: dict[str, Any], expected: list[float]) -> bool:
 
 
 async def load(port: int, bodies: list[bytes], expected: list[Any], seconds: float) -> dict[str, Any]:
-    """What 64 clients see that ask one request after the other."""
+    """Latencies, errors and rate of 64 clients that each send one request after the other."""
     seen: dict[str, Any] = {"latencies": [], "errors": 0, "wrong": 0}
     start = time.perf_counter()
     end = start + seconds
@@ -130,8 +130,8 @@ async def load(port: int, bodies: list[bytes], expected: list[Any], seconds: flo
     return seen
 
 
-def trained(folder: str) -> str:
-    """A checkpoint of the fast recipe on sample digits."""
+def train_fast_recipe(folder: str) -> str:
+    """Train the fast recipe on sample digits; returns the checkpoint."""
     command = [
         sys.executable,
         "-m",
@@ -147,27 +147,27 @@ def trained(folder: str) -> str:
 
 
 def main() -> None:
-    ckpt_path = ("--ckpt_path", {"help": "what to serve; without it the fast recipe is trained on the sample"})
-    seconds = ("--seconds", {"type": float, "default": 60.0, "help": "of the long load"})
-    pair_seconds = ("--pair_seconds", {"type": float, "default": 5.0, "help": "of each load of a pair"})
+    ckpt_path = ("--ckpt_path", {"help": "default: the fast recipe, trained on sample digits"})
+    seconds = ("--seconds", {"type": float, "default": 60.0, "help": "of the long load; default: 60"})
+    pair_seconds = ("--pair_seconds", {"type": float, "default": 5.0, "help": "of each load of a pair; default: 5"})
     options = parse(__doc__, ckpt_path, seconds, pair_seconds)
     if options.quick:
         options.seconds, options.pair_seconds = 3.0, 1.0
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as folder:
-        show(measure(options, options.ckpt_path or trained(folder), Path(folder)), options.results)
+        show(measure(options, options.ckpt_path or train_fast_recipe(folder), Path(folder)), options.results)
 
 
 def measure(options: Any, path: str, folder: Path) -> list[Row]:
-    """The rows of a checkpoint."""
+    """The rows for a checkpoint."""
     import torch
 
-    from src.engine.deploy.formats import Float32
+    from src.engine.deploy.formats import Reference
     from src.engine.deploy.inference import Inference
     from src.engine.system.hardware import choose_precision
 
     inference = Inference(path)
-    reference = Float32(inference)
+    reference = Reference(inference)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=choose_precision("cpu")[0] == "bf16-mixed")
 
     @torch.inference_mode()
@@ -182,7 +182,8 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
         bodies = [json.dumps(one).encode() for one in inputs]
         expected = [row for chunk in pixels.split(64) for row in offline((chunk,))]
     else:
-        rows = inference.data._named_parts() if inference.data.paths["train"] is None else inference.data._own_parts()
+        data = inference.data
+        rows = data._load_source() if data.paths["train"] is None else data._load_tables()
         texts = [text for text, _ in rows["val"]][:1024]
         bodies = [json.dumps({"text": text}).encode() for text in texts]
         expected = [row for i in range(0, len(texts), 64) for row in offline(inference.prepare(texts[i : i + 64])[0])]
@@ -197,10 +198,10 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
         other = Server([sys.executable, str(script)], ports[1])
         other.signal(signal.SIGSTOP)
 
-    def served() -> float:
+    def server_rate() -> float:
         return float(asyncio.run(load(ports[0], bodies, expected, options.pair_seconds))["rate"])
 
-    def beside() -> float:
+    def other_rate() -> float:
         server.signal(signal.SIGSTOP)
         try:
             if other is None:
@@ -216,9 +217,9 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
         finally:
             server.signal(signal.SIGCONT)
 
-    gc.freeze()  # a pause of the clients would count as the server's
+    gc.freeze()  # a garbage collection in the clients would count as latency of the server
     try:
-        ours, theirs = in_turn(served, beside, options.pairs)
+        ours, theirs = alternate(server_rate, other_rate, options.pairs)
         before = server.memory()
         seen = asyncio.run(load(ports[0], bodies, expected, options.seconds))
         after = server.memory()
@@ -228,7 +229,7 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
             if one is not None:
                 one.stop()
     if seen["errors"] or seen["wrong"]:
-        sys.exit(f"{seen['errors']} errors and {seen['wrong']} wrong answers among {len(seen['latencies'])}")
+        sys.exit(f"{seen['errors']} errors and {seen['wrong']} wrong answers in {len(seen['latencies'])} requests")
     latencies = sorted(1000 * one for one in seen["latencies"])
     p50, p99 = (latencies[int(share * len(latencies))] for share in (0.5, 0.99))
     name = "an empty LitServe endpoint" if is_image else "the bare network, batches of 64"
@@ -236,13 +237,13 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
     what = f"serving: {'images' if is_image else 'texts'} to {CLIENTS} clients"
     return [
         Row(what, "answers/s", ours, name, theirs, target),
-        Row(f"{what}, the middle and the slowest of a hundred", "ms", [p99], "the middle", [p50]),
+        Row(f"{what}, 99th percentile of latency", "ms", [p99], "median", [p50]),
         Row(f"{what}, memory after {options.seconds:.0f} s", "MB", [after], "before", [before]),
     ]
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now."""
+    """Unused ports."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""How long the program takes to answer, beside the import that every LightningCLI begins with.
+"""Time of `--help` and `--print_config`, and of importing LightningCLI.
 
 python benchmarks/start.py [--pairs 9] [--quick]
 """
@@ -8,7 +8,7 @@ import sys
 import time
 from functools import partial
 
-from table import Row, in_turn, parse, show
+from table import Row, alternate, parse, show
 
 IMPORT = ["-c", "from lightning.pytorch.cli import LightningCLI"]
 
@@ -23,7 +23,7 @@ def main() -> None:
     options = parse(__doc__)
     rows = []
     for flag in ("--help", "--print_config"):
-        ours, theirs = in_turn(partial(seconds, ["-m", "src.train", flag]), partial(seconds, IMPORT), options.pairs)
+        ours, theirs = alternate(partial(seconds, ["-m", "src.train", flag]), partial(seconds, IMPORT), options.pairs)
         rows.append(Row(f"start: {flag}", "s", ours, "import of LightningCLI", theirs, "ratio at most 1.3"))
     show(rows, options.results)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: two things run in turn, one table, and a file of results."""
+"""Shared by the benchmarks: options, alternating measurements, table and results file."""
 
 import argparse
 import json
@@ -28,12 +28,12 @@ class Row:
     """One line of the table.
 
     Args:
-        what: what was measured.
-        unit: of the values.
-        ours: this project's values.
-        other: what it was measured beside.
-        theirs: the values of that, in turn with ours.
-        target: what is asked for, in words.
+        what: name of the measurement.
+        unit: unit of the values.
+        ours: values of this project.
+        other: name of the baseline.
+        theirs: values of the baseline, measured alternately with ours.
+        target: target value, in words.
     """
 
     what: str
@@ -49,55 +49,55 @@ class Row:
 
 
 def parse(description: str, *more: tuple[str, dict[str, Any]]) -> argparse.Namespace:
-    """The options of every benchmark, and those of this one; from here on Ctrl-C ends it in a line."""
-    sys.excepthook = _say_what_ended_it
+    """Parse the common options and those of one benchmark; makes Ctrl-C print one line instead of a traceback."""
+    sys.excepthook = _report_exception
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=9, help="runs of each side that count")
-    parser.add_argument("--quick", action="store_true", help="a short look: one pair, little data")
-    parser.add_argument("--results", type=Path, help=f"file the results are added to, such as {RESULTS.name}")
+    parser.add_argument("--pairs", type=int, default=9, help="measured runs of each side; default: %(default)s")
+    parser.add_argument("--quick", action="store_true", help="a short test: one pair, little data")
+    parser.add_argument("--results", type=Path, help=f"file to add the results to, such as {RESULTS.name}")
     for name, options in more:
         parser.add_argument(name, **options)
     options = parser.parse_args()
     if options.pairs < 1:
         parser.error(f"--pairs {options.pairs} is too small: give at least 1")
     if getattr(options, "data_dir", None) and not Path(options.data_dir).is_dir():
-        parser.error(f"--data_dir {options.data_dir}: no such folder; leave it out to measure on the sample")
+        parser.error(f"--data_dir {options.data_dir}: no such folder; leave it out to use the sample")
     if options.results and options.results.exists():
         try:
             json.loads(options.results.read_text(encoding="utf-8"))["rows"]
         except (ValueError, KeyError, TypeError):
-            parser.error(f"--results {options.results} holds no results: give another file, or remove it")
+            parser.error(f"--results {options.results} has no results: give another file, or remove it")
     if options.quick:
         options.pairs = 1
     return options
 
 
-def _say_what_ended_it(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _report_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print(f"{Path(sys.argv[0]).name}: stopped by Ctrl-C", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-def has(domain: str) -> bool:
-    """Whether `src/` still has a domain: `vision`, `text` or `multimodal`."""
+def has_domain(domain: str) -> bool:
+    """Whether a domain (`vision`, `text` or `multimodal`) has not been deleted."""
     return (ROOT / "src" / domain / "__init__.py").is_file()
 
 
-DATA_DIR = ("--data_dir", {"help": "folder with the full data; without it the sample is used"})
+DATA_DIR = ("--data_dir", {"help": "folder with the full data; default: the sample"})
 
 
-def in_turn(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
-    """Values of both, A B A B ..., after one pair that does not count; where one is all, it counts."""
+def alternate(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> tuple[list[float], list[float]]:
+    """Measure both alternately, A B A B ...; the first pair does not count, unless it is the only one."""
     count = pairs + 1 if pairs > 1 else 1
-    shown = track(range(count), "pairs", console=Console(stderr=True), transient=True, refresh_per_second=1)
-    found = [(ours(), theirs()) for _ in shown][-pairs:]
-    return [a for a, _ in found], [b for _, b in found]
+    progress = track(range(count), "pairs", console=Console(stderr=True), transient=True, refresh_per_second=1)
+    values = [(ours(), theirs()) for _ in progress][-pairs:]
+    return [a for a, _ in values], [b for _, b in values]
 
 
 def show(rows: list[Row], results: Path | None = None) -> None:
-    """Print the rows, and add them to a file of the same machine and versions, or begin it anew."""
-    table = Table("what", "unit", "ours", "beside", "theirs", "ratio", "asked for")
+    """Print the rows and add them to a file, which is replaced if it is of another machine or other versions."""
+    table = Table("what", "unit", "ours", "baseline", "value of baseline", "ratio", "target")
     for row in rows:
         cells = [spread(row.ours), row.other, spread(row.theirs), spread(row.ratios)]
         table.add_row(row.what, row.unit, *cells, row.target)
@@ -107,7 +107,7 @@ def show(rows: list[Row], results: Path | None = None) -> None:
     known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     if known.get("machine") != describe():
         if known:
-            print(f"{results} held results of another machine or other versions, and begins anew")
+            print(f"{results} had results of another machine or other versions and is replaced")
         known = {"machine": describe(), "rows": {}}
     for row in rows:
         known["rows"][row.what] = {
@@ -123,7 +123,7 @@ def show(rows: list[Row], results: Path | None = None) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Median, and lowest to highest."""
+    """Median and range."""
     if not values:
         return ""
     median = statistics.median(values)
@@ -133,7 +133,7 @@ def spread(values: list[float]) -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Hardware and versions."""
+    """Hardware and versions of this machine."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []

@@ -1,8 +1,7 @@
-"""Private memory of training on a long text beside a short one.
+"""Private memory of training on a long text and on a short one.
 
-Each text is generated, tokenized and trained on for some batches in a process of its own, which then reads its peak
-RssAnon: memory that the kernel cannot drop, unlike the pages of the memory-mapped tokens. The long text takes twice
-its size on the disk while this runs.
+For each text a separate process tokenizes it, trains a few steps and reports its peak RssAnon: memory that the kernel
+cannot free, unlike the pages of the memory-mapped tokens. The long text needs twice its size on disk.
 
     python benchmarks/text_memory.py [--megabytes 5 5000] [--folder FOLDER]
 """
@@ -46,12 +45,12 @@ def main() -> None:
         __doc__,
         ("--megabytes", {"type": int, "nargs": 2, "default": [5, 5000], "help": "sizes of the two texts"}),
         ("--steps", {"type": int, "default": 100}),
-        ("--folder", {"help": "where the texts are written; the system's temporary folder where not given"}),
+        ("--folder", {"help": "folder for the texts; default: the system's temporary folder"}),
     )
     if options.quick:
         options.megabytes, options.steps = [1, 20], 5
 
-    found: list[float] = []
+    peaks: list[float] = []
     for megabytes in options.megabytes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             path = Path(folder) / "text.txt"
@@ -67,10 +66,10 @@ def main() -> None:
             if done.returncode:
                 sys.exit(done.stderr)
             memory, seconds = map(float, done.stdout.split("MEASURED")[1].split())
-        found.append(memory)
-        print(f"{megabytes:,} MB of text: {memory:,.0f} MB of private memory at the peak, {seconds:,.0f} s")
+        peaks.append(memory)
+        print(f"{megabytes:,} MB of text: {memory:,.0f} MB peak private memory, {seconds:,.0f} s")
     small, large = (f"{megabytes:,} MB of text" for megabytes in options.megabytes)
-    row = Row(f"memory: training on {large}", "MB", found[1:], small, found[:1], "at most 300 MB more")
+    row = Row(f"memory: training on {large}", "MB", peaks[1:], small, peaks[:1], "at most 300 MB more")
     show([row], options.results)
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: a run of the program, in a process of its own."""
+"""Shared by the training benchmarks: a run of src.train in a separate process."""
 
 import contextlib
 import io
@@ -21,9 +21,9 @@ import torch
 from src.engine.system.hardware import choose_precision
 
 
-def trained(words: list[str]) -> float:
-    """Samples a second of the program's training epoch."""
-    from src.engine.cli.cli import StarterCLI  # lazy import: seconds that reference.py does without
+def samples_per_second(words: list[str]) -> float:
+    """Samples per second in the training epoch of a run."""
+    from src.engine.cli.cli import StarterCLI  # lazy import: reference.py does not need it
 
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ def trained(words: list[str]) -> float:
 
 @contextlib.contextmanager
 def terminal() -> Iterator[None]:
-    """Print to a terminal that nobody sees, so that the progress bar is drawn as for a person."""
+    """Print to a pseudo-terminal, so that the progress bar is drawn as usual."""
     reader, writer = pty.openpty()
 
     def drain() -> None:
@@ -50,12 +50,12 @@ def terminal() -> Iterator[None]:
         yield
 
 
-def alone(function: Callable[..., float], *args: Any) -> Callable[[], float]:
-    """A function in a process of its own, so that neither side finds what the other has left behind."""
+def in_own_process(function: Callable[..., float], *args: Any) -> Callable[[], float]:
+    """A function that runs in a new process each time, so that runs do not affect each other."""
 
     def run() -> float:
         context = multiprocessing.get_context("spawn")
-        # Ctrl-C ends it as it is; this process says so.
+        # Ctrl-C kills the child silently; this process prints the message.
         with ProcessPoolExecutor(1, context, signal.signal, (signal.SIGINT, signal.SIG_DFL)) as process:
             return process.submit(function, *args).result()
 

@@ -1,9 +1,9 @@
-"""Kill a run at random moments, let it go on, and compare it with one that nothing happened to.
+"""Kill a run at random times, resume it, and compare it with an undisturbed run.
 
 python scripts/kill.py [--kills 50] [--seed 0] [--folder FOLDER] [-- OPTIONS OF src.train]
 
-Compares, bit by bit, weights, optimizer, schedule and every value logged at every step. Exits with 1 where something
-differs. Without options of its own a run trains the default recipe on sample digits; 32-true is the precision.
+Weights, optimizer, schedule and all values logged at every step must be equal bit by bit; otherwise the exit code is 1.
+Without options for src.train, the default recipe is trained on sample digits. Precision is 32-true.
 """
 
 import argparse
@@ -35,7 +35,7 @@ START_SECONDS = 120.0
 
 
 def start(options: list[str], folder: Path) -> "subprocess.Popen[str]":
-    """A run in a process group of its own."""
+    """Start a run in its own process group."""
     command = [sys.executable, "-m", "src.train", *options, f"--trainer.default_root_dir={folder}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
@@ -44,23 +44,23 @@ def start(options: list[str], folder: Path) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
-    """Wait for a run that must succeed."""
+    """Wait for a run; exit if it failed."""
     output, _ = process.communicate()
     if process.returncode:
         sys.exit(f"a run failed with code {process.returncode}:\n{output[-3000:]}")
 
 
-def saved(folder: Path) -> set[tuple[str, float]]:
-    """Which checkpoints there are, and since when."""
+def checkpoint_times(folder: Path) -> set[tuple[str, float]]:
+    """Paths and modification times of the last checkpoints."""
     return {(str(path), path.stat().st_mtime) for path in folder.glob("*/*/checkpoints/last.ckpt")}
 
 
-def kill_at_random(process: "subprocess.Popen[str]", folder: Path, dice: random.Random) -> bool:
-    """Kill a run some time after its next checkpoint; false where it came to its end."""
-    before, end = saved(folder), time.monotonic() + START_SECONDS
-    while process.poll() is None and saved(folder) == before and time.monotonic() < end:
+def kill_at_random(process: "subprocess.Popen[str]", folder: Path, rng: random.Random) -> bool:
+    """Kill a run up to 1.5 seconds after its next checkpoint; False if the run finished before."""
+    before, end = checkpoint_times(folder), time.monotonic() + START_SECONDS
+    while process.poll() is None and checkpoint_times(folder) == before and time.monotonic() < end:
         time.sleep(0.01)
-    wait_until = time.monotonic() + dice.uniform(0, 1.5)
+    wait_until = time.monotonic() + rng.uniform(0, 1.5)
     while process.poll() is None and time.monotonic() < wait_until:
         time.sleep(0.01)
     if process.poll() is not None:
@@ -68,38 +68,39 @@ def kill_at_random(process: "subprocess.Popen[str]", folder: Path, dice: random.
         return False
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    # It may have been killed behind its last word.
+    # It may have been killed after it finished training.
     return not any("total_seconds" in path.read_text() for path in folder.glob("*/*/metrics.json"))
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every value of every curve, as TensorBoard shows them."""
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # what a killed run had logged too much is purged
+    """All logged values as (step, value), by tag, as TensorBoard shows them."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns that it drops steps logged before a kill
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]  # which is never the same twice
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]  # never the same twice
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
-def unlike(one: Any, other: Any, name: str) -> list[str]:
-    """Names of what differs in two trees."""
+def differing_keys(one: Any, other: Any, name: str) -> list[str]:
+    """Paths of the values that differ between two nested structures."""
     if isinstance(one, torch.Tensor):
         return [] if isinstance(other, torch.Tensor) and torch.equal(one, other) else [name]
     if isinstance(one, dict):
         keys = one.keys() | other.keys()
-        return [found for key in keys for found in unlike(one.get(key), other.get(key), f"{name}.{key}")]
+        return [found for key in keys for found in differing_keys(one.get(key), other.get(key), f"{name}.{key}")]
     if isinstance(one, list | tuple):
         if len(one) != len(other):
             return [name]
-        return [found for i, pair in enumerate(zip(one, other, strict=True)) for found in unlike(*pair, f"{name}[{i}]")]
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for i, pair in pairs for found in differing_keys(*pair, f"{name}[{i}]")]
     return [] if one == other else [name]
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two run folders."""
-    found = [f"curve {name}" for name in unlike(scalars(one), scalars(other), "") if name]
+    """Names of the curves and checkpoint values that differ between two run folders."""
+    found = [f"curve {name}" for name in differing_keys(scalars(one), scalars(other), "") if name]
     first, second = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
-    return found + [name for key in COMPARED for name in unlike(first[key], second[key], key)]
+    return found + [name for key in COMPARED for name in differing_keys(first[key], second[key], key)]
 
 
 def main() -> None:
@@ -112,11 +113,11 @@ def main() -> None:
     options = [*(given.options or DEFAULT), *ALWAYS, "--save_every_n_steps=5"]
     folder = Path(given.folder or tempfile.mkdtemp(prefix="kill-"))
     finish(start(options, folder / "whole"))
-    dice = random.Random(given.seed)
+    rng = random.Random(given.seed)
     kills = 0
     while kills < given.kills:
         process = start([*options, "--ckpt_path=auto"], folder / "killed")
-        if not kill_at_random(process, folder / "killed", dice):
+        if not kill_at_random(process, folder / "killed", rng):
             break
         kills += 1
         print(f"kill {kills}", flush=True)
@@ -124,7 +125,7 @@ def main() -> None:
         finish(start([*options, "--ckpt_path=auto"], folder / "killed"))
     (whole,), killed = (list((folder / name).glob("*/version_*")) for name in ("whole", "killed"))
     if len(killed) != 1:
-        sys.exit(f"a killed run should go on in its own folder, but there are {len(killed)}")
+        sys.exit(f"a killed run must continue in its own folder, but there are {len(killed)} folders")
     found = differences(whole, killed[0])
     count = sum(len(values) for values in scalars(whole).values())
     print(f"{kills} kills; {count} logged values compared; {len(found)} differences {found[:10]}")

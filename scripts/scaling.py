@@ -1,10 +1,10 @@
-"""Memory of each device and bytes it sends in a step, for GPTs of many sizes: the tables of docs/scaling.md.
+"""Memory per device and bytes sent per step, for GPTs of several sizes: the tables of docs/scaling.md.
 
 python scripts/scaling.py [--write]
 
-Weights are counted on a network built on the meta device. Activations are what autograd keeps of a forward pass that is
-traced with fake tensors, so that nothing is computed or allocated: for networks of one and two blocks, of which the
-rest follows.
+Weights are counted in a network on the meta device. Activations are the tensors that autograd saves in a forward pass
+with fake tensors, so that nothing is computed or allocated; networks of one and two blocks are traced, and the result
+is extrapolated to more.
 """
 
 import argparse
@@ -23,15 +23,15 @@ DOCS = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- printed by scripts/scaling.py -->", "<!-- end -->"
 DEVICES = (1, 8, 64, 1024)
 GIB = 2**30
-# AdamW in mixed precision: float32 weights, gradients and two moments.
+# Bytes per weight of AdamW in mixed precision: float32 weights, gradients and two moments.
 WEIGHT, GRADIENT, MOMENTS = 4, 4, 8
-# What FSDP2 gathers weights in (configs/strategy/fsdp2.yaml), and reduces gradients in.
+# Bytes per weight when FSDP2 gathers weights (configs/strategy/fsdp2.yaml) and reduces gradients.
 GATHERED, REDUCED = 2, 4
 
 
 @dataclass(frozen=True)
 class Size:
-    """A GPT and what one device sees of a batch."""
+    """Size of a GPT, and sequences per device."""
 
     name: str
     num_layers: int
@@ -60,7 +60,7 @@ def network(size: Size, num_layers: int) -> GPT:
 
 @cache
 def count_weights(size: Size) -> tuple[int, int]:
-    """Weights of the whole network and of one block."""
+    """Number of weights of the whole network and of one block."""
     with torch.device("meta"):
         one, two = (sum(p.numel() for p in network(size, layers).parameters()) for layers in (1, 2))
     block = two - one
@@ -68,14 +68,14 @@ def count_weights(size: Size) -> tuple[int, int]:
 
 
 @cache
-def kept(size: Size, num_layers: int, dtype: torch.dtype | None) -> int:
-    """Bytes that autograd keeps for the backward pass of a network with so many blocks, logits and loss included."""
-    found: dict[int, int] = {}
+def saved_bytes(size: Size, num_layers: int, dtype: torch.dtype | None) -> int:
+    """Bytes that autograd saves for the backward pass, with logits and loss, of a network of `num_layers` blocks."""
+    storages: dict[int, int] = {}
     alive: list[torch.Tensor] = []
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        found[storage._cdata] = storage.nbytes()
+        storages[storage._cdata] = storage.nbytes()
         alive.append(tensor)
         return tensor
 
@@ -84,44 +84,44 @@ def kept(size: Size, num_layers: int, dtype: torch.dtype | None) -> int:
         tokens = torch.zeros(size.sequences, size.block_size, dtype=torch.int64)
         weights = {p.untyped_storage()._cdata for p in net.parameters()}
         with (
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
             torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None),
         ):
             logits = net(tokens)
             F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="sum")
-        note(logits.float())  # their gradient, the largest tensor of the backward pass
-    return sum(bytes_ for storage, bytes_ in found.items() if storage not in weights)
+        record(logits.float())  # stands for their gradient, the largest tensor of the backward pass
+    return sum(nbytes for storage, nbytes in storages.items() if storage not in weights)
 
 
 def activations(size: Size, checkpointing: bool, dtype: torch.dtype | None = torch.bfloat16) -> int:
-    """Bytes of a device's activations at their peak."""
-    one, two = (kept(size, layers, dtype) for layers in (1, 2))
+    """Peak bytes of the activations on one device."""
+    one, two = (saved_bytes(size, layers, dtype) for layers in (1, 2))
     if not checkpointing:
         return one + (size.num_layers - 1) * (two - one)
-    # What each block is given, in float32, and in the backward pass all of one block.
+    # The input of each block in float32, and in the backward pass the activations of one block.
     return one + size.num_layers * 4 * size.sequences * size.block_size * size.d_model
 
 
 def memory(size: Size, strategy: str, devices: int, dtype: torch.dtype | None = torch.bfloat16) -> int:
-    """Bytes of one device at the peak of a step."""
+    """Peak bytes on one device in a training step."""
     weights, block = count_weights(size)
     state = (WEIGHT + GRADIENT + MOMENTS) * weights
-    kept_bytes = activations(size, "checkpointing" in strategy, dtype)
+    activation_bytes = activations(size, "checkpointing" in strategy, dtype)
     if strategy == "ddp":
-        return state + kept_bytes
-    # A part of the state; what lies outside of the blocks, and two blocks, one of them ahead, as they are gathered; and
-    # the gradient of one block before it is reduced.
+        return state + activation_bytes
+    # This device's shard of the state; gathered: the weights outside the blocks and two blocks (the next one is
+    # prefetched); and the gradient of one block before it is reduced.
     outside = weights - size.num_layers * block
-    return state // devices + GATHERED * (outside + 2 * block) + REDUCED * max(block, outside) + kept_bytes
+    return state // devices + GATHERED * (outside + 2 * block) + REDUCED * max(block, outside) + activation_bytes
 
 
-def sent(size: Size, strategy: str, devices: int) -> int:
-    """Bytes that one device sends in a step, by ring algorithms."""
+def bytes_sent(size: Size, strategy: str, devices: int) -> int:
+    """Bytes that one device sends per step, with ring algorithms."""
     weights, _ = count_weights(size)
-    once = (devices - 1) / devices * weights
+    per_pass = (devices - 1) / devices * weights
     if strategy == "ddp":
-        return int(2 * GRADIENT * once)  # reduce and gather gradients
-    return int((2 * GATHERED + REDUCED) * once)  # gather weights forward and backward, reduce gradients
+        return int(2 * GRADIENT * per_pass)  # reduce and gather gradients
+    return int((2 * GATHERED + REDUCED) * per_pass)  # gather weights forward and backward, reduce gradients
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -134,13 +134,15 @@ def report() -> str:
     strategies = ("ddp", "fsdp2", "fsdp2 with activation checkpointing")
     lines = []
     for strategy in strategies:
-        head = ["GPT", "weights", *(f"{count:,} devices" for count in DEVICES), "activations in it", "sent in a step"]
+        columns = (f"{count:,} device{'s' * (count > 1)}" for count in DEVICES)
+        head = ["GPT", "weights", *columns, "of which activations", "sent per step"]
         rows = []
         for size in SIZES:
             weights, _ = count_weights(size)
             cells = [f"{memory(size, strategy, count) / GIB:.1f}" for count in DEVICES]
-            inside = f"{activations(size, 'checkpointing' in strategy) / GIB:.1f}"
-            rows.append([size.name, f"{weights / 1e9:.2f}", *cells, inside, f"{sent(size, strategy, 1024) / GIB:.1f}"])
+            cells.append(f"{activations(size, 'checkpointing' in strategy) / GIB:.1f}")
+            cells.append(f"{bytes_sent(size, strategy, 1024) / GIB:.1f}")
+            rows.append([size.name, f"{weights / 1e9:.2f}", *cells])
         lines += [f"### {strategy}", "", *table(head, rows), ""]
     return "\n".join(lines).rstrip() + "\n"
 

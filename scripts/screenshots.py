@@ -1,4 +1,4 @@
-"""Pictures of a run in TensorBoard, as the README shows them; needs Debian's chromium and the package playwright.
+"""Screenshots of a run in TensorBoard, as in the README; needs Debian's chromium and the package playwright.
 
 python scripts/screenshots.py LOGDIR FOLDER
 """
@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# Of each page: its address, its size, what must be on it, and what has to be drawn.
+# For each page: anchor, size, text that must appear, and CSS selector of an element that must be drawn.
 PAGES = {
     "curves": ("custom_scalars", (1180, 640), "acc", "vz-line-chart2 svg"),
     "pictures": ("images", (1180, 1130), "test/confusion matrix", "tf-image-loader img"),
     "hyperparameters": ("hparams", (1600, 420), "optimizer.lr", "tf-hparams-table-view"),
 }
 
-# All text of a page, also inside of its components, and "[image 640 x 480]" for each image that has been loaded.
+# All text of a page, including shadow DOM, with "[image 640 x 480]" for each loaded image.
 TEXT = """
 var text = node => node.nodeType === 3 ? node.textContent
   : ["STYLE", "SCRIPT", "TEMPLATE"].includes(node.tagName) ? ""
@@ -37,19 +37,19 @@ def chromium() -> str | None:
 
 @contextmanager
 def tensorboard(logdir: Path) -> Iterator[str]:
-    """The address of a server that `make tensorboard` starts."""
+    """Run a TensorBoard server, started by `make tensorboard` as a user does; gives its address."""
     words = f"--logdir {logdir} --port 0 --host 127.0.0.1"
     command = ["make", "tensorboard", f"ARGS={words}"]
-    if not (ROOT / ".venv" / "bin" / "tensorboard").exists():  # else it would be set up
+    if not (ROOT / ".venv" / "bin" / "tensorboard").exists():  # make would create the environment
         command = [sys.executable, "-m", "tensorboard.main", *words.split()]
     server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert server.stderr is not None
     try:
-        said = ""
-        while not (address := re.search(r"http://127\.0\.0\.1:\d+", said)):
+        output = ""
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", output)):
             if not (line := server.stderr.readline()):
-                raise RuntimeError(f"TensorBoard did not start: {said}")
-            said += line
+                raise RuntimeError(f"TensorBoard did not start: {output}")
+            output += line
         yield address[0]
     finally:
         with suppress(ProcessLookupError):
@@ -57,30 +57,30 @@ def tensorboard(logdir: Path) -> Iterator[str]:
         server.wait()
 
 
-def take(logdir: Path, folder: Path) -> dict[str, str]:
-    """Write a picture of each page to a folder; gives the text that each shows."""
+def take_screenshots(logdir: Path, folder: Path) -> dict[str, str]:
+    """Save a screenshot of each page to a folder; returns the text of each page."""
     from playwright.sync_api import sync_playwright
 
-    found = {}
+    texts = {}
     with tensorboard(logdir) as address, sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        page: Any = opened.new_page()
-        for name, (anchor, (width, height), expected, shown) in PAGES.items():
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page: Any = browser.new_page()
+        for name, (anchor, (width, height), expected, selector) in PAGES.items():
             page.set_viewport_size({"width": width, "height": height})
             page.goto(f"{address}/?darkMode=false#{anchor}")
             page.reload()
             page.get_by_text(expected, exact=True).first.wait_for(timeout=60_000)
-            page.locator(shown).first.wait_for(timeout=60_000)
-            if name == "pictures":  # of one run
+            page.locator(selector).first.wait_for(timeout=60_000)
+            if name == "pictures":  # show the newest run only
                 newest = max(logdir.rglob("metrics.json"), key=lambda path: path.stat().st_mtime).parent.name
                 page.get_by_label("Write a regex to filter runs").fill(newest)
-            page.wait_for_timeout(1500)  # lines are drawn in an animation
+            page.wait_for_timeout(1500)  # for the animation of the curves
             page.screenshot(path=str(folder / f"{name}.png"))
-            found[name] = page.evaluate(f"{TEXT}; text(document.body)")
-        opened.close()
-    return found
+            texts[name] = page.evaluate(f"{TEXT}; text(document.body)")
+        browser.close()
+    return texts
 
 
 if __name__ == "__main__":
-    for name, text in take(Path(sys.argv[1]), Path(sys.argv[2])).items():
+    for name, text in take_screenshots(Path(sys.argv[1]), Path(sys.argv[2])).items():
         print(name, re.sub(r"\s+", " ", text)[:200])

@@ -23,7 +23,7 @@ with pytest.MonkeyPatch.context() as patch:
     import run
     from ablation import changes
     from run import ALL, BENCHMARKS
-    from table import Row, in_turn, parse, show
+    from table import Row, alternate, parse, show
 
 # What a row of each benchmark begins with.
 ROWS = {
@@ -106,9 +106,9 @@ def test_a_file_of_results_holds_one_machine_only(tmp_path: Path, capsys: pytest
     results = json.loads(path.read_text())
     assert list(results["rows"]) == ["one", "two"]
     path.write_text(json.dumps({**results, "machine": {**results["machine"], "cores": 1000}}))
-    assert "begins anew" not in capsys.readouterr().out
+    assert "is replaced" not in capsys.readouterr().out
     show([Row("three", "s", [1.0])], path)
-    assert "begins anew" in capsys.readouterr().out
+    assert "is replaced" in capsys.readouterr().out
     assert list(json.loads(path.read_text())["rows"]) == ["three"]
 
 
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_a_benchmark_in_a_line(monkeypatch: pytest.MonkeyPatch, caps
 def test_the_first_pair_does_not_count_unless_it_is_all() -> None:
     for pairs, counted in ((1, ([0], [1])), (2, ([2, 4], [3, 5]))):
         take = iter(range(10)).__next__
-        assert in_turn(take, take, pairs) == counted
+        assert alternate(take, take, pairs) == counted
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_first_pair_does_not_count_unless_it_is_all() -> None:
     [
         ("--pairs 0", "--pairs 0 is too small: give at least 1"),
         ("--data_dir nowhere", "--data_dir nowhere: no such folder"),
-        (f"--results {ROOT}/benchmarks/table.py", "benchmarks/table.py holds no results"),
+        (f"--results {ROOT}/benchmarks/table.py", "benchmarks/table.py has no results"),
         ("--qick", "unrecognized arguments: --qick"),
     ],
 )
@@ -173,4 +173,4 @@ def test_each_benchmark_runs_into_the_table_of_all(name: str, tmp_path: Path) ->
     assert any(what.startswith(ROWS[name]) for what in rows)
     assert f"{name} ..." in printed.splitlines()
     if name == "memory":
-        assert max(rows["memory: a run on MNIST, above the import"]["ours"]) <= 500
+        assert max(rows["memory: a run on MNIST, without the import"]["ours"]) <= 500

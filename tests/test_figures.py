@@ -79,4 +79,4 @@ def test_a_name_without_a_recipe_is_refused(
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "--rerun", "kills")
     assert stop.value.code == 2
-    assert "--rerun kills: give some of default, mnist_fast, mnist_best" in capsys.readouterr().err
+    assert "--rerun kills: no such recipe; give default, mnist_fast, mnist_best" in capsys.readouterr().err

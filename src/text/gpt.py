@@ -1,4 +1,4 @@
-"""A decoder-only transformer; its attention and blocks are shared by all transformers of this project."""
+"""A decoder-only transformer; `TextEncoder` uses the same attention and blocks."""
 
 import math
 

@@ -274,9 +274,7 @@ class LabelledTextDataModule(LightningDataModule):
         known = set(self.labels)
         for part, rows in parts.items():
             if not rows:
-                raise InputError(
-                    f"no {PART_NAMES[part]} texts are left of {self.data_source}: give more, or another share"
-                )
+                raise InputError(f"no {PART_NAMES[part]} texts in {self.data_source}: give more, or another share")
             for number, (_, label) in enumerate(rows, start=1):
                 if label not in known:
                     raise InputError(

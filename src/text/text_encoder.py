@@ -1,4 +1,4 @@
-"""Transformer encoders for text classification: one, and an ensemble of small ones."""
+"""Transformer encoders for text classification: a single one and an ensemble."""
 
 import math
 
@@ -9,22 +9,22 @@ from src.text.gpt import Block, check_transformer, rotary_angles
 
 
 class TextEncoder(nn.Module):
-    """An encoder (Vaswani et al. 2017) with the blocks of `GPT`, looking both ways, and the mean over the text.
+    """A bidirectional encoder (Vaswani et al. 2017) with the blocks of `GPT` and mean pooling over the tokens.
 
     Args:
         vocab_size: number of tokens.
         num_classes: number of logits.
         d_model: width of the residual stream, a multiple of twice `num_heads`.
-        num_heads: attention heads a block.
-        num_layers: blocks.
-        dropout: probability of zeroing an activation behind embedding, attention, feed-forward and mean, in [0, 1).
-        token_dropout: probability of hiding a whole token in training (Iyyer et al. 2015), in [0, 1).
+        num_heads: attention heads per block.
+        num_layers: number of blocks.
+        dropout: dropout probability after embedding, attention, feed-forward and mean, in [0, 1).
+        token_dropout: probability of zeroing a whole token in training (Iyyer et al. 2015), in [0, 1).
 
     Shapes:
-        tokens (B, T) int64, mask (B, T) bool, true where there is a token -> (B, num_classes) float.
+        tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -41,7 +41,9 @@ class TextEncoder(nn.Module):
         sizes = {"vocab_size": vocab_size, "num_layers": num_layers, "num_classes": num_classes}
         check_transformer("TextEncoder", dropout, d_model=d_model, num_heads=num_heads, **sizes)
         if not 0 <= token_dropout < 1:
-            raise ValueError(f"token_dropout {token_dropout} is out of range: give a probability from 0 up to 1")
+            raise ValueError(
+                f"token_dropout {token_dropout} is out of range: give a probability of at least 0 and below 1"
+            )
         self.vocab_size = vocab_size
         self.num_classes = num_classes
         self.d_model = d_model
@@ -55,7 +57,7 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(d_model, bias=False)
         self.head_dropout = nn.Dropout(dropout)
         self.head = nn.Linear(d_model, num_classes)
-        nn.init.normal_(self.embedding.weight, std=0.1)  # small, so that few steps teach a rare word
+        nn.init.normal_(self.embedding.weight, std=0.1)  # small, so that rare words need few updates
         nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))
         nn.init.zeros_(self.head.bias)
 
@@ -65,9 +67,9 @@ class TextEncoder(nn.Module):
             x = x * (torch.rand(tokens.shape, device=x.device) >= self.token_dropout).unsqueeze(2)
         x = self.embedding_dropout(x)
         rotation = rotary_angles(0, tokens.shape[1], self.d_model // self.num_heads, tokens.device)
-        seen = mask[:, None, None, :]  # (B, 1, 1, T): no token looks at padding
+        attended = mask[:, None, None, :]  # (B, 1, 1, T): padding is not attended to
         for block in self.blocks:
-            x = block(x, rotation, seen)  # (B, T, C)
+            x = block(x, rotation, attended)  # (B, T, C)
         weight = mask.unsqueeze(2) / mask.sum(dim=1)[:, None, None]  # (B, T, 1)
         mean = (self.norm(x) * weight).sum(dim=1)  # (B, C)
         logits: Tensor = self.head(self.head_dropout(mean))  # (B, num_classes)
@@ -75,26 +77,26 @@ class TextEncoder(nn.Module):
 
 
 class TextEnsemble(nn.Module):
-    """Encoders of the same shape whose probabilities are averaged (Lakshminarayanan et al. 2017).
+    """Several encoders of the same size whose probabilities are averaged (Lakshminarayanan et al. 2017).
 
-    In training each member sees a share of the batch, another in every epoch, so a step costs what one encoder's does,
-    and it takes as many times the epochs.
+    In training each encoder gets its own share of every batch, so a step costs as much as with a single encoder, but
+    training needs `num_members` times as many epochs.
 
     Args:
-        num_members: encoders, at least 1.
+        num_members: number of encoders, at least 1.
         vocab_size: number of tokens.
         num_classes: number of logits.
         d_model: width of each residual stream, a multiple of twice `num_heads`.
-        num_heads: attention heads a block.
-        num_layers: blocks of each encoder.
-        dropout: as of `TextEncoder`.
-        token_dropout: as of `TextEncoder`.
+        num_heads: attention heads per block.
+        num_layers: number of blocks of each encoder.
+        dropout: as in `TextEncoder`.
+        token_dropout: as in `TextEncoder`.
 
     Shapes:
-        tokens (B, T) int64, mask (B, T) bool, true where there is a token -> (B, num_classes) float.
+        tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class TextEnsemble(nn.Module):
 
     @property
     def head(self) -> nn.ModuleList:
-        """The layers that turn features into logits."""
+        """The output layers of all members."""
         return nn.ModuleList(member.get_submodule("head") for member in self.members)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -135,6 +137,6 @@ class TextEnsemble(nn.Module):
             for i, part in enumerate(parts):
                 logits[i::count] = part
             return logits
-        found = torch.stack([member(tokens, mask) for member in self.members])  # (members, B, num_classes)
-        mean: Tensor = found.float().softmax(dim=-1).mean(dim=0).log()  # (B, num_classes)
+        stacked = torch.stack([member(tokens, mask) for member in self.members])  # (members, B, num_classes)
+        mean: Tensor = stacked.float().softmax(dim=-1).mean(dim=0).log()  # (B, num_classes)
         return mean

@@ -1,4 +1,4 @@
-"""Shows in TensorBoard what a language model writes while it learns."""
+"""Logs texts that a language model generates during training to TensorBoard."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from src.engine.tensorboard.writers import writers
 
 
 class TextSamples(Callback):
-    """After each validation, a text of the model goes to TensorBoard's text page.
+    """Generates a text after each validation and logs it to TensorBoard's text page.
 
     Args:
-        prompt: what the text begins with, at least one character.
-        max_new_tokens: length of the text in tokens.
-        temperature: of the sampling; 0 takes the likeliest token.
+        prompt: the beginning of the text, at least one character.
+        max_new_tokens: number of tokens to generate.
+        temperature: sampling temperature; 0 takes the likeliest token.
 
     Raises:
-        InputError: the prompt is empty, or the model or the data is none of text.
+        InputError: the prompt is empty, the task cannot generate, or the data has no tokenizer.
     """
 
     def __init__(self, prompt: str = "\n", max_new_tokens: int = 200, temperature: float = 0.8) -> None:
@@ -31,7 +31,9 @@ class TextSamples(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
         if not callable(getattr(pl_module, "generate", None)) or not hasattr(data, "tokenizer"):
-            raise InputError("TextSamples needs a task that generates and data with a tokenizer: leave it out here")
+            raise InputError(
+                "TextSamples needs a task that generates and data with a tokenizer: remove it from the callbacks"
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.loggers:
@@ -39,13 +41,12 @@ class TextSamples(Callback):
         task: Any = pl_module
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         prompt = torch.from_numpy(tokenizer.encode(self.prompt).astype("int64"))
-        # A generator of its own, so that looking at a sample does not change the run. All processes take part, as each
-        # may have a part of the weights only.
+        # A separate generator: sampling does not change the run. All processes take part, since weights may be sharded.
         generator = torch.Generator().manual_seed(0)
         ids = task.generate(prompt, self.max_new_tokens, self.temperature, generator=generator)
         text = self.prompt + tokenizer.decode(ids)
         if not trainer.is_global_zero:
             return
-        fenced = "\n".join(f"    {line}" for line in text.splitlines())  # Markdown shows it as it is
+        fenced = "\n".join(f"    {line}" for line in text.splitlines())  # a code block in Markdown
         for writer in writers(trainer):
             writer.add_text("sample", fenced, trainer.global_step)

@@ -1,4 +1,4 @@
-"""Text to token numbers and back: bytes, byte-pair encoding, or a pretrained model's own tokenizer."""
+"""Tokenizers: bytes, byte-pair encoding, words, and those of pretrained models."""
 
 import codecs
 import sys
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from src.engine.system.errors import InputError
-from src.text.pretrained import load_from_hub, transformers
+from src.text.pretrained import load_from_hub, transformers_class
 
 Ids = npt.NDArray[Any]
 
@@ -17,40 +17,40 @@ UNKNOWN = "[UNK]"
 
 
 class ByteTokenizer:
-    """UTF-8 bytes as tokens: 256 of them, nothing to train."""
+    """The 256 UTF-8 bytes as tokens; needs no training."""
 
     vocab_size = 256
     state = "bytes"
-    json: str | None = None  # what another program loads; nothing is needed for bytes
+    json: str | None = None  # file for other programs; not needed for bytes
 
     def example(self, file: str, special: bool) -> tuple[str, str]:
-        """An import and an expression with the ids of `sys.argv[1]`, for the program beside an exported model."""
+        """An import and an expression for the token IDs of `sys.argv[1]`, for the example of an exported model."""
         return "", "list(sys.argv[1].encode())"
 
     def encode(self, text: str) -> Ids:
-        """Token numbers (N,) uint8 of a text."""
+        """Token IDs (N,) uint8 of a text."""
         return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
 
     def encode_batch(self, texts: list[str], max_length: int) -> list[Ids]:
-        """Token numbers of each text, cut to `max_length`."""
+        """Token IDs of each text, cut to `max_length`."""
         return [self.encode(text)[:max_length] for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token numbers; bytes that are not UTF-8 become the replacement character."""
+        """The text of token IDs; bytes that are not UTF-8 become the replacement character."""
         return "".join(self.stream(ids))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of token numbers as they come, a piece as soon as its characters are whole."""
+        """Decode token IDs one by one; yields text as soon as its characters are complete."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for number in ids:
-            if number < self.vocab_size and (text := decoder.decode(bytes([number]))):  # a network may have more
+            if number < self.vocab_size and (text := decoder.decode(bytes([number]))):  # the network may have more
                 yield text
         if text := decoder.decode(b"", final=True):
             yield text
 
 
 class SubwordTokenizer:
-    """A tokenizer of Hugging Face's `tokenizers`.
+    """A tokenizer of Hugging Face's library `tokenizers`.
 
     Args:
         state: the tokenizer as JSON.
@@ -72,26 +72,26 @@ class SubwordTokenizer:
 
     @property
     def json(self) -> str:
-        """The same, for other programs."""
+        """The tokenizer as JSON, for other programs."""
         return self.state
 
     def example(self, file: str, special: bool) -> tuple[str, str]:
-        """An import and an expression with the ids of `sys.argv[1]`, for the program beside an exported model.
+        """An import and an expression for the token IDs of `sys.argv[1]`, for the example of an exported model.
 
         Args:
-            file: name of the file that holds `json`.
-            special: whether a classifier's special tokens are added.
+            file: name of the file with `json`.
+            special: whether to add special tokens, as classifiers need them.
         """
         options = "" if special else ", add_special_tokens=False"
         ids = f'Tokenizer.from_file("{file}").encode(sys.argv[1]{options}).ids'
         return "from tokenizers import Tokenizer", ids
 
     def encode(self, text: str) -> Ids:
-        """Token numbers (N,) int64 of a text, without special tokens."""
+        """Token IDs (N,) int64 of a text, without special tokens."""
         return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def encode_batch(self, texts: list[str], max_length: int) -> list[Ids]:
-        """Token numbers of each text, with the special tokens of a classifier, cut to `max_length` with them."""
+        """Token IDs of each text with special tokens, cut to `max_length` in total."""
         self.inner.enable_truncation(max_length)
         try:
             encoded = self.inner.encode_batch_fast(texts)
@@ -100,12 +100,12 @@ class SubwordTokenizer:
         return [np.asarray(one.ids, dtype=np.int64) for one in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token numbers."""
+        """The text of token IDs."""
         text: str = self.inner.decode(list(ids), skip_special_tokens=False)
         return text
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of token numbers as they come, a piece as soon as its characters are whole."""
+        """Decode token IDs one by one; yields text as soon as its characters are complete."""
         from tokenizers.decoders import DecodeStream
 
         decoder = DecodeStream(skip_special_tokens=False)
@@ -115,7 +115,7 @@ class SubwordTokenizer:
             if text := decoder.step(self.inner, number):
                 sent += len(text)
                 yield text
-        if rest := self.decode(seen)[sent:]:  # the end may lie within a character
+        if rest := self.decode(seen)[sent:]:  # the last tokens may end within a character
             yield rest
 
 
@@ -123,16 +123,16 @@ Tokenizer = ByteTokenizer | SubwordTokenizer
 
 
 def restore_tokenizer(state: str) -> Tokenizer:
-    """The tokenizer of a checkpoint."""
+    """The tokenizer with a state saved in a checkpoint."""
     return ByteTokenizer() if state == ByteTokenizer.state else SubwordTokenizer(state)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
-    """Byte-pair encoding (Sennrich et al. 2016) on bytes, so that any text can be told and comes back unchanged.
+    """Byte-pair encoding (Sennrich et al. 2016) on bytes, which encodes any text without loss.
 
     Args:
-        texts: the text to train on, in pieces of any size.
-        vocab_size: number of tokens at most, 256 bytes among them.
+        texts: the training text, in pieces of any size.
+        vocab_size: maximum number of tokens, including the 256 bytes.
     """
     from tokenizers import Tokenizer
     from tokenizers.decoders import ByteLevel as ByteLevelDecoder
@@ -151,11 +151,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
 
 
 def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
-    """Lower-case words and punctuation marks that occur at least twice; all others are one token, `[UNK]`.
+    """Lower-case words and punctuation marks that occur at least twice; all others become the token `[UNK]`.
 
     Args:
-        texts: the texts to train on.
-        vocab_size: number of tokens at most.
+        texts: the training texts.
+        vocab_size: maximum number of tokens.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -174,16 +174,16 @@ def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
 
 
 def pretrained_tokenizer(name: str) -> str:
-    """The state of a pretrained model's own tokenizer.
+    """The state of a pretrained model's tokenizer.
 
     Args:
         name: hub name or folder of the model.
 
     Raises:
-        InputError: there is none, or it has no fast version.
+        InputError: it cannot be loaded, or has no fast version.
     """
     try:
-        loaded = load_from_hub(transformers("AutoTokenizer"), name)
+        loaded = load_from_hub(transformers_class("AutoTokenizer"), name)
     except ValueError as error:
         raise InputError(str(error)) from error
     if not getattr(loaded, "is_fast", False):

@@ -1,5 +1,6 @@
 """Your own images: one folder per class, or a table of paths and labels."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from src.engine.data.images import UNREADABLE, flatten, read_image
+from src.engine.data.images import UNREADABLE, flatten, image_files, is_hidden, read_image
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import check_shares, stratified_split
 from src.engine.data.tables import read_table
@@ -211,24 +211,21 @@ class ImageFolderDataModule(LightningDataModule):
         return v2.Compose([*first, *last])
 
     def _from_folder(self) -> list[tuple[Path, str]]:
-        classes = sorted(
-            folder for folder in self.path.iterdir() if folder.is_dir() and not folder.name.startswith(".")
-        )
+        classes = sorted(folder for folder in self.path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
         if len(classes) > 1 and all(folder.name.lower() in PART_NAMES for folder in classes):
             raise InputError(
                 f"--data.path {self.path}: the folders {', '.join(folder.name for folder in classes)} are parts, not"
                 f" classes: give one of them, to be split by val_share and test_share, or a table"
             )
-        found = [
-            (file, folder.name)
-            for folder in classes
-            for file in sorted(folder.rglob("*"))
-            if file.suffix.lower() in IMG_EXTENSIONS and file.is_file()
-        ]
+        skipped: Counter[str] = Counter()
+        found = [(file, folder.name) for folder in classes for file in image_files(folder, skipped)]
         if not found:
             raise InputError(f"--data.path {self.path}: no images in its folders; give one folder of images per class")
         if without := {folder.name for folder in classes} - {label for _, label in found}:
             rank_zero_info(f"Ignored folders without images: {', '.join(sorted(without))}")
+        if skipped:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+            rank_zero_info(f"Skipped files that are not images: {kinds}")
         return found
 
     def _from_table(self) -> list[tuple[Path, str]]:

@@ -61,7 +61,7 @@ def test_no_phrasing_is_in_two_parts() -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     still = ("--data.max_shift=0", "--data.max_rotation=0")
-    words = (CONFIG, "--data.source=sample", *still, "--max_epochs=2", "--data.batch_size=64", "--trainer.callbacks=[]")
+    words = (CONFIG, "--data.source=sample", *still, "--max_epochs=3", "--data.batch_size=64", "--trainer.callbacks=[]")
     words += ("--model.net.width=8", "--model.net.hidden=64")
     return once(tmp_path_factory, "clip", lambda folder: fit(folder, *words))
 

@@ -136,7 +136,7 @@ def test_files_of_ones_own_are_the_parts(tmp_path: Path) -> None:
     assert data.test_set.targets.tolist() == [1]
     other = write(tmp_path / "other.csv", "text,label\nmine,class 1\nmine,class 9\n")
     with pytest.raises(
-        InputError, match="label 'class 9' of test text 2 is none that was trained on: those are class 0"
+        InputError, match="label 'class 9' of test text 2 is not in the training data, which has class 0"
     ):
         ready(path=path, test_path=other)
 
@@ -146,9 +146,9 @@ def test_texts_that_stand_in_two_parts_are_reported(tmp_path: Path, messages: li
     val = write(tmp_path / "val.csv", f'text,label\n"{ROWS[0][0]}",class 0\nnew,class 1\n')
     test = write(tmp_path / "test.csv", f'text,label\n"{ROWS[0][0]}",class 0\nnew,class 1\nnewer,class 1\n')
     ready(path=path, val_path=val, test_path=test)
-    assert "1 validation texts are among the training texts too" in messages
-    assert "1 test texts are among the training texts too" in messages
-    assert "1 test texts are among the validation texts too" in messages
+    assert "1 validation texts are also training texts" in messages
+    assert "1 test texts are also training texts" in messages
+    assert "1 test texts are also validation texts" in messages
 
 
 def test_a_checkpoints_labels_and_tokenizer_stay(tmp_path: Path) -> None:

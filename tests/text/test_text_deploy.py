@@ -55,7 +55,7 @@ def test_texts_of_a_table_are_classified(sentiments: str, tmp_path: Path) -> Non
 
 
 def test_a_language_model_is_not_for_prediction(writer: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a language model: give it to src\.generate"):
+    with pytest.raises(InputError, match=r"is a language model: use src\.generate"):
         predict(["--ckpt_path", writer, str(tmp_path), "--output", str(tmp_path / "out.csv")])
 
 
@@ -107,7 +107,7 @@ def test_a_pretrained_model_goes_back_to_transformers(
 
 def test_a_network_of_this_project_is_not_for_transformers(sentiments: str, tmp_path: Path) -> None:
     words = ("--format", "huggingface", "--output", str(tmp_path / "folder"), *own_data(sentiments))
-    with pytest.raises(InputError, match="TextEnsemble is not of transformers; give onnx or torch"):
+    with pytest.raises(InputError, match="TextEnsemble is not a transformers model; give onnx or torch"):
         export(["--ckpt_path", sentiments, *words])
     assert not list(tmp_path.iterdir())
 

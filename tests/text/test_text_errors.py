@@ -38,4 +38,4 @@ def test_a_pretrained_network_that_cannot_be_had_is_one_line(
     error_of: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)  # the hub's library tries again for long
-    assert "no/such is no folder" in error_of(PRETRAINED, "--model.net.pretrained=no/such")
+    assert "no/such is not a folder" in error_of(PRETRAINED, "--model.net.pretrained=no/such")

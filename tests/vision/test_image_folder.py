@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from src.engine.deploy.inputs import find_images
 from src.engine.system.errors import InputError
 from src.vision.image_folder import ImageFolderDataModule
 from tests.conftest import picture, pictures
@@ -151,3 +152,19 @@ def test_a_last_batch_of_one_image_is_dropped_in_training_only(tmp_path: Path) -
     assert [len(targets) for _, targets in data.train_dataloader()] == [5, 5, 5]
     data.batch_size = 1
     assert [len(targets) for _, targets in data.val_dataloader()] == [1, 1]
+
+
+def test_hidden_folders_and_files_are_no_samples_and_other_files_are_counted(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    pictures(tmp_path)
+    for place in ("red/.ipynb_checkpoints/0.png", "__MACOSX/red/0.png", "red/._0.png"):
+        picture(tmp_path / place, (1, 2, 3))
+    (tmp_path / "red" / "clip.gif").write_bytes(b"GIF89a")
+    data = ImageFolderDataModule(str(tmp_path), image_size=16)
+    data.setup("fit")
+    files = [file for part in (data.train_set, data.val_set, data.test_set) for file in part.files]
+    assert len(files) == 20
+    assert not any(".ipynb" in str(file) or "MACOSX" in str(file) or file.name.startswith(".") for file in files)
+    assert "Skipped files that are not images: 1 .gif, 1 .txt" in messages
+    assert sorted(one.name for one in find_images([str(tmp_path)])) == sorted(map(str, files))

@@ -28,7 +28,14 @@ from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
-from src.engine.runs.checkpoint import check_batches, check_fit, check_unfinished, read_checkpoint, refuse_shards
+from src.engine.runs.checkpoint import (
+    check_batches,
+    check_fit,
+    check_unfinished,
+    is_sharded,
+    read_checkpoint,
+    refuse_shards,
+)
 from src.engine.runs.run_record import RunRecord
 from src.engine.runs.runs import (
     WORKER_SECONDS,
@@ -38,6 +45,7 @@ from src.engine.runs.runs import (
     join_attempt,
     lock_run,
     mark_job,
+    relative,
     runs_of,
 )
 from src.engine.system.classes import Tree, import_class
@@ -310,7 +318,9 @@ class StarterCLI(LightningCLI):
             trains = self.stage in (None, "fit") or self.config.ckpt_path is None
             path = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-            options["callbacks"] += checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
+            own = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
+            # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
+            options["callbacks"][:0] = own
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:
@@ -351,6 +361,13 @@ class StarterCLI(LightningCLI):
                 seconds["train_seconds"] -= self.compilation.seconds
         if self.stage is None:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            if best and not is_sharded(Path(best)):
+                # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
+                # put other weights in place of the checkpoint's.
+                weights = read_checkpoint(best)["state_dict"]
+                self.model.load_state_dict(weights, strict=self.model.strict_loading)
+                rank_zero_info(f"Testing {relative(Path(best))}")
+                best = ""
             self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)

@@ -256,7 +256,9 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
         path = f"{key}.{name}" if key and name != "init_args" else key or name
         if name.endswith("+"):
             items = value if isinstance(value, list) else [value]
-            merged[name[:-1]] = [*(merged.get(name[:-1]) or []), *items]
+            there = merged.get(name[:-1]) or []
+            # A continued run has them from its first start.
+            merged[name[:-1]] = [*there, *(item for item in items if not any(_is_part(item, one) for one in there))]
         else:
             merged[name] = merge(merged.get(name), value, path, dropped)
     return merged
@@ -334,3 +336,10 @@ def _importable(module: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
+
+
+def _is_part(item: Any, whole: Any) -> bool:
+    """Whether a setting is another one, which may also have the values of defaults."""
+    if isinstance(item, dict) and isinstance(whole, dict):
+        return all(name in whole and _is_part(value, whole[name]) for name, value in item.items())
+    return bool(item == whole)

@@ -1,11 +1,38 @@
 """Reads image files of any mode."""
 
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+
+
+def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
+    """The image files in a folder and its subfolders, sorted; hidden ones, and macOS's `__MACOSX`, are left out.
+
+    Args:
+        folder: where to look.
+        skipped: counts the other files by what they end in, and links that lead nowhere.
+    """
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        for name in sorted(name for name in names if not is_hidden(name)):
+            file = Path(parent) / name
+            if name.lower().endswith(IMG_EXTENSIONS) and file.is_file():
+                yield file
+            elif skipped is not None:
+                skipped[file.suffix.lower() or name if file.is_file() else "broken links"] += 1
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not meant for people."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def read_image(source: Any) -> Image.Image:

@@ -63,9 +63,9 @@ class Batches(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # Drawn lazily: Lightning sets the epoch after creating the iterator.
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
         epoch_seed, start = derive_seed(self.seed, self.epoch), self.start
+        generator = torch.Generator().manual_seed(epoch_seed)
+        samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
         for _ in range(start):
             next(islice(samples, self.batch_size - 1, None))
         for _ in range(start, len(self)):

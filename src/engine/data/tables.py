@@ -81,7 +81,9 @@ def _open_table(file: Path, block_size: int) -> Iterator[tuple[list[str], Iterat
     suffix = file.suffix.lower()
     try:
         if suffix in (".csv", ".tsv"):
-            parsing = csv.ParseOptions(delimiter="\t" if suffix == ".tsv" else ",", newlines_in_values=True)
+            parsing = csv.ParseOptions(newlines_in_values=True)
+            if suffix == ".tsv":  # no quoting: a text may begin with a quotation mark
+                parsing = csv.ParseOptions(delimiter="\t", quote_char=False)
             # One thread: otherwise errors do not name the row.
             reading = csv.ReadOptions(use_threads=False, block_size=block_size)
             with csv.open_csv(file, reading, parsing) as head:

@@ -1,1 +1,1 @@
-"""Prediction, export and service."""
+"""Prediction, text generation, export and serving."""

@@ -1,4 +1,4 @@
-"""Write a trained model in a format that others load: `python -m src.export --help`."""
+"""Export a trained model for other programs: `python -m src.export --help`."""
 
 import argparse
 import shutil
@@ -18,17 +18,17 @@ from src.engine.cli.command import (
 from src.engine.system.errors import InputError
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "huggingface": "", "checkpoint": ".ckpt"}
-LIMIT = 1e-4  # largest difference of a logit in float32 from the checkpoint's
-SAMPLES = 64  # validation samples that are compared
-BESIDE = 4 * 2**20  # bytes for the graph, the tokenizer and the example
-QUANTIZED = 2.25  # sizes of the weights that are on disk at once: in float32, prepared, and in 8 bits
+LIMIT = 1e-4  # maximum difference of a float32 logit from the checkpoint's
+SAMPLES = 64  # number of validation samples to compare
+EXTRA_BYTES = 4 * 2**20  # for graph, tokenizer and example
+QUANTIZE_FACTOR = 2.25  # copies of the weights on disk at the same time: float32, preprocessed, and 8 bits (a quarter)
 
 
 def export(args: list[str]) -> None:
-    """Write the file that the command line asks for, and what is needed beside it, when it has been compared.
+    """Export as the command line says; nothing is written if the results differ from the checkpoint's.
 
     Raises:
-        InputError: an option or the checkpoint cannot be used, or the file does not compute what the checkpoint does.
+        InputError: an option or the checkpoint cannot be used, or the results differ.
     """
     options, output = _parse(args)
     if options.format == "checkpoint":
@@ -36,7 +36,7 @@ def export(args: list[str]) -> None:
         return
     from src.engine.deploy.formats import (
         Exported,
-        Float32,
+        Reference,
         huggingface_folder,
         onnx_file,
         quantized_file,
@@ -47,17 +47,18 @@ def export(args: list[str]) -> None:
     from src.engine.runs.checkpoint import size_of
 
     inference = Inference(options.ckpt_path, "forward", data_options(options), options.trust)
-    print(f"{inference.path} as {options.format}", file=sys.stderr)
-    reference = Float32(inference)
-    # Asked before: on a full disk some writers end the process, or say it in words of their own.
+    print(f"Exporting {inference.path} as {options.format}", file=sys.stderr)
+    reference = Reference(inference)
+    # Checked early: on a full disk some writers end the process or raise unclear errors.
     weights = size_of([*reference.net.parameters(), *reference.net.buffers()])
-    need, free = weights * (QUANTIZED if options.quantize else 1) + BESIDE, shutil.disk_usage(output.parent).free
+    need = weights * (QUANTIZE_FACTOR if options.quantize else 1) + EXTRA_BYTES
+    free = shutil.disk_usage(output.parent).free
     if free < need:
         raise InputError(
             f"--output {options.output} needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free:"
-            " make room, or give another"
+            " free space, or give another"
         )
-    writers: dict[str, Callable[[Float32, Path], Exported]] = {
+    writers: dict[str, Callable[[Reference, Path], Exported]] = {
         "onnx": onnx_file,
         "torch": torch_file,
         "safetensors": safetensors_file,
@@ -74,29 +75,29 @@ def export(args: list[str]) -> None:
             if not difference <= LIMIT:
                 raise InputError(
                     f"--format {options.format}: logits differ from the checkpoint's by {difference:.1e}, more than"
-                    f" {LIMIT:.0e}: nothing was written"
+                    f" {LIMIT:.0e}; nothing was written"
                 )
             if options.quantize:
                 before = exported.accuracy()
                 exported = quantized_file(reference, path)
-                print(f"accuracy on the validation part {before:.2%} before and {exported.accuracy():.2%} in int8")
-            exported.write_beside(path)
-            found = sorted(Path(folder).iterdir())
-            if there := [path.name for path in found if (output.parent / path.name).exists()]:
-                raise InputError(f"{output.parent / there[0]} is there already: give another --output")
-            for path in found:
+                print(f"accuracy on the validation part {before:.2%} in float32 and {exported.accuracy():.2%} in int8")
+            exported.write_extras(path)
+            written = sorted(Path(folder).iterdir())
+            if existing := [path.name for path in written if (output.parent / path.name).exists()]:
+                raise InputError(f"{output.parent / existing[0]} already exists: give another --output")
+            for path in written:
                 path.rename(output.parent / path.name)
     except OSError as error:
         raise InputError(f"--output {options.output} cannot be written ({error.strerror or error})") from error
-    for path in found:
+    for path in written:
         print(f"written {output.parent / path.name}")
 
 
 def consolidate(given: str, output: Path) -> None:
-    """Write a sharded checkpoint as the one file that a single process would have written.
+    """Write a sharded checkpoint as a single file, as a run in one process would write it.
 
     Raises:
-        InputError: there are no shards, or the file cannot be written.
+        InputError: the checkpoint is not sharded or is damaged, or the file cannot be written.
     """
     from src.engine.runs.checkpoint import damage, is_sharded, write_checkpoint
     from src.engine.runs.runs import find_checkpoint
@@ -112,18 +113,18 @@ def consolidate(given: str, output: Path) -> None:
 
 
 def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
-    parser = command_parser("src.export", "Write a trained model in a format that others load.")
+    parser = command_parser("src.export", "Export a trained model for other programs.")
     add_checkpoint(parser)
     parser.add_argument(
         "--format",
         choices=list(FORMATS),
-        help="onnx, for onnxruntime; torch, for torch.export.load; safetensors, the weights; huggingface, a folder for"
-        " transformers; checkpoint, one file of a sharded checkpoint",
+        help="onnx: for onnxruntime; torch: for torch.export.load; safetensors: the weights; huggingface: a folder for"
+        " transformers; checkpoint: a sharded checkpoint as one file",
     )
     parser.add_argument("--output", help="file to write, or folder for huggingface")
-    parser.add_argument("--quantize", choices=["int8"], help="make the ONNX file smaller and less exact")
+    parser.add_argument("--quantize", choices=["int8"], help="write ONNX in 8 bits: smaller and less accurate")
     parser.add_argument(
-        "--data.NAME", action="append", dest="_", metavar="VALUE", help="the data to compare on, as of src.train"
+        "--data.NAME", action="append", dest="_", metavar="VALUE", help="data for the comparison, as in src.train"
     )
     options = parse_words(parser, args, also="data.")
     if options.format is None:
@@ -135,7 +136,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
         raise InputError(f"--output {options.output}: give a name that ends in {suffix} for --format {options.format}")
     output = new_output(options.output)
     if options.quantize and options.format != "onnx":
-        raise InputError(f"--quantize {options.quantize}: only --format onnx can be, not {options.format}")
+        raise InputError(f"--quantize {options.quantize}: only for --format onnx, not {options.format}")
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}
     require("src.export", "deploy", *needed.get(options.format, ()))
     return options, output

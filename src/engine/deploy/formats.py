@@ -1,4 +1,4 @@
-"""Networks in the formats of others: how each is written, and how its own runtime reads it."""
+"""Export formats: writes each one and loads it in its runtime."""
 
 import json
 import logging
@@ -23,20 +23,20 @@ from src.engine.system.errors import InputError
 Sample = tuple[Inputs, Tensor]
 Runtime = Callable[..., Tensor]
 
-CALIBRATION = 512  # training samples that say how large activations become
-NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",)}
+CALIBRATION = 512  # training samples to measure the range of activations
+INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",)}
 
 
-class Float32:
-    """A checkpoint's network in float32 on the CPU, and the real samples it is compared on.
+class Reference:
+    """A checkpoint's network in float32 on the CPU, and samples of its data for comparison.
 
     Args:
-        inference: the checkpoint.
+        inference: the loaded checkpoint.
     """
 
     def __init__(self, inference: Inference) -> None:
         if hasattr(inference.task, "name_classes"):
-            raise InputError(f"{type(inference.task).__name__} compares images with texts, which no format here holds")
+            raise InputError(f"{type(inference.task).__name__} compares images with texts, which no format supports")
         self.inference = inference
         self.kind = inference.kind
         self.net = inference.net.float().eval()
@@ -46,17 +46,17 @@ class Float32:
         self.tokenizer: Any = getattr(inference.data, "tokenizer", None)
 
     def samples(self, count: int | None = None, part: str = "val") -> list[Sample]:
-        """Batches of inputs as they are in files, and targets: the first ones, or all."""
+        """Batches of raw inputs and targets: the first `count` samples of a part, or all."""
         found: list[Sample] = []
         for batch in getattr(self.inference.data, f"{part}_dataloader")():
             *inputs, targets = batch
             if self.kind == "image":
-                # What was normalised were whole numbers.
+                # Undo the normalisation; raw pixels are whole numbers.
                 pixels = ((inputs[0] * self.inference.pixels.std + self.inference.pixels.mean) * 255).round()
                 inputs = [pixels.clamp(0, 255).to(torch.uint8)]
-            left = len(targets) if count is None else count - sum(len(one) for _, one in found)
-            found.append((tuple(one[:left] for one in inputs), targets[:left]))
-            if left <= len(targets) and count is not None:
+            needed = len(targets) if count is None else count - sum(len(one) for _, one in found)
+            found.append((tuple(one[:needed] for one in inputs), targets[:needed]))
+            if needed <= len(targets) and count is not None:
                 break
         return found
 
@@ -67,26 +67,26 @@ class Float32:
             inputs = tuple(one.repeat(2, *[1] * (one.dim() - 1)) for one in inputs)
         return inputs
 
-    def sizes(self) -> tuple[dict[int, Any], ...]:
-        """Which dimensions of each input are free."""
+    def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
+        """The dimensions of each input that may vary."""
         if self.kind == "image":
             return ({0: Dim("batch")},)
-        longest = getattr(self.inference.task.net, "block_size", None)
-        free = {0: Dim("batch"), 1: Dim("length", max=longest) if longest else Dim("length")}
-        return (free,) * len(NAMES[self.kind])
+        max_length = getattr(self.inference.task.net, "block_size", None)
+        dynamic = {0: Dim("batch"), 1: Dim("length", max=max_length) if max_length else Dim("length")}
+        return (dynamic,) * len(INPUT_NAMES[self.kind])
 
 
 class Exported:
-    """A file that has been written, as its own runtime computes it.
+    """An exported file, loaded in its runtime.
 
     Args:
-        reference: what it was made from.
-        runtime: the inputs of the network -> its logits.
-        lines: a program of five lines that uses the file.
-        tokenizer: whether a tokenizer stands beside the file.
+        reference: the network it was exported from.
+        runtime: network inputs -> logits.
+        lines: five lines of an example program that uses the file.
+        tokenizer: whether to write the tokenizer next to the file.
     """
 
-    def __init__(self, reference: Float32, runtime: Runtime, lines: list[str], tokenizer: bool = True) -> None:
+    def __init__(self, reference: Reference, runtime: Runtime, lines: list[str], tokenizer: bool = True) -> None:
         self.reference = reference
         self.runtime = runtime
         self.lines = lines
@@ -94,22 +94,22 @@ class Exported:
 
     @torch.no_grad()
     def largest_difference(self, samples: list[Sample]) -> float:
-        """The largest difference of a logit from the checkpoint's, or infinity where one is no number."""
+        """The largest difference of a logit from the checkpoint's; infinity if one is NaN."""
         differences = [(self.runtime(*inputs) - self.reference.net(*inputs)).abs().max() for inputs, _ in samples]
         return float(torch.stack(differences).nan_to_num(nan=torch.inf).max())
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """The share of the targets of the validation part that are the largest logit."""
-        right = total = 0
+        """Accuracy on the validation part, in [0, 1]."""
+        correct = total = 0
         for inputs, targets in self.reference.samples():
-            counts = targets != IGNORED
-            right += int((self.runtime(*inputs).argmax(dim=-1) == targets)[counts].sum())
-            total += int(counts.sum())
-        return right / total
+            counted = targets != IGNORED
+            correct += int((self.runtime(*inputs).argmax(dim=-1) == targets)[counted].sum())
+            total += int(counted.sum())
+        return correct / total
 
-    def write_beside(self, path: Path) -> None:
-        """The tokenizer and the example."""
+    def write_extras(self, path: Path) -> None:
+        """Write the tokenizer and the example program next to the file."""
         tokenizer = self.reference.tokenizer
         if self.tokenizer and tokenizer is not None and tokenizer.json is not None:
             path.with_name(f"{path.name}.tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
@@ -117,30 +117,30 @@ class Exported:
         example.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
 
-def onnx_file(reference: Float32, path: Path) -> Exported:
-    """ONNX by torch's exporter, for onnxruntime."""
-    with _quiet():
+def onnx_file(reference: Reference, path: Path) -> Exported:
+    """Write an ONNX file for onnxruntime, with torch's exporter."""
+    with _silenced():
         program = torch.onnx.export(
             reference.net,
             reference.example(),
             dynamo=True,
-            dynamic_shapes=reference.sizes(),
-            input_names=NAMES[reference.kind],
+            dynamic_shapes=reference.dynamic_shapes(),
+            input_names=INPUT_NAMES[reference.kind],
             output_names=["logits"],
             verbose=False,
         )
     assert program is not None
     program.save(path)
-    return _onnx(reference, path)
+    return _load_onnx(reference, path)
 
 
-def quantized_file(reference: Float32, path: Path) -> Exported:
-    """An ONNX file in 8 bits: weights alone for text, activations too, as training samples have them, for images."""
+def quantized_file(reference: Reference, path: Path) -> Exported:
+    """Quantize an ONNX file to 8 bits: weights, and for images also activations, calibrated on training data."""
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    whole, prepared = path.rename(path.with_name("whole.onnx")), path.with_name("prepared.onnx")
-    with _quiet():
+    original, prepared = path.rename(path.with_name("whole.onnx")), path.with_name("prepared.onnx")
+    with _silenced():
         if reference.kind == "image":
 
             class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -150,16 +150,16 @@ def quantized_file(reference: Float32, path: Path) -> Exported:
                     batch = next(self.batches, None)
                     return None if batch is None else {"pixels": batch[0][0].numpy()}
 
-            quant_pre_process(whole, prepared, skip_symbolic_shape=True)
+            quant_pre_process(original, prepared, skip_symbolic_shape=True)
             quantization.quantize_static(prepared, path, Calibration(), per_channel=True)
             prepared.unlink()
         else:
-            quantization.quantize_dynamic(whole, path, weight_type=quantization.QuantType.QInt8)
-    whole.unlink()
-    return _onnx(reference, path)
+            quantization.quantize_dynamic(original, path, weight_type=quantization.QuantType.QInt8)
+    original.unlink()
+    return _load_onnx(reference, path)
 
 
-def _onnx(reference: Float32, path: Path) -> Exported:
+def _load_onnx(reference: Reference, path: Path) -> Exported:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
@@ -169,25 +169,25 @@ def _onnx(reference: Float32, path: Path) -> Exported:
         values = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
         return torch.from_numpy(session.run(None, values)[0])
 
-    read = f'onnxruntime.InferenceSession("{path.name}")'
-    fed = ", ".join(f'"{name}": {name}' for name in NAMES[reference.kind])
-    lines = _example(reference, path, "onnxruntime", f"{read}.run(None, {{{fed}}})[0]")
+    load = f'onnxruntime.InferenceSession("{path.name}")'
+    arguments = ", ".join(f'"{name}": {name}' for name in INPUT_NAMES[reference.kind])
+    lines = _example_lines(reference, path, "onnxruntime", f"{load}.run(None, {{{arguments}}})[0]")
     return Exported(reference, run, lines)
 
 
-def torch_file(reference: Float32, path: Path) -> Exported:
-    """A program of torch.export."""
-    with _quiet():
-        program = torch.export.export(reference.net, reference.example(), dynamic_shapes=reference.sizes())
+def torch_file(reference: Reference, path: Path) -> Exported:
+    """Write a program of torch.export."""
+    with _silenced():
+        program = torch.export.export(reference.net, reference.example(), dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
-    fed = ", ".join(f"torch.from_numpy({name})" for name in NAMES[reference.kind])
-    lines = _example(reference, path, "torch", f'torch.export.load("{path.name}").module()({fed}).detach()')
+    arguments = ", ".join(f"torch.from_numpy({name})" for name in INPUT_NAMES[reference.kind])
+    lines = _example_lines(reference, path, "torch", f'torch.export.load("{path.name}").module()({arguments}).detach()')
     return Exported(reference, module, lines)
 
 
-def safetensors_file(reference: Float32, path: Path) -> Exported:
-    """The weights of the task, and its class and arguments beside."""
+def safetensors_file(reference: Reference, path: Path) -> Exported:
+    """Write the weights of the task, and a .yaml file with its class and arguments."""
     from safetensors.torch import load_model, save_model
 
     inference = reference.inference
@@ -195,11 +195,11 @@ def safetensors_file(reference: Float32, path: Path) -> Exported:
     spec = inference.spec
     text = yaml.safe_dump({"model": spec, "labels": inference.labels})
     path.with_name(f"{path.name}.yaml").write_text(text, encoding="utf-8")
-    again: Any = instantiate_module(import_class(spec["class_path"]), spec["init_args"])
-    load_model(again, str(path))
-    again.eval()
+    loaded: Any = instantiate_module(import_class(spec["class_path"]), spec["init_args"])
+    load_model(loaded, str(path))
+    loaded.eval()
     pixels = inference.pixels
-    net: nn.Module = again.net
+    net: nn.Module = loaded.net
     if reference.kind == "image":
         net = Pixels(net, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()).eval()
     module, _, name = spec["class_path"].rpartition(".")
@@ -213,30 +213,30 @@ def safetensors_file(reference: Float32, path: Path) -> Exported:
     return Exported(reference, net, lines)
 
 
-def huggingface_folder(reference: Float32, path: Path) -> Exported:
-    """A folder that `transformers` loads, written by the network itself.
+def huggingface_folder(reference: Reference, path: Path) -> Exported:
+    """Write a folder that `transformers` can load.
 
     Raises:
-        InputError: the network did not come from there.
+        InputError: the network is not a `transformers` model.
     """
     net: Any = reference.inference.task.net
     if not hasattr(net, "write_huggingface"):
-        raise InputError(f"--format huggingface: {type(net).__name__} is not of transformers; give onnx or torch")
+        raise InputError(f"--format huggingface: {type(net).__name__} is not a transformers model; give onnx or torch")
     runtime, lines = net.write_huggingface(path, reference.labels, reference.tokenizer)
     return Exported(reference, runtime, lines, tokenizer=False)
 
 
-def _example(reference: Float32, path: Path, package: str, call: str) -> list[str]:
-    """Five lines that give the class of the file or the text they are called with."""
+def _example_lines(reference: Reference, path: Path, package: str, call: str) -> list[str]:
+    """Five lines of a program that classifies an image file or a text from the command line."""
     labels = json.dumps(reference.labels, ensure_ascii=False)
     answer = f"print({labels}[logits[0].argmax()])" if reference.labels else "print(logits.shape)"
     if reference.kind == "image":
         channels, height, width = reference.example()[0].shape[1:]
         mode, order = ("L", "[None, None]") if channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
-        ground = "  # light ink on a dark ground" if channels == 1 else ""
+        comment = "  # expects light ink on a dark background" if channels == 1 else ""
         return [
             f"import numpy as np, {package}, sys; from PIL import Image",
-            f'image = Image.open(sys.argv[1]).convert("{mode}").resize(({width}, {height})){ground}',
+            f'image = Image.open(sys.argv[1]).convert("{mode}").resize(({width}, {height})){comment}',
             f"pixels = np.array(image){order}",
             f"logits = {call}",
             answer,
@@ -248,8 +248,8 @@ def _example(reference: Float32, path: Path, package: str, call: str) -> list[st
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what exporters say of their own working."""
+def _silenced() -> Iterator[None]:
+    """Hide warnings and log lines of exporters."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

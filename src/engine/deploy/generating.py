@@ -1,4 +1,4 @@
-"""Write text with a trained language model: `python -m src.generate --help`."""
+"""Generate text with a trained language model: `python -m src.generate --help`."""
 
 import argparse
 import io
@@ -10,10 +10,10 @@ from src.engine.system.errors import InputError
 
 
 def generate(args: list[str]) -> None:
-    """Print prompt and continuation as the command line says.
+    """Print the prompt and its continuation.
 
     Raises:
-        InputError: an option, the checkpoint, or the prompt cannot work.
+        InputError: an option, the checkpoint or the prompt cannot be used.
     """
     options = _parse(args)
     import torch  # lazy import: keeps --help fast
@@ -26,15 +26,15 @@ def generate(args: list[str]) -> None:
     task: Any = inference.task
     tokenizer = getattr(inference.data, "tokenizer", None)
     if tokenizer is None:
-        raise InputError(f"--ckpt_path {options.ckpt_path} holds no tokenizer: give one that was trained on text")
+        raise InputError(f"--ckpt_path {options.ckpt_path} has no tokenizer: give a checkpoint of a language model")
     try:
         prompt = torch.from_numpy(tokenizer.encode(options.prompt).astype("int64"))
     except UnicodeEncodeError as error:
-        raise InputError("--prompt holds bytes that are not UTF-8") from error
+        raise InputError("--prompt is not UTF-8") from error
     seed = options.seed
     if seed is None:
         seed = torch.seed() % 2**32
-        print(f"--seed {seed}", file=sys.stderr)  # so that a text one likes can be had again
+        print(f"--seed {seed}", file=sys.stderr)  # so that the user can generate the same text again
     generator = torch.Generator().manual_seed(seed)
     limits = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     try:
@@ -42,7 +42,7 @@ def generate(args: list[str]) -> None:
     except ValueError as error:
         raise InputError(str(error)) from error
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may not know every character
+        sys.stdout.reconfigure(errors="replace")  # the terminal may not support every character
     print(options.prompt, end="", flush=True)
     for text in tokenizer.stream(ids):
         print(text, end="", flush=True)
@@ -54,10 +54,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "src.generate", "Continue a text with a trained language model. Its tokenizer comes from the checkpoint."
     )
     add_checkpoint(parser)
-    parser.add_argument("--prompt", default="\n", help="what the text begins with (a line's end)")
-    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens to write (%(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (%(default)s)")
-    parser.add_argument("--top_k", type=int, help="sample among so many of the likeliest tokens (all)")
-    parser.add_argument("--top_p", type=float, help="sample among the likeliest with this probability together (1)")
-    parser.add_argument("--seed", type=int, help="repeats a text (another one each time)")
+    parser.add_argument("--prompt", default="\n", help="beginning of the text; default: a line break")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens to generate; default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest token; default: %(default)s")
+    parser.add_argument("--top_k", type=int, help="sample from this many likeliest tokens; default: all")
+    parser.add_argument(
+        "--top_p", type=float, help="sample from the likeliest tokens with this total probability; default: 1"
+    )
+    parser.add_argument("--seed", type=int, help="random seed, to repeat a text; default: a new one each time")
     return parse_words(parser, args)

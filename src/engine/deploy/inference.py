@@ -1,4 +1,4 @@
-"""A checkpoint made ready for inputs of the user's own, for the commands that predict, export and serve."""
+"""Loads a checkpoint for prediction, generation, export and serving."""
 
 import inspect
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ Inputs = tuple[Tensor, ...]
 
 
 class Inference(LightningModule):
-    """The task of a checkpoint behind what its data does to an input.
+    """The task of a checkpoint, with the preprocessing of its DataModule.
 
     Args:
         given: path of a checkpoint, or `best` or `last` of the newest run in `logs/`.
         ability: name of a method that the task must have.
-        data: arguments of the DataModule in place of the run's own.
-        trust: modules outside of this project whose classes may be built.
+        data: arguments of the DataModule that replace those of the run.
+        trust: modules outside this project whose classes the checkpoint may use.
 
-    `kind` is `image` or `text`, the inputs of a classifier, or `prompt`, those of a language model. `labels` are the
-    names of a classifier's classes.
+    `kind` is the type of input: `image` or `text` for a classifier, `prompt` for a language model. `labels` are the
+    class names of a classifier.
 
     Raises:
-        InputError: there is no such checkpoint, it cannot be loaded, or its data cannot take inputs one at a time.
+        InputError: the checkpoint is missing or cannot be loaded, or its DataModule cannot prepare single inputs.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class Inference(LightningModule):
         self.path = find_checkpoint(given)
         self.checkpoint = read_checkpoint(str(self.path))
         own = own_configuration(self.checkpoint, self.path.parent.parent if given in ("best", "last") else None)
-        vouched = Trust(tuple(trust), frozenset(classes_in(own)), paths=bool(own))
-        task: Any = load_model(self.checkpoint, ability, str(self.path), vouched)
+        trusted = Trust(tuple(trust), frozenset(classes_in(own)), paths=bool(own))
+        task: Any = load_model(self.checkpoint, ability, str(self.path), trusted)
         self.task = task
-        self.spec = model_arguments(self.checkpoint, vouched)
+        self.spec = model_arguments(self.checkpoint, trusted)
         with checkpoint_errors(str(self.path)):
-            saved = own or run_configuration(self.checkpoint, vouched)
-            self.data: Any = _data_of(self.checkpoint, saved.get("data") or {}, data or {}, given)
+            saved = own or run_configuration(self.checkpoint, trusted)
+            self.data: Any = _build_data(self.checkpoint, saved.get("data") or {}, data or {}, given)
         if hasattr(task, "generate"):
             self.kind = "prompt"
         elif hasattr(self.data, "prepare_image"):
@@ -63,7 +63,7 @@ class Inference(LightningModule):
             self.kind = "text"
         else:
             raise InputError(
-                f"{type(self.data).__name__} takes no inputs one at a time: give it a method prepare_image or"
+                f"{type(self.data).__name__} cannot prepare single inputs: give it a method prepare_image or"
                 " prepare_texts, as in MNISTDataModule and LabelledTextDataModule"
             )
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
@@ -74,33 +74,33 @@ class Inference(LightningModule):
         self.eval()
 
     def name_classes(self, labels: list[str]) -> None:
-        """Choose the classes that a model of images and texts tells apart; any other has those it was trained on.
+        """Set the classes of a model that compares images with texts.
 
         Raises:
-            InputError: it has.
+            InputError: the model has fixed classes.
         """
         task: Any = self.task
         if hasattr(task, "name_classes"):
             task.eval().name_classes(*self.data.prepare_texts(labels))
         elif labels != self.labels:
-            raise InputError(f"--labels: {type(task).__name__} tells the classes it was trained on: leave it out")
+            raise InputError(f"--labels: {type(task).__name__} has fixed classes: leave it out")
         self.labels = labels
 
     @property
     def net(self) -> nn.Module:
-        """The network with all that is done to tensors: (B, C, H, W) pixels, tokens (B, T) and mask, or tokens."""
+        """The network; its inputs are raw pixels (B, C, H, W), tokens (B, T) and mask (B, T), or tokens (B, T)."""
         net: nn.Module = self.pixels if self.kind == "image" else self.pixels.net
         return net
 
     def prepare(self, inputs: list[Any]) -> tuple[Inputs, list[str]]:
-        """A batch of images or texts as the network takes them but for the pixels' scale, and a note for each."""
+        """Tensors of a batch of images (pixels not normalised) or texts, and a note for each input."""
         if self.kind == "image":
-            found = [self.data.prepare_image(image) for image in inputs]
-            return (torch.stack([pixels for pixels, _ in found]),), [note for _, note in found]
+            prepared = [self.data.prepare_image(image) for image in inputs]
+            return (torch.stack([pixels for pixels, _ in prepared]),), [note for _, note in prepared]
         return self.data.prepare_texts(inputs), [""] * len(inputs)
 
     def probabilities(self, inputs: Inputs) -> Tensor:
-        """(B, num_classes) float32 of a batch that is prepared and on this device."""
+        """Probabilities (B, num_classes) float32 of a prepared batch on this device."""
         if self.kind == "image":
             inputs = (self.pixels.normalise(inputs[0]),)
         targets = torch.zeros(len(inputs[0]), dtype=torch.long, device=inputs[0].device)
@@ -110,15 +110,15 @@ class Inference(LightningModule):
         return probabilities
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        """Probabilities (B, num_classes) of a batch of `InputsDataModule`; None where no input can be used."""
+        """Probabilities (B, num_classes) of a batch of `InputsDataModule`; None if no input can be used."""
         return None if batch["inputs"] is None else self.probabilities(batch["inputs"])
 
 
-def _data_of(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: str) -> LightningDataModule:
-    """The DataModule of a run, with its tokenizer and labels, but without its data."""
+def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: str) -> LightningDataModule:
+    """The DataModule of a run with its tokenizer and labels; the data is not loaded."""
     cls = import_class(spec.get("class_path", ""))
     if not isinstance(cls, type) or not issubclass(cls, LightningDataModule):
-        raise InputError(f"--ckpt_path {given} does not say what its data is: give one that src.train wrote")
+        raise InputError(f"--ckpt_path {given} has no DataModule: give a checkpoint written by src.train")
     known = inspect.signature(cls).parameters
     if unknown := next((name for name in arguments if name not in known), None):
         raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")

@@ -1,6 +1,5 @@
-"""Files of the user's own to predict on, read one after the other."""
+"""Reads the files to predict on."""
 
-import os
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,9 +7,8 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from src.engine.data.images import UNREADABLE, read_image
+from src.engine.data.images import UNREADABLE, image_files, read_image
 from src.engine.data.loading import already_a_batch
 from src.engine.data.tables import TABLES, stream_column
 from src.engine.system.errors import InputError
@@ -19,33 +17,30 @@ Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
 
 
 class Input(NamedTuple):
-    """One input: its name; a text, or the path of an image; and what is wrong with it, if anything."""
+    """One input: name, value (a text or the path of an image) and error, if it cannot be used."""
 
     name: str
     value: Any
     error: str = ""
 
 
-def images_of(paths: list[str]) -> Iterator[Input]:
-    """The images of files and folders; of a folder every image file in it, sorted, folder by folder."""
+def find_images(paths: list[str]) -> Iterator[Input]:
+    """Image files; folders give all image files in them and in their subfolders, sorted."""
     for given in paths:
         path = Path(given).expanduser()
         if not path.is_dir():
             yield Input(given, path)
             continue
         found = False
-        for folder, inner, names in os.walk(path):
-            inner.sort()
-            for name in sorted(names):
-                if name.lower().endswith(IMG_EXTENSIONS):
-                    found = True
-                    yield Input(str(Path(folder) / name), Path(folder) / name)
+        for file in image_files(path):
+            found = True
+            yield Input(str(file), file)
         if not found:
             yield Input(given, None, "no image in this folder")
 
 
-def texts_of(paths: list[str], column: str) -> Iterator[Input]:
-    """The texts of tables, in a column, and of other files, one a line; named by file and row, from 1."""
+def read_texts(paths: list[str], column: str) -> Iterator[Input]:
+    """Texts from a column of tables, or the lines of other files; named by file and row, counted from 1."""
     for given in paths:
         path = Path(given).expanduser()
         if path.is_dir():
@@ -55,7 +50,7 @@ def texts_of(paths: list[str], column: str) -> Iterator[Input]:
         try:
             for number, text in enumerate(_rows(path, column), start=1):
                 is_text = isinstance(text, str) and text.strip()
-                yield Input(f"{given}:{number}", text, "" if is_text else _complaint(text))
+                yield Input(f"{given}:{number}", text, "" if is_text else _text_error(text))
         except (InputError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             yield Input(f"{given}:{number + 1}" if number else given, None, " ".join(reason.split()))
@@ -73,7 +68,7 @@ def _rows(path: Path, column: str) -> Iterator[Any]:
                 yield error
 
 
-def _complaint(value: Any) -> str:
+def _text_error(value: Any) -> str:
     if isinstance(value, UnicodeDecodeError):
         return f"not UTF-8 at byte {value.start + 1} of the line"
     if value is None or isinstance(value, str):
@@ -82,17 +77,17 @@ def _complaint(value: Any) -> str:
 
 
 class PreparedInputs(IterableDataset[dict[str, Any]]):
-    """Batches of a process's share of some inputs, in their order.
+    """Batches of the inputs of one process, in order: every `world`-th input, starting at `rank`.
 
     Args:
-        inputs: gives all of them anew; of these the process takes every `world`th from number `rank`.
-        prepare: makes tensors and notes of a list of images or texts.
-        batch_size: inputs a batch.
-        rank: number of the process.
+        inputs: returns a new iterator over the inputs of all processes.
+        prepare: a list of images or texts -> tensors and notes.
+        batch_size: inputs per batch.
+        rank: number of this process, from 0.
         world: number of processes.
 
-    A batch has `names`, `errors` and `notes`, one each for every input, and `inputs`, tensors of those without an
-    error, or None.
+    A batch has `names`, `errors` and `notes`, one per input, and `inputs`, the tensors of inputs without error, or None
+    if there are none.
     """
 
     def __init__(
@@ -108,8 +103,8 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         worker = get_worker_info()
         number, count = (worker.id, worker.num_workers) if worker else (0, 1)
         mine = islice(self.inputs(), self.rank, None, self.world)
-        for place, chunk in enumerate(iter(lambda: list(islice(mine, self.batch_size)), [])):
-            if place % count == number:
+        for index, chunk in enumerate(iter(lambda: list(islice(mine, self.batch_size)), [])):
+            if index % count == number:
                 yield self._batch(chunk)
 
     def _batch(self, chunk: list[Input]) -> dict[str, Any]:
@@ -120,10 +115,10 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
                 try:
                     good.append(read_image(one.value) if isinstance(one.value, Path) else one.value)
                 except UNREADABLE as problem:
-                    error = _reason(one.value, problem)
+                    error = _image_error(one.value, problem)
             errors.append(error)
-        inputs, found = self.prepare(good) if good else (None, [])
-        notes = iter(found)
+        inputs, good_notes = self.prepare(good) if good else (None, [])
+        notes = iter(good_notes)
         return {
             "names": [one.name for one in chunk],
             "errors": errors,
@@ -132,23 +127,23 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         }
 
 
-def _reason(path: Path, problem: Exception) -> str:
+def _image_error(path: Path, problem: Exception) -> str:
     if isinstance(problem, FileNotFoundError):
         return "no such file"
     if not path.stat().st_size:
         return "the file is empty"
     detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"not an image that can be read: {detail[:200]}"
+    return f"not a readable image: {detail[:200]}"
 
 
 class InputsDataModule(LightningDataModule):
-    """Inputs to predict on, shared among processes one by one.
+    """Inputs to predict on, distributed over the processes one by one.
 
     Args:
-        inputs: gives all of them anew.
-        prepare: makes tensors and notes of a list of images or texts.
-        batch_size: inputs a batch of each process.
-        num_workers: processes that read and prepare; 0 does it in the predicting process.
+        inputs: returns a new iterator over all inputs.
+        prepare: a list of images or texts -> tensors and notes.
+        batch_size: inputs per batch of each process.
+        num_workers: processes that read and prepare inputs; 0: the predicting process does it.
     """
 
     def __init__(

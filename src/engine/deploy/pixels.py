@@ -1,4 +1,4 @@
-"""A network that takes pixels as they are in files."""
+"""A network with pixel normalisation."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class Pixels(nn.Module):
-    """Normalises pixels and gives them to a network, so that both can be exported as one.
+    """Normalises pixels, then calls a network; both can be exported as one.
 
     Args:
-        net: the network, (B, C, H, W) float, normalised -> (B, num_classes) float logits.
-        mean: of each channel, on a scale of 0 to 1.
-        std: of each channel, on a scale of 0 to 1.
+        net: the network, normalised (B, C, H, W) float pixels -> (B, num_classes) float logits.
+        mean: mean of each channel, on a scale of 0 to 1.
+        std: standard deviation of each channel, on a scale of 0 to 1.
 
     Shapes:
         (B, C, H, W), 0 to 255, float or uint8 -> (B, num_classes) float logits.
@@ -28,7 +28,7 @@ class Pixels(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W), 0 to 255 -> the same of mean 0 and standard deviation 1."""
+        """(B, C, H, W), 0 to 255 -> float pixels with mean 0 and standard deviation 1."""
         return (pixels.float() / 255 - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Predict on files of one's own with a trained classifier: `python -m src.predict --help`."""
+"""Predict on your own files with a trained classifier: `python -m src.predict --help`."""
 
 import argparse
 import sys
@@ -9,20 +9,20 @@ from typing import Any
 from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, new_output, parse_words
 from src.engine.system.errors import InputError
 
-SOME_FAILED = 3  # exit code
+SOME_FAILED = 3  # exit code if some inputs cannot be used
 
 
 def predict(args: list[str]) -> int:
-    """Write the table that the command line asks for; gives the exit code.
+    """Write a table of predictions; returns the exit code.
 
     Raises:
-        InputError: an option, the checkpoint, or every input cannot be used.
+        InputError: an option, the checkpoint or the table cannot be used, or no input exists.
     """
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
     from src.engine.deploy.inference import Inference
-    from src.engine.deploy.inputs import InputsDataModule, images_of, texts_of
+    from src.engine.deploy.inputs import InputsDataModule, find_images, read_texts
     from src.engine.deploy.prediction_table import PredictionTable
     from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision
     from src.engine.system.quiet import silence_known_warnings
@@ -34,15 +34,16 @@ def predict(args: list[str]) -> int:
     if options.labels:
         inference.name_classes(options.labels)
     if inference.kind == "prompt":
-        raise InputError(f"--ckpt_path {options.ckpt_path} is a language model: give it to src.generate")
+        raise InputError(f"--ckpt_path {options.ckpt_path} is a language model: use src.generate")
     column = options.text_column or getattr(inference.data, "text_column", "text")
-    inputs = (
-        partial(images_of, options.inputs) if inference.kind == "image" else partial(texts_of, options.inputs, column)
-    )
+    is_image = inference.kind == "image"
+    inputs = partial(find_images, options.inputs) if is_image else partial(read_texts, options.inputs, column)
     precision: Any
     precision, reason = choose_precision(options.accelerator, options.precision)
     labels = inference.labels or [str(number) for number in range(inference.task.num_classes)]
-    table = PredictionTable(new_output(options.output), labels, _count(inference.kind, inputs))
+    # Texts are not counted: they would have to be read twice.
+    total = sum(1 for _ in inputs()) if is_image else None
+    table = PredictionTable(new_output(options.output), labels, total)
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -61,39 +62,35 @@ def predict(args: list[str]) -> int:
     trainer.predict(inference, data, return_predictions=False)
     if not trainer.is_global_zero:
         return 0
-    print(f"{table.rows:,} inputs to {options.output}", file=sys.stderr)
+    print(f"{table.rows:,} inputs written to {options.output}", file=sys.stderr)
     if table.notes:
-        print(f"{table.notes:,} were dark ink on a light ground and were inverted: column note", file=sys.stderr)
+        print(f"{table.notes:,} inputs have a note: see column note", file=sys.stderr)
     if not table.errors:
         return 0
-    print(f"{table.errors:,} of {table.rows:,} inputs could not be used: column error", file=sys.stderr)
+    print(f"{table.errors:,} of {table.rows:,} inputs could not be used: see column error", file=sys.stderr)
     print(*(f"  {line}" for line in table.first_errors), sep="\n", file=sys.stderr)
     return SOME_FAILED
 
 
-def _count(kind: str, inputs: Any) -> int | None:
-    """How many inputs there are, where that is soon said."""
-    return sum(1 for _ in inputs()) if kind == "image" else None
-
-
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = command_parser("src.predict", "Predict on images or texts with a trained classifier, into a table.")
+    parser = command_parser("src.predict", "Predict on images or texts with a trained classifier; write a table.")
     parser.add_argument(
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="images, or folders of them; or texts: tables (.csv, .tsv, .jsonl, .parquet), or files with one a line",
+        help="images or folders of images; or texts: tables (.csv, .tsv, .jsonl, .parquet), or files with one text per"
+        " line",
     )
     parser.add_argument("--output", help="the table to write: .csv, .jsonl or .parquet")
     add_checkpoint(parser)
-    parser.add_argument("--text_column", help="column of the texts in tables (that of the run's own data)")
-    parser.add_argument("--labels", nargs="+", help="texts, one a class, for a model of images and texts")
-    parser.add_argument("--batch_size", type=int, default=64, help="inputs a batch of each process (%(default)s)")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read, where that takes long (0)")
-    parser.add_argument("--accelerator", default="auto", help="as of src.train (%(default)s)")
-    parser.add_argument("--devices", default="auto", help="as of src.train (%(default)s)")
-    parser.add_argument("--strategy", default="auto", help="as of src.train (%(default)s)")
-    parser.add_argument("--precision", help="as of src.train (what the hardware has)")
+    parser.add_argument("--text_column", help="column of the texts in tables; default: as in the run")
+    parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
+    parser.add_argument("--batch_size", type=int, default=64, help="inputs per batch and process; default: %(default)s")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read inputs; default: 0")
+    parser.add_argument("--accelerator", default="auto", help="as in src.train; default: %(default)s")
+    parser.add_argument("--devices", default="auto", help="as in src.train; default: %(default)s")
+    parser.add_argument("--strategy", default="auto", help="as in src.train; default: %(default)s")
+    parser.add_argument("--precision", help="as in src.train; default: the best of the hardware")
     options = parse_words(parser, args)
     if not options.inputs:
         raise InputError("no inputs given: give images, folders of images, or files of texts")

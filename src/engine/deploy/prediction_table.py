@@ -1,4 +1,4 @@
-"""Predictions as a table on disk, a row for each input, in their order."""
+"""Writes predictions to a table, one row per input, in input order."""
 
 import csv
 import json
@@ -14,23 +14,23 @@ from tqdm import tqdm
 from src.engine.system.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-ROWS = 8192  # of a group of a Parquet file
+ROWS = 8192  # rows per group of a Parquet file
 
 
 class PredictionTable(Callback):
-    """Writes input, label, the probability of each class, an error and a note for every input.
+    """Writes name, label, class probabilities, error and note of every input.
 
-    Each of several processes writes its share beside the table, and the first then takes a row of each in turn.
+    With several processes, each writes its share to a temporary file; at the end the first process merges them.
 
     Args:
-        path: the table, absolute: .csv, .jsonl or .parquet. It gets its name when all of it is there.
+        path: absolute path of the table, .csv, .jsonl or .parquet; the file appears when it is complete.
         labels: names of the classes, in the order of the probabilities.
         total: number of inputs, for the progress bar.
 
-    `rows`, `errors` and `notes` count, in the first process, when all is done.
+    `rows`, `errors` and `notes` are counts, set in the first process at the end.
 
     Raises:
-        InputError: the table is of another kind, or cannot be written.
+        InputError: the table has another suffix, or cannot be written.
     """
 
     def __init__(self, path: Path, labels: list[str], total: int | None = None) -> None:
@@ -46,8 +46,7 @@ class PredictionTable(Callback):
         self._bar: Any = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_alone = trainer.world_size == 1
-        suffix = self.path.suffix.lower() if is_alone else ".jsonl"
+        suffix = self.path.suffix.lower() if trainer.world_size == 1 else ".jsonl"
         self._writer = _Writer(self._part(trainer.global_rank), suffix, self.names)
         if trainer.is_global_zero:
             self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
@@ -62,10 +61,10 @@ class PredictionTable(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._writer is not None
-        found = iter([] if outputs is None else outputs.float().cpu().tolist())
+        probabilities = iter([] if outputs is None else outputs.float().cpu().tolist())
         likeliest = iter([] if outputs is None else outputs.argmax(dim=1).tolist())
         for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
-            values = [None] * len(self.names) if error else next(found)
+            values = [None] * len(self.names) if error else next(probabilities)
             label = None if error else self.labels[next(likeliest)]
             row = {"input": name, "label": label, **dict(zip(self.names, values, strict=True))}
             self._write(self._writer, {**row, "error": error, "note": note}, counts=trainer.world_size == 1)
@@ -84,10 +83,10 @@ class PredictionTable(Callback):
             if trainer.world_size > 1:
                 whole = self.path.with_name(f".{self.path.name}.whole")
                 self._writer = _Writer(whole, self.path.suffix.lower(), self.names)
-                for row in _in_turn([self._part(rank) for rank in range(trainer.world_size)]):
+                for row in _merged_rows([self._part(rank) for rank in range(trainer.world_size)]):
                     self._write(self._writer, row, counts=True)
                 self._writer.close()
-            os.link(self._writer.path, self.path)  # which, unlike a renaming, replaces nothing
+            os.link(self._writer.path, self.path)  # unlike a rename, never replaces a file
         except OSError as error:
             raise _unwritable(self.path, error) from error
         finally:
@@ -99,7 +98,7 @@ class PredictionTable(Callback):
         self.remove_parts(trainer.world_size)
 
     def remove_parts(self, world: int) -> None:
-        """Take away what is not the table itself."""
+        """Remove the temporary files of all processes."""
         whole = self.path.with_name(f".{self.path.name}.whole")
         for path in (whole, *(self._part(rank) for rank in range(world))):
             with suppress(OSError):
@@ -122,20 +121,20 @@ class PredictionTable(Callback):
 
 
 class _Writer:
-    """Rows to a file of one of the kinds."""
+    """Writes rows to a .csv, .jsonl or .parquet file."""
 
     def __init__(self, path: Path, suffix: str, probabilities: list[str]) -> None:
         self.path = path
         self.suffix = suffix
         self.columns = ["input", "label", *probabilities, "error", "note"]
-        self.kept: list[dict[str, Any]] = []
+        self.buffer: list[dict[str, Any]] = []
         try:
             if suffix == ".parquet":
                 import pyarrow as pa
                 from pyarrow import parquet
 
-                kinds = [pa.float32() if name in probabilities else pa.string() for name in self.columns]
-                self.schema = pa.schema(zip(self.columns, kinds, strict=True))
+                types = [pa.float32() if name in probabilities else pa.string() for name in self.columns]
+                self.schema = pa.schema(zip(self.columns, types, strict=True))
                 self.table = parquet.ParquetWriter(path, self.schema)
             else:
                 self.file = path.open("w", encoding="utf-8", newline="")
@@ -153,15 +152,15 @@ class _Writer:
         elif self.suffix == ".jsonl":
             self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            self.kept.append(row)
-            if len(self.kept) == ROWS:
+            self.buffer.append(row)
+            if len(self.buffer) == ROWS:
                 self._flush()
 
     def _flush(self) -> None:
         import pyarrow as pa
 
-        self.table.write_table(pa.Table.from_pylist(self.kept, self.schema))
-        self.kept = []
+        self.table.write_table(pa.Table.from_pylist(self.buffer, self.schema))
+        self.buffer = []
 
     def close(self) -> None:
         try:
@@ -174,8 +173,8 @@ class _Writer:
             raise _unwritable(self.path, error) from error
 
 
-def _in_turn(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of all parts, one of each in turn."""
+def _merged_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of all files, one of each in turn."""
     files = [path.open(encoding="utf-8") for path in paths]
     try:
         while True:
@@ -190,4 +189,4 @@ def _in_turn(paths: list[Path]) -> Iterator[dict[str, Any]]:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"--output {path} cannot be written ({error.strerror or error}): make room, or give another")
+    return InputError(f"--output {path} cannot be written ({error.strerror or error}): free space, or give another")

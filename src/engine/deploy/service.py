@@ -1,4 +1,4 @@
-"""A checkpoint behind HTTP: how requests are read, gathered, computed and answered."""
+"""Serves a checkpoint over HTTP: reads, batches, computes and answers requests."""
 
 import argparse
 import asyncio
@@ -33,20 +33,22 @@ from src.engine.deploy.inference import Inference
 from src.engine.system.hardware import check_accelerator, choose_precision, device_of
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_PIXELS = 50_000_000  # of an image; more would take much memory, however small its file
-MAX_TOKENS = 2048  # of one text that is written
-BODY_SECONDS = 15.0  # in which a request must have arrived
-SMALL_BODY = 2**15  # bytes that are decoded at once; more are in a thread, so that nobody else waits for it
-END_SECONDS = 6  # that requests have left when the server is told to end
+MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
+MAX_TOKENS = 2048  # generated per request
+BODY_SECONDS = 15.0  # maximum time for a request body to arrive
+SMALL_BODY = 2**15  # bytes; larger bodies are decoded in a thread, so that other requests do not wait
+SHUTDOWN_SECONDS = 6  # for open requests when the server stops
+# Options of a request to generate text.
+DEFAULTS: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
 
 
-class Receiver:
-    """Reads requests; what cannot be used is an answer of 4xx in one line.
+class RequestReader:
+    """Reads and checks requests; an invalid request gets a 4xx answer in one line.
 
     Args:
-        inference: says what the inputs are.
-        token: what a request must bring, if anything.
-        max_bytes: largest body.
+        inference: the loaded checkpoint.
+        token: token that requests must send; None: none needed.
+        max_bytes: maximum size of the body, in bytes.
     """
 
     def __init__(self, inference: Inference, token: str | None, max_bytes: int) -> None:
@@ -66,20 +68,20 @@ class Receiver:
                 body = await self._body(request)
         except TimeoutError as error:
             raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            body, kind = await _file_of(request, body), ""
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type == "multipart/form-data":
+            body = await _form_file(request, body)
         if not body:
-            raise HTTPException(422, f"the body is empty: send {self._wanted()}")
+            raise HTTPException(422, f"the body is empty: send {self._expected()}")
         return self._decode(body) if len(body) < SMALL_BODY else await asyncio.to_thread(self._decode, body)
 
     def _decode(self, body: bytes) -> Any:
         if self.kind == "image" and body.lstrip()[:1] not in (b"[", b"{"):
             return self._image(body)
-        value = _json(body, self._wanted())
+        value = _json(body, self._expected())
         return {"image": self._pixels, "text": self._text, "prompt": self._prompt}[self.kind](value)
 
-    def _wanted(self) -> str:
+    def _expected(self) -> str:
         return {
             "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
             "text": 'JSON such as {"text": "..."}',
@@ -100,15 +102,15 @@ class Receiver:
 
     def _image(self, body: bytes) -> tuple[Any, str]:
         try:
-            return self._prepared(read_image(io.BytesIO(body)))
+            return self._prepare(read_image(io.BytesIO(body)))
         except UNREADABLE as error:
             reason = (
                 "it has too many pixels" if isinstance(error, Image.DecompressionBombError) else "it cannot be read"
             )
-            raise HTTPException(422, f"not an image that can be used: {reason}; send {self._wanted()}") from error
+            raise HTTPException(422, f"not a usable image: {reason}; send {self._expected()}") from error
 
     def _pixels(self, value: Any) -> tuple[Any, str]:
-        wrong = HTTPException(422, f"not pixels: send {self._wanted()}")
+        wrong = HTTPException(422, f"not pixels: send {self._expected()}")
         value = value.get("pixels") if isinstance(value, dict) else value
         try:
             pixels = np.asarray(value)
@@ -122,58 +124,59 @@ class Receiver:
             raise wrong
         if not (pixels.min() >= 0 and pixels.max() <= 255):
             raise wrong
-        return self._prepared(Image.fromarray(pixels.round().astype(np.uint8)))
+        return self._prepare(Image.fromarray(pixels.round().astype(np.uint8)))
 
-    def _prepared(self, image: Image.Image) -> tuple[Any, str]:
-        found: tuple[Any, str] = self.data.prepare_image(image)
-        return found
+    def _prepare(self, image: Image.Image) -> tuple[Any, str]:
+        prepared: tuple[Any, str] = self.data.prepare_image(image)
+        return prepared
 
     def _text(self, value: Any) -> str:
         text = value.get("text") if isinstance(value, dict) else value
         if not isinstance(text, str) or not text.strip():
-            raise HTTPException(422, f"no text: send {self._wanted()}")
-        return _encodable(text)
+            raise HTTPException(422, f"no text: send {self._expected()}")
+        return _check_encodable(text)
 
     def _prompt(self, value: Any) -> dict[str, Any]:
-        given: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
-        known = {"prompt", *given}
+        known = {"prompt", *DEFAULTS}
         if not isinstance(value, dict) or not isinstance(value.get("prompt"), str) or not value["prompt"]:
-            raise HTTPException(422, f"no prompt: send {self._wanted()}")
+            raise HTTPException(422, f"no prompt: send {self._expected()}")
         if unknown := value.keys() - known:
-            raise HTTPException(422, f"{sorted(unknown)[0]} is not known: known are {', '.join(sorted(known))}")
-        asked = given | value
-        whole = [asked[name] for name in ("max_new_tokens", "top_k", "seed") if asked[name] is not None]
-        parts = [asked[name] for name in ("temperature", "top_p") if asked[name] is not None]
-        if not all(type(one) is int for one in whole) or not all(type(one) in (int, float) for one in parts):
-            raise HTTPException(422, "max_new_tokens, top_k and seed are whole numbers, temperature and top_p numbers")
-        if asked["max_new_tokens"] is None or asked["max_new_tokens"] > MAX_TOKENS or asked["temperature"] is None:
+            raise HTTPException(422, f"{sorted(unknown)[0]} is unknown; known: {', '.join(sorted(known))}")
+        options = DEFAULTS | value
+        integers = [options[name] for name in ("max_new_tokens", "top_k", "seed") if options[name] is not None]
+        numbers = [options[name] for name in ("temperature", "top_p") if options[name] is not None]
+        if not all(type(one) is int for one in integers) or not all(type(one) in (int, float) for one in numbers):
+            raise HTTPException(422, "max_new_tokens, top_k and seed must be integers, temperature and top_p numbers")
+        if options["temperature"] is None:
+            raise HTTPException(422, "temperature: give a number")
+        if options["max_new_tokens"] is None or options["max_new_tokens"] > MAX_TOKENS:
             raise HTTPException(422, f"max_new_tokens: give at most {MAX_TOKENS}")
-        if asked["seed"] is not None and not 0 <= asked["seed"] < 2**63:
+        if options["seed"] is not None and not 0 <= options["seed"] < 2**63:
             raise HTTPException(422, "seed: give 0 or more, below 2**63")
         try:
-            self.check_sampling(asked["max_new_tokens"], asked["temperature"], asked["top_k"], asked["top_p"])
+            self.check_sampling(options["max_new_tokens"], options["temperature"], options["top_k"], options["top_p"])
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        _encodable(asked["prompt"])
-        return asked
+        _check_encodable(options["prompt"])
+        return options
 
 
-def _json(body: bytes, wanted: str) -> Any:
+def _json(body: bytes, expected: str) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(422, f"the body is not JSON: send {wanted}") from error
+        raise HTTPException(422, f"the body is not JSON: send {expected}") from error
 
 
-def _encodable(text: str) -> str:
+def _check_encodable(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise HTTPException(422, "the text holds half of a surrogate pair, which no text can") from error
+        raise HTTPException(422, "the text is not valid Unicode: it has half of a surrogate pair") from error
     return text
 
 
-async def _file_of(request: Request, body: bytes) -> bytes:
+async def _form_file(request: Request, body: bytes) -> bytes:
     """The first file or field of a form."""
 
     async def stream() -> AsyncGenerator[bytes, None]:
@@ -184,39 +187,39 @@ async def _file_of(request: Request, body: bytes) -> bytes:
         for value in form.values():
             return await value.read() if isinstance(value, UploadFile) else value.encode()
     except (MultiPartException, KeyError, ValueError) as error:
-        raise HTTPException(422, "the form cannot be read: send one file in it") from error
-    raise HTTPException(422, "the form is empty: send one file in it")
+        raise HTTPException(422, "the form cannot be read: send a form with one file") from error
+    raise HTTPException(422, "the form is empty: send a form with one file")
 
 
 class Service:
     """The endpoints of a checkpoint.
 
     Args:
-        inference: the checkpoint.
-        options: as `src.serve` reads them.
-        bfloat16: whether to compute in it.
+        inference: the loaded checkpoint.
+        options: command-line options of `src.serve`.
+        bfloat16: compute in bfloat16 instead of float32.
     """
 
     def __init__(self, inference: Inference, options: argparse.Namespace, bfloat16: bool) -> None:
         self.inference = inference
-        self.receive = Receiver(inference, options.token, int(options.max_body_mb * 10**6))
-        self.seconds = options.timeout
-        # One object for each use: several threads write at once.
+        self.read = RequestReader(inference, options.token, int(options.max_body_mb * 10**6))
+        self.timeout = options.timeout
+        # Creates a context for each use: several threads generate at the same time.
         self.autocast = partial(torch.autocast, inference.device.type, torch.bfloat16, enabled=bfloat16)
         self.batcher = Batcher(self._compute, options.max_batch_size, options.batch_timeout)
-        self.writers = asyncio.Semaphore(2)
+        self.generating = asyncio.Semaphore(2)  # more at once would slow all of them down
         draws = len(getattr(inference.data, "pixel_mean", ())) == 1
         facts = {"kind": inference.kind, "labels": inference.labels, "token": options.token is not None, "draws": draws}
         page = PAGE.read_text(encoding="utf-8")
         self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
     def app(self) -> Starlette:
-        """The application that a server runs."""
-        answer = Route("/predict", self.predict, methods=["POST"])
+        """The ASGI application."""
+        endpoint = Route("/predict", self.predict, methods=["POST"])
         if self.inference.kind == "prompt":
-            answer = Route("/generate", self.generate, methods=["POST"])
-        routes = [answer, Route("/health", self.health), Route("/", self.page)]
-        handlers: Any = {HTTPException: _refusal, Exception: _failure}
+            endpoint = Route("/generate", self.generate, methods=["POST"])
+        routes = [endpoint, Route("/health", self.health), Route("/", self.page)]
+        handlers: Any = {HTTPException: _error_response, Exception: _server_error}
         return Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
 
     @asynccontextmanager
@@ -226,21 +229,21 @@ class Service:
         task.cancel()
 
     async def health(self, request: Request) -> Response:
-        """That the server is there."""
+        """Health check."""
         return PlainTextResponse("ok")
 
     async def page(self, request: Request) -> Response:
-        """A page to try the model."""
+        """The web page to try the model."""
         return HTMLResponse(self.html)
 
     async def predict(self, request: Request) -> Response:
         """Label and probabilities of an image or a text."""
-        value = await self.receive(request)
+        value = await self.read(request)
         try:
-            async with asyncio.timeout(self.seconds):
+            async with asyncio.timeout(self.timeout):
                 values, note = await self.batcher(value)
         except TimeoutError as error:
-            raise HTTPException(504, f"it took longer than {self.seconds:g} s") from error
+            raise HTTPException(504, f"the request took longer than {self.timeout:g} s") from error
         except TooManyError as error:
             raise HTTPException(503, "too many requests are waiting: try again", {"Retry-After": "1"}) from error
         labels = self.inference.labels
@@ -258,48 +261,48 @@ class Service:
         else:
             prepared, notes = self.inference.prepare(values)
         with self.autocast():
-            found = self.inference.probabilities(tuple(one.to(self.inference.device) for one in prepared))
-        return list(zip(found.float().tolist(), notes, strict=True))
+            probabilities = self.inference.probabilities(tuple(one.to(self.inference.device) for one in prepared))
+        return list(zip(probabilities.float().tolist(), notes, strict=True))
 
     async def generate(self, request: Request) -> Response:
-        """The continuation of a text, in pieces as they are written."""
-        asked = await self.receive(request)
+        """Stream the continuation of a text."""
+        options = await self.read(request)
 
         async def pieces() -> AsyncIterator[str]:
-            async with self.writers:  # more at once would make all of them slow
-                async for piece in iterate_in_threadpool(self._write(asked)):
+            async with self.generating:
+                async for piece in iterate_in_threadpool(self._generate(options)):
                     yield piece
 
         return StreamingResponse(pieces(), media_type="text/plain; charset=utf-8")
 
-    def _write(self, asked: dict[str, Any]) -> Iterator[str]:
+    def _generate(self, options: dict[str, Any]) -> Iterator[str]:
         tokenizer = self.inference.data.tokenizer
-        prompt = torch.from_numpy(tokenizer.encode(asked["prompt"]).astype("int64"))
-        seed = asked["seed"]
+        prompt = torch.from_numpy(tokenizer.encode(options["prompt"]).astype("int64"))
+        seed = options["seed"]
         generator = torch.Generator()
         generator.seed() if seed is None else generator.manual_seed(seed)
-        limits = {name: asked[name] for name in ("temperature", "top_k", "top_p")}
+        limits = {name: options[name] for name in ("temperature", "top_k", "top_p")}
         task: Any = self.inference.task
-        ids = task.generate(prompt, asked["max_new_tokens"], **limits, generator=generator)
+        ids = task.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
         pieces = tokenizer.stream(ids)
         while True:
-            with self.autocast():  # which is a thread's own, and each piece may be written in another
+            with self.autocast():  # applies to one thread, and each piece may run in another
                 piece = next(pieces, None)
             if piece is None:
                 return
             yield piece
 
 
-async def _refusal(request: Request, error: HTTPException) -> Response:  # noqa: ARG001
+async def _error_response(request: Request, error: HTTPException) -> Response:  # noqa: ARG001
     return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
-async def _failure(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    return JSONResponse({"detail": "the server failed; its log says why"}, 500)
+async def _server_error(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return JSONResponse({"detail": "internal error: see the log of the server"}, 500)
 
 
 class _Server(uvicorn.Server):
-    """Says when it is ready."""
+    """Prints a message when it is ready."""
 
     def __init__(self, config: uvicorn.Config, message: str) -> None:
         super().__init__(config)
@@ -312,7 +315,7 @@ class _Server(uvicorn.Server):
 
 
 def run_service(options: argparse.Namespace) -> None:
-    """Serve until a signal comes; what has been asked by then is answered.
+    """Serve until a signal arrives, then finish open requests.
 
     Raises:
         InputError: the checkpoint or the accelerator cannot be used.
@@ -322,7 +325,7 @@ def run_service(options: argparse.Namespace) -> None:
     inference = inference.to(device_of(options.accelerator))
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # PIL refuses twice as many
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # PIL refuses images of more than twice this
     service = Service(inference, options, precision == "bf16-mixed")
     config = uvicorn.Config(
         service.app(),
@@ -331,12 +334,12 @@ def run_service(options: argparse.Namespace) -> None:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=int(BODY_SECONDS),
-        timeout_graceful_shutdown=END_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    gc.freeze()  # else the collector walks through all that torch has loaded, a quarter of a second, among requests
+    gc.freeze()  # otherwise garbage collection scans all of torch and delays requests by a quarter of a second
     path = "/generate" if inference.kind == "prompt" else "/predict"
     address = f"http://{'[::1]' if options.host == '::' else options.host}:{options.port}"
-    message = f"Serving {address}/ (a page to try it), POST {path}, GET /health; Ctrl-C ends"
+    message = f"Serving {address}/ (a page to try it), POST {path}, GET /health; Ctrl-C stops"
     try:
         _Server(config, message).run()
     finally:

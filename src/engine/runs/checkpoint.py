@@ -6,7 +6,6 @@ import inspect
 import os
 import pickle
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -63,8 +62,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            temporary = Path(file.name)
+        temporary = path.parent / f".{path.name}-{os.getpid()}"
+        with temporary.open("xb") as file:  # not by tempfile, which overrides the user's umask
             torch.save(checkpoint, file)
         with zipfile.ZipFile(temporary, "a") as archive:
             archive.comment = MARK + b"0" * 64
@@ -74,7 +73,6 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             file.write(digest.encode())
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         os.replace(temporary, path)
     except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         if system_error(error) is None:

@@ -16,7 +16,7 @@ from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
 from src import ROOT
-from src.engine.runs.checkpoint import damage, read_checkpoint
+from src.engine.runs.checkpoint import damage, is_zip, read_checkpoint
 from src.engine.system.errors import InputError
 
 AGREEMENT_SECONDS = 300
@@ -185,7 +185,7 @@ def is_finished(folder: Path) -> bool:
 def checkpoints_of(folder: Path) -> Iterator[Path]:
     """The checkpoints of a run, newest first."""
     with suppress(OSError):
-        found = [path for path in (folder / "checkpoints").iterdir() if path.suffix == ".ckpt"]
+        found = [path for path in (folder / "checkpoints").glob("*.ckpt") if path.is_file() or path.is_dir()]
         # last.ckpt is always the newest, even if the clock was set back.
         yield from sorted(found, key=lambda path: (path.name == "last.ckpt", path.stat().st_mtime), reverse=True)
 
@@ -199,7 +199,7 @@ def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     found = list(checkpoints_of(folder))
     lines: list[str] = []
     for path in found:
-        problem = damage(path)
+        problem = damage(path) or (None if path.is_dir() or is_zip(path) else "it is empty or not a zip archive")
         if problem is None:
             return path, lines
         lines.append(f"{path} is damaged ({problem}): not used")

@@ -103,3 +103,14 @@ def test_announcements_are_printed_under_quiet_too(parse: Callable[..., StarterC
     del messages[:]
     announce("*** NOT THE REAL DATA ***")
     assert messages == ["*** NOT THE REAL DATA ***"]
+
+
+def test_neighbouring_seeds_do_not_share_the_order_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders = []
+    for seed, epoch in ((1, 1), (2, 0)):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        batches = Batches(50, 5, None, shuffled(50))
+        batches.set_epoch(epoch)
+        orders.append([index for batch in batches for index in batch])
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]

@@ -108,7 +108,7 @@ def check_free_sizes(checkpoint: str, output: Path, shapes: list[tuple[int, ...]
 def check_int8(checkpoint: str, folder: Path, least: float, *more: str) -> Path:
     """Export in 8 bits; gives the file. The accuracy is at least `least` percent."""
     output, said = written(checkpoint, "onnx", folder, "--quantize", "int8", *more)
-    found = re.search(r"accuracy on the validation part (\S+)% before and (\S+)% in int8", said)
+    found = re.search(r"accuracy on the validation part (\S+)% in float32 and (\S+)% in int8", said)
     assert found is not None
     before, after = float(found[1]), float(found[2])
     assert before > least

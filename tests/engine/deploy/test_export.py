@@ -67,7 +67,7 @@ def test_a_file_that_computes_something_else_is_not_left(
 
 
 def test_a_model_that_takes_its_classes_from_texts_is_refused(toy_matcher: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="ToyMatcher compares images with texts, which no format here holds"):
+    with pytest.raises(InputError, match="ToyMatcher compares images with texts, which no format supports"):
         export([*of(toy_matcher), "--format", "onnx", "--output", str(tmp_path / "model.onnx")])
 
 
@@ -77,10 +77,10 @@ CANNOT = [
     (("--format", "onnx", "--output", "model.pt"), r"give a name that ends in \.onnx for --format onnx"),
     (("--format", "keras", "--output", "model.h5"), r"--format: invalid choice: 'keras'"),
     (("--format", "onnx", "--output", "mine.onnx"), r"mine\.onnx already exists"),
-    (("--format", "torch", "--output", "other.pt2"), r"other\.pt2\.example\.py is there already"),
+    (("--format", "torch", "--output", "other.pt2"), r"other\.pt2\.example\.py already exists"),
     (("--format", "torch", "--output", "no/such/model.pt2"), r"there is no folder"),
-    (("--format", "torch", "--output", "model.pt2", "--quantize", "int8"), r"only --format onnx can be, not torch"),
-    (("--format", "huggingface", "--output", "folder"), r"ToyNet is not of transformers; give onnx or torch"),
+    (("--format", "torch", "--output", "model.pt2", "--quantize", "int8"), r"only for --format onnx, not torch"),
+    (("--format", "huggingface", "--output", "folder"), r"ToyNet is not a transformers model; give onnx or torch"),
     (("--format", "checkpoint", "--output", "whole.ckpt"), r"last\.ckpt is not a sharded checkpoint"),
     (("--format", "onnx", "--output", "model.onnx", "--data.sise", "9"), r"ToyData has no such argument.*size"),
 ]

@@ -187,7 +187,7 @@ def test_a_body_that_does_not_arrive_is_given_up(toy_checkpoint: str, monkeypatc
         await asyncio.Event().wait()
 
     monkeypatch.setattr(deployed, "BODY_SECONDS", 0.01)
-    receive = deployed.Receiver(Inference(toy_checkpoint, trust=[TRUSTED]), None, 1000)
+    receive = deployed.RequestReader(Inference(toy_checkpoint, trust=[TRUSTED]), None, 1000)
     with pytest.raises(HTTPException, match="the body did not arrive") as refusal:
         asyncio.run(receive(Request({"type": "http", "headers": []}, nothing_comes)))
     assert refusal.value.status_code == 408
@@ -371,4 +371,4 @@ def test_a_port_that_is_taken_is_one_line(
         one.listen()
         port = one.getsockname()[1]
         line = one_line(command.main, monkeypatch, capsys, *of(toy_checkpoint), "--port", str(port))
-    assert f"--port {port} of 127.0.0.1 cannot be had" in line
+    assert f"--port {port} of 127.0.0.1 cannot be used" in line

@@ -1,0 +1,54 @@
+"""A run that continues with the words of its first start has each callback once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+
+
+@pytest.mark.parametrize("overlay", ["weight_averaging", "early_stopping", "pictures"])
+def test_the_same_command_continues_a_run_whose_overlay_adds_a_callback(train: Train, overlay: str) -> None:
+    words = ("fit", f"--config=configs/callbacks/{overlay}.yaml", "--ckpt_path=auto")
+    first = train(*words, "--max_epochs=1")
+    (first.folder / "metrics.json").unlink()  # as if it had been killed
+    second = train(*words, "--max_epochs=2")
+    assert second.folder == first.folder
+    kinds, before = ([type(one).__name__ for one in run.cli.trainer.callbacks] for run in (second, first))  # type: ignore[attr-defined]
+    assert sorted(kinds) == sorted([*before, "OptimizerOverrides"])
+
+
+def test_the_test_after_training_scores_what_the_checkpoint_holds(train: Train) -> None:
+    words = ("--config=configs/callbacks/weight_averaging.yaml", "--max_epochs=1", "--data.size=96")
+    trained = train(*words, "--checkpoint.monitor=null")
+    again = train("test", f"--run={trained.folder}", "--ckpt_path=best", "--data.size=96")
+    assert trained.metrics["test/loss"] == pytest.approx(again.metrics["test/loss"], abs=1e-6)
+    assert trained.metrics["test/loss"] != pytest.approx(trained.metrics["train/loss"], rel=1e-3)
+
+
+def test_a_second_checkpoint_callback_does_not_decide_what_is_tested(train: Train, tmp_path: Path) -> None:
+    words = ("--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / 'other'}")
+    run = train(*words, "--max_epochs=2")
+    best = run.cli.trainer.checkpoint_callback
+    assert best.best_model_path == str(run.folder / "checkpoints" / "best.ckpt")  # type: ignore[union-attr]
+    assert str(tmp_path / "other") not in run.output
+
+
+@pytest.mark.parametrize("content", [b"", bytes(10_000)])
+def test_a_last_checkpoint_of_zeros_is_passed_over_for_the_best(train: Train, content: bytes) -> None:
+    run = train("fit", "--max_epochs=2")
+    (run.folder / "metrics.json").unlink()
+    (run.folder / "checkpoints" / "last.ckpt").write_bytes(content)
+    again = train("fit", "--ckpt_path=last", "--max_epochs=3")
+    assert again.folder == run.folder
+    assert any("last.ckpt is damaged (it is empty or not a zip archive): not used" in line for line in again.messages)
+
+
+def test_a_checkpoint_has_the_permissions_that_the_umask_leaves(train: Train) -> None:
+    run = train("fit", "--max_epochs=1")
+    (run.folder / "plain").touch()
+    modes = {(run.folder / name).stat().st_mode & 0o777 for name in ("plain", "checkpoints/best.ckpt")}
+    assert len(modes) == 1
