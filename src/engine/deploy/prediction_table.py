@@ -86,7 +86,7 @@ class PredictionTable(Callback):
                 for row in _merged_rows([self._part(rank) for rank in range(trainer.world_size)]):
                     self._write(self._writer, row, counts=True)
                 self._writer.close()
-            os.link(self._writer.path, self.path)  # unlike a rename, never replaces a file
+            _rename_new(self._writer.path, self.path)
         except OSError as error:
             raise _unwritable(self.path, error) from error
         finally:
@@ -186,6 +186,22 @@ def _merged_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
     finally:
         for file in files:
             file.close()
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Rename a file, replacing nothing.
+
+    Raises:
+        FileExistsError: there is a file of that name.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with target.open("xb"):
+            pass
+        source.replace(target)
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
