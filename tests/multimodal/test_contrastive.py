@@ -4,7 +4,6 @@ import csv
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -123,21 +122,17 @@ def test_export_of_a_contrastive_model_is_an_error(trained: str, tmp_path: Path)
         export(["--ckpt_path", trained, "--format", "onnx", "--output", str(tmp_path / "model.onnx")])
 
 
-def weights_after_three_steps(tmp_path: Path, name: str, *more: str) -> dict[str, torch.Tensor]:
-    words = (CONFIG, "--data.source=sample", "--data.max_shift=0", "--data.max_rotation=0", "--model.net.dropout=0")
-    words += ("--precision=64-true", "--trainer.max_steps=3", "--trainer.limit_val_batches=0", "--trainer.callbacks=[]")
-    words += ("--optimizer=SGD", "--optimizer.lr=0.1", "--lr_scheduler=null")  # Adam would amplify rounding errors
-    root = f"--trainer.default_root_dir={tmp_path / name}"
-    done = program("fit", *words, *QUIET, root, *more, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr[-2000:]
-    (path,) = (tmp_path / name).glob("*/*/checkpoints/last.ckpt")
-    weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)["state_dict"]
-    return weights
-
-
 @pytest.mark.slow
-def test_two_processes_compare_the_pairs_of_both_and_match_one_process(tmp_path: Path) -> None:
-    one: Any = weights_after_three_steps(tmp_path, "one", "--devices=1")
-    two: Any = weights_after_three_steps(tmp_path, "two", "--devices=2", "--strategy=ddp")
+def test_two_processes_compare_the_pairs_of_both_and_match_one_process(train: Train, tmp_path: Path) -> None:
+    words = (CONFIG, "--data.source=sample", "--data.max_shift=0", "--data.max_rotation=0", "--data.batch_size=32")
+    words += ("--model.net.width=4", "--model.net.hidden=16", "--model.net.dropout=0", "--precision=64-true")
+    words += ("--trainer.max_steps=3", "--trainer.limit_val_batches=0", "--trainer.callbacks=[]")
+    words += ("--optimizer=SGD", "--optimizer.lr=0.1", "--lr_scheduler=null")  # Adam would amplify rounding errors
+    one = train("fit", *words, "--devices=1").weights
+    root = f"--trainer.default_root_dir={tmp_path / 'two'}"
+    done = program("fit", *words, *QUIET, root, "--devices=2", "--strategy=ddp", OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = (tmp_path / "two").glob("*/*/checkpoints/last.ckpt")
+    two = torch.load(path, weights_only=True)["state_dict"]
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=1e-6), name

@@ -196,7 +196,7 @@ def test_two_processes_write_each_input_once_in_order(
 
 def measure(words: list[str], answer: Connection) -> None:
     """Predict, and send the most memory that this process has had, in KB."""
-    tables.STREAM_BYTES = 2**18  # else all of these tables would be read at once
+    tables.STREAM_BYTES = 2**14  # pyarrow reads 32 such blocks ahead
     assert predict(words) == 0
     found = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
