@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from multiprocessing import reduction
+from multiprocessing import forkserver, reduction
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
@@ -26,6 +26,9 @@ CONTEXT = multiprocessing.get_context("forkserver")
 def install() -> None:
     """Fork the commands that this process starts."""
     CONTEXT.set_forkserver_preload(["tests.preload"])
+    if forkserver.get_inherited_fds() is not None:
+        # A fork asks the server that it came from; Python 3.11 to 3.14 would start, and preload, a second server.
+        forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
     subprocess.Popen = ForkedPopen  # type: ignore[misc]
 
 
@@ -94,6 +97,7 @@ def _is_command(args: Any, env: dict[str, str], cwd: Any) -> bool:
 def _run(words: list[str], env: dict[str, str], cwd: str, fds: list[int], new_session: bool) -> None:
     """Run a command in a forked process as a new interpreter would."""
     import torch
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
 
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
@@ -109,6 +113,7 @@ def _run(words: list[str], env: dict[str, str], cwd: str, fds: list[int], new_se
     multiprocessing.set_start_method(None, force=True)  # so that its workers are its children, as usual
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    rank_zero_only.rank = _get_rank() or 0  # Lightning reads it from the environment only when it is imported
     sys.argv = ["", *words[1:]]
     install()
     code: Any = 0

@@ -35,16 +35,16 @@ def test_the_languages_of_names_are_told_apart(train: Train) -> None:
     short = ("--data.max_length=32", "--trainer.limit_train_batches=40", "--trainer.limit_val_batches=4")
     run = train("fit", "--config=configs/text/language_id.yaml", *short, "--max_epochs=1")
     assert run.metrics["data_source"] == "language_names"
-    assert run.metrics["val/acc"] > 0.15  # chance: 0.03
+    assert run.metrics["val/acc"] > 0.1  # chance: 0.03
 
 
 def test_sentiment_is_learned_from_scratch(train: Train, reviews: str) -> None:
     data = (f"--data.path={reviews}", "--data.batch_size=32")
     run = train("fit", "--config=configs/text/sentiment_transformer.yaml", *data, "--max_epochs=5")
-    assert run.metrics["val/acc"] > 0.9  # chance: 0.5
+    assert run.metrics["val/acc"] > 0.8  # chance: 0.5
 
 
 def test_a_pretrained_model_is_fine_tuned_to_sentiment(train: Train, reviews: str) -> None:
     data = (f"--data.path={reviews}", "--data.max_length=16", "--data.batch_size=16")
     run = train("fit", "--config=configs/text/sentiment_pretrained.yaml", *data, "--max_epochs=1")
-    assert run.metrics["val/acc"] > 0.9  # chance: 0.5
+    assert run.metrics["val/acc"] > 0.8  # chance: 0.5

@@ -30,7 +30,7 @@ def test_the_default_recipe_learns_digits(train: Train) -> None:
 def test_the_fast_recipe_learns_digits(train: Train) -> None:
     steps = ("--trainer.max_steps=20", "--trainer.val_check_interval=20")
     run = train("fit", "--config=configs/vision/mnist_fast.yaml", SAMPLE, *steps)
-    assert run.metrics["val/acc"] > 0.7  # chance: 0.1
+    assert run.metrics["val/acc"] > 0.5  # chance: 0.1
 
 
 def test_the_best_recipe_learns_digits(train: Train) -> None:
@@ -40,7 +40,6 @@ def test_the_best_recipe_learns_digits(train: Train) -> None:
 
 
 def test_the_image_folder_recipe_learns_colours(train: Train, tmp_path: Path) -> None:
-    data = (f"--data.path={pictures(tmp_path / 'pictures')}", "--data.image_size=32", "--data.batch_size=4")
-    run = train("fit", "--config=configs/vision/image_folder.yaml", *data, "--max_epochs=3")
-    assert run.metrics["val/acc"] == 1.0  # chance: 0.5
-    assert run.metrics["val/loss"] < 0.6  # chance: 0.69
+    data = (f"--data.path={pictures(tmp_path / 'pictures', 20)}", "--data.image_size=32", "--data.batch_size=8")
+    run = train("fit", "--config=configs/vision/image_folder.yaml", *data, "--max_epochs=4")
+    assert run.metrics["val/loss"] < 0.4  # chance: 0.69

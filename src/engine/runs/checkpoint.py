@@ -272,6 +272,8 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
             found[key] = checked_spec(tree[key], bases, trust, key, dropped)
     if tree.get("lr_scheduler_interval") in ("step", "epoch"):
         found["lr_scheduler_interval"] = tree["lr_scheduler_interval"]
+    if isinstance(name := tree.get("name"), str) and name.isidentifier():
+        found["name"] = name
     if type(tree.get("seed_everything")) in (int, bool):
         found["seed_everything"] = tree["seed_everything"]
     trainer = tree.get("trainer")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.states import TrainerFn
 
 from src.engine.system.errors import InputError
@@ -63,6 +64,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning does not restore the loader's state if the loader was created to count a scheduler's steps.
         trainer.fit_loop._load_combined_loader_states()
+        _start_next_epoch(trainer)
         self.interruption.install()
         self.interruption.waits = True
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -137,3 +139,16 @@ class LastCheckpoint(Checkpoint):
 
 def _is_at_last_step(trainer: Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
+
+
+def _start_next_epoch(trainer: Trainer) -> None:
+    """Continue a checkpoint of an epoch's end with the next epoch.
+
+    Private (Lightning 2.6.6): with max_steps, Lightning repeats that epoch without a step and counts it twice.
+    """
+    loop = trainer.fit_loop
+    if loop.restarted_on_epoch_end and loop._iteration_based_training():
+        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the setter of the loop itself sets True
+        loop.epoch_progress.increment_completed()
+        loop.reset_restart_stage()
+        loop.epoch_loop.reset_restart_stage()

@@ -48,10 +48,12 @@ def constructor_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        cause = cause_of(error)
-        if isinstance(cause, InputError) or not raised_in(cause, "__init__"):
-            raise
-        raise InputError(str(cause)) from error
+        cause: BaseException | None = error
+        while isinstance(cause, ValueError) and not isinstance(cause, InputError):
+            if raised_in(cause, "__init__"):
+                raise InputError(str(cause)) from error
+            cause = cause.__cause__  # jsonargparse wraps what a constructor raises
+        raise
 
 
 def raised_in(error: BaseException, method: str) -> bool:

@@ -220,7 +220,6 @@ def test_memory_does_not_grow_with_the_number_of_texts(toy_texts: str, tmp_path:
         return int(ours.recv())
 
     few, many = peak(5_000), peak(60_000)  # the rows of the second table would take 20 MB and more
-    print("MEM", few, many)
     assert many < few + 10_000  # KB
 
 

@@ -23,6 +23,7 @@ from src.tasks.task import Task
 from tests.toy import SIDE, ToyData
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
+NUMBERS = np.array([max(LETTERS.find(chr(code)), 0) for code in range(128)], dtype=np.uint8)
 HELD = "TOY_WRITER_IS_HELD"  # environment: while this file is there, a writer stops behind its first letter
 
 
@@ -35,8 +36,8 @@ class ToyTokenizer:
         return "import json", f'[json.load(open("{file}")).get(one, 0) for one in sys.argv[1]]'
 
     def encode(self, text: str) -> Any:
-        text.encode("utf-8")
-        return np.array([max(LETTERS.find(letter), 0) for letter in text], dtype=np.uint8)
+        text.encode("utf-8")  # raises where it cannot be
+        return NUMBERS[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
 
     def stream(self, ids: Iterator[int]) -> Iterator[str]:
         return (LETTERS[number] for number in ids)
