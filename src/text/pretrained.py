@@ -34,6 +34,8 @@ class _Pretrained(nn.Module):
             raise ValueError(f"lora_rank {lora_rank} is out of range: give at least 1, or 0 for no LoRA")
         if freeze_body and lora_rank:
             raise ValueError("freeze_body and lora_rank cannot be combined: give one of them")
+        if not pretrained and config is None:
+            raise ValueError("pretrained is missing: give the hub name or the folder of a model")
         self.pretrained = pretrained
         self.config = config
         self.freeze_body = freeze_body
@@ -158,7 +160,7 @@ class PretrainedClassifier(_Pretrained):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         num_classes: int = 2,
         freeze_body: bool = False,
         lora_rank: int = 0,
@@ -208,7 +210,7 @@ class PretrainedLM(_Pretrained):
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         freeze_body: bool = False,
         lora_rank: int = 0,
         lora_alpha: int = 16,

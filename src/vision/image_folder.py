@@ -110,8 +110,6 @@ class ImageFolderDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        if path is None:
-            raise InputError("no images given: give --data.path a folder with one folder of images per class")
         for name, value, least in (("image_size", image_size, 4), ("batch_size", batch_size, 1)):
             if value < least:
                 raise InputError(f"{name} {value} is too small: give at least {least}")
@@ -121,7 +119,7 @@ class ImageFolderDataModule(LightningDataModule):
             raise InputError(f"num_workers {num_workers} is out of range: give at least 0")
         check_shares(val_share, test_share)
         self.save_hyperparameters()
-        self.path = Path(path).expanduser()
+        self.path = Path(path or "").expanduser()
         self.path_column = path_column
         self.label_column = label_column
         self.image_size = image_size
@@ -131,7 +129,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.crop = crop
         self.flip = flip
         self.num_workers = num_workers
-        self.data_source = path
+        self.data_source = path or ""
         self.labels: list[str] = []
         """The labels, in the order of their class numbers; set by `setup`."""
         self._restored: list[str] = []
@@ -144,6 +142,8 @@ class ImageFolderDataModule(LightningDataModule):
         """
         if hasattr(self, "train_set"):
             return
+        if not self.data_source:
+            raise InputError("no images given: give --data.path a folder with one folder of images per class")
         found = self._from_folder() if self.path.is_dir() else self._from_table()
         check_files([file for file, _ in found])
         self.labels = self._restored or sorted({label for _, label in found})

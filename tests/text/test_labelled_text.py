@@ -49,8 +49,8 @@ def table(folder: Path, suffix: str, rows: list[tuple[object, object]]) -> str:
     elif suffix == ".jsonl":
         path.write_text("".join(json.dumps({"text": t, "label": y}) + "\n" for t, y in rows))
     else:
-        cut = "\t" if suffix == ".tsv" else ","
-        path.write_text(f"text{cut}label\n" + "".join(f'"{t}"{cut}{y}\n' for t, y in rows))
+        cut, quote = ("\t", "") if suffix == ".tsv" else (",", '"')
+        path.write_text(f"text{cut}label\n" + "".join(f"{quote}{t}{quote}{cut}{y}\n" for t, y in rows))
     return str(path)
 
 

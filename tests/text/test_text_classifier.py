@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.engine.system.errors import InputError
+from src.engine.training.compilation import Compilation
 from src.text.text_classifier import TextClassifier
 from src.text.text_encoder import TextEncoder, TextEnsemble
 from tests.conftest import trainer
@@ -79,13 +80,13 @@ def test_adversarial_training_sees_each_text_alone() -> None:
     assert whole > encoder(0.0).step((tokens, mask, targets))[0]
 
 
-def test_adversarial_training_that_cannot_work_is_refused() -> None:
+def test_adversarial_training_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"adversarial -1 is out of range"):
         encoder(-1)
     with pytest.raises(InputError, match=r"TextEnsemble has no attribute embedding; leave adversarial out"):
         TextClassifier(TextEnsemble(2, 50, 3, 16, 2, 1), adversarial=0.5)
     task = encoder(0.5)
-    task.net.compile()
+    Compilation().setup(trainer(tmp_path), task, "fit")  # as --compile does; torch compiles on first use
     with pytest.raises(InputError, match=r"leave --compile out"):
         task.step(next(iter(batches())))
 

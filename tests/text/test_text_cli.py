@@ -62,7 +62,9 @@ def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alo
     assert run.metrics["test/acc"] == 1
     (tmp_path / "bert").rename(tmp_path / "gone")
     best = run.folder / "checkpoints" / "best.ckpt"
-    again = train("test", "--ckpt_path", str(best))
+    with pytest.raises(InputError, match=r"--data.path is missing: paths are read from a checkpoint only if"):
+        train("test", "--ckpt_path", str(best))
+    again = train("test", "--ckpt_path", str(best), f"--data.path={table}", "--data.max_length=40")
     assert again.metrics["test/loss"] == pytest.approx(run.metrics["test/loss"])
     loaded = TextClassifier.load_from_checkpoint(best, weights_only=True)
     assert all(torch.equal(value, run.weights[name]) for name, value in loaded.state_dict().items())

@@ -164,7 +164,10 @@ class StarterCLI(LightningCLI):
         if not tree["model"]:
             raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
         self.given = config.given_names(tree, options)
-        if missing := [name for name in unused_paths if name.startswith("data.") and name not in self.given]:
+        sources = [
+            name for name in unused_paths if name.startswith("data.") and name != "data.tokenizer"
+        ]  # it is saved
+        if missing := [name for name in sources if name not in self.given]:
             raise InputError(
                 f"--{missing[0]} is missing: paths are read from a checkpoint only if --run, or --ckpt_path best or"
                 " last, names one of your own runs"

@@ -40,7 +40,7 @@ def test_without_a_stage_it_fits_tests_the_best_checkpoint_and_prints_a_table(tr
     run = train(TOY, "--max_epochs=2")
     assert run.metrics["test/acc"] > 0.9
     best = run.folder / "checkpoints" / "best.ckpt"
-    assert any(f"Loaded model weights from the checkpoint at {best}" in message for message in run.messages)
+    assert f"Testing {best}" in run.messages
     rows = [line.split() for line in run.output.splitlines()]
     assert ["test/acc", f"{run.metrics['test/acc']:.4f}"] in rows
     assert ["run", "folder", str(run.folder)] in rows
@@ -54,12 +54,13 @@ def test_each_stage_runs_only_itself(train: Train) -> None:
     assert "val/loss" in fitted.metrics
     assert not any(name.startswith("test/") for name in fitted.metrics)
     path = fitted.folder / "checkpoints" / "best.ckpt"
-    tested = train("test", f"--ckpt_path={path}")
-    validated = train("validate", f"--ckpt_path={path}")
+    given = (f"--ckpt_path={path}", "--trust=tests.toy")
+    tested = train("test", *given)
+    validated = train("validate", *given)
     assert {"test/acc", "test/f1", "test/loss"} <= tested.metrics.keys()
     assert validated.metrics["val/acc"] >= 0
     assert "train_seconds" not in validated.metrics
-    predicted = train("predict", f"--ckpt_path={path}", "--trainer.limit_predict_batches=2")
+    predicted = train("predict", *given, "--trainer.limit_predict_batches=2")
     assert len(predicted.cli.trainer.predict_loop.predictions) == 2
     assert predicted.cli.trainer.predict_loop.predictions[0]["probabilities"].shape == (32, 3)
     assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
@@ -101,7 +102,8 @@ def test_the_best_checkpoint_is_found_under_a_custom_file_name(train: Train) -> 
 def test_results_of_testing_a_checkpoint_go_to_its_run_folder(train: Train) -> None:
     folder = train("fit", *SHORT).folder
     # Without the --trainer.default_root_dir that `train` adds.
-    StarterCLI(["test", "--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), *QUIET], time.perf_counter()).run()
+    words = ("--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--trust", "tests.toy", *QUIET)
+    StarterCLI(["test", *words], time.perf_counter()).run()
     assert "test/acc" in json.loads((folder / "test_0" / "metrics.json").read_text())
 
 
@@ -206,7 +208,9 @@ def test_a_network_takes_its_sizes_from_the_data(train: Train) -> None:
 
 def test_data_is_restored_from_a_checkpoint_before_the_network_gets_its_sizes(train: Train) -> None:
     run = train("fit", *SHORT, "--data=tests.engine.cli.toys.SizedData", "--data.count=5")
-    tested = train("test", "--ckpt_path", str(run.folder / "checkpoints" / "last.ckpt"), "--data.count=4")
+    tested = train(
+        "test", "--ckpt_path", str(run.folder / "checkpoints" / "last.ckpt"), "--data.count=4", "--trust=tests"
+    )
     assert tested.cli.datamodule.num_classes == tested.cli.model.net.num_classes == 5
 
 

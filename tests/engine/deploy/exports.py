@@ -90,17 +90,19 @@ def check_free_sizes(checkpoint: str, output: Path, shapes: list[tuple[int, ...]
     """Compare an ONNX file, or a program of torch, on inputs of other sizes: whole numbers below `largest`."""
     inference = Inference(checkpoint, "forward", trust=[TRUSTED])
     names = {"image": ["pixels"], "text": ["tokens", "mask"], "prompt": ["tokens"]}[inference.kind]
+    session = InferenceSession(output) if output.suffix == ".onnx" else None
+    module = torch.export.load(output).module() if session is None else None
     generator = np.random.default_rng(0)
     for shape in shapes:
         values = generator.integers(0, largest, shape).astype(np.uint8 if inference.kind == "image" else np.int64)
         inputs = [values, np.ones_like(values, dtype=bool)][: len(names)]
         tensors = [torch.from_numpy(one) for one in inputs]
         with torch.no_grad():
-            if output.suffix == ".onnx":
-                (logits,) = InferenceSession(output).run(None, dict(zip(names, inputs, strict=True)))
-            else:
-                logits = torch.export.load(output).module()(*tensors).numpy()
             expected = inference.net(*tensors).numpy()
+            if session is None:
+                logits = module(*tensors).numpy()
+            else:
+                (logits,) = session.run(None, dict(zip(names, inputs, strict=True)))
         assert logits.shape == expected.shape
         assert np.abs(logits - expected).max() < 1e-4
 

@@ -202,7 +202,7 @@ class NamedData(ToyData):
 
 
 class ToyMatcher(Classifier):
-    """Tells images apart by texts that are given later, as CLIP does."""
+    """Tells images apart by texts that are given later."""
 
     named: Tensor
 
