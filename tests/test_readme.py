@@ -174,7 +174,11 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
         assert Path(words[words.index("--output") + 1]).stat().st_size
         return
     if "src.export" in command:
-        exporting.export([*([] if "--ckpt_path" in words else default), *words])
+        # The runs of `workplace` have data of their own, which a checkpoint given by its path does not name.
+        given = next((word for word in words if "/checkpoints/" in word), "")
+        own = own_data(["--config", f"configs/{given.split('/')[1]}.yaml"], workplace) if given else []
+        data = own[own.index("--data.path") :] if "--data.path" in own else []
+        exporting.export([*([] if given or "--ckpt_path" in words else default), *words, *data])
         assert Path(words[words.index("--output") + 1]).exists()
         return
     one_process = "--devices" not in words

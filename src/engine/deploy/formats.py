@@ -41,6 +41,11 @@ class Reference:
         self.kind = inference.kind
         self.net = inference.net.float().eval()
         self.labels = inference.labels
+        if inference.missing_paths:
+            raise InputError(
+                f"--{inference.missing_paths[0]} is missing: the export is compared on data, and paths are read from a"
+                " checkpoint only if --ckpt_path best or last names one of your own runs"
+            )
         inference.data.prepare_data()
         inference.data.setup("validate")
         self.tokenizer: Any = getattr(inference.data, "tokenizer", None)

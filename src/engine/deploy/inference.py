@@ -53,7 +53,14 @@ class Inference(LightningModule):
         self.task = task
         self.spec = model_arguments(self.checkpoint, trusted)
         with checkpoint_errors(str(self.path)):
-            saved = own or run_configuration(self.checkpoint, trusted)
+            unused: list[str] = []
+            saved = own or run_configuration(self.checkpoint, trusted, unused)
+            # Its tokenizer is saved in the checkpoint.
+            self.missing_paths = [
+                name
+                for name in unused
+                if name.startswith("data.") and name != "data.tokenizer" and name[5:] not in (data or {})
+            ]
             self.data: Any = _build_data(self.checkpoint, saved.get("data") or {}, data or {}, given)
         if hasattr(task, "generate"):
             self.kind = "prompt"
