@@ -108,7 +108,7 @@ def show(rows: list[Row], results: Path | None = None) -> None:
     if known.get("machine") != describe():
         if known:
             print(f"{results} had results of another machine or other versions and is replaced")
-        known = {"machine": describe(), "rows": {}}
+        known = {**known, "machine": describe(), "rows": {}}
     for row in rows:
         known["rows"][row.what] = {
             "date": date.today().isoformat(),
