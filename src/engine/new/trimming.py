@@ -1,0 +1,256 @@
+"""Tests of a new project: those of this template whose subjects are all there."""
+
+import ast
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from src.engine.new.template import Template, texts
+
+NODES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+WORD = re.compile(r"\w+")
+TELLING = re.compile(r"[a-z][A-Z]|^[A-Z]{2}")  # a class name that is no common word
+
+
+class Gone:
+    """Finds references to what a project leaves out of this template.
+
+    Args:
+        template: the template.
+        kept: the files that stay.
+    """
+
+    def __init__(self, template: Template, kept: Iterable[str]) -> None:
+        self.template = template
+        self.kept = set(kept)
+        dropped = template.source.keys() - self.kept
+        self.classes = {name for name, path in template.classes.items() if path in dropped and TELLING.search(name)}
+        names = {PurePosixPath(path).name for path in dropped} - {PurePosixPath(path).name for path in self.kept}
+        self.names = {name for name in names if "." in name[1:]}
+        stems = {PurePosixPath(path).stem for path in dropped if path.startswith("configs/")}
+        kept_stems = {PurePosixPath(path).stem for path in self.kept}
+        self.stems = {stem for stem in stems - kept_stems if "_" in stem or stem.endswith("2")}
+        self.options = _options(template, dropped) - _options(template, self.kept)
+
+    def module(self, name: str) -> bool:
+        """Whether a module is gone, or the script with this name."""
+        file = self.template.module(name) or next(
+            (one for one in (f"scripts/{name}.py", f"benchmarks/{name}.py") if one in self.template.source), None
+        )
+        return file is not None and file not in self.kept
+
+    @staticmethod
+    def _has(paths: Iterable[str], path: str) -> bool:
+        return path in paths or any(one.startswith(f"{path}/") for one in paths)
+
+    def find(self, text: str) -> str | None:
+        """The first name in a text that is gone, or None."""
+        for path in re.findall(r"\b(?:src|configs|tests|docs|scripts|benchmarks)/[\w./-]*\w", text):
+            is_known = self._has(self.template.source, path)
+            if is_known and not self._has(self.kept, path):
+                return str(path)
+        for name in re.findall(r"\b(?:src|tests)(?:\.\w+)+", text):
+            parts = name.split(".")
+            known = next((one for n in range(len(parts), 0, -1) if self.template.module(one := ".".join(parts[:n]))), "")
+            if self.module(known) or (known in ("src", "tests") and len(parts) > 1):
+                return str(name)
+        for option in re.findall(r"--[a-z][\w.]*", text):
+            if option in self.options:
+                return str(option)
+        words = set(WORD.findall(text))
+        gone = sorted(words & (self.classes | self.stems)) or sorted({text} & self.names)
+        return gone[0] if gone else None
+
+
+def _options(template: Template, paths: Iterable[str]) -> set[str]:
+    """The options that parts of the engine add to `src.train`."""
+    found = set[str]()
+    for path in paths:
+        if path.startswith("src/engine/parts/"):
+            found |= set(re.findall(r'add_argument\(\s*"(--[a-z_]+)"', template.text(path)))
+    return found
+
+
+@dataclass
+class Part:
+    """A statement at the top of a test file with the comments before it.
+
+    Args:
+        node: the statement.
+        source: its text.
+        blank: empty lines before it.
+        names: names that it defines.
+        uses: names that it reads, arguments of fixtures included.
+        words: all words of its text.
+    """
+
+    node: ast.stmt
+    source: str
+    blank: int
+    names: set[str] = field(default_factory=set)
+    uses: set[str] = field(default_factory=set)
+    words: set[str] = field(default_factory=set)
+
+
+def trimmed_tests(template: Template, gone: Gone, paths: Iterable[str]) -> dict[str, str]:
+    """Content of the test files that remain, by path.
+
+    A test remains if all it names is in the project, a helper or a fixture if what remains uses it.
+
+    Args:
+        template: the template.
+        gone: what the project leaves out; `kept` gets the files that remain.
+        paths: Python files of tests.
+    """
+    files = {path: _parts(template.text(path)) for path in paths}
+    gone.kept |= files.keys()
+    fixtures = _fixtures(files)
+    count = 0
+    while count != (count := sum(map(len, files.values()))):  # a file that goes takes those with it that import it
+        lost = fixtures - _fixtures(files)
+        for path, parts in files.items():
+            _remove_gone(template, gone, path, parts, files, lost)
+        files = {path: parts for path, parts in files.items() if any(part.names for part in parts)}
+        gone.kept -= set(paths) - files.keys()
+    _remove_unused(files)
+    kept = {path: parts for path, parts in files.items() if any(isinstance(part.node, NODES) for part in parts)}
+    return {path: _join(parts) for path, parts in kept.items()}
+
+
+def _parts(text: str) -> list[Part]:
+    lines = text.splitlines()
+    found: list[Part] = []
+    end = 0
+    for node in ast.parse(text).body:
+        first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))]) - 1
+        while first > end and lines[first - 1].startswith("#"):
+            first -= 1
+        last = node.end_lineno or node.lineno
+        source = "\n".join(lines[first:last])
+        blank = sum(not line.strip() for line in lines[end:first])
+        part = Part(node, source, blank, words=set(WORD.findall(source)))
+        for one in ast.walk(node):
+            if isinstance(one, ast.Name):
+                part.uses.add(one.id)
+            elif isinstance(one, ast.arg):
+                part.uses.add(one.arg)
+        if isinstance(node, NODES):
+            part.names.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            part.names |= {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+        part.uses -= part.names
+        found.append(part)
+        end = last
+    return found
+
+
+def _fixtures(files: dict[str, list[Part]]) -> set[str]:
+    return {name for parts in files.values() for part in parts for name in part.names if "@pytest.fixture" in part.source}
+
+
+def _remove_gone(
+    template: Template, gone: Gone, path: str, parts: list[Part], files: dict[str, list[Part]], lost: set[str]
+) -> None:
+    """Remove what names something that is gone, until nothing more does."""
+    removed = set(lost)
+    for part in parts:
+        if isinstance(part.node, ast.Import | ast.ImportFrom):
+            removed |= _gone_imports(template, gone, part, files)
+    while True:
+        bad = [part for part in parts if _is_gone(part, gone, removed)]
+        if not bad:
+            return
+        for part in bad:
+            import os
+            if "WHY" in os.environ:
+                print("WHY", path, part.names, part.uses & removed, [one for text in texts(part.node) if (one := gone.find(text))][:3])
+            parts.remove(part)
+            removed |= part.names
+
+
+def _gone_imports(template: Template, gone: Gone, part: Part, files: dict[str, list[Part]]) -> set[str]:
+    """The names that an import cannot bind; they are removed from it."""
+    node, lost = part.node, set[str]()
+    if isinstance(node, ast.Import):
+        lost = {alias.asname or alias.name.partition(".")[0] for alias in node.names if gone.module(alias.name)}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+        file = template.module(node.module)
+        for alias in node.names:
+            there = file not in files or any(alias.name in one.names for one in files[str(file)])
+            if gone.module(f"{node.module}.{alias.name}"):
+                there = False
+            elif template.module(f"{node.module}.{alias.name}"):
+                there = True
+            if gone.module(node.module) or not there:
+                lost.add(alias.asname or alias.name)
+    return lost
+
+
+def _is_gone(part: Part, gone: Gone, removed: set[str]) -> bool:
+    if isinstance(part.node, ast.Import | ast.ImportFrom):
+        return False
+    is_docstring = isinstance(part.node, ast.Expr) and isinstance(part.node.value, ast.Constant)
+    return not is_docstring and bool(part.uses & removed or any(gone.find(text) for text in texts(part.node)))
+
+
+def _remove_unused(files: dict[str, list[Part]]) -> None:
+    """Remove helpers, fixtures and imports that no test uses, and files without tests that nothing imports."""
+
+    def is_root(part: Part) -> bool:
+        is_test = any(name.startswith(("test_", "pytest_")) for name in part.names)
+        return is_test or "autouse=True" in part.source or not part.names
+
+    roots = {path: [part for part in parts if is_root(part)] for path, parts in files.items()}
+    tests = {path for path, parts in files.items() if any(n.startswith("test_") for p in parts for n in p.names)}
+    words = {word for path in tests for part in roots[path] for word in part.words}
+    kept = {id(part) for path in tests for part in roots[path]}
+    while True:
+        new = []
+        for path, parts in files.items():
+            for part in parts:
+                wanted = part.names & words or (path.endswith("conftest.py") and part in roots[path])
+                if id(part) not in kept and wanted and not isinstance(part.node, ast.Import | ast.ImportFrom):
+                    new.append(part)
+        if not new:
+            break
+        kept |= {id(part) for part in new}
+        words |= {word for part in new for word in part.words}
+    for path, parts in files.items():
+        stays = [part for part in parts if id(part) in kept or isinstance(part.node, ast.Import | ast.ImportFrom)]
+        files[path] = _with_used_imports([part for part in stays if part.names or part in roots[path]])
+
+
+def _with_used_imports(parts: list[Part]) -> list[Part]:
+    used = {
+        word for part in parts if not isinstance(part.node, ast.Import | ast.ImportFrom) for word in part.words
+    }
+    found = []
+    for part in parts:
+        if isinstance(part.node, ast.Import | ast.ImportFrom):
+            names = [one for one in part.node.names if (one.asname or one.name.partition(".")[0]) in used]
+            if not names:
+                continue
+            if len(names) < len(part.node.names):
+                part.node.names = names
+                part.source = _import_line(part.node)
+        found.append(part)
+    return found
+
+
+def _import_line(node: ast.Import | ast.ImportFrom) -> str:
+    line = ast.unparse(node)
+    if len(line) <= 120:
+        return line
+    head, _, names = line.partition(" import ")
+    return f"{head} import (\n" + "".join(f"    {name},\n" for name in names.split(", ")) + ")"
+
+
+def _join(parts: list[Part]) -> str:
+    lines: list[str] = []
+    for number, part in enumerate(parts):
+        around = isinstance(part.node, NODES) or (number and isinstance(parts[number - 1].node, NODES))
+        blank = 2 if around else part.blank
+        lines += [""] * (blank if number else 0) + [part.source]
+    return "\n".join(lines) + "\n"
