@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
+from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
 from src.engine.training.hyperparameters import describe_arguments
 from src.tasks.task import Task
 
@@ -24,7 +26,7 @@ ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
 class Classifier(Task):
-    """Trains and tests a network that returns class logits; the base of `ImageClassifier` and `TextClassifier`.
+    """Trains and tests a network that returns class logits.
 
     Args:
         net: the network, (B, ...) inputs -> (B, num_classes) float logits.
@@ -72,6 +74,9 @@ class Classifier(Task):
             "f1": MulticlassF1Score(num_classes, average="macro", **UNCHECKED),
         }
         return MetricCollection(metrics)
+
+    def pictures(self) -> list[Callback]:
+        return [EvaluationPictures()]
 
     @property
     def confusion(self) -> MulticlassConfusionMatrix:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -43,6 +43,10 @@ class Task(LightningModule):
         They must include `weight`: the number of samples or tokens that the loss averages over.
         """
         raise NotImplementedError
+
+    def pictures(self) -> list[Callback]:
+        """Callbacks that `src.train` adds to show results, unless the configuration has its own of these classes."""
+        return []
 
     def setup(self, stage: str) -> None:
         self.metrics.reset()

@@ -17,7 +17,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
@@ -32,9 +31,7 @@ from src.engine.runs.checkpoint import (
     check_batches,
     check_fit,
     check_unfinished,
-    is_sharded,
     read_checkpoint,
-    refuse_shards,
 )
 from src.engine.runs.run_record import RunRecord
 from src.engine.runs.runs import (
@@ -42,25 +39,29 @@ from src.engine.runs.runs import (
     claim_folder,
     clock_lag,
     is_finished,
-    join_attempt,
     lock_run,
-    mark_job,
     relative,
     runs_of,
 )
 from src.engine.system.classes import Tree, import_class
 from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
-from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
+from src.engine.training.default_callbacks import (
+    add_default_callbacks,
+    add_missing,
+    as_list,
+    checkpoint_callbacks,
+    loggers,
+)
 from src.engine.training.hyperparameters import rebuild_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
 # Options of a single call: not part of a saved configuration.
-CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
+CALL_ONLY = ("config", "ckpt_path", "trust", "run", "quiet", "debug")
 
 
 class StarterCLI(LightningCLI):
@@ -85,7 +86,6 @@ class StarterCLI(LightningCLI):
         self.lock: Any = None
         self.interruption = Interruption()
         self.record: RunRecord | None = None
-        self.compilation: Compilation | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
         self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
         self.data: Any = None  # the DataModule, if it is built before the model
@@ -128,7 +128,8 @@ class StarterCLI(LightningCLI):
             default=0,
             help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
         )
-        parser.add_argument("--compile", action="store_true", help="Compile the network with torch.compile")
+        for add_arguments in hooks("add_arguments"):
+            add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
         parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
         parser.add_optimizer_args((Optimizer,))
@@ -255,18 +256,17 @@ class StarterCLI(LightningCLI):
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
-        if self.config.compile:
-            self.compilation = Compilation()
-            callbacks.append(self.compilation)
-        add_default_callbacks(options, self.stage, self.config.quiet)
+        for more in hooks("callbacks"):
+            add_missing(callbacks, more(self.config, self.stage))
+        add_default_callbacks(options, self.stage, self.config.quiet, getattr(self.model, "pictures", list)())
         if not options["fast_dev_run"]:
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
             check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
-            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
-                refuse_shards(self.config.ckpt_path)
+            for check in hooks("check_trainer"):
+                check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
                 rank_zero_info(
                     f"The checkpoint was written by {saved_by} processes, this run has {trainer.world_size}: each batch"
@@ -282,7 +282,7 @@ class StarterCLI(LightningCLI):
     def _describe(self) -> tuple[str, Tree]:
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
-        for key in CALL_ONLY:
+        for key in (*CALL_ONLY, *(flag.removeprefix("--") for flags in hooks("BARE_FLAGS") for flag in flags)):
             saved.pop(key, None)
         saved.trainer.logger = self.loggers or saved.trainer.logger
         text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
@@ -308,7 +308,8 @@ class StarterCLI(LightningCLI):
             folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
-            mark_job(folder)
+            for mark in hooks("mark_run"):
+                mark(folder)
             if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(
                     f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
@@ -342,7 +343,8 @@ class StarterCLI(LightningCLI):
         """Run the stage, then print the results."""
         self.interruption.install()
         try:
-            join_attempt(self.trainer.strategy.root_device)
+            for prepare in hooks("before_run"):
+                prepare(self.trainer)
             self._run_stage()
         except BaseException:
             self._drop_empty_folder()
@@ -359,12 +361,12 @@ class StarterCLI(LightningCLI):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
             seconds["train_seconds"] = time.perf_counter() - start
-            if self.compilation is not None:
-                seconds["compile_seconds"] = self.compilation.seconds
-                seconds["train_seconds"] -= self.compilation.seconds
+            for extra_seconds in hooks("extra_seconds"):
+                extra = extra_seconds(self.trainer)
+                seconds = {**seconds, **extra, "train_seconds": seconds["train_seconds"] - sum(extra.values())}
         if self.stage is None:
             best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if best and not is_sharded(Path(best)):
+            if best and Path(best).is_file():
                 # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
                 # put other weights in place of the checkpoint's.
                 weights = read_checkpoint(best)["state_dict"]
@@ -374,7 +376,7 @@ class StarterCLI(LightningCLI):
             self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
-            rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
+            rank_zero_info("These predictions are not saved")
         elif self.stage != "fit":
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:

@@ -108,7 +108,9 @@ class Project:
         paths = [
             path
             for path in self.template.source
-            if path.startswith("tests/") and path.endswith(".py") and not path.endswith("__init__.py")
+            if path.startswith("tests/")
+            and path.endswith(".py")
+            and not path.endswith("__init__.py")
             and (path.split("/")[1] in folders or (path.count("/") == 1 and not is_of_the_template(path)))
         ]
         others = {path for path in self.template.source if path.startswith("tests/") and path not in paths}
@@ -155,7 +157,10 @@ class Project:
         return re.sub(r"\bexample\b|(?<=test_)example\b", self.choice.name, re.sub(r"\bExample(?=[A-Z])", camel, text))
 
     def _readme(self, text: str) -> str:
-        rows = [f"| train {path.removeprefix('configs/')} | `python -m src.train --config {path}` |" for path in self.recipes]
+        rows = [
+            f"| train {path.removeprefix('configs/')} | `python -m src.train --config {path}` |"
+            for path in self.recipes
+        ]
         first = self.template.text(self.recipes[0]) if self.recipes else ""
         about = str(kind_of(self.template.root, self.choice.kind)["about"]) if self.choice.kind else _comment(first)
         folders = [f"| `{path}` | {what} |" for path, what in self._folders().items()]
@@ -169,12 +174,20 @@ class Project:
         found = {}
         for path in sorted(path for path in self.kept if re.fullmatch(r"src/\w+/__init__\.py", path)):
             found[f"{PurePosixPath(path).parent}/"] = self.template.text(path).strip().strip('"').rstrip(".")
-        return {**found, "configs/": "one YAML file per recipe; overlays in folders", "tests/": "the same folders as `src/`"}
+        return {
+            **found,
+            "configs/": "one YAML file per recipe; overlays in folders",
+            "tests/": "the same folders as `src/`",
+        }
 
     def _pyproject(self, text: str) -> str:
         choice = self.choice
         imported = self.packages["code"]
-        tested = {part for source in self.tests.values() for part in re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE)}
+        tested = {
+            part
+            for source in self.tests.values()
+            for part in re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE)
+        }
         project = tomllib.loads(text)["project"]
         template_name, version = project["name"], project["version"]
         base = [one for one in project["dependencies"] if _is_imported(one, imported)]
@@ -184,13 +197,20 @@ class Project:
             if name != "dev"
         }
         extras = {name: some for name, some in extras.items() if some}
-        everything = [*project["dependencies"], *(one for some in project["optional-dependencies"].values() for one in some)]
+        everything = [
+            *project["dependencies"],
+            *(one for some in project["optional-dependencies"].values() for one in some),
+        ]
         chosen = {*base, *(one for some in extras.values() for one in some)}
         dev = [
             one
             for one in everything
             if one not in chosen
-            and (_distribution(one) in TOOLS or _is_imported(one, tested) or _distribution(one).startswith("types-") and _is_imported(one, imported))
+            and (
+                _distribution(one) in TOOLS
+                or _is_imported(one, tested)
+                or (_distribution(one).startswith("types-") and _is_imported(one, imported))
+            )
         ]
         own = [f"{choice.name}[{','.join(extras)}]"] if extras else []
         head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}
@@ -208,11 +228,17 @@ class Project:
                 lines += [f"{key} = {str(value).lower()}" for key, value in override.items()]
         pytest = [line for line in _section(text, "tool.pytest.ini_options") if "scripts" not in line]
         lines += ["", "[tool.pytest.ini_options]", *pytest]
-        lines += ["", "# Where this project comes from; `python -m src.new --update` uses it.", "[tool.lightning-starter]"]
+        lines += [
+            "",
+            "# Where this project comes from; `python -m src.new --update` uses it.",
+            "[tool.lightning-starter]",
+        ]
         noted = {"version": version, "commit": commit_of(self.template.root), **asdict(choice)}
         for key, value in noted.items():
             if value and key not in ("author", "license"):
-                lines.append(f"{key} = {_quoted(value) if isinstance(value, list) else repr(value).replace(chr(39), chr(34))}")
+                lines.append(
+                    f"{key} = {_quoted(value) if isinstance(value, list) else repr(value).replace(chr(39), chr(34))}"
+                )
         return "\n".join(lines) + "\n" if template_name else ""
 
 

@@ -81,7 +81,8 @@ class Template:
         for text in texts(_tree(self.root / self.source[path])):
             beside = f"{Path(path).parent}/{text}"
             found |= {one for one in (beside, text) if one in self.source and not one.endswith((".py", ".yaml", ".md"))}
-            found |= {one for one in re.findall(r"scripts/[\w.]+\w", text) if one in self.source}
+            named = [f"{one.replace('.', '/')}.py" for one in re.findall(r"python -m (src\.\w+)", text)]
+            found |= {one for one in (*re.findall(r"scripts/[\w.]+\w", text), *named) if one in self.source}
         return found
 
     def named_classes(self, path: str) -> set[str]:

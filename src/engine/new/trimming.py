@@ -52,7 +52,9 @@ class Gone:
                 return str(path)
         for name in re.findall(r"\b(?:src|tests)(?:\.\w+)+", text):
             parts = name.split(".")
-            known = next((one for n in range(len(parts), 0, -1) if self.template.module(one := ".".join(parts[:n]))), "")
+            known = next(
+                (one for n in range(len(parts), 0, -1) if self.template.module(one := ".".join(parts[:n]))), ""
+            )
             if self.module(known) or (known in ("src", "tests") and len(parts) > 1):
                 return str(name)
         for option in re.findall(r"--[a-z][\w.]*", text):
@@ -147,7 +149,9 @@ def _parts(text: str) -> list[Part]:
 
 
 def _fixtures(files: dict[str, list[Part]]) -> set[str]:
-    return {name for parts in files.values() for part in parts for name in part.names if "@pytest.fixture" in part.source}
+    return {
+        name for parts in files.values() for part in parts for name in part.names if "@pytest.fixture" in part.source
+    }
 
 
 def _remove_gone(
@@ -164,8 +168,15 @@ def _remove_gone(
             return
         for part in bad:
             import os
+
             if "WHY" in os.environ:
-                print("WHY", path, part.names, part.uses & removed, [one for text in texts(part.node) if (one := gone.find(text))][:3])
+                print(
+                    "WHY",
+                    path,
+                    part.names,
+                    part.uses & removed,
+                    [one for text in texts(part.node) if (one := gone.find(text))][:3],
+                )
             parts.remove(part)
             removed |= part.names
 
@@ -223,9 +234,7 @@ def _remove_unused(files: dict[str, list[Part]]) -> None:
 
 
 def _with_used_imports(parts: list[Part]) -> list[Part]:
-    used = {
-        word for part in parts if not isinstance(part.node, ast.Import | ast.ImportFrom) for word in part.words
-    }
+    used = {word for part in parts if not isinstance(part.node, ast.Import | ast.ImportFrom) for word in part.words}
     found = []
     for part in parts:
         if isinstance(part.node, ast.Import | ast.ImportFrom):
