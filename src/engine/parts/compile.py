@@ -25,8 +25,8 @@ def callbacks(config: Any, stage: str | None) -> list[Callback]:  # noqa: ARG001
 
 def extra_seconds(trainer: Trainer) -> dict[str, float]:
     """How long compiling took, which is not training."""
-    found = (one for one in trainer.callbacks if isinstance(one, Compilation))  # type: ignore[attr-defined]
-    return {"compile_seconds": one.seconds for one in found}
+    found = [one for one in trainer.callbacks if isinstance(one, Compilation)]  # type: ignore[attr-defined]
+    return {"compile_seconds": found[0].seconds} if found else {}
 
 
 def input_error(error: BaseException, config: Any) -> InputError | None:

@@ -52,8 +52,8 @@ class NetworkPictures(Callback):
             if first_conv is not None and batch[0].ndim == 4:
                 weights: Any = first_conv.weight.detach().float().cpu()  # (filters, channels, H, W)
                 weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
-                framed = nn.functional.pad(torch.stack([_shown(one) for one in weights]), (1, 1, 1, 1))
-                large = nn.functional.interpolate(framed, scale_factor=12, mode="nearest")
+                filters = torch.stack([_shown(one) for one in weights])
+                large = nn.functional.interpolate(filters, scale_factor=12, mode="nearest")
                 writer.add_images("network/filters of the first layer", large, trainer.global_step)
             self._draw_graph(writer, task, batch)
 
@@ -73,7 +73,7 @@ class NetworkPictures(Callback):
 
 
 def _shown(images: Tensor) -> Tensor:
-    """Pixels scaled to 0 to 1."""
+    """Pixels scaled to 0 to 1, in a black frame."""
     images = images.float().cpu()
     low, high = images.aminmax()
-    return (images - low) / (high - low).clamp(min=1e-6)
+    return nn.functional.pad((images - low) / (high - low).clamp(min=1e-6), (1, 1, 1, 1))

@@ -33,7 +33,7 @@ class NoProfiler(PassThroughProfiler):
 
 
 def add_default_callbacks(options: Options, stage: str | None, quiet: bool, pictures: list[Callback]) -> None:
-    """Add default callbacks, those of the task, profiler and checkpoint plugin, unless the configuration has its own."""
+    """Add default callbacks, those of the task, profiler and checkpoint plugin, each unless the user has given one."""
     callbacks = options["callbacks"]  # extended in place
     if options["logger"] is False:  # LearningRateMonitor raises an error without a logger
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
