@@ -41,8 +41,8 @@ def run(started: float) -> None:
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         is_fixable = isinstance(cause, InputError) or raised_in(cause, "forward")
         is_fixable = is_fixable or (isinstance(cause, refused) and raised_by_lightning(cause))
-        for input_error in hooks("input_error") if cli is not None else ():
-            if (fixable := input_error(cause, cli.config)) is not None:
+        for input_error in hooks("input_error"):
+            if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
                 cause, is_fixable = fixable, True
         if (fault := machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
             cause, is_fixable = InputError("; ".join(filter(None, (fault, _continue_command(cli))))), True

@@ -2,30 +2,27 @@
 
 import re
 import time
-import tomllib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from src.engine.new.template import Template, commit_of
+from src.engine.new.pyproject import project_table
+from src.engine.new.template import Template
 from src.engine.new.trimming import Gone, trimmed_tests
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
 
-COPIED = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "logs/.gitkeep", "pyproject.toml")
-KILL = "scripts/kill.py"  # kept if a test uses it
+COPIED = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
 ALWAYS = ("train", "new")  # commands
+DEFAULT = ("predict", "compile", "network_pictures", "throughput")
+KILL = "scripts/kill.py"  # kept if a test uses it
+EXAMPLE = "example"  # name of the project in the files of a kind
 # Files that belong to the user once they are written: an update leaves them alone.
 OWN = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
-TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ruff"}
-# Packages that are imported by another name, and those that others load by themselves.
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "python-multipart": "multipart"}
-IMPORTED_AS |= {"types-pyyaml": "yaml", "types-tqdm": "tqdm", "mlflow-skinny": "mlflow"}
-LOADED_BY = {"plotly": "optuna", "scikit-learn": "optuna", "alembic": "mlflow", "sqlalchemy": "mlflow"}
 
 
 @dataclass
@@ -36,7 +33,7 @@ class Choice:
         name: name of the project, and of the folder of its own code.
         kind: kind of task, a folder of `templates/kinds`, or None.
         recipes: names of recipes in `configs`.
-        parts: commands, parts of the engine and overlays, by the name of their file.
+        parts: commands, parts of the engine and overlays, by the names of their files.
         package: import name in place of `src`.
         author: for licence and citation.
         license: a file of `templates/licenses`.
@@ -45,7 +42,7 @@ class Choice:
     name: str
     kind: str | None = None
     recipes: list[str] = field(default_factory=list)
-    parts: list[str] = field(default_factory=lambda: ["train", "predict"])
+    parts: list[str] = field(default_factory=lambda: list(DEFAULT))
     package: str = "src"
     author: str = ""
     license: str = "MIT"
@@ -64,267 +61,178 @@ class Project:
 
     def __init__(self, root: Path, choice: Choice) -> None:
         self.choice = choice
-        self.template = Template(root, choice.kind)
-        self.recipes = [self._one("recipe", name, recipes(self.template)) for name in choice.recipes]
-        places = parts(self.template)
-        roots = [path for name in (*ALWAYS, *choice.parts) for path in self._one("with", name, places)]
-        own = [path for path in self.template.added if path.startswith(("src/", "configs/")) and "/tune/" not in path]
-        self.needed = self.template.reached([*roots, *own, *self.recipes])
-        """Files of `src` and `configs`, without overlays that come along."""
-
-    def _one(self, option: str, name: str, known: dict[str, Any]) -> Any:
-        if name not in known:
-            near = nearest(name, known) or f"; known: {', '.join(known)}"
-            raise InputError(f"--{option} {name}: no such {'part' if option == 'with' else option}{near}")
-        return known[name]
-
-    @cached_property
-    def kept(self) -> set[str]:
+        if choice.kind is not None:
+            _one("kind", choice.kind, kinds(root))
+        self.template = template = Template(root, choice.kind)
+        self.license = _one(
+            "license", choice.license, {path.name: path for path in (root / "templates/licenses").iterdir()}
+        )
+        self.recipes: list[str] = [_one("recipe", name, recipes(template)) for name in choice.recipes]
+        roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
+        added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
+        searches = (
+            {path for path in template.source if path.startswith("configs/tune/")} if "src/tune.py" in roots else ()
+        )
+        roots |= {path for path in searches if path in template.added or template.needs(path) & {*self.recipes}}
+        self.kept = template.reached({*roots, *added, *COPIED, *self.recipes})
         """All files but tests, by their path in a project named `example` with the package `src`."""
-        kept = {*self.needed, *COPIED, *self.template.added, "LICENSE", "configs/default.yaml"}
-        for path in self.template.source:
-            if path.startswith("configs/") and path not in self.needed:
-                is_overlay = "/tune/" not in path and path not in recipes(self.template).values()
-                needs = self.template.needs(path)
-                asks = "needs `pip install" in self.template.text(path)
-                if not needs <= kept or asks or not is_overlay:
-                    kept.discard(path)
-                else:
-                    kept.add(path)
-        kept.add("configs/default.yaml")
-        if "src/tune.py" in kept:
-            kept |= {path for path in self.template.added if "/tune/" in path}
-        return kept
+        self.kept |= {path for path in overlays(template) if self._comes_along(path)}
 
-    @cached_property
-    def gone(self) -> Gone:
-        """Finds names of what the project leaves out."""
-        return Gone(self.template, {*self.kept, *(path for path in self.template.source if path.startswith("tests/"))})
+    def _comes_along(self, path: str) -> bool:
+        return self.template.needs(path) <= self.kept and "needs `pip install" not in self.template.text(path)
 
     @cached_property
     def tests(self) -> dict[str, str]:
         """Content of the tests that remain, by path."""
+        template = self.template
         folders = {path.split("/")[1] for path in self.kept if path.startswith("src/")} | {"engine"}
+        data = {path for path in template.source if path.startswith("tests/") and not path.endswith(".py")}
+        data = {
+            path for path in data if all(one in self.kept for one in template.needs(path) if one.startswith("src/"))
+        }
+        inits = {path for path in template.source if path.startswith("tests/") and path.endswith("__init__.py")}
         paths = [
             path
-            for path in self.template.source
-            if path.startswith("tests/")
-            and path.endswith(".py")
-            and not path.endswith("__init__.py")
-            and (path.split("/")[1] in folders or (path.count("/") == 1 and not is_of_the_template(path)))
+            for path in template.source
+            if re.fullmatch(r"tests/(.+/)?(?!__init__)\w+\.py", path)
+            and (
+                path.split("/")[1] in folders
+                or (path.count("/") == 1 and "/test_" not in path)
+                or path in template.added
+            )
+            and self._has_its_part(path)
         ]
-        others = {path for path in self.template.source if path.startswith("tests/") and path not in paths}
-        gone = Gone(self.template, self.kept | others | {KILL})
-        found = trimmed_tests(self.template, gone, paths)
-        inits = {f"{folder}/__init__.py" for path in found for folder in list(PurePosixPath(path).parents)[:-1]}
-        return found | dict.fromkeys(inits, "") | {"tests/toy.yaml": self.template.text("tests/toy.yaml")}
+        gone = Gone(template, {*self.kept, *data, *inits, KILL})
+        found = trimmed_tests(template, gone, paths, map(template.text, data))
+        needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents}
+        found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
+        uses_kill = any(re.search(r"^from kill import", text, re.MULTILINE) for text in found.values())
+        return {**found, **({KILL: template.text(KILL)} if uses_kill else {})}
 
-    @cached_property
-    def packages(self) -> dict[str, set[str]]:
-        """Names that the code imports, and those that only tests do."""
-        overlays = " ".join(self.template.text(path) for path in self.kept if path.startswith("configs/"))
+    def _has_its_part(self, test: str) -> bool:
+        """Whether the part of the engine that a test is about, by its name, is in the project."""
+        if not test.startswith("tests/engine/parts/test_"):
+            return True
+        name = test.removeprefix("tests/engine/parts/test_")
+        return any(
+            name.startswith(PurePosixPath(path).stem) for path in self.kept if path.startswith("src/engine/parts/")
+        )
+
+    def lines(self, folder: str = "src/") -> int:
+        """Lines of code in a folder."""
+        return sum(len(self.template.text(path).splitlines()) for path in self.kept if path.startswith(folder))
+
+    def packages(self) -> set[str]:
+        """Names of packages that the code imports."""
+        needed = (
+            re.findall(r"needs `pip install (\w+)", self.template.text(path))
+            for path in self.kept & overlays(self.template)
+        )
         code = self.template.packages(path for path in self.kept if path.startswith("src/"))
-        return {"code": {"torch", "lightning", "tensorboard", *code, *re.findall(r"pip install (\w+)", overlays)}}
-
-    @property
-    def lines(self) -> int:
-        """Lines in the folder of the code."""
-        return sum(len(self.template.text(path).splitlines()) for path in self.kept if path.startswith("src/"))
+        return {"torch", "lightning", "tensorboard", *code, *(name for names in needed for name in names)}
 
     def files(self) -> dict[str, bytes]:
         """Content of all files, by path."""
-        texts = {path: self.template.text(path) for path in self.kept - {"LICENSE", "logs/.gitkeep"}} | self.tests
-        first = next((path for path in self.recipes), None)
-        if first is not None and self.choice.kind is None and first != "configs/default.yaml":
-            texts["configs/default.yaml"] = self.template.text(first)
-        texts["pyproject.toml"] = self._pyproject(texts["pyproject.toml"])
+        choice, template = self.choice, self.template
+        texts = {path: template.text(path) for path in self.kept} | self.tests
+        if choice.kind is None and "configs/default.yaml" not in texts:
+            texts["configs/default.yaml"] = template.text(self.recipes[0])
+        texts["pyproject.toml"] = project_table(
+            texts["pyproject.toml"], choice, self.packages(), self.tests, template.root
+        )
         texts["README.md"] = self._readme(texts["README.md"])
-        texts["src/engine/LICENSE"] = self.template.text("LICENSE")
-        texts["LICENSE"] = _read_license(self.template.root, self.choice.license)
-        values = {"name": self.choice.name, "author": self.choice.author, "license": self.choice.license}
-        values |= {"year": time.strftime("%Y")}
-        found = {}
+        texts["src/engine/LICENSE"] = template.text("LICENSE")
+        texts["LICENSE"] = self.license.read_text(encoding="utf-8")
+        values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
+        found = {"logs/.gitkeep": b""}
         for path, text in texts.items():
-            if path in self.template.added or path in OWN:
-                path, text = self._named(path), self._named(text)
+            if path in template.added or path in OWN:
+                path, text = _named(path, choice.name), _named(text, choice.name)
                 text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
-            found[_packaged(path, self.choice.package)] = _packaged(text, self.choice.package).encode()
-        return {**found, "logs/.gitkeep": b""}
+            found[packaged(path, choice.package)] = packaged(text, choice.package).encode()
+        return found
 
-    def _named(self, text: str) -> str:
-        """Text of a kind with the name of the project in place of `example`."""
-        camel = "".join(word.capitalize() for word in self.choice.name.split("_"))
-        return re.sub(r"\bexample\b|(?<=test_)example\b", self.choice.name, re.sub(r"\bExample(?=[A-Z])", camel, text))
+    def is_program(self, path: str) -> bool:
+        """Whether a file is a program."""
+        return path in self.template.source and self.template.is_executable(path)
 
     def _readme(self, text: str) -> str:
-        rows = [
-            f"| train {path.removeprefix('configs/')} | `python -m src.train --config {path}` |"
-            for path in self.recipes
-        ]
-        first = self.template.text(self.recipes[0]) if self.recipes else ""
-        about = str(kind_of(self.template.root, self.choice.kind)["about"]) if self.choice.kind else _comment(first)
-        folders = [f"| `{path}` | {what} |" for path, what in self._folders().items()]
-        for name, value in (("about", about), ("folders", "\n".join(folders)), ("recipes", "\n".join(rows))):
-            text = text.replace(f"{{{{{name}}}}}", value)
-        lines = [line for line in text.splitlines() if not (line.startswith("|") and self.gone.find(line)) and line]
-        return re.sub(r"\n(?=(#|\| .*\n\| ---|```bash))", "\n\n", "\n".join(lines)) + "\n"
-
-    def _folders(self) -> dict[str, str]:
-        """The folders of the project and what they hold."""
-        found = {}
-        for path in sorted(path for path in self.kept if re.fullmatch(r"src/\w+/__init__\.py", path)):
-            found[f"{PurePosixPath(path).parent}/"] = self.template.text(path).strip().strip('"').rstrip(".")
-        return {
-            **found,
-            "configs/": "one YAML file per recipe; overlays in folders",
-            "tests/": "the same folders as `src/`",
-        }
-
-    def _pyproject(self, text: str) -> str:
-        choice = self.choice
-        imported = self.packages["code"]
-        tested = {
-            part
-            for source in self.tests.values()
-            for part in re.findall(r"^\s*(?:from|import) (\w+)", source, re.MULTILINE)
-        }
-        project = tomllib.loads(text)["project"]
-        template_name, version = project["name"], project["version"]
-        base = [one for one in project["dependencies"] if _is_imported(one, imported)]
-        extras = {
-            name: [one for one in some if _is_imported(one, imported)]
-            for name, some in project["optional-dependencies"].items()
-            if name != "dev"
-        }
-        extras = {name: some for name, some in extras.items() if some}
-        everything = [
-            *project["dependencies"],
-            *(one for some in project["optional-dependencies"].values() for one in some),
-        ]
-        chosen = {*base, *(one for some in extras.values() for one in some)}
-        dev = [
-            one
-            for one in everything
-            if one not in chosen
-            and (
-                _distribution(one) in TOOLS
-                or _is_imported(one, tested)
-                or (_distribution(one).startswith("types-") and _is_imported(one, imported))
+        gone = Gone(self.template, {*self.kept, *self.tests})
+        shown = [f"| train `{path}` | `python -m src.train --config {path}` |" for path in self.recipes]
+        about = self.choice.kind and kinds(self.template.root)[self.choice.kind]["about"]
+        found = {
+            f"src/{name}/": self.template.text(f"src/{name}/__init__.py").strip().strip('"').rstrip(".")
+            for name in sorted(
+                {path.split("/")[1] for path in self.kept if path.count("/") > 1 and path.startswith("src/")}
             )
-        ]
-        own = [f"{choice.name}[{','.join(extras)}]"] if extras else []
-        head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}
-        lines = ["[build-system]", *_section(text, "build-system"), "", "[project]"]
-        lines += [f'{key} = "{value}"' for key, value in head.items()]
-        lines += [f'requires-python = "{project["requires-python"]}"', *_array("dependencies", base)]
-        lines += ["", "[project.optional-dependencies]"]
-        lines += [line for name, some in {**extras, "dev": own + dev}.items() for line in _array(name, some)]
-        for section in ("setuptools.packages.find", "ruff", "ruff.lint", "ruff.lint.per-file-ignores", "mypy"):
-            lines += ["", f"[tool.{section}]", *_section(text, f"tool.{section}")]
-        for override in tomllib.loads(text)["tool"]["mypy"]["overrides"]:
-            modules = [one for one in override.pop("module") if one.partition(".")[0] in {*imported, *tested}]
-            if modules:
-                lines += ["", "[[tool.mypy.overrides]]", f"module = {_quoted(modules)}"]
-                lines += [f"{key} = {str(value).lower()}" for key, value in override.items()]
-        pytest = [line for line in _section(text, "tool.pytest.ini_options") if "scripts" not in line]
-        lines += ["", "[tool.pytest.ini_options]", *pytest]
-        lines += [
-            "",
-            "# Where this project comes from; `python -m src.new --update` uses it.",
-            "[tool.lightning-starter]",
-        ]
-        noted = {"version": version, "commit": commit_of(self.template.root), **asdict(choice)}
-        for key, value in noted.items():
-            if value and key not in ("author", "license"):
-                lines.append(
-                    f"{key} = {_quoted(value) if isinstance(value, list) else repr(value).replace(chr(39), chr(34))}"
-                )
-        return "\n".join(lines) + "\n" if template_name else ""
+        }
+        found |= {"configs/": "one YAML file per recipe; overlays in folders", "tests/": "the same folders as `src/`"}
+        folders = [f"| `{folder}` | {what} |" for folder, what in found.items()]
+        for name, value in (
+            ("about", [about or comment(self.template.text(self.recipes[0]))]),
+            ("folders", folders),
+            ("recipes", shown),
+        ):
+            text = text.replace(f"{{{{{name}}}}}\n", "".join(f"{line}\n" for line in value))
+        return "".join(line for line in text.splitlines(True) if not (line.startswith("|") and gone.find(line)))
+
+
+def _one(option: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        what = "command or part" if option == "with" else option
+        near = nearest(name, known) or f"; known: {', '.join(known)}"
+        raise InputError(f"--{option} {name}: no such {what}{near}")
+    return known[name]
+
+
+def kinds(root: Path) -> dict[str, dict[str, Any]]:
+    """What each kind of task says of itself, `about` and `with`, by name."""
+    found = sorted((root / "templates/kinds").glob("*/kind.yaml"))
+    return {path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in found}
+
+
+def recipes(template: Template) -> dict[str, str]:
+    """The recipes of a template by name: files of `configs` with model and data."""
+    found = [path for path in _configs(template) if path not in template.added]
+    return {PurePosixPath(path).stem: path for path in found if {"model", "data"} <= _keys(template, path)}
+
+
+def overlays(template: Template) -> set[str]:
+    """The files of `configs` that are neither recipes nor searches."""
+    return {path for path in _configs(template) if not {"model", "data"} <= _keys(template, path)} - {
+        path for path in template.source if path.startswith("configs/tune/")
+    }
 
 
 def parts(template: Template) -> dict[str, list[str]]:
     """The commands, parts of the engine and overlays of a template with their files, by name."""
     found: dict[str, list[str]] = {}
-    for folder in ("src", "src/engine/parts"):
-        for name in template.names(folder, ".py"):
-            found.setdefault(name, []).append(f"{folder}/{name}.py")
-    searches_and_recipes = {*recipes(template).values()}
-    for path in sorted(template.source):
-        if path.startswith("configs/") and path not in searches_and_recipes and "/tune/" not in path:
-            found.setdefault(PurePosixPath(path).stem, []).append(path)
+    files = [f"{folder}/{name}.py" for folder in ("src", "src/engine/parts") for name in template.names(folder, ".py")]
+    for path in (*files, *sorted(overlays(template))):
+        found.setdefault(PurePosixPath(path).stem, []).append(path)
     return found
 
 
-def recipes(template: Template) -> dict[str, str]:
-    """The recipes of a template by name: files of `configs` with model and data."""
-    found = {}
-    for path in sorted(template.source):
-        if path.startswith("configs/") and path not in template.added and path.endswith(".yaml"):
-            tree = yaml.safe_load(template.text(path))
-            if isinstance(tree, dict) and "model" in tree and "data" in tree:
-                found[PurePosixPath(path).stem] = path
-    return found
+def _configs(template: Template) -> Iterable[str]:
+    return sorted(path for path in template.source if path.startswith("configs/") and path.endswith(".yaml"))
 
 
-def kinds(root: Path) -> list[str]:
-    """The kinds of tasks that a project can start with."""
-    return sorted(path.name for path in (root / "templates" / "kinds").iterdir() if (path / "kind.yaml").is_file())
+def _keys(template: Template, path: str) -> set[str]:
+    return set(re.findall(r"^(\w+):", template.text(path), re.MULTILINE))
 
 
-def kind_of(root: Path, name: str) -> dict[str, Any]:
-    """What a kind says of itself: `about` and `with`."""
-    found: dict[str, Any] = yaml.safe_load((root / "templates" / "kinds" / name / "kind.yaml").read_text("utf-8"))
-    return found
+def comment(text: str) -> str:
+    """The comment at the head of a YAML file, as one line."""
+    lines = re.match(r"(#.*\n)*", text)
+    return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
 
 
-def licenses(root: Path) -> list[str]:
-    """The licences that a project can have."""
-    return sorted(path.name for path in (root / "templates" / "licenses").iterdir())
-
-
-def is_of_the_template(path: str) -> bool:
-    """Whether a test is about the template itself."""
-    return PurePosixPath(path).name.startswith("test_") and path != "tests/test_configs.py"
-
-
-def _read_license(root: Path, name: str) -> str:
-    return (root / "templates" / "licenses" / name).read_text(encoding="utf-8")
-
-
-def _packaged(text: str, package: str) -> str:
+def packaged(text: str, package: str) -> str:
     """Text with the import name of a project in place of `src`."""
     return text if package == "src" else re.sub(r"(?<![\w.-])src\b(?![=-])", package, text)
 
 
-def _comment(text: str) -> str:
-    """The comment at the head of a YAML file, as one line."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# "))
-    return " ".join(lines)
-
-
-def _distribution(requirement: str) -> str:
-    return re.split(r"[\[<>=!~;]", requirement)[0].lower()
-
-
-def _is_imported(requirement: str, names: Iterable[str]) -> bool:
-    name = _distribution(requirement)
-    module = IMPORTED_AS.get(name, name.replace("-", "_"))
-    return bool({module, module.lower(), LOADED_BY.get(name, module)} & {*names})
-
-
-def _section(text: str, name: str) -> list[str]:
-    """The lines of a section of a TOML file."""
-    found = re.search(rf"^\[{re.escape(name)}\]\n(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
-    return found[1].rstrip().splitlines() if found else []
-
-
-def _array(name: str, values: list[str]) -> list[str]:
-    return [f"{name} = [", *(f'  "{value}",' for value in values), "]"]
-
-
-def _quoted(values: list[str]) -> str:
-    return "[" + ", ".join(f'"{value}"' for value in values) + "]"
+def _named(text: str, name: str) -> str:
+    """Text of a kind with the name of the project in place of `example`."""
+    camel = "".join(word.capitalize() for word in name.split("_"))
+    return re.sub(rf"\b{EXAMPLE}\b|(?<=test_){EXAMPLE}\b", name, re.sub(r"\bExample(?=[A-Z])", camel, text))

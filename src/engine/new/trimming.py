@@ -83,7 +83,7 @@ class Part:
         source: its text.
         blank: empty lines before it.
         names: names that it defines.
-        uses: names that it reads, arguments of fixtures included.
+        uses: names that it reads, fixtures included.
         words: all words of its text.
     """
 
@@ -95,7 +95,7 @@ class Part:
     words: set[str] = field(default_factory=set)
 
 
-def trimmed_tests(template: Template, gone: Gone, paths: Iterable[str]) -> dict[str, str]:
+def trimmed_tests(template: Template, gone: Gone, paths: Iterable[str], data: Iterable[str]) -> dict[str, str]:
     """Content of the test files that remain, by path.
 
     A test remains if all it names is in the project, a helper or a fixture if what remains uses it.
@@ -104,6 +104,7 @@ def trimmed_tests(template: Template, gone: Gone, paths: Iterable[str]) -> dict[
         template: the template.
         gone: what the project leaves out; `kept` gets the files that remain.
         paths: Python files of tests.
+        data: content of other files that name helpers, such as recipes of tests.
     """
     files = {path: _parts(template.text(path)) for path in paths}
     gone.kept |= files.keys()
@@ -111,13 +112,12 @@ def trimmed_tests(template: Template, gone: Gone, paths: Iterable[str]) -> dict[
     count = 0
     while count != (count := sum(map(len, files.values()))):  # a file that goes takes those with it that import it
         lost = fixtures - _fixtures(files)
-        for path, parts in files.items():
-            _remove_gone(template, gone, path, parts, files, lost)
+        for parts in files.values():
+            _remove_gone(template, gone, parts, files, lost)
         files = {path: parts for path, parts in files.items() if any(part.names for part in parts)}
         gone.kept -= set(paths) - files.keys()
-    _remove_unused(files)
-    kept = {path: parts for path, parts in files.items() if any(isinstance(part.node, NODES) for part in parts)}
-    return {path: _join(parts) for path, parts in kept.items()}
+    _remove_unused(template, files, data)
+    return {path: _join(parts) for path, parts in files.items() if parts}
 
 
 def _parts(text: str) -> list[Part]:
@@ -137,6 +137,9 @@ def _parts(text: str) -> list[Part]:
                 part.uses.add(one.id)
             elif isinstance(one, ast.arg):
                 part.uses.add(one.arg)
+            for annotation in (getattr(one, "annotation", None), getattr(one, "returns", None)):
+                if isinstance(annotation, ast.Constant):
+                    part.uses |= set(WORD.findall(str(annotation.value)))
         if isinstance(node, NODES):
             part.names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -148,6 +151,10 @@ def _parts(text: str) -> list[Part]:
     return found
 
 
+def _is_fixture(part: Part) -> bool:
+    return "@pytest.fixture" in part.source
+
+
 def _fixtures(files: dict[str, list[Part]]) -> set[str]:
     return {
         name for parts in files.values() for part in parts for name in part.names if "@pytest.fixture" in part.source
@@ -155,7 +162,7 @@ def _fixtures(files: dict[str, list[Part]]) -> set[str]:
 
 
 def _remove_gone(
-    template: Template, gone: Gone, path: str, parts: list[Part], files: dict[str, list[Part]], lost: set[str]
+    template: Template, gone: Gone, parts: list[Part], files: dict[str, list[Part]], lost: set[str]
 ) -> None:
     """Remove what names something that is gone, until nothing more does."""
     removed = set(lost)
@@ -167,18 +174,8 @@ def _remove_gone(
         if not bad:
             return
         for part in bad:
-            import os
-
-            if "WHY" in os.environ:
-                print(
-                    "WHY",
-                    path,
-                    part.names,
-                    part.uses & removed,
-                    [one for text in texts(part.node) if (one := gone.find(text))][:3],
-                )
             parts.remove(part)
-            removed |= part.names
+            removed |= part.names - {name for one in parts for name in one.names}
 
 
 def _gone_imports(template: Template, gone: Gone, part: Part, files: dict[str, list[Part]]) -> set[str]:
@@ -206,37 +203,64 @@ def _is_gone(part: Part, gone: Gone, removed: set[str]) -> bool:
     return not is_docstring and bool(part.uses & removed or any(gone.find(text) for text in texts(part.node)))
 
 
-def _remove_unused(files: dict[str, list[Part]]) -> None:
-    """Remove helpers, fixtures and imports that no test uses, and files without tests that nothing imports."""
+def _remove_unused(template: Template, files: dict[str, list[Part]], data: Iterable[str]) -> None:
+    """Remove helpers, fixtures and imports that no test uses, and files of which nothing is left.
 
-    def is_root(part: Part) -> bool:
-        is_test = any(name.startswith(("test_", "pytest_")) for name in part.names)
-        return is_test or "autouse=True" in part.source or not part.names
-
-    roots = {path: [part for part in parts if is_root(part)] for path, parts in files.items()}
-    tests = {path for path, parts in files.items() if any(n.startswith("test_") for p in parts for n in p.names)}
-    words = {word for path in tests for part in roots[path] for word in part.words}
-    kept = {id(part) for path in tests for part in roots[path]}
-    while True:
-        new = []
-        for path, parts in files.items():
-            for part in parts:
-                wanted = part.names & words or (path.endswith("conftest.py") and part in roots[path])
-                if id(part) not in kept and wanted and not isinstance(part.node, ast.Import | ast.ImportFrom):
-                    new.append(part)
-        if not new:
-            break
-        kept |= {id(part) for part in new}
-        words |= {word for part in new for word in part.words}
+    Args:
+        template: the template.
+        files: the statements of each file; changed.
+        data: content of other files that name helpers, such as recipes of tests.
+    """
+    defined = {(path, name): part for path, parts in files.items() for part in parts for name in part.names}
+    found: dict[int, Part] = {}
+    left = [(path, name) for path, name in defined if name.startswith("test_")]
+    left += [one for text in data for one in _dotted(template, text)]
+    fixtures = [name for parts in files.values() for part in parts if _is_fixture(part) for name in part.names]
+    while left:
+        path, name = left.pop()
+        part = defined.get((path, name))
+        if part is None or id(part) in found:
+            continue
+        found[id(part)] = part
+        left += [(path, word) for word in part.words]
+        left += [(other, word) for word in part.uses for other in files if other.endswith("conftest.py")]
+        left += _dotted(template, part.source)
+        for node in (one for part in files[path] for one in ast.walk(part.node) if isinstance(one, ast.ImportFrom)):
+            for alias in node.names:
+                if (file := template.module(f"{node.module}.{alias.name}")) in files:  # a module: any of its names
+                    left += [(str(file), word) for word in part.words]
+                elif (alias.asname or alias.name) in part.words and (
+                    file := template.module(str(node.module))
+                ) in files:
+                    left.append((str(file), alias.name))
+        for folder in PurePosixPath(path).parents:  # what pytest uses by itself
+            conftest = f"{folder}/conftest.py"
+            left += [(conftest, name) for one in files.get(conftest, []) if _is_automatic(one) for name in one.names]
+        # A fixture that replaces another one.
+        left += [
+            (path, name) for one in files[path] if _is_fixture(one) for name in one.names if fixtures.count(name) > 1
+        ]
     for path, parts in files.items():
-        stays = [part for part in parts if id(part) in kept or isinstance(part.node, ast.Import | ast.ImportFrom)]
-        files[path] = _with_used_imports([part for part in stays if part.names or part in roots[path]])
+        stays = [part for part in parts if not part.names or id(part) in found]
+        files[path] = _with_used_imports(stays) if any(part.names for part in stays) else []
+
+
+def _is_automatic(part: Part) -> bool:
+    return "autouse=True" in part.source or any(name.startswith("pytest_") for name in part.names)
+
+
+def _dotted(template: Template, text: str) -> list[tuple[str, str]]:
+    """Files and names of what a text names by its dotted path, such as tests.toy.ToyNet."""
+    found = [name.rpartition(".") for name in re.findall(r"\btests(?:\.\w+)+", text)]
+    return [(file, name) for module, _, name in found if (file := template.module(module))]
 
 
 def _with_used_imports(parts: list[Part]) -> list[Part]:
-    used = {word for part in parts if not isinstance(part.node, ast.Import | ast.ImportFrom) for word in part.words}
+    used = {name for part in parts if not isinstance(part.node, ast.Import | ast.ImportFrom) for name in part.uses}
     found = []
+    blank = 0
     for part in parts:
+        blank = part.blank = max(blank, part.blank)
         if isinstance(part.node, ast.Import | ast.ImportFrom):
             names = [one for one in part.node.names if (one.asname or one.name.partition(".")[0]) in used]
             if not names:
@@ -244,6 +268,7 @@ def _with_used_imports(parts: list[Part]) -> list[Part]:
             if len(names) < len(part.node.names):
                 part.node.names = names
                 part.source = _import_line(part.node)
+        blank = 0
         found.append(part)
     return found
 
