@@ -12,10 +12,10 @@ from src.engine.system.errors import InputError, cause_of, machine_fault, raised
 from src.engine.system.interruption import Interrupted
 
 
-def run_command(command: Callable[[list[str]], int | None]) -> None:
+def run_command(command: Callable[[list[str]], int | None], message: str = "Loading torch and Lightning ...") -> None:
     """Run a command with `sys.argv`; an error that the user can fix is one line and exit code 2."""
-    if sys.stderr.isatty():
-        print("Loading torch and Lightning ...", file=sys.stderr)
+    if message and sys.stderr.isatty():
+        print(message, file=sys.stderr)
     try:
         sys.exit(command(sys.argv[1:]))
     except Interrupted as stop:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from src.engine.new.pyproject import project_table
+from src.engine.new.pyproject import project_table, requirements
 from src.engine.new.template import Template
 from src.engine.new.trimming import Gone, trimmed_tests
 from src.engine.system.classes import nearest
@@ -64,19 +64,20 @@ class Project:
         if choice.kind is not None:
             _one("kind", choice.kind, kinds(root))
         self.template = template = Template(root, choice.kind)
-        self.license = _one(
-            "license", choice.license, {path.name: path for path in (root / "templates/licenses").iterdir()}
-        )
+        known = {path.name: path for path in (root / "templates/licenses").iterdir()}
+        self.license: Path = _one("license", choice.license, known)
         self.recipes: list[str] = [_one("recipe", name, recipes(template)) for name in choice.recipes]
         roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
         added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
-        searches = (
-            {path for path in template.source if path.startswith("configs/tune/")} if "src/tune.py" in roots else ()
-        )
-        roots |= {path for path in searches if path in template.added or template.needs(path) & {*self.recipes}}
+        if "src/tune.py" in roots:
+            roots |= {path for path in template.source if path.startswith("configs/tune/") and self._searches(path)}
         self.kept = template.reached({*roots, *added, *COPIED, *self.recipes})
         """All files but tests, by their path in a project named `example` with the package `src`."""
         self.kept |= {path for path in overlays(template) if self._comes_along(path)}
+
+    def _searches(self, path: str) -> bool:
+        recipe = re.search(r"^recipe: (\S+)", self.template.text(path), re.MULTILINE)
+        return path in self.template.added or (recipe is not None and recipe[1] in self.recipes)
 
     def _comes_along(self, path: str) -> bool:
         return self.template.needs(path) <= self.kept and "needs `pip install" not in self.template.text(path)
@@ -130,6 +131,11 @@ class Project:
         )
         code = self.template.packages(path for path in self.kept if path.startswith("src/"))
         return {"torch", "lightning", "tensorboard", *code, *(name for names in needed for name in names)}
+
+    def requirements(self) -> set[str]:
+        """The packages to install, as `pyproject.toml` will name them."""
+        found = requirements(self.template.text("pyproject.toml"), self.packages()).values()
+        return {re.split(r"\W", one)[0] for group in found for one in group}
 
     def files(self) -> dict[str, bytes]:
         """Content of all files, by path."""

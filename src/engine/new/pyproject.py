@@ -1,5 +1,6 @@
 """`pyproject.toml` of a new project: its name, and the packages that its code imports."""
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -16,8 +17,18 @@ LOADED_BY = {"plotly": "optuna", "scikit-learn": "optuna", "alembic": "mlflow", 
 SECTIONS = ("setuptools.packages.find", "ruff", "ruff.lint", "ruff.lint.per-file-ignores", "mypy")
 
 
+def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:
+    """The requirements of a `pyproject.toml` whose packages are imported: those of all, by "", and of each extra."""
+    project = tomllib.loads(text)["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    found = {
+        name: [one for one in group if _is_imported(one, imported)] for name, group in groups.items() if name != "dev"
+    }
+    return {name: group for name, group in found.items() if group}
+
+
 def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, str], root: Path) -> str:
-    """The file's content.
+    """The content of `pyproject.toml`.
 
     Args:
         text: that of the template.
@@ -26,47 +37,32 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
         tests: content of the tests, by path.
         root: folder of the template.
     """
-    template = tomllib.loads(text)
-    project, extras = template["project"], template["project"]["optional-dependencies"]
-    sources = "\n".join(tests.values())
-    tested = imported | set(re.findall(r"^\s*(?:from|import) (\w+)", sources, re.MULTILINE))
-    base = [one for one in project["dependencies"] if _is_imported(one, imported)]
-    dev = extras.pop("dev")
-    kept = {
-        name: found for name, some in extras.items() if (found := [one for one in some if _is_imported(one, imported)])
-    }
-    named = {*base, *(one for some in kept.values() for one in some)}
-    everything = [*project["dependencies"], *(one for some in extras.values() for one in some), *dev[1:]]
-    tools = [one for one in everything if _is_imported(one, tested) or _distribution(one) in TOOLS]
-    own = [f"{choice.name}[{','.join(kept)}]"] if kept else []
-    kept["dev"] = [*own, *(one for one in tools if one not in named)]
+    tool, project = (tomllib.loads(text)[name] for name in ("tool", "project"))
+    tested = imported | set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(tests.values()), re.MULTILINE))
+    extras = requirements(text, imported)
+    base = extras.pop("")
+    known = [one for group in (project["dependencies"], *project["optional-dependencies"].values()) for one in group]
+    named = {*base, *(one for group in extras.values() for one in group), f"{project['name']}"}
+    dev = [one for one in dict.fromkeys(known) if _is_imported(one, tested) or _distribution(one) in TOOLS]
+    own = [f"{choice.name}[{','.join(extras)}]"] if extras else []
+    extras["dev"] = own + [one for one in dev if one not in named]
 
-    lines = ["[build-system]", *_section(text, "build-system"), "", "[project]"]
     head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}
     head["requires-python"] = project["requires-python"]
-    lines += [
-        *map(_line, head, head.values()),
-        *_array("dependencies", base, text),
-        "",
-        "[project.optional-dependencies]",
-    ]
-    for name, some in kept.items():
-        lines += _array(name, some, text)
+    lines = ["[build-system]", *_section(text, "build-system"), "", "[project]", *_lines(head)]
+    lines += [*_array("dependencies", base, text), "", "[project.optional-dependencies]"]
+    lines += [line for name, group in extras.items() for line in _array(name, group, text)]
     for section in SECTIONS:
         lines += ["", f"[tool.{section}]", *_section(text, f"tool.{section}")]
-    for override in template["tool"]["mypy"]["overrides"]:
-        modules = [one for one in override.pop("module") if one.partition(".")[0] in tested]
-        if modules:
-            lines += ["", "[[tool.mypy.overrides]]", _line("module", modules), *map(_line, override, override.values())]
+    for override in tool["mypy"]["overrides"]:
+        override["module"] = [one for one in override["module"] if one.partition(".")[0] in tested]
+        if override["module"]:
+            lines += ["", "[[tool.mypy.overrides]]", *_lines(override)]
     lines += ["", "[tool.pytest.ini_options]", *_section(text, "tool.pytest.ini_options")]
-    lines += [
-        "",
-        "# Where this project comes from: `python -m src.new --update` takes a newer engine.",
-        "[tool.lightning-starter]",
-    ]
+    lines += ["", "# Where this project comes from: `python -m src.new --update` takes a newer engine."]
     noted = {"version": project["version"], "commit": commit_of(root), "name": choice.name, "kind": choice.kind or ""}
     noted |= {"recipes": choice.recipes, "with": choice.parts, "package": choice.package}
-    return "\n".join([*lines, *map(_line, noted, noted.values())]) + "\n"
+    return "\n".join([*lines, "[tool.lightning-starter]", *_lines(noted)]) + "\n"
 
 
 def _distribution(requirement: str) -> str:
@@ -94,10 +90,6 @@ def _array(name: str, values: list[str], text: str) -> list[str]:
     return [*lines, "]"]
 
 
-def _line(key: str, value: Any) -> str:
-    """One setting in TOML; text or a list of texts."""
-    if isinstance(value, bool):
-        return f"{key} = {str(value).lower()}"
-    return f"{key} = " + (
-        f'"{value}"' if isinstance(value, str) else "[" + ", ".join(f'"{one}"' for one in value) + "]"
-    )
+def _lines(settings: dict[str, Any]) -> list[str]:
+    """Settings in TOML."""
+    return [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
