@@ -1,7 +1,7 @@
 """Reads columns of CSV, TSV, JSON Lines and Parquet files."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,17 +47,17 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     return rows
 
 
-def stream_column(path: Path, column: str) -> Iterator[Any]:
-    """The values of one column of a table, row by row; memory does not grow with the table.
+def stream_columns(path: Path, columns: Sequence[str], option: str = "text_column") -> Iterator[tuple[Any, ...]]:
+    """The values of some columns of a table, row by row; memory does not grow with the table.
 
     Raises:
-        InputError: the file cannot be read, or the column is missing.
+        InputError: the file cannot be read, or a column is missing; the message names `option`.
     """
     with _open_table(path, STREAM_BYTES) as (names, batches):
-        if column not in names:
-            raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give --text_column")
+        if missing := [column for column in columns if column not in names]:
+            raise InputError(f"{path} has no column {missing[0]}, it has {', '.join(names)}: give --{option}")
         for batch in batches:
-            yield from batch.column(column).to_pylist()
+            yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
 
 
 def _read_columns(path: str) -> Any:
