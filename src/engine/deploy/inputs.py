@@ -1,5 +1,7 @@
 """Reads the files to predict on."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,9 +10,9 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, image_files, read_image
+from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image
 from src.engine.data.loading import already_a_batch
-from src.engine.data.tables import TABLES, stream_column
+from src.engine.data.tables import TABLES, open_utf8, stream_column
 from src.engine.system.errors import InputError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
@@ -24,15 +26,15 @@ class Input(NamedTuple):
     error: str = ""
 
 
-def find_images(paths: list[str]) -> Iterator[Input]:
-    """Image files; folders give all image files in them and in their subfolders, sorted."""
+def find_images(paths: list[str], skipped: Counter[str] | None = None) -> Iterator[Input]:
+    """Image files; folders give all image files in them and in their subfolders, sorted; for `skipped` see there."""
     for given in paths:
         path = Path(given).expanduser()
         if not path.is_dir():
             yield Input(given, path)
             continue
         found = False
-        for file in image_files(path):
+        for file in image_files(path, skipped):
             found = True
             yield Input(str(file), file)
         if not found:
@@ -53,14 +55,18 @@ def read_texts(paths: list[str], column: str) -> Iterator[Input]:
                 yield Input(f"{given}:{number}", text, "" if is_text else _text_error(text))
         except (InputError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            yield Input(f"{given}:{number + 1}" if number else given, None, " ".join(reason.split()))
+            row = re.search(r"\brow (\d+)", reason)  # pyarrow reads ahead
+            yield Input(f"{given}:{row[1]}" if row else given, None, " ".join(reason.split()))
+        else:
+            if not number:
+                yield Input(given, None, "no text in this file")
 
 
 def _rows(path: Path, column: str) -> Iterator[Any]:
     if path.suffix.lower() in TABLES:
         yield from stream_column(path, column)
         return
-    with path.open("rb") as file:
+    with open_utf8(path) as file:
         for line in file:
             try:
                 yield line.decode("utf-8").rstrip("\r\n")
@@ -85,19 +91,27 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: inputs per batch.
         rank: number of this process, from 0.
         world: number of processes.
+        ranges: see `read_image`.
 
     A batch has `names`, `errors` and `notes`, one per input, and `inputs`, the tensors of inputs without error, or None
     if there are none.
     """
 
     def __init__(
-        self, inputs: Callable[[], Iterator[Input]], prepare: Prepare, batch_size: int, rank: int, world: int
+        self,
+        inputs: Callable[[], Iterator[Input]],
+        prepare: Prepare,
+        batch_size: int,
+        rank: int,
+        world: int,
+        ranges: Ranges | None = None,
     ) -> None:
         self.inputs = inputs
         self.prepare = prepare
         self.batch_size = batch_size
         self.rank = rank
         self.world = world
+        self.ranges = ranges
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -113,9 +127,9 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(read_image(one.value) if isinstance(one.value, Path) else one.value)
+                    good.append(read_image(one.value, self.ranges) if isinstance(one.value, Path) else one.value)
                 except UNREADABLE as problem:
-                    error = _image_error(one.value, problem)
+                    error = image_error(one.value, problem)
             errors.append(error)
         inputs, good_notes = self.prepare(good) if good else (None, [])
         notes = iter(good_notes)
@@ -127,15 +141,6 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         }
 
 
-def _image_error(path: Path, problem: Exception) -> str:
-    if isinstance(problem, FileNotFoundError):
-        return "no such file"
-    if not path.stat().st_size:
-        return "the file is empty"
-    detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"not a readable image: {detail[:200]}"
-
-
 class InputsDataModule(LightningDataModule):
     """Inputs to predict on, distributed over the processes one by one.
 
@@ -144,19 +149,26 @@ class InputsDataModule(LightningDataModule):
         prepare: a list of images or texts -> tensors and notes.
         batch_size: inputs per batch of each process.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
+        ranges: see `read_image`.
     """
 
     def __init__(
-        self, inputs: Callable[[], Iterator[Input]], prepare: Prepare, batch_size: int, num_workers: int
+        self,
+        inputs: Callable[[], Iterator[Input]],
+        prepare: Prepare,
+        batch_size: int,
+        num_workers: int,
+        ranges: Ranges | None = None,
     ) -> None:
         super().__init__()
         self.inputs = inputs
         self.prepare = prepare
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.ranges = ranges
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         place = (self.trainer.global_rank, self.trainer.world_size)
-        mine = PreparedInputs(self.inputs, self.prepare, self.batch_size, *place)
+        mine = PreparedInputs(self.inputs, self.prepare, self.batch_size, *place, self.ranges)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

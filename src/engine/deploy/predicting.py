@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
+    from src.engine.data.images import skipped_line
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule, find_images, read_texts
     from src.engine.deploy.prediction_table import PredictionTable
@@ -42,7 +44,8 @@ def predict(args: list[str]) -> int:
     precision, reason = choose_precision(options.accelerator, options.precision)
     labels = inference.labels or [str(number) for number in range(inference.task.num_classes)]
     # Texts are not counted: they would have to be read twice.
-    total = sum(1 for _ in inputs()) if is_image else None
+    skipped: Counter[str] = Counter()
+    total = sum(1 for _ in find_images(options.inputs, skipped)) if is_image else None
     table = PredictionTable(new_output(options.output), labels, total)
     trainer = Trainer(
         accelerator=options.accelerator,
@@ -58,7 +61,10 @@ def predict(args: list[str]) -> int:
     )
     if trainer.is_global_zero:
         print(f"{inference.path}, {len(labels)} classes, precision {precision} ({reason})", file=sys.stderr)
-    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers)
+        if skipped:
+            print(skipped_line(skipped), file=sys.stderr)
+    ranges = getattr(inference.data, "value_ranges", None)
+    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, ranges)
     trainer.predict(inference, data, return_predictions=False)
     if not trainer.is_global_zero:
         return 0
