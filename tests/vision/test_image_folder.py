@@ -71,7 +71,8 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "red" / "text.png").write_text("not a picture")
     (tmp_path / "green" / "empty.jpg").touch()
     with pytest.raises(
-        InputError, match=r"2 of 22 images cannot be used: .*green/empty.jpg \(the file is empty.*red/text.png \(not a readable"
+        InputError,
+        match=r"2 of 22 images cannot be used: .*green/empty.jpg \(the file is empty.*red/text.png \(not a readable",
     ):
         ready(path=str(tmp_path))
     rows = "path,label\nred/0.png,red\ngone.png,green\n"

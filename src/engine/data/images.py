@@ -82,6 +82,7 @@ class DeepImage(NamedTuple):
 
 def deep_image(opened: Image.Image) -> DeepImage | None:
     """The values of an image of more than 8 bits, floats or signed integers; None for all others."""
+    opened.filename = ""  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     form = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]  # 1: unsigned, 2: signed
     is_signed_byte = opened.mode == "L" and form == 2
