@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed
@@ -172,4 +172,6 @@ def already_a_batch(batch: Any) -> Any:
 
 def announce(line: str) -> None:
     """Print a warning about what results mean: on one process only, also with --quiet."""
-    rank_zero_only(rank_zero_module.log.warning)(line)
+    worker = get_worker_info()
+    if worker is None or worker.id == 0:
+        rank_zero_only(rank_zero_module.log.warning)(line)

@@ -1,6 +1,8 @@
 """Reads the files to predict on."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -9,9 +11,9 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, image_files, read_image
+from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image
 from src.engine.data.loading import already_a_batch
-from src.engine.data.tables import TABLES, stream_columns
+from src.engine.data.tables import TABLES, open_utf8, stream_columns
 from src.engine.system.errors import InputError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
@@ -26,12 +28,13 @@ class Input(NamedTuple):
     truth: Any = None
 
 
-def find_images(paths: list[str], truth: str | None = None) -> Iterator[Input]:
+def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str] | None = None) -> Iterator[Input]:
     """Image files; folders give all image files in them and in their subfolders, sorted.
 
     Args:
         paths: files and folders.
         truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
+        skipped: see `image_files`.
     """
     masks = Path(truth) if truth and Path(truth).is_dir() else None
 
@@ -44,7 +47,7 @@ def find_images(paths: list[str], truth: str | None = None) -> Iterator[Input]:
             yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
         found = False
-        for file in image_files(path):
+        for file in image_files(path, skipped):
             found = True
             yield Input(str(file), file, truth=truth and true_value(file, path))
         if not found:
@@ -105,13 +108,17 @@ def _rows(
                 yield f"{given}:{number}", values, ""
         except (InputError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            yield f"{given}:{number + 1}" if number else given, (None,) * len(columns), " ".join(reason.split())
+            row = re.search(r"\brow (\d+)", reason)  # pyarrow reads ahead
+            yield f"{given}:{row[1]}" if row else given, (None,) * len(columns), " ".join(reason.split())
+        else:
+            if not number:
+                yield given, (None,) * len(columns), "no row in this file"
 
 
 def _lines(path: Path, columns: int) -> Iterator[tuple[Any, ...]]:
     if columns > 1:
         raise InputError(f"not a table: give {', '.join(TABLES)}")
-    with path.open("rb") as file:
+    with open_utf8(path) as file:
         for line in file:
             try:
                 yield (line.decode("utf-8").rstrip("\r\n"),)
@@ -137,6 +144,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: inputs per batch.
         rank: number of this process, from 0.
         world: number of processes.
+        ranges: see `read_image`.
 
     A batch has `names`, `errors` and `notes`, one per input, `inputs`, the tensors of inputs without error, or None if
     there are none, and their `targets`, or None.
@@ -150,6 +158,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: int,
         rank: int,
         world: int,
+        ranges: Ranges | None = None,
     ) -> None:
         self.inputs = inputs
         self.prepare = prepare
@@ -157,6 +166,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         self.batch_size = batch_size
         self.rank = rank
         self.world = world
+        self.ranges = ranges
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -172,9 +182,9 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(_read(one.value))
+                    good.append(self._read(one.value))
                 except UNREADABLE as problem:
-                    error = _image_error(one.value, problem)
+                    error = image_error(one.value, problem)
                 else:
                     truths.append(self._truth(one))
             errors.append(error)
@@ -192,22 +202,12 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         if self.prepare_targets is None:
             return None
         try:
-            return _read(one.truth)
+            return read_image(one.truth) if isinstance(one.truth, Path) else one.truth
         except UNREADABLE as problem:
-            raise InputError(f"--truth: mask {one.truth}: {_image_error(one.truth, problem)}") from problem
+            raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
 
-
-def _read(value: Any) -> Any:
-    return read_image(value) if isinstance(value, Path) else value
-
-
-def _image_error(path: Path, problem: Exception) -> str:
-    if isinstance(problem, FileNotFoundError):
-        return "no such file"
-    if not path.stat().st_size:
-        return "the file is empty"
-    detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"not a readable image: {detail[:200]}"
+    def _read(self, value: Any) -> Any:
+        return read_image(value, self.ranges) if isinstance(value, Path) else value
 
 
 class InputsDataModule(LightningDataModule):
@@ -219,6 +219,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: inputs per batch of each process.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
         prepare_targets: a list of true values -> targets; None: there are none.
+        ranges: see `read_image`.
     """
 
     def __init__(
@@ -228,6 +229,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: int,
         num_workers: int,
         prepare_targets: Callable[[list[Any]], Any] | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         super().__init__()
         self.inputs = inputs
@@ -235,9 +237,11 @@ class InputsDataModule(LightningDataModule):
         self.prepare_targets = prepare_targets
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.ranges = ranges
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         place = (self.trainer.global_rank, self.trainer.world_size)
-        mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
+        functions = (self.inputs, self.prepare, self.prepare_targets)
+        mine = PreparedInputs(*functions, self.batch_size, *place, self.ranges)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
+    from src.engine.data.images import skipped_line
     from src.engine.data.prepare import prepare_targets
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule
@@ -40,9 +42,10 @@ def predict(args: list[str]) -> int:
         raise InputError(f"--ckpt_path {options.ckpt_path} is a language model: use src.generate")
     precision: Any
     precision, reason = choose_precision(options.accelerator, options.precision)
+    skipped: Counter[str] = Counter()
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
-    total = sum(1 for _ in inputs()) if inference.kind == "image" else None
+    total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
     table = PredictionTable(new_output(options.output), total)
     if options.truth and not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
         raise InputError(f"--truth: {type(inference.task).__name__} has no metrics; subclass src.tasks.task.Task")
@@ -62,7 +65,10 @@ def predict(args: list[str]) -> int:
     if trainer.is_global_zero:
         names = f", {len(inference.labels)} labels" if inference.labels else ""
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
-    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets)
+        if skipped:
+            print(skipped_line(skipped), file=sys.stderr)
+    ranges = getattr(inference.data, "value_ranges", None)
+    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, ranges)
     trainer.predict(inference, data, return_predictions=False)
     if options.truth:
         metrics = {name: value.item() for name, value in inference.task.metrics["test"].compute().items()}
@@ -80,7 +86,7 @@ def predict(args: list[str]) -> int:
     return SOME_FAILED
 
 
-def _inputs(options: argparse.Namespace, inference: Any) -> Callable[[], Iterator[Any]]:
+def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterator[Any]]:
     """Returns a new iterator over the inputs at each call."""
     from src.engine.deploy.inputs import find_images, read_numbers, read_texts
 

@@ -106,7 +106,7 @@ class RequestReader:
 
     def _image(self, body: bytes) -> tuple[Any, str]:
         try:
-            return self._prepare(read_image(io.BytesIO(body)))
+            return self._prepare(read_image(io.BytesIO(body), getattr(self.data, "value_ranges", None)))
         except UNREADABLE as error:
             reason = (
                 "it has too many pixels" if isinstance(error, Image.DecompressionBombError) else "it cannot be read"
