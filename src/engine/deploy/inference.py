@@ -68,6 +68,11 @@ class Inference(LightningModule):
         self.pixels = Pixels(task, *pixel_statistics(self.data))
         if self.labels:
             self.name_classes(self.labels)
+        if len(set(self.labels)) < len(self.labels):
+            raise InputError(f"--ckpt_path {given}: its data has several labels of the same name")
+        classes = None if hasattr(task, "name_classes") else getattr(task, "num_classes", None)
+        if self.labels and classes not in (None, len(self.labels)):
+            raise InputError(f"--ckpt_path {given}: its data has {len(self.labels)} labels, its task {classes} classes")
         self.eval()
 
     def name_classes(self, labels: list[str]) -> None:
