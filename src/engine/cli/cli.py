@@ -36,12 +36,11 @@ from src.engine.runs.checkpoint import (
     read_checkpoint,
     refuse_shards,
 )
-from src.engine.runs.run_record import RunRecord
+from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
     claim_folder,
     clock_lag,
-    is_finished,
     join_attempt,
     lock_run,
     mark_job,
@@ -156,6 +155,9 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
+            source = {"model": self.saved_model, "data": self.saved.get("data")}
+            if self.run_folder is None and (others := config.other_classes(source, tree)):
+                rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
@@ -180,6 +182,8 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        for key in ("callbacks", "logger", "plugins"):
+            self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
         refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
@@ -354,7 +358,7 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds = {}
+        seconds, kept, path = {}, {}, ""  # the best checkpoint and its path
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
@@ -362,16 +366,17 @@ class StarterCLI(LightningCLI):
             if self.compilation is not None:
                 seconds["compile_seconds"] = self.compilation.seconds
                 seconds["train_seconds"] -= self.compilation.seconds
+            path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            kept = read_checkpoint(path) if path and Path(path).exists() else {}
         if self.stage is None:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if best and not is_sharded(Path(best)):
+            rank_zero_info(f"Testing {relative(Path(path)) if kept else 'the last weights: no best checkpoint'}")
+            is_whole = bool(kept) and not is_sharded(Path(path))
+            if is_whole:
                 # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
                 # put other weights in place of the checkpoint's.
-                weights = read_checkpoint(best)["state_dict"]
-                self.model.load_state_dict(weights, strict=self.model.strict_loading)
-                rank_zero_info(f"Testing {relative(Path(best))}")
-                best = ""
-            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+                self.model.load_state_dict(kept["state_dict"], strict=self.model.strict_loading)
+            ckpt_path = path if kept and not is_whole else None
+            self.trainer.test(**common, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
             rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
@@ -379,10 +384,11 @@ class StarterCLI(LightningCLI):
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
+            best = best_metrics(kept) if kept else {}
             if self.record is not None:
                 tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None)
+                self.record.close(self.trainer, **seconds, **tested, **best)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, best)
 
 
 def _has_precision_plugin(plugins: Any) -> bool:
