@@ -39,6 +39,7 @@ from src.engine.runs.checkpoint import (
 from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
+    check_no_search,
     claim_folder,
     clock_lag,
     join_attempt,
@@ -47,14 +48,20 @@ from src.engine.runs.runs import (
     relative,
     runs_of,
 )
-from src.engine.system.classes import Tree, import_class
+from src.engine.system.classes import Tree, as_list, import_class
 from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
+from src.engine.training.default_callbacks import (
+    add_default_callbacks,
+    check_callbacks,
+    checkpoint_callbacks,
+    loggers,
+)
 from src.engine.training.hyperparameters import rebuild_arguments
+from src.engine.training.monitors import check_rhythm
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -198,6 +205,16 @@ class StarterCLI(LightningCLI):
         check_strategy(trainer.strategy)
         if trainer.accumulate_grad_batches < 1:
             raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+        if trainer.barebones:
+            raise InputError(
+                "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
+                " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
+            )
+        if self.stage in (None, "fit"):
+            for name in ("max_epochs", "max_steps", "limit_train_batches"):
+                if trainer[name] == 0:
+                    raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
+            check_rhythm(self.config.checkpoint, trainer)
         if self.config.retries < 0:
             raise InputError(f"--retries {self.config.retries}: give at least 0")
         if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
@@ -262,6 +279,7 @@ class StarterCLI(LightningCLI):
         if self.config.compile:
             self.compilation = Compilation()
             callbacks.append(self.compilation)
+        check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
@@ -308,8 +326,11 @@ class StarterCLI(LightningCLI):
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, str(self.stage))
+        elif self.run_folder is not None:
+            folder = self.run_folder
         else:
-            folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
+            check_no_search(parent := runs_of(root, self.config.name))
+            folder = claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             mark_job(folder)

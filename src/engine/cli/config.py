@@ -14,7 +14,16 @@ from typing import Any, get_args, get_origin
 from jsonargparse import Namespace, get_loader
 
 from src import ROOT
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, project_classes, short
+from src.engine.system.classes import (
+    Tree,
+    argument_types,
+    as_list,
+    import_class,
+    is_class,
+    nearest,
+    project_classes,
+    short,
+)
 from src.engine.system.errors import InputError
 
 Option = tuple[str, str | None]
@@ -190,7 +199,8 @@ def other_classes(saved: Tree, tree: Tree) -> str:
     """The network and data classes of `saved` that are not those of `tree`, as text."""
     found = []
     for key in ("model", "model.net", "data"):
-        old, new = saved, tree
+        old: Any = saved
+        new: Any = tree
         for name in key.split("."):
             parents = (node.get("init_args") if is_class(node) else node for node in (old, new))
             old, new = (node.get(name) if isinstance(node, dict) else None for node in parents)
@@ -270,9 +280,7 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
     for name, value in over.items():
         path = f"{key}.{name}" if key and name != "init_args" else key or name
         if name.endswith("+"):
-            there = merged.get(name[:-1])
-            lists = [part if isinstance(part, list) else [part] for part in (there, value) if part is not None]
-            merged[name[:-1]] = sum(lists, [])
+            merged[name[:-1]] = [*as_list(merged.get(name[:-1])), *as_list(value)]
         else:
             merged[name] = merge(merged.get(name), value, path, dropped)
     return merged
@@ -287,9 +295,9 @@ def without_repeats(parts: Any) -> Any:
         return parts
     kept = {}
     for part in parts:
-        arguments = part.get("init_args") if isinstance(part, Namespace) else None
-        monitors = arguments is not None and arguments.get("monitor")
-        kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if monitors else part)] = part
+        arguments = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        is_monitor = arguments.get("monitor") is not None
+        kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if is_monitor else part)] = part
     return list(kept.values())
 
 
@@ -365,4 +373,3 @@ def _importable(module: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
-

@@ -17,8 +17,8 @@ from src.engine.runs.runs import (
     newest_run,
     relative,
     run_of,
-    runs_to_continue,
     runs_of,
+    runs_to_continue,
 )
 from src.engine.runs.trust import Trust, classes_in
 from src.engine.system.classes import Tree

@@ -24,9 +24,10 @@ def print_summary(trainer: Trainer, stage: str | None, folder: Path | None, best
     table.add_column()
     table.add_column(overflow="fold")
     wanted = {None: "test/", "fit": "val/", "validate": "val/"}.get(stage, "test/")
-    for name, value in sorted({**trainer.callback_metrics, **best}.items()):
+    metrics = {**{name: value.item() for name, value in trainer.callback_metrics.items()}, **best}
+    for name, value in sorted(metrics.items()):
         if name.startswith(wanted):
-            table.add_row(name, f"{float(value):.4f}")
+            table.add_row(name, f"{value:.4f}")
     if folder is not None:
         table.add_row("run folder", relative(folder))
         path = getattr(trainer.checkpoint_callback, "best_model_path", "")

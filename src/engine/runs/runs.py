@@ -22,6 +22,7 @@ from src.engine.system.errors import InputError
 AGREEMENT_SECONDS = 300
 # Worker processes of a killed run notice it after 5 seconds, and hold its lock until then.
 WORKER_SECONDS = 8
+TRIALS = "trials"  # folder of a search's trials, in that of the search: no trial is ever the newest run
 
 
 def claim_folder(parent: Path, stem: str = "version") -> Path:
@@ -49,6 +50,12 @@ def claim_folder(parent: Path, stem: str = "version") -> Path:
         raise InputError(
             f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
         ) from error
+
+
+def check_no_search(parent: Path) -> None:
+    """Raise InputError if a folder for runs is that of a search."""
+    if (parent / TRIALS).is_dir():
+        raise InputError(f"{parent} holds a search: give another name, as in --name {parent.name}-run")
 
 
 def runs_of(root: Path, name: str) -> Path:

@@ -163,7 +163,10 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_newest_good_one_is_used(t
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
     again = train("fit", "--run", str(fitted.folder), "--max_epochs=3")
-    assert any(f"{last} is damaged or truncated (its checksum does not match its content): not used" in line for line in again.messages)
+    assert any(
+        f"{last} is damaged or truncated (its checksum does not match its content): not used" in line
+        for line in again.messages
+    )
     assert any("from best.ckpt" in line for line in again.messages)
     assert step_of(again.folder) == 3 * STEPS
     for path in (last, best):
