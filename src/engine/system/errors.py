@@ -8,6 +8,7 @@ import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import NoReturn
 
@@ -34,6 +35,11 @@ def cause_of(error: BaseException) -> BaseException:
 def report(error: BaseException, rank: int = 0) -> NoReturn:
     """Print an error as one line, with the rank unless it is 0, and exit with code 2."""
     message = str(error).rpartition("InputError: ")[2]  # an error of a worker process contains its traceback
+    if not message:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        message = f"{type(error).__name__} in {frame.f_code.co_qualname}"
+        if isinstance(error, NotImplementedError):
+            message = f"{frame.f_code.co_qualname} is not implemented: name a subclass that has it"
     line = f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}\n"
     sys.stderr.write(line)  # one write: print() could mix lines of several processes
     sys.exit(2)
