@@ -29,12 +29,16 @@ from src.engine.cli.resolved_checkpoint import read_configuration, resolve_check
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
 from src.engine.runs.checkpoint import (
+    CONTENT_ERRORS,
     check_batches,
     check_fit,
     check_unfinished,
+    checkpoint_errors,
     is_sharded,
     read_checkpoint,
+    reason_of,
     refuse_shards,
+    restore_data,
 )
 from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
 from src.engine.runs.runs import (
@@ -49,7 +53,7 @@ from src.engine.runs.runs import (
     runs_of,
 )
 from src.engine.system.classes import Tree, as_list, import_class
-from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
+from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
@@ -84,6 +88,7 @@ class StarterCLI(LightningCLI):
         self.started = started
         self.stage: str | None = None
         self.checkpoint: dict[str, Any] | None = None
+        self.from_path: str | None = None  # the checkpoint, if it is not of the user's own runs
         self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
         self.saved_model: Tree = {}  # class and arguments of its model
         self.run_folder: Path | None = None  # of the run to continue
@@ -95,22 +100,32 @@ class StarterCLI(LightningCLI):
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
         self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
         self.data: Any = None  # the DataModule, if it is built before the model
-        super().__init__(
-            args=args,
-            run=False,
-            seed_everything_default=42,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={
-                "prog": "python -m src.train",
-                "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
-                f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
-                "exit_on_error": False,
-                "allow_abbrev": False,
-            },
-        )
+        try:
+            super().__init__(
+                args=args,
+                run=False,
+                seed_everything_default=42,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={
+                    "prog": "python -m src.train",
+                    "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
+                    "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
+                    f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
+            )
+        except CONTENT_ERRORS as error:
+            cause = cause_of(error)
+            if self.from_path is None or isinstance(cause, InputError):
+                raise
+            raise InputError(self.blame_checkpoint(cause)) from error
+
+    def blame_checkpoint(self, error: BaseException) -> str:
+        """The message for an error that a checkpoint may have caused."""
+        return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
@@ -155,6 +170,7 @@ class StarterCLI(LightningCLI):
         self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
         if resolved.path:
             self.checkpoint = read_checkpoint(resolved.path)
+            self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved)
         options = [option for option in options if option[0] != "--trust"]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
@@ -246,8 +262,9 @@ class StarterCLI(LightningCLI):
         data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
         with constructor_errors():
             self.data = self.parser.instantiate(data_only).data
-        if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
-            self.data.load_state_dict(state)  # restore tokenizer and labels before new ones are made
+        if self.checkpoint is not None:
+            with checkpoint_errors(self.config.ckpt_path):
+                restore_data(self.checkpoint, self.data)  # before new tokenizers and labels are made
         for name, value in self.data.network_arguments().items():
             key = next((key for key, arguments in model.items() if name in arguments), None)
             if key is not None and f"{key}.{name}" not in self.given:

@@ -20,7 +20,7 @@ from src.engine.runs.runs import (
     runs_of,
     runs_to_continue,
 )
-from src.engine.runs.trust import Trust, classes_in
+from src.engine.runs.trust import Trust, names_in
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 
@@ -78,7 +78,7 @@ def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint)
     """
     own = own_configuration(checkpoint, resolved.own_run)
     trees = [own, *(tree for _, tree in resolved.loaded)]
-    named = {path for tree in trees for path in classes_in(tree)} | {str(value) for _, value in resolved.options}
+    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in resolved.options}
     modules = tuple(str(value) for flag, value in resolved.options if flag == "--trust")
     trust = Trust(modules, frozenset(named), paths=bool(own))
     unused: list[str] = []

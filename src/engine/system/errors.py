@@ -5,6 +5,7 @@ import errno
 import re
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,6 +99,12 @@ def raised_by_lightning(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and _package(trace.tb_frame) == "lightning"
+
+
+def raised_in_restore(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning restored a checkpoint."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if _package(frame) == "lightning"]
+    return any(re.match("_?(restore|resume|load_combined)", frame.f_code.co_name) for frame in frames)
 
 
 def _package(frame: FrameType) -> str:
