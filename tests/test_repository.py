@@ -143,7 +143,7 @@ def test_imports_go_with_the_arrows_only() -> None:
     [
         ("src.engine.runs.runs", "src.engine.system.errors", True),
         ("src.engine.runs.runs", "src.engine.data.loading", False),  # of the same level
-        ("src.engine.parts.throughput", "src.engine.cli.config", False),
+        ("src.engine.parts.compile", "src.engine.cli.config", False),
         ("src.engine.deploy.formats", "src.tasks.task", False),
         ("src.tasks.task", "src.engine.training.hyperparameters", True),
         ("src.train", "src.tasks.task", False),

@@ -19,6 +19,11 @@ MAX_CURVES = 50  # precision-recall curves, one per class
 MAX_CLASSES = 100  # of a confusion matrix drawn as a figure; the CSV file has all classes
 
 
+def callbacks(config: Any, stage: str | None) -> list[Callback]:
+    """The callback of every run with a logger."""
+    return [] if stage == "predict" or config.trainer.logger is False else [EvaluationPictures()]
+
+
 class EvaluationPictures(Callback):
     """After the test of a classifier, shows confusion matrix, most confident mistakes and precision-recall curves.
 
@@ -93,6 +98,7 @@ class EvaluationPictures(Callback):
         self._curves = None
         if not trainer.is_global_zero:
             return
+        is_seen = bool(curves.sum())  # a task may override its steps
         worst = sorted((mistake for part in everyone for mistake in part), key=lambda mistake: -mistake[0])[:WORST]
         data: Any = getattr(trainer, "datamodule", None)
         labels = [str(one) for one in getattr(data, "labels", None) or range(len(counts))]
@@ -107,7 +113,7 @@ class EvaluationPictures(Callback):
             elif worst:
                 decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)
                 writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
-            for number, label in enumerate(labels[:MAX_CURVES]):
+            for number, label in enumerate(labels[:MAX_CURVES] if is_seen else ()):
                 _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
 
 

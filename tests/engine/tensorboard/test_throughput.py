@@ -6,9 +6,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.engine.parts import throughput
-from src.engine.parts.throughput import training_flops
 from src.engine.system.errors import InputError
+from src.engine.tensorboard import throughput
+from src.engine.tensorboard.throughput import training_flops
 from tests.conftest import Run
 from tests.engine.training.toys import TOKENS
 from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.engine.parts.network_pictures import NetworkPictures
+from src.engine.tensorboard.network_pictures import NetworkPictures
 from tests.conftest import Run
 from tests.engine.tensorboard.toys import FLAT
 from tests.toy import SIDE, ToyNet

@@ -14,8 +14,7 @@ MAX_IMAGES = 32  # shown of a batch
 
 def callbacks(config: Any, stage: str | None) -> list[Callback]:
     """The callback of every run with a logger."""
-    off = stage == "predict" or config.trainer.logger is False
-    return [] if off else [NetworkPictures(after_test=stage is None)]
+    return [] if stage == "predict" or config.trainer.logger is False else [NetworkPictures(after_test=stage is None)]
 
 
 class NetworkPictures(Callback):
