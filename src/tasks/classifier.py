@@ -122,7 +122,7 @@ class Classifier(Task):
         if targets.is_floating_point():
             raise InputError(
                 f"targets are {targets.dtype}, {type(self).__name__} takes class numbers, int64: convert them; for"
-                " numbers use Regressor, for several labels per input MultiLabelClassifier"
+                " numbers, or several labels per input, there are other tasks"
             )
         logits = self(*inputs)  # (B, num_classes, ...)
         self._check_shapes(logits, targets)

@@ -183,7 +183,7 @@ class StarterCLI(LightningCLI):
         given = options
         tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
         if not tree["model"]:
-            raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
+            raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
         sources = [
             name for name in unused_paths if name.startswith("data.") and name != "data.tokenizer"

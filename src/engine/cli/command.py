@@ -97,7 +97,7 @@ def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
             raise InputError(f"--{name} {value} {wrong}: give at least {limit}")
 
 
-def new_output(given: str) -> Path:
+def new_output(option: str, given: str) -> Path:
     """The absolute path of a file to write.
 
     Raises:
@@ -105,9 +105,9 @@ def new_output(given: str) -> Path:
     """
     path = Path(given).expanduser().absolute()
     if path.exists():
-        raise InputError(f"--output {given} already exists: give another name, or remove it")
+        raise InputError(f"{option} {given} already exists: give another name, or remove it")
     if not path.parent.is_dir():
-        raise InputError(f"--output {given}: there is no folder {path.parent}; make it first")
+        raise InputError(f"{option} {given}: there is no folder {path.parent}; make it first")
     return path
 
 

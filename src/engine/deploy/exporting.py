@@ -118,7 +118,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
         raise InputError(f"--output is missing: give a name such as model{suffix}")
     if suffix and Path(options.output).suffix != suffix:
         raise InputError(f"--output {options.output}: give a name that ends in {suffix} for --format {options.format}")
-    output = new_output(options.output)
+    output = new_output("--output", options.output)
     if options.quantize and options.format != "onnx":
         raise InputError(f"--quantize {options.quantize}: only for --format onnx, not {options.format}")
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}

@@ -18,7 +18,7 @@ from src.engine.system.errors import InputError
 
 COPIED = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
 ALWAYS = ("train", "new")  # commands
-DEFAULT = ("predict", "compile", "network_pictures", "throughput")
+DEFAULT = ("predict", "compile", "dashboard", "evaluation_pictures", "network_pictures", "task_pictures", "throughput")
 KILL = "scripts/kill.py"  # kept if a test uses it
 EXAMPLE = "example"  # name of the project in the files of a kind
 # Files that belong to the user once they are written: an update leaves them alone.
@@ -107,7 +107,7 @@ class Project:
         found = trimmed_tests(template, gone, paths, map(template.text, data))
         needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents}
         found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
-        uses_kill = any(re.search(r"^from kill import", text, re.MULTILINE) for text in found.values())
+        uses_kill = any(re.search(r"^(from|import) kill\b", text, re.MULTILINE) for text in found.values())
         return {**found, **({KILL: template.text(KILL)} if uses_kill else {})}
 
     def _has_its_part(self, test: str) -> bool:
@@ -141,6 +141,8 @@ class Project:
         """Content of all files, by path."""
         choice, template = self.choice, self.template
         texts = {path: template.text(path) for path in self.kept} | self.tests
+        if not any(path.startswith("tests/tasks/") for path in texts):
+            texts["Makefile"] = re.sub(r" --ignore tests/tasks| \$\(wildcard tests/tasks\)", "", texts["Makefile"])
         if choice.kind is None and "configs/default.yaml" not in texts:
             texts["configs/default.yaml"] = template.text(self.recipes[0])
         texts["pyproject.toml"] = project_table(
@@ -214,6 +216,9 @@ def parts(template: Template) -> dict[str, list[str]]:
     """The commands, parts of the engine and overlays of a template with their files, by name."""
     found: dict[str, list[str]] = {}
     files = [f"{folder}/{name}.py" for folder in ("src", "src/engine/parts") for name in template.names(folder, ".py")]
+    folder = "src/engine/tensorboard"
+    pictures = [f"{folder}/{name}.py" for name in template.names(folder, ".py")]
+    files += [path for path in pictures if re.search(r"^def callbacks\(", template.text(path), re.MULTILINE)]
     for path in (*files, *sorted(overlays(template))):
         found.setdefault(PurePosixPath(path).stem, []).append(path)
     return found

@@ -54,6 +54,7 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     lines += [line for name, group in extras.items() for line in _array(name, group, text)]
     for section in SECTIONS:
         lines += ["", f"[tool.{section}]", *_section(text, f"tool.{section}")]
+    lines = [line for line in lines if not re.match('"templates/|# Checked in the projects', line)]
     for override in tool["mypy"]["overrides"]:
         override["module"] = [one for one in override["module"] if one.partition(".")[0] in tested]
         if override["module"]:

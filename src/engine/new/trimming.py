@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 
 from src.engine.new.template import Template, texts
 
-NODES = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+NODES = FUNCTIONS | ast.ClassDef
+IMPORTS = ast.Import | ast.ImportFrom
 WORD = re.compile(r"\w+")
 TELLING = re.compile(r"[a-z][A-Z]|^[A-Z]{2}")  # a class name that is no common word
 
@@ -83,7 +85,8 @@ class Part:
         source: its text.
         blank: empty lines before it.
         names: names that it defines.
-        uses: names that it reads, fixtures included.
+        uses: names that it reads.
+        fixtures: names of its arguments, and of fixtures that it asks for.
         words: all words of its text.
     """
 
@@ -92,6 +95,7 @@ class Part:
     blank: int
     names: set[str] = field(default_factory=set)
     uses: set[str] = field(default_factory=set)
+    fixtures: set[str] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
 
 
@@ -108,10 +112,10 @@ def trimmed_tests(template: Template, gone: Gone, paths: Iterable[str], data: It
     """
     files = {path: _parts(template.text(path)) for path in paths}
     gone.kept |= files.keys()
-    fixtures = _fixtures(files)
+    fixtures = {node.name for parts in files.values() for node in _fixtures(parts)}
     count = 0
     while count != (count := sum(map(len, files.values()))):  # a file that goes takes those with it that import it
-        lost = fixtures - _fixtures(files)
+        lost = fixtures - {node.name for parts in files.values() for node in _fixtures(parts)}
         for parts in files.values():
             _remove_gone(template, gone, parts, files, lost)
         files = {path: parts for path, parts in files.items() if any(part.names for part in parts)}
@@ -132,33 +136,37 @@ def _parts(text: str) -> list[Part]:
         source = "\n".join(lines[first:last])
         blank = sum(not line.strip() for line in lines[end:first])
         part = Part(node, source, blank, words=set(WORD.findall(source)))
+        local = {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
         for one in ast.walk(node):
-            if isinstance(one, ast.Name):
+            if isinstance(one, ast.Name) and (one.id not in local or not isinstance(node, FUNCTIONS)):
                 part.uses.add(one.id)
             elif isinstance(one, ast.arg):
-                part.uses.add(one.arg)
+                part.fixtures.add(one.arg)
             for annotation in (getattr(one, "annotation", None), getattr(one, "returns", None)):
                 if isinstance(annotation, ast.Constant):
                     part.uses |= set(WORD.findall(str(annotation.value)))
+        if isinstance(node, FUNCTIONS):
+            part.uses -= part.fixtures
         if isinstance(node, NODES):
             part.names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            part.names |= {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
-        part.uses -= part.names
+            part.names |= {one.id for target in targets for one in ast.walk(target) if _is_defined(target, one)}
+        if "getfixturevalue" in source:
+            part.fixtures |= set(texts(node))
         found.append(part)
         end = last
     return found
 
 
-def _is_fixture(part: Part) -> bool:
-    return "@pytest.fixture" in part.source
+def _is_defined(target: ast.expr, one: ast.AST) -> bool:
+    """Whether a name in the target of an assignment gets a value, or an item."""
+    is_item = isinstance(target, ast.Subscript) and one is target.value
+    return isinstance(one, ast.Name) and (is_item or isinstance(one.ctx, ast.Store))
 
 
-def _fixtures(files: dict[str, list[Part]]) -> set[str]:
-    return {
-        name for parts in files.values() for part in parts for name in part.names if "@pytest.fixture" in part.source
-    }
+def _fixtures(parts: list[Part]) -> list[ast.FunctionDef]:
+    return [part.node for part in parts if isinstance(part.node, ast.FunctionDef) and "@pytest.fixture" in part.source]
 
 
 def _remove_gone(
@@ -167,7 +175,7 @@ def _remove_gone(
     """Remove what names something that is gone, until nothing more does."""
     removed = set(lost)
     for part in parts:
-        if isinstance(part.node, ast.Import | ast.ImportFrom):
+        if isinstance(part.node, IMPORTS):
             removed |= _gone_imports(template, gone, part, files)
     while True:
         bad = [part for part in parts if _is_gone(part, gone, removed)]
@@ -176,6 +184,9 @@ def _remove_gone(
         for part in bad:
             parts.remove(part)
             removed |= part.names - {name for one in parts for name in one.names}
+            gone.classes |= {
+                name for name in part.names if isinstance(part.node, ast.ClassDef) and TELLING.search(name)
+            }
 
 
 def _gone_imports(template: Template, gone: Gone, part: Part, files: dict[str, list[Part]]) -> set[str]:
@@ -197,10 +208,10 @@ def _gone_imports(template: Template, gone: Gone, part: Part, files: dict[str, l
 
 
 def _is_gone(part: Part, gone: Gone, removed: set[str]) -> bool:
-    if isinstance(part.node, ast.Import | ast.ImportFrom):
+    if isinstance(part.node, IMPORTS):
         return False
     is_docstring = isinstance(part.node, ast.Expr) and isinstance(part.node.value, ast.Constant)
-    return not is_docstring and bool(part.uses & removed or any(gone.find(text) for text in texts(part.node)))
+    return not is_docstring and bool((part.uses | part.fixtures) & removed or any(map(gone.find, texts(part.node))))
 
 
 def _remove_unused(template: Template, files: dict[str, list[Part]], data: Iterable[str]) -> None:
@@ -211,38 +222,42 @@ def _remove_unused(template: Template, files: dict[str, list[Part]], data: Itera
         files: the statements of each file; changed.
         data: content of other files that name helpers, such as recipes of tests.
     """
-    defined = {(path, name): part for path, parts in files.items() for part in parts for name in part.names}
+    defined: dict[tuple[str, str], list[Part]] = {}
+    for path, parts in files.items():
+        for part, name in ((part, name) for part in parts for name in part.names):
+            defined.setdefault((path, name), []).append(part)
     found: dict[int, Part] = {}
     left = [(path, name) for path, name in defined if name.startswith("test_")]
     left += [one for text in data for one in _dotted(template, text)]
-    fixtures = [name for parts in files.values() for part in parts if _is_fixture(part) for name in part.names]
+    fixtures = [node.name for parts in files.values() for node in _fixtures(parts)]
     while left:
         path, name = left.pop()
-        part = defined.get((path, name))
-        if part is None or id(part) in found:
-            continue
-        found[id(part)] = part
-        left += [(path, word) for word in part.words]
-        left += [(other, word) for word in part.uses for other in files if other.endswith("conftest.py")]
-        left += _dotted(template, part.source)
-        for node in (one for part in files[path] for one in ast.walk(part.node) if isinstance(one, ast.ImportFrom)):
-            for alias in node.names:
-                if (file := template.module(f"{node.module}.{alias.name}")) in files:  # a module: any of its names
-                    left += [(str(file), word) for word in part.words]
-                elif (alias.asname or alias.name) in part.words and (
-                    file := template.module(str(node.module))
-                ) in files:
-                    left.append((str(file), alias.name))
-        for folder in PurePosixPath(path).parents:  # what pytest uses by itself
-            conftest = f"{folder}/conftest.py"
-            left += [(conftest, name) for one in files.get(conftest, []) if _is_automatic(one) for name in one.names]
-        # A fixture that replaces another one.
-        left += [
-            (path, name) for one in files[path] if _is_fixture(one) for name in one.names if fixtures.count(name) > 1
-        ]
+        if not name:  # the whole file
+            left += [(path, one) for part in files.get(path, []) for one in part.names]
+        for part in defined.pop((path, name), []):
+            found[id(part)] = part
+            left += _used(template, files, path, part)
+            # A fixture that replaces another one.
+            left += [(path, one.name) for one in _fixtures(files[path]) if fixtures.count(one.name) > 1]
     for path, parts in files.items():
         stays = [part for part in parts if not part.names or id(part) in found]
         files[path] = _with_used_imports(stays) if any(part.names for part in stays) else []
+
+
+def _used(template: Template, files: dict[str, list[Part]], path: str, part: Part) -> list[tuple[str, str]]:
+    """Files and names of what a statement in a file of tests may use."""
+    used = [(path, word) for word in part.words] + _dotted(template, part.source)
+    used += [(other, name) for name in part.fixtures for other in files if other.endswith("conftest.py")]
+    for node in (one for part in files[path] for one in ast.walk(part.node) if isinstance(one, ast.ImportFrom)):
+        for alias in node.names:
+            if (file := template.module(f"{node.module}.{alias.name}")) in files:  # a module: any of its names
+                used += [(str(file), word) for word in part.words]
+            elif (alias.asname or alias.name) in part.words and (file := template.module(str(node.module))) in files:
+                used.append((str(file), alias.name))
+    for folder in PurePosixPath(path).parents:  # what pytest uses by itself
+        conftest = f"{folder}/conftest.py"
+        used += [(conftest, name) for one in files.get(conftest, []) if _is_automatic(one) for name in one.names]
+    return used
 
 
 def _is_automatic(part: Part) -> bool:
@@ -251,17 +266,19 @@ def _is_automatic(part: Part) -> bool:
 
 def _dotted(template: Template, text: str) -> list[tuple[str, str]]:
     """Files and names of what a text names by its dotted path, such as tests.toy.ToyNet."""
-    found = [name.rpartition(".") for name in re.findall(r"\btests(?:\.\w+)+", text)]
-    return [(file, name) for module, _, name in found if (file := template.module(module))]
+    found = re.findall(r"\btests(?:\.\w+)+", text)
+    whole = [(file, "") for name in found if (file := template.module(name))]
+    parts = [name.rpartition(".") for name in found]
+    return whole + [(file, name) for module, _, name in parts if (file := template.module(module))]
 
 
 def _with_used_imports(parts: list[Part]) -> list[Part]:
-    used = {name for part in parts if not isinstance(part.node, ast.Import | ast.ImportFrom) for name in part.uses}
+    used = {name for part in parts if not isinstance(part.node, IMPORTS) for name in part.uses}
     found = []
     blank = 0
     for part in parts:
         blank = part.blank = max(blank, part.blank)
-        if isinstance(part.node, ast.Import | ast.ImportFrom):
+        if isinstance(part.node, IMPORTS):
             names = [one for one in part.node.names if (one.asname or one.name.partition(".")[0]) in used]
             if not names:
                 continue
@@ -273,7 +290,7 @@ def _with_used_imports(parts: list[Part]) -> list[Part]:
     return found
 
 
-def _import_line(node: ast.Import | ast.ImportFrom) -> str:
+def _import_line(node: IMPORTS) -> str:
     line = ast.unparse(node)
     if len(line) <= 120:
         return line
@@ -285,6 +302,7 @@ def _join(parts: list[Part]) -> str:
     lines: list[str] = []
     for number, part in enumerate(parts):
         around = isinstance(part.node, NODES) or (number and isinstance(parts[number - 1].node, NODES))
-        blank = 2 if around else part.blank
+        after_imports = number and isinstance(parts[number - 1].node, IMPORTS) and not isinstance(part.node, IMPORTS)
+        blank = 2 if around else max(part.blank, int(after_imports))
         lines += [""] * (blank if number else 0) + [part.source]
     return "\n".join(lines) + "\n"

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.data.prepare import normalise
 
 Batch = tuple[Tensor, Tensor]
 SIDE = 16  # height and width of an image in pixels
@@ -40,7 +41,7 @@ class ExampleImages(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """A batch: images (B, 1, SIDE, SIDE) float, normalised, and targets (B,) int64."""
-        return (self.pixels[indices].float() / 255 - MEAN) / STD, self.targets[indices]
+        return normalise(self.pixels[indices], MEAN, STD), self.targets[indices]
 
 
 class ExampleDataModule(LightningDataModule):
@@ -52,6 +53,7 @@ class ExampleDataModule(LightningDataModule):
         num_workers: processes that build batches.
     """
 
+    input_kind = "image"
     num_classes = 3
     labels = ("circle", "square", "cross")
     pixel_mean, pixel_std = (MEAN,), (STD,)
@@ -66,9 +68,10 @@ class ExampleDataModule(LightningDataModule):
         sizes = {"train": self.size, "val": self.size // 5, "test": self.size // 5}
         self.parts = {part: ExampleImages(count, seed) for seed, (part, count) in enumerate(sizes.items())}
 
-    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """The pixels of an image file for prediction, not normalised, (1, SIDE, SIDE) uint8, and a note."""
-        return torch.from_numpy(np.array(image.convert("L").resize((SIDE, SIDE)))).unsqueeze(0), ""
+    def prepare(self, inputs: list[Image.Image]) -> Tensor:
+        """The pixels of images to predict on, not normalised, (B, 1, SIDE, SIDE) uint8."""
+        grey = [np.array(image.convert("L").resize((SIDE, SIDE))) for image in inputs]
+        return torch.from_numpy(np.stack(grey)).unsqueeze(1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train")

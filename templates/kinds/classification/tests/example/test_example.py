@@ -40,8 +40,6 @@ def test_an_epoch_has_every_image_once_and_the_parts_share_none(data: ExampleDat
 
 
 def test_an_image_file_is_prepared_like_the_images_of_training(data: ExampleDataModule) -> None:
-    (image,), _ = next(iter(data.test_dataloader()))[0][:1], None
-    drawn = ((image[0] * STD + MEAN) * 255).round().to(torch.uint8)
-    pixels, note = data.prepare_image(Image.fromarray(drawn.numpy()))
-    assert torch.equal(pixels[0], drawn)
-    assert note == ""
+    images, _ = next(iter(data.test_dataloader()))
+    drawn = ((images * STD + MEAN) * 255).round().to(torch.uint8)  # (10, 1, SIDE, SIDE)
+    assert torch.equal(data.prepare([Image.fromarray(one[0].numpy()) for one in drawn]), drawn)
