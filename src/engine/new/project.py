@@ -12,7 +12,7 @@ import yaml
 
 from src.engine.new.pyproject import project_table, requirements
 from src.engine.new.template import Template
-from src.engine.new.trimming import Gone, trimmed_tests
+from src.engine.new.trimming import Gone, Suite
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
 
@@ -83,6 +83,12 @@ class Project:
         return self.template.needs(path) <= self.kept and "needs `pip install" not in self.template.text(path)
 
     @cached_property
+    def _parts(self) -> dict[str, str]:
+        """The parts of the engine that a project can do without, by name."""
+        found = [path for files in parts(self.template).values() for path in files if path.startswith("src/engine/")]
+        return {PurePosixPath(path).stem: path for path in found}
+
+    @cached_property
     def tests(self) -> dict[str, str]:
         """Content of the tests that remain, by path."""
         template = self.template
@@ -103,8 +109,8 @@ class Project:
             )
             and self._has_its_part(path)
         ]
-        gone = Gone(template, {*self.kept, *data, *inits, KILL})
-        found = trimmed_tests(template, gone, paths, map(template.text, data))
+        gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL})
+        found = Suite(template, gone, paths).trimmed(map(template.text, data))
         needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents}
         found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
         uses_kill = any(re.search(r"^(from|import) kill\b", text, re.MULTILINE) for text in found.values())
@@ -112,12 +118,9 @@ class Project:
 
     def _has_its_part(self, test: str) -> bool:
         """Whether the part of the engine that a test is about, by its name, is in the project."""
-        if not test.startswith("tests/engine/parts/test_"):
-            return True
-        name = test.removeprefix("tests/engine/parts/test_")
-        return any(
-            name.startswith(PurePosixPath(path).stem) for path in self.kept if path.startswith("src/engine/parts/")
-        )
+        found = re.match(r"tests/engine/(?:parts|tensorboard)/test_(\w+)", test)
+        named = [path for name, path in self._parts.items() if found and found[1].startswith(name)]
+        return not named or named[0] in self.kept
 
     def lines(self, folder: str = "src/") -> int:
         """Lines of code in a folder."""

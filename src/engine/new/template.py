@@ -5,8 +5,8 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
-from functools import cache
-from pathlib import Path
+from functools import cache, cached_property
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -38,6 +38,11 @@ class Template:
             if path.startswith("src/") and path.endswith(".py")
             for name in CLASS.findall(self.text(path))
         }
+
+    @cached_property
+    def folders(self) -> set[str]:
+        """The folders of all files."""
+        return {str(folder) for path in self.source for folder in PurePosixPath(path).parents}
 
     def text(self, path: str) -> str:
         """The content of a file."""

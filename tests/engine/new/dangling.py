@@ -16,7 +16,7 @@ MADE = {".git", ".venv", "logs", "data"}
 # What tests of error messages mistype, and a page that this template itself lacks yet.
 MISTAKES = {"configs/strategy/dp.yaml", "src.tasks.task.Tasks", "tests.toy.ToyNett"}
 UNWRITTEN = "" if (ROOT / "docs" / "your_own.md").is_file() else "docs/your_own.md"
-LIBRARIES = {"OneCycleLR", "CosineAnnealingLR", "TextEncoder"}  # of torch, and of browsers
+LIBRARIES = {"OneCycleLR", "CosineAnnealingLR", "TextEncoder", "GPT"}  # of torch, of browsers, of everyone
 # Options of `src.train` that other commands have too.
 TRAINING = {"--accelerator", "--devices", "--strategy", "--precision", "--name", "--config", "--trust", "--ckpt_path"}
 # Packages that are used without an import, or that another one needs.
@@ -38,7 +38,7 @@ def _texts(project: Path) -> dict[str, str]:
         parts = path.relative_to(project).parts
         is_made = parts[0] in MADE or any(part.endswith("_cache") or part == "__pycache__" for part in parts)
         if path.is_file() and path.suffix in SUFFIXES and not is_made:
-            found["/".join(parts)] = path.read_text(encoding="utf-8")
+            found["/".join(parts)] = path.read_text(encoding="utf-8").replace("\\.", ".")  # in regular expressions
     return found
 
 

@@ -21,7 +21,7 @@ class ExampleNet(nn.Module):
         self.num_classes = num_classes
         self.width = width
         self.full = nn.Conv2d(1, width, 3, padding=1)
-        self.half = nn.Sequential(
+        self.coarse = nn.Sequential(
             nn.MaxPool2d(2),
             nn.Conv2d(width, 2 * width, 5, padding=2),
             nn.ReLU(),
@@ -32,6 +32,6 @@ class ExampleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.full(x))  # (B, width, H, W)
-        wide = F.interpolate(self.half(x), scale_factor=2.0)  # (B, 2 * width, H, W)
+        wide = F.interpolate(self.coarse(x), scale_factor=2.0)  # (B, 2 * width, H, W)
         logits: Tensor = self.head(torch.cat([x, wide], dim=1))  # (B, num_classes, H, W)
         return logits
