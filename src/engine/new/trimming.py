@@ -165,17 +165,17 @@ class Suite:
 
     def _needs(self, part: Part) -> Iterator[Key]:
         """The statements that a statement needs; `("", "")` for what is not in the project."""
-        imported = {} if isinstance(part.node, IMPORTS) else self._imported(part)
-        for name in part.uses:
-            if (part.path, name) in self.parts:
-                yield part.path, name
-            elif name in imported:
-                yield from imported[name]
-        for name in part.attributes:  # of a module, or of a class in a text
-            files = {path for keys in imported.values() for path, whole in keys if not whole} | {part.path}
-            yield from ((path, name) for path in files if (path, name) in self.parts and name not in part.names)
-        for node in part.imports if not isinstance(part.node, IMPORTS) else ():
-            yield from (key for keys in self._bound(node).values() for key in keys)
+        if isinstance(part.node, IMPORTS):
+            return
+        nodes = [one.node for one in self.files[part.path] if isinstance(one.node, IMPORTS)]
+        inner = {name: key for node in part.imports for name, key in self._bound(node).items()}
+        imported = {name: key for node in nodes for name, key in self._bound(node).items()} | inner
+        used = {key for name, key in imported.items() if name in part.uses or name in inner}
+        yield from (key for key in used if key[1] or not key[0])
+        yield from ((part.path, name) for name in part.uses if (part.path, name) in self.parts)
+        files = {part.path, *(path for path, name in imported.values() if not name)}  # this one, and modules
+        for name in part.attributes - part.names:
+            yield from ((path, name) for path in files if (path, name) in self.parts)
         for name in part.fixtures:
             folders = [str(folder) for folder in PurePosixPath(part.path).parents]
             for path in (part.path, *(f"{folder}/conftest.py" for folder in folders)):
@@ -184,25 +184,19 @@ class Suite:
                     break
         yield from (key for text in part.texts for key in self._dotted(text))
 
-    def _imported(self, part: Part) -> dict[str, list[Key]]:
-        """What the imports at the top of a file bind, by name."""
-        nodes = [one.node for one in self.files[part.path] if isinstance(one.node, IMPORTS)]
-        return {name: keys for node in nodes for name, keys in self._bound(node).items()}
-
-    def _bound(self, node: ast.stmt) -> dict[str, list[Key]]:
-        """The names that an import binds, and the statements that each needs."""
-        found: dict[str, list[Key]] = {}
+    def _bound(self, node: ast.stmt) -> dict[str, Key]:
+        """The names that an import binds, and what each is: `("", "")` if it is not in the project."""
+        found: dict[str, Key] = {}
         for alias in node.names if isinstance(node, IMPORTS) else ():
-            module = node.module if isinstance(node, ast.ImportFrom) else alias.name
-            name = alias.asname or (alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0])
+            module = str(node.module) if isinstance(node, ast.ImportFrom) else alias.name
             whole = f"{module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
-            file = self.template.module(str(module))
-            if self.gone.module(str(module)) or self.gone.module(whole):
-                found[name] = [("", "")]
+            name = alias.asname or (alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0])
+            if self.gone.module(module) or self.gone.module(whole):
+                found[name] = ("", "")
             elif (inner := self.template.module(whole)) in self.files:
-                found[name] = [(str(inner), "")]
-            elif file in self.files:
-                found[name] = [(str(file), alias.name)]
+                found[name] = (str(inner), "")
+            elif (file := self.template.module(module)) in self.files:
+                found[name] = (str(file), alias.name)
         return found
 
     def _dotted(self, text: str) -> Iterator[Key]:
@@ -224,7 +218,7 @@ class Suite:
 
     def _replaces(self, part: Part) -> bool:
         """Whether a fixture of a file replaces one of its folders."""
-        paths = [f"{folder}/conftest.py" for folder in PurePosixPath(part.path).parents]
+        paths = {f"{folder}/conftest.py" for folder in PurePosixPath(part.path).parents} - {part.path}
         return part.is_fixture and any((path, name) in self.parts for path in paths for name in part.names)
 
 
