@@ -101,7 +101,7 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("mine", "mine: what shall it hold? Give --kind classification or lightning or"),
+        ("mine", r"mine: what shall it hold\? Give --kind classification or .* or --recipe with one of default, "),
         ("there --kind lightning", "there already exists: give another folder"),
         ("link --kind lightning", "link already exists: give another folder"),
         ("no/where --kind lightning", "there is no folder .*no; make it first"),
