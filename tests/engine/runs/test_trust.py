@@ -166,7 +166,7 @@ LOOKED_UP: dict[str, tuple[Change, str]] = {
     "a size that fills the memory": (net("tests.toy.ToyNet", num_classes=10**12), "too large"),
     "a configuration that calls": (put("config", f"!!python/object/apply:os.mkdir [{MARKER}]"), "config"),
     "a configuration that is no YAML": (put("config", "a: ["), "config"),
-    "a configuration that is nested": (put("config", "[" * 2000), "config"),
+    "a configuration that is nested": (put("config", "[" * 1000), "config"),
     "a configuration that is a number": (put("config", 3), "config"),
     "no weights": (put("state_dict", {}), "state_dict"),
     "weights that are numbers": (put("state_dict", {"a": 1}), "state_dict"),
