@@ -91,6 +91,8 @@ class CaptionDataModule(LightningDataModule):
             in it cannot be used.
     """
 
+    input_kind = "image"
+
     def __init__(
         self,
         path: str | None = None,
@@ -116,7 +118,9 @@ class CaptionDataModule(LightningDataModule):
         self.labels: list[str] = [] if path else list(WORDS)
         self.files = ImageFolderDataModule(path, image_size=image_size, flip=False) if path else None
         pixels: Any = self.files or self.digits
-        self.pixel_mean, self.pixel_std, self.prepare_image = pixels.pixel_mean, pixels.pixel_std, pixels.prepare_image
+        self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
+        if hasattr(pixels, "notes"):
+            self.notes = pixels.notes
         self.data_source = path or source
         self._restored = False
 

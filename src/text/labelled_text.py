@@ -119,6 +119,8 @@ class LabelledTextDataModule(LightningDataModule):
         InputError: an argument is out of range, or a table or one of its rows cannot be used.
     """
 
+    input_kind = "text"
+
     def __init__(
         self,
         path: str | None = None,
@@ -211,12 +213,12 @@ class LabelledTextDataModule(LightningDataModule):
         self._restored = dict(state_dict)
         self.labels, self.tokenizer = list(state_dict["labels"]), restore_tokenizer(state_dict["tokenizer"])
 
-    def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens.
 
         Call it after `setup` or `load_state_dict`, which set the tokenizer.
         """
-        return padded(self.tokenizer.encode_batch(texts, self.max_length))
+        return padded(self.tokenizer.encode_batch(inputs, self.max_length))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)

@@ -1,6 +1,7 @@
 """Your own images: one folder per class, or a table of paths and labels."""
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from src.engine.data.images import (
 )
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
+from src.engine.data.prepare import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
@@ -48,7 +50,7 @@ class ImageFiles(Dataset[Batch]):
     Args:
         files: paths of the images.
         targets: class number of each image.
-        transform: maps a PIL image in RGB to a (3, H, W) float tensor.
+        transform: maps a PIL image in RGB to pixels (3, H, W) uint8.
         ranges: see `read_image`.
     """
 
@@ -57,12 +59,17 @@ class ImageFiles(Dataset[Batch]):
         self.targets = targets
         self.transform = transform
         self.ranges = ranges
+        self.statistics = pixel_statistics(ImageFolderDataModule)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Batch:
-        """Image (3, H, W) float and target () int64."""
+        """Image (3, H, W) float, normalised, and target () int64."""
+        pixels, target = self._read(index)
+        return normalise(pixels, *self.statistics), target
+
+    def _read(self, index: int) -> Batch:
         try:
             rgb = flatten(read_image(self.files[index], self.ranges)).convert("RGB")
         except UNREADABLE as error:
@@ -80,9 +87,9 @@ class ImageFiles(Dataset[Batch]):
         with torch.random.fork_rng(devices=[]):
             for index in indices:
                 torch.default_generator.manual_seed(derive_seed(epoch_seed, index))
-                samples.append(self[index])
-        batch: Batch = tuple(default_collate(samples))
-        return batch
+                samples.append(self._read(index))
+        pixels, targets = default_collate(samples)
+        return normalise(pixels, *self.statistics), targets
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -109,6 +116,7 @@ class ImageFolderDataModule(LightningDataModule):
             images, or files cannot be read.
     """
 
+    input_kind = "image"
     pixel_mean, pixel_std = MEAN, STD
 
     def __init__(
@@ -187,9 +195,10 @@ class ImageFolderDataModule(LightningDataModule):
             ImageFiles(*own, self.transform(part), self.value_ranges) for part, own in split.items()
         )
 
-    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """The pixels of an image as in validation, not yet normalised, (3, S, S) uint8, and an empty note."""
-        return v2.functional.pil_to_tensor(self._centre(flatten(image).convert("RGB"))), ""
+    def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
+        """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
+        transform = self.transform("test")
+        return torch.stack([transform(flatten(image).convert("RGB")) for image in inputs])
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the data."""
@@ -223,7 +232,7 @@ class ImageFolderDataModule(LightningDataModule):
         return batch_loader(files, batches, num_workers=self.num_workers)
 
     def transform(self, part: str) -> Any:
-        """The transform of a part (`train`, `val` or `test`) from RGB images to tensors."""
+        """The transform of a part (`train`, `val` or `test`) from RGB images to pixels (3, S, S) uint8."""
         size = self.image_size
         if part == "train" and self.crop < 1:
             first = [v2.RandomResizedCrop(size, scale=(self.crop, 1.0))]
@@ -231,8 +240,7 @@ class ImageFolderDataModule(LightningDataModule):
             first = [self._centre]
         if part == "train" and self.flip:
             first.append(v2.RandomHorizontalFlip())
-        last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()]
-        return v2.Compose([*first, *last])
+        return v2.Compose([*first, v2.PILToTensor()])
 
     def _from_folder(self) -> list[tuple[Path, str]]:
         classes = sorted(folder for folder in self.path.iterdir() if folder.is_dir() and not is_hidden(folder.name))

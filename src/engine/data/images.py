@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
@@ -80,7 +80,7 @@ class DeepImage(NamedTuple):
     is_negative: bool  # 0 is white
 
 
-def deep_image(opened: Image.Image) -> DeepImage | None:
+def deep_image(opened: ImageFile.ImageFile) -> DeepImage | None:
     """The values of an image of more than 8 bits, floats or signed integers; None for all others."""
     opened.filename = ""  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})

@@ -106,7 +106,10 @@ class Batched(Dataset[Any]):
         except Exception as error:
             error.add_note(f"in the batch of samples {', '.join(map(str, key))}")
             raise
-        return (*batch[:-1], torch.full_like(batch[-1], IGNORED)) if key.is_padding else batch
+        if not key.is_padding:
+            return batch
+        ignored = torch.nan if batch[-1].is_floating_point() else IGNORED
+        return (*batch[:-1], torch.full_like(batch[-1], ignored))
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import base64
 import gc
 import hmac
 import io
@@ -28,6 +29,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from src.engine.data.images import UNREADABLE, read_image
+from src.engine.data.prepare import prepare_inputs
 from src.engine.deploy.batcher import Batcher, TooManyError
 from src.engine.deploy.inference import Inference
 from src.engine.system.hardware import check_accelerator, choose_precision, device_of
@@ -79,13 +81,15 @@ class RequestReader:
         if self.kind == "image" and body.lstrip()[:1] not in (b"[", b"{"):
             return self._image(body)
         value = _json(body, self._expected())
-        return {"image": self._pixels, "text": self._text, "prompt": self._prompt}[self.kind](value)
+        readers = {"image": self._pixels, "text": self._text, "prompt": self._prompt, "table": self._row}
+        return readers[self.kind](value)
 
     def _expected(self) -> str:
         return {
             "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
             "text": 'JSON such as {"text": "..."}',
             "prompt": 'JSON such as {"prompt": "...", "max_new_tokens": 100}',
+            "table": f"JSON numbers for all columns: {json.dumps(dict.fromkeys(getattr(self.data, 'columns', ()), 0))}",
         }[self.kind]
 
     async def _body(self, request: Request) -> bytes:
@@ -127,8 +131,19 @@ class RequestReader:
         return self._prepare(Image.fromarray(pixels.round().astype(np.uint8)))
 
     def _prepare(self, image: Image.Image) -> tuple[Any, str]:
-        prepared: tuple[Any, str] = self.data.prepare_image(image)
-        return prepared
+        tensors, notes = prepare_inputs(self.data, [image])
+        return tensors, notes[0]
+
+    def _row(self, value: Any) -> dict[str, float]:
+        """The numbers of a table's row, by column."""
+        columns = self.data.columns
+        if not isinstance(value, dict) or set(value) != set(columns):
+            raise HTTPException(422, f"not a row: send {self._expected()}")
+        if bad := [
+            name for name in columns if type(value[name]) not in (int, float) or not abs(value[name]) < math.inf
+        ]:
+            raise HTTPException(422, f"{bad[0]} is not a finite number: send {self._expected()}")
+        return {name: float(value[name]) for name in columns}
 
     def _text(self, value: Any) -> str:
         text = value.get("text") if isinstance(value, dict) else value
@@ -241,28 +256,27 @@ class Service:
         value = await self.read(request)
         try:
             async with asyncio.timeout(self.timeout):
-                values, note = await self.batcher(value)
+                row, note = await self.batcher(value)
         except TimeoutError as error:
             raise HTTPException(504, f"the request took longer than {self.timeout:g} s") from error
         except TooManyError as error:
             raise HTTPException(503, "too many requests are waiting: try again", {"Retry-After": "1"}) from error
-        labels = self.inference.labels
-        answer: dict[str, Any] = {"label": labels[max(range(len(values)), key=values.__getitem__)]}
-        answer["probabilities"] = dict(zip(labels, values, strict=True))
+        answer = {name: _as_json(one) for name, one in row.items()}
         if note:
             answer["note"] = note
         return JSONResponse(answer)
 
     @torch.inference_mode()
-    def _compute(self, values: list[Any]) -> list[tuple[list[float], str]]:
+    def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
         if self.inference.kind == "image":
-            prepared: tuple[torch.Tensor, ...] = (torch.stack([pixels for pixels, _ in values]),)
+            parts = zip(*(tensors for tensors, _ in values), strict=True)
+            prepared = tuple(torch.cat(part) for part in parts)
             notes = [note for _, note in values]
         else:
             prepared, notes = self.inference.prepare(values)
         with self.autocast():
-            probabilities = self.inference.probabilities(tuple(one.to(self.inference.device) for one in prepared))
-        return list(zip(probabilities.float().tolist(), notes, strict=True))
+            predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
+        return list(zip(self.inference.rows(predicted), notes, strict=True))
 
     async def generate(self, request: Request) -> Response:
         """Stream the continuation of a text."""
@@ -291,6 +305,15 @@ class Service:
             if piece is None:
                 return
             yield piece
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a row; a mask (H, W) becomes a PNG as a data URL."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    file = io.BytesIO()
+    Image.fromarray(value.byte().cpu().numpy()).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 async def _error_response(request: Request, error: HTTPException) -> Response:  # noqa: ARG001

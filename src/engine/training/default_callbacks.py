@@ -17,6 +17,7 @@ from src.engine.system.interruption import Interruption
 from src.engine.tensorboard.dashboard import Dashboard
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
 from src.engine.tensorboard.network_pictures import NetworkPictures
+from src.engine.tensorboard.task_pictures import TaskPictures
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.network_summary import NetworkSummary
 from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
@@ -60,7 +61,7 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
 def tensorboard_callbacks(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
     """The callbacks that write to TensorBoard."""
     network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
-    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation]
+    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation, TaskPictures()]
     return callbacks if log_every_n_steps == 0 else [*callbacks, Throughput()]
 
 
