@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from src import ROOT
 from src.engine.data.download import DownloadError
+from src.engine.data.images import is_hidden
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.data.tables import not_utf8, open_utf8
 from src.engine.system.errors import InputError
@@ -272,7 +273,7 @@ class TextDataModule(LightningDataModule):
 
 
 def find_texts(path: str) -> list[Path]:
-    """The files of a path: a file, a folder (its .txt files) or a glob; sorted.
+    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
 
     Raises:
         InputError: there are none.
@@ -281,7 +282,8 @@ def find_texts(path: str) -> list[Path]:
     if given.is_file():
         return [given]
     if given.is_dir():
-        files = sorted(file for file in given.rglob("*.txt") if file.is_file())
+        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
+        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
         if not files:
             raise InputError(f"--data.path {path}: no .txt file in this folder; use a glob for other files")
         return files

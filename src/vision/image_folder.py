@@ -58,8 +58,8 @@ class ImageFiles(Dataset[Batch]):
         self.files = files
         self.targets = targets
         self.transform = transform
-        self.statistics = pixel_statistics(ImageFolderDataModule)
         self.ranges = ranges
+        self.statistics = pixel_statistics(ImageFolderDataModule)
 
     def __len__(self) -> int:
         return len(self.files)

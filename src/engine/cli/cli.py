@@ -119,7 +119,8 @@ class StarterCLI(LightningCLI):
             )
         except CONTENT_ERRORS as error:
             cause = cause_of(error)
-            if self.from_path is None or isinstance(cause, InputError):
+            path: Any = self.from_path  # set while the arguments were parsed
+            if path is None or isinstance(cause, InputError):
                 raise
             raise InputError(self.blame_checkpoint(cause)) from error
 

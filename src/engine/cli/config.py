@@ -11,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import yaml
 from jsonargparse import Namespace, get_loader
 
 from src import ROOT
@@ -23,6 +24,7 @@ from src.engine.system.classes import (
     nearest,
     project_classes,
     short,
+    subclasses_here,
 )
 from src.engine.system.errors import InputError
 
@@ -37,6 +39,8 @@ BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
+BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
+MAX_LISTED = 12  # classes in one message
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -115,11 +119,16 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
 
-def load_config(given: str) -> tuple[Path, Tree]:
+def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, found in the working directory or else in the project.
 
+    Args:
+        given: the path.
+        dotted: whether keys may have dots, as in a search.
+
     Raises:
-        InputError: the file is missing, is not a YAML mapping, or names a class that does not exist.
+        InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
+            does not exist.
     """
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -128,10 +137,15 @@ def load_config(given: str) -> tuple[Path, Tree]:
         named = [name for name in known if Path(name).stem == given]
         raise InputError(f"--config {given}: no such file{nearest(named[0] if named else given, known)}")
     try:
-        tree = parse_value(path.read_text(encoding="utf-8"))
-    except (InputError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        tree = parse_value(text)
+    except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
+    try:
+        _check_keys(yaml.compose(text, yaml.SafeLoader), given, not dotted)
+    except RecursionError as error:
+        raise InputError(f"--config {given} contains itself, by an alias") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -142,6 +156,36 @@ def load_config(given: str) -> tuple[Path, Tree]:
         return path, resolve_names(tree)
     except InputError as error:
         raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
+
+
+def _check_keys(node: yaml.Node | None, given: str, plain: bool, arguments: bool = False) -> None:
+    """Check that no key of a YAML file stands twice, and, if `plain`, that no name of a setting has a dot.
+
+    Args:
+        node: the file, or a part of it.
+        given: the file, for messages.
+        plain: whether the keys are names of settings.
+        arguments: whether they are the arguments of a class; in their values only classes have settings.
+
+    Raises:
+        InputError: there is such a key; the message names the line.
+    """
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
+        lines[name] = line
+        if plain and "." in name:
+            nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
+            raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
+        _check_keys(value, given, plain and (not arguments or _names_class(value)), name == "init_args")
+    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+        _check_keys(item, given, plain or _names_class(item))
+
+
+def _names_class(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
 
 
 def parse_value(text: str) -> Any:
@@ -327,7 +371,9 @@ def resolve_class(name: str, key: str) -> str:
             return f"{namespace}.{name}"
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
-    raise InputError(f"--{key} {name}: no class of that name{near}; package.module.Class works too")
+    here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
+    known = f"; here are {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 
 def resolve_names(node: Any, key: str = "") -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
@@ -80,9 +80,9 @@ class DeepImage(NamedTuple):
     is_negative: bool  # 0 is white
 
 
-def deep_image(opened: Image.Image) -> DeepImage | None:
+def deep_image(opened: ImageFile.ImageFile) -> DeepImage | None:
     """The values of an image of more than 8 bits, floats or signed integers; None for all others."""
-    opened.filename = ""  # type: ignore[attr-defined]  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
+    opened.filename = ""  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     form = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]  # 1: unsigned, 2: signed
     is_signed_byte = opened.mode == "L" and form == 2
