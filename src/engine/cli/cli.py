@@ -42,26 +42,32 @@ from src.engine.runs.checkpoint import (
     refuse_shards,
     restore_data,
 )
-from src.engine.runs.run_record import RunRecord
+from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
+    check_no_search,
     claim_folder,
     clock_lag,
-    is_finished,
     join_attempt,
     lock_run,
     mark_job,
     relative,
     runs_of,
 )
-from src.engine.system.classes import Tree, differences, import_class
+from src.engine.system.classes import Tree, as_list, differences, import_class
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
+from src.engine.training.default_callbacks import (
+    add_default_callbacks,
+    check_callbacks,
+    checkpoint_callbacks,
+    loggers,
+)
 from src.engine.training.hyperparameters import rebuild_arguments
+from src.engine.training.monitors import check_rhythm
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -117,7 +123,8 @@ class StarterCLI(LightningCLI):
             )
         except CONTENT_ERRORS as error:
             cause = cause_of(error)
-            if self.from_path is None or isinstance(cause, InputError):
+            path: Any = self.from_path  # set while the arguments were parsed
+            if path is None or isinstance(cause, InputError):
                 raise
             raise InputError(self.blame_checkpoint(cause)) from error
 
@@ -176,6 +183,9 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
+            source = {"model": self.saved_model, "data": self.saved.get("data")}
+            if self.run_folder is None and (others := config.other_classes(source, tree)):
+                rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
@@ -200,6 +210,8 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        for key in ("callbacks", "logger", "plugins"):
+            self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
         refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
@@ -214,6 +226,16 @@ class StarterCLI(LightningCLI):
         check_strategy(trainer.strategy)
         if trainer.accumulate_grad_batches < 1:
             raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+        if trainer.barebones:
+            raise InputError(
+                "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
+                " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
+            )
+        if self.stage in (None, "fit"):
+            for name in ("max_epochs", "max_steps", "limit_train_batches"):
+                if trainer[name] == 0:
+                    raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
+            check_rhythm(self.config.checkpoint, trainer)
         if self.config.retries < 0:
             raise InputError(f"--retries {self.config.retries}: give at least 0")
         if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
@@ -279,6 +301,7 @@ class StarterCLI(LightningCLI):
         if self.config.compile:
             self.compilation = Compilation()
             callbacks.append(self.compilation)
+        check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
@@ -343,8 +366,11 @@ class StarterCLI(LightningCLI):
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, str(self.stage))
+        elif self.run_folder is not None:
+            folder = self.run_folder
         else:
-            folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
+            check_no_search(parent := runs_of(root, self.config.name))
+            folder = claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             mark_job(folder)
@@ -393,7 +419,7 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds = {}
+        seconds, kept, path = {}, {}, ""  # the best checkpoint and its path
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
@@ -401,16 +427,17 @@ class StarterCLI(LightningCLI):
             if self.compilation is not None:
                 seconds["compile_seconds"] = self.compilation.seconds
                 seconds["train_seconds"] -= self.compilation.seconds
+            path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            kept = read_checkpoint(path) if path and Path(path).exists() else {}
         if self.stage is None:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if best and not is_sharded(Path(best)):
+            rank_zero_info(f"Testing {relative(Path(path)) if kept else 'the last weights: no best checkpoint'}")
+            is_whole = bool(kept) and not is_sharded(Path(path))
+            if is_whole:
                 # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
                 # put other weights in place of the checkpoint's.
-                weights = read_checkpoint(best)["state_dict"]
-                self.model.load_state_dict(weights, strict=self.model.strict_loading)
-                rank_zero_info(f"Testing {relative(Path(best))}")
-                best = ""
-            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+                self.model.load_state_dict(kept["state_dict"], strict=self.model.strict_loading)
+            ckpt_path = path if kept and not is_whole else None
+            self.trainer.test(**common, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
             rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
@@ -418,10 +445,11 @@ class StarterCLI(LightningCLI):
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
+            best = best_metrics(kept) if kept else {}
             if self.record is not None:
                 tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None)
+                self.record.close(self.trainer, **seconds, **tested, **best)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, best)
 
 
 def _has_precision_plugin(plugins: Any) -> bool:

@@ -12,10 +12,21 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jsonargparse import get_loader
+import yaml
+from jsonargparse import Namespace, get_loader
 
 from src import ROOT
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, project_classes, short
+from src.engine.system.classes import (
+    Tree,
+    argument_types,
+    as_list,
+    import_class,
+    is_class,
+    nearest,
+    project_classes,
+    short,
+    subclasses_here,
+)
 from src.engine.system.errors import InputError
 
 Option = tuple[str, str | None]
@@ -28,6 +39,10 @@ BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config
 NOT_WRITTEN = "Unable to serialize instance "  # what jsonargparse writes for an object
 # Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
+# Arguments by which Lightning tells two callbacks of one class apart.
+STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
+BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
+MAX_LISTED = 12  # classes in one message
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -106,11 +121,16 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
 
-def load_config(given: str) -> tuple[Path, Tree]:
+def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, found in the working directory or else in the project.
 
+    Args:
+        given: the path.
+        dotted: whether keys may have dots, as in a search.
+
     Raises:
-        InputError: the file is missing, is not a YAML mapping, or names a class that does not exist.
+        InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
+            does not exist.
     """
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -119,10 +139,15 @@ def load_config(given: str) -> tuple[Path, Tree]:
         named = [name for name in known if Path(name).stem == given]
         raise InputError(f"--config {given}: no such file{nearest(named[0] if named else given, known)}")
     try:
-        tree = parse_value(path.read_text(encoding="utf-8"))
-    except (InputError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        tree = parse_value(text)
+    except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
+    try:
+        _check_keys(yaml.compose(text, yaml.SafeLoader), given, not dotted)
+    except RecursionError as error:
+        raise InputError(f"--config {given} contains itself, by an alias") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -133,6 +158,36 @@ def load_config(given: str) -> tuple[Path, Tree]:
         return path, resolve_names(tree)
     except InputError as error:
         raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
+
+
+def _check_keys(node: yaml.Node | None, given: str, plain: bool, arguments: bool = False) -> None:
+    """Check that no key of a YAML file stands twice, and, if `plain`, that no name of a setting has a dot.
+
+    Args:
+        node: the file, or a part of it.
+        given: the file, for messages.
+        plain: whether the keys are names of settings.
+        arguments: whether they are the arguments of a class; in their values only classes have settings.
+
+    Raises:
+        InputError: there is such a key; the message names the line.
+    """
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
+        lines[name] = line
+        if plain and "." in name:
+            nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
+            raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
+        _check_keys(value, given, plain and (not arguments or _names_class(value)), name == "init_args")
+    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+        _check_keys(item, given, plain or _names_class(item))
+
+
+def _names_class(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
 
 
 def parse_value(text: str) -> Any:
@@ -184,6 +239,20 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS")
     return tree, left
+
+
+def other_classes(saved: Tree, tree: Tree) -> str:
+    """The network and data classes of `saved` that are not those of `tree`, as text."""
+    found = []
+    for key in ("model", "model.net", "data"):
+        old: Any = saved
+        new: Any = tree
+        for name in key.split("."):
+            parents = (node.get("init_args") if is_class(node) else node for node in (old, new))
+            old, new = (node.get(name) if isinstance(node, dict) else None for node in parents)
+        if is_class(old) and is_class(new) and import_class(old["class_path"]) is not import_class(new["class_path"]):
+            found.append(f"--{key} {short(old)}, not {short(new)}")
+    return " and ".join(found)
 
 
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
@@ -282,13 +351,25 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
     for name, value in over.items():
         path = f"{key}.{name}" if key and name != "init_args" else key or name
         if name.endswith("+"):
-            items = value if isinstance(value, list) else [value]
-            there = merged.get(name[:-1]) or []
-            # A continued run has them from its first start.
-            merged[name[:-1]] = [*there, *(item for item in items if not any(_is_part(item, one) for one in there))]
+            merged[name[:-1]] = [*as_list(merged.get(name[:-1])), *as_list(value)]
         else:
             merged[name] = merge(merged.get(name), value, path, dropped)
     return merged
+
+
+def without_repeats(parts: Any) -> Any:
+    """A parsed list of callbacks, loggers or plugins without repeats: a continued run has them from its first start.
+
+    Callbacks that monitor the same metric in the same way are the same one; its last arguments count.
+    """
+    if not isinstance(parts, list):
+        return parts
+    kept = {}
+    for part in parts:
+        arguments = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        is_monitor = arguments.get("monitor") is not None
+        kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if is_monitor else part)] = part
+    return list(kept.values())
 
 
 def resolve_class(name: str, key: str) -> str:
@@ -317,7 +398,9 @@ def resolve_class(name: str, key: str) -> str:
             return f"{namespace}.{name}"
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
-    raise InputError(f"--{key} {name}: no class of that name{near}; package.module.Class works too")
+    here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
+    known = f"; here are {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 
 def resolve_names(node: Any, key: str = "") -> Any:
@@ -363,10 +446,3 @@ def _importable(module: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
-
-
-def _is_part(item: Any, whole: Any) -> bool:
-    """Whether a setting is another one, which may also have the values of defaults."""
-    if isinstance(item, dict) and isinstance(whole, dict):
-        return all(name in whole and _is_part(value, whole[name]) for name, value in item.items())
-    return bool(item == whole)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed
@@ -107,7 +107,10 @@ class Batched(Dataset[Any]):
         except Exception as error:
             error.add_note(f"in the batch of samples {', '.join(map(str, key))}")
             raise
-        return (*batch[:-1], torch.full_like(batch[-1], IGNORED)) if key.is_padding else batch
+        if not key.is_padding:
+            return batch
+        ignored = torch.nan if batch[-1].is_floating_point() else IGNORED
+        return (*batch[:-1], torch.full_like(batch[-1], ignored))
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -178,4 +181,6 @@ def already_a_batch(batch: Any) -> Any:
 
 def announce(line: str) -> None:
     """Print a warning about what results mean: on one process only, also with --quiet."""
-    rank_zero_only(rank_zero_module.log.warning)(line)
+    worker = get_worker_info()
+    if worker is None or worker.id == 0:
+        rank_zero_only(rank_zero_module.log.warning)(line)

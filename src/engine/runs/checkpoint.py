@@ -244,11 +244,15 @@ def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree
     return spec
 
 
+def configurations(folder: Path) -> list[str]:
+    """The configurations of a run, as text: the first, and those it was continued with."""
+    return [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("config*.yaml")]
+
+
 def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
     """The whole configuration of a checkpoint if the user's run folder has the same one; else empty."""
     text = checkpoint.get("config")
-    own = [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")] if folder else []
-    tree = yaml.safe_load(text) if isinstance(text, str) and text in own else None
+    tree = yaml.safe_load(text) if folder and isinstance(text, str) and text in configurations(folder) else None
     return tree if isinstance(tree, dict) else {}
 
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import NoReturn
 
@@ -35,6 +36,11 @@ def cause_of(error: BaseException) -> BaseException:
 def report(error: BaseException, rank: int = 0) -> NoReturn:
     """Print an error as one line, with the rank unless it is 0, and exit with code 2."""
     message = str(error).rpartition("InputError: ")[2]  # an error of a worker process contains its traceback
+    if not message:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        message = f"{type(error).__name__} in {frame.f_code.co_qualname}"
+        if isinstance(error, NotImplementedError):
+            message = f"{frame.f_code.co_qualname} is not implemented: name a subclass that has it"
     line = f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}\n"
     sys.stderr.write(line)  # one write: print() could mix lines of several processes
     sys.exit(2)
@@ -79,11 +85,12 @@ def raised_in(error: BaseException, method: str) -> bool:
             return False
         if frame.f_code.co_name == method:
             caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
-            return not _is_library(code.co_filename) or caller == "jsonargparse"
+            return not is_library(code.co_filename) or caller == "jsonargparse"
     return False
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Whether a source file is part of Python or of an installed package."""
     return any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
