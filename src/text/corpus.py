@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -373,7 +372,8 @@ def _write_tokens(
     """Write tokens, tokenizer and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")  # not by tempfile, which overrides the user's umask
+    partial.mkdir(exist_ok=True)
     try:
         with (partial / "tokens.bin").open("wb") as file, _progress(files, "Tokenizing") as bar:
             for part, text in _pieces(files, splits):
@@ -386,7 +386,6 @@ def _write_tokens(
         (partial / "tokenizer.json").write_text(tokenizer.state, encoding="utf-8")
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-        partial.chmod(0o755)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

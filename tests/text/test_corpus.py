@@ -60,6 +60,16 @@ def test_the_parts_are_the_text_cut_at_characters(tmp_path: Path, letters: str) 
     assert data.tokens_per_char["test"] == pytest.approx(len(letters.encode()) / len(letters))
 
 
+def test_tokens_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o007)
+    try:
+        ready(tmp_path, path=own(tmp_path, "abcdefghij" * 100))
+        modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir() if path.is_dir()}
+    finally:
+        os.umask(before)
+    assert modes == {0o770}
+
+
 def test_no_window_crosses_a_border(tmp_path: Path) -> None:
     data = ready(tmp_path, path=own(tmp_path, bytes(range(100)) * 10))
     # Each part holds numbers that go on by one; a window across a border would not.

@@ -205,7 +205,7 @@ class StarterCLI(LightningCLI):
             )
         words = [config.full_option(flag, value) for flag, value in options]
         try:
-            self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
+            self.config = parser.parse_args([f"--config={config.dump(tree)}", *words])
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), parser, tree, given, files)) from error
         finally:
@@ -331,9 +331,13 @@ class StarterCLI(LightningCLI):
         saved = self.config.clone()
         saved.trainer.logger = self.loggers or saved.trainer.logger
         tree = self._written(saved)
-        text = f"# lightning=={lightning.__version__}\n{yaml.safe_dump(tree, sort_keys=False)}"
-        again = self._written(self.parser.parse_string(text))
-        if yaml.safe_dump(again, sort_keys=False) != yaml.safe_dump(tree, sort_keys=False):
+        text = f"# lightning=={lightning.__version__}\n{config.dump(tree)}"
+        try:
+            again = self._written(self.parser.parse_string(text))
+        except argparse.ArgumentError as error:
+            reason = explain(str(error), self.parser, tree, [], [])
+            raise InputError(f"{reason}, as config.yaml would be read; give another value") from error
+        if config.dump(again) != config.dump(tree):
             changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
             raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
         # A checkpoint can then rebuild the model, even if its class does not save its arguments.

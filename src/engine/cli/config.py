@@ -202,6 +202,22 @@ def parse_value(text: str) -> Any:
         raise InputError(str(error)) from error
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts such as 1e3, which PyYAML reads as text and jsonargparse as a number."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if re.match(r"[-+.\d]", text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump(tree: Tree) -> str:
+    """A tree as YAML that jsonargparse reads as the same tree."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
 def is_recipe(tree: Tree) -> bool:
     """Whether a configuration has model and data. Any other is an overlay, which is merged into a recipe."""
     return "model" in tree and "data" in tree
@@ -435,7 +451,7 @@ def _takes_class(class_path: str, argument: str) -> bool:
     # jsonargparse handles arguments that may also be text or a number.
     if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
         return False
-    return any(t not in (type(None), bytes, list, dict, tuple, set) for t in options)
+    return any(t not in (type(None), bytes, list, dict, tuple, set, object, Any) for t in options)
 
 
 def _importable(module: str) -> bool:

@@ -1,5 +1,8 @@
 """A network that FSDP2 splits by its blocks, and data that is not there."""
 
+from typing import Any
+
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from src.engine.system.errors import InputError
@@ -36,3 +39,25 @@ class UnreachableData(ToyData):
 
     def prepare_data(self) -> None:
         raise InputError("the data folder is not there")
+
+
+class Reading:
+    """A callable instance."""
+
+    def __call__(self, value: float) -> float:
+        return value
+
+
+class WithObjects(Callback):
+    """Has arguments that YAML does not know.
+
+    Args:
+        read: an instance as default.
+        given: anything.
+        tag: a text, which jsonargparse reads as a number where it can.
+    """
+
+    def __init__(self, read: Any = Reading(), given: Any = None, tag: str | None = None) -> None:  # noqa: B008
+        self.read = read
+        self.given = given
+        self.tag = tag
