@@ -16,7 +16,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -24,6 +23,7 @@ from torch.optim import Optimizer
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.summary import print_summary
@@ -34,13 +34,12 @@ from src.engine.runs.checkpoint import (
     check_fit,
     check_unfinished,
     checkpoint_errors,
-    is_sharded,
     read_checkpoint,
     reason_of,
     refuse_shards,
     restore_data,
 )
-from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
+from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
     check_no_search,
@@ -49,7 +48,6 @@ from src.engine.runs.runs import (
     join_attempt,
     lock_run,
     mark_job,
-    relative,
     runs_of,
 )
 from src.engine.system.classes import Tree, as_list, import_class
@@ -57,15 +55,10 @@ from src.engine.system.errors import InputError, cause_of, constructor_errors, r
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
+from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import (
-    add_default_callbacks,
-    check_callbacks,
-    checkpoint_callbacks,
-    loggers,
-)
+from src.engine.training.default_callbacks import add_default_callbacks, checkpoint_callbacks, loggers
 from src.engine.training.hyperparameters import rebuild_arguments
-from src.engine.training.monitors import check_rhythm
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -220,21 +213,8 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        if trainer.accumulate_grad_batches < 1:
-            raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
-        if trainer.barebones:
-            raise InputError(
-                "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
-                " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
-            )
-        if self.stage in (None, "fit"):
-            for name in ("max_epochs", "max_steps", "limit_train_batches"):
-                if trainer[name] == 0:
-                    raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
-            check_rhythm(self.config.checkpoint, trainer)
-        if self.config.retries < 0:
-            raise InputError(f"--retries {self.config.retries}: give at least 0")
-        if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
+        check_settings(self.config, self.stage in (None, "fit"))
+        if trainer.precision is None and not has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
         tune_hardware(trainer.accelerator)
@@ -397,7 +377,7 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds, kept, path = {}, {}, ""  # the best checkpoint and its path
+        seconds, best = {}, None
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
@@ -405,31 +385,18 @@ class StarterCLI(LightningCLI):
             if self.compilation is not None:
                 seconds["compile_seconds"] = self.compilation.seconds
                 seconds["train_seconds"] -= self.compilation.seconds
-            path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            kept = read_checkpoint(path) if path and Path(path).exists() else {}
-        if self.stage is None:
-            rank_zero_info(f"Testing {relative(Path(path)) if kept else 'the last weights: no best checkpoint'}")
-            is_whole = bool(kept) and not is_sharded(Path(path))
-            if is_whole:
-                # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
-                # put other weights in place of the checkpoint's.
-                self.model.load_state_dict(kept["state_dict"], strict=self.model.strict_loading)
-            ckpt_path = path if kept and not is_whole else None
-            self.trainer.test(**common, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+            best = BestCheckpoint(self.trainer)
+            if self.stage is None:
+                best.test(self.model, self.datamodule)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
             rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
-        elif self.stage != "fit":
+        else:
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
-            best = best_metrics(kept) if kept else {}
+            metrics = {} if best is None else best.metrics
             if self.record is not None:
-                tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested, **best)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, best)
-
-
-def _has_precision_plugin(plugins: Any) -> bool:
-    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
-    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
+                tested = {"checkpoint": self.config.ckpt_path} if best is None else {}
+                self.record.close(self.trainer, **seconds, **tested, **metrics)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, metrics)

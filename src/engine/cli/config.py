@@ -7,6 +7,7 @@ and `init_args`. Bare class names are replaced by dotted paths here, so all othe
 import importlib
 import inspect
 import re
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -405,8 +406,8 @@ def _takes_class(class_path: str, argument: str) -> bool:
     """Whether an argument of a class is annotated with a class, such as a network."""
     annotation = argument_types(import_class(class_path)).get(argument)
     options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
-    # jsonargparse handles arguments that may also be text or a number.
-    if any(issubclass(t, str | int | float | Enum | Path) for t in options):
+    # jsonargparse handles arguments that may also be text, a number or a duration.
+    if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
         return False
     return any(t not in (type(None), bytes, list, dict, tuple, set) for t in options)
 
