@@ -4,8 +4,10 @@ import argparse
 import shutil
 import sys
 import time
+import warnings
 from contextlib import suppress
 from copy import deepcopy
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ from src.engine.runs.runs import (
     mark_job,
     runs_of,
 )
-from src.engine.system.classes import Tree, as_list, import_class
+from src.engine.system.classes import Tree, as_list, differences, import_class
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
@@ -64,6 +66,8 @@ from src.engine.training.optimizer_overrides import OptimizerOverrides
 
 # Options of a single call: not part of a saved configuration.
 CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
+# For the default of Lightning's Timer, an Enum whose values are texts.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class StarterCLI(LightningCLI):
@@ -302,11 +306,13 @@ class StarterCLI(LightningCLI):
     def _describe(self) -> tuple[str, Tree]:
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
-        for key in CALL_ONLY:
-            saved.pop(key, None)
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
-        tree: Tree = yaml.safe_load(text)
+        tree = self._written(saved)
+        text = f"# lightning=={lightning.__version__}\n{yaml.safe_dump(tree, sort_keys=False)}"
+        again = self._written(self.parser.parse_string(text))
+        if yaml.safe_dump(again, sort_keys=False) != yaml.safe_dump(tree, sort_keys=False):
+            changed = ", ".join(differences(again, tree, "")[:3])
+            raise InputError(f"{changed}: config.yaml would not repeat this run; give plain values")
         # A checkpoint can then rebuild the model, even if its class does not save its arguments.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
@@ -318,6 +324,22 @@ class StarterCLI(LightningCLI):
         arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters(arguments)
         return text, tree
+
+    def _written(self, given: Namespace) -> Tree:
+        """A configuration as config.yaml has it: plain values, without arguments whose defaults are other objects.
+
+        Raises:
+            InputError: a value that is not a default cannot be written.
+        """
+        for key in CALL_ONLY:
+            given.pop(key, None)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of what `drop_objects` handles
+                tree: Tree = yaml.safe_load(self.parser.dump(given, skip_unset=False))
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            raise InputError(f"the configuration cannot be written to config.yaml: {reason_of(error)}") from error
+        config.drop_objects(tree)
+        return tree
 
     def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""

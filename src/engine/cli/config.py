@@ -36,6 +36,7 @@ STAGES = ("fit", "validate", "test", "predict")
 SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options without a value: the next argument is not read as one.
 BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
+NOT_WRITTEN = "Unable to serialize instance "  # what jsonargparse writes for an object
 # Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 # Arguments by which Lightning tells two callbacks of one class apart.
@@ -278,6 +279,31 @@ def argument_flags(node: Any, flag: str = "-") -> list[str]:
     for name, value in node.items() if isinstance(node, dict) else ():
         flags += argument_flags(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
     return flags
+
+
+def drop_objects(node: Any, flag: str = "-") -> None:
+    """Remove the arguments that jsonargparse cannot write, if they are defaults, as Lightning's `torch.device("cpu")`.
+
+    Raises:
+        InputError: such an argument is not a default.
+    """
+    given = (node.get("init_args") or {} if is_class(node) else node) if isinstance(node, dict) else {}
+    for name, value in list(given.items()):
+        key = f"--{name}" if flag == "-" else f"{flag}.{name}"
+        if not isinstance(value, str) or not value.startswith(NOT_WRITTEN):
+            drop_objects(value, key)
+            continue
+        text = value.removeprefix(NOT_WRITTEN)
+        cls = import_class(node["class_path"]) if is_class(node) else None
+        parameter = inspect.signature(cls).parameters.get(name) if cls else None
+        if parameter is not None and str(parameter.default) == text:
+            del given[name]
+        elif str in get_args(argument_types(cls).get(name)):
+            given[name] = text  # jsonargparse takes a text for a function
+        else:
+            raise InputError(f"{key} {text} cannot be written to config.yaml: give another value")
+    for one in node if isinstance(node, list) else ():
+        drop_objects({"item": one} if isinstance(one, str) else one, flag)
 
 
 def is_class_setting(tree: Tree, key: str) -> bool:

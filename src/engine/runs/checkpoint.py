@@ -6,6 +6,7 @@ import inspect
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -185,7 +186,8 @@ def read_checkpoint(given: str) -> dict[str, Any]:
 
             checkpoint = read_rest(path)
         else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
