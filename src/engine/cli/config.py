@@ -38,6 +38,8 @@ BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
 MAX_LISTED = 12  # classes in one message
+# Options of the Trainer that may be a class.
+CLASS_OPTIONS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -224,7 +226,9 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         elif value.lower() not in ("none", "null") and (
-            value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            value in project_classes()
+            or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            or (key.rstrip("+") in CLASS_OPTIONS and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
         ):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
@@ -343,7 +347,9 @@ def resolve_class(name: str, key: str) -> str:
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
     here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
-    known = f"; here are {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    known = (
+        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    )
     raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 
