@@ -11,10 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from jsonargparse import get_loader
 
 from src import ROOT
+from src.engine.cli.keys import check_keys
 from src.engine.system.classes import (
     Tree,
     argument_types,
@@ -141,10 +141,7 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
-    try:
-        _check_keys(yaml.compose(text, yaml.SafeLoader), given, not dotted)
-    except RecursionError as error:
-        raise InputError(f"--config {given} contains itself, by an alias") from error
+    check_keys(text, given, dotted)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -155,36 +152,6 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         return path, resolve_names(tree)
     except InputError as error:
         raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
-
-
-def _check_keys(node: yaml.Node | None, given: str, plain: bool, arguments: bool = False) -> None:
-    """Check that no key of a YAML file stands twice, and, if `plain`, that no name of a setting has a dot.
-
-    Args:
-        node: the file, or a part of it.
-        given: the file, for messages.
-        plain: whether the keys are names of settings.
-        arguments: whether they are the arguments of a class; in their values only classes have settings.
-
-    Raises:
-        InputError: there is such a key; the message names the line.
-    """
-    lines: dict[str, int] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in lines:
-            raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
-        lines[name] = line
-        if plain and "." in name:
-            nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
-            raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
-        _check_keys(value, given, plain and (not arguments or _names_class(value)), name == "init_args")
-    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _check_keys(item, given, plain or _names_class(item))
-
-
-def _names_class(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
 
 
 def parse_value(text: str) -> Any:
