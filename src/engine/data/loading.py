@@ -1,5 +1,6 @@
 """Assigns samples to batches and processes; a loader that can resume in the middle of an epoch."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -130,12 +131,20 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume from a saved position; call it before the first batch."""
         if isinstance(self.sampler, Batches):
-            self.sampler.set_epoch(state_dict["epoch"])
-            self.sampler.start = state_dict["given"]
+            epoch, given = state_dict["epoch"], state_dict["given"]
+            if not 0 <= given <= len(self.sampler):
+                raise InputError(
+                    f"the checkpoint is at batch {given} of an epoch, which has {len(self.sampler)} batches"
+                )
+            self.sampler.set_epoch(epoch)
+            self.sampler.start = given
 
 
 def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_device: bool = False) -> DataLoader[Any]:
     """A loader of whole batches; `on_device`: the dataset returns them on the device, so memory is not pinned."""
+    cores = os.cpu_count() or 1
+    if num_workers > 16 * cores:
+        raise InputError(f"num_workers {num_workers} is too many for {cores} cores: give at most {16 * cores}")
     # Lightning advises more worker processes, which would be slower here.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return ResumableLoader(

@@ -202,7 +202,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         if self.prepare_targets is None:
             return None
         try:
-            return _read(one.truth)
+            return read_image(one.truth) if isinstance(one.truth, Path) else one.truth
         except UNREADABLE as problem:
             raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
 

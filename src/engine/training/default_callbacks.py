@@ -6,25 +6,48 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    BatchSizeFinder,
+    Callback,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    SpikeDetection,
+)
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
+from torch import nn
 
 from src.engine.runs.checkpoint import WholeCheckpointIO
 from src.engine.runs.last_checkpoint import LastCheckpoint
-from src.engine.system.classes import import_class
+from src.engine.system.classes import as_list, import_class
+from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interruption
 from src.engine.tensorboard.dashboard import Dashboard
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
 from src.engine.tensorboard.network_pictures import NetworkPictures
 from src.engine.tensorboard.task_pictures import TaskPictures
 from src.engine.training.finite_loss import FiniteLoss
+from src.engine.training.monitors import MonitorCheck
 from src.engine.training.network_summary import NetworkSummary
 from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
 from src.engine.training.step_seeds import StepSeeds
 from src.engine.training.throughput import Throughput
 
 Options = dict[str, Any]  # arguments of the Trainer
+# Callbacks of Lightning that a run refuses, and why.
+UNUSABLE: dict[type[Callback], str] = {
+    BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"
+    " --data.batch_size, or search it with src.tune",
+    LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
+    " --optimizer.lr, or search it with src.tune",
+    SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
+    " out; a run stops by itself when the loss becomes NaN or infinite",
+}
 
 
 class NoProfiler(PassThroughProfiler):
@@ -34,6 +57,18 @@ class NoProfiler(PassThroughProfiler):
 
     def profile(self, *_: Any, **__: Any) -> Any:
         return self._nothing
+
+
+def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
+    """Raise InputError if a callback of the configuration cannot work."""
+    for callback in callbacks:
+        if reason := next((reason for kind, reason in UNUSABLE.items() if isinstance(callback, kind)), None):
+            raise InputError(f"{type(callback).__name__} {reason}")
+        if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):
+            raise InputError(
+                f"BackboneFinetuning needs a task with the attribute backbone, a network, which {type(model).__name__}"
+                " does not have: add it in a subclass, or leave the callback out"
+            )
 
 
 def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> None:
@@ -51,7 +86,7 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
     if options["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
         callbacks.append(NetworkSummary())
         options["enable_model_summary"] = False  # instead of Lightning's
-    callbacks += [StepSeeds(), FiniteLoss()]
+    callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck()]
     options["profiler"] = options["profiler"] or NoProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -89,11 +124,6 @@ def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logg
         names = (folder.parents[1], folder.parent.name, folder.name)
         made.insert(0, TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
     return made
-
-
-def as_list(given: Any) -> list[Any]:
-    """A new list from None, one value or a list."""
-    return [] if given is None else [*given] if isinstance(given, list) else [given]
 
 
 def _has(callbacks: list[Callback], kind: type) -> bool:
