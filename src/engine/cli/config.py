@@ -12,10 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from jsonargparse import Namespace, get_loader
 
 from src import ROOT
+from src.engine.cli.keys import check_keys
 from src.engine.system.classes import (
     Tree,
     argument_types,
@@ -43,6 +43,8 @@ CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
 MAX_LISTED = 12  # classes in one message
+# Options of the Trainer that may be a class.
+CLASS_OPTIONS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -144,10 +146,7 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
-    try:
-        _check_keys(yaml.compose(text, yaml.SafeLoader), given, not dotted)
-    except RecursionError as error:
-        raise InputError(f"--config {given} contains itself, by an alias") from error
+    check_keys(text, given, dotted)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -158,36 +157,6 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         return path, resolve_names(tree)
     except InputError as error:
         raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
-
-
-def _check_keys(node: yaml.Node | None, given: str, plain: bool, arguments: bool = False) -> None:
-    """Check that no key of a YAML file stands twice, and, if `plain`, that no name of a setting has a dot.
-
-    Args:
-        node: the file, or a part of it.
-        given: the file, for messages.
-        plain: whether the keys are names of settings.
-        arguments: whether they are the arguments of a class; in their values only classes have settings.
-
-    Raises:
-        InputError: there is such a key; the message names the line.
-    """
-    lines: dict[str, int] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in lines:
-            raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
-        lines[name] = line
-        if plain and "." in name:
-            nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
-            raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
-        _check_keys(value, given, plain and (not arguments or _names_class(value)), name == "init_args")
-    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _check_keys(item, given, plain or _names_class(item))
-
-
-def _names_class(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
 
 
 def parse_value(text: str) -> Any:
@@ -229,7 +198,9 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         elif value.lower() not in ("none", "null") and (
-            value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            value in project_classes()
+            or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            or (key.rstrip("+") in CLASS_OPTIONS and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
         ):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
@@ -399,7 +370,9 @@ def resolve_class(name: str, key: str) -> str:
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
     here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
-    known = f"; here are {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    known = (
+        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    )
     raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 

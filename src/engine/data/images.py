@@ -1,6 +1,7 @@
 """Finds image files, and reads those of any mode and depth."""
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from src.engine.system.errors import InputError
 
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
@@ -110,6 +113,21 @@ def usual_range(kind: str, low: float, high: float) -> tuple[float, float]:
         return low, max(high, low + 1)
     whites = (1, 255) if kind == "float" else WHITES
     return 0.0, float(next((white for white in whites if high <= white), high))
+
+
+def restored_ranges(state: Any) -> Ranges:
+    """The ranges in a checkpoint.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"its value_ranges are {state!r:.80}") from error
+    if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
+        raise InputError(f"its value_ranges are {state!r:.80}")
+    return ranges
 
 
 def read_image(source: Any, ranges: Ranges | None = None) -> Image.Image:
