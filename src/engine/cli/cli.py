@@ -59,7 +59,12 @@ from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, checkpoint_callbacks, loggers
+from src.engine.training.default_callbacks import (
+    add_default_callbacks,
+    checkpoint_callbacks,
+    loggers,
+    prepare_checkpoints,
+)
 from src.engine.training.hyperparameters import rebuild_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
@@ -284,6 +289,8 @@ class StarterCLI(LightningCLI):
         check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
+            saves = trains and options["enable_checkpointing"] is not False
+            prepare_checkpoints(self.config_init.checkpoint, callbacks, self.run_folder is not None, saves)
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
@@ -311,8 +318,8 @@ class StarterCLI(LightningCLI):
         text = f"# lightning=={lightning.__version__}\n{yaml.safe_dump(tree, sort_keys=False)}"
         again = self._written(self.parser.parse_string(text))
         if yaml.safe_dump(again, sort_keys=False) != yaml.safe_dump(tree, sort_keys=False):
-            changed = ", ".join(differences(again, tree, "")[:3])
-            raise InputError(f"{changed}: config.yaml would not repeat this run; give plain values")
+            changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
+            raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
         # A checkpoint can then rebuild the model, even if its class does not save its arguments.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():

@@ -36,14 +36,17 @@ class MonitorCheck(Callback):
         own, logged = trainer.checkpoint_callback, sorted(trainer.callback_metrics)
         plateaus: Any = [one for one in trainer.lr_scheduler_configs if one.reduce_on_plateau]
         for one in [*trainer.callbacks, *plateaus]:  # type: ignore[attr-defined]
-            monitor = getattr(one, "monitor", None)
-            if not isinstance(monitor, str) or monitor in logged or not OF_EVALUATION.match(monitor):
-                continue
-            what = "--checkpoint.monitor" if one is own else f"{type(getattr(one, 'scheduler', one)).__name__}: monitor"
-            raise InputError(
-                f"{what} {monitor}: validation logs {', '.join(logged) or 'nothing'}{nearest(monitor, logged)}"
-                " (--trainer.num_sanity_val_steps 0 skips this check)"
-            )
+            of_name = re.findall(r"\{([^:}]+)", str(getattr(one, "filename", None)))  # metrics in names of checkpoints
+            for key, metric in [("monitor", getattr(one, "monitor", None)), *(("filename", name) for name in of_name)]:
+                if not isinstance(metric, str) or metric in logged or not OF_EVALUATION.match(metric):
+                    continue
+                what = (
+                    f"--checkpoint.{key}" if one is own else f"{type(getattr(one, 'scheduler', one)).__name__}: {key}"
+                )
+                raise InputError(
+                    f"{what} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
+                    " (--trainer.num_sanity_val_steps 0 skips this check)"
+                )
 
 
 def check_settings(config: Any, trains: bool) -> None:
