@@ -42,7 +42,7 @@ PAGE = Path(__file__).with_name("page.html")
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
 LARGE_PIXELS = 2**20  # larger images, and larger bodies, are decoded one at a time: an image can take 1 GB
 MAX_RATIO = 100  # of an image's sides: scaling the shorter one would make a huge image
-MAX_DECODING = 64  # small bodies that are or wait to be decoded
+MAX_DECODING = 1024  # small bodies that are or wait to be decoded
 MAX_DECODING_PIXELS = 8 * MAX_PIXELS  # of large images, and bytes of large bodies, that are or wait to be decoded
 MAX_BODIES = 300_000_000  # bytes of all bodies
 MAX_TEXT = 100_000  # characters; a tokenizer reads all of a text before it is cut
@@ -283,7 +283,9 @@ class TextStream(StreamingResponse):
                     if not has_started:
                         has_started = True
                         await send(start)
-                    await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": piece.encode(errors="replace"), "more_body": True}
+                    )
                 if not has_started:
                     await send(start)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -342,7 +344,7 @@ class Service:
             return handle
 
         async def http_error(_: Request, error: HTTPException) -> Response:
-            return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+            return JSONResponse({"detail": printable(error.detail)}, error.status_code, error.headers)
 
         return {
             HTTPException: http_error,

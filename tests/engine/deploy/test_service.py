@@ -326,6 +326,15 @@ def test_readers_that_leave_or_wait_free_their_place(monkeypatch: pytest.MonkeyP
         assert one.generate({"prompt": "or"}).body == b"la"
 
 
+@pytest.mark.parametrize("name", ["\ud800", "line\nbreak", "x" * 5000])
+def test_a_wrong_name_is_told_in_one_short_line(name: str) -> None:
+    with local(writer(endless)) as one:
+        refused = one.generate({**PROMPT, name: 1})
+    assert refused.status == 422
+    assert len(refused.json["detail"]) <= 1000
+    assert refused.json["detail"].isprintable()
+
+
 def test_a_text_too_long_for_a_tokenizer_is_refused() -> None:
     with local(writer(endless)) as one:
         refused = one.generate({"prompt": "a" * 100_001})
