@@ -339,7 +339,7 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
     @torch.inference_mode()
     def offline(inputs: Any) -> list[list[float]]:
         with autocast:
-            return inference.probabilities(inputs).float().tolist()
+            return inference.predictions(inputs)["probabilities"].tolist()
 
     is_image = inference.kind == "image"
     if is_image:

@@ -1,5 +1,6 @@
 """Tiny networks and data, so that tests of the engine need no domain."""
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
@@ -97,6 +98,8 @@ class ToyData(LightningDataModule):
         num_workers: loader processes.
     """
 
+    input_kind = "image"
+    drawn = True
     num_classes = CLASSES
     labels = ("left", "middle", "right")
     pixel_mean, pixel_std = (MEAN,), (STD,)
@@ -114,10 +117,10 @@ class ToyData(LightningDataModule):
         sizes = (self.size, self.size // 5, self.size // 5)
         self.train_set, self.val_set, self.test_set = (ToyImages(size, seed) for seed, size in enumerate(sizes))
 
-    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """Pixels (1, 8, 8) uint8, not normalised, and a note."""
-        pixels = torch.tensor(list(image.convert("L").resize((SIDE, SIDE)).getdata()), dtype=torch.uint8)
-        return pixels.view(1, SIDE, SIDE), ""
+    def prepare(self, inputs: list[Image.Image]) -> Tensor:
+        """Pixels (B, 1, 8, 8) uint8, not normalised."""
+        pixels = [np.array(image.convert("L").resize((SIDE, SIDE))) for image in inputs]
+        return torch.from_numpy(np.stack(pixels)).unsqueeze(1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)

@@ -9,14 +9,15 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from src.engine.data.images import Ranges, restored_ranges
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded
-from src.text.tokenizer import Tokenizer, restore_tokenizer, train_words
-from src.vision.image_folder import ImageFiles, ImageFolderDataModule, check_files
+from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
+from src.vision.image_folder import ImageFiles, ImageFolderDataModule, check_files, report_copies
 from src.vision.mnist import MNISTDataModule
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -90,6 +91,8 @@ class CaptionDataModule(LightningDataModule):
             in it cannot be used.
     """
 
+    input_kind = "image"
+
     def __init__(
         self,
         path: str | None = None,
@@ -115,7 +118,9 @@ class CaptionDataModule(LightningDataModule):
         self.labels: list[str] = [] if path else list(WORDS)
         self.files = ImageFolderDataModule(path, image_size=image_size, flip=False) if path else None
         pixels: Any = self.files or self.digits
-        self.pixel_mean, self.pixel_std, self.prepare_image = pixels.pixel_mean, pixels.pixel_std, pixels.prepare_image
+        self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
+        if hasattr(pixels, "notes"):
+            self.notes = pixels.notes
         self.data_source = path or source
         self._restored = False
 
@@ -136,6 +141,8 @@ class CaptionDataModule(LightningDataModule):
             part: CaptionedImages(images, self._encode(captions), matching, by_target)
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
+        if not self._restored:
+            check_tokens(self.tokenizer, self.sets["train"].captions, "words")
         self.save_hyperparameters({"data_source": self.data_source})
 
     def network_arguments(self) -> dict[str, Any]:
@@ -146,11 +153,18 @@ class CaptionDataModule(LightningDataModule):
         return {"vocab_size": self.tokenizer.vocab_size, **size}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.state}
+        return {"tokenizer": self.tokenizer.state, "value_ranges": self.value_ranges}
+
+    @property
+    def value_ranges(self) -> Ranges:
+        """The values that are black and white in images of more than 8 bits."""
+        return self.files.value_ranges if self.files else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer instead of training one on the captions; call before `setup`."""
         self.tokenizer, self._restored = restore_tokenizer(state_dict["tokenizer"]), True
+        if self.files:
+            self.files.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens."""
@@ -202,9 +216,12 @@ class CaptionDataModule(LightningDataModule):
         """The same for your own images, each with one matching caption."""
         rows = read_table(str(path), *self.columns, "image_column")
         files = [path.parent / name for name, _ in rows]
-        check_files(files)
-        for part, indices in zip(PHRASINGS, stratified_split([0] * len(rows), (0.1, 0.1)), strict=True):
-            images = ImageFiles([files[index] for index in indices], [0] * len(indices), data.transform(part))
+        data.value_ranges = check_files(files, data.value_ranges)
+        parts = dict(zip(PHRASINGS, stratified_split([0] * len(rows), (0.1, 0.1)), strict=True))
+        report_copies({part: [files[index] for index in indices] for part, indices in parts.items()})
+        for part, indices in parts.items():
+            own = [files[index] for index in indices]
+            images = ImageFiles(own, [0] * len(own), data.transform(part), data.value_ranges)
             yield images, [rows[index][1] for index in indices], [[number] for number in range(len(indices))]
 
     def _encode(self, texts: list[str]) -> list[Any]:

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
 from src.engine.training.hyperparameters import describe_arguments
+from src.tasks.classifier import class_rows
 from src.tasks.task import Task
 
 Batch = tuple[Tensor, ...]
@@ -31,7 +32,7 @@ class ContrastiveModel(Task):
     - `{val,test}/acc`: zero-shot accuracy with the DataModule's `prompts(stage)`, mean over the phrasings
 
     Raises:
-        InputError: `predict_step` is called before `name_classes`.
+        InputError: `predictions` is called before `name_classes`.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -63,14 +64,18 @@ class ContrastiveModel(Task):
         """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class."""
         self._classes = self._features(tokens, mask)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Labels (B,) int64 and probabilities (B, classes) float32 of images."""
         if self._classes is None:
             raise InputError("no classes given: give --labels, one text per class")
         net: Any = self.net
         classes = self._classes.to(self.device)
-        probabilities = (net.scale * net.image_features(batch[0]) @ classes.T).float().softmax(dim=1)
+        probabilities = (net.scale * net.image_features(inputs[0]) @ classes.T).float().softmax(dim=1)
         return {"labels": probabilities.argmax(dim=1), "probabilities": probabilities}
+
+    def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
+        """The class whose text is most similar, and the probability of each."""
+        return class_rows(predictions["probabilities"], labels)
 
     @torch.no_grad()
     def _features(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
 from src.engine.training.hyperparameters import describe_arguments
-from src.tasks.task import Task
+from src.tasks.task import Task, numbered
 
 Batch = tuple[Tensor, ...]
 
@@ -90,13 +90,17 @@ class Classifier(Task):
             )
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Network inputs -> logits (B, num_classes) float."""
+        """Network inputs -> logits (B, num_classes) float, or (B, num_classes, ...) for several targets per input."""
         logits: Tensor = self.net(*inputs)
         return logits
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
         return self._classify(batch)[:2]
+
+    def count(self, targets: Tensor) -> Tensor | int:
+        """The number of targets that the loss averages over."""
+        return (targets != IGNORED).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Logits (B, num_classes) and targets (B,) of a batch, for callbacks."""
@@ -107,20 +111,27 @@ class Classifier(Task):
         return self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        _, seen, logits = self._classify(batch)
+        loss, seen, logits = self._classify(batch)
+        self.check((loss, seen))
         self.metrics.add(stage, seen)
         return {"logits": logits, "targets": batch[-1]}
 
     def _classify(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Tensor]:
         loss: Tensor
         *inputs, targets = batch
-        logits = self(*inputs)  # (B, num_classes)
+        if targets.is_floating_point():
+            raise InputError(
+                f"targets are {targets.dtype}, {type(self).__name__} takes class numbers, int64: convert them; for"
+                " numbers use Regressor, for several labels per input MultiLabelClassifier"
+            )
+        logits = self(*inputs)  # (B, num_classes, ...)
+        self._check_shapes(logits, targets)
         weight: Tensor | int = len(targets)
         labels = targets
-        if self._trainer is not None and self.trainer.world_size > 1:
-            # A process without data left computes on padding, which has weight 0.
-            weight = (targets != IGNORED).sum()
-            targets = targets.clamp(min=0)
+        if targets.ndim > 1 or (self._trainer is not None and self.trainer.world_size > 1):
+            # A batch without targets, such as the padding of a process without data, has weight 0 and a finite loss.
+            weight = self.count(targets)
+            targets = torch.where(torch.as_tensor(weight > 0), targets, 0)
         if isinstance(self.loss, ONE_HOT_LOSSES):
             loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
         else:
@@ -128,8 +139,18 @@ class Classifier(Task):
         if loss.ndim:
             shape = tuple(loss.shape)
             raise InputError(f"{type(self.loss).__name__} returns shape {shape}, not one value: use reduction mean")
+        if targets.ndim > 1:
+            loss = loss * (weight > 0)
         preds = logits.detach().argmax(dim=1)
         return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
+
+    def _check_shapes(self, logits: Tensor, targets: Tensor) -> None:
+        expected = (len(targets), self.num_classes, *targets.shape[1:])
+        if logits.shape != expected:
+            raise InputError(
+                f"{type(self.net).__name__} returns shape {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
+                f" {type(self).__name__} with {self.num_classes} classes needs {expected}"
+            )
 
     def on_fit_start(self) -> None:
         for name in ("net", "loss"):
@@ -140,12 +161,27 @@ class Classifier(Task):
                     f" the checkpoint with {name}=..."
                 )
 
-    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> dict[str, Tensor]:
-        """Labels (B,) int64 and probabilities (B, num_classes) float32 of a batch, or of one input tensor."""
-        inputs = (batch,) if isinstance(batch, Tensor) else batch[:-1]
+    def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Labels (B,) int64 and probabilities (B, num_classes) float32."""
         probabilities = self(*inputs).float().softmax(dim=1)  # (B, num_classes)
         return {"labels": probabilities.argmax(dim=1), "probabilities": probabilities}
+
+    def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
+        """The likeliest class, and the probability of each."""
+        return class_rows(predictions["probabilities"], labels)
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
         return torch.optim.AdamW(self.parameters())
+
+
+def class_rows(probabilities: Tensor, labels: list[str]) -> list[dict[str, Any]]:
+    """The likeliest class and the probability of each, from probabilities (B, num_classes)."""
+    names = labels or numbered(probabilities.shape[1])
+    if len(names) != probabilities.shape[1]:
+        raise InputError(f"the data has {len(names)} labels and the model {probabilities.shape[1]} classes")
+    likeliest = probabilities.argmax(dim=1).tolist()
+    return [
+        {"label": names[index], "probabilities": dict(zip(names, row, strict=True))}
+        for index, row in zip(likeliest, probabilities.float().tolist(), strict=True)
+    ]

@@ -8,7 +8,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from src.engine.training.deferred_metrics import DeferredMetrics
+from src.engine.system.errors import InputError
+from src.engine.tensorboard.figures import Sample
+from src.engine.training.deferred_metrics import DeferredMetrics, check_step
 from src.engine.training.hyperparameters import check_limits
 
 
@@ -24,14 +26,19 @@ class Task(LightningModule):
     of one process with all samples; each sample counts once.
 
     Raises:
-        InputError: the data has more tokens or a longer context than the network accepts.
+        InputError: the data has more tokens or a longer context than the network accepts, or `step` returns something
+            else than it should.
     """
+
+    figure_samples = 0
+    """Number of test samples that `figures` gets."""
 
     def __init__(self, net: nn.Module, metrics: MetricCollection, unlogged: MetricCollection | None = None) -> None:
         super().__init__()
         self.net = net
         self.metrics = DeferredMetrics(metrics, unlogged)
         self._logged_step = -1
+        self._checked = False
 
     def forward(self, *inputs: Any) -> Any:
         """The network's output."""
@@ -44,6 +51,31 @@ class Task(LightningModule):
         """
         raise NotImplementedError
 
+    def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """What is predicted for network inputs: tensors with one row per input. Override it to name what they are."""
+        return {"output": self(*inputs)}
+
+    def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
+        """Predictions for tables and JSON: one dict per input, of text, numbers, lists or dicts of them, or a mask.
+
+        Args:
+            predictions: from `predictions`.
+            labels: the DataModule's `labels`; may be empty.
+        """
+        raise InputError(
+            f"{type(self).__name__} does not say how to write its predictions: give it a method prediction_rows;"
+            " see docs/your_own.md"
+        )
+
+    def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
+        """Figures by name for TensorBoard, from the first `figure_samples` test samples."""
+        return {}
+
+    def label_names(self, count: int) -> list[str]:
+        """The DataModule's `labels`, or numbers."""
+        labels = getattr(getattr(self.trainer, "datamodule", None), "labels", None)
+        return [str(label) for label in labels] if labels else numbered(count)
+
     def setup(self, stage: str) -> None:
         self.metrics.reset()
         check_limits(self.net, getattr(self.trainer, "datamodule", None))
@@ -51,7 +83,7 @@ class Task(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         logs = every and (self.global_step + 1) % every == 0 and self.global_step != self._logged_step
-        loss, seen = self.step(batch)
+        loss, seen = self.check(self.step(batch))
         # Between log steps, nothing waits for the device.
         self.metrics.add("train", seen, may_wait=bool(logs or not every))
         if self.trainer.world_size > 1:
@@ -65,10 +97,29 @@ class Task(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.metrics.add("val", self.step(batch)[1])
+        self.metrics.add("val", self.check(self.step(batch))[1])
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
-        self.metrics.add("test", self.step(batch)[1])
+        """Update the metrics; returns the arguments of their `update`, for callbacks."""
+        seen = self.check(self.step(batch))[1]
+        self.metrics.add("test", seen)
+        return seen
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """The `predictions` for a batch, or for one input tensor."""
+        return self.predictions(*((batch,) if isinstance(batch, Tensor) else batch[:-1]))
+
+    def check(self, result: Any) -> tuple[Tensor, dict[str, Any]]:
+        """The result of `step`; the first one is checked.
+
+        Raises:
+            InputError: it is not what `step` should return.
+        """
+        if not self._checked:
+            check_step(type(self).__name__, result, self.metrics)
+            self._checked = True
+        checked: tuple[Tensor, dict[str, Any]] = result
+        return checked
 
     def on_validation_epoch_start(self) -> None:
         self.metrics.unlogged.reset()
@@ -120,3 +171,8 @@ class Task(LightningModule):
         total = count.clone()
         torch.distributed.all_reduce(total)
         return count * self.trainer.world_size / total
+
+
+def numbered(count: int) -> list[str]:
+    """Names of labels without names."""
+    return [str(number) for number in range(count)]

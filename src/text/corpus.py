@@ -24,10 +24,19 @@ from tqdm import tqdm
 
 from src import ROOT
 from src.engine.data.download import DownloadError
+from src.engine.data.images import is_hidden
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
+from src.engine.data.tables import not_utf8, open_utf8
 from src.engine.system.errors import InputError
 from src.text.sources import python_reference, tiny_shakespeare, unwritable, write_atomically
-from src.text.tokenizer import ByteTokenizer, Tokenizer, pretrained_tokenizer, restore_tokenizer, train_bpe
+from src.text.tokenizer import (
+    ByteTokenizer,
+    Tokenizer,
+    check_tokens,
+    pretrained_tokenizer,
+    restore_tokenizer,
+    train_bpe,
+)
 
 PARTS = ("train", "val", "test")
 CHUNK = 2**20  # bytes read at a time
@@ -184,6 +193,8 @@ class TextDataModule(LightningDataModule):
                     f"the {part} part of {self.data_source} has {len(parts[part])} tokens, block_size {self.block_size}"
                     f" needs {minimum}: give a longer text or a smaller --data.block_size"
                 )
+        if self._restored is None:
+            check_tokens(self.tokenizer, [parts["train"][:CHUNK]], self.tokenizer_name)
         self.tokens_per_char = {part: facts["tokens"][part] / facts["characters"][part] for part in PARTS}
         self.save_hyperparameters({"data_source": self.data_source})
         self.train_set = Windows(parts["train"], self.block_size, stride=1)
@@ -262,22 +273,22 @@ class TextDataModule(LightningDataModule):
 
 
 def find_texts(path: str) -> list[Path]:
-    """The files of a path: a file, a folder (its .txt files) or a glob; sorted.
+    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
 
     Raises:
         InputError: there are none.
     """
     given = Path(path).expanduser()
-    if given.is_file():
-        return [given]
     if given.is_dir():
-        files = sorted(file for file in given.rglob("*.txt") if file.is_file())
-        if not files:
-            raise InputError(f"--data.path {path}: no .txt file in this folder; use a glob for other files")
-        return files
-    files = sorted(file for name in glob.glob(str(given), recursive=True) if (file := Path(name)).is_file())
+        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
+        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
+        problem = "no .txt file in this folder; use a glob for other files"
+    else:
+        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+        files = sorted(file for name in names if (file := Path(name)).is_file())
+        problem = "no such file; give a file, a folder with .txt files, or a glob"
     if not files:
-        raise InputError(f"--data.path {path}: no such file; give a file, a folder with .txt files, or a glob")
+        raise InputError(f"--data.path {path}: {problem}")
     return files
 
 
@@ -309,7 +320,7 @@ def _hash_and_count(files: list[Path]) -> tuple[str, int]:
 
 def _chunks(path: Path) -> Iterator[bytes]:
     try:
-        with path.open("rb") as file:
+        with open_utf8(path) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
     except OSError as error:
@@ -326,17 +337,11 @@ def _decode(files: list[Path]) -> Iterator[str]:
         if number:
             yield "\n"
         decoder = codecs.getincrementaldecoder("utf-8")()
-        offset = 0
         for chunk in chain(_chunks(path), [b""]):
-            pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path} is not UTF-8: byte {offset - pending + error.start} is"
-                    f" 0x{error.object[error.start]:02x}; convert or remove the file"
-                ) from error
-            offset += len(chunk)
+                raise not_utf8(path) from error
             if text:
                 yield text
 

@@ -13,15 +13,18 @@ from torch.utils.data import DataLoader, Dataset
 
 from src import ROOT
 from src.engine.data.download import DownloadError
+from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import check_shares, stratified_split
+from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
 from src.engine.data.tables import Row, read_table
 from src.engine.system.errors import InputError
 from src.text.sources import language_names, rt_polarity
 from src.text.tokenizer import (
+    CHECKED_TEXTS,
     ByteTokenizer,
     Ids,
     Tokenizer,
+    check_tokens,
     pretrained_tokenizer,
     restore_tokenizer,
     train_bpe,
@@ -32,7 +35,6 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 TRAINED = {"bpe": train_bpe, "words": train_words}
 POOL = 50  # number of batches that are sorted by length together
-PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 class TokenizedTexts(Dataset[Batch]):
@@ -117,6 +119,8 @@ class LabelledTextDataModule(LightningDataModule):
         InputError: an argument is out of range, or a table or one of its rows cannot be used.
     """
 
+    input_kind = "text"
+
     def __init__(
         self,
         path: str | None = None,
@@ -169,7 +173,11 @@ class LabelledTextDataModule(LightningDataModule):
         """
         if hasattr(self, "train_set"):
             return
-        parts = self._load_source() if self.paths["train"] is None else self._load_tables()
+        if self.paths["train"] is None:
+            parts = self._load_source()
+            self._check_labels({self.data_source: [row for rows in parts.values() for row in rows]})
+        else:
+            parts = self._load_tables()
         self.labels = self._restored.get("labels") or sorted({label for _, label in parts["train"]}, key=_label_order)
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
@@ -177,14 +185,20 @@ class LabelledTextDataModule(LightningDataModule):
                 f"{self.data_source} has one label only, {self.labels[0]!r}: a classifier needs at least two, in column"
                 f" {self.label_column}"
             )
-        self._check_labels(parts)
-        _report_duplicates(parts)
+        if empty := [name for part, name in PARTS.items() if not parts[part]]:
+            raise InputError(f"no {empty[0]} texts in {self.data_source}: give more, or another share")
         self.tokenizer = self._find_tokenizer(parts["train"])
         self.vocab_size = self.tokenizer.vocab_size
-        sizes = ", ".join(f"{len(rows):,} {PART_NAMES[part]}" for part, rows in parts.items())
+        if "tokenizer" not in self._restored:
+            some = [text for text, _ in parts["train"][:CHECKED_TEXTS]]
+            check_tokens(self.tokenizer, self.tokenizer.encode_batch(some, self.max_length), self.tokenizer_name)
+        sizes = ", ".join(f"{len(rows):,} {PARTS[part]}" for part, rows in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} texts of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
-        self.train_set, self.val_set, self.test_set = (self._tokenize(rows) for rows in parts.values())
+        self.train_set, self.val_set, self.test_set = sets = [self._tokenize(rows) for rows in parts.values()]
+        report_classes(self.labels, {part: one.targets.tolist() for part, one in zip(parts, sets, strict=True)})
+        texts = {part: [text for text, _ in rows] for part, rows in parts.items()}
+        report_duplicates(texts, {part: [f"{text[:60]!r}" for text in rows] for part, rows in texts.items()}, "texts")
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the texts."""
@@ -199,12 +213,12 @@ class LabelledTextDataModule(LightningDataModule):
         self._restored = dict(state_dict)
         self.labels, self.tokenizer = list(state_dict["labels"]), restore_tokenizer(state_dict["tokenizer"])
 
-    def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens.
 
         Call it after `setup` or `load_state_dict`, which set the tokenizer.
         """
-        return padded(self.tokenizer.encode_batch(texts, self.max_length))
+        return padded(self.tokenizer.encode_batch(inputs, self.max_length))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)
@@ -225,6 +239,11 @@ class LabelledTextDataModule(LightningDataModule):
     def _tokenize(self, rows: list[Row]) -> TokenizedTexts:
         numbers = {label: number for number, label in enumerate(self.labels)}
         ids = self.tokenizer.encode_batch([text for text, _ in rows], self.max_length)
+        if empty := [text for (text, _), one in zip(rows, ids, strict=True) if not len(one)]:
+            raise InputError(
+                f"{len(empty):,} texts have no token in the tokenizer {self.tokenizer_name}, such as {empty[0][:60]!a}:"
+                " remove them, or give another --data.tokenizer"
+            )
         return TokenizedTexts(ids, [numbers[label] for _, label in rows])
 
     def _find_tokenizer(self, rows: list[Row]) -> Tokenizer:
@@ -259,6 +278,7 @@ class LabelledTextDataModule(LightningDataModule):
     def _load_tables(self) -> dict[str, list[Row]]:
         given = {part: path for part, path in self.paths.items() if path is not None}
         rows = {part: read_table(path, self.text_column, self.label_column) for part, path in given.items()}
+        self._check_labels({given[part]: found for part, found in rows.items()})
         return self._split(rows.pop("train"), [part for part in ("val", "test") if part not in rows]) | rows
 
     def _split(self, rows: list[Row], wanted: Sequence[str]) -> dict[str, list[Row]]:
@@ -268,31 +288,21 @@ class LabelledTextDataModule(LightningDataModule):
         found = {
             part: [rows[index] for index in indices] for part, indices in zip(("train", *wanted), parts, strict=True)
         }
-        return {part: found.get(part, []) for part in PART_NAMES}
+        return {part: found.get(part, []) for part in PARTS}
 
-    def _check_labels(self, parts: dict[str, list[Row]]) -> None:
-        known = set(self.labels)
-        for part, rows in parts.items():
-            if not rows:
-                raise InputError(f"no {PART_NAMES[part]} texts in {self.data_source}: give more, or another share")
+    def _check_labels(self, tables: dict[str, list[Row]]) -> None:
+        """Check the labels of each table, or source; the first is trained on."""
+        (source, training), *_ = tables.items()
+        restored = self._restored.get("labels", ())
+        check_labels((label for rows in tables.values() for _, label in rows), source, restored)
+        known = set(restored) or {label for _, label in training}
+        for name, rows in tables.items():
             for number, (_, label) in enumerate(rows, start=1):
                 if label not in known:
                     raise InputError(
-                        f"label {label!r} of {PART_NAMES[part]} text {number} is not in the training data, which has"
-                        f" {', '.join(self.labels[:10])}{' ...' if len(self.labels) > 10 else ''}"
+                        f"{name}, row {number}: label {label!r} is not in the training data, which has"
+                        f" {', '.join(sorted(known, key=_label_order)[:10])}{' ...' if len(known) > 10 else ''}"
                     )
-
-
-def _report_duplicates(parts: dict[str, list[Row]]) -> None:
-    """Log how many validation and test texts are also in another part."""
-    seen: dict[str, str] = {}
-    for part, rows in parts.items():
-        counts: dict[str, int] = {}
-        for text, _ in rows:
-            if (earlier := seen.setdefault(text, part)) != part:
-                counts[earlier] = counts.get(earlier, 0) + 1
-        for earlier, count in counts.items():
-            rank_zero_info(f"{count:,} {PART_NAMES[part]} texts are also {PART_NAMES[earlier]} texts")
 
 
 def _label_order(label: str) -> tuple[bool, float, str]:

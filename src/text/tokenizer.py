@@ -1,19 +1,23 @@
 """Tokenizers: bytes, byte-pair encoding, words, and those of pretrained models."""
 
 import codecs
+import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
 from src.text.pretrained import load_from_hub, transformers_class
 
 Ids = npt.NDArray[Any]
 
 UNKNOWN = "[UNK]"
+CHECKED_TEXTS = 10_000
 
 
 class ByteTokenizer:
@@ -123,8 +127,17 @@ Tokenizer = ByteTokenizer | SubwordTokenizer
 
 
 def restore_tokenizer(state: str) -> Tokenizer:
-    """The tokenizer with a state saved in a checkpoint."""
-    return ByteTokenizer() if state == ByteTokenizer.state else SubwordTokenizer(state)
+    """The tokenizer with a state saved in a checkpoint.
+
+    Raises:
+        InputError: the state is not that of a tokenizer.
+    """
+    if state == ByteTokenizer.state:
+        return ByteTokenizer()
+    try:
+        return SubwordTokenizer(state)
+    except Exception as error:  # `tokenizers` raises Exception itself
+        raise InputError(f"its tokenizer cannot be read ({' '.join(str(error).split())[:100]})") from error
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
@@ -188,5 +201,38 @@ def pretrained_tokenizer(name: str) -> str:
         raise InputError(str(error)) from error
     if not getattr(loaded, "is_fast", False):
         raise InputError(f"the tokenizer of {name} has no fast version, which this project needs")
+    if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:  # what transformers makes without its files
+        kind = "folder" if Path(name).expanduser().is_dir() else "model"
+        raise InputError(
+            f"the {kind} {name} has no tokenizer: add its files, such as tokenizer.json, or give --data.tokenizer"
+        )
     state: str = loaded.backend_tokenizer.to_str()
     return state
+
+
+def check_tokens(tokenizer: Tokenizer, ids: Sequence[Ids], name: str) -> None:
+    """Check that a tokenizer knows the training texts.
+
+    Args:
+        tokenizer: the tokenizer.
+        ids: the token IDs of some of the texts.
+        name: its name, for messages.
+
+    Raises:
+        InputError: it has fewer than two different tokens for them, other than special ones such as `[UNK]`.
+    """
+    if isinstance(tokenizer, ByteTokenizer):
+        return
+    inner = tokenizer.inner
+    special = [number for number, token in inner.get_added_tokens_decoder().items() if token.special]
+    model = json.loads(tokenizer.state)["model"]
+    unknown = inner.token_to_id(token) if (token := model.get("unk_token")) else model.get("unk_id")
+    found = np.concatenate(ids)
+    known = np.setdiff1d(found, [*special, -1 if unknown is None else unknown])
+    if len(known) < 2:
+        raise InputError(
+            f"the tokenizer {name} has {len(known)} different tokens for the training texts, not counting special ones"
+            f" such as {UNKNOWN}: it does not fit them, give another --data.tokenizer"
+        )
+    if unknown is not None and (share := (found == unknown).mean()) > 0.5:
+        announce(f"The tokenizer {name} does not know {share:.0%} of the tokens of the training texts")

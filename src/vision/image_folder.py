@@ -1,6 +1,7 @@
 """Your own images: one folder per class, or a table of paths and labels."""
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,24 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from src.engine.data.images import UNREADABLE, flatten, image_files, is_hidden, read_image
-from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
-from src.engine.data.split import check_shares, stratified_split
+from src.engine.data.images import (
+    UNREADABLE,
+    Ranges,
+    content_keys,
+    deep_image,
+    flatten,
+    image_error,
+    image_files,
+    is_hidden,
+    read_image,
+    restored_ranges,
+    skipped_line,
+    usual_range,
+)
+from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
+from src.engine.data.prepare import normalise, pixel_statistics
+from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
@@ -26,7 +42,6 @@ Batch = tuple[Tensor, Tensor]
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_LISTED = 5  # unreadable files listed in one message
-PARTS = ("train", "val", "test")
 PART_NAMES = {*PARTS, "training", "valid", "validation", "testing"}
 
 
@@ -36,23 +51,31 @@ class ImageFiles(Dataset[Batch]):
     Args:
         files: paths of the images.
         targets: class number of each image.
-        transform: maps a PIL image in RGB to a (3, H, W) float tensor.
+        transform: maps a PIL image in RGB to pixels (3, H, W) uint8.
+        ranges: see `read_image`.
     """
 
-    def __init__(self, files: list[Path], targets: list[int], transform: Any) -> None:
+    def __init__(self, files: list[Path], targets: list[int], transform: Any, ranges: Ranges) -> None:
         self.files = files
         self.targets = targets
         self.transform = transform
+        self.ranges = ranges
+        self.statistics = pixel_statistics(ImageFolderDataModule)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Batch:
-        """Image (3, H, W) float and target () int64."""
+        """Image (3, H, W) float, normalised, and target () int64."""
+        pixels, target = self._read(index)
+        return normalise(pixels, *self.statistics), target
+
+    def _read(self, index: int) -> Batch:
         try:
-            rgb = flatten(read_image(self.files[index])).convert("RGB")
+            rgb = flatten(read_image(self.files[index], self.ranges)).convert("RGB")
         except UNREADABLE as error:
-            raise InputError(f"{self.files[index]} cannot be read ({error}): remove or fix it") from error
+            reason = image_error(self.files[index], error)
+            raise InputError(f"{self.files[index]} cannot be used ({reason}): remove or fix it") from error
         return self.transform(rgb), torch.tensor(self.targets[index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
@@ -65,9 +88,9 @@ class ImageFiles(Dataset[Batch]):
         with torch.random.fork_rng(devices=[]):
             for index in indices:
                 torch.default_generator.manual_seed(derive_seed(epoch_seed, index))
-                samples.append(self[index])
-        batch: Batch = tuple(default_collate(samples))
-        return batch
+                samples.append(self._read(index))
+        pixels, targets = default_collate(samples)
+        return normalise(pixels, *self.statistics), targets
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -94,6 +117,7 @@ class ImageFolderDataModule(LightningDataModule):
             images, or files cannot be read.
     """
 
+    input_kind = "image"
     pixel_mean, pixel_std = MEAN, STD
 
     def __init__(
@@ -132,6 +156,8 @@ class ImageFolderDataModule(LightningDataModule):
         self.data_source = path or ""
         self.labels: list[str] = []
         """The labels, in the order of their class numbers; set by `setup`."""
+        self.value_ranges: Ranges = {}
+        """The values that are black and white in images of more than 8 bits; set by `setup`."""
         self._restored: list[str] = []
 
     def setup(self, stage: str) -> None:
@@ -145,28 +171,35 @@ class ImageFolderDataModule(LightningDataModule):
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
         found = self._from_folder() if self.path.is_dir() else self._from_table()
-        check_files([file for file, _ in found])
-        self.labels = self._restored or sorted({label for _, label in found})
+        files, labels = [file for file, _ in found], [label for _, label in found]
+        self.value_ranges = check_files(files, self.value_ranges)
+        check_labels(labels, self.data_source, self._restored)
+        self.labels = self._restored or sorted(set(labels))
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
             raise InputError(f"{self.path} has one class only, {self.labels[0]}: give at least two")
         numbers = {label: number for number, label in enumerate(self.labels)}
-        if unknown := [label for _, label in found if label not in numbers]:
-            raise InputError(f"class {unknown[0]} of {self.path} was not trained on: give {', '.join(self.labels)}")
-        files, targets = [file for file, _ in found], [numbers[label] for _, label in found]
+        if unknown := [(label, file) for file, label in found if label not in numbers]:
+            raise InputError(
+                f"class {unknown[0][0]} of {unknown[0][1]} was not trained on: give {', '.join(self.labels)}"
+            )
+        targets = [numbers[label] for label in labels]
         parts = dict(zip(PARTS, stratified_split(targets, self.shares), strict=True))
         if empty := [part for part, indices in parts.items() if not indices]:
             raise InputError(f"{self.path} has {len(files)} images, too few for a {empty[0]} part: give 3 per class")
         sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} images of {self.path}")
+        split = {part: ([files[i] for i in own], [targets[i] for i in own]) for part, own in parts.items()}
+        report_classes(self.labels, {part: own for part, (_, own) in split.items()})
+        report_copies({part: own for part, (own, _) in split.items()})
         self.train_set, self.val_set, self.test_set = (
-            ImageFiles([files[i] for i in indices], [targets[i] for i in indices], self.transform(part))
-            for part, indices in parts.items()
+            ImageFiles(*own, self.transform(part), self.value_ranges) for part, own in split.items()
         )
 
-    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """The pixels of an image as in validation, not yet normalised, (3, S, S) uint8, and an empty note."""
-        return v2.functional.pil_to_tensor(self._centre(flatten(image).convert("RGB"))), ""
+    def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
+        """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
+        transform = self.transform("test")
+        return torch.stack([transform(flatten(image).convert("RGB")) for image in inputs])
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the data."""
@@ -174,11 +207,12 @@ class ImageFolderDataModule(LightningDataModule):
         return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.image_size}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"labels": self.labels}
+        return {"labels": self.labels, "value_ranges": self.value_ranges}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Use a checkpoint's labels instead of the files' labels; call before `setup`."""
+        """Use a checkpoint's labels and ranges of values instead of the files' own; call before `setup`."""
         self.labels = self._restored = list(state_dict["labels"])
+        self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
@@ -199,7 +233,7 @@ class ImageFolderDataModule(LightningDataModule):
         return batch_loader(files, batches, num_workers=self.num_workers)
 
     def transform(self, part: str) -> Any:
-        """The transform of a part (`train`, `val` or `test`) from RGB images to tensors."""
+        """The transform of a part (`train`, `val` or `test`) from RGB images to pixels (3, S, S) uint8."""
         size = self.image_size
         if part == "train" and self.crop < 1:
             first = [v2.RandomResizedCrop(size, scale=(self.crop, 1.0))]
@@ -207,8 +241,7 @@ class ImageFolderDataModule(LightningDataModule):
             first = [self._centre]
         if part == "train" and self.flip:
             first.append(v2.RandomHorizontalFlip())
-        last = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD), v2.ToPureTensor()]
-        return v2.Compose([*first, *last])
+        return v2.Compose([*first, v2.PILToTensor()])
 
     def _from_folder(self) -> list[tuple[Path, str]]:
         classes = sorted(folder for folder in self.path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
@@ -224,8 +257,7 @@ class ImageFolderDataModule(LightningDataModule):
         if without := {folder.name for folder in classes} - {label for _, label in found}:
             rank_zero_info(f"Ignored folders without images: {', '.join(sorted(without))}")
         if skipped:
-            kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-            rank_zero_info(f"Skipped files that are not images: {kinds}")
+            rank_zero_info(skipped_line(skipped))
         return found
 
     def _from_table(self) -> list[tuple[Path, str]]:
@@ -237,21 +269,44 @@ class ImageFolderDataModule(LightningDataModule):
         return [(self.path.parent / name, label) for name, label in rows]
 
 
-def check_files(files: list[Path]) -> None:
-    """Raise InputError if a file is not an image; damage in its pixels shows only on decoding."""
+def check_files(files: list[Path], known: Ranges) -> Ranges:
+    """The ranges of values of deep images, see `read_image`; reported.
 
-    def problem(file: Path) -> str | None:
+    Args:
+        files: paths of the images.
+        known: ranges that are kept, such as those of a checkpoint.
+
+    Raises:
+        InputError: a file is not an image; damage in its pixels shows only on decoding.
+    """
+
+    def check(file: Path) -> str | tuple[str, float, float] | None:
         try:
             with Image.open(file) as image:
+                if deep := deep_image(image):
+                    return deep[1:4]
                 image.verify()
         except UNREADABLE as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else "not an image that can be read"
-            return f"{file} ({reason})"
+            return f"{file} ({image_error(file, error)})"
         return None
 
     with ThreadPoolExecutor() as pool:
-        checked = tqdm(pool.map(problem, files), "Checking images", len(files), delay=2.0, leave=False)
-        bad = [found for found in checked if found]
-    if bad:
+        checked = list(tqdm(pool.map(check, files), "Checking images", len(files), delay=2.0, leave=False))
+    if bad := [found for found in checked if isinstance(found, str)]:
         more = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
         raise InputError(f"{len(bad)} of {len(files)} images cannot be used: {', '.join(bad[:MAX_LISTED])}{more}")
+    ranges = dict(known)
+    for kind in ("integer", "float"):
+        if deep := [found for found in checked if isinstance(found, tuple) and found[0] == kind]:
+            own = usual_range(kind, min(low for _, low, _ in deep), max(high for _, _, high in deep))
+            ranges[kind] = low, high = known.get(kind, own)
+            example = files[checked.index(deep[0])]
+            announce(f"{len(deep):,} images have more than 8 bits, such as {example}: {low:g} is black, {high:g} white")
+    return ranges
+
+
+def report_copies(parts: dict[str, list[Path]]) -> None:
+    """Log how many image files are also in another part, by their content."""
+    keys = iter(content_keys([file for files in parts.values() for file in files]))
+    names = {part: [str(file) for file in files] for part, files in parts.items()}
+    report_duplicates({part: [next(keys) for _ in files] for part, files in parts.items()}, names, "images")

@@ -20,7 +20,9 @@ from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.engine.data.download import DownloadError, downloading
+from src.engine.data.labels import report_classes
 from src.engine.data.loading import Batches, announce, batch_loader, shuffled
+from src.engine.data.prepare import normalise
 from src.engine.data.split import SPLIT_SEED
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed, step_position
@@ -69,7 +71,7 @@ class ImageTensors(Dataset[Batch]):
         rows = torch.tensor(indices)
         if self.images.is_cuda:
             rows = rows.pin_memory().to(self.images.device, non_blocking=True)
-        return _normalise(self.images[rows]), self.targets[rows]
+        return normalise(self.images[rows].unsqueeze(1), MEAN, STD), self.targets[rows]
 
 
 class MNISTDataModule(LightningDataModule):
@@ -101,6 +103,8 @@ class MNISTDataModule(LightningDataModule):
             missing and cannot be downloaded.
     """
 
+    input_kind = "image"
+    drawn = True  # the page of `src.serve` offers to draw
     num_classes = 10
     labels: Sequence[str] = tuple("0123456789")
     pixel_mean, pixel_std = (MEAN,), (STD,)
@@ -197,11 +201,16 @@ class MNISTDataModule(LightningDataModule):
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
         self.save_hyperparameters({"data_source": self.data_source})
+        report_classes(self.labels, {part: targets.tolist() for part, (_, targets) in parts.items()})
         self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
 
-    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        """The pixels of a picture of a digit, not yet normalised, (1, 28, 28) uint8, and a note: see `digit_pixels`."""
-        return digit_pixels(image)
+    def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
+        """The pixels of pictures of digits, not normalised, (B, 1, 28, 28) uint8: see `digit_pixels`."""
+        return torch.stack([digit_pixels(image)[0] for image in inputs])
+
+    def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
+        """Whether each picture was inverted: see `digit_pixels`."""
+        return [digit_pixels(image)[1] for image in inputs]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)
@@ -348,8 +357,3 @@ def _sample_parts() -> dict[str, Batch]:
     shuffled = torch.stack(per_class, dim=1)  # (500, 10), one column per class: any set of rows is stratified
     rows = {"train": shuffled[:400], "val": shuffled[400:450], "test": shuffled[450:]}
     return {name: (images[part.flatten()], targets[part.flatten()]) for name, part in rows.items()}
-
-
-def _normalise(images: Tensor) -> Tensor:
-    """(N, H, W) uint8 -> (N, 1, H, W) float32 of mean 0 and standard deviation 1."""
-    return images.unsqueeze(1).float().div_(255).sub_(MEAN).div_(STD)

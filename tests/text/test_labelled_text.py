@@ -84,7 +84,13 @@ def test_labels_may_be_numbers_and_texts_have_several_lines(tmp_path: Path) -> N
         ("i.parquet", "not parquet", "i.parquet is not a .parquet file that can be read"),
         ("j.txt", "text", "j.txt: give a .csv, .tsv, .jsonl or .parquet file"),
         ("k.csv", "text,label\n" + "x,1\n" * 9, "has one label only, '1'"),
-        ("l.csv", "", "l.csv is not a .csv file that can be read: .*[Ee]mpty"),
+        ("l.csv", "", "l.csv is empty or has no rows"),
+        ("m.csv", "text,label", "m.csv is empty or has no rows"),
+        ("n.jsonl", '\n{"text": "x", "label": 1}\n\nnot json\n', "n.jsonl is not .*: row 2: Expecting value"),
+        ("o.jsonl", '["x", 1]\n', "o.jsonl is not .*: row 1 is .*, not an object with columns"),
+        ("p.csv", "text;label\nx, y;1\n", "p.csv seems to be separated by semicolons, not commas: .*text;label"),
+        ("q.tsv", "text,label\nx,1\n", "q.tsv seems to be separated by commas, not tabs"),
+        ("r.csv", "sep=;\ntext;label\nx;1\n", "r.csv begins with sep=;, which is not CSV: remove this line"),
     ],
 )
 def test_a_bad_table_is_one_clear_error(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -96,9 +102,11 @@ def test_a_bad_table_is_one_clear_error(tmp_path: Path, name: str, content: str,
 def test_columns_of_one_name_bytes_that_are_not_utf8_and_long_rows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has several columns text"):
         ready(path=write(tmp_path / "twice.csv", "text,text,label\na,b,1\n"))
-    (tmp_path / "latin.csv").write_bytes("text,café\na,1\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin.csv (is not a .csv file|has no column label)"):
-        ready(path=str(tmp_path / "latin.csv"))
+    for suffix, row in ((".csv", "b é,2"), (".tsv", "b é\t2"), (".jsonl", '{"text": "é", "label": 2}')):
+        head = {".csv": "text,label", ".tsv": "text\tlabel"}.get(suffix, '{"text": "a", "label": 1}')
+        (tmp_path / f"latin{suffix}").write_bytes(f"{head}\n{row}\n".encode("latin-1"))
+        with pytest.raises(InputError, match=rf"latin{suffix} is not UTF-8: byte \d+ is 0xe9, in line 2"):
+            ready(path=str(tmp_path / f"latin{suffix}"))
     for suffix in (".csv", ".jsonl"):
         rows = [("x" * 3_000_000, "1"), ("y", "2")]
         assert read_table(table(tmp_path, suffix, rows), "text", "label") == rows  # type: ignore[arg-type]
@@ -136,7 +144,7 @@ def test_files_of_ones_own_are_the_parts(tmp_path: Path) -> None:
     assert data.test_set.targets.tolist() == [1]
     other = write(tmp_path / "other.csv", "text,label\nmine,class 1\nmine,class 9\n")
     with pytest.raises(
-        InputError, match="label 'class 9' of test text 2 is not in the training data, which has class 0"
+        InputError, match=r"other.csv, row 2: label 'class 9' is not in the training data, which has class 0"
     ):
         ready(path=path, test_path=other)
 
@@ -146,9 +154,31 @@ def test_texts_that_stand_in_two_parts_are_reported(tmp_path: Path, messages: li
     val = write(tmp_path / "val.csv", f'text,label\n"{ROWS[0][0]}",class 0\nnew,class 1\n')
     test = write(tmp_path / "test.csv", f'text,label\n"{ROWS[0][0]}",class 0\nnew,class 1\nnewer,class 1\n')
     ready(path=path, val_path=val, test_path=test)
-    assert "1 validation texts are also training texts" in messages
-    assert "1 test texts are also training texts" in messages
-    assert "1 test texts are also validation texts" in messages
+    example = f"such as {ROWS[0][0]!r}"
+    assert f"1 validation texts are also training texts, {example}" in messages
+    assert f"1 test texts are also training texts, {example}" in messages
+    assert "1 test texts are also validation texts, such as 'new'" in messages
+
+
+def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: Path, messages: list[str]) -> None:
+    path = table(tmp_path, ".csv", ROWS)  # type: ignore[arg-type]
+    other = write(tmp_path / "other.csv", "text,label\nmine,Class 1\n")
+    with pytest.raises(InputError, match=r"other.csv, row 1: label 'Class 1' is not in the training data"):
+        ready(path=path, test_path=other)
+    assert any("Labels 'class 1' (20), 'Class 1' (1) of" in line for line in messages)
+    write(tmp_path / "other.csv", "text,label\nmine,class\xa01\n")
+    with pytest.raises(InputError, match=r"'class 1' \(20\), 'class.xa01' \(1\) of .* look the same"):
+        ready(path=path, test_path=other)
+    first = ready(path=path)
+    assert "Classes: class 0 20, class 1 20, class 2 20" in messages
+    second = LabelledTextDataModule(path=write(tmp_path / "more.csv", "text,label\na,class 1\nb,class 7\n"))
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(InputError, match=r"more.csv, row 2: label 'class 7' is not in the training data, which has"):
+        second.setup("test")
+    third = LabelledTextDataModule(source="language_names")
+    third.load_state_dict(first.state_dict())
+    with pytest.raises(InputError, match=r"language_names, row 1: label .* is not in the training data"):
+        third.setup("test")
 
 
 def test_a_checkpoints_labels_and_tokenizer_stay(tmp_path: Path) -> None:

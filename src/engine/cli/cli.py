@@ -4,8 +4,10 @@ import argparse
 import shutil
 import sys
 import time
+import warnings
 from contextlib import suppress
 from copy import deepcopy
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -24,43 +25,49 @@ from torch.optim import Optimizer
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
 from src.engine.runs.checkpoint import (
+    CONTENT_ERRORS,
     check_batches,
     check_fit,
     check_unfinished,
-    is_sharded,
+    checkpoint_errors,
     read_checkpoint,
+    reason_of,
     refuse_shards,
+    restore_data,
 )
-from src.engine.runs.run_record import RunRecord
+from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
+    check_no_search,
     claim_folder,
     clock_lag,
-    is_finished,
     join_attempt,
     lock_run,
     mark_job,
-    relative,
     runs_of,
 )
-from src.engine.system.classes import Tree, import_class
-from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
+from src.engine.system.classes import Tree, as_list, differences, import_class
+from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
+from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
+from src.engine.training.default_callbacks import add_default_callbacks, checkpoint_callbacks, loggers
 from src.engine.training.hyperparameters import rebuild_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
 # Options of a single call: not part of a saved configuration.
 CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
+# For the default of Lightning's Timer, an Enum whose values are texts.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class StarterCLI(LightningCLI):
@@ -78,6 +85,7 @@ class StarterCLI(LightningCLI):
         self.started = started
         self.stage: str | None = None
         self.checkpoint: dict[str, Any] | None = None
+        self.from_path: str | None = None  # the checkpoint, if it is not of the user's own runs
         self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
         self.saved_model: Tree = {}  # class and arguments of its model
         self.run_folder: Path | None = None  # of the run to continue
@@ -89,22 +97,33 @@ class StarterCLI(LightningCLI):
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
         self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
         self.data: Any = None  # the DataModule, if it is built before the model
-        super().__init__(
-            args=args,
-            run=False,
-            seed_everything_default=42,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={
-                "prog": "python -m src.train",
-                "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
-                f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
-                "exit_on_error": False,
-                "allow_abbrev": False,
-            },
-        )
+        try:
+            super().__init__(
+                args=args,
+                run=False,
+                seed_everything_default=42,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={
+                    "prog": "python -m src.train",
+                    "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
+                    "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
+                    f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
+            )
+        except CONTENT_ERRORS as error:
+            cause = cause_of(error)
+            path: Any = self.from_path  # set while the arguments were parsed
+            if path is None or isinstance(cause, InputError):
+                raise
+            raise InputError(self.blame_checkpoint(cause)) from error
+
+    def blame_checkpoint(self, error: BaseException) -> str:
+        """The message for an error that a checkpoint may have caused."""
+        return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
@@ -149,6 +168,7 @@ class StarterCLI(LightningCLI):
         self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
         if resolved.path:
             self.checkpoint = read_checkpoint(resolved.path)
+            self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved)
         options = [option for option in options if option[0] != "--trust"]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
@@ -156,6 +176,9 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
+            source = {"model": self.saved_model, "data": self.saved.get("data")}
+            if self.run_folder is None and (others := config.other_classes(source, tree)):
+                rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
@@ -180,6 +203,8 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        for key in ("callbacks", "logger", "plugins"):
+            self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
         refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
@@ -192,11 +217,8 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        if trainer.accumulate_grad_batches < 1:
-            raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
-        if self.config.retries < 0:
-            raise InputError(f"--retries {self.config.retries}: give at least 0")
-        if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
+        check_settings(self.config, self.stage in (None, "fit"))
+        if trainer.precision is None and not has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
         tune_hardware(trainer.accelerator)
@@ -225,8 +247,9 @@ class StarterCLI(LightningCLI):
         data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
         with constructor_errors():
             self.data = self.parser.instantiate(data_only).data
-        if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
-            self.data.load_state_dict(state)  # restore tokenizer and labels before new ones are made
+        if self.checkpoint is not None:
+            with checkpoint_errors(self.config.ckpt_path):
+                restore_data(self.checkpoint, self.data)  # before new tokenizers and labels are made
         for name, value in self.data.network_arguments().items():
             key = next((key for key, arguments in model.items() if name in arguments), None)
             if key is not None and f"{key}.{name}" not in self.given:
@@ -258,6 +281,7 @@ class StarterCLI(LightningCLI):
         if self.config.compile:
             self.compilation = Compilation()
             callbacks.append(self.compilation)
+        check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
@@ -282,11 +306,13 @@ class StarterCLI(LightningCLI):
     def _describe(self) -> tuple[str, Tree]:
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
-        for key in CALL_ONLY:
-            saved.pop(key, None)
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
-        tree: Tree = yaml.safe_load(text)
+        tree = self._written(saved)
+        text = f"# lightning=={lightning.__version__}\n{yaml.safe_dump(tree, sort_keys=False)}"
+        again = self._written(self.parser.parse_string(text))
+        if yaml.safe_dump(again, sort_keys=False) != yaml.safe_dump(tree, sort_keys=False):
+            changed = ", ".join(differences(again, tree, "")[:3])
+            raise InputError(f"{changed}: config.yaml would not repeat this run; give plain values")
         # A checkpoint can then rebuild the model, even if its class does not save its arguments.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
@@ -299,13 +325,32 @@ class StarterCLI(LightningCLI):
         self.model.save_hyperparameters(arguments)
         return text, tree
 
+    def _written(self, given: Namespace) -> Tree:
+        """A configuration as config.yaml has it: plain values, without arguments whose defaults are other objects.
+
+        Raises:
+            InputError: a value that is not a default cannot be written.
+        """
+        for key in CALL_ONLY:
+            given.pop(key, None)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of what `drop_objects` handles
+                tree: Tree = yaml.safe_load(self.parser.dump(given, skip_unset=False))
+        except (ValueError, TypeError, yaml.YAMLError) as error:
+            raise InputError(f"the configuration cannot be written to config.yaml: {reason_of(error)}") from error
+        config.drop_objects(tree)
+        return tree
+
     def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, str(self.stage))
+        elif self.run_folder is not None:
+            folder = self.run_folder
         else:
-            folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
+            check_no_search(parent := runs_of(root, self.config.name))
+            folder = claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             mark_job(folder)
@@ -354,7 +399,7 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds = {}
+        seconds, best = {}, None
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
@@ -362,29 +407,18 @@ class StarterCLI(LightningCLI):
             if self.compilation is not None:
                 seconds["compile_seconds"] = self.compilation.seconds
                 seconds["train_seconds"] -= self.compilation.seconds
-        if self.stage is None:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if best and not is_sharded(Path(best)):
-                # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
-                # put other weights in place of the checkpoint's.
-                weights = read_checkpoint(best)["state_dict"]
-                self.model.load_state_dict(weights, strict=self.model.strict_loading)
-                rank_zero_info(f"Testing {relative(Path(best))}")
-                best = ""
-            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+            best = BestCheckpoint(self.trainer)
+            if self.stage is None:
+                best.test(self.model, self.datamodule)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
             rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
-        elif self.stage != "fit":
+        else:
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
+            metrics = {} if best is None else best.metrics
             if self.record is not None:
-                tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None)
-
-
-def _has_precision_plugin(plugins: Any) -> bool:
-    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
-    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
+                tested = {"checkpoint": self.config.ckpt_path} if best is None else {}
+                self.record.close(self.trainer, **seconds, **tested, **metrics)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, metrics)

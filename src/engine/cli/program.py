@@ -11,7 +11,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.runs import checkpoints_of, good_checkpoint, relative
-from src.engine.system.errors import InputError, cause_of, machine_fault, raised_by_lightning, raised_in, report
+from src.engine.system.errors import (
+    InputError,
+    cause_of,
+    machine_fault,
+    raised_by_lightning,
+    raised_in,
+    raised_in_restore,
+    report,
+)
 from src.engine.system.interruption import Interrupted
 from src.engine.system.quiet import silence_known_warnings
 from src.engine.training.compilation import compile_error, is_compiler_error
@@ -43,6 +51,8 @@ def run(started: float) -> None:
         is_fixable = is_fixable or (isinstance(cause, refused) and raised_by_lightning(cause))
         if cli is not None and cli.compilation is not None and is_compiler_error(cause):
             cause, is_fixable = compile_error(cause), True
+        if cli is not None and not is_fixable and (cli.from_path or raised_in_restore(cause)):
+            cause, is_fixable = InputError(cli.blame_checkpoint(cause)), True
         if (fault := machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
             cause, is_fixable = InputError("; ".join(filter(None, (fault, _continue_command(cli))))), True
         if "--debug" in args or not is_fixable:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src import ROOT
@@ -16,10 +17,10 @@ from src.engine.runs.runs import (
     newest_run,
     relative,
     run_of,
-    run_to_continue,
     runs_of,
+    runs_to_continue,
 )
-from src.engine.runs.trust import Trust, classes_in
+from src.engine.runs.trust import Trust, names_in
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 
@@ -77,7 +78,7 @@ def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint)
     """
     own = own_configuration(checkpoint, resolved.own_run)
     trees = [own, *(tree for _, tree in resolved.loaded)]
-    named = {path for tree in trees for path in classes_in(tree)} | {str(value) for _, value in resolved.options}
+    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in resolved.options}
     modules = tuple(str(value) for flag, value in resolved.options if flag == "--trust")
     trust = Trust(modules, frozenset(named), paths=bool(own))
     unused: list[str] = []
@@ -100,8 +101,11 @@ def _to_continue(
         name = given.get("--name") or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        newest = from_first_process(str((is_first and run_to_continue(parent, automatic)) or ""))
+        runs = runs_to_continue(parent, automatic) if is_first else iter(())
+        newest = from_first_process(str(next((one for one in runs if _suits(one, loaded, options, True)), "")))
         folder = Path(newest) if newest else None
+    elif folder.is_dir():
+        _suits(folder, loaded, options, False)
     options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
     loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
     if folder is None:
@@ -121,6 +125,28 @@ def _to_continue(
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
+
+
+def _suits(folder: Path, loaded: Loaded, options: list[config.Option], is_found: bool) -> bool:
+    """Whether a run has the network and the data of the command line; if not, print one line."""
+    try:
+        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return True
+    if not isinstance(saved, dict):
+        return True
+    tree, _, overlays = config.choose_recipe(loaded, saved)
+    for overlay in overlays:
+        tree = config.merge(tree, overlay, "", [])
+    tree, _ = config.merge_class_options(config.resolve_names(tree), options, [])
+    if others := config.other_classes(saved, tree):
+        run = relative(folder)
+        rank_zero_info(
+            f"{run} has {others}, so it is not continued: give --run {run} to continue it"
+            if is_found
+            else f"{run} has {others}: it is continued with its own"
+        )
+    return not others
 
 
 def _to_evaluate(

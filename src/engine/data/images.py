@@ -1,33 +1,55 @@
-"""Reads image files of any mode."""
+"""Finds image files, and reads those of any mode and depth."""
 
+import hashlib
+import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from src.engine.system.errors import InputError
+
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
+
+Ranges = dict[str, tuple[float, float]]
+"""The values that become black and white, by the kind of a deep image: `integer` or `float`."""
 
 
 def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
     """The image files in a folder and its subfolders, sorted; hidden ones, and macOS's `__MACOSX`, are left out.
 
+    Links are followed, except to a folder that contains them.
+
     Args:
         folder: where to look.
-        skipped: counts the other files by what they end in, and links that lead nowhere.
+        skipped: counts everything else by its suffix, and links and folders that lead nowhere.
     """
-    for parent, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+    skipped = Counter() if skipped is None else skipped
+    unreadable = "folders that cannot be read"
+    for parent, subfolders, names in os.walk(folder, onerror=lambda _: skipped.update([unreadable]), followlinks=True):
+        visible = sorted(name for name in subfolders if not is_hidden(name))
+        loops = {name for name in visible if _is_loop(Path(parent, name))}
+        skipped.update(["looping links"] * len(loops))
+        subfolders[:] = [name for name in visible if name not in loops]
         for name in sorted(name for name in names if not is_hidden(name)):
-            file = Path(parent) / name
-            if name.lower().endswith(IMG_EXTENSIONS) and file.is_file():
+            file = Path(parent, name)
+            if not file.is_file():
+                skipped["broken links" if file.is_symlink() else "special files"] += 1
+            elif name.lower().endswith(IMG_EXTENSIONS):
                 yield file
-            elif skipped is not None:
-                skipped[file.suffix.lower() or name if file.is_file() else "broken links"] += 1
+            else:
+                skipped[file.suffix.lower() or name] += 1
+
+
+def _is_loop(folder: Path) -> bool:
+    return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
 
 
 def is_hidden(name: str) -> bool:
@@ -35,29 +57,117 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def read_image(source: Any) -> Image.Image:
+def skipped_line(skipped: Mapping[str, int]) -> str:
+    """What `image_files` skipped, as one line."""
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
+    return f"Skipped files that are not images: {kinds}"
+
+
+def image_error(path: Path, problem: Exception) -> str:
+    """Why an image cannot be used, in training and prediction alike."""
+    if isinstance(problem, FileNotFoundError):
+        return "no such file"
+    if not path.stat().st_size:
+        return "the file is empty"
+    detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
+    return f"not a readable image: {detail[:200]}"
+
+
+class DeepImage(NamedTuple):
+    """The values (H, W) of an image that is signed or has more than 8 bits, their kind and their range."""
+
+    values: Any
+    kind: str
+    low: float
+    high: float
+    is_negative: bool  # 0 is white
+
+
+def deep_image(opened: ImageFile.ImageFile) -> DeepImage | None:
+    """The values of an image of more than 8 bits, floats or signed integers; None for all others."""
+    opened.filename = ""  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
+    tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
+    form = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]  # 1: unsigned, 2: signed
+    is_signed_byte = opened.mode == "L" and form == 2
+    if opened.mode[0] not in "IF" and not is_signed_byte:
+        return None
+    values = np.asarray(ImageOps.exif_transpose(opened))
+    if is_signed_byte:
+        values = values.view(np.int8)
+    elif values.dtype == np.int32 and tags and form == 1:  # PIL has no mode for them
+        values = values.view(np.uint32)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    if opened.format == "PPM" and opened.mode == "I":  # PIL has scaled it
+        low, high = 0.0, 65535.0
+    for smallest, largest in ((280, 281), (340, 341)):  # the range that a TIFF says
+        low, high = (float(np.min(tags.get(tag, value))) for tag, value in ((smallest, low), (largest, high)))
+    return DeepImage(values, "float" if opened.mode == "F" else "integer", low, high, tags.get(262) == 0)
+
+
+def usual_range(kind: str, low: float, high: float) -> tuple[float, float]:
+    """Black and white for values in a range: if they fit 0 and 1 or 255 (floats), 0 and 255 to 65535 (integers)."""
+    if kind == "float" and -1 <= low < 0 and high <= 1:
+        return -1.0, 1.0
+    if low < 0:
+        return low, max(high, low + 1)
+    whites = (1, 255) if kind == "float" else WHITES
+    return 0.0, float(next((white for white in whites if high <= white), high))
+
+
+def restored_ranges(state: Any) -> Ranges:
+    """The ranges in a checkpoint.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"its value_ranges are {state!r:.80}") from error
+    if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
+        raise InputError(f"its value_ranges are {state!r:.80}")
+    return ranges
+
+
+def read_image(source: Any, ranges: Ranges | None = None) -> Image.Image:
     """Read an image as 8-bit RGB, RGBA or grey, rotated as its EXIF data says.
 
     Args:
         source: a path or an open file.
+        ranges: the values that become black and white in deep images; default: by the values of the image.
 
     Raises:
         OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not an image.
     """
     with Image.open(source) as opened:
-        image = to_8_bits(ImageOps.exif_transpose(opened))
-        if image.mode not in ("L", "RGB", "RGBA"):
-            has_alpha = image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info
-            image = image.convert("RGBA" if has_alpha else "L" if image.mode in ("1", "F") else "RGB")
+        if deep := deep_image(opened):
+            low, high = (ranges or {}).get(deep.kind) or usual_range(*deep[1:4])
+            values = np.nan_to_num(deep.values.astype(np.float64), nan=low).clip(low, high)
+            pixels = ((values - low) * (255 / (high - low))).round().astype(np.uint8)
+            return Image.fromarray(255 - pixels if deep.is_negative else pixels)
+        image = ImageOps.exif_transpose(opened)
+        if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            image = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
+        elif image.mode not in ("L", "RGB", "RGBA"):
+            image = image.convert("L" if image.mode == "1" else "RGB")
         image.load()
         return image
 
 
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale a 16-bit grey image to 8 bits, as PIL would clip it to white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+def content_keys(files: Sequence[Path]) -> list[Any]:
+    """A key for each file, equal for files with the same content; only files of equal size are read."""
+    sizes = [file.stat().st_size for file in files]
+    counts = Counter(sizes)
+
+    def key(file: Path, size: int) -> Any:
+        if counts[size] == 1:
+            return size
+        with file.open("rb") as opened:
+            return size, hashlib.file_digest(opened, "sha256").digest()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(key, files, sizes))
 
 
 def flatten(image: Image.Image) -> Image.Image:

@@ -1,11 +1,15 @@
-"""Splits samples into parts with equal class proportions."""
+"""Splits samples into parts with equal class proportions, and finds samples that are in several parts."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
 
+PARTS = {"train": "training", "val": "validation", "test": "test"}  # names of the parts, in code and in messages
 # Not the run's seed: the split is the same in every run.
 SPLIT_SEED = 0
 
@@ -39,3 +43,23 @@ def check_shares(val_share: float, test_share: float) -> None:
             raise InputError(f"{name} {share} is out of range: give a fraction between 0 and 1")
     if val_share + test_share >= 1:
         raise InputError(f"val_share {val_share} and test_share {test_share} leave nothing to train on: give less")
+
+
+@rank_zero_only
+def report_duplicates(parts: dict[str, list[Any]], names: dict[str, list[str]], kind: str) -> None:
+    """Log how many samples are also in an earlier part, with one example.
+
+    Args:
+        parts: for each part, a key for each sample, equal for equal samples.
+        names: the names of the samples.
+        kind: what the samples are, such as images.
+    """
+    first: dict[Any, tuple[str, str]] = {}
+    for part, keys in parts.items():
+        found: dict[str, list[str]] = {}
+        for key, name in zip(keys, names[part], strict=True):
+            earlier, same = first.setdefault(key, (part, name))
+            if earlier != part:
+                found.setdefault(earlier, []).append(name if name == same else f"{name}, the same as {same}")
+        for earlier, examples in found.items():
+            announce(f"{len(examples):,} {PARTS[part]} {kind} are also {PARTS[earlier]} {kind}, such as {examples[0]}")

@@ -1,17 +1,21 @@
-"""Reads columns of CSV, TSV, JSON Lines and Parquet files."""
+"""Reads columns of CSV, TSV, JSON Lines and Parquet files. Rows count from 1, without the header and empty lines."""
 
+import codecs
+import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
 
 Row = tuple[str, str]  # text or path, and label
 
 STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
 def read_table(path: str, text_column: str, label_column: str, option: str = "text_column") -> list[Row]:
@@ -24,87 +28,165 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
         option: the option that sets `text_column`, for error messages.
 
     Raises:
-        InputError: the file is missing or has another format, a column is missing, or a text or label is empty; rows
-            count from 1, without the header.
+        InputError: the file is missing or has another format, a column is missing, or a text or label is empty.
     """
-    table = _read_columns(path)
-    for column, name in ((text_column, option), (label_column, "label_column")):
-        if column not in table.column_names:
-            raise InputError(
-                f"{path} has no column {column}, it has {', '.join(table.column_names)}: give --data.{name}"
-            )
-        if table.column_names.count(column) > 1:
-            raise InputError(f"{path} has several columns {column}: rename all but one")
-    if not table.num_rows:
-        raise InputError(f"{path} has no rows")
-    rows = []
-    pairs = zip(table[text_column].to_pylist(), table[label_column].to_pylist(), strict=True)
-    for number, (text, label) in enumerate(pairs, start=1):
-        for value, column in ((text, text_column), (label, label_column)):
-            if value is None or not str(value).strip():
-                raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
-        rows.append((str(text), str(label).strip()))
-    return rows
-
-
-def stream_column(path: Path, column: str) -> Iterator[Any]:
-    """The values of one column of a table, row by row; memory does not grow with the table.
-
-    Raises:
-        InputError: the file cannot be read, or the column is missing.
-    """
-    with _open_table(path, STREAM_BYTES) as (names, batches):
-        if column not in names:
-            raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give --text_column")
-        for batch in batches:
-            yield from batch.column(column).to_pylist()
-
-
-def _read_columns(path: str) -> Any:
-    import pyarrow as pa
-
     file = Path(path).expanduser()
     if not file.is_file():
         raise InputError(f"{path}: no such file")
     block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must fit into a block
-    with _open_table(file, block_size) as (names, batches):
-        found = list(batches)
-        return pa.Table.from_batches(found) if found else pa.table({name: [] for name in names})
+    columns, options = (text_column, label_column), (f"data.{option}", "data.label_column")
+    rows = []
+    for number, (text, label) in enumerate(_rows(file, columns, options, block_size), start=1):
+        for value, column in ((text, text_column), (label, label_column)):
+            if value is None or not str(value).strip():
+                raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
+        rows.append((str(text), str(label).strip()))
+    if not rows:
+        raise InputError(f"{path} has no rows")
+    return rows
 
 
-@contextmanager
-def _open_table(file: Path, block_size: int) -> Iterator[tuple[list[str], Iterator[Any]]]:
-    """Column names of a table, and its rows in batches."""
+def stream_columns(path: Path, columns: Sequence[str], option: str = "text_column") -> Iterator[tuple[Any, ...]]:
+    """The values of some columns of a table, row by row; memory does not grow with the table.
+
+    Raises:
+        InputError: the file cannot be read, or a column is missing; the message names `option`.
+    """
+    yield from _rows(path, columns, [option] * len(columns), STREAM_BYTES)
+
+
+def open_utf8(path: Path) -> BinaryIO:
+    """A text file, behind its byte order mark if there is one.
+
+    Raises:
+        InputError: it looks like UTF-16.
+    """
+    file = path.open("rb")
+    start = file.read(4096)
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
+        file.close()
+        raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
+    file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+    return file
+
+
+def not_utf8(path: Path) -> InputError:
+    """The error for a text file that is not UTF-8, with its first wrong byte."""
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                byte = f"byte {offset + error.start} is 0x{line[error.start]:02x}"
+                return InputError(
+                    f"{path} is not UTF-8: {byte}, in line {number}; it may be Windows-1252: save it as UTF-8"
+                )
+            offset += len(line)
+    return InputError(f"{path} is not UTF-8: save it as UTF-8")
+
+
+def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[tuple[Any, ...]]:
+    """The values of columns, row by row; `options` set their names."""
     import pyarrow as pa
-    from pyarrow import csv, json, parquet
 
-    suffix = file.suffix.lower()
+    suffix = path.suffix.lower()
+    if suffix not in TABLES:
+        raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")
     try:
         if suffix in (".csv", ".tsv"):
-            parsing = csv.ParseOptions(newlines_in_values=True)
-            if suffix == ".tsv":  # no quoting: a text may begin with a quotation mark
-                parsing = csv.ParseOptions(delimiter="\t", quote_char=False)
-            # One thread: otherwise errors do not name the row.
-            reading = csv.ReadOptions(use_threads=False, block_size=block_size)
-            with csv.open_csv(file, reading, parsing) as head:
-                names = head.schema.names
-            # Read every column as text, so that a label 01 stays 01 and NA is not null.
-            converting = csv.ConvertOptions(
-                column_types={name: pa.string() for name in names}, strings_can_be_null=False
-            )
-            with csv.open_csv(file, reading, parsing, converting) as rows:
-                yield names, rows
-        elif suffix in (".jsonl", ".ndjson"):
-            with json.open_json(file, json.ReadOptions(block_size=block_size)) as rows:
-                yield rows.schema.names, rows
-        elif suffix == ".parquet":
-            with parquet.ParquetFile(file) as table:
-                yield table.schema_arrow.names, table.iter_batches()
+            names, rows = _csv(path, columns, block_size)
         else:
-            raise InputError(f"{file}: give a .csv, .tsv, .jsonl or .parquet file")
+            names, rows = _parquet(path, columns) if suffix == ".parquet" else _json(path, columns)
+        for column, option in zip(columns, options, strict=True):
+            if column not in names:
+                raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give --{option}")
+            if names.count(column) > 1:
+                raise InputError(f"{path} has several columns {column}: rename all but one")
+        yield from rows
     except InputError:
         raise
-    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+            raise not_utf8(path) from error
+        if "Empty CSV" in str(error):
+            raise InputError(f"{path} is empty or has no rows") from error
         # pyarrow counts the header as a row.
         reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", " ".join(str(error).split()))
-        raise InputError(f"{file} is not a {suffix} file that can be read: {reason}") from error
+        raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error
+
+
+Table = tuple[list[str], Iterator[tuple[Any, ...]]]  # names of all columns, and the rows of those that are wanted
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> Table:
+    from pyarrow import parquet
+
+    table = parquet.ParquetFile(path)
+    return table.schema_arrow.names, _from_batches(table.iter_batches(columns=list(columns)), columns)
+
+
+def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    # In TSV no quoting: a text may begin with a quotation mark.
+    parsing = csv.ParseOptions(delimiter=own, quote_char=False if own == "\t" else '"', newlines_in_values=own == ",")
+    # One thread: otherwise errors do not name the row.
+    reading = csv.ReadOptions(use_threads=False, block_size=block_size)
+    with open_utf8(path) as file:
+        header = file.readline().decode("utf-8", "replace").strip()
+    if header.startswith("sep="):
+        raise InputError(f"{path} begins with {header}, which is not CSV: remove this line, and separate by commas")
+    others = [name for mark, name in SEPARATORS.items() if mark in header]
+    if own not in header and others and not set(columns) & {header.strip('"')}:
+        raise InputError(
+            f"{path} seems to be separated by {others[0]}, not {SEPARATORS[own]}: its first line is {header}"
+        )
+    with csv.open_csv(path, reading, parsing) as head:
+        names = head.schema.names
+    # Read every column as text, so that a label 01 stays 01 and NA is not null.
+    converting = csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
+    rows = _from_batches(csv.open_csv(path, reading, parsing, converting), columns)
+    return names, _count_lines(rows, path)
+
+
+def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    for batch in batches:
+        yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+
+
+def _count_lines(rows: Iterator[tuple[Any, ...]], path: Path) -> Iterator[tuple[Any, ...]]:
+    """The rows; in the end reports how many have several lines, as after a stray quotation mark."""
+    count = first = 0
+    for number, row in enumerate(rows, start=1):
+        if any("\n" in value or "\r" in value for value in row):
+            count, first = count + 1, first or number
+        yield row
+    if count:
+        announce(f"{path}: rows of several lines: {count:,}, the first is row {first}; check the quotation marks there")
+
+
+def _json(path: Path, columns: Sequence[str]) -> Table:
+    rows = _json_rows(path)
+    head = list(islice(rows, 1))  # the first row names the columns
+    names = list(head[0] if head else columns)
+    return names, (tuple(row.get(column) for column in columns) for row in chain(head, rows))
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    # Not pyarrow's reader, which turns texts that look like dates into dates and counts rows from 0.
+    with open_utf8(path) as file:
+        for number, line in enumerate(filter(bytes.strip, file), start=1):
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                raise
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"row {number}: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"row {number} is {line[:40]!r}, not an object with columns")
+            yield row

@@ -1,5 +1,6 @@
 """Export formats: writes each one and loads it in its runtime."""
 
+import inspect
 import json
 import logging
 import warnings
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from src.engine.data.loading import IGNORED
-from src.engine.deploy.inference import Inference, Inputs
+from src.engine.data.prepare import Inputs
+from src.engine.deploy.inference import Inference
 from src.engine.deploy.pixels import Pixels
 from src.engine.system.classes import import_class
 from src.engine.system.errors import InputError
@@ -24,7 +26,7 @@ Sample = tuple[Inputs, Tensor]
 Runtime = Callable[..., Tensor]
 
 CALIBRATION = 512  # training samples to measure the range of activations
-INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",)}
+INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",), "table": ("values",)}
 
 
 class Reference:
@@ -72,13 +74,22 @@ class Reference:
             inputs = tuple(one.repeat(2, *[1] * (one.dim() - 1)) for one in inputs)
         return inputs
 
-    def dynamic_shapes(self) -> tuple[dict[int, Any], ...]:
+    def dynamic_shapes(self) -> tuple[Any, ...]:
         """The dimensions of each input that may vary."""
-        if self.kind == "image":
-            return ({0: Dim("batch")},)
-        max_length = getattr(self.inference.task.net, "block_size", None)
-        dynamic = {0: Dim("batch"), 1: Dim("length", max=max_length) if max_length else Dim("length")}
-        return (dynamic,) * len(INPUT_NAMES[self.kind])
+        dynamic = {0: Dim("batch")}
+        if self.kind in ("text", "prompt"):
+            max_length = getattr(getattr(self.inference.task, "net", None), "block_size", None)
+            dynamic[1] = Dim("length", max=max_length) if max_length else Dim("length")
+        shapes = (dynamic,) * len(self.names)
+        parameters = inspect.signature(self.net.forward).parameters.values()
+        return (shapes,) if any(one.kind is one.VAR_POSITIONAL for one in parameters) else shapes
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the inputs."""
+        known = INPUT_NAMES[self.kind]
+        count = len(self.example())
+        return [*known[:count], *(f"input_{number}" for number in range(len(known), count))]
 
 
 class Exported:
@@ -106,10 +117,12 @@ class Exported:
     @torch.no_grad()
     def accuracy(self) -> float:
         """Accuracy on the validation part, in [0, 1]."""
+        if not hasattr(self.reference.inference.task, "num_classes"):
+            raise InputError("--quantize int8 compares accuracies: it is for classifiers only; leave it out")
         correct = total = 0
         for inputs, targets in self.reference.samples():
             counted = targets != IGNORED
-            correct += int((self.runtime(*inputs).argmax(dim=-1) == targets)[counted].sum())
+            correct += int((self.runtime(*inputs).argmax(dim=1) == targets)[counted].sum())
             total += int(counted.sum())
         return correct / total
 
@@ -130,7 +143,7 @@ def onnx_file(reference: Reference, path: Path) -> Exported:
             reference.example(),
             dynamo=True,
             dynamic_shapes=reference.dynamic_shapes(),
-            input_names=INPUT_NAMES[reference.kind],
+            input_names=reference.names,
             output_names=["logits"],
             verbose=False,
         )
@@ -175,7 +188,7 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
         return torch.from_numpy(session.run(None, values)[0])
 
     load = f'onnxruntime.InferenceSession("{path.name}")'
-    arguments = ", ".join(f'"{name}": {name}' for name in INPUT_NAMES[reference.kind])
+    arguments = ", ".join(f'"{name}": {name}' for name in reference.names)
     lines = _example_lines(reference, path, "onnxruntime", f"{load}.run(None, {{{arguments}}})[0]")
     return Exported(reference, run, lines)
 
@@ -186,7 +199,7 @@ def torch_file(reference: Reference, path: Path) -> Exported:
         program = torch.export.export(reference.net, reference.example(), dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
-    arguments = ", ".join(f"torch.from_numpy({name})" for name in INPUT_NAMES[reference.kind])
+    arguments = ", ".join(f"torch.from_numpy({name})" for name in reference.names)
     lines = _example_lines(reference, path, "torch", f'torch.export.load("{path.name}").module()({arguments}).detach()')
     return Exported(reference, module, lines)
 
@@ -204,9 +217,9 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
     load_model(loaded, str(path))
     loaded.eval()
     pixels = inference.pixels
-    net: nn.Module = loaded.net
+    net: nn.Module = loaded
     if reference.kind == "image":
-        net = Pixels(net, pixels.mean.flatten().tolist(), pixels.std.flatten().tolist()).eval()
+        net = Pixels(loaded, pixels.mean, pixels.std).eval()
     module, _, name = spec["class_path"].rpartition(".")
     lines = [
         f"import yaml; from {module} import {name}",
@@ -245,6 +258,15 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
             f"pixels = np.array(image){order}",
             f"logits = {call}",
             answer,
+        ]
+    if reference.kind == "table":
+        columns = json.dumps(list(reference.inference.data.columns))
+        return [
+            f"import numpy as np, {package}, sys",
+            f"# one number per column: {columns}",
+            "values = np.array([sys.argv[1:]], dtype=np.float32)",
+            f"logits = {call}",
+            answer if reference.labels and hasattr(reference.inference.task, "num_classes") else "print(logits)",
         ]
     imported, ids = reference.tokenizer.example(f"{path.name}.tokenizer.json", reference.kind == "text")
     first = "; ".join(filter(None, (f"import numpy as np, {package}, sys", imported)))

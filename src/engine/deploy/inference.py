@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
+from src.engine.data.prepare import GUIDE, Inputs, input_kind, pixel_statistics, prepare_inputs
 from src.engine.deploy.pixels import Pixels
 from src.engine.runs.checkpoint import (
     checkpoint_errors,
@@ -15,14 +16,16 @@ from src.engine.runs.checkpoint import (
     model_arguments,
     own_configuration,
     read_checkpoint,
+    restore_data,
     run_configuration,
 )
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import Trust, classes_in
+from src.engine.runs.trust import Trust, names_in
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import InputError, constructor_errors
+from src.engine.training.hyperparameters import check_limits
 
-Inputs = tuple[Tensor, ...]
+Row = dict[str, Any]
 
 
 class Inference(LightningModule):
@@ -34,8 +37,8 @@ class Inference(LightningModule):
         data: arguments of the DataModule that replace those of the run.
         trust: modules outside this project whose classes the checkpoint may use.
 
-    `kind` is the type of input: `image` or `text` for a classifier, `prompt` for a language model. `labels` are the
-    class names of a classifier.
+    `kind` is the type of input: `prompt` for a language model, else the DataModule's `input_kind`. `labels` are the
+    DataModule's: names of classes or targets.
 
     Raises:
         InputError: the checkpoint is missing or cannot be loaded, or its DataModule cannot prepare single inputs.
@@ -48,7 +51,7 @@ class Inference(LightningModule):
         self.path = find_checkpoint(given)
         self.checkpoint = read_checkpoint(str(self.path))
         own = own_configuration(self.checkpoint, self.path.parent.parent if given in ("best", "last") else None)
-        trusted = Trust(tuple(trust), frozenset(classes_in(own)), paths=bool(own))
+        trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))
         task: Any = load_model(self.checkpoint, ability, str(self.path), trusted)
         self.task = task
         self.spec = model_arguments(self.checkpoint, trusted)
@@ -62,20 +65,10 @@ class Inference(LightningModule):
                 if name.startswith("data.") and name != "data.tokenizer" and name[5:] not in (data or {})
             ]
             self.data: Any = _build_data(self.checkpoint, saved.get("data") or {}, data or {}, given)
-        if hasattr(task, "generate"):
-            self.kind = "prompt"
-        elif hasattr(self.data, "prepare_image"):
-            self.kind = "image"
-        elif hasattr(self.data, "prepare_texts"):
-            self.kind = "text"
-        else:
-            raise InputError(
-                f"{type(self.data).__name__} cannot prepare single inputs: give it a method prepare_image or"
-                " prepare_texts, as in MNISTDataModule and LabelledTextDataModule"
-            )
+            check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
+        self.kind = "prompt" if hasattr(task, "generate") else input_kind(self.data)
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
-        mean, std = getattr(self.data, "pixel_mean", (0.0,)), getattr(self.data, "pixel_std", (1.0,))
-        self.pixels = Pixels(task.net, mean, std)
+        self.pixels = Pixels(task, *pixel_statistics(self.data))
         if self.labels:
             self.name_classes(self.labels)
         if len(set(self.labels)) < len(self.labels):
@@ -100,30 +93,53 @@ class Inference(LightningModule):
 
     @property
     def net(self) -> nn.Module:
-        """The network; its inputs are raw pixels (B, C, H, W), tokens (B, T) and mask (B, T), or tokens (B, T)."""
-        net: nn.Module = self.pixels if self.kind == "image" else self.pixels.net
-        return net
+        """The model's `forward` on raw pixels (B, C, H, W), tokens (B, T) and mask (B, T), tokens (B, T) or values."""
+        model: nn.Module = self.pixels if self.kind == "image" else self.task
+        return model
 
     def prepare(self, inputs: list[Any]) -> tuple[Inputs, list[str]]:
-        """Tensors of a batch of images (pixels not normalised) or texts, and a note for each input."""
-        if self.kind == "image":
-            prepared = [self.data.prepare_image(image) for image in inputs]
-            return (torch.stack([pixels for pixels, _ in prepared]),), [note for _, note in prepared]
-        return self.data.prepare_texts(inputs), [""] * len(inputs)
+        """Tensors of a batch of raw inputs (pixels not normalised), and a note for each input."""
+        return prepare_inputs(self.data, inputs)
 
-    def probabilities(self, inputs: Inputs) -> Tensor:
-        """Probabilities (B, num_classes) float32 of a prepared batch on this device."""
+    def predictions(self, inputs: Inputs) -> Any:
+        """What the model predicts for a prepared batch on this device, in one row per input."""
         if self.kind == "image":
-            inputs = (self.pixels.normalise(inputs[0]),)
-        targets = torch.zeros(len(inputs[0]), dtype=torch.long, device=inputs[0].device)
+            inputs = (self.pixels.normalise(inputs[0]), *inputs[1:])
         task: Any = self.task
-        predicted = task.predict_step((*inputs, targets), 0)
-        probabilities: Tensor = predicted["probabilities"]
-        return probabilities
+        if hasattr(task, "predictions"):
+            return task.predictions(*inputs)
+        if is_overridden("predict_step", task, LightningModule):
+            return task.predict_step(inputs[0] if len(inputs) == 1 else inputs, 0)
+        return task(*inputs)
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        """Probabilities (B, num_classes) of a batch of `InputsDataModule`; None if no input can be used."""
-        return None if batch["inputs"] is None else self.probabilities(batch["inputs"])
+    def rows(self, predictions: Any) -> list[Row]:
+        """Predictions as one dict per input: names and texts, numbers, lists of them, dicts of numbers, or a mask.
+
+        Raises:
+            InputError: the model has no method `prediction_rows`, and its predictions are no tensors (B, ...).
+        """
+        name = type(self.task).__name__
+        if not hasattr(self.task, "prediction_rows"):
+            tensors = {"output": predictions} if isinstance(predictions, Tensor) else predictions
+            if isinstance(tensors, dict) and all(isinstance(one, Tensor) and one.ndim for one in tensors.values()):
+                columns = [one.float().tolist() for one in tensors.values()]
+                return [dict(zip(tensors, values, strict=True)) for values in zip(*columns, strict=True)]
+            raise InputError(
+                f"{name} predicts {type(predictions).__name__}: return a tensor (B, ...) or a dict of them, or write a"
+                f" method prediction_rows; {GUIDE}"
+            )
+        task: Any = self.task
+        rows: list[Row] = task.prediction_rows(predictions, self.labels)
+        return rows
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Row] | None:
+        """The rows of a batch of `InputsDataModule`; None if no input can be used."""
+        if batch["inputs"] is None:
+            return None
+        if batch["targets"] is not None:
+            inputs = (self.pixels.normalise(batch["inputs"][0]),) if self.kind == "image" else batch["inputs"]
+            self.task.test_step((*inputs, batch["targets"]), batch_idx)
+        return self.rows(self.predictions(batch["inputs"]))
 
 
 def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: str) -> LightningDataModule:
@@ -136,6 +152,5 @@ def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: 
         raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")
     with constructor_errors():
         data: LightningDataModule = cls(**{**spec.get("init_args", {}), **arguments})
-    if state := checkpoint.get(cls.__qualname__):
-        data.load_state_dict(state)
+    restore_data(checkpoint, data)
     return data

@@ -1,6 +1,9 @@
 """Reads the files to predict on."""
 
-from collections.abc import Callable, Iterator
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,64 +11,119 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, image_files, read_image
+from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image
 from src.engine.data.loading import already_a_batch
-from src.engine.data.tables import TABLES, stream_column
+from src.engine.data.tables import TABLES, open_utf8, stream_columns
 from src.engine.system.errors import InputError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
 
 
 class Input(NamedTuple):
-    """One input: name, value (a text or the path of an image) and error, if it cannot be used."""
+    """One input: name, value (text, path of an image, or numbers by column), error if it cannot be used, true value."""
 
     name: str
     value: Any
     error: str = ""
+    truth: Any = None
 
 
-def find_images(paths: list[str]) -> Iterator[Input]:
-    """Image files; folders give all image files in them and in their subfolders, sorted."""
+def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str] | None = None) -> Iterator[Input]:
+    """Image files; folders give all image files in them and in their subfolders, sorted.
+
+    Args:
+        paths: files and folders.
+        truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
+        skipped: see `image_files`.
+    """
+    masks = Path(truth) if truth and Path(truth).is_dir() else None
+
+    def true_value(file: Path, folder: Path) -> Any:
+        return masks / file.relative_to(folder).with_suffix(".png") if masks else file.resolve().parent.name
+
     for given in paths:
         path = Path(given).expanduser()
         if not path.is_dir():
-            yield Input(given, path)
+            yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
         found = False
-        for file in image_files(path):
+        for file in image_files(path, skipped):
             found = True
-            yield Input(str(file), file)
+            yield Input(str(file), file, truth=truth and true_value(file, path))
         if not found:
             yield Input(given, None, "no image in this folder")
 
 
-def read_texts(paths: list[str], column: str) -> Iterator[Input]:
-    """Texts from a column of tables, or the lines of other files; named by file and row, counted from 1."""
+def read_texts(paths: list[str], column: str, truth: str | None = None) -> Iterator[Input]:
+    """Texts from a column of tables, or the lines of other files; named by file and row, counted from 1.
+
+    Args:
+        paths: the files.
+        column: the tables' column of texts.
+        truth: the tables' column of true values.
+    """
+    for name, (text, *true), error in _rows(paths, [column, *([truth] if truth else [])]):
+        is_text = isinstance(text, str) and text.strip()
+        yield Input(name, text, error or ("" if is_text else _text_error(text)), *true)
+
+
+def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] = ()) -> Iterator[Input]:
+    """Rows of tables as numbers by column; named by file and row, counted from 1.
+
+    Args:
+        paths: the tables.
+        columns: columns of the inputs.
+        truth: columns of true values; one: its value as it is.
+    """
+    for name, values, error in _rows(paths, [*columns, *truth], "data.columns"):
+        numbers = dict(zip(columns, map(_number, values), strict=False))
+        if not error and (bad := [column for column, number in numbers.items() if number is None]):
+            error = f"column {bad[0]} is {values[list(columns).index(bad[0])]!r}, not a number"
+        true = values[len(columns) :]
+        yield Input(name, numbers, error, true[0] if len(true) == 1 else list(true))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _rows(
+    paths: list[str], columns: Sequence[str], option: str = "text_column"
+) -> Iterator[tuple[str, tuple[Any, ...], str]]:
+    """Name, values and error of each row."""
     for given in paths:
         path = Path(given).expanduser()
         if path.is_dir():
-            yield Input(given, None, "a folder; give files")
+            yield given, (None,) * len(columns), "a folder; give files"
             continue
         number = 0
         try:
-            for number, text in enumerate(_rows(path, column), start=1):
-                is_text = isinstance(text, str) and text.strip()
-                yield Input(f"{given}:{number}", text, "" if is_text else _text_error(text))
+            is_table = path.suffix.lower() in TABLES
+            rows = stream_columns(path, columns, option) if is_table else _lines(path, len(columns))
+            for number, values in enumerate(rows, start=1):
+                yield f"{given}:{number}", values, ""
         except (InputError, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            yield Input(f"{given}:{number + 1}" if number else given, None, " ".join(reason.split()))
+            row = re.search(r"\brow (\d+)", reason)  # pyarrow reads ahead
+            yield f"{given}:{row[1]}" if row else given, (None,) * len(columns), " ".join(reason.split())
+        else:
+            if not number:
+                yield given, (None,) * len(columns), "nothing in this file"
 
 
-def _rows(path: Path, column: str) -> Iterator[Any]:
-    if path.suffix.lower() in TABLES:
-        yield from stream_column(path, column)
-        return
-    with path.open("rb") as file:
+def _lines(path: Path, columns: int) -> Iterator[tuple[Any, ...]]:
+    if columns > 1:
+        raise InputError(f"not a table: give {', '.join(TABLES)}")
+    with open_utf8(path) as file:
         for line in file:
             try:
-                yield line.decode("utf-8").rstrip("\r\n")
+                yield (line.decode("utf-8").rstrip("\r\n"),)
             except UnicodeDecodeError as error:
-                yield error
+                yield (error,)
 
 
 def _text_error(value: Any) -> str:
@@ -81,23 +139,34 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
 
     Args:
         inputs: returns a new iterator over the inputs of all processes.
-        prepare: a list of images or texts -> tensors and notes.
+        prepare: a list of raw inputs -> tensors and notes.
+        prepare_targets: a list of true values -> targets; None: there are none.
         batch_size: inputs per batch.
         rank: number of this process, from 0.
         world: number of processes.
+        ranges: see `read_image`.
 
-    A batch has `names`, `errors` and `notes`, one per input, and `inputs`, the tensors of inputs without error, or None
-    if there are none.
+    A batch has `names`, `errors` and `notes`, one per input, `inputs`, the tensors of inputs without error, or None if
+    there are none, and their `targets`, or None.
     """
 
     def __init__(
-        self, inputs: Callable[[], Iterator[Input]], prepare: Prepare, batch_size: int, rank: int, world: int
+        self,
+        inputs: Callable[[], Iterator[Input]],
+        prepare: Prepare,
+        prepare_targets: Callable[[list[Any]], Any] | None,
+        batch_size: int,
+        rank: int,
+        world: int,
+        ranges: Ranges | None = None,
     ) -> None:
         self.inputs = inputs
         self.prepare = prepare
+        self.prepare_targets = prepare_targets
         self.batch_size = batch_size
         self.rank = rank
         self.world = world
+        self.ranges = ranges
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -108,14 +177,16 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
                 yield self._batch(chunk)
 
     def _batch(self, chunk: list[Input]) -> dict[str, Any]:
-        good, errors = [], []
+        good, truths, errors = [], [], []
         for one in chunk:
             error = one.error
             if not error:
                 try:
-                    good.append(read_image(one.value) if isinstance(one.value, Path) else one.value)
+                    good.append(_read(one.value, self.ranges))
                 except UNREADABLE as problem:
-                    error = _image_error(one.value, problem)
+                    error = image_error(one.value, problem)
+                else:
+                    truths.append(self._truth(one))
             errors.append(error)
         inputs, good_notes = self.prepare(good) if good else (None, [])
         notes = iter(good_notes)
@@ -124,16 +195,20 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,
+            "targets": self.prepare_targets(truths) if good and self.prepare_targets else None,
         }
 
+    def _truth(self, one: Input) -> Any:
+        if self.prepare_targets is None:
+            return None
+        try:
+            return read_image(one.truth) if isinstance(one.truth, Path) else one.truth
+        except UNREADABLE as problem:
+            raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
 
-def _image_error(path: Path, problem: Exception) -> str:
-    if isinstance(problem, FileNotFoundError):
-        return "no such file"
-    if not path.stat().st_size:
-        return "the file is empty"
-    detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"not a readable image: {detail[:200]}"
+
+def _read(value: Any, ranges: Ranges | None = None) -> Any:
+    return read_image(value, ranges) if isinstance(value, Path) else value
 
 
 class InputsDataModule(LightningDataModule):
@@ -141,22 +216,32 @@ class InputsDataModule(LightningDataModule):
 
     Args:
         inputs: returns a new iterator over all inputs.
-        prepare: a list of images or texts -> tensors and notes.
+        prepare: a list of raw inputs -> tensors and notes.
         batch_size: inputs per batch of each process.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
+        prepare_targets: a list of true values -> targets; None: there are none.
+        ranges: see `read_image`.
     """
 
     def __init__(
-        self, inputs: Callable[[], Iterator[Input]], prepare: Prepare, batch_size: int, num_workers: int
+        self,
+        inputs: Callable[[], Iterator[Input]],
+        prepare: Prepare,
+        batch_size: int,
+        num_workers: int,
+        prepare_targets: Callable[[list[Any]], Any] | None = None,
+        ranges: Ranges | None = None,
     ) -> None:
         super().__init__()
         self.inputs = inputs
         self.prepare = prepare
+        self.prepare_targets = prepare_targets
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.ranges = ranges
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size)
-        mine = PreparedInputs(self.inputs, self.prepare, self.batch_size, *place)
+        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges)
+        mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

@@ -1,36 +1,36 @@
-"""A network with pixel normalisation."""
+"""A model on raw pixels."""
 
-from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from src.engine.data.prepare import normalise
 
 
 class Pixels(nn.Module):
-    """Normalises pixels, then calls a network; both can be exported as one.
+    """Normalises pixels, then calls a model; both can be exported as one.
 
     Args:
-        net: the network, normalised (B, C, H, W) float pixels -> (B, num_classes) float logits.
-        mean: mean of each channel, on a scale of 0 to 1.
-        std: standard deviation of each channel, on a scale of 0 to 1.
+        model: (B, C, H, W) float pixels, normalised -> outputs.
+        mean: (C, 1, 1), mean of each channel, on a scale of 0 to 1.
+        std: (C, 1, 1), standard deviation of each channel, on a scale of 0 to 1.
 
     Shapes:
-        (B, C, H, W), 0 to 255, float or uint8 -> (B, num_classes) float logits.
+        (B, C, H, W), 0 to 255, float or uint8 -> outputs of the model.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.model = model
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W), 0 to 255 -> float pixels with mean 0 and standard deviation 1."""
-        return (pixels.float() / 255 - self.mean) / self.std
+        return normalise(pixels, self.mean, self.std)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.net(self.normalise(pixels))
-        return logits
+    def forward(self, pixels: Tensor) -> Any:
+        return self.model(self.normalise(pixels))

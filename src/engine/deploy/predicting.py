@@ -1,7 +1,9 @@
-"""Predict on your own files with a trained classifier: `python -m src.predict --help`."""
+"""Predict on your own files with a trained model: `python -m src.predict --help`."""
 
 import argparse
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ SOME_FAILED = 3  # exit code if some inputs cannot be used
 
 
 def predict(args: list[str]) -> int:
-    """Write a table of predictions; returns the exit code.
+    """Write a table of predictions, and with `--truth` print the metrics; returns the exit code.
 
     Raises:
         InputError: an option, the checkpoint or the table cannot be used, or no input exists.
@@ -21,11 +23,14 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
+    from src.engine.data.images import skipped_line
+    from src.engine.data.prepare import prepare_targets
     from src.engine.deploy.inference import Inference
-    from src.engine.deploy.inputs import InputsDataModule, find_images, read_texts
+    from src.engine.deploy.inputs import InputsDataModule
     from src.engine.deploy.prediction_table import PredictionTable
     from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision
     from src.engine.system.quiet import silence_known_warnings
+    from src.engine.training.deferred_metrics import DeferredMetrics
 
     silence_known_warnings()
     check_accelerator(options.accelerator)
@@ -35,15 +40,16 @@ def predict(args: list[str]) -> int:
         inference.name_classes(options.labels)
     if inference.kind == "prompt":
         raise InputError(f"--ckpt_path {options.ckpt_path} is a language model: use src.generate")
-    column = options.text_column or getattr(inference.data, "text_column", "text")
-    is_image = inference.kind == "image"
-    inputs = partial(find_images, options.inputs) if is_image else partial(read_texts, options.inputs, column)
     precision: Any
     precision, reason = choose_precision(options.accelerator, options.precision)
-    labels = inference.labels or [str(number) for number in range(inference.task.num_classes)]
-    # Texts are not counted: they would have to be read twice.
-    total = sum(1 for _ in inputs()) if is_image else None
-    table = PredictionTable(new_output(options.output), labels, total)
+    skipped: Counter[str] = Counter()
+    inputs = _inputs(options, inference)
+    # Texts and tables are not counted: they would have to be read twice.
+    total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
+    table = PredictionTable(new_output(options.output), total)
+    if options.truth and not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
+        raise InputError(f"--truth: {type(inference.task).__name__} has no metrics; subclass src.tasks.task.Task")
+    targets = partial(prepare_targets, inference.data) if options.truth else None
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=options.devices,
@@ -57,12 +63,20 @@ def predict(args: list[str]) -> int:
         use_distributed_sampler=False,
     )
     if trainer.is_global_zero:
-        print(f"{inference.path}, {len(labels)} classes, precision {precision} ({reason})", file=sys.stderr)
-    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers)
+        names = f", {len(inference.labels)} labels" if inference.labels else ""
+        print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
+        if skipped:
+            print(skipped_line(skipped), file=sys.stderr)
+    ranges = getattr(inference.data, "value_ranges", None)
+    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, ranges)
     trainer.predict(inference, data, return_predictions=False)
+    if options.truth:
+        metrics = {name: value.item() for name, value in inference.task.metrics["test"].compute().items()}
     if not trainer.is_global_zero:
         return 0
     print(f"{table.rows:,} inputs written to {options.output}", file=sys.stderr)
+    if options.truth:
+        print(*(f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), sep="\n")
     if table.notes:
         print(f"{table.notes:,} inputs have a note: see column note", file=sys.stderr)
     if not table.errors:
@@ -72,18 +86,41 @@ def predict(args: list[str]) -> int:
     return SOME_FAILED
 
 
+def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterator[Any]]:
+    """Returns a new iterator over the inputs at each call."""
+    from src.engine.deploy.inputs import find_images, read_numbers, read_texts
+
+    if inference.kind == "image":
+        if options.truth and options.truth != "folder" and not Path(options.truth).is_dir():
+            raise InputError(
+                f"--truth {options.truth}: give a folder of masks with the names of the images, or the word folder:"
+                " each image's folder is its class"
+            )
+        return partial(find_images, options.inputs, options.truth)
+    if inference.kind == "text":
+        column = options.text_column or getattr(inference.data, "text_column", "text")
+        return partial(read_texts, options.inputs, column, options.truth)
+    return partial(
+        read_numbers, options.inputs, inference.data.columns, options.truth.split(",") if options.truth else ()
+    )
+
+
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = command_parser("src.predict", "Predict on images or texts with a trained classifier; write a table.")
+    parser = command_parser("src.predict", "Predict on images, texts or tables with a trained model; write a table.")
     parser.add_argument(
         "inputs",
         nargs="*",
         metavar="INPUT",
-        help="images or folders of images; or texts: tables (.csv, .tsv, .jsonl, .parquet), or files with one text per"
-        " line",
+        help="images or folders of images; tables (.csv, .tsv, .jsonl, .parquet); or files with one text per line",
     )
     parser.add_argument("--output", help="the table to write: .csv, .jsonl or .parquet")
     add_checkpoint(parser)
     parser.add_argument("--text_column", help="column of the texts in tables; default: as in the run")
+    parser.add_argument(
+        "--truth",
+        help="also print the metrics, compared with this column of the tables (several: a,b), with the masks in this"
+        " folder, or with the folders' names (the word folder)",
+    )
     parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
     parser.add_argument("--batch_size", type=int, default=64, help="inputs per batch and process; default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read inputs; default: 0")
@@ -93,12 +130,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", help="as in src.train; default: the best of the hardware")
     options = parse_words(parser, args)
     if not options.inputs:
-        raise InputError("no inputs given: give images, folders of images, or files of texts")
+        raise InputError("no inputs given: give images, folders of images, tables or files of texts")
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_minimum(options, batch_size=1, num_workers=0)
     if not any(Path(given).expanduser().exists() for given in options.inputs):
         raise InputError(
-            f"{options.inputs[0]}: no such file or folder; give images, folders of images, or files of texts"
+            f"{options.inputs[0]}: no such file or folder; give images, folders of images, tables or files of texts"
         )
     return options

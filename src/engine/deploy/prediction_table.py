@@ -1,30 +1,36 @@
 """Writes predictions to a table, one row per input, in input order."""
 
 import csv
+import io
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from src.engine.system.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
+# A dict in a row becomes one column per key: `probabilities` becomes `probability_a`, `probability_b`.
+SINGULAR = {"probabilities": "probability", "areas": "area"}
 
 
 class PredictionTable(Callback):
-    """Writes name, label, class probabilities, error and note of every input.
+    """Writes name, predictions, error and note of every input; masks are written as PNG files.
 
     With several processes, each writes its share to a temporary file; at the end the first process merges them.
 
     Args:
-        path: absolute path of the table, .csv, .jsonl or .parquet; the file appears when it is complete.
-        labels: names of the classes, in the order of the probabilities.
+        path: absolute path of the table, .csv, .jsonl or .parquet; the file appears when it is complete. Masks are
+            written to the folder PATH_masks, for `out.csv` `out_masks`.
         total: number of inputs, for the progress bar.
 
     `rows`, `errors` and `notes` are counts, set in the first process at the end.
@@ -33,21 +39,23 @@ class PredictionTable(Callback):
         InputError: the table has another suffix, or cannot be written.
     """
 
-    def __init__(self, path: Path, labels: list[str], total: int | None = None) -> None:
+    def __init__(self, path: Path, total: int | None = None) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"--output {path.name}: give a name that ends in {', '.join(SUFFIXES)}")
         self.path = path
-        self.names = [f"probability_{label}" for label in labels]
-        self.labels = labels
+        self.masks = path.with_name(f"{path.stem}_masks")
+        if self.masks.exists():
+            raise InputError(f"{self.masks} already exists: give another --output")
         self.total = total
         self.rows = self.errors = self.notes = 0
         self.first_errors: list[str] = []
         self._writer: _Writer | None = None
         self._bar: Any = None
+        self._seen = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         suffix = self.path.suffix.lower() if trainer.world_size == 1 else ".jsonl"
-        self._writer = _Writer(self._part(trainer.global_rank), suffix, self.names)
+        self._writer = _Writer(self._part(trainer.global_rank), suffix)
         if trainer.is_global_zero:
             self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
 
@@ -61,13 +69,12 @@ class PredictionTable(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert self._writer is not None
-        probabilities = iter([] if outputs is None else outputs.float().cpu().tolist())
-        likeliest = iter([] if outputs is None else outputs.argmax(dim=1).tolist())
+        predicted = iter([] if outputs is None else outputs)
         for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
-            values = [None] * len(self.names) if error else next(probabilities)
-            label = None if error else self.labels[next(likeliest)]
-            row = {"input": name, "label": label, **dict(zip(self.names, values, strict=True))}
-            self._write(self._writer, {**row, "error": error, "note": note}, counts=trainer.world_size == 1)
+            values = {} if error else self._flatten(next(predicted), name, trainer)
+            row = {"input": name, **values, "error": error, "note": note}
+            self._write(self._writer, row, counts=trainer.world_size == 1)
+            self._seen += 1
         if self._bar is not None:
             self._bar.update(len(batch["names"]) * trainer.world_size)
 
@@ -82,7 +89,7 @@ class PredictionTable(Callback):
         try:
             if trainer.world_size > 1:
                 whole = self.path.with_name(f".{self.path.name}.whole")
-                self._writer = _Writer(whole, self.path.suffix.lower(), self.names)
+                self._writer = _Writer(whole, self.path.suffix.lower())
                 for row in _merged_rows([self._part(rank) for rank in range(trainer.world_size)]):
                     self._write(self._writer, row, counts=True)
                 self._writer.close()
@@ -96,6 +103,7 @@ class PredictionTable(Callback):
         if self._bar is not None:
             self._bar.close()
         self.remove_parts(trainer.world_size)
+        shutil.rmtree(self.masks, ignore_errors=True)  # it was not there before
 
     def remove_parts(self, world: int) -> None:
         """Remove the temporary files of all processes."""
@@ -103,6 +111,25 @@ class PredictionTable(Callback):
         for path in (whole, *(self._part(rank) for rank in range(world))):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+
+    def _flatten(self, row: dict[str, Any], name: str, trainer: Trainer) -> dict[str, Any]:
+        """The columns of a row; a mask (H, W) is written to a file."""
+        columns: dict[str, Any] = {}
+        for key, value in row.items():
+            if isinstance(value, dict):
+                columns |= {f"{SINGULAR.get(key, key)}_{part}": one for part, one in value.items()}
+            elif isinstance(value, Tensor):
+                number = self._seen * trainer.world_size + trainer.global_rank + 1
+                file = self.masks / f"{number:06}_{Path(name).stem}.png"
+                try:
+                    self.masks.mkdir(exist_ok=True)
+                    Image.fromarray(value.byte().cpu().numpy()).save(file)
+                except OSError as error:
+                    raise _unwritable(file, error) from error
+                columns[key] = f"{self.masks.name}/{file.name}"
+            else:
+                columns[key] = " ".join(map(str, value)) if isinstance(value, list) else value
+        return columns
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.name}.{rank}")
@@ -121,54 +148,62 @@ class PredictionTable(Callback):
 
 
 class _Writer:
-    """Writes rows to a .csv, .jsonl or .parquet file."""
+    """Writes rows to a .csv, .jsonl or .parquet file; the first row without error gives the columns."""
 
-    def __init__(self, path: Path, suffix: str, probabilities: list[str]) -> None:
+    def __init__(self, path: Path, suffix: str) -> None:
         self.path = path
         self.suffix = suffix
-        self.columns = ["input", "label", *probabilities, "error", "note"]
-        self.buffer: list[dict[str, Any]] = []
+        self.columns: list[str] = []
+        self.buffer: list[dict[str, Any]] = []  # rows before the columns are known, or before the next group of rows
+        self.csv: Any = None
+        self.table: Any = None
         try:
-            if suffix == ".parquet":
-                import pyarrow as pa
-                from pyarrow import parquet
-
-                types = [pa.float32() if name in probabilities else pa.string() for name in self.columns]
-                self.schema = pa.schema(zip(self.columns, types, strict=True))
-                self.table = parquet.ParquetWriter(path, self.schema)
-            else:
-                self.file = path.open("w", encoding="utf-8", newline="")
+            self.file = path.open("wb")
         except OSError as error:
             raise _unwritable(path, error) from error
-        if suffix == ".csv":
-            self.csv = csv.DictWriter(self.file, self.columns)
-            self.csv.writeheader()
 
     def write(self, row: dict[str, Any]) -> None:
+        self.buffer.append(row)
+        if not self.columns and not row["error"]:
+            self._start(row)
+        if self.columns and (self.suffix != ".parquet" or len(self.buffer) == ROWS):
+            self._flush()
+
+    def _start(self, row: dict[str, Any]) -> None:
+        self.columns = list(row)
         if self.suffix == ".csv":
-            self.csv.writerow(
-                {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-            )
-        elif self.suffix == ".jsonl":
-            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        else:
-            self.buffer.append(row)
-            if len(self.buffer) == ROWS:
-                self._flush()
+            self.csv = csv.DictWriter(io.TextIOWrapper(self.file, "utf-8", newline="", write_through=True), row)
+            self.csv.writeheader()
+        elif self.suffix == ".parquet":
+            import pyarrow as pa
+            from pyarrow import parquet
+
+            types = {float: pa.float32(), int: pa.int64(), bool: pa.bool_()}
+            self.schema = pa.schema([(name, types.get(type(value), pa.string())) for name, value in row.items()])
+            self.table = parquet.ParquetWriter(self.file, self.schema)
 
     def _flush(self) -> None:
-        import pyarrow as pa
-
-        self.table.write_table(pa.Table.from_pylist(self.buffer, self.schema))
+        rows = [{name: row.get(name) for name in self.columns} for row in self.buffer]
         self.buffer = []
+        if self.suffix == ".csv":
+            for row in rows:
+                shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+                self.csv.writerow(shown)
+        elif self.suffix == ".jsonl":
+            self.file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
+        elif rows:
+            import pyarrow as pa
+
+            self.table.write_table(pa.Table.from_pylist(rows, self.schema))
 
     def close(self) -> None:
         try:
-            if self.suffix == ".parquet":
-                self._flush()
+            if not self.columns:  # no input could be used
+                self._start({"input": "", "error": "", "note": ""})
+            self._flush()
+            if self.table is not None:
                 self.table.close()
-            else:
-                self.file.close()
+            self.file.close()
         except OSError as error:
             raise _unwritable(self.path, error) from error
 

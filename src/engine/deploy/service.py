@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import base64
 import gc
 import hmac
 import io
@@ -32,6 +33,7 @@ from starlette.routing import Route
 from starlette.types import Send
 
 from src.engine.data.images import read_image
+from src.engine.data.prepare import prepare_inputs
 from src.engine.deploy.batcher import Batcher, Threads, TooManyError
 from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, describe, printable
 from src.engine.deploy.inference import Inference
@@ -67,10 +69,11 @@ class RequestReader:
     def __init__(self, inference: Inference, token: str | None, max_bytes: int) -> None:
         self.kind = inference.kind
         self.data = inference.data
+        self.ranges = getattr(inference.data, "value_ranges", None)
         self.check_sampling: Any = getattr(inference.task, "check_sampling", None)
         self.tokens = None if token is None else [token.encode("utf-8")]
         with suppress(UnicodeEncodeError):
-            if self.tokens is not None:
+            if token is not None and self.tokens is not None:
                 self.tokens.append(token.encode("latin-1"))  # as some clients send it
         self.max_bytes = max_bytes
         self.held_bytes = 0
@@ -126,13 +129,15 @@ class RequestReader:
         if self.kind == "image" and not _is_json(body):
             return self._image(body, is_large)
         value = _json(body, self._expected())
-        return {"image": self._pixels, "text": self._text, "prompt": self._prompt}[self.kind](value)
+        readers = {"image": self._pixels, "text": self._text, "prompt": self._prompt, "table": self._row}
+        return readers[self.kind](value)
 
     def _expected(self) -> str:
         return {
             "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
             "text": 'JSON such as {"text": "..."}',
             "prompt": 'JSON such as {"prompt": "...", "max_new_tokens": 100}',
+            "table": f"JSON numbers for all columns: {json.dumps(dict.fromkeys(getattr(self.data, 'columns', ()), 0))}",
         }[self.kind]
 
     @asynccontextmanager
@@ -163,7 +168,11 @@ class RequestReader:
             with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as header:
                 width, height = header.size
             pixels = width * height
-            image = read_image(io.BytesIO(body)) if pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS) else None
+            image = (
+                read_image(io.BytesIO(body), self.ranges)
+                if pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
+                else None
+            )
         except Exception as error:  # a damaged file raises errors of many types
             raise HTTPException(422, f"not a usable image: it cannot be read; send {self._expected()}") from error
         if pixels > MAX_PIXELS:
@@ -190,8 +199,19 @@ class RequestReader:
     def _prepare(self, image: Image.Image) -> tuple[Any, str]:
         if max(image.size) > MAX_RATIO * min(image.size):
             raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
-        prepared: tuple[Any, str] = self.data.prepare_image(image)
-        return prepared
+        tensors, notes = prepare_inputs(self.data, [image])
+        return tensors, notes[0]
+
+    def _row(self, value: Any) -> dict[str, float]:
+        """The numbers of a table's row, by column."""
+        columns = self.data.columns
+        if not isinstance(value, dict) or set(value) != set(columns):
+            raise HTTPException(422, f"not a row: send {self._expected()}")
+        if bad := [
+            name for name in columns if type(value[name]) not in (int, float) or not abs(value[name]) < math.inf
+        ]:
+            raise HTTPException(422, f"{bad[0]} is not a finite number: send {self._expected()}")
+        return {name: float(value[name]) for name in columns}
 
     def _text(self, value: Any) -> str:
         text = value.get("text") if isinstance(value, dict) else value
@@ -315,11 +335,12 @@ class Service:
         self.batcher = Batcher(self._compute, options.max_batch_size, options.batch_timeout)
         self.generating = Threads(GENERATING, MAX_GENERATING)
         self.error: BaseException | None = None
-        self.labels = inference.labels
-        if not self.labels and inference.kind != "prompt":
-            self.labels = [str(number) for number in range(inference.task.num_classes)]
-        draws = len(getattr(inference.data, "pixel_mean", ())) == 1
-        facts = {"kind": inference.kind, "labels": self.labels, "token": options.token is not None, "draws": draws}
+        facts = {
+            "kind": inference.kind,
+            "columns": list(getattr(inference.data, "columns", ())),
+            "token": options.token is not None,
+            "draws": getattr(inference.data, "drawn", False),
+        }
         page = PAGE.read_text(encoding="utf-8")
         self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
@@ -389,24 +410,23 @@ class Service:
         """Label and probabilities of an image or a text."""
         async with asyncio.timeout(None) as deadline:
             value = await self.read(request, deadline, self.timeout)
-            values, note = await self.batcher(value)
-        probabilities = dict(zip(self.labels, values, strict=True))
-        answer: dict[str, Any] = {"label": max(self.labels, key=probabilities.__getitem__)}
-        answer["probabilities"] = probabilities
+            row, note = await self.batcher(value)
+        answer = {name: _as_json(one) for name, one in row.items()}
         if note:
             answer["note"] = note
         return JSONResponse(answer)
 
     @torch.inference_mode()
-    def _compute(self, values: list[Any]) -> list[tuple[list[float], str]]:
+    def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
         if self.inference.kind == "image":
-            prepared: tuple[torch.Tensor, ...] = (torch.stack([pixels for pixels, _ in values]),)
+            parts = zip(*(tensors for tensors, _ in values), strict=True)
+            prepared = tuple(torch.cat(part) for part in parts)
             notes = [note for _, note in values]
         else:
             prepared, notes = self.inference.prepare(values)
         with self.autocast():
-            probabilities = self.inference.probabilities(tuple(one.to(self.inference.device) for one in prepared))
-        return list(zip(probabilities.float().tolist(), notes, strict=True))
+            predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
+        return list(zip(self.inference.rows(predicted), notes, strict=True))
 
     async def generate(self, request: Request) -> Response:
         """Stream the continuation of a text."""
@@ -447,6 +467,15 @@ class Service:
         task: Any = self.inference.task
         ids = task.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
         yield from tokenizer.stream(ids)
+
+
+def _as_json(value: Any) -> Any:
+    """A value of a row; a mask (H, W) becomes a PNG as a data URL."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    file = io.BytesIO()
+    Image.fromarray(value.byte().cpu().numpy()).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def run_service(options: argparse.Namespace) -> None:

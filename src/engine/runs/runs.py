@@ -1,6 +1,5 @@
 """Creates, finds and locks run folders: `logs/<recipe>/version_N`, each used by one process at a time."""
 
-import json
 import os
 import re
 import time
@@ -16,12 +15,14 @@ from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
 from src import ROOT
-from src.engine.runs.checkpoint import damage, is_zip, read_checkpoint
+from src.engine.runs.checkpoint import configurations, read_checkpoint
+from src.engine.runs.run_record import is_finished
 from src.engine.system.errors import InputError
 
 AGREEMENT_SECONDS = 300
 # Worker processes of a killed run notice it after 5 seconds, and hold its lock until then.
 WORKER_SECONDS = 8
+TRIALS = "trials"  # folder of a search's trials, in that of the search: no trial is ever the newest run
 
 
 def claim_folder(parent: Path, stem: str = "version") -> Path:
@@ -49,6 +50,12 @@ def claim_folder(parent: Path, stem: str = "version") -> Path:
         raise InputError(
             f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
         ) from error
+
+
+def check_no_search(parent: Path) -> None:
+    """Raise InputError if a folder for runs is that of a search."""
+    if (parent / TRIALS).is_dir():
+        raise InputError(f"{parent} holds a search: give another name, as in --name {parent.name}-run")
 
 
 def runs_of(root: Path, name: str) -> Path:
@@ -137,8 +144,8 @@ def lock_run(folder: Path, wait: float = 0) -> FileLock:
     return lock
 
 
-def run_to_continue(parent: Path, automatic: bool) -> Path | None:
-    """The newest unfinished run in a folder that has a checkpoint and is not in use, or None.
+def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
+    """The unfinished runs in a folder that have a checkpoint and are not in use, newest first.
 
     Args:
         parent: folder of the runs with one name.
@@ -149,7 +156,7 @@ def run_to_continue(parent: Path, automatic: bool) -> Path | None:
     keeps_to_own = job.startswith("slurm") or _restarts() > 0
     wait = WORKER_SECONDS
     for folder in sorted(_versions(parent), key=version, reverse=True):
-        owner = (folder / ".job").read_text(encoding="utf-8") if (folder / ".job").is_file() else ""
+        owner = (folder / ".job").read_text(errors="replace") if (folder / ".job").is_file() else ""
         if automatic and owner != job and (keeps_to_own or owner.startswith("slurm")):
             continue
         if is_finished(folder) or not any(checkpoints_of(folder)):
@@ -159,8 +166,7 @@ def run_to_continue(parent: Path, automatic: bool) -> Path | None:
         except InputError:
             wait = 0
             continue
-        return folder
-    return None
+        yield folder
 
 
 def clock_lag(folder: Path) -> float:
@@ -175,13 +181,6 @@ def mark_job(folder: Path) -> None:
         (folder / ".job").write_text(job, encoding="utf-8")
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether a run has completed."""
-    with suppress(OSError, ValueError):
-        return "total_seconds" in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return False
-
-
 def checkpoints_of(folder: Path) -> Iterator[Path]:
     """The checkpoints of a run, newest first."""
     with suppress(OSError):
@@ -191,7 +190,7 @@ def checkpoints_of(folder: Path) -> Iterator[Path]:
 
 
 def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
-    """The newest undamaged checkpoint of a run, and one line for each damaged one.
+    """The newest undamaged checkpoint of a run, and one line for each other file that is passed over.
 
     Raises:
         InputError: the run has no undamaged checkpoint.
@@ -199,10 +198,13 @@ def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     found = list(checkpoints_of(folder))
     lines: list[str] = []
     for path in found:
-        problem = damage(path) or (None if path.is_dir() or is_zip(path) else "it is empty or not a zip archive")
-        if problem is None:
-            return path, lines
-        lines.append(f"{path} is damaged ({problem}): not used")
+        problem = "is not of this run"
+        try:
+            if read_checkpoint(str(path)).get("config") in configurations(folder):
+                return path, lines
+        except InputError as error:
+            problem = str(error).removeprefix(f"--ckpt_path {path} ").partition("; give")[0]
+        lines.append(f"{path} {problem}: not used")
     if not found:
         raise InputError(f"run {folder} has no checkpoint to continue from: start a new run")
     raise InputError(f"run {folder} has no undamaged checkpoint to continue from: {'; '.join(lines)}")

@@ -93,6 +93,7 @@ class EvaluationPictures(Callback):
         self._curves = None
         if not trainer.is_global_zero:
             return
+        is_seen = bool(curves.sum())  # a task may override its steps
         worst = sorted((mistake for part in everyone for mistake in part), key=lambda mistake: -mistake[0])[:WORST]
         data: Any = getattr(trainer, "datamodule", None)
         labels = [str(one) for one in getattr(data, "labels", None) or range(len(counts))]
@@ -107,7 +108,7 @@ class EvaluationPictures(Callback):
             elif worst:
                 decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)
                 writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
-            for number, label in enumerate(labels[:MAX_CURVES]):
+            for number, label in enumerate(labels[:MAX_CURVES] if is_seen else ()):
                 _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
 
 

@@ -76,5 +76,5 @@ def is_compiler_error(error: BaseException) -> bool:
 
 def compile_error(error: BaseException) -> InputError:
     """The InputError for an error of torch's compiler."""
-    reason = str(error).strip().splitlines()[0]
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return InputError(f"--compile: torch cannot compile this network here ({reason}): leave it out")

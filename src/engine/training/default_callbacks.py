@@ -6,17 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from src.engine.runs.checkpoint import WholeCheckpointIO
 from src.engine.runs.last_checkpoint import LastCheckpoint
-from src.engine.system.classes import import_class
+from src.engine.system.classes import as_list, import_class
 from src.engine.system.interruption import Interruption
 from src.engine.tensorboard.dashboard import Dashboard
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
 from src.engine.tensorboard.network_pictures import NetworkPictures
+from src.engine.tensorboard.task_pictures import TaskPictures
+from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.network_summary import NetworkSummary
 from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
@@ -50,7 +58,7 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
     if options["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
         callbacks.append(NetworkSummary())
         options["enable_model_summary"] = False  # instead of Lightning's
-    callbacks += [StepSeeds(), FiniteLoss()]
+    callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck()]
     options["profiler"] = options["profiler"] or NoProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -60,7 +68,7 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
 def tensorboard_callbacks(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
     """The callbacks that write to TensorBoard."""
     network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
-    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation]
+    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation, TaskPictures()]
     return callbacks if log_every_n_steps == 0 else [*callbacks, Throughput()]
 
 
@@ -88,11 +96,6 @@ def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logg
         names = (folder.parents[1], folder.parent.name, folder.name)
         made.insert(0, TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
     return made
-
-
-def as_list(given: Any) -> list[Any]:
-    """A new list from None, one value or a list."""
-    return [] if given is None else [*given] if isinstance(given, list) else [given]
 
 
 def _has(callbacks: list[Callback], kind: type) -> bool:

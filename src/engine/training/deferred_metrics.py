@@ -1,14 +1,18 @@
 """Metrics that are updated once for many steps."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from src.engine.system.errors import InputError
+
 # Nearly all the time of an update is overhead per call: a tenth of a training step for a small network.
 STEPS_PER_UPDATE = 50
 STAGES = ("train", "val", "test")
+MAX_PENDING = 2**24  # values of pending steps: a prediction for each pixel would fill the memory
 
 
 class DeferredMetrics(nn.Module):
@@ -40,8 +44,9 @@ class DeferredMetrics(nn.Module):
             seen: arguments of the metrics' `update`: detached tensors, or numbers.
             may_wait: whether the metrics may be updated now, which may wait for the device.
         """
-        self._pending[stage].append(seen)
-        if may_wait and len(self._pending[stage]) >= STEPS_PER_UPDATE:
+        pending = self._pending[stage]
+        pending.append(seen)
+        if (may_wait and len(pending) >= STEPS_PER_UPDATE) or len(pending) * _size(seen) > MAX_PENDING:
             self._update(stage)
 
     def reset(self) -> None:
@@ -95,3 +100,51 @@ def _join(values: list[Any], device: torch.device) -> Tensor:
     if isinstance(values[0], Tensor):
         return torch.cat([(value if value.ndim else value.reshape(1)).to(device) for value in values])
     return torch.tensor(values, device=device)
+
+
+def _size(seen: dict[str, Any]) -> int:
+    return sum(value.numel() for value in seen.values() if isinstance(value, Tensor))
+
+
+def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
+    """Check what a task's `step` returns.
+
+    Raises:
+        InputError: it is not a loss and a dict, the loss is not one number, `weight` is missing, or a metric does not
+            take the values.
+    """
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(f"{name}.step returns {_shown(result)}: return the loss and a dict of the metrics' arguments")
+    loss, seen = result
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.ndim:
+        raise InputError(f"{name}.step returns the loss {_shown(loss)}: return one number, as in loss.mean()")
+    if not isinstance(seen, dict):
+        raise InputError(f"{name}.step returns {_shown(seen)} after the loss: return a dict of the metrics' arguments")
+    if "weight" not in seen:
+        raise InputError(
+            f"{name}.step gives {', '.join(seen) or 'nothing'}: add weight, the number of samples in the loss"
+        )
+    given = ", ".join(f"{key} {_shown(value)}" for key, value in seen.items())
+    trials: Any = metrics.logged["train_metrics"]
+    for key, metric in trials.items(keep_base=True, copy_state=False):
+        trial = metric.clone()
+        trial.reset()
+        wanted = [
+            parameter
+            for parameter, one in inspect.signature(trial.update).parameters.items()
+            if one.default is one.empty and one.kind is not one.VAR_KEYWORD
+        ]
+        if missing := [parameter for parameter in wanted if parameter not in seen]:
+            raise InputError(f"{name}.step gives {given}: metric {key} also needs {', '.join(missing)}")
+        try:
+            joined = {name: _join([value], trial.device) for name, value in seen.items()}
+            trial.update(**trial._filter_kwargs(**joined))
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{name}.step gives {given}, which metric {key} does not take: {reason}") from error
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

@@ -163,7 +163,10 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_newest_good_one_is_used(t
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
     again = train("fit", "--run", str(fitted.folder), "--max_epochs=3")
-    assert any(f"{last} is damaged (its checksum does not match its content)" in line for line in again.messages)
+    assert any(
+        f"{last} is damaged or truncated (its checksum does not match its content): not used" in line
+        for line in again.messages
+    )
     assert any("from best.ckpt" in line for line in again.messages)
     assert step_of(again.folder) == 3 * STEPS
     for path in (last, best):
@@ -325,7 +328,9 @@ def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tm
     assert f"Retrying at half that rate from {last}, 0 retries left" in done.stderr
     folder = folder_of(tmp_path)
     assert step_of(folder) == 3 * STEPS
-    assert "lr: 0.005" in (folder / "config.resume-1.yaml").read_text()
+    resumed = (folder / "config.resume-1.yaml").read_text()
+    assert "lr: 0.005" in resumed
+    assert resumed.count("FaultInjector") == 1
 
 
 def test_a_retry_starts_from_last_ckpt_even_if_another_checkpoint_was_given(train: Train) -> None:

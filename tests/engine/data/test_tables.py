@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
-from src.engine.data.tables import read_table
+import pytest
+
+from src.engine.data.tables import read_table, stream_columns
+from src.engine.system.errors import InputError
 from tests.conftest import write
 
 
@@ -14,3 +17,56 @@ def test_a_quotation_mark_in_a_tsv_swallows_no_rows(tmp_path: Path) -> None:
     found = read_table(path, "text", "label")
     assert len(found) == 60
     assert found[8] == ('"row 8', "0")
+
+
+def test_rows_of_several_lines_are_counted_and_the_first_is_named(tmp_path: Path, messages: list[str]) -> None:
+    rows = [f"row {number},{number % 2}" for number in range(1, 61)]
+    rows[7], rows[40] = '"row 8,0', '"great row 41,1'  # stray quotation marks
+    path = write(tmp_path / "own.csv", "text,label\n" + "\n".join(rows) + "\n")
+    found = read_table(path, "text", "label")
+    assert len(found) == 27
+    assert found[7][0].startswith("row 8,0\nrow 9,")
+    wanted = f"{path}: rows of several lines: 1, the first is row 8; check the quotation marks there"
+    assert messages == [wanted]
+    assert len(list(stream_columns(Path(path), ["text"]))) == 27
+    assert messages == [wanted, wanted]
+    read_table(write(tmp_path / "plain.csv", "text,label\na,1\n"), "text", "label")
+    assert len(messages) == 2
+
+
+MARK = "\ufeff"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".csv", "text,label\nfirst,1\n"),
+        (".csv", '"text","label"\n"first","1"\n'),
+        (".tsv", "text\tlabel\nfirst\t1\n"),
+        (".jsonl", '{"text": "first", "label": "1"}\n'),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str, content: str) -> None:
+    path = write(tmp_path / f"own{suffix}", MARK + content)
+    assert read_table(path, "text", "label") == [("first", "1")]
+    assert list(stream_columns(Path(path), ["text"])) == [("first",)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_another_encoding_is_named(tmp_path: Path, suffix: str, encoding: str) -> None:
+    path = tmp_path / f"own{suffix}"
+    path.write_bytes("text,label\nfirst,1\n".encode(encoding))
+    with pytest.raises(InputError, match=rf"own{suffix} seems to be UTF-16: save it as UTF-8"):
+        read_table(str(path), "text", "label")
+
+
+def test_rows_of_json_lines_keep_their_values_and_count_from_1(tmp_path: Path) -> None:
+    date = "2020-01-01 00:00:00"
+    path = write(tmp_path / "own.jsonl", f'{{"text": "{date}", "label": 1}}\n\n{{"text": "x", "label": "one"}}\n')
+    assert read_table(path, "text", "label") == [(date, "1"), ("x", "one")]
+    path = write(tmp_path / "bad.jsonl", '{"text": "x"}\n' * 5000 + "\n{\n")
+    rows = stream_columns(Path(path), ["text"])
+    assert [next(rows) for _ in range(5000)] == [("x",)] * 5000
+    with pytest.raises(InputError, match=r"bad.jsonl is not a .jsonl file that can be read: row 5001: "):
+        next(rows)

@@ -54,9 +54,8 @@ def offline(toy_checkpoint: str, samples: list[tuple[Image.Image, bytes]]) -> li
     """What predicting without a server gives for each."""
     inference = Inference(toy_checkpoint, trust=[TRUSTED])
     with torch.no_grad():
-        values: list[list[float]] = inference.probabilities(
-            inference.prepare([image for image, _ in samples])[0]
-        ).tolist()
+        predicted = inference.predictions(inference.prepare([image for image, _ in samples])[0])
+    values: list[list[float]] = predicted["probabilities"].tolist()
     return values
 
 
@@ -96,7 +95,7 @@ def test_health_and_the_page_answer(image_service: Service) -> None:
     assert page.status == 200
     assert page.headers["content-type"].startswith("text/html")
     text = page.body.decode()
-    assert '"labels": ["left", "middle", "right"]' in text
+    assert '"draws": true' in text
     assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://", text)  # it works without internet
 
 

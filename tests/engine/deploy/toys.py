@@ -84,6 +84,7 @@ class ToyRows(Dataset[tuple[Tensor, ...]]):
 class ToyTexts(LightningDataModule):
     """Praise and blame; tokenizer and labels are known after `setup`, or from a checkpoint."""
 
+    input_kind = "text"
     text_column = "words"
 
     def __init__(self, size: int = 256, batch_size: int = 32) -> None:
@@ -97,7 +98,7 @@ class ToyTexts(LightningDataModule):
         self.load_state_dict({"labels": ["good", "bad"]})
         kinds = ("a fine and good film", "an awful and bad film")
         texts = [kinds[number % 2][number % 3 :] for number in range(self.size)]
-        self.rows = ToyRows(*self.prepare_texts(texts), torch.arange(self.size) % 2)
+        self.rows = ToyRows(*self.prepare(texts), torch.arange(self.size) % 2)
 
     def state_dict(self) -> dict[str, Any]:
         return {"labels": self.labels}
@@ -105,9 +106,9 @@ class ToyTexts(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.labels, self.tokenizer = list(state_dict["labels"]), ToyTokenizer()
 
-    def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+    def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens (B, T) int64, padded to the longest, and mask (B, T) bool."""
-        ids = [torch.from_numpy(self.tokenizer.encode(text).astype("int64")) for text in texts]
+        ids = [torch.from_numpy(self.tokenizer.encode(text).astype("int64")) for text in inputs]
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(one).bool() for one in ids], batch_first=True)
         return nn.utils.rnn.pad_sequence(ids, batch_first=True), mask
 
@@ -189,8 +190,8 @@ class ToyWriter(Task):
 class NotingData(ToyData):
     """As `ToyData`, but says where it has scaled an image."""
 
-    def prepare_image(self, image: Image.Image) -> tuple[Tensor, str]:
-        return super().prepare_image(image)[0], "" if image.size == (SIDE, SIDE) else "scaled"
+    def notes(self, inputs: list[Image.Image]) -> list[str]:
+        return ["" if image.size == (SIDE, SIDE) else "scaled" for image in inputs]
 
 
 class NamedData(ToyData):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,17 @@ def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..
     assert metrics["peak_memory_mb"] > 100
     assert all(isinstance(value, int | float | str) for value in metrics.values())
     assert metrics["test/acc"] == run.cli.trainer.callback_metrics["test/acc"].item()
+
+
+def test_validation_metrics_are_those_of_the_best_checkpoint_and_say_its_epoch(train: Callable[..., Run]) -> None:
+    run = train("fit", "--max_epochs=3", "--checkpoint.monitor=val/loss")  # with mode max: the first epoch is the best
+    best: Any = run.cli.trainer.checkpoint_callback
+    assert run.metrics["best_epoch"] == 1
+    assert run.metrics["val/loss"] == best.best_model_score.item()
+    assert run.metrics["val/loss"] != run.cli.trainer.callback_metrics["val/loss"].item()
+    rows = [line.split() for line in run.output.splitlines()]
+    assert ["val/loss", f"{run.metrics['val/loss']:.4f}"] in rows
+    assert ["best", "epoch", "1"] in rows
 
 
 def test_throughput_counts_training_samples_over_training_time(train: Callable[..., Run]) -> None:

@@ -76,12 +76,12 @@ def test_compiling_a_model_without_a_network_is_one_line(train: Train) -> None:
         train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
 
 
-def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def break_compiler(monkeypatch: pytest.MonkeyPatch, text: str = "no working C++ compiler\nand a long story") -> None:
     class CompilerError(RuntimeError):
         __module__ = "torch._inductor.exc"
 
     def fail(*_: object) -> None:
-        raise CompilerError("no working C++ compiler\nand a long story")
+        raise CompilerError(text)
 
     monkeypatch.setattr(Classifier, "forward", fail)
 
@@ -91,6 +91,9 @@ def test_a_compiler_error_is_one_line(
 ) -> None:
     break_compiler(monkeypatch)
     with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
+        train(*SHORT, "--compile")
+    break_compiler(monkeypatch, text="")
+    with pytest.raises(InputError, match=r"cannot compile this network here \(CompilerError\): leave it out"):
         train(*SHORT, "--compile")
 
 

@@ -64,7 +64,19 @@ def _fused(spec: Spec, module: LightningModule) -> Spec:
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: Spec) -> Spec:
-    """Keep this run's `fused`, not the checkpoint's: this run may clip gradients or use another device."""
+    """Keep this run's `fused`, not the checkpoint's: this run may clip gradients or use another device.
+
+    Fused steps do not check sizes, so a state of other sizes would let them write anywhere in memory.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                continue
+            if value.shape != parameters[number].shape:
+                raise InputError(f"the checkpoint's {name} of {tuple(value.shape)} does not fit its weights")
+            if value.stride() != parameters[number].stride():
+                values[name] = torch.empty_like(parameters[number]).copy_(value)
     groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 

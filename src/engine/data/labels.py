@@ -1,0 +1,71 @@
+"""Checks the labels of a data set, and reports its classes."""
+
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from src.engine.data.loading import announce
+from src.engine.data.split import PARTS
+from src.engine.system.errors import InputError
+
+SHOWN = 20  # classes in one line
+VARIATION_SELECTORS = "\ufe0e\ufe0f"
+
+
+def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) -> None:
+    """Compare the labels with each other.
+
+    Args:
+        labels: the label of each sample.
+        source: where they come from, for messages.
+        known: other labels to compare them with, such as those of a checkpoint.
+
+    Labels that differ only in case are reported: they may be different classes.
+
+    Raises:
+        InputError: labels look the same: they differ only in Unicode form, invisible characters or blanks.
+    """
+    counts = Counter(dict.fromkeys(known, 0))
+    counts.update(labels)
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        alike[_visible(label).lower()].append(label)
+    for group in alike.values():
+        shown = ", ".join(f"{label!a} ({counts[label]:,})" for label in group)
+        if len({_visible(label) for label in group}) < len(group):
+            raise InputError(
+                f"labels {shown} of {source} look the same but differ in Unicode form, invisible characters or blanks:"
+                " write them alike"
+            )
+        if len(group) > 1:
+            announce(f"Labels {shown} of {source} differ only in case and are different classes: write them alike?")
+
+
+def report_classes(labels: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
+    """Log the number of samples of each class, and the classes that a part lacks.
+
+    Args:
+        labels: names of the classes.
+        parts: class number of each sample, by the name of the part.
+    """
+    counts = {part: Counter(targets) for part, targets in parts.items()}
+    sizes = [(label, sum(count[number] for count in counts.values())) for number, label in enumerate(labels)]
+    shown = [f"{label} {size:,}" for label, size in sizes]
+    if len(labels) > SHOWN:
+        largest = sorted(sizes, key=lambda one: -one[1])
+        shown = [f"{label} {size:,}" for label, size in (*largest[:SHOWN], largest[-1])]
+        shown.insert(SHOWN, "...")
+    rank_zero_info(f"Classes: {', '.join(shown)}")
+    for part, count in counts.items():
+        if missing := [label for number, label in enumerate(labels) if not count[number]]:
+            more = f" and {len(missing) - SHOWN:,} more" if len(missing) > SHOWN else ""
+            announce(f"No {PARTS[part]} samples of {', '.join(missing[:SHOWN])}{more}")
+
+
+def _visible(label: str) -> str:
+    """A label as it looks."""
+    form = unicodedata.normalize("NFC", label)
+    marks = [c for c in form if unicodedata.category(c) == "Cf" or c in VARIATION_SELECTORS]
+    return " ".join(form.translate(dict.fromkeys(map(ord, marks))).split())

@@ -1,0 +1,87 @@
+"""Figures (matplotlib) of what a task predicts on test samples."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Sample = tuple[Tensor, Tensor, Tensor]
+"""Network input, target and prediction of one sample."""
+
+MAX_CURVES = 20  # labels in one figure
+MAX_POSITIONS = 120  # of a sequence
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure  # lazy import: it takes 0.25 s
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, Any]:
+    """Predictions over true values and residuals over predictions, one plot per target."""
+    if not samples:
+        return {}
+    targets, preds = (torch.stack([one[part].float() for one in samples]) for part in (1, 2))  # (N, num_targets)
+    count = targets.shape[1]
+    names = labels or ["value"] * count
+    true, rest = _figure(4 * count, 4), _figure(4 * count, 4)
+    for number in range(count):
+        known = targets[:, number].isfinite()
+        x, y = targets[known, number].numpy(), preds[known, number].numpy()
+        axes = true.add_subplot(1, count, number + 1, xlabel=f"true {names[number]}", ylabel="predicted")
+        axes.scatter(x, y, s=6, alpha=0.5)
+        axes.axline((float(x.mean()), float(x.mean())), slope=1, color="black", linewidth=1)
+        axes = rest.add_subplot(1, count, number + 1, xlabel=f"predicted {names[number]}", ylabel="predicted - true")
+        axes.scatter(y, y - x, s=6, alpha=0.5)
+        axes.axhline(0, color="black", linewidth=1)
+    return {"predicted and true": true, "residuals": rest}
+
+
+def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
+    """Precision over recall of each label, from counts (thresholds, num_labels, 2, 2), targets in rows."""
+    figure = _figure(6, 5)
+    axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    for number, label in enumerate(labels[:MAX_CURVES]):
+        _, fp, fn, tp = counts[:, number].flatten(1).double().unbind(dim=1)
+        recall, precision = tp / (tp + fn).clamp(min=1), torch.where(tp + fp > 0, tp / (tp + fp).clamp(min=1), 1.0)
+        axes.plot(recall.numpy(), precision.numpy(), label=label)
+    axes.legend(fontsize=8)
+    return {"precision and recall": figure}
+
+
+def mask_figure(samples: list[Sample], num_classes: int) -> Any:
+    """Input image, true mask and predicted mask of each sample, one row per sample."""
+    figure = _figure(6, 2 * len(samples))
+    for row, (image, target, pred) in enumerate(samples):
+        low, high = image.aminmax()
+        shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).movedim(0, -1)  # (H, W, C)
+        truth = torch.where(target < 0, torch.nan, target.float())  # not drawn where ignored
+        parts = (("input", shown if shown.shape[2] == 3 else shown[..., 0]), ("true", truth), ("predicted", pred))
+        for column, (title, values) in enumerate(parts):
+            axes = figure.add_subplot(len(samples), 3, 3 * row + column + 1)
+            colours: dict[str, Any] = {"cmap": "gray"} if not column else {"cmap": "tab20", "vmin": 0}
+            axes.imshow(values.numpy(), **colours, **({"vmax": max(num_classes - 1, 1)} if column else {}))
+            axes.set_axis_off()
+            if not row:
+                axes.set_title(title)
+    return figure
+
+
+def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
+    """True and predicted labels of each sequence as two rows of coloured cells; unlabelled positions are white."""
+    from matplotlib.patches import Patch
+
+    length = min(MAX_POSITIONS, max(len(target) for _, target, _ in samples))
+    cells = torch.full((3 * len(samples), length), torch.nan)
+    for row, (_, target, pred) in enumerate(samples):
+        target, pred = target[:length], pred[:length]
+        for offset, values in enumerate((target, pred)):
+            cells[3 * row + offset, : len(values)] = torch.where(target < 0, torch.nan, values.float())
+    figure = _figure(2 + 0.08 * length, 1 + 0.4 * len(samples))
+    axes = figure.add_subplot(xlabel="position", title="true above predicted")
+    drawn = axes.imshow(cells.numpy(), cmap="tab20", vmin=0, vmax=max(len(labels) - 1, 1), aspect="auto")
+    axes.set_yticks([])
+    shown = [Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in enumerate(labels[:20])]
+    axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure

@@ -1,0 +1,94 @@
+"""The task of assigning a class to each pixel."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from src.engine.data.loading import IGNORED
+from src.engine.tensorboard.figures import Sample, mask_figure
+from src.tasks.classifier import UNCHECKED, Batch, Classifier
+from src.tasks.task import numbered
+
+LISTED = 50  # classes whose IoU is logged one by one
+
+
+class DiceLoss(nn.Module):
+    """One minus the soft Dice coefficient (Milletari et al. 2016), mean over classes and images.
+
+    Shapes:
+        logits (B, num_classes, H, W) float, targets (B, H, W) int64, -100 is ignored -> one value.
+    """
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        counted = (targets != IGNORED).unsqueeze(1)  # (B, 1, H, W)
+        probabilities = logits.float().softmax(dim=1) * counted
+        truth = F.one_hot(targets.clamp(min=0), logits.shape[1]).movedim(-1, 1) * counted
+        overlap = (probabilities * truth).flatten(2).sum(2)  # (B, num_classes)
+        total = (probabilities + truth).flatten(2).sum(2)
+        images = counted.flatten(1).any(1)  # (B,)
+        scores = ((2 * overlap + 1) / (total + 1)).mean(1)  # 1: smoothing, a class may be absent
+        loss: Tensor = ((1 - scores) * images).sum() / images.sum().clamp(min=1)
+        return loss
+
+
+class SegmentationTask(Classifier):
+    """Trains and tests a network that assigns a class to each pixel.
+
+    Args:
+        net: the network, (B, C, H, W) float -> (B, num_classes, H, W) float logits.
+        loss: loss on logits and class numbers. Default: cross entropy; `DiceLoss` suits small objects.
+        num_classes: number of classes; default: the network's `num_classes`.
+
+    A batch is images, then targets (B, H, W) int64, -100 is ignored. Logs `{train,val,test}/{loss,acc,iou}`, accuracy
+    of pixels and mean intersection over union of the classes, and `test/iou_LABEL` for each class.
+    """
+
+    figure_samples = 8
+
+    def configure_metrics(self, num_classes: int) -> MetricCollection:
+        metrics: dict[str, Metric | MetricCollection] = {
+            "loss": MeanMetric(),
+            "acc": MulticlassAccuracy(num_classes, average="micro", **UNCHECKED),
+            "iou": MulticlassJaccardIndex(num_classes, average="macro", **UNCHECKED),
+        }
+        return MetricCollection(metrics)
+
+    def count(self, targets: Tensor) -> Tensor | int:
+        """The number of pixels, or for `DiceLoss` of images."""
+        counted = targets != IGNORED
+        return counted.flatten(1).any(1).sum() if isinstance(self.loss, DiceLoss) else counted.sum()
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        seen = self.check(self.step(batch))[1]
+        self.metrics.add(stage, seen)
+        return seen
+
+    def log_metrics(self, stage: str) -> None:
+        """Log the metrics, after the test also the intersection over union of each class."""
+        super().log_metrics(stage)
+        if stage == "test" and self.num_classes <= LISTED:
+            counts = self.confusion.compute().double()  # (num_classes, num_classes)
+            iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag())
+            names = self.label_names(self.num_classes)
+            self.log_dict({f"test/iou_{name}": one for name, one in zip(names, iou.float(), strict=True)})
+
+    def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Class of each pixel (B, H, W) int64."""
+        return {"mask": self(*inputs).argmax(dim=1)}
+
+    def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
+        """The mask (H, W) uint8, and the share of each class in its area."""
+        names = labels or numbered(self.num_classes)
+        rows = []
+        for mask in predictions["mask"].cpu():
+            shares = torch.bincount(mask.flatten(), minlength=self.num_classes) / mask.numel()
+            rows.append({"mask": mask.byte(), "areas": dict(zip(names, shares.tolist(), strict=True))})
+        return rows
+
+    def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
+        """Input, true mask and predicted mask."""
+        return {"masks": mask_figure(samples, self.num_classes)} if samples else {}
