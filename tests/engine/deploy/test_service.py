@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,13 +140,6 @@ def test_an_input_that_the_data_refuses_is_the_clients_fault() -> None:
     with local(classifier(even, refuse)) as one:
         answer = one.predict([[1]])
     assert (answer.status, answer.json["detail"]) == (422, "no ink in this image")
-
-
-def test_classes_without_labels_are_numbers() -> None:
-    inference = classifier(even)
-    inference.labels, inference.task = [], SimpleNamespace(num_classes=2)
-    with local(inference) as one:
-        assert one.predict([[1]]).json == {"label": "0", "probabilities": {"0": 0.5, "1": 0.5}}
 
 
 def file_of(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
