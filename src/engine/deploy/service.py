@@ -44,7 +44,7 @@ PAGE = Path(__file__).with_name("page.html")
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
 LARGE_PIXELS = 2**20  # larger images, and larger bodies, are decoded one at a time: an image can take 1 GB
 MAX_RATIO = 100  # of an image's sides: scaling the shorter one would make a huge image
-MAX_DECODING = 64  # small bodies that are or wait to be decoded
+MAX_DECODING = 1024  # small bodies that are or wait to be decoded
 MAX_DECODING_PIXELS = 8 * MAX_PIXELS  # of large images, and bytes of large bodies, that are or wait to be decoded
 MAX_BODIES = 300_000_000  # bytes of all bodies
 MAX_TEXT = 100_000  # characters; a tokenizer reads all of a text before it is cut
@@ -53,6 +53,7 @@ GENERATING = 2  # texts at the same time; more would slow all of them down
 MAX_GENERATING = 32  # texts that are or wait to be generated
 BODY_SECONDS = 15.0  # maximum time for a request body to arrive
 SMALL_BODY = 2**15  # bytes; smaller JSON is decoded at once, which is faster than in a thread
+LARGEST = sys.float_info.max
 # Options of a request to generate text.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
 
@@ -168,11 +169,8 @@ class RequestReader:
             with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as header:
                 width, height = header.size
             pixels = width * height
-            image = (
-                read_image(io.BytesIO(body), self.ranges)
-                if pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
-                else None
-            )
+            is_next = pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
+            image = read_image(io.BytesIO(body), self.ranges) if is_next else None
         except Exception as error:  # a damaged file raises errors of many types
             raise HTTPException(422, f"not a usable image: it cannot be read; send {self._expected()}") from error
         if pixels > MAX_PIXELS:
@@ -207,10 +205,9 @@ class RequestReader:
         columns = self.data.columns
         if not isinstance(value, dict) or set(value) != set(columns):
             raise HTTPException(422, f"not a row: send {self._expected()}")
-        if bad := [
-            name for name in columns if type(value[name]) not in (int, float) or not abs(value[name]) < math.inf
-        ]:
-            raise HTTPException(422, f"{bad[0]} is not a finite number: send {self._expected()}")
+        for name in columns:
+            if type(value[name]) not in (int, float) or not -LARGEST <= value[name] <= LARGEST:
+                raise HTTPException(422, f"{name} is not a finite number: send {self._expected()}")
         return {name: float(value[name]) for name in columns}
 
     def _text(self, value: Any) -> str:
@@ -303,7 +300,9 @@ class TextStream(StreamingResponse):
                     if not has_started:
                         has_started = True
                         await send(start)
-                    await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": piece.encode(errors="replace"), "more_body": True}
+                    )
                 if not has_started:
                     await send(start)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -363,7 +362,7 @@ class Service:
             return handle
 
         async def http_error(_: Request, error: HTTPException) -> Response:
-            return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+            return JSONResponse({"detail": printable(error.detail)}, error.status_code, error.headers)
 
         return {
             HTTPException: http_error,
@@ -408,11 +407,8 @@ class Service:
         """Label and probabilities of an image or a text."""
         async with asyncio.timeout(None) as deadline:
             value = await self.read(request, deadline, self.timeout)
-            row, note = await self.batcher(value)
-        answer = {name: _as_json(one) for name, one in row.items()}
-        if note:
-            answer["note"] = note
-        return JSONResponse(answer)
+            answer, note = await self.batcher(value)
+        return JSONResponse({**answer, "note": note} if note else answer)
 
     @torch.inference_mode()
     def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
@@ -424,7 +420,10 @@ class Service:
             prepared, notes = self.inference.prepare(values)
         with self.autocast():
             predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
-        return list(zip(self.inference.rows(predicted), notes, strict=True))
+        rows = self.inference.rows(predicted)
+        return [
+            ({name: _as_json(one) for name, one in row.items()}, note) for row, note in zip(rows, notes, strict=True)
+        ]
 
     async def generate(self, request: Request) -> Response:
         """Stream the continuation of a text."""

@@ -51,17 +51,21 @@ def classifier(compute: Callable[[list[int]], Any], prepare: Callable[[Image.Ima
         prepare: called with each image.
     """
 
-    def prepare_image(image: Image.Image) -> tuple[torch.Tensor, str]:
-        prepare(image)
-        return torch.tensor(np.asarray(image.convert("L"))[0, 0]), ""
+    def prepare_all(images: list[Image.Image]) -> torch.Tensor:
+        for image in images:
+            prepare(image)
+        return torch.tensor([[[[np.asarray(image.convert("L"))[0, 0]]]] for image in images], dtype=torch.uint8)
+
+    def row(probabilities: list[float]) -> dict[str, Any]:
+        return {"label": "dark", "probabilities": dict(zip(("dark", "light"), probabilities, strict=True))}
 
     return SimpleNamespace(
         kind="image",
-        labels=["dark", "light"],
-        data=SimpleNamespace(prepare_image=prepare_image),
+        data=SimpleNamespace(input_kind="image", prepare=prepare_all),
         task=None,
         device=torch.device("cpu"),
-        probabilities=lambda inputs: torch.tensor(compute(inputs[0].tolist())),
+        predictions=lambda inputs: compute(inputs[0].flatten().tolist()),
+        rows=lambda predictions: [row(one) for one in predictions],
     )
 
 
@@ -71,4 +75,4 @@ def writer(pieces: Callable[[str], Iterator[str]]) -> Any:
     generate = lambda prompt, *_, **__: bytes(prompt.tolist()).decode()  # noqa: E731
     task = SimpleNamespace(check_sampling=lambda *_: None, generate=generate)
     data = SimpleNamespace(tokenizer=tokenizer)
-    return SimpleNamespace(kind="prompt", labels=[], data=data, task=task, device=torch.device("cpu"))
+    return SimpleNamespace(kind="prompt", data=data, task=task, device=torch.device("cpu"))

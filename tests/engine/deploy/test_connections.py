@@ -123,7 +123,7 @@ def test_a_head_that_is_too_large_is_told() -> None:
 
 
 def test_a_body_in_tiny_chunks_is_no_large_head() -> None:
-    rows = json.dumps([[1] * 400] * 60).encode()
+    rows = json.dumps([[1] * 400] * 150).encode()
     chunks = b"".join(b"8\r\n%b\r\n" % rows[at : at + 8] for at in range(0, len(rows) // 8 * 8, 8))
     last = rows[len(rows) // 8 * 8 :]
     end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"

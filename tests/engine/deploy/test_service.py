@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,13 +140,6 @@ def test_an_input_that_the_data_refuses_is_the_clients_fault() -> None:
     with local(classifier(even, refuse)) as one:
         answer = one.predict([[1]])
     assert (answer.status, answer.json["detail"]) == (422, "no ink in this image")
-
-
-def test_classes_without_labels_are_numbers() -> None:
-    inference = classifier(even)
-    inference.labels, inference.task = [], SimpleNamespace(num_classes=2)
-    with local(inference) as one:
-        assert one.predict([[1]]).json == {"label": "0", "probabilities": {"0": 0.5, "1": 0.5}}
 
 
 def file_of(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -324,6 +316,15 @@ def test_readers_that_leave_or_wait_free_their_place(monkeypatch: pytest.MonkeyP
             reader.close()
         waited_for(lambda: places.free == 3)
         assert one.generate({"prompt": "or"}).body == b"la"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "line\nbreak", "x" * 5000])
+def test_a_wrong_name_is_told_in_one_short_line(name: str) -> None:
+    with local(writer(endless)) as one:
+        refused = one.generate({**PROMPT, name: 1})
+    assert refused.status == 422
+    assert len(refused.json["detail"]) <= 1000
+    assert refused.json["detail"].isprintable()
 
 
 def test_a_text_too_long_for_a_tokenizer_is_refused() -> None:
