@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,13 +46,17 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     return rows
 
 
-def stream_columns(path: Path, columns: Sequence[str], option: str = "text_column") -> Iterator[tuple[Any, ...]]:
+def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, ...]]:
     """The values of some columns of a table, row by row; memory does not grow with the table.
 
+    Args:
+        path: the table.
+        columns: their names, and what an error says to give if one is missing.
+
     Raises:
-        InputError: the file cannot be read, or a column is missing; the message names `option`.
+        InputError: the file cannot be read, or a column is missing.
     """
-    yield from _rows(path, dict.fromkeys(columns, f"--{option}"), STREAM_BYTES)
+    yield from _rows(path, columns, STREAM_BYTES)
 
 
 def open_utf8(path: Path) -> BinaryIO:
