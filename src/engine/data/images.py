@@ -155,6 +155,19 @@ def read_image(source: Any, ranges: Ranges | None = None) -> Image.Image:
         return image
 
 
+def read_mask(path: Path) -> Image.Image:
+    """Read a mask as an image of class numbers (mode I): grey values as they are, a palette's as its numbers.
+
+    Raises:
+        OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not a mask.
+    """
+    with Image.open(path) as opened:
+        values = np.asarray(ImageOps.exif_transpose(opened))
+    if values.ndim != 2:
+        raise ValueError(f"it has {values.shape[2]} channels; a mask has one, of class numbers")
+    return Image.fromarray(values.astype(np.int32))
+
+
 def content_keys(files: Sequence[Path]) -> list[Any]:
     """A key for each file, equal for files with the same content; only files of equal size are read."""
     sizes = [file.stat().st_size for file in files]
