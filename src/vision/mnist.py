@@ -104,7 +104,7 @@ class MNISTDataModule(LightningDataModule):
     """
 
     input_kind = "image"
-    drawn = True  # the page of `src.serve` offers to draw
+    drawn = True  # a page that serves the model offers to draw
     num_classes = 10
     labels: Sequence[str] = tuple("0123456789")
     pixel_mean, pixel_std = (MEAN,), (STD,)

@@ -18,7 +18,6 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
@@ -38,7 +37,6 @@ from src.engine.runs.checkpoint import (
     checkpoint_errors,
     read_checkpoint,
     reason_of,
-    refuse_shards,
     restore_data,
 )
 from src.engine.runs.run_record import RunRecord, is_finished
@@ -47,20 +45,19 @@ from src.engine.runs.runs import (
     check_no_search,
     claim_folder,
     clock_lag,
-    join_attempt,
     lock_run,
-    mark_job,
     runs_of,
 )
 from src.engine.system.classes import Tree, as_list, differences, import_class
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
-from src.engine.training.compilation import Compilation
 from src.engine.training.default_callbacks import (
     add_default_callbacks,
+    add_missing,
     checkpoint_callbacks,
     loggers,
     prepare_checkpoints,
@@ -70,7 +67,7 @@ from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
 # Options of a single call: not part of a saved configuration.
-CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
+CALL_ONLY = ("config", "ckpt_path", "trust", "run", "quiet", "debug")
 # For the default of Lightning's Timer, an Enum whose values are texts.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
@@ -98,7 +95,6 @@ class StarterCLI(LightningCLI):
         self.lock: Any = None
         self.interruption = Interruption()
         self.record: RunRecord | None = None
-        self.compilation: Compilation | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
         self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
         self.data: Any = None  # the DataModule, if it is built before the model
@@ -152,7 +148,8 @@ class StarterCLI(LightningCLI):
             default=0,
             help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
         )
-        parser.add_argument("--compile", action="store_true", help="Compile the network with torch.compile")
+        for add_arguments in hooks("add_arguments"):
+            add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
         parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
         parser.add_optimizer_args((Optimizer,))
@@ -190,7 +187,7 @@ class StarterCLI(LightningCLI):
         given = options
         tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
         if not tree["model"]:
-            raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
+            raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
         sources = [
             name for name in unused_paths if name.startswith("data.") and name != "data.tokenizer"
@@ -283,9 +280,8 @@ class StarterCLI(LightningCLI):
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
-        if self.config.compile:
-            self.compilation = Compilation()
-            callbacks.append(self.compilation)
+        for more in hooks("callbacks"):
+            add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
@@ -296,8 +292,8 @@ class StarterCLI(LightningCLI):
         try:
             trainer = Trainer(**options)
             check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
-            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
-                refuse_shards(self.config.ckpt_path)
+            for check in hooks("check_trainer"):
+                check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
                 rank_zero_info(
                     f"The checkpoint was written by {saved_by} processes, this run has {trainer.world_size}: each batch"
@@ -338,7 +334,7 @@ class StarterCLI(LightningCLI):
         Raises:
             InputError: a value that is not a default cannot be written.
         """
-        for key in CALL_ONLY:
+        for key in (*CALL_ONLY, *(flag.removeprefix("--") for flags in hooks("BARE_FLAGS") for flag in flags)):
             given.pop(key, None)
         try:
             with warnings.catch_warnings(action="ignore"):  # of what `drop_objects` handles
@@ -360,7 +356,8 @@ class StarterCLI(LightningCLI):
             folder = claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
-            mark_job(folder)
+            for mark in hooks("mark_run"):
+                mark(folder)
             if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(
                     f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
@@ -394,7 +391,8 @@ class StarterCLI(LightningCLI):
         """Run the stage, then print the results."""
         self.interruption.install()
         try:
-            join_attempt(self.trainer.strategy.root_device)
+            for prepare in hooks("before_run"):
+                prepare(self.trainer)
             self._run_stage()
         except BaseException:
             self._drop_empty_folder()
@@ -411,15 +409,15 @@ class StarterCLI(LightningCLI):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
             seconds["train_seconds"] = time.perf_counter() - start
-            if self.compilation is not None:
-                seconds["compile_seconds"] = self.compilation.seconds
-                seconds["train_seconds"] -= self.compilation.seconds
+            for extra_seconds in hooks("extra_seconds"):
+                extra = extra_seconds(self.trainer)
+                seconds = {**seconds, **extra, "train_seconds": seconds["train_seconds"] - sum(extra.values())}
             best = BestCheckpoint(self.trainer)
             if self.stage is None:
                 best.test(self.model, self.datamodule)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
-            rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
+            rank_zero_info("These predictions are not saved")
         else:
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:

@@ -28,6 +28,7 @@ from src.engine.system.classes import (
     subclasses_here,
 )
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 
 Option = tuple[str, str | None]
 
@@ -35,7 +36,7 @@ STAGES = ("fit", "validate", "test", "predict")
 # Trainer options with a short form on the command line.
 SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options without a value: the next argument is not read as one.
-BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
+BARE_FLAGS = ("-h", "--help", "--quiet", "--debug", "--print_config")
 NOT_WRITTEN = "Unable to serialize instance "  # what jsonargparse writes for an object
 # Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
@@ -70,6 +71,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     files: list[str] = []
     options: list[Option] = []
     words = list(args)
+    bare_flags = [*BARE_FLAGS, *(flag for flags in hooks("BARE_FLAGS") for flag in flags)]
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
@@ -82,7 +84,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
         flag, equals, text = word.partition("=")
         value: str | None = text
         if not equals:
-            bare = flag in BARE_FLAGS or not words or words[0].startswith("--")
+            bare = flag in bare_flags or not words or words[0].startswith("--")
             if flag.endswith("fast_dev_run"):
                 bare = bare or not re.fullmatch(r"\d+|true|false", words[0], re.IGNORECASE)
             value = None if bare else words.pop(0)
@@ -90,7 +92,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
             if not value:
                 raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
             files.append(value)
-        elif value is None and flag not in BARE_FLAGS and not flag.endswith((".help", "fast_dev_run")):
+        elif value is None and flag not in bare_flags and not flag.endswith((".help", "fast_dev_run")):
             raise InputError(f"{flag} needs a value")
         else:
             options.append((flag, value))

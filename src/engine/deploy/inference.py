@@ -92,7 +92,7 @@ class Inference(LightningModule):
         if hasattr(task, "name_classes"):
             task.eval().name_classes(*self.data.prepare_texts(labels))
         elif labels != self.labels:
-            raise InputError(f"--labels: {type(task).__name__} has fixed classes: leave it out")
+            raise InputError(f"{type(task).__name__} has fixed classes: give it no labels")
         self.labels = labels
 
     @property
@@ -137,7 +137,7 @@ class Inference(LightningModule):
         return rows
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Row] | None:
-        """The rows of a batch of `InputsDataModule`; None if no input can be used."""
+        """The rows of a batch of inputs to predict on; None if no input can be used."""
         inputs, targets = batch["inputs"], batch["targets"]
         if inputs is None:
             return None

@@ -15,9 +15,9 @@ from src.engine.system.errors import InputError
 # Callbacks of Lightning that a run refuses, and why.
 UNUSABLE: dict[type[Callback], str] = {
     BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"
-    " --data.batch_size, or search it with src.tune",
+    " --data.batch_size",
     LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
-    " --optimizer.lr, or search it with src.tune",
+    " --optimizer.lr",
     SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
     " out; a run stops by itself when the loss becomes NaN or infinite",
 }

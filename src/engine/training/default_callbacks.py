@@ -26,16 +26,11 @@ from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interruption
-from src.engine.tensorboard.dashboard import Dashboard
-from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
-from src.engine.tensorboard.network_pictures import NetworkPictures
-from src.engine.tensorboard.task_pictures import TaskPictures
 from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.network_summary import NetworkSummary
 from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
 from src.engine.training.step_seeds import StepSeeds
-from src.engine.training.throughput import Throughput
 
 Options = dict[str, Any]  # arguments of the Trainer
 MAX_NAME = 200  # characters of a checkpoint's file name
@@ -56,8 +51,7 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
     if options["logger"] is False:  # LearningRateMonitor raises an error without a logger
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     elif stage != "predict":
-        defaults = tensorboard_callbacks(stage, options["log_every_n_steps"])
-        callbacks += [callback for callback in defaults if not _has(callbacks, type(callback))]
+        add_missing(callbacks, [LearningRateMonitor()])
     if quiet:
         options["enable_progress_bar"] = options["enable_model_summary"] = False
     if options["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar):
@@ -72,11 +66,9 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
         plugins.append(WholeCheckpointIO())
 
 
-def tensorboard_callbacks(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
-    """The callbacks that write to TensorBoard."""
-    network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
-    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation, TaskPictures()]
-    return callbacks if log_every_n_steps == 0 else [*callbacks, Throughput()]
+def add_missing(callbacks: list[Callback], more: list[Callback]) -> None:
+    """Add callbacks of classes that are not in a list yet."""
+    callbacks += [callback for callback in more if not _has(callbacks, type(callback))]
 
 
 def checkpoint_callbacks(

@@ -127,7 +127,7 @@ def broken_files(folder: Path) -> None:
         ("--config", "--config needs a file"),
         ("--config missing.yaml", "--config missing.yaml: no such file"),
         ("--config configs/strategy/dp.yaml", "no such file, did you mean configs/strategy/ddp.yaml?"),
-        ("--config fsdp2", "no such file, did you mean configs/strategy/fsdp2.yaml?"),
+        ("--config ddp", "no such file, did you mean configs/strategy/ddp.yaml?"),
         ("--config list.yaml", "--config list.yaml is not a configuration: it holds list"),
         ("--config broken.yaml", "--config broken.yaml is not YAML:"),
         ("--config typo.yaml", "trainer.max_epoch (in typo.yaml): no such setting, did you mean trainer.max_epochs?"),

@@ -166,7 +166,7 @@ def test_classes_are_named_where_the_task_takes_their_names(
     folder, wanted = files
     output = tmp_path / "out.csv"
     words = [str(folder), "--output", str(output), "--labels", "right side", "left side", "middle"]
-    with pytest.raises(InputError, match="Classifier has fixed classes: leave it out"):
+    with pytest.raises(InputError, match="Classifier has fixed classes: give it no labels"):
         predict([*of(toy_checkpoint), *words])
     assert predict([*of(toy_matcher), *words]) == 0
     rows = rows_of(output)
@@ -274,7 +274,7 @@ def test_a_worker_that_dies_is_one_error_and_no_table(
 
 
 def test_a_language_model_is_refused(toy_writer: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a language model: use src\.generate"):
+    with pytest.raises(InputError, match=r"is a language model, which only continues texts"):
         predict([*of(toy_writer), str(tmp_path), "--output", str(tmp_path / "out.csv")])
 
 
