@@ -278,17 +278,16 @@ def find_texts(path: str) -> list[Path]:
         InputError: there are none.
     """
     given = Path(path).expanduser()
-    if given.is_file():
-        return [given]
     if given.is_dir():
         found = sorted(file for file in given.rglob("*.txt") if file.is_file())
         files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
-        if not files:
-            raise InputError(f"--data.path {path}: no .txt file in this folder; use a glob for other files")
-        return files
-    files = sorted(file for name in glob.glob(str(given), recursive=True) if (file := Path(name)).is_file())
+        problem = "no .txt file in this folder; use a glob for other files"
+    else:
+        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+        files = sorted(file for name in names if (file := Path(name)).is_file())
+        problem = "no such file; give a file, a folder with .txt files, or a glob"
     if not files:
-        raise InputError(f"--data.path {path}: no such file; give a file, a folder with .txt files, or a glob")
+        raise InputError(f"--data.path {path}: {problem}")
     return files
 
 

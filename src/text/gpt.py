@@ -1,4 +1,4 @@
-"""A decoder-only transformer; `TextEncoder` uses the same attention and blocks."""
+"""A decoder-only transformer; its attention and blocks also make encoders."""
 
 import math
 
@@ -248,7 +248,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `LanguageModel.generate`."""
+    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling`."""
     if temperature == 0:
         return int(logits.argmax())
     # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.
@@ -264,7 +264,7 @@ def sample(
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError if an argument of `LanguageModel.generate` is out of range."""
+    """Raise ValueError if an argument of sampling is out of range."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
     if not 0 <= temperature < math.inf:

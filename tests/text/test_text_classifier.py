@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src.engine.parts.compile import Compilation
 from src.engine.system.errors import InputError
-from src.engine.training.compilation import Compilation
 from src.text.text_classifier import TextClassifier
 from src.text.text_encoder import TextEncoder, TextEnsemble
 from tests.conftest import trainer

@@ -55,7 +55,7 @@ def test_texts_of_a_table_are_classified(sentiments: str, tmp_path: Path) -> Non
 
 
 def test_a_language_model_is_not_for_prediction(writer: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a language model: use src\.generate"):
+    with pytest.raises(InputError, match=r"is a language model, which only continues texts"):
         predict(["--ckpt_path", writer, str(tmp_path), "--output", str(tmp_path / "out.csv")])
 
 

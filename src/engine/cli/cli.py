@@ -4,30 +4,26 @@ import argparse
 import shutil
 import sys
 import time
-import warnings
 from contextlib import suppress
 from copy import deepcopy
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
+from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
 from src.engine.runs.checkpoint import (
@@ -36,46 +32,36 @@ from src.engine.runs.checkpoint import (
     check_fit,
     check_unfinished,
     checkpoint_errors,
-    is_sharded,
     read_checkpoint,
     reason_of,
-    refuse_shards,
     restore_data,
 )
-from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
+from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
     check_no_search,
     claim_folder,
     clock_lag,
-    join_attempt,
     lock_run,
-    mark_job,
-    relative,
     runs_of,
 )
-from src.engine.system.classes import Tree, as_list, differences, import_class
+from src.engine.system.classes import Tree, as_list, import_class
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
-from src.engine.training.compilation import Compilation
+from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.default_callbacks import (
     add_default_callbacks,
-    check_callbacks,
+    add_missing,
     checkpoint_callbacks,
     loggers,
     prepare_checkpoints,
 )
 from src.engine.training.hyperparameters import rebuild_arguments
-from src.engine.training.monitors import check_rhythm
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
-
-# Options of a single call: not part of a saved configuration.
-CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
-# For the default of Lightning's Timer, an Enum whose values are texts.
-yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
 
 
 class StarterCLI(LightningCLI):
@@ -101,7 +87,6 @@ class StarterCLI(LightningCLI):
         self.lock: Any = None
         self.interruption = Interruption()
         self.record: RunRecord | None = None
-        self.compilation: Compilation | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
         self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
         self.data: Any = None  # the DataModule, if it is built before the model
@@ -155,7 +140,8 @@ class StarterCLI(LightningCLI):
             default=0,
             help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
         )
-        parser.add_argument("--compile", action="store_true", help="Compile the network with torch.compile")
+        for add_arguments in hooks("add_arguments"):
+            add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
         parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
         parser.add_optimizer_args((Optimizer,))
@@ -193,7 +179,7 @@ class StarterCLI(LightningCLI):
         given = options
         tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
         if not tree["model"]:
-            raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
+            raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
         sources = [
             name for name in unused_paths if name.startswith("data.") and name != "data.tokenizer"
@@ -205,7 +191,7 @@ class StarterCLI(LightningCLI):
             )
         words = [config.full_option(flag, value) for flag, value in options]
         try:
-            self.config = parser.parse_args([f"--config={config.dump(tree)}", *words])
+            self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), parser, tree, given, files)) from error
         finally:
@@ -225,21 +211,8 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        if trainer.accumulate_grad_batches < 1:
-            raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
-        if trainer.barebones:
-            raise InputError(
-                "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
-                " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
-            )
-        if self.stage in (None, "fit"):
-            for name in ("max_epochs", "max_steps", "limit_train_batches"):
-                if trainer[name] == 0:
-                    raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
-            check_rhythm(self.config.checkpoint, trainer)
-        if self.config.retries < 0:
-            raise InputError(f"--retries {self.config.retries}: give at least 0")
-        if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
+        check_settings(self.config, self.stage in (None, "fit"))
+        if trainer.precision is None and not has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
         tune_hardware(trainer.accelerator)
@@ -299,9 +272,8 @@ class StarterCLI(LightningCLI):
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
-        if self.config.compile:
-            self.compilation = Compilation()
-            callbacks.append(self.compilation)
+        for more in hooks("callbacks"):
+            add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
@@ -312,8 +284,8 @@ class StarterCLI(LightningCLI):
         try:
             trainer = Trainer(**options)
             check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
-            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
-                refuse_shards(self.config.ckpt_path)
+            for check in hooks("check_trainer"):
+                check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
                 rank_zero_info(
                     f"The checkpoint was written by {saved_by} processes, this run has {trainer.world_size}: each batch"
@@ -330,16 +302,7 @@ class StarterCLI(LightningCLI):
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        tree = self._written(saved)
-        text = f"# lightning=={lightning.__version__}\n{config.dump(tree)}"
-        try:
-            again = self._written(self.parser.parse_string(text))
-        except argparse.ArgumentError as error:
-            reason = explain(str(error), self.parser, tree, [], [])
-            raise InputError(f"{reason}, as config.yaml would be read; give another value") from error
-        if config.dump(again) != config.dump(tree):
-            changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
-            raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
+        text, tree = configuration_text(self.parser, saved)
         # A checkpoint can then rebuild the model, even if its class does not save its arguments.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
@@ -351,22 +314,6 @@ class StarterCLI(LightningCLI):
         arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
         self.model.save_hyperparameters(arguments)
         return text, tree
-
-    def _written(self, given: Namespace) -> Tree:
-        """A configuration as config.yaml has it: plain values, without arguments whose defaults are other objects.
-
-        Raises:
-            InputError: a value that is not a default cannot be written.
-        """
-        for key in CALL_ONLY:
-            given.pop(key, None)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of what `drop_objects` handles
-                tree: Tree = yaml.safe_load(self.parser.dump(given, skip_unset=False))
-        except (ValueError, TypeError, yaml.YAMLError) as error:
-            raise InputError(f"the configuration cannot be written to config.yaml: {reason_of(error)}") from error
-        config.drop_objects(tree)
-        return tree
 
     def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
@@ -380,7 +327,8 @@ class StarterCLI(LightningCLI):
             folder = claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
-            mark_job(folder)
+            for mark in hooks("mark_run"):
+                mark(folder)
             if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(
                     f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
@@ -414,7 +362,8 @@ class StarterCLI(LightningCLI):
         """Run the stage, then print the results."""
         self.interruption.install()
         try:
-            join_attempt(self.trainer.strategy.root_device)
+            for prepare in hooks("before_run"):
+                prepare(self.trainer)
             self._run_stage()
         except BaseException:
             self._drop_empty_folder()
@@ -426,39 +375,26 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds, kept, path = {}, {}, ""  # the best checkpoint and its path
+        seconds, best = {}, None
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
             seconds["train_seconds"] = time.perf_counter() - start
-            if self.compilation is not None:
-                seconds["compile_seconds"] = self.compilation.seconds
-                seconds["train_seconds"] -= self.compilation.seconds
-            path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            kept = read_checkpoint(path) if path and Path(path).exists() else {}
-        if self.stage is None:
-            rank_zero_info(f"Testing {relative(Path(path)) if kept else 'the last weights: no best checkpoint'}")
-            is_whole = bool(kept) and not is_sharded(Path(path))
-            if is_whole:
-                # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
-                # put other weights in place of the checkpoint's.
-                self.model.load_state_dict(kept["state_dict"], strict=self.model.strict_loading)
-            ckpt_path = path if kept and not is_whole else None
-            self.trainer.test(**common, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+            for extra_seconds in hooks("extra_seconds"):
+                extra = extra_seconds(self.trainer)
+                seconds = {**seconds, **extra, "train_seconds": seconds["train_seconds"] - sum(extra.values())}
+            best = BestCheckpoint(self.trainer)
+            if self.stage is None:
+                best.test(self.model, self.datamodule)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
-            rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
-        elif self.stage != "fit":
+            rank_zero_info("These predictions are not saved")
+        else:
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
-            best = best_metrics(kept) if kept else {}
+            metrics = {} if best is None else best.metrics
             if self.record is not None:
-                tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested, **best)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, best)
-
-
-def _has_precision_plugin(plugins: Any) -> bool:
-    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
-    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
+                tested = {"checkpoint": self.config.ckpt_path} if best is None else {}
+                self.record.close(self.trainer, **seconds, **tested, **metrics)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, metrics)

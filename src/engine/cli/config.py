@@ -12,10 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from jsonargparse import Namespace, get_loader
 
 from src import ROOT
+from src.engine.cli.keys import check_keys
 from src.engine.system.classes import (
     Tree,
     argument_types,
@@ -28,6 +28,7 @@ from src.engine.system.classes import (
     subclasses_here,
 )
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 
 Option = tuple[str, str | None]
 
@@ -35,14 +36,15 @@ STAGES = ("fit", "validate", "test", "predict")
 # Trainer options with a short form on the command line.
 SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options without a value: the next argument is not read as one.
-BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
-NOT_WRITTEN = "Unable to serialize instance "  # what jsonargparse writes for an object
+BARE_FLAGS = ("-h", "--help", "--quiet", "--debug", "--print_config")
 # Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
 MAX_LISTED = 12  # classes in one message
+# Options of the Trainer that may be a class.
+CLASS_OPTIONS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -68,6 +70,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     files: list[str] = []
     options: list[Option] = []
     words = list(args)
+    bare_flags = [*BARE_FLAGS, *(flag for flags in hooks("BARE_FLAGS") for flag in flags)]
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
@@ -80,7 +83,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
         flag, equals, text = word.partition("=")
         value: str | None = text
         if not equals:
-            bare = flag in BARE_FLAGS or not words or words[0].startswith("--")
+            bare = flag in bare_flags or not words or words[0].startswith("--")
             if flag.endswith("fast_dev_run"):
                 bare = bare or not re.fullmatch(r"\d+|true|false", words[0], re.IGNORECASE)
             value = None if bare else words.pop(0)
@@ -88,7 +91,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
             if not value:
                 raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
             files.append(value)
-        elif value is None and flag not in BARE_FLAGS and not flag.endswith((".help", "fast_dev_run")):
+        elif value is None and flag not in bare_flags and not flag.endswith((".help", "fast_dev_run")):
             raise InputError(f"{flag} needs a value")
         else:
             options.append((flag, value))
@@ -144,10 +147,7 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
-    try:
-        _check_keys(yaml.compose(text, yaml.SafeLoader), given, not dotted)
-    except RecursionError as error:
-        raise InputError(f"--config {given} contains itself, by an alias") from error
+    check_keys(text, given, dotted)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -160,36 +160,6 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
 
 
-def _check_keys(node: yaml.Node | None, given: str, plain: bool, arguments: bool = False) -> None:
-    """Check that no key of a YAML file stands twice, and, if `plain`, that no name of a setting has a dot.
-
-    Args:
-        node: the file, or a part of it.
-        given: the file, for messages.
-        plain: whether the keys are names of settings.
-        arguments: whether they are the arguments of a class; in their values only classes have settings.
-
-    Raises:
-        InputError: there is such a key; the message names the line.
-    """
-    lines: dict[str, int] = {}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in lines:
-            raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
-        lines[name] = line
-        if plain and "." in name:
-            nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
-            raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
-        _check_keys(value, given, plain and (not arguments or _names_class(value)), name == "init_args")
-    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _check_keys(item, given, plain or _names_class(item))
-
-
-def _names_class(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
-
-
 def parse_value(text: str) -> Any:
     """Parse a YAML value; 1e-3 is a number.
 
@@ -200,22 +170,6 @@ def parse_value(text: str) -> Any:
         return get_loader("yaml")(text)
     except Exception as error:  # the exception class depends on the YAML loader
         raise InputError(str(error)) from error
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts such as 1e3, which PyYAML reads as text and jsonargparse as a number."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if re.match(r"[-+.\d]", text) else None)
-
-
-_Dumper.add_representer(str, _represent_text)
-
-
-def dump(tree: Tree) -> str:
-    """A tree as YAML that jsonargparse reads as the same tree."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
 def is_recipe(tree: Tree) -> bool:
@@ -245,7 +199,9 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         elif value.lower() not in ("none", "null") and (
-            value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            value in project_classes()
+            or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            or (key.rstrip("+") in CLASS_OPTIONS and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
         ):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
@@ -295,31 +251,6 @@ def argument_flags(node: Any, flag: str = "-") -> list[str]:
     for name, value in node.items() if isinstance(node, dict) else ():
         flags += argument_flags(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
     return flags
-
-
-def drop_objects(node: Any, flag: str = "-") -> None:
-    """Remove the arguments that jsonargparse cannot write, if they are defaults, as Lightning's `torch.device("cpu")`.
-
-    Raises:
-        InputError: such an argument is not a default.
-    """
-    given = (node.get("init_args") or {} if is_class(node) else node) if isinstance(node, dict) else {}
-    for name, value in list(given.items()):
-        key = f"--{name}" if flag == "-" else f"{flag}.{name}"
-        if not isinstance(value, str) or not value.startswith(NOT_WRITTEN):
-            drop_objects(value, key)
-            continue
-        text = value.removeprefix(NOT_WRITTEN)
-        cls = import_class(node["class_path"]) if is_class(node) else None
-        parameter = inspect.signature(cls).parameters.get(name) if cls else None
-        if parameter is not None and str(parameter.default) == text:
-            del given[name]
-        elif str in get_args(argument_types(cls).get(name)):
-            given[name] = text  # jsonargparse takes a text for a function
-        else:
-            raise InputError(f"{key} {text} cannot be written to config.yaml: give another value")
-    for one in node if isinstance(node, list) else ():
-        drop_objects({"item": one} if isinstance(one, str) else one, flag)
 
 
 def is_class_setting(tree: Tree, key: str) -> bool:
@@ -415,7 +346,9 @@ def resolve_class(name: str, key: str) -> str:
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
     here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
-    known = f"; here are {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    known = (
+        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    )
     raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 
@@ -448,7 +381,7 @@ def _takes_class(class_path: str, argument: str) -> bool:
     """Whether an argument of a class is annotated with a class, such as a network."""
     annotation = argument_types(import_class(class_path)).get(argument)
     options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
-    # jsonargparse handles arguments that may also be text or a number.
+    # jsonargparse handles arguments that may also be text, a number or a duration.
     if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
         return False
     return any(t not in (type(None), bytes, list, dict, tuple, set, object, Any) for t in options)

@@ -34,7 +34,7 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     if not file.is_file():
         raise InputError(f"{path}: no such file")
     block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must fit into a block
-    columns, options = (text_column, label_column), (f"data.{option}", "data.label_column")
+    columns, options = (text_column, label_column), (f"--data.{option}", "--data.label_column")
     rows = []
     for number, (text, label) in enumerate(_rows(file, columns, options, block_size), start=1):
         for value, column in ((text, text_column), (label, label_column)):
@@ -46,13 +46,17 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     return rows
 
 
-def stream_columns(path: Path, columns: Sequence[str], option: str = "text_column") -> Iterator[tuple[Any, ...]]:
+def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, ...]]:
     """The values of some columns of a table, row by row; memory does not grow with the table.
 
+    Args:
+        path: the table.
+        columns: their names, and what an error says to give if one is missing.
+
     Raises:
-        InputError: the file cannot be read, or a column is missing; the message names `option`.
+        InputError: the file cannot be read, or a column is missing.
     """
-    yield from _rows(path, columns, [option] * len(columns), STREAM_BYTES)
+    yield from _rows(path, list(columns), list(columns.values()), STREAM_BYTES)
 
 
 def open_utf8(path: Path) -> BinaryIO:
@@ -87,7 +91,7 @@ def not_utf8(path: Path) -> InputError:
 
 
 def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[tuple[Any, ...]]:
-    """The values of columns, row by row; `options` set their names."""
+    """The values of columns, row by row; `options` say what to give if one is missing."""
     import pyarrow as pa
 
     suffix = path.suffix.lower()
@@ -100,7 +104,7 @@ def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size
             names, rows = _parquet(path, columns) if suffix == ".parquet" else _json(path, columns)
         for column, option in zip(columns, options, strict=True):
             if column not in names:
-                raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give --{option}")
+                raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give {option}")
             if names.count(column) > 1:
                 raise InputError(f"{path} has several columns {column}: rename all but one")
         yield from rows

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from src.engine.runs.trust import NO_TRUST, PATHS, Trust, build, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences, import_class
 from src.engine.system.errors import InputError, UnwritableError, constructor_errors
+from src.engine.system.hooks import hooks
 
 # What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
 CONFIGURED: dict[str, tuple[type, ...]] = {
@@ -134,9 +135,7 @@ def _digest(path: Path) -> str:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file or folder, or None. A file without a checksum passes."""
     if path.is_dir():
-        from src.engine.runs.sharded import shard_damage  # lazy import: takes 0.3 s
-
-        return shard_damage(path)
+        return next((damage_of(path) for damage_of in hooks("folder_damage")), "it is a folder")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -152,12 +151,8 @@ def damage(path: Path) -> str | None:
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a sharded checkpoint: a folder with Lightning's `meta.pt`."""
-    if not path.is_dir():
-        return False
-    from src.engine.runs.sharded import REST  # lazy import: takes 0.3 s
-
-    return (path / REST).is_file()
+    """Whether a path is a checkpoint in a folder, of which a part of the engine reads the shards."""
+    return path.is_dir() and any(is_checkpoint(path) for is_checkpoint in hooks("is_folder_checkpoint"))
 
 
 def is_zip(path: Path) -> bool:
@@ -182,9 +177,8 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     try:
         checkpoint: Any
         if path.is_dir():
-            from src.engine.runs.sharded import read_rest
-
-            checkpoint = read_rest(path)
+            (read_folder,) = hooks("read_folder")
+            checkpoint = read_folder(path)
         else:
             with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -211,15 +205,6 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     if not weights or not all(isinstance(name, str) and isinstance(one, torch.Tensor) for name, one in weights):
         raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: its state_dict has no weights")
     return dict(checkpoint)
-
-
-def refuse_shards(given: str) -> None:
-    """Raise InputError if a checkpoint is sharded, so that only FSDP2 can load it."""
-    if is_sharded(Path(given).expanduser()):
-        raise InputError(
-            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file"
-            f" of it with python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
-        )
 
 
 def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
@@ -335,7 +320,8 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
     Raises:
         InputError: the checkpoint does not store how to build its model, or the model has no such method.
     """
-    refuse_shards(given)
+    for refuse_folder in hooks("refuse_folder"):
+        refuse_folder(given)
     with checkpoint_errors(given):
         spec = model_arguments(checkpoint, trust)
     if not spec:

@@ -150,7 +150,9 @@ def _check_types(spec: dict[str, Any], given: str) -> None:
 def _check_space(spec: dict[str, Any], given: str) -> None:
     space = spec.get("space")
     if not space:
-        raise InputError(f"{given}: space is missing: give names and ranges, as in configs/tune/mnist.yaml")
+        raise InputError(
+            f"{given}: space is missing: give names and ranges, as in {{optimizer.lr: {{float: [1e-4, 0.1]}}}}"
+        )
     for name, one in space.items():
         kinds = [kind for kind in KINDS if isinstance(one, dict) and kind in one]
         if len(kinds) != 1:
@@ -171,7 +173,7 @@ def _check_space(spec: dict[str, Any], given: str) -> None:
             if type(step := one.get("step", 1)) not in right or not 0 < step < math.inf:
                 raise InputError(f"{given}: {name}: step {step}: give {kinds[0]} above 0")
         if not isinstance(one.get("when", {}), dict):
-            raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{model.net: CNN}}")
+            raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{optimizer: AdamW}}")
         for other in one.get("when", {}):
             if other not in space or list(space).index(other) > list(space).index(name):
                 raise InputError(f"{given}: {name}: {other} must be in space, before {name}")

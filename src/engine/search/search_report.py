@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src import ROOT
-from src.engine.cli.config import dump
+from src.engine.cli.saved_config import dump
 from src.engine.search.search import DONE, Search, trials_of
 
 

@@ -25,7 +25,7 @@ def project_classes() -> dict[str, list[str]]:
 def _project_bases() -> dict[str, dict[str, list[str]]]:
     """By class name, the dotted paths of this project's classes, and the last words of their bases' names."""
     classes: dict[str, dict[str, list[str]]] = {}
-    for path in sorted((ROOT / "src").rglob("[!.]*.py")):
+    for path in sorted(file for file in (ROOT / "src").rglob("[!.]*.py") if file.is_file()):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         text = path.read_text(encoding="utf-8", errors="replace")
         for name, bases in re.findall(r"^class (\w+)(?:\(([^)]*)\))?", text, re.MULTILINE):

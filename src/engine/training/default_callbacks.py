@@ -9,51 +9,31 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BatchSizeFinder,
     Callback,
     Checkpoint,
-    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
     ProgressBar,
-    SpikeDetection,
 )
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import nn
 
 from src.engine.runs.checkpoint import WholeCheckpointIO
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interruption
-from src.engine.tensorboard.dashboard import Dashboard
-from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
-from src.engine.tensorboard.network_pictures import NetworkPictures
-from src.engine.tensorboard.task_pictures import TaskPictures
+from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
-from src.engine.training.monitors import MonitorCheck
 from src.engine.training.network_summary import NetworkSummary
 from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
 from src.engine.training.step_seeds import StepSeeds
-from src.engine.training.throughput import Throughput
 
 Options = dict[str, Any]  # arguments of the Trainer
 MAX_NAME = 200  # characters of a checkpoint's file name
-# Callbacks of Lightning that a run refuses, and why.
-UNUSABLE: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"
-    " --data.batch_size, or search it with src.tune",
-    LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
-    " --optimizer.lr, or search it with src.tune",
-    SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
-    " out; a run stops by itself when the loss becomes NaN or infinite",
-}
 
 
 class NoProfiler(PassThroughProfiler):
@@ -65,26 +45,13 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
-    """Raise InputError if a callback of the configuration cannot work."""
-    for callback in callbacks:
-        if reason := next((reason for kind, reason in UNUSABLE.items() if isinstance(callback, kind)), None):
-            raise InputError(f"{type(callback).__name__} {reason}")
-        if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):
-            raise InputError(
-                f"BackboneFinetuning needs a task with the attribute backbone, a network, which {type(model).__name__}"
-                " does not have: add it in a subclass, or leave the callback out"
-            )
-
-
 def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> None:
     """Add default callbacks, profiler and checkpoint plugin, each unless the configuration has its own."""
     callbacks = options["callbacks"]  # extended in place
     if options["logger"] is False:  # LearningRateMonitor raises an error without a logger
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     elif stage != "predict":
-        defaults = tensorboard_callbacks(stage, options["log_every_n_steps"])
-        callbacks += [callback for callback in defaults if not _has(callbacks, type(callback))]
+        add_missing(callbacks, [LearningRateMonitor()])
     if quiet:
         options["enable_progress_bar"] = options["enable_model_summary"] = False
     if options["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar):
@@ -99,11 +66,9 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
         plugins.append(WholeCheckpointIO())
 
 
-def tensorboard_callbacks(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
-    """The callbacks that write to TensorBoard."""
-    network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
-    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation, TaskPictures()]
-    return callbacks if log_every_n_steps == 0 else [*callbacks, Throughput()]
+def add_missing(callbacks: list[Callback], more: list[Callback]) -> None:
+    """Add callbacks of classes that are not in a list yet."""
+    callbacks += [callback for callback in more if not _has(callbacks, type(callback))]
 
 
 def checkpoint_callbacks(

@@ -235,32 +235,6 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_run_continues_with_more
     assert "test/acc" in run.metrics
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("hidden", "need", "late"), [(3000, r"2\.\d", False), (750, r"0\.\d", True)])
-def test_a_full_disk_at_a_sharded_checkpoint_is_one_line_per_process(
-    tmp_path: Path, small_disk: Path, hidden: int, need: str, late: bool
-) -> None:
-    # No space for a third checkpoint; or enough space, but the first process cannot write the last file of the second.
-    words = ("fit", *TOY, "--model.net=tests.toy.ToyMLP", f"--model.net.hidden={hidden}")
-    processes = ("--accelerator=cpu", "--devices=2", "--config=configs/strategy/fsdp2.yaml")
-    fault = inject_fault("fill late", 15, tmp_path / "happened") if late else ()
-    done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}", *fault)
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert {line.split(":")[0] for line in lines} == {"error", "error (rank 1)"}
-    for line in lines:
-        assert re.search(
-            rf"(best|last).ckpt cannot be written \(.*: it needs about {need} MB and .* MB are free; free", line
-        )
-        assert "earlier checkpoints are unchanged" in line
-    assert any("continue with: python -m src.train --ckpt_path last --run" in line for line in lines)
-    (folder,) = small_disk.glob("*/version_*")
-    found = [path for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")]
-    assert found
-    assert all(damage(path) is None for path in found)
-
-
 def test_a_full_disk_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path) -> None:
     words = (*TOY, "--max_epochs=50", "--trainer.log_every_n_steps=1")
     root = f"--trainer.default_root_dir={small_disk}"

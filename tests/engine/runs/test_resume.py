@@ -103,8 +103,8 @@ def test_auto_goes_on_or_begins(train: Train, tmp_path: Path) -> None:
 def test_a_job_that_is_started_again_finds_its_own_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.engine.runs.runs.job_name", lambda: os.environ.get("JOB", ""))
-    monkeypatch.setattr("src.engine.runs.runs._restarts", lambda: int(os.environ.get("RESTARTS", "0")))
+    monkeypatch.setattr("src.engine.parts.clusters.job_name", lambda: os.environ.get("JOB", ""))
+    monkeypatch.setattr("src.engine.parts.clusters.restarts", lambda: int(os.environ.get("RESTARTS", "0")))
     for job, step in (("slurm 1", 3), ("torchrun 2", 4), ("", 5)):
         monkeypatch.setenv("JOB", job)
         with pytest.raises(Interrupted):

@@ -1,37 +1,11 @@
-"""A network that FSDP2 splits by its blocks, and data that is not there."""
+"""Data that is not there, and a callback whose arguments YAML does not know."""
 
 from typing import Any
 
 from lightning.pytorch import Callback
-from torch import Tensor, nn
 
 from src.engine.system.errors import InputError
-from tests.toy import CLASSES, SIDE, ToyData
-
-
-class BlockNet(nn.Module):
-    """A linear layer, two blocks and a linear layer.
-
-    Shapes:
-        (B, 1, 8, 8) float -> (B, num_classes) float.
-    """
-
-    def __init__(self, num_classes: int = CLASSES, width: int = 16) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.width = width
-        self.stem = nn.Linear(SIDE * SIDE, width)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU()) for _ in range(2)
-        )
-        self.head = nn.Linear(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x.flatten(1))  # (B, width)
-        for block in self.blocks:
-            x = x + block(x)
-        logits: Tensor = self.head(x)  # (B, num_classes)
-        return logits
+from tests.toy import ToyData
 
 
 class UnreachableData(ToyData):

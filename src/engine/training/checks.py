@@ -1,13 +1,26 @@
-"""Checks, before the first step, which metrics are monitored and when."""
+"""Checks before the first step: settings and callbacks that cannot work, and which metrics are monitored and when."""
 
 import re
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, SpikeDetection
+from lightning.pytorch.plugins import Precision
+from torch import nn
 
-from src.engine.system.classes import nearest
+from src.engine.system.classes import as_list, import_class, nearest
 from src.engine.system.errors import InputError
 
+# Callbacks of Lightning that a run refuses, and why.
+UNUSABLE: dict[type[Callback], str] = {
+    BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"
+    " --data.batch_size",
+    LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
+    " --optimizer.lr",
+    SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
+    " out; a run stops by itself when the loss becomes NaN or infinite",
+}
 # A metric with another name may be logged in training.
 OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
 
@@ -34,6 +47,41 @@ class MonitorCheck(Callback):
                     f"{what} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
                     " (--trainer.num_sanity_val_steps 0 skips this check)"
                 )
+
+
+def check_settings(config: Any, trains: bool) -> None:
+    """Check Trainer and checkpoint settings that Lightning takes, but with which a run would not do what it says.
+
+    Raises:
+        InputError: a setting is out of range or does not fit another one.
+    """
+    trainer = config.trainer
+    if trainer.accumulate_grad_batches < 1:
+        raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+    if config.retries < 0:
+        raise InputError(f"--retries {config.retries}: give at least 0")
+    if trainer.barebones:
+        raise InputError(
+            "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
+            " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
+        )
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trains and trainer[name] == 0:
+            raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
+    if trains:
+        check_rhythm(config.checkpoint, trainer)
+
+
+def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
+    """Raise InputError if a callback of the configuration cannot work."""
+    for callback in callbacks:
+        if reason := next((reason for kind, reason in UNUSABLE.items() if isinstance(callback, kind)), None):
+            raise InputError(f"{type(callback).__name__} {reason}")
+        if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):
+            raise InputError(
+                f"BackboneFinetuning needs a task with the attribute backbone, a network, which {type(model).__name__}"
+                " does not have: add it in a subclass, or leave the callback out"
+            )
 
 
 def check_rhythm(checkpoint: Any, trainer: Any) -> None:
@@ -72,3 +120,9 @@ def check_rhythm(checkpoint: Any, trainer: Any) -> None:
             f"--checkpoint.every_n_epochs {n} does not fit --trainer.check_val_every_n_epoch {every}: give a multiple"
             f" of {every}, such as {every * -(-n // every)}"
         )
+
+
+def has_precision_plugin(plugins: Any) -> bool:
+    """Whether the Trainer settings name a precision plugin."""
+    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
+    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)

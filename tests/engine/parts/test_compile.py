@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
+from src.engine.parts.compile import is_compiler_error
 from src.engine.system.errors import InputError
-from src.engine.training.compilation import is_compiler_error
 from src.tasks.classifier import Classifier
 from tests import toy
 from tests.conftest import QUIET, Run, write
