@@ -1,4 +1,4 @@
-"""A network that FSDP2 splits by its blocks, and data that is not there."""
+"""A network that FSDP2 splits by its blocks, data that is not there, and data at a path."""
 
 from torch import Tensor, nn
 
@@ -36,3 +36,11 @@ class UnreachableData(ToyData):
 
     def prepare_data(self) -> None:
         raise InputError("the data folder is not there")
+
+
+class PlacedData(ToyData):
+    """Data of a path, which is not read."""
+
+    def __init__(self, path: str, batch_size: int = 32) -> None:
+        super().__init__(batch_size)
+        self.path = path
