@@ -171,7 +171,7 @@ class StarterCLI(LightningCLI):
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
             source = {"model": self.saved_model, "data": self.saved.get("data")}
-            if self.run_folder is None and (others := config.other_classes(source, tree)):
+            if self.run_folder is None and (others := config.other_parts(source, tree)):
                 rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:

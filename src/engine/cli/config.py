@@ -16,6 +16,7 @@ from jsonargparse import Namespace, get_loader
 
 from src import ROOT
 from src.engine.cli.keys import check_keys
+from src.engine.runs.trust import PATHS
 from src.engine.system.classes import (
     Tree,
     argument_types,
@@ -213,16 +214,18 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
     return tree, left
 
 
-def other_classes(saved: Tree, tree: Tree) -> str:
-    """The network and data classes of `saved` that are not those of `tree`, as text."""
+def other_parts(saved: Tree, tree: Tree) -> str:
+    """The network, the data and its paths in `saved` that are not those of `tree`, as text."""
     found = []
-    for key in ("model", "model.net", "data"):
+    paths = [name for name in (tree.get("data") or {}).get("init_args") or {} if PATHS.search(name)]
+    for key in ("model", "model.net", "data", *(f"data.{name}" for name in paths)):
         old: Any = saved
         new: Any = tree
         for name in key.split("."):
             parents = (node.get("init_args") if is_class(node) else node for node in (old, new))
             old, new = (node.get(name) if isinstance(node, dict) else None for node in parents)
-        if is_class(old) and is_class(new) and import_class(old["class_path"]) is not import_class(new["class_path"]):
+        classes = [import_class(node["class_path"]) if is_class(node) else node for node in (old, new)]
+        if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
     return " and ".join(found)
 

@@ -1,4 +1,4 @@
-"""Data that is not there, and a callback whose arguments YAML does not know."""
+"""Data that is not there, data at a path, and a callback whose arguments YAML does not know."""
 
 from typing import Any
 
@@ -35,3 +35,11 @@ class WithObjects(Callback):
         self.read = read
         self.given = given
         self.tag = tag
+
+
+class PlacedData(ToyData):
+    """Data of a path, which is not read."""
+
+    def __init__(self, path: str, batch_size: int = 32) -> None:
+        super().__init__(batch_size)
+        self.path = path
