@@ -75,7 +75,7 @@ class ContrastiveModel(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The class whose text is most similar, and the probability of each."""
-        return class_rows(predictions["probabilities"], labels)
+        return class_rows(predictions["probabilities"], labels, type(self).__name__)
 
     @torch.no_grad()
     def _features(self, tokens: Tensor, mask: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -11,8 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
-from src.engine.training.hyperparameters import describe_arguments
-from src.tasks.task import Task, numbered
+from src.tasks.task import Task, names
 
 Batch = tuple[Tensor, ...]
 
@@ -38,26 +36,15 @@ class Classifier(Task):
 
     Raises:
         InputError: `num_classes` is neither given nor an attribute of the network, or does not match the network or the
-            data; or the loss is not a single number.
+            data; or the first targets are no class numbers.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
-        net_classes = getattr(net, "num_classes", None)
-        if net_classes and num_classes and net_classes != num_classes:
-            raise InputError(
-                f"num_classes {num_classes} does not fit {type(net).__name__}, which has {net_classes}: leave it out"
-            )
-        # Lets a checkpoint rebuild the network; the command line records its parsed arguments instead.
-        saved = describe_arguments(type(self), net=net, loss=loss, num_classes=num_classes)
-        num_classes = num_classes or net_classes
-        if num_classes is None:
-            raise InputError(
-                f"{type(net).__name__} has no attribute num_classes: pass num_classes to {type(self).__name__}"
-            )
-        confusion = MulticlassConfusionMatrix(num_classes, **UNCHECKED)
-        super().__init__(net, self.configure_metrics(num_classes), MetricCollection({"confusion": confusion}))
-        self.save_hyperparameters(saved)
-        self.num_classes = num_classes
+        count = count_classes(type(self), net, num_classes)
+        confusion = MulticlassConfusionMatrix(count, **UNCHECKED)
+        super().__init__(net, self.configure_metrics(count), MetricCollection({"confusion": confusion}))
+        self.save_arguments(net=net, loss=loss, num_classes=num_classes)
+        self.num_classes = count
         self.loss = loss or self.configure_loss()
 
     def configure_loss(self) -> nn.Module:
@@ -82,12 +69,7 @@ class Classifier(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data_classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        if data_classes is not None and data_classes != self.num_classes:
-            raise InputError(
-                f"the data has {data_classes} classes and {type(self.net).__name__} {self.num_classes}:"
-                f" leave num_classes out, or give {data_classes}"
-            )
+        check_classes(self, self.num_classes)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Network inputs -> logits (B, num_classes) float, or (B, num_classes, ...) for several targets per input."""
@@ -119,13 +101,8 @@ class Classifier(Task):
     def _classify(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Tensor]:
         loss: Tensor
         *inputs, targets = batch
-        if targets.is_floating_point():
-            raise InputError(
-                f"targets are {targets.dtype}, {type(self).__name__} takes class numbers, int64: convert them; for"
-                " numbers, or several labels per input, there are other tasks"
-            )
         logits = self(*inputs)  # (B, num_classes, ...)
-        self._check_shapes(logits, targets)
+        self._check_targets(logits, targets)
         weight: Tensor | int = len(targets)
         labels = targets
         if targets.ndim > 1 or (self._trainer is not None and self.trainer.world_size > 1):
@@ -133,32 +110,36 @@ class Classifier(Task):
             weight = self.count(targets)
             targets = torch.where(torch.as_tensor(weight > 0), targets, 0)
         if isinstance(self.loss, ONE_HOT_LOSSES):
+            if targets.ndim > 1:
+                name = type(self.loss).__name__
+                raise InputError(f"{name} takes one class per input, not {tuple(targets.shape)}: use CrossEntropyLoss")
             loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
         else:
             loss = self.loss(logits, targets)
-        if loss.ndim:
-            shape = tuple(loss.shape)
-            raise InputError(f"{type(self.loss).__name__} returns shape {shape}, not one value: use reduction mean")
         if targets.ndim > 1:
             loss = loss * (weight > 0)
         preds = logits.detach().argmax(dim=1)
         return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
 
-    def _check_shapes(self, logits: Tensor, targets: Tensor) -> None:
+    def _check_targets(self, logits: Tensor, targets: Tensor) -> None:
+        name = type(self).__name__
+        if targets.dtype != torch.int64:
+            raise InputError(
+                f"targets are {targets.dtype}, {name} takes class numbers, int64: convert them; for numbers use"
+                " Regressor, for several labels per input MultiLabelClassifier"
+            )
         expected = (len(targets), self.num_classes, *targets.shape[1:])
         if logits.shape != expected:
             raise InputError(
                 f"{type(self.net).__name__} returns shape {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
-                f" {type(self).__name__} with {self.num_classes} classes needs {expected}"
+                f" {name} with {self.num_classes} classes needs {expected}"
             )
-
-    def on_fit_start(self) -> None:
-        for name in ("net", "loss"):
-            if name not in self.hparams:
-                rank_zero_warn(
-                    f"the arguments of {type(getattr(self, name)).__name__} cannot be read back from its attributes, so"
-                    " a checkpoint cannot rebuild it: store each argument as an attribute of the same name, or load"
-                    f" the checkpoint with {name}=..."
+        if not self._checked:  # once: it waits for the device
+            found = targets[(targets != IGNORED) & ((targets < 0) | (targets >= self.num_classes))]
+            if len(found):
+                raise InputError(
+                    f"target {int(found[0])} is no class of {name}: give 0 to {self.num_classes - 1}, or {IGNORED} to"
+                    " leave it out"
                 )
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -168,20 +149,40 @@ class Classifier(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The likeliest class, and the probability of each."""
-        return class_rows(predictions["probabilities"], labels)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
-        return torch.optim.AdamW(self.parameters())
+        return class_rows(predictions["probabilities"], labels, type(self).__name__)
 
 
-def class_rows(probabilities: Tensor, labels: list[str]) -> list[dict[str, Any]]:
+def count_classes(task: type, net: nn.Module, num_classes: int | None) -> int:
+    """The number of classes, given or from the network.
+
+    Raises:
+        InputError: it is in neither, or they differ.
+    """
+    own = getattr(net, "num_classes", None)
+    if own and num_classes and own != num_classes:
+        raise InputError(f"num_classes {num_classes} does not fit {type(net).__name__}, which has {own}: leave it out")
+    count: int | None = num_classes or own
+    if not count:
+        raise InputError(f"{type(net).__name__} has no attribute num_classes: pass num_classes to {task.__name__}")
+    return count
+
+
+def check_classes(task: Task, num_classes: int) -> None:
+    """Raise InputError if the data has another number of classes or labels than the network."""
+    found = getattr(getattr(task.trainer, "datamodule", None), "num_classes", None)
+    if found is not None and found != num_classes:
+        raise InputError(
+            f"the data has {found} classes and {type(task.net).__name__} {num_classes}:"
+            f" leave num_classes out, or give {found}"
+        )
+    task.label_names(num_classes)
+
+
+def class_rows(probabilities: Tensor, labels: list[str], task: str) -> list[dict[str, Any]]:
     """The likeliest class and the probability of each, from probabilities (B, num_classes)."""
-    names = labels or numbered(probabilities.shape[1])
-    if len(names) != probabilities.shape[1]:
-        raise InputError(f"the data has {len(names)} labels and the model {probabilities.shape[1]} classes")
+    classes = names(labels, probabilities.shape[1], task)
     likeliest = probabilities.argmax(dim=1).tolist()
     return [
-        {"label": names[index], "probabilities": dict(zip(names, row, strict=True))}
+        {"label": classes[index], "probabilities": dict(zip(classes, row, strict=True))}
         for index, row in zip(likeliest, probabilities.float().tolist(), strict=True)
     ]

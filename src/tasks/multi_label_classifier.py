@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
@@ -13,8 +14,8 @@ from torchmetrics.classification import (
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import Sample, label_curves
-from src.engine.training.hyperparameters import describe_arguments
-from src.tasks.task import Task, numbered
+from src.tasks.classifier import UNCHECKED, check_classes, count_classes
+from src.tasks.task import Task, names
 
 LISTED = 50  # labels whose F1 is logged one by one
 
@@ -24,77 +25,71 @@ class MultiLabelClassifier(Task):
 
     Args:
         net: the network, (B, ...) inputs -> (B, num_classes) float logits.
-        loss: loss on logits and targets (B, num_classes), both float. Default: binary cross entropy.
+        loss: mean loss on logits and targets (B, num_classes), both float. Default: binary cross entropy.
         num_classes: number of labels; default: the network's `num_classes`.
-        threshold: smallest probability at which a label applies, in (0, 1).
+        threshold: a label applies if its probability is greater, in (0, 1).
 
-    A batch is the network's inputs, then targets (B, num_classes) of 0 and 1. Logs `{train,val,test}/{loss,map,f1}`,
-    mean average precision and macro F1, and `test/f1_LABEL` for each label.
+    A batch is the network's inputs, then targets (B, num_classes) of 0 and 1; -100 or NaN where unknown. Logs
+    `{train,val,test}/{loss,map,f1}`, mean average precision and macro F1, and `test/f1_LABEL` for each label.
 
     Raises:
-        InputError: an argument is out of range, or targets do not have the shape of the logits.
+        InputError: an argument is out of range, or logits and targets do not have the shape (B, num_classes).
     """
-
-    figure_samples = 0
 
     def __init__(
         self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None, threshold: float = 0.5
     ) -> None:
         if not 0 < threshold < 1:
             raise InputError(f"threshold {threshold} is out of range: give a probability between 0 and 1")
-        saved = describe_arguments(type(self), net=net, loss=loss, num_classes=num_classes, threshold=threshold)
-        num_classes = num_classes or getattr(net, "num_classes", None)
-        if num_classes is None:
-            raise InputError(
-                f"{type(net).__name__} has no attribute num_classes: pass num_classes to {type(self).__name__}"
-            )
-        options: dict[str, Any] = {"num_labels": num_classes, "ignore_index": IGNORED, "validate_args": False}
+        count = count_classes(type(self), net, num_classes)
         unlogged: dict[str, Metric | MetricCollection] = {
-            "f1": MultilabelF1Score(average=None, threshold=threshold, **options),
-            "curves": MultilabelPrecisionRecallCurve(thresholds=101, **options),
+            "f1": MultilabelF1Score(count, threshold, average=None, **UNCHECKED),
+            "curves": MultilabelPrecisionRecallCurve(count, thresholds=101, **UNCHECKED),
         }
-        super().__init__(net, self.configure_metrics(num_classes, threshold), MetricCollection(unlogged))
-        self.save_hyperparameters(saved)
-        self.num_classes = num_classes
+        super().__init__(net, self.configure_metrics(count, threshold), MetricCollection(unlogged))
+        self.save_arguments(net=net, loss=loss, num_classes=num_classes, threshold=threshold)
+        self.num_classes = count
         self.threshold = threshold
-        self.loss = loss or self.configure_loss()
-
-    def configure_loss(self) -> nn.Module:
-        """The default loss, on logits and targets (B, num_classes), both float."""
-        return nn.BCEWithLogitsLoss()
+        self.loss = loss or nn.BCEWithLogitsLoss()
 
     def configure_metrics(self, num_classes: int, threshold: float) -> MetricCollection:
         """The logged metrics; `update` takes `preds` (probabilities) and `target`, `value` (loss) and `weight`."""
-        options: dict[str, Any] = {"num_labels": num_classes, "ignore_index": IGNORED, "validate_args": False}
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(),
-            "map": MultilabelAveragePrecision(average="macro", **options),
-            "f1": MultilabelF1Score(average="macro", threshold=threshold, **options),
+            "map": MultilabelAveragePrecision(num_classes, average="macro", **UNCHECKED),
+            "f1": MultilabelF1Score(num_classes, threshold, average="macro", **UNCHECKED),
         }
         return MetricCollection(metrics)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        check_classes(self, self.num_classes)
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
         *inputs, targets = batch
         logits = self(*inputs)  # (B, num_classes)
-        if logits.shape != targets.shape:
+        if not logits.shape == targets.shape == (len(targets), self.num_classes):
             raise InputError(
-                f"{type(self.net).__name__} returns logits {tuple(logits.shape)} and the targets are"
-                f" {tuple(targets.shape)}: give (B, {self.num_classes}) for both"
+                f"{type(self.net).__name__} returns logits {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
+                f" {type(self).__name__} with {self.num_classes} labels needs {(len(targets), self.num_classes)} twice"
             )
-        targets = targets.nan_to_num(IGNORED)  # in a padding batch of a process without data
-        loss = self.loss(logits, targets.clamp(min=0).to(logits.dtype))
-        probabilities = logits.detach().float().sigmoid()
-        weight = (targets != IGNORED).all(dim=1).sum()
-        return loss, {"preds": probabilities, "target": targets.long(), "value": loss.detach(), "weight": weight}
+        known = targets >= 0  # false for -100 and NaN
+        weight = known.sum()
+        target = torch.where(known, targets, 0).to(logits.dtype)
+        # Where a target is unknown, a very negative logit for a target of 0 adds nothing to the loss.
+        loss = self.loss(torch.where(known, logits, -100.0), target) * (known.numel() / weight.clamp(min=1))
+        preds = logits.detach().float().sigmoid()
+        target = torch.where(known, target > 0.5, IGNORED)
+        return loss, {"preds": preds, "target": target, "value": loss.detach(), "weight": weight}
 
     def log_metrics(self, stage: str) -> None:
         """Log the metrics, after the test also F1 of each label."""
         super().log_metrics(stage)
         if stage == "test" and self.num_classes <= LISTED:
             scores: Any = self.metrics.unlogged["f1"]
-            names = self.label_names(self.num_classes)
-            self.log_dict({f"test/f1_{name}": one for name, one in zip(names, scores.compute(), strict=True)})
+            by_label = zip(self.label_names(self.num_classes), scores.compute(), strict=True)
+            self.log_dict({f"test/f1_{label}": score for label, score in by_label}, sync_dist=True)
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Probabilities (B, num_classes) float32."""
@@ -102,17 +97,15 @@ class MultiLabelClassifier(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The labels that apply, and the probability of each."""
-        names = labels or numbered(self.num_classes)
+        labels = names(labels, self.num_classes, type(self).__name__)
+        rows = [dict(zip(labels, row, strict=True)) for row in predictions["probabilities"].tolist()]
         return [
-            {
-                "labels": [name for name, value in zip(names, row, strict=True) if value >= self.threshold],
-                "probabilities": dict(zip(names, row, strict=True)),
-            }
-            for row in predictions["probabilities"].tolist()
+            {"labels": [label for label, value in row.items() if value > self.threshold], "probabilities": row}
+            for row in rows
         ]
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
         """Precision over recall for each label."""
         curves: Any = self.metrics.unlogged["curves"]
         with curves.sync_context():
-            return label_curves(curves.confmat.cpu(), labels or numbered(self.num_classes))
+            return label_curves(curves.confmat.cpu(), self.label_names(self.num_classes))

@@ -1,40 +1,17 @@
 """The task of predicting numbers."""
 
+from itertools import islice
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, MetricCollection
-from torchmetrics.regression import R2Score
+from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import Sample, regression_figures
-from src.engine.training.hyperparameters import describe_arguments
-from src.tasks.task import Task
-
-
-class _KnownTargets:
-    """Leaves out samples with a NaN target."""
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        known = target.isfinite().all(dim=1)
-        super().update(preds[known], target[known])  # type: ignore[misc]
-
-
-class R2(_KnownTargets, R2Score):
-    """R2, mean over the targets; NaN for fewer than two samples."""
-
-    def compute(self) -> Tensor:
-        return super().compute() if self.total > 1 else torch.tensor(torch.nan, device=self.device)
-
-
-class AbsoluteDeviation(_KnownTargets, MeanAbsoluteError):  # noqa: N818
-    """Mean absolute error."""
-
-
-class SquaredDeviation(_KnownTargets, MeanSquaredError):  # noqa: N818
-    """Mean squared error, or its root."""
+from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std
+from src.tasks.task import Task, names
 
 
 class Regressor(Task):
@@ -42,16 +19,16 @@ class Regressor(Task):
 
     Args:
         net: the network, (B, ...) inputs -> (B, num_targets) float, or (B,) for one target.
-        loss: loss on standardised predictions and targets (B, num_targets). Default: mean squared error; others:
+        loss: mean loss on standardised predictions and targets (B, num_targets). Default: mean squared error; others:
             `torch.nn.L1Loss`, `torch.nn.HuberLoss`.
         num_targets: number of targets; default: the network's `num_targets`, or 1.
 
-    A batch is the network's inputs, then targets (B,) or (B, num_targets); a sample with a NaN target does not count.
-    Targets are standardised by the training part; `forward`, metrics and predictions are in their own unit. Logs
-    `{train,val,test}/{loss,r2,mae,rmse}`.
+    A batch is the network's inputs, then targets (B,) or (B, num_targets) float, NaN where unknown. Targets are
+    standardised by the DataModule's training part, which is read once before training; `forward`, metrics and
+    predictions are in their own unit. Logs `{train,val,test}/{loss,r2,mae,rmse}`, means over the targets.
 
     Raises:
-        InputError: the network's output does not have the shape of the targets.
+        InputError: outputs or targets have another shape, or a target is unknown in the whole training part.
     """
 
     figure_samples = 2000
@@ -59,61 +36,72 @@ class Regressor(Task):
     target_std: Tensor
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_targets: int | None = None) -> None:
-        saved = describe_arguments(type(self), net=net, loss=loss, num_targets=num_targets)
-        super().__init__(net, self.configure_metrics())
-        self.save_hyperparameters(saved)
-        self.num_targets = num_targets or int(getattr(net, "num_targets", 1))
-        self.loss = loss or self.configure_loss()
-        self.register_buffer("target_mean", torch.zeros(self.num_targets))
-        self.register_buffer("target_std", torch.ones(self.num_targets))
+        count = num_targets or int(getattr(net, "num_targets", 1))
+        super().__init__(net, self.configure_metrics(count))
+        self.save_arguments(net=net, loss=loss, num_targets=num_targets)
+        self.num_targets = count
+        self.loss = loss or nn.MSELoss()
+        self.register_buffer("target_mean", torch.zeros(count))
+        self.register_buffer("target_std", torch.ones(count))
 
-    def configure_loss(self) -> nn.Module:
-        """The default loss, on standardised predictions and targets, (B, num_targets) each."""
-        return nn.MSELoss()
-
-    def configure_metrics(self) -> MetricCollection:
-        """The logged metrics; `update` takes `preds` and `target` (B, num_targets), `value` (loss) and `weight`."""
-        return MetricCollection(
-            {"loss": MeanMetric(), "r2": R2(), "mae": AbsoluteDeviation(), "rmse": SquaredDeviation(squared=False)}
-        )
+    def configure_metrics(self, num_targets: int) -> MetricCollection:
+        """The logged metrics; `update` takes `preds` and `target` (B, num_targets), also standardised as `outputs` and
+        `scaled`, `value` (loss) and `weight`."""
+        scores = {"r2": R2(num_targets), "mae": MAE(num_targets), "rmse": RMSE(num_targets)}
+        return MetricCollection({"loss": MeanMetric(), **scores})
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        self.label_names(self.num_targets)
+        data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or data is None:
             return
+        limit: Any = self.trainer.limit_train_batches
         with torch.random.fork_rng(devices=[]):  # a shuffling loader draws a seed
-            targets = torch.cat(
-                [_columns(batch[-1], self.num_targets, self).double() for batch in data.train_dataloader()]
-            )
-        targets = targets[targets.isfinite().all(dim=1)]
-        sums = torch.stack([torch.ones_like(targets).sum(0), targets.sum(0), (targets**2).sum(0)])
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        count, mean = sums[0], sums[1] / sums[0]
-        std = (sums[2] / count - mean**2).clamp(min=0).sqrt()
-        self.target_mean, self.target_std = mean.float(), torch.where(std > 0, std, 1.0).float()
+            batches = islice(data.train_dataloader(), limit if isinstance(limit, int) else None)
+            targets = torch.cat([self._columns(batch[-1], "targets") for batch in batches])
+        mean, std = mean_and_std(targets, self._add_up)
+        if mean.isnan().any():
+            raise InputError("a target is unknown (NaN) in the whole training part: leave it out, or add numbers")
+        self.target_mean.copy_(mean)
+        self.target_std.copy_(std)
         shown = ", ".join(f"{a:.4g} ± {b:.4g}" for a, b in zip(mean.tolist(), std.tolist(), strict=True))
         rank_zero_info(f"Targets of the training part: {shown}")
+
+    def _add_up(self, values: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return values
+        device = self.trainer.strategy.root_device
+        return self.trainer.strategy.reduce(values.to(device), reduce_op="sum").cpu()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Network inputs -> predictions (B, num_targets) float, in the targets' unit."""
         return self._outputs(*inputs) * self.target_std + self.target_mean
 
     def _outputs(self, *inputs: Tensor) -> Tensor:
-        return _columns(self.net(*inputs).float(), self.num_targets, self)
+        """Standardised predictions (B, num_targets)."""
+        return self._columns(self.net(*inputs), "predictions").to(self.target_std.dtype)
+
+    def _columns(self, values: Tensor, name: str) -> Tensor:
+        """(B,) or (B, num_targets) -> (B, num_targets)."""
+        found = values.unsqueeze(1) if values.ndim == 1 else values
+        if found.ndim != 2 or found.shape[1] != self.num_targets:
+            wanted = f"give (B, {self.num_targets}), or another num_targets"
+            raise InputError(f"{name} of {type(self).__name__} have the shape {tuple(values.shape)}: {wanted}")
+        return found
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
-        *inputs, targets = batch
-        targets = _columns(targets, self.num_targets, self).float()
-        outputs = self._outputs(*inputs)  # (B, num_targets)
-        known = targets.isfinite().all(dim=1, keepdim=True)  # (B, 1)
+        *inputs, target = batch
+        target = self._columns(target, "targets").to(self.target_std.dtype)
+        outputs = self._outputs(*inputs)
+        scaled = (target - self.target_mean) / self.target_std
+        known = scaled.isfinite()
         weight = known.sum()
-        scaled = torch.where(known, (targets - self.target_mean) / self.target_std, outputs.detach())
-        loss = self.loss(outputs, scaled) * (len(targets) / weight.clamp(min=1))
-        preds = outputs.detach() * self.target_std + self.target_mean
-        return loss, {"preds": preds, "target": targets, "value": loss.detach(), "weight": weight}
+        # An unknown target is replaced by the prediction, which adds nothing to the loss.
+        loss = self.loss(outputs, torch.where(known, scaled, outputs.detach())) * (known.numel() / weight.clamp(min=1))
+        seen = {"preds": outputs * self.target_std + self.target_mean, "target": target}
+        return loss, {**seen, "outputs": outputs, "scaled": scaled, "value": loss, "weight": weight}
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Predictions (B, num_targets) float, in the targets' unit."""
@@ -122,19 +110,9 @@ class Regressor(Task):
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """One number per target, named by the DataModule's `labels`."""
         default = ["value"] if self.num_targets == 1 else [f"value_{number}" for number in range(self.num_targets)]
-        return [dict(zip(labels or default, row, strict=True)) for row in predictions["values"].tolist()]
+        columns = names(labels or default, self.num_targets, type(self).__name__)
+        return [dict(zip(columns, row, strict=True)) for row in predictions["values"].tolist()]
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
         """Predictions over true values, and residuals."""
         return regression_figures(samples, labels)
-
-
-def _columns(values: Tensor, num_targets: int, task: Regressor) -> Tensor:
-    """(B,) or (B, num_targets) -> (B, num_targets)."""
-    found = values.unsqueeze(1) if values.ndim == 1 else values
-    if found.ndim != 2 or found.shape[1] != num_targets:
-        raise InputError(
-            f"{type(task).__name__} has {num_targets} targets, and got predictions or targets of shape"
-            f" {tuple(values.shape)}: give (B, {num_targets}), or change num_targets"
-        )
-    return found

@@ -11,26 +11,26 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from src.engine.data.loading import IGNORED
 from src.engine.tensorboard.figures import Sample, mask_figure
 from src.tasks.classifier import UNCHECKED, Batch, Classifier
-from src.tasks.task import numbered
+from src.tasks.task import names
 
 LISTED = 50  # classes whose IoU is logged one by one
 
 
 class DiceLoss(nn.Module):
-    """One minus the soft Dice coefficient (Milletari et al. 2016), mean over classes and images.
+    """One minus the soft Dice coefficient (Drozdzal et al. 2016), mean over classes and images.
 
     Shapes:
         logits (B, num_classes, H, W) float, targets (B, H, W) int64, -100 is ignored -> one value.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        counted = (targets != IGNORED).unsqueeze(1)  # (B, 1, H, W)
-        probabilities = logits.float().softmax(dim=1) * counted
-        truth = F.one_hot(targets.clamp(min=0), logits.shape[1]).movedim(-1, 1) * counted
+        known = (targets != IGNORED).unsqueeze(1)  # (B, 1, H, W)
+        probabilities = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)) * known
+        truth = F.one_hot(targets.where(known[:, 0], 0), logits.shape[1]).movedim(-1, 1) * known
         overlap = (probabilities * truth).flatten(2).sum(2)  # (B, num_classes)
         total = (probabilities + truth).flatten(2).sum(2)
-        images = counted.flatten(1).any(1)  # (B,)
-        scores = ((2 * overlap + 1) / (total + 1)).mean(1)  # 1: smoothing, a class may be absent
+        images = known.flatten(1).any(1)  # (B,)
+        scores = ((2 * overlap + 1) / (total + 1)).mean(1)  # + 1: an absent class that is not predicted scores 1
         loss: Tensor = ((1 - scores) * images).sum() / images.sum().clamp(min=1)
         return loss
 
@@ -65,28 +65,29 @@ class SegmentationTask(Classifier):
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         seen = self.check(self.step(batch))[1]
         self.metrics.add(stage, seen)
-        return seen
+        return {"inputs": batch[0], "target": seen["target"], "preds": seen["preds"]}
 
     def log_metrics(self, stage: str) -> None:
-        """Log the metrics, after the test also the intersection over union of each class."""
+        """Log the metrics, after the test also the intersection over union of each class that occurs."""
         super().log_metrics(stage)
         if stage == "test" and self.num_classes <= LISTED:
-            counts = self.confusion.compute().double()  # (num_classes, num_classes)
-            iou = counts.diag() / (counts.sum(0) + counts.sum(1) - counts.diag())
-            names = self.label_names(self.num_classes)
-            self.log_dict({f"test/iou_{name}": one for name, one in zip(names, iou.float(), strict=True)})
+            counts = self.confusion.compute()  # (num_classes, num_classes)
+            union = counts.sum(0) + counts.sum(1) - counts.diag()
+            scores = zip(self.label_names(self.num_classes), counts.diag().tolist(), union.tolist(), strict=True)
+            found = {f"test/iou_{label}": hits / pixels for label, hits, pixels in scores if pixels}
+            self.log_dict(found, sync_dist=True)
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Class of each pixel (B, H, W) int64."""
         return {"mask": self(*inputs).argmax(dim=1)}
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
-        """The mask (H, W) uint8, and the share of each class in its area."""
-        names = labels or numbered(self.num_classes)
+        """The mask (H, W) of class numbers, and the share of each class in its area."""
+        labels = names(labels, self.num_classes, type(self).__name__)
         rows = []
         for mask in predictions["mask"].cpu():
             shares = torch.bincount(mask.flatten(), minlength=self.num_classes) / mask.numel()
-            rows.append({"mask": mask.byte(), "areas": dict(zip(names, shares.tolist(), strict=True))})
+            rows.append({"mask": mask, "areas": dict(zip(labels, shares.tolist(), strict=True))})
         return rows
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from src.engine.tensorboard.figures import Sample, sequence_figure
 from src.tasks.classifier import Batch, Classifier
-from src.tasks.task import numbered
+from src.tasks.task import names
 
 
 class SequenceLabeler(Classifier):
@@ -30,26 +31,28 @@ class SequenceLabeler(Classifier):
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`, one row per position."""
-        loss, seen = super().step(batch)
+        *inputs, targets = batch
+        loss, seen = super().step((*inputs, targets.view(len(targets), -1)))
         return loss, {**seen, "preds": seen["preds"].flatten(), "target": seen["target"].flatten()}
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         seen = self.check(self.step(batch))[1]
         self.metrics.add(stage, seen)
-        return {"preds": seen["preds"].view_as(batch[-1]), "target": batch[-1]}
+        return {"inputs": batch[0], "target": batch[-1], "preds": seen["preds"].view_as(batch[-1])}
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Labels (B, T) int64, and mask (B, T) bool, true for tokens."""
-        return {"labels": self(*inputs).argmax(dim=1), "mask": inputs[1].bool()}
+        """Labels (B, T) int64, and mask (B, T) bool, true for tokens; without a mask all positions are tokens."""
+        labels = self(*inputs).argmax(dim=1)
+        return {"labels": labels, "mask": inputs[1].bool() if len(inputs) > 1 else torch.ones_like(labels).bool()}
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """One label per token."""
-        names = labels or numbered(self.num_classes)
+        labels = names(labels, self.num_classes, type(self).__name__)
         return [
-            {"labels": [names[number] for number in row[mask].tolist()]}
-            for row, mask in zip(predictions["labels"], predictions["mask"], strict=True)
+            {"labels": [labels[number] for number in row[mask].tolist()]}
+            for row, mask in zip(predictions["labels"].cpu(), predictions["mask"].cpu(), strict=True)
         ]
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
         """True and predicted labels of sequences, as colours."""
-        return {"sequences": sequence_figure(samples, labels or numbered(self.num_classes))} if samples else {}
+        return {"sequences": sequence_figure(samples, self.label_names(self.num_classes))} if samples else {}

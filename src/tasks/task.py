@@ -1,17 +1,20 @@
 """The base class of all tasks: a network, its loss, its metrics."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from src.engine.data.prepare import GUIDE
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import Sample
 from src.engine.training.deferred_metrics import DeferredMetrics, check_step
-from src.engine.training.hyperparameters import check_limits
+from src.engine.training.hyperparameters import check_limits, describe_arguments
 
 
 class Task(LightningModule):
@@ -22,12 +25,16 @@ class Task(LightningModule):
         metrics: logged once per epoch under `train/`, `val/` and `test/`.
         unlogged: validation and test metrics that are not a single number, such as a confusion matrix.
 
+    What a subclass may override, in the order of the calls: `configure_optimizers`; `setup`, once the data is known;
+    `step`, for each batch; `log_metrics`, at the end of validation and test; `figures`, after the test; for predict,
+    export and serve `forward`, `predictions` and `prediction_rows`.
+
     `train/loss_step` is logged every `log_every_n_steps` steps. With several processes, loss and gradients equal those
     of one process with all samples; each sample counts once.
 
     Raises:
-        InputError: the data has more tokens or a longer context than the network accepts, or `step` returns something
-            else than it should.
+        InputError: the data has more tokens, a longer context or another number of labels than the network, or `step`
+            returns something else than it should.
     """
 
     figure_samples = 0
@@ -39,17 +46,41 @@ class Task(LightningModule):
         self.metrics = DeferredMetrics(metrics, unlogged)
         self._logged_step = -1
         self._checked = False
+        self._unsaved: list[str] = []
+
+    def save_arguments(self, **arguments: Any) -> None:
+        """Save the arguments of the constructor, so that a checkpoint can rebuild this task and its modules."""
+        # The command line records its parsed arguments instead.
+        self.save_hyperparameters(describe_arguments(type(self), **arguments))
+        self._unsaved = [name for name in arguments if name not in self.hparams]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
+        return torch.optim.AdamW(self.parameters())
+
+    def setup(self, stage: str) -> None:
+        self.metrics.reset()
+        check_limits(self.net, getattr(self.trainer, "datamodule", None))
+
+    def on_fit_start(self) -> None:
+        for name in self._unsaved:
+            rank_zero_warn(
+                f"the arguments of {type(getattr(self, name)).__name__} cannot be read back from its attributes, so"
+                " a checkpoint cannot rebuild it: store each argument as an attribute of the same name, or load"
+                f" the checkpoint with {name}=..."
+            )
 
     def forward(self, *inputs: Any) -> Any:
         """The network's output."""
         return self.net(*inputs)
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The mean loss of a batch, and arguments for the metrics' `update`: detached tensors (N, ...) or numbers.
+        """The mean loss of a batch, and arguments for the metrics' `update`: tensors (N, ...) or numbers.
 
-        They must include `weight`: the number of samples or tokens that the loss averages over.
+        They must include `weight`: the number of samples or tokens that the loss averages over. The arguments of
+        several steps are joined along their first dimension.
         """
-        raise NotImplementedError
+        raise InputError(f"{type(self).__name__} has no method step: it returns the loss of a batch; {GUIDE}")
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """What is predicted for network inputs: tensors with one row per input. Override it to name what they are."""
@@ -64,21 +95,26 @@ class Task(LightningModule):
         """
         raise InputError(
             f"{type(self).__name__} does not say how to write its predictions: give it a method prediction_rows;"
-            " see docs/your_own.md"
+            f" {GUIDE}"
         )
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
-        """Figures by name for TensorBoard, from the first `figure_samples` test samples."""
+        """Figures by name for TensorBoard, from the first `figure_samples` test samples.
+
+        Args:
+            samples: `inputs`, `target` and `preds` of each sample, those that `test_step` returns.
+            labels: the DataModule's `labels`; may be empty.
+        """
         return {}
 
     def label_names(self, count: int) -> list[str]:
-        """The DataModule's `labels`, or numbers."""
-        labels = getattr(getattr(self.trainer, "datamodule", None), "labels", None)
-        return [str(label) for label in labels] if labels else numbered(count)
+        """The DataModule's `labels`, or numbers from 0.
 
-    def setup(self, stage: str) -> None:
-        self.metrics.reset()
-        check_limits(self.net, getattr(self.trainer, "datamodule", None))
+        Raises:
+            InputError: there are not `count` labels.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        return names(getattr(data, "labels", None) or (), count, type(self).__name__)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -170,9 +206,16 @@ class Task(LightningModule):
         count = torch.as_tensor(weight, device=self.device, dtype=torch.float64)
         total = count.clone()
         torch.distributed.all_reduce(total)
-        return count * self.trainer.world_size / total
+        return count * self.trainer.world_size / total.where(total > 0, 1)
 
 
-def numbered(count: int) -> list[str]:
-    """Names of labels without names."""
-    return [str(number) for number in range(count)]
+def names(labels: Sequence[Any], count: int, task: str) -> list[str]:
+    """Labels as text, or numbers from 0 if there are none.
+
+    Raises:
+        InputError: there are not `count` labels.
+    """
+    found = [str(label) for label in labels] or [str(number) for number in range(count)]
+    if len(found) != count:
+        raise InputError(f"the data has {len(found)} labels and {task} {count} outputs: give one label per output")
+    return found

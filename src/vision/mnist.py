@@ -20,6 +20,7 @@ from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.engine.data.download import DownloadError, downloading
+from src.engine.data.labels import report_classes
 from src.engine.data.loading import Batches, announce, batch_loader, shuffled
 from src.engine.data.prepare import normalise
 from src.engine.data.split import SPLIT_SEED
@@ -200,6 +201,7 @@ class MNISTDataModule(LightningDataModule):
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
         self.save_hyperparameters({"data_source": self.data_source})
+        report_classes(self.labels, {part: targets.tolist() for part, (_, targets) in parts.items()})
         self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:

@@ -10,21 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.plugins import Precision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
+from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
 from src.engine.runs.checkpoint import (
@@ -37,14 +36,13 @@ from src.engine.runs.checkpoint import (
     reason_of,
     restore_data,
 )
-from src.engine.runs.run_record import RunRecord, best_metrics, is_finished
+from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
     check_no_search,
     claim_folder,
     clock_lag,
     lock_run,
-    relative,
     runs_of,
 )
 from src.engine.system.classes import Tree, as_list, import_class
@@ -53,20 +51,17 @@ from src.engine.system.hardware import check_accelerator, check_strategy, choose
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
+from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.default_callbacks import (
     add_default_callbacks,
     add_missing,
-    check_callbacks,
     checkpoint_callbacks,
     loggers,
+    prepare_checkpoints,
 )
 from src.engine.training.hyperparameters import rebuild_arguments
-from src.engine.training.monitors import check_rhythm
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
-
-# Options of a single call: not part of a saved configuration.
-CALL_ONLY = ("config", "ckpt_path", "trust", "run", "quiet", "debug")
 
 
 class StarterCLI(LightningCLI):
@@ -114,7 +109,8 @@ class StarterCLI(LightningCLI):
             )
         except CONTENT_ERRORS as error:
             cause = cause_of(error)
-            if self.from_path is None or isinstance(cause, InputError):
+            path: Any = self.from_path  # set while the arguments were parsed
+            if path is None or isinstance(cause, InputError):
                 raise
             raise InputError(self.blame_checkpoint(cause)) from error
 
@@ -175,7 +171,7 @@ class StarterCLI(LightningCLI):
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
             source = {"model": self.saved_model, "data": self.saved.get("data")}
-            if self.run_folder is None and (others := config.other_classes(source, tree)):
+            if self.run_folder is None and (others := config.other_parts(source, tree)):
                 rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
@@ -195,7 +191,7 @@ class StarterCLI(LightningCLI):
             )
         words = [config.full_option(flag, value) for flag, value in options]
         try:
-            self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
+            self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), parser, tree, given, files)) from error
         finally:
@@ -215,21 +211,8 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        if trainer.accumulate_grad_batches < 1:
-            raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
-        if trainer.barebones:
-            raise InputError(
-                "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
-                " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
-            )
-        if self.stage in (None, "fit"):
-            for name in ("max_epochs", "max_steps", "limit_train_batches"):
-                if trainer[name] == 0:
-                    raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
-            check_rhythm(self.config.checkpoint, trainer)
-        if self.config.retries < 0:
-            raise InputError(f"--retries {self.config.retries}: give at least 0")
-        if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
+        check_settings(self.config, self.stage in (None, "fit"))
+        if trainer.precision is None and not has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
         tune_hardware(trainer.accelerator)
@@ -294,6 +277,8 @@ class StarterCLI(LightningCLI):
         check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
+            saves = trains and options["enable_checkpointing"] is not False
+            prepare_checkpoints(self.config_init.checkpoint, callbacks, self.run_folder is not None, saves)
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
@@ -316,11 +301,8 @@ class StarterCLI(LightningCLI):
     def _describe(self) -> tuple[str, Tree]:
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
-        for key in (*CALL_ONLY, *(flag.removeprefix("--") for flags in hooks("BARE_FLAGS") for flag in flags)):
-            saved.pop(key, None)
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
-        tree: Tree = yaml.safe_load(text)
+        text, tree = configuration_text(self.parser, saved)
         # A checkpoint can then rebuild the model, even if its class does not save its arguments.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
@@ -393,7 +375,7 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds, kept, path = {}, {}, ""  # the best checkpoint and its path
+        seconds, best = {}, None
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
@@ -401,31 +383,18 @@ class StarterCLI(LightningCLI):
             for extra_seconds in hooks("extra_seconds"):
                 extra = extra_seconds(self.trainer)
                 seconds = {**seconds, **extra, "train_seconds": seconds["train_seconds"] - sum(extra.values())}
-            path = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            kept = read_checkpoint(path) if path and Path(path).exists() else {}
-        if self.stage is None:
-            rank_zero_info(f"Testing {relative(Path(path)) if kept else 'the last weights: no best checkpoint'}")
-            is_whole = bool(kept) and Path(path).is_file()
-            if is_whole:
-                # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
-                # put other weights in place of the checkpoint's.
-                self.model.load_state_dict(kept["state_dict"], strict=self.model.strict_loading)
-            ckpt_path = path if kept and not is_whole else None
-            self.trainer.test(**common, ckpt_path=ckpt_path, weights_only=True, verbose=False)
+            best = BestCheckpoint(self.trainer)
+            if self.stage is None:
+                best.test(self.model, self.datamodule)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
             rank_zero_info("These predictions are not saved")
-        elif self.stage != "fit":
+        else:
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
-            best = best_metrics(kept) if kept else {}
+            metrics = {} if best is None else best.metrics
             if self.record is not None:
-                tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested, **best)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, best)
-
-
-def _has_precision_plugin(plugins: Any) -> bool:
-    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
-    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
+                tested = {"checkpoint": self.config.ckpt_path} if best is None else {}
+                self.record.close(self.trainer, **seconds, **tested, **metrics)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, metrics)

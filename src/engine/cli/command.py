@@ -23,6 +23,8 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
     except Exception as error:
+        if "--debug" in sys.argv:
+            raise
         cause = cause_of(error)
         if isinstance(cause, InputError) or raised_in(cause, "forward"):
             report(cause)
@@ -33,9 +35,11 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
 
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
     """A parser for `parse_words`."""
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, exit_on_error=False, allow_abbrev=False
     )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    return parser
 
 
 def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:

@@ -7,6 +7,7 @@ and `init_args`. Bare class names are replaced by dotted paths here, so all othe
 import importlib
 import inspect
 import re
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -14,6 +15,8 @@ from typing import Any, get_args, get_origin
 from jsonargparse import Namespace, get_loader
 
 from src import ROOT
+from src.engine.cli.keys import check_keys
+from src.engine.runs.trust import PATHS
 from src.engine.system.classes import (
     Tree,
     argument_types,
@@ -23,6 +26,7 @@ from src.engine.system.classes import (
     nearest,
     project_classes,
     short,
+    subclasses_here,
 )
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
@@ -38,6 +42,10 @@ BARE_FLAGS = ("-h", "--help", "--quiet", "--debug", "--print_config")
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
+BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
+MAX_LISTED = 12  # classes in one message
+# Options of the Trainer that may be a class.
+CLASS_OPTIONS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -117,11 +125,16 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
 
-def load_config(given: str) -> tuple[Path, Tree]:
+def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, found in the working directory or else in the project.
 
+    Args:
+        given: the path.
+        dotted: whether keys may have dots, as in a search.
+
     Raises:
-        InputError: the file is missing, is not a YAML mapping, or names a class that does not exist.
+        InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
+            does not exist.
     """
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -130,10 +143,12 @@ def load_config(given: str) -> tuple[Path, Tree]:
         named = [name for name in known if Path(name).stem == given]
         raise InputError(f"--config {given}: no such file{nearest(named[0] if named else given, known)}")
     try:
-        tree = parse_value(path.read_text(encoding="utf-8"))
-    except (InputError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        tree = parse_value(text)
+    except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
+    check_keys(text, given, dotted)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -185,7 +200,9 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         elif value.lower() not in ("none", "null") and (
-            value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            value in project_classes()
+            or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            or (key.rstrip("+") in CLASS_OPTIONS and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
         ):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
@@ -197,16 +214,18 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
     return tree, left
 
 
-def other_classes(saved: Tree, tree: Tree) -> str:
-    """The network and data classes of `saved` that are not those of `tree`, as text."""
+def other_parts(saved: Tree, tree: Tree) -> str:
+    """The network, the data and its paths in `saved` that are not those of `tree`, as text."""
     found = []
-    for key in ("model", "model.net", "data"):
+    paths = [name for name in (tree.get("data") or {}).get("init_args") or {} if PATHS.search(name)]
+    for key in ("model", "model.net", "data", *(f"data.{name}" for name in paths)):
         old: Any = saved
         new: Any = tree
         for name in key.split("."):
             parents = (node.get("init_args") if is_class(node) else node for node in (old, new))
             old, new = (node.get(name) if isinstance(node, dict) else None for node in parents)
-        if is_class(old) and is_class(new) and import_class(old["class_path"]) is not import_class(new["class_path"]):
+        classes = [import_class(node["class_path"]) if is_class(node) else node for node in (old, new)]
+        if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
     return " and ".join(found)
 
@@ -329,7 +348,11 @@ def resolve_class(name: str, key: str) -> str:
             return f"{namespace}.{name}"
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
-    raise InputError(f"--{key} {name}: no class of that name{near}; package.module.Class works too")
+    here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
+    known = (
+        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    )
+    raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 
 def resolve_names(node: Any, key: str = "") -> Any:
@@ -361,10 +384,10 @@ def _takes_class(class_path: str, argument: str) -> bool:
     """Whether an argument of a class is annotated with a class, such as a network."""
     annotation = argument_types(import_class(class_path)).get(argument)
     options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
-    # jsonargparse handles arguments that may also be text or a number.
-    if any(issubclass(t, str | int | float | Enum | Path) for t in options):
+    # jsonargparse handles arguments that may also be text, a number or a duration.
+    if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
         return False
-    return any(t not in (type(None), bytes, list, dict, tuple, set) for t in options)
+    return any(t not in (type(None), bytes, list, dict, tuple, set, object, Any) for t in options)
 
 
 def _importable(module: str) -> bool:

@@ -20,7 +20,7 @@ from src.engine.runs.runs import (
     runs_of,
     runs_to_continue,
 )
-from src.engine.runs.trust import Trust, names_in
+from src.engine.runs.trust import PATHS, Trust, names_in
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 
@@ -102,10 +102,12 @@ def _to_continue(
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
         runs = runs_to_continue(parent, automatic) if is_first else iter(())
-        newest = from_first_process(str(next((one for one in runs if _suits(one, loaded, options, True)), "")))
+        newest = from_first_process(str(next((one for one in runs if _suits(one, loaded, options)), "")))
         folder = Path(newest) if newest else None
-    elif folder.is_dir():
-        _suits(folder, loaded, options, False)
+    else:
+        recipes = [one for one in loaded if config.is_recipe(one[1])]
+        if _others(folder, loaded, options) and (others := _others(folder, recipes, [])):
+            rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own")
     options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
     loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
     if folder is None:
@@ -127,26 +129,31 @@ def _to_continue(
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
 
 
-def _suits(folder: Path, loaded: Loaded, options: list[config.Option], is_found: bool) -> bool:
+def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
     """Whether a run has the network and the data of the command line; if not, print one line."""
+    run = relative(folder)
+    if others := _others(folder, loaded, options):
+        rank_zero_info(f"{run} has {others}, so it is not continued: give --run {run} to continue it")
+    return not others
+
+
+def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
+    """The network and data of a run that are not those of the command line, as text."""
     try:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return True
+        return ""
     if not isinstance(saved, dict):
-        return True
+        return ""
     tree, _, overlays = config.choose_recipe(loaded, saved)
     for overlay in overlays:
         tree = config.merge(tree, overlay, "", [])
-    tree, _ = config.merge_class_options(config.resolve_names(tree), options, [])
-    if others := config.other_classes(saved, tree):
-        run = relative(folder)
-        rank_zero_info(
-            f"{run} has {others}, so it is not continued: give --run {run} to continue it"
-            if is_found
-            else f"{run} has {others}: it is continued with its own"
-        )
-    return not others
+    tree, left = config.merge_class_options(config.resolve_names(tree), options, [])
+    for flag, value in left:
+        key = flag.removeprefix("--").replace(".init_args", "")
+        if key.startswith("data.") and PATHS.search(key.rpartition(".")[2]):
+            tree = config.merge(tree, config.nest(key, value), "", [])
+    return config.other_parts(saved, tree)
 
 
 def _to_evaluate(

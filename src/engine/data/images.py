@@ -1,6 +1,7 @@
 """Finds image files, and reads those of any mode and depth."""
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+
+from src.engine.system.errors import InputError
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
@@ -80,9 +83,9 @@ class DeepImage(NamedTuple):
     is_negative: bool  # 0 is white
 
 
-def deep_image(opened: Image.Image) -> DeepImage | None:
+def deep_image(opened: ImageFile.ImageFile) -> DeepImage | None:
     """The values of an image of more than 8 bits, floats or signed integers; None for all others."""
-    opened.filename = ""  # type: ignore[attr-defined]  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
+    opened.filename = ""  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     form = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]  # 1: unsigned, 2: signed
     is_signed_byte = opened.mode == "L" and form == 2
@@ -112,6 +115,21 @@ def usual_range(kind: str, low: float, high: float) -> tuple[float, float]:
     return 0.0, float(next((white for white in whites if high <= white), high))
 
 
+def restored_ranges(state: Any) -> Ranges:
+    """The ranges in a checkpoint.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"its value_ranges are {state!r:.80}") from error
+    if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
+        raise InputError(f"its value_ranges are {state!r:.80}")
+    return ranges
+
+
 def read_image(source: Any, ranges: Ranges | None = None) -> Image.Image:
     """Read an image as 8-bit RGB, RGBA or grey, rotated as its EXIF data says.
 
@@ -135,6 +153,19 @@ def read_image(source: Any, ranges: Ranges | None = None) -> Image.Image:
             image = image.convert("L" if image.mode == "1" else "RGB")
         image.load()
         return image
+
+
+def read_mask(path: Path) -> Image.Image:
+    """Read a mask as an image of class numbers (mode I): grey values as they are, a palette's as its numbers.
+
+    Raises:
+        OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not a mask.
+    """
+    with Image.open(path) as opened:
+        values = np.asarray(ImageOps.exif_transpose(opened))
+    if values.ndim != 2:
+        raise ValueError(f"it has {values.shape[2]} channels; a mask has one, of class numbers")
+    return Image.fromarray(values.astype(np.int32))
 
 
 def content_keys(files: Sequence[Path]) -> list[Any]:

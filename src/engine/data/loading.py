@@ -21,8 +21,9 @@ IGNORED = -100  # target that losses and metrics ignore, as in torch
 class Indices(list[int]):
     """Sample indices of one batch of one process.
 
-    `epoch_seed` seeds the random augmentation of samples, different in each epoch. If `is_padding`, the samples do not
-    count: this process has none left, and repeats a sample of another process.
+    `epoch_seed` seeds the random augmentation of samples, different in each epoch; 0 for samples in a fixed order, so
+    that every evaluation sees the same. If `is_padding`, the samples do not count: this process has none left, and
+    repeats a sample of another process.
     """
 
     epoch_seed: int
@@ -64,7 +65,7 @@ class Batches(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # Drawn lazily: Lightning sets the epoch after creating the iterator.
-        epoch_seed, start = derive_seed(self.seed, self.epoch), self.start
+        epoch_seed, start = derive_seed(self.seed, self.epoch) if self.order else 0, self.start
         generator = torch.Generator().manual_seed(epoch_seed)
         samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
         for _ in range(start):

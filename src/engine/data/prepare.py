@@ -3,9 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
 
 Inputs = tuple[Tensor, ...]
@@ -18,7 +22,7 @@ def input_kind(data: Any) -> str:
     """The type of a DataModule's raw inputs: `image` (a PIL image), `text` (str) or `table` (a dict of columns).
 
     Raises:
-        InputError: the DataModule has no method `prepare`, or no `input_kind`.
+        InputError: the DataModule has no method `prepare`, no `input_kind`, or for a table no `columns`.
     """
     kind = getattr(data, "input_kind", None)
     if kind not in KINDS or not hasattr(data, "prepare"):
@@ -26,6 +30,8 @@ def input_kind(data: Any) -> str:
             f"{type(data).__name__} cannot prepare single inputs: give it a method prepare and input_kind ="
             f" {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}; {GUIDE}"
         )
+    if kind == "table" and not getattr(data, "columns", ()):
+        raise InputError(f"{type(data).__name__} has no columns: give it the names of a table's columns; {GUIDE}")
     return str(kind)
 
 
@@ -56,35 +62,57 @@ def prepare_inputs(data: Any, inputs: Sequence[Any]) -> tuple[Inputs, list[str]]
     prepared = data.prepare(list(inputs))
     tensors = (prepared,) if isinstance(prepared, Tensor) else prepared
     method = f"{type(data).__name__}.prepare"
-    if not isinstance(tensors, tuple | list) or not all(isinstance(one, Tensor) for one in tensors):
+    if not isinstance(tensors, tuple | list) or not all(isinstance(one, Tensor) for one in tensors) or not tensors:
         raise InputError(f"{method} returns {type(prepared).__name__}: give a tensor or a tuple of tensors; {GUIDE}")
     for one in tensors:
         if not one.ndim or len(one) != len(inputs):
             raise InputError(f"{method} returns shape {tuple(one.shape)} for {len(inputs)} inputs: give one row each")
-    pixels = tensors[0]
-    if input_kind(data) == "image" and (pixels.dtype != torch.uint8 or pixels.ndim != 4):
+    pixels, *others = tensors
+    if input_kind(data) == "image" and (pixels.dtype != torch.uint8 or pixels.ndim != 4 or others):
+        returned = ", ".join(f"{one.dtype} {tuple(one.shape)}" for one in tensors)
         raise InputError(
-            f"{method} returns {pixels.dtype} pixels of shape {tuple(pixels.shape)}: give uint8 (B, C, H, W), 0 to 255,"
-            " not normalised; they are normalised later by pixel_mean and pixel_std"
+            f"{method} returns {returned}: for images give one tensor, uint8 (B, C, H, W), 0 to 255, not normalised;"
+            " pixel_mean and pixel_std normalise it later"
         )
     notes = data.notes(list(inputs)) if hasattr(data, "notes") else [""] * len(inputs)
     return tuple(tensors), notes
 
 
-def prepare_targets(data: Any, values: Sequence[Any]) -> Tensor:
-    """Targets as the DataModule's batches have them, from values in a file.
+def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Tensor:
+    """Targets as the DataModule's batches have them, from the true values in files.
 
-    Uses the DataModule's `prepare_targets`, or else looks up class names in its `labels`.
+    Uses the DataModule's `prepare_targets`, if it has one. Otherwise masks give class numbers (B, H, W); texts of the
+    DataModule's `labels` give class numbers (B,), or (B, T) for several labels in one text; all else gives numbers
+    (B, columns) float, NaN where a value is empty.
+
+    Args:
+        data: the DataModule.
+        values: masks, or values of one column, or lists of the values of several columns.
+        inputs: the prepared inputs.
 
     Raises:
-        InputError: a value is no label, or the DataModule has neither.
+        InputError: masks differ in size, or a value is neither a label nor a number.
     """
     if hasattr(data, "prepare_targets"):
         targets: Tensor = data.prepare_targets(list(values))
         return targets
-    labels = [str(label) for label in getattr(data, "labels", ())]
-    if not labels:
-        raise InputError(f"{type(data).__name__} has neither labels nor a method prepare_targets; {GUIDE}")
-    if unknown := [value for value in values if str(value) not in labels]:
-        raise InputError(f"{unknown[0]!r} is not a label: the model knows {', '.join(labels[:20])}")
-    return torch.tensor([labels.index(str(value)) for value in values])
+    name = type(data).__name__
+    if isinstance(values[0], Image.Image):
+        if len({mask.size for mask in values}) > 1:
+            raise InputError(f"masks differ in size: give {name} a method prepare_targets that resizes them; {GUIDE}")
+        return torch.from_numpy(np.stack([np.asarray(mask) for mask in values])).long()
+    numbers = {str(label): number for number, label in enumerate(getattr(data, "labels", ()))}
+    texts = [[str(value)] if str(value) in numbers else str(value).split() for value in values]
+    if all(text and numbers.keys() >= set(text) for text in texts):
+        found = [torch.tensor([numbers[label] for label in text]) for text in texts]
+        if all(len(one) == 1 for one in found):
+            return torch.cat(found)
+        if len(inputs) > 1 and [len(one) for one in found] != inputs[1].sum(dim=1).tolist():
+            raise InputError("a text has another number of labels than positions: give one label per position")
+        return pad_sequence(found, batch_first=True, padding_value=IGNORED)
+    try:
+        rows = [value if isinstance(value, list) else [value] for value in values]
+        return torch.tensor([[torch.nan if one in ("", None) else float(one) for one in row] for row in rows])
+    except (TypeError, ValueError) as error:
+        known = f"the labels of {name} are {', '.join(list(numbers)[:20])}" if numbers else f"{name} has no labels"
+        raise InputError(f"the true values are neither labels nor numbers ({error}); {known}; {GUIDE}") from error

@@ -18,27 +18,27 @@ class Threads:
 
     Args:
         count: number of threads.
-        max_calls: maximum number of calls that wait or run.
+        limit: maximum total weight of the calls that wait or run.
     """
 
-    def __init__(self, count: int, max_calls: int) -> None:
+    def __init__(self, count: int, limit: int) -> None:
         self.pool = ThreadPoolExecutor(count)
-        self.free = max_calls
+        self.free = limit
         self.started: dict[object, float] = {}  # when each running call started
 
-    async def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def __call__(self, function: Callable[..., Any], *args: Any, weight: int = 1) -> Any:
         """Call a function in a thread.
 
         Raises:
             TooManyError: too many calls are waiting.
         """
-        if not self.free:
+        if self.free < weight:
             raise TooManyError
-        self.free -= 1
+        self.free -= weight
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, self._call, function, args)
         finally:
-            self.free += 1
+            self.free += weight
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         call = object()
@@ -82,7 +82,7 @@ class Batcher:
         self.queue: asyncio.Queue[tuple[Any, asyncio.Future[Any]]] = asyncio.Queue(MAX_WAITING)
         self.futures: set[asyncio.Future[Any]] = set()
         self.has_ended = False
-        self.thread = Threads(1, max_calls=1)
+        self.thread = Threads(1, limit=1)
 
     async def __call__(self, value: Any) -> Any:
         """Add an input to a batch and return its output.

@@ -8,6 +8,7 @@ import resource
 import socket
 import sys
 import traceback
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 IDLE_SECONDS = 15.0  # a connection without a request; a request whose head is incomplete
 MAX_HEAD = 2**16  # bytes of a request besides its body
@@ -43,23 +44,28 @@ class Connection(HttpToolsProtocol):
     overhead = 0  # bytes received since the last complete request that are not its body
     discarded = 0  # bytes of bodies received after their answer
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.unanswered: deque[RequestResponseCycle] = deque()
 
     def is_late(self, now: float, longest: float) -> bool:
         """Whether it has been idle for too long, or a request has taken longer than `longest` seconds."""
-        return now - self.since > (IDLE_SECONDS if self.is_idle else longest)
+        return now - self.since > (longest if self.unanswered else IDLE_SECONDS)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.since = self.loop.time()
         if len(self.connections) >= (self.config.limit_concurrency or math.inf):
             connections: Any = self.connections
-            idle = [one for one in connections if one is not self and one.is_idle]
+            idle = [one for one in connections if one is not self and not one.unanswered]
             if idle:
                 min(idle, key=lambda one: one.since).drop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for request in self.unanswered:  # uvicorn does this for the last request only
+            request.disconnected = True
+            request.message_event.set()
+        super().connection_lost(exc)
 
     def drop(self) -> None:
         """Close it at once."""
@@ -78,6 +84,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self.unanswered.append(self.cycle)
         self.since = self.loop.time()
 
     def on_body(self, body: bytes) -> None:
@@ -93,6 +100,7 @@ class Connection(HttpToolsProtocol):
         self.overhead = self.discarded = 0
 
     def on_response_complete(self) -> None:
+        self.unanswered.popleft()
         super().on_response_complete()
         self.since = self.loop.time()
 

@@ -20,7 +20,7 @@ from src.engine.system.hooks import hooks
 
 FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "huggingface": ""}
 FORMATS |= {name: suffix for name, suffix, _ in hooks("EXPORT_FORMAT")}
-LIMIT = 1e-4  # maximum difference of a float32 logit from the checkpoint's
+LIMIT = 1e-4  # maximum difference of a float32 output from the checkpoint's
 SAMPLES = 64  # number of validation samples to compare
 EXTRA_BYTES = 4 * 2**20  # for graph, tokenizer and example
 QUANTIZE_FACTOR = 2.25  # copies of the weights on disk at the same time: float32, preprocessed, and 8 bits (a quarter)
@@ -77,7 +77,7 @@ def export(args: list[str]) -> None:
             print(f"largest difference {difference:.1e} over {count} validation samples, limit {LIMIT:.0e}")
             if not difference <= LIMIT:
                 raise InputError(
-                    f"--format {options.format}: logits differ from the checkpoint's by {difference:.1e}, more than"
+                    f"--format {options.format}: outputs differ from the checkpoint's by {difference:.1e}, more than"
                     f" {LIMIT:.0e}; nothing was written"
                 )
             if options.quantize:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import instantiate_module
 from torch import Tensor, nn
 from torch.export import Dim
@@ -48,6 +50,8 @@ class Reference:
                 f"--{inference.missing_paths[0]} is missing: the export is compared on data, and paths are read from a"
                 " checkpoint only if --ckpt_path best or last names one of your own runs"
             )
+        # A hook of the DataModule may ask whether the Trainer trains.
+        inference.data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
         inference.data.prepare_data()
         inference.data.setup("validate")
         self.tokenizer: Any = getattr(inference.data, "tokenizer", None)
@@ -56,7 +60,7 @@ class Reference:
         """Batches of raw inputs and targets: the first `count` samples of a part, or all."""
         found: list[Sample] = []
         for batch in getattr(self.inference.data, f"{part}_dataloader")():
-            *inputs, targets = batch
+            *inputs, targets = self.inference.data.on_after_batch_transfer(batch, 0)
             if self.kind == "image":
                 # Undo the normalisation; raw pixels are whole numbers.
                 pixels = ((inputs[0] * self.inference.pixels.std + self.inference.pixels.mean) * 255).round()
@@ -110,9 +114,15 @@ class Exported:
 
     @torch.no_grad()
     def largest_difference(self, samples: list[Sample]) -> float:
-        """The largest difference of a logit from the checkpoint's; infinity if one is NaN."""
-        differences = [(self.runtime(*inputs) - self.reference.net(*inputs)).abs().max() for inputs, _ in samples]
-        return float(torch.stack(differences).nan_to_num(nan=torch.inf).max())
+        """The largest difference of an output from the checkpoint's; infinity if one is NaN.
+
+        Relative to the largest output, if that is greater than 1, as numbers in a unit of their own may be.
+        """
+        with exporting(self.reference):
+            found = torch.cat([self.runtime(*inputs).flatten() for inputs, _ in samples])
+        expected = torch.cat([self.reference.net(*inputs).flatten() for inputs, _ in samples])
+        difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1)
+        return float(difference.nan_to_num(nan=torch.inf))
 
     @torch.no_grad()
     def accuracy(self) -> float:
@@ -122,7 +132,9 @@ class Exported:
         correct = total = 0
         for inputs, targets in self.reference.samples():
             counted = targets != IGNORED
-            correct += int((self.runtime(*inputs).argmax(dim=1) == targets)[counted].sum())
+            logits = self.runtime(*inputs)
+            preds = (logits > 0) if logits.shape == targets.shape else logits.argmax(dim=1)
+            correct += int((preds == targets)[counted].sum())
             total += int(counted.sum())
         return correct / total
 
@@ -137,7 +149,7 @@ class Exported:
 
 def onnx_file(reference: Reference, path: Path) -> Exported:
     """Write an ONNX file for onnxruntime, with torch's exporter."""
-    with _silenced():
+    with exporting(reference):
         program = torch.onnx.export(
             reference.net,
             reference.example(),
@@ -158,7 +170,7 @@ def quantized_file(reference: Reference, path: Path) -> Exported:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     original, prepared = path.rename(path.with_name("whole.onnx")), path.with_name("prepared.onnx")
-    with _silenced():
+    with exporting(reference):
         if reference.kind == "image":
 
             class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -180,7 +192,8 @@ def quantized_file(reference: Reference, path: Path) -> Exported:
 def _load_onnx(reference: Reference, path: Path) -> Exported:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path)
+    with exporting(reference):
+        session = onnxruntime.InferenceSession(path)
     names = [one.name for one in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
@@ -195,7 +208,7 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
 
 def torch_file(reference: Reference, path: Path) -> Exported:
     """Write a program of torch.export."""
-    with _silenced():
+    with exporting(reference):
         program = torch.export.export(reference.net, reference.example(), dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
@@ -245,9 +258,8 @@ def huggingface_folder(reference: Reference, path: Path) -> Exported:
 
 
 def _example_lines(reference: Reference, path: Path, package: str, call: str) -> list[str]:
-    """Five lines of a program that classifies an image file or a text from the command line."""
-    labels = json.dumps(reference.labels, ensure_ascii=False)
-    answer = f"print({labels}[logits[0].argmax()])" if reference.labels else "print(logits.shape)"
+    """Five lines of a program that predicts on an image file, a text or numbers from the command line."""
+    answer = _answer(reference)
     if reference.kind == "image":
         channels, height, width = reference.example()[0].shape[1:]
         mode, order = ("L", "[None, None]") if channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
@@ -259,29 +271,68 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
             f"logits = {call}",
             answer,
         ]
+    data = type(reference.inference.data).__name__
     if reference.kind == "table":
-        columns = json.dumps(list(reference.inference.data.columns))
+        columns = ", ".join(map(str, reference.inference.data.columns))
         return [
             f"import numpy as np, {package}, sys",
-            f"# one number per column: {columns}",
+            f"# the numbers that {data}.prepare returns for a row with the columns {columns}",
             "values = np.array([sys.argv[1:]], dtype=np.float32)",
             f"logits = {call}",
-            answer if reference.labels and hasattr(reference.inference.task, "num_classes") else "print(logits)",
+            answer,
         ]
-    imported, ids = reference.tokenizer.example(f"{path.name}.tokenizer.json", reference.kind == "text")
-    first = "; ".join(filter(None, (f"import numpy as np, {package}, sys", imported)))
-    mask = "; mask = np.ones_like(tokens, dtype=bool)" if reference.kind == "text" else ""
+    if reference.tokenizer is None:
+        imported, ids = f"# give the tokens that {data}.prepare returns for a text", "sys.argv[1:]"
+        first = f"import numpy as np, {package}, sys  {imported}"
+    else:
+        imported, ids = reference.tokenizer.example(f"{path.name}.tokenizer.json", reference.kind == "text")
+        first = "; ".join(filter(None, (f"import numpy as np, {package}, sys", imported)))
+    mask = "; mask = np.ones_like(tokens, dtype=bool)" if "mask" in reference.names else ""
     return [first, f"tokens = np.array([{ids}])", f"tokens = tokens.astype(np.int64){mask}", f"logits = {call}", answer]
 
 
+def _answer(reference: Reference) -> str:
+    """The last line of an example program."""
+    labels = json.dumps(reference.labels, ensure_ascii=False)
+    if not hasattr(reference.inference.task, "num_classes") or not reference.labels:
+        return "print(logits.shape)" if reference.kind == "prompt" else "print(logits[0])"
+    inputs, targets = reference.samples(1)[0]
+    with torch.no_grad():
+        shape = reference.net(*inputs).shape
+    if shape == targets.shape:
+        return f"print(dict(zip({labels}, 1 / (1 + np.exp(-np.array(logits[0]))))))"
+    return f"print({labels}[logits[0].argmax()])" if len(shape) == 2 else "print(logits[0].argmax(0))"
+
+
 @contextmanager
-def _silenced() -> Iterator[None]:
-    """Hide warnings and log lines of exporters."""
+def exporting(reference: Reference) -> Iterator[None]:
+    """Hide warnings and log lines of exporters, and say in one line why they fail.
+
+    Raises:
+        InputError: a library cannot export the network, or cannot run what it has exported.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             yield
+    except (InputError, OSError):
+        raise
+    except Exception as error:
+        name = type(reference.inference.task.net).__name__
+        raise InputError(
+            f"{name} cannot be exported in this format ({_reason(error)}): try another, onnx, torch or safetensors"
+        ) from error
     finally:
         logging.disable(disabled)
+
+
+def _reason(error: BaseException) -> str:
+    """What the first of a chain of errors says, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    if fixed := re.search(r"marked (\w+) as dynamic but your code specialized it to be a constant \((\d+)\)", text):
+        return f"it fixes the {fixed[1]} at {fixed[2]}"
+    return f"{type(error).__name__}: {text[:200]}"

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class Inference(LightningModule):
         trust: modules outside this project whose classes the checkpoint may use.
 
     `kind` is the type of input: `prompt` for a language model, else the DataModule's `input_kind`. `labels` are the
-    DataModule's: names of classes or targets.
+    DataModule's: names of classes or targets. If `is_scored`, the inputs have targets, and `scores` are the task's
+    metrics after predicting.
 
     Raises:
         InputError: the checkpoint is missing or cannot be loaded, or its DataModule cannot prepare single inputs.
@@ -76,6 +78,8 @@ class Inference(LightningModule):
         classes = None if hasattr(task, "name_classes") else getattr(task, "num_classes", None)
         if self.labels and classes not in (None, len(self.labels)):
             raise InputError(f"--ckpt_path {given}: its data has {len(self.labels)} labels, its task {classes} classes")
+        self.is_scored = False
+        self.scores: dict[str, float] = {}
         self.eval()
 
     def name_classes(self, labels: list[str]) -> None:
@@ -104,7 +108,7 @@ class Inference(LightningModule):
     def predictions(self, inputs: Inputs) -> Any:
         """What the model predicts for a prepared batch on this device, in one row per input."""
         if self.kind == "image":
-            inputs = (self.pixels.normalise(inputs[0]), *inputs[1:])
+            inputs = (self.pixels.normalise(inputs[0]),)
         task: Any = self.task
         if hasattr(task, "predictions"):
             return task.predictions(*inputs)
@@ -134,12 +138,24 @@ class Inference(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Row] | None:
         """The rows of a batch of inputs to predict on; None if no input can be used."""
-        if batch["inputs"] is None:
+        inputs, targets = batch["inputs"], batch["targets"]
+        if inputs is None:
             return None
-        if batch["targets"] is not None:
-            inputs = (self.pixels.normalise(batch["inputs"][0]),) if self.kind == "image" else batch["inputs"]
-            self.task.test_step((*inputs, batch["targets"]), batch_idx)
-        return self.rows(self.predictions(batch["inputs"]))
+        if targets is not None:
+            normalised = (self.pixels.normalise(inputs[0]),) if self.kind == "image" else inputs
+            self.task.test_step((*normalised, targets), batch_idx)
+        return self.rows(self.predictions(inputs))
+
+    def on_predict_epoch_end(self) -> None:
+        """Compute `scores`, while the metrics are still on the device."""
+        if not self.is_scored:
+            return
+        seen: list[Any] = [self.task.metrics.has_seen("test")] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            torch.distributed.all_gather_object(seen, seen[0])
+        if not all(seen):
+            raise InputError("--truth: a process has no input with a true value: give more inputs, or --devices 1")
+        self.scores = {name: value.item() for name, value in self.task.metrics["test"].compute().items()}
 
 
 def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: str) -> LightningDataModule:

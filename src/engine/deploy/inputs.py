@@ -11,16 +11,20 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image
+from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image, read_mask
 from src.engine.data.loading import already_a_batch
 from src.engine.data.tables import TABLES, open_utf8, stream_columns
 from src.engine.system.errors import InputError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
+Targets = Callable[[list[Any], tuple[Any, ...]], Any]
 
 
 class Input(NamedTuple):
-    """One input: name, value (text, path of an image, or numbers by column), error if it cannot be used, true value."""
+    """One input: name, value (text, path of an image, or numbers by column), error if it cannot be used, true value.
+
+    The true value is that of a column, a list of those of several columns, a folder's name, or the path of a mask.
+    """
 
     name: str
     value: Any
@@ -54,17 +58,18 @@ def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str
             yield Input(given, None, "no image in this folder")
 
 
-def read_texts(paths: list[str], column: str, truth: str | None = None) -> Iterator[Input]:
+def read_texts(paths: list[str], column: str, truth: Sequence[str] = ()) -> Iterator[Input]:
     """Texts from a column of tables, or the lines of other files; named by file and row, counted from 1.
 
     Args:
         paths: the files.
         column: the tables' column of texts.
-        truth: the tables' column of true values.
+        truth: the tables' columns of true values.
     """
-    for name, (text, *true), error in _rows(paths, [column, *([truth] if truth else [])]):
+    options = {column: "--text_column", **dict.fromkeys(truth, "--truth")}
+    for name, (text, *true), error in _rows(paths, options):
         is_text = isinstance(text, str) and text.strip()
-        yield Input(name, text, error or ("" if is_text else _text_error(text)), *true)
+        yield Input(name, text, error or ("" if is_text else _text_error(text)), _one_or_list(true))
 
 
 def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] = ()) -> Iterator[Input]:
@@ -73,14 +78,18 @@ def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] 
     Args:
         paths: the tables.
         columns: columns of the inputs.
-        truth: columns of true values; one: its value as it is.
+        truth: columns of true values.
     """
-    for name, values, error in _rows(paths, [*columns, *truth], "data.columns"):
+    options = dict.fromkeys(columns, "a table with all columns of the run") | dict.fromkeys(truth, "--truth")
+    for name, values, error in _rows(paths, options):
         numbers = dict(zip(columns, map(_number, values), strict=False))
         if not error and (bad := [column for column, number in numbers.items() if number is None]):
             error = f"column {bad[0]} is {values[list(columns).index(bad[0])]!r}, not a number"
-        true = values[len(columns) :]
-        yield Input(name, numbers, error, true[0] if len(true) == 1 else list(true))
+        yield Input(name, numbers, error, _one_or_list(values[len(columns) :]))
+
+
+def _one_or_list(values: Sequence[Any]) -> Any:
+    return values[0] if len(values) == 1 else list(values)
 
 
 def _number(value: Any) -> float | None:
@@ -91,10 +100,8 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _rows(
-    paths: list[str], columns: Sequence[str], option: str = "text_column"
-) -> Iterator[tuple[str, tuple[Any, ...], str]]:
-    """Name, values and error of each row."""
+def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tuple[Any, ...], str]]:
+    """Name, values and error of each row; for `columns` see `stream_columns`."""
     for given in paths:
         path = Path(given).expanduser()
         if path.is_dir():
@@ -103,7 +110,7 @@ def _rows(
         number = 0
         try:
             is_table = path.suffix.lower() in TABLES
-            rows = stream_columns(path, columns, option) if is_table else _lines(path, len(columns))
+            rows = stream_columns(path, columns) if is_table else _lines(path, len(columns))
             for number, values in enumerate(rows, start=1):
                 yield f"{given}:{number}", values, ""
         except (InputError, OSError) as error:
@@ -112,7 +119,7 @@ def _rows(
             yield f"{given}:{row[1]}" if row else given, (None,) * len(columns), " ".join(reason.split())
         else:
             if not number:
-                yield given, (None,) * len(columns), "no row in this file"
+                yield given, (None,) * len(columns), "nothing in this file"
 
 
 def _lines(path: Path, columns: int) -> Iterator[tuple[Any, ...]]:
@@ -140,7 +147,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
     Args:
         inputs: returns a new iterator over the inputs of all processes.
         prepare: a list of raw inputs -> tensors and notes.
-        prepare_targets: a list of true values -> targets; None: there are none.
+        prepare_targets: a list of true values and the prepared inputs -> targets; None: there are none.
         batch_size: inputs per batch.
         rank: number of this process, from 0.
         world: number of processes.
@@ -154,7 +161,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         self,
         inputs: Callable[[], Iterator[Input]],
         prepare: Prepare,
-        prepare_targets: Callable[[list[Any]], Any] | None,
+        prepare_targets: Targets | None,
         batch_size: int,
         rank: int,
         world: int,
@@ -182,7 +189,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(self._read(one.value))
+                    good.append(_read(one.value, self.ranges))
                 except UNREADABLE as problem:
                     error = image_error(one.value, problem)
                 else:
@@ -195,19 +202,20 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,
-            "targets": self.prepare_targets(truths) if good and self.prepare_targets else None,
+            "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
 
     def _truth(self, one: Input) -> Any:
         if self.prepare_targets is None:
             return None
         try:
-            return read_image(one.truth) if isinstance(one.truth, Path) else one.truth
+            return read_mask(one.truth) if isinstance(one.truth, Path) else one.truth
         except UNREADABLE as problem:
             raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
 
-    def _read(self, value: Any) -> Any:
-        return read_image(value, self.ranges) if isinstance(value, Path) else value
+
+def _read(value: Any, ranges: Ranges | None = None) -> Any:
+    return read_image(value, ranges) if isinstance(value, Path) else value
 
 
 class InputsDataModule(LightningDataModule):
@@ -218,7 +226,7 @@ class InputsDataModule(LightningDataModule):
         prepare: a list of raw inputs -> tensors and notes.
         batch_size: inputs per batch of each process.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
-        prepare_targets: a list of true values -> targets; None: there are none.
+        prepare_targets: a list of true values and the prepared inputs -> targets; None: there are none.
         ranges: see `read_image`.
     """
 
@@ -228,7 +236,7 @@ class InputsDataModule(LightningDataModule):
         prepare: Prepare,
         batch_size: int,
         num_workers: int,
-        prepare_targets: Callable[[list[Any]], Any] | None = None,
+        prepare_targets: Targets | None = None,
         ranges: Ranges | None = None,
     ) -> None:
         super().__init__()
@@ -241,7 +249,6 @@ class InputsDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size)
-        functions = (self.inputs, self.prepare, self.prepare_targets)
-        mine = PreparedInputs(*functions, self.batch_size, *place, self.ranges)
+        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges)
+        mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

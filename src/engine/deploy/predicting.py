@@ -24,7 +24,7 @@ def predict(args: list[str]) -> int:
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
     from src.engine.data.images import skipped_line
-    from src.engine.data.prepare import prepare_targets
+    from src.engine.data.prepare import GUIDE, prepare_targets
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule
     from src.engine.deploy.prediction_table import PredictionTable
@@ -47,8 +47,12 @@ def predict(args: list[str]) -> int:
     # Texts and tables are not counted: they would have to be read twice.
     total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
     table = PredictionTable(new_output("--output", options.output), total)
-    if options.truth and not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
-        raise InputError(f"--truth: {type(inference.task).__name__} has no metrics; subclass src.tasks.task.Task")
+    if options.truth:
+        name, inference.is_scored = type(inference.task).__name__, True
+        if hasattr(inference.task, "name_classes"):
+            raise InputError(f"--truth: {name} compares images with texts: leave it out")
+        if not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
+            raise InputError(f"--truth: {name} has no metrics: subclass src.tasks.task.Task; {GUIDE}")
     targets = partial(prepare_targets, inference.data) if options.truth else None
     trainer = Trainer(
         accelerator=options.accelerator,
@@ -70,13 +74,11 @@ def predict(args: list[str]) -> int:
     ranges = getattr(inference.data, "value_ranges", None)
     data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, ranges)
     trainer.predict(inference, data, return_predictions=False)
-    if options.truth:
-        metrics = {name: value.item() for name, value in inference.task.metrics["test"].compute().items()}
     if not trainer.is_global_zero:
         return 0
     print(f"{table.rows:,} inputs written to {options.output}", file=sys.stderr)
-    if options.truth:
-        print(*(f"{name.removeprefix('test/')} {value:.4f}" for name, value in metrics.items()), sep="\n")
+    for name, value in inference.scores.items():
+        print(f"{name.removeprefix('test/')} {value:.5g}")
     if table.notes:
         print(f"{table.notes:,} inputs have a note: see column note", file=sys.stderr)
     if not table.errors:
@@ -97,12 +99,14 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
                 " each image's folder is its class"
             )
         return partial(find_images, options.inputs, options.truth)
+    truth = options.truth.split(",") if options.truth else []
+    text_column = options.text_column or getattr(inference.data, "text_column", "text")
+    columns = [text_column] if inference.kind == "text" else list(inference.data.columns)
+    if inputs := set(truth) & set(columns):
+        raise InputError(f"--truth {inputs.pop()}: this column is an input of the model; give another")
     if inference.kind == "text":
-        column = options.text_column or getattr(inference.data, "text_column", "text")
-        return partial(read_texts, options.inputs, column, options.truth)
-    return partial(
-        read_numbers, options.inputs, inference.data.columns, options.truth.split(",") if options.truth else ()
-    )
+        return partial(read_texts, options.inputs, text_column, truth)
+    return partial(read_numbers, options.inputs, columns, truth)
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

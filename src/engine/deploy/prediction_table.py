@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
@@ -123,12 +124,14 @@ class PredictionTable(Callback):
                 file = self.masks / f"{number:06}_{Path(name).stem}.png"
                 try:
                     self.masks.mkdir(exist_ok=True)
-                    Image.fromarray(value.byte().cpu().numpy()).save(file)
+                    mask_image(value).save(file)
                 except OSError as error:
                     raise _unwritable(file, error) from error
                 columns[key] = f"{self.masks.name}/{file.name}"
             else:
-                columns[key] = " ".join(map(str, value)) if isinstance(value, list) else value
+                columns[key] = value
+        if taken := columns.keys() & {"input", "error", "note"}:
+            raise InputError(f"a prediction is named {taken.pop()}, as a column of every table: rename it")
         return columns
 
     def _part(self, rank: int) -> Path:
@@ -178,17 +181,14 @@ class _Writer:
             import pyarrow as pa
             from pyarrow import parquet
 
-            types = {float: pa.float32(), int: pa.int64(), bool: pa.bool_()}
-            self.schema = pa.schema([(name, types.get(type(value), pa.string())) for name, value in row.items()])
+            self.schema = pa.schema([(name, _parquet_type(value)) for name, value in row.items()])
             self.table = parquet.ParquetWriter(self.file, self.schema)
 
     def _flush(self) -> None:
         rows = [{name: row.get(name) for name in self.columns} for row in self.buffer]
         self.buffer = []
         if self.suffix == ".csv":
-            for row in rows:
-                shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
-                self.csv.writerow(shown)
+            self.csv.writerows({name: _shown(value) for name, value in row.items()} for row in rows)
         elif self.suffix == ".jsonl":
             self.file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
         elif rows:
@@ -206,6 +206,27 @@ class _Writer:
             self.file.close()
         except OSError as error:
             raise _unwritable(self.path, error) from error
+
+
+def mask_image(mask: Tensor) -> Image.Image:
+    """Class numbers (H, W) as a grey image; of 16 bits if there are more than 256 classes."""
+    numbers = mask.cpu().numpy()
+    return Image.fromarray(numbers.astype(np.uint8 if numbers.max(initial=0) < 256 else np.uint16))
+
+
+def _parquet_type(value: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(value, list):
+        return pa.list_(_parquet_type(value[0] if value else ""))
+    return {float: pa.float32(), int: pa.int64(), bool: pa.bool_()}.get(type(value), pa.string())
+
+
+def _shown(value: Any) -> Any:
+    """A value as a cell of a CSV file; a list is separated by blanks, and text with blanks in it is quoted."""
+    if isinstance(value, list):
+        return " ".join(f'"{one}"' if " " in str(one) else str(one) for one in value)
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def _merged_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:

@@ -38,13 +38,14 @@ from src.engine.deploy.batcher import Batcher, Threads, TooManyError
 from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, describe, printable
 from src.engine.deploy.inference import Inference
 from src.engine.system.errors import InputError
-from src.engine.system.hardware import check_accelerator, choose_precision, device_of
+from src.engine.system.hardware import check_accelerator, choose_precision, device_of, return_freed_memory
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
 LARGE_PIXELS = 2**20  # larger images, and larger bodies, are decoded one at a time: an image can take 1 GB
 MAX_RATIO = 100  # of an image's sides: scaling the shorter one would make a huge image
-MAX_DECODING = 64  # bodies that are or wait to be decoded, of each size
+MAX_DECODING = 1024  # small bodies that are or wait to be decoded
+MAX_DECODING_PIXELS = 8 * MAX_PIXELS  # of large images, and bytes of large bodies, that are or wait to be decoded
 MAX_BODIES = 300_000_000  # bytes of all bodies
 MAX_TEXT = 100_000  # characters; a tokenizer reads all of a text before it is cut
 MAX_TOKENS = 2048  # generated per request
@@ -52,6 +53,7 @@ GENERATING = 2  # texts at the same time; more would slow all of them down
 MAX_GENERATING = 32  # texts that are or wait to be generated
 BODY_SECONDS = 15.0  # maximum time for a request body to arrive
 SMALL_BODY = 2**15  # bytes; smaller JSON is decoded at once, which is faster than in a thread
+LARGEST = sys.float_info.max
 # Options of a request to generate text.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
 
@@ -76,7 +78,7 @@ class RequestReader:
                 self.tokens.append(token.encode("latin-1"))  # as some clients send it
         self.max_bytes = max_bytes
         self.held_bytes = 0
-        self.small, self.large = Threads(2, MAX_DECODING), Threads(1, MAX_DECODING)
+        self.small, self.large = Threads(2, MAX_DECODING), Threads(1, MAX_DECODING_PIXELS)
 
     async def __call__(self, request: Request, deadline: asyncio.Timeout, seconds: float) -> Any:
         """The input in a request.
@@ -95,13 +97,16 @@ class RequestReader:
             deadline.reschedule(asyncio.get_running_loop().time() + seconds)
             form = request.headers.get("content-type", "")
             form = form if form.partition(";")[0].strip().lower() == "multipart/form-data" else ""
-            if not form and len(body) < SMALL_BODY and (self.kind != "image" or _is_json(body)):
+            is_image = self.kind == "image" and not form and not _is_json(body)
+            if len(body) < SMALL_BODY and not form and not is_image:
                 return self._decode(body, form, is_large=False)
-            if len(body) < LARGE_PIXELS:
+            weight = len(body)
+            if is_image or weight < LARGE_PIXELS:
                 value = await self.small(self._decode, body, form, False)
-                if value is not None:
+                if not isinstance(value, int):
                     return value
-            return await self.large(self._decode, body, form, True)
+                weight = value
+            return await self.large(self._decode_large, body, form, weight=weight)
 
     def _check_token(self, header: str) -> None:
         scheme, _, given = header.encode("latin-1").partition(b" ")
@@ -110,8 +115,14 @@ class RequestReader:
         if scheme.lower() != b"bearer" or not any(hmac.compare_digest(given.strip(), token) for token in self.tokens):
             raise HTTPException(401, "give the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
+    def _decode_large(self, body: bytearray, form: str) -> Any:
+        try:
+            return self._decode(body, form, is_large=True)
+        finally:
+            return_freed_memory()  # otherwise up to 1 GB stays with this process
+
     def _decode(self, body: bytearray | bytes, form: str, is_large: bool) -> Any:
-        """The input in a body; None if it is a large image and `is_large` is False."""
+        """The input in a body; the number of its pixels if it is a large image and `is_large` is False."""
         if form:
             body = asyncio.run(_form_file(form, body))  # in a thread: a large form takes a while
         if not body:
@@ -153,21 +164,18 @@ class RequestReader:
         finally:
             self.held_bytes -= len(body)
 
-    def _image(self, body: bytearray | bytes, is_large: bool) -> tuple[Any, str] | None:
+    def _image(self, body: bytearray | bytes, is_large: bool) -> tuple[Any, str] | int:
         try:
             with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as header:
                 width, height = header.size
             pixels = width * height
-            image = (
-                read_image(io.BytesIO(body), self.ranges)
-                if pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
-                else None
-            )
+            is_next = pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
+            image = read_image(io.BytesIO(body), self.ranges) if is_next else None
         except Exception as error:  # a damaged file raises errors of many types
             raise HTTPException(422, f"not a usable image: it cannot be read; send {self._expected()}") from error
         if pixels > MAX_PIXELS:
             raise HTTPException(422, f"not a usable image: it has too many pixels; give at most {MAX_PIXELS:,}")
-        return None if image is None else self._prepare(image)
+        return pixels if image is None else self._prepare(image)
 
     def _pixels(self, value: Any) -> tuple[Any, str]:
         wrong = HTTPException(422, f"not pixels: send {self._expected()}")
@@ -197,10 +205,9 @@ class RequestReader:
         columns = self.data.columns
         if not isinstance(value, dict) or set(value) != set(columns):
             raise HTTPException(422, f"not a row: send {self._expected()}")
-        if bad := [
-            name for name in columns if type(value[name]) not in (int, float) or not abs(value[name]) < math.inf
-        ]:
-            raise HTTPException(422, f"{bad[0]} is not a finite number: send {self._expected()}")
+        for name in columns:
+            if type(value[name]) not in (int, float) or not -LARGEST <= value[name] <= LARGEST:
+                raise HTTPException(422, f"{name} is not a finite number: send {self._expected()}")
         return {name: float(value[name]) for name in columns}
 
     def _text(self, value: Any) -> str:
@@ -293,13 +300,15 @@ class TextStream(StreamingResponse):
                     if not has_started:
                         has_started = True
                         await send(start)
-                    await send({"type": "http.response.body", "body": piece.encode(), "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": piece.encode(errors="replace"), "more_body": True}
+                    )
                 if not has_started:
                     await send(start)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError as error:
+        except TimeoutError:
             if has_started:  # the connection is closed, so that the client sees that the text is incomplete
-                raise RuntimeError(f"a text was cut after {self.seconds:g} s: give a larger --timeout") from error
+                raise RuntimeError(f"a text was cut after {self.seconds:g} s: give a larger --timeout") from None
             raise
 
 
@@ -353,7 +362,7 @@ class Service:
             return handle
 
         async def http_error(_: Request, error: HTTPException) -> Response:
-            return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+            return JSONResponse({"detail": printable(error.detail)}, error.status_code, error.headers)
 
         return {
             HTTPException: http_error,
@@ -398,11 +407,8 @@ class Service:
         """Label and probabilities of an image or a text."""
         async with asyncio.timeout(None) as deadline:
             value = await self.read(request, deadline, self.timeout)
-            row, note = await self.batcher(value)
-        answer = {name: _as_json(one) for name, one in row.items()}
-        if note:
-            answer["note"] = note
-        return JSONResponse(answer)
+            answer, note = await self.batcher(value)
+        return JSONResponse({**answer, "note": note} if note else answer)
 
     @torch.inference_mode()
     def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
@@ -414,7 +420,10 @@ class Service:
             prepared, notes = self.inference.prepare(values)
         with self.autocast():
             predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
-        return list(zip(self.inference.rows(predicted), notes, strict=True))
+        rows = self.inference.rows(predicted)
+        return [
+            ({name: _as_json(one) for name, one in row.items()}, note) for row, note in zip(rows, notes, strict=True)
+        ]
 
     async def generate(self, request: Request) -> Response:
         """Stream the continuation of a text."""

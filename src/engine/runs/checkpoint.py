@@ -6,6 +6,7 @@ import inspect
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -179,7 +180,8 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             (read_folder,) = hooks("read_folder")
             checkpoint = read_folder(path)
         else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:

@@ -78,14 +78,15 @@ class RunRecord(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or checkpoint.get("config") not in configurations(self.folder):
+        if trainer.state.fn != TrainerFn.FITTING:
             return
-        if record := checkpoint.get("record"):
+        is_own = checkpoint.get("config") in configurations(self.folder)
+        if is_own and (record := checkpoint.get("record")):
             self._samples, self._train_time = record["samples"], record["train_time"]
             self._validated = record["validated"]
             self._write_training(trainer, **record["metrics"])
-        _follow_folder(trainer, checkpoint)
-        self._stay_stopped(trainer, checkpoint)
+        _own_best(trainer, checkpoint, is_own)
+        self._stay_stopped(trainer, checkpoint, is_own)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
@@ -152,23 +153,25 @@ class RunRecord(Callback):
                     file.add_summary(summary, trainer.global_step)
                 logger.experiment.close()  # stops its thread: a search has many runs in one process
 
-    def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-        """Train nothing after EarlyStopping has stopped the run, unless its callbacks were changed since."""
-        before, now = ((yaml.safe_load(text).get("trainer") or {}) for text in (checkpoint["config"], self.config))
-        is_same = before.get("callbacks") == now.get("callbacks")
+    def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
+        """Train nothing after EarlyStopping has stopped this run, unless its callbacks were changed since."""
+        texts = (checkpoint["config"], self.config) if is_own else ()
+        callbacks = [(yaml.safe_load(text).get("trainer") or {}).get("callbacks") for text in texts]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            state = checkpoint["callbacks"].get(callback.state_key) if isinstance(callback, EarlyStopping) else None
+            states = checkpoint.get("callbacks") or {}
+            state = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
             if not state:
                 continue
             state["patience"] = callback.patience  # that of the configuration, not of the checkpoint
+            if not is_own:
+                state["wait_count"] = 0
             if not state.get("stopping_reason"):
                 continue
-            if is_same:
+            if is_own and callbacks[0] == callbacks[1]:
                 trainer.should_stop = True
-                reason = _without_hint(state["stopping_reason_message"])
                 rank_zero_info(
-                    f"This run has stopped early ({reason}), so nothing is left to train: change the patience of"
-                    f" {type(callback).__name__}, or remove it, to train on"
+                    f"This run has stopped early ({_without_hint(state['stopping_reason_message'])}), so nothing is"
+                    f" left to train: change the patience of {type(callback).__name__}, or remove it, to train on"
                 )
             else:
                 state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}
@@ -210,14 +213,17 @@ def best_metrics(checkpoint: dict[str, Any]) -> dict[str, float]:
     return {**metrics, "best_epoch": checkpoint["epoch"] + 1}
 
 
-def _follow_folder(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Replace the paths of the best checkpoints if the run folder was moved; Lightning would forget them."""
-    own: Any = trainer.checkpoint_callback
-    state = checkpoint["callbacks"].get(own.state_key) if own else None
+def _own_best(trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
+    """Forget the best checkpoint of another run; follow that of this run if its folder was moved."""
+    callback: Any = trainer.checkpoint_callback
+    states = checkpoint.get("callbacks") or {}
+    state = states.get(callback.state_key) if callback else None
     if not state:
         return
-    old, new = str(state["dirpath"]), str(own.dirpath)
-    if old != new and Path(state["best_model_path"].replace(old, new)).exists():
+    old, new = str(state["dirpath"]), str(callback.dirpath)
+    if not is_own:  # Lightning would keep the path of its file
+        del states[callback.state_key]
+    elif old != new and Path(state["best_model_path"].replace(old, new)).exists():
         state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
         state["best_k_models"] = {path.replace(old, new): score for path, score in state["best_k_models"].items()}
 

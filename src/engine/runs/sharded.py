@@ -98,9 +98,9 @@ def read_index(folder: Path) -> Metadata:
     places = getattr(index, "storage_data", None)
     if not isinstance(index, Metadata) or not isinstance(places, dict):
         raise InputError(f"{folder / INDEX} is not an index of shards")
-    for file in (getattr(place, "relative_path", None) for place in places.values()):
-        if not isinstance(file, str) or Path(file).name != file:
-            raise InputError(f"{folder / INDEX} names a file outside of its folder: {file}")
+    for shard in (getattr(place, "relative_path", None) for place in places.values()):
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise InputError(f"{folder / INDEX} names a file outside of its folder: {shard}")
     return index
 
 

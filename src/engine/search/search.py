@@ -66,7 +66,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     Raises:
         InputError: a name or range of the search is invalid, or the study cannot be opened.
     """
-    path, spec = config.load_config(options.config)
+    path, spec = config.load_config(options.config, dotted=True)
     _check_types(spec, options.config)
     spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src import ROOT
+from src.engine.cli.saved_config import dump
 from src.engine.search.search import DONE, Search, trials_of
 
 
@@ -69,9 +70,7 @@ def _print_results(search: Search) -> None:
         tree["trainer"]["default_root_dir"] = (
             None if search.folder.parent == ROOT / "logs" else str(search.folder.parent)
         )
-        (search.folder / "best.yaml").write_text(
-            f"# The best trial of a search.\n{yaml.safe_dump(tree, sort_keys=False)}"
-        )
+        (search.folder / "best.yaml").write_text(f"# The best trial of a search.\n{dump(tree)}")
         console.print(f"repeat the best run: python -m src.train --config {search.folder / 'best.yaml'}")
     _plot(search, console)
 

@@ -85,11 +85,12 @@ def raised_in(error: BaseException, method: str) -> bool:
             return False
         if frame.f_code.co_name == method:
             caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
-            return not _is_library(code.co_filename) or caller == "jsonargparse"
+            return not is_library(code.co_filename) or caller == "jsonargparse"
     return False
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Whether a source file is part of Python or of an installed package."""
     return any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Sample = tuple[Tensor, Tensor, Tensor]
-"""Network input, target and prediction of one sample."""
+Sample = dict[str, Tensor]
+"""One test sample: `target`, `preds`, and for most tasks `inputs`."""
 
 MAX_CURVES = 20  # labels in one figure
 MAX_POSITIONS = 120  # of a sequence
@@ -19,20 +19,21 @@ def _figure(width: float, height: float) -> Any:
 
 
 def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, Any]:
-    """Predictions over true values and residuals over predictions, one plot per target."""
+    """Predictions over true values and residuals over predictions, one plot per target; `target` (num_targets,)."""
     if not samples:
         return {}
-    targets, preds = (torch.stack([one[part].float() for one in samples]) for part in (1, 2))  # (N, num_targets)
+    targets, preds = (torch.stack([sample[name].float() for sample in samples]) for name in ("target", "preds"))
     count = targets.shape[1]
     names = labels or ["value"] * count
     true, rest = _figure(4 * count, 4), _figure(4 * count, 4)
-    for number in range(count):
+    for number, name in enumerate(names):
         known = targets[:, number].isfinite()
         x, y = targets[known, number].numpy(), preds[known, number].numpy()
-        axes = true.add_subplot(1, count, number + 1, xlabel=f"true {names[number]}", ylabel="predicted")
+        axes = true.add_subplot(1, count, number + 1, xlabel=f"true {name}", ylabel="predicted")
         axes.scatter(x, y, s=6, alpha=0.5)
-        axes.axline((float(x.mean()), float(x.mean())), slope=1, color="black", linewidth=1)
-        axes = rest.add_subplot(1, count, number + 1, xlabel=f"predicted {names[number]}", ylabel="predicted - true")
+        if len(x):
+            axes.axline((float(x.mean()),) * 2, slope=1, color="black", linewidth=1)
+        axes = rest.add_subplot(1, count, number + 1, xlabel=f"predicted {name}", ylabel="predicted - true")
         axes.scatter(y, y - x, s=6, alpha=0.5)
         axes.axhline(0, color="black", linewidth=1)
     return {"predicted and true": true, "residuals": rest}
@@ -53,11 +54,16 @@ def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
 def mask_figure(samples: list[Sample], num_classes: int) -> Any:
     """Input image, true mask and predicted mask of each sample, one row per sample."""
     figure = _figure(6, 2 * len(samples))
-    for row, (image, target, pred) in enumerate(samples):
+    for row, sample in enumerate(samples):
+        image, target = sample["inputs"], sample["target"]
         low, high = image.aminmax()
         shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).movedim(0, -1)  # (H, W, C)
         truth = torch.where(target < 0, torch.nan, target.float())  # not drawn where ignored
-        parts = (("input", shown if shown.shape[2] == 3 else shown[..., 0]), ("true", truth), ("predicted", pred))
+        parts = (
+            ("input", shown if shown.shape[2] == 3 else shown[..., 0]),
+            ("true", truth),
+            ("predicted", sample["preds"]),
+        )
         for column, (title, values) in enumerate(parts):
             axes = figure.add_subplot(len(samples), 3, 3 * row + column + 1)
             colours: dict[str, Any] = {"cmap": "gray"} if not column else {"cmap": "tab20", "vmin": 0}
@@ -72,12 +78,13 @@ def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
     """True and predicted labels of each sequence as two rows of coloured cells; unlabelled positions are white."""
     from matplotlib.patches import Patch
 
-    length = min(MAX_POSITIONS, max(len(target) for _, target, _ in samples))
+    length = min(MAX_POSITIONS, max(len(sample["target"]) for sample in samples))
     cells = torch.full((3 * len(samples), length), torch.nan)
-    for row, (_, target, pred) in enumerate(samples):
-        target, pred = target[:length], pred[:length]
-        for offset, values in enumerate((target, pred)):
-            cells[3 * row + offset, : len(values)] = torch.where(target < 0, torch.nan, values.float())
+    for row, sample in enumerate(samples):
+        target = sample["target"][:length]
+        for offset, name in enumerate(("target", "preds")):
+            labelled = torch.where(target < 0, torch.nan, sample[name][:length].float())
+            cells[3 * row + offset, : len(target)] = labelled
     figure = _figure(2 + 0.08 * length, 1 + 0.4 * len(samples))
     axes = figure.add_subplot(xlabel="position", title="true above predicted")
     drawn = axes.imshow(cells.numpy(), cmap="tab20", vmin=0, vmax=max(len(labels) - 1, 1), aspect="auto")

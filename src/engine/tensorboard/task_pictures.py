@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from src.engine.tensorboard.figures import Sample
 from src.engine.tensorboard.writers import writers
@@ -16,7 +15,10 @@ def callbacks(config: Any, stage: str | None) -> list[Callback]:
 
 
 class TaskPictures(Callback):
-    """Writes the `figures` of a task to TensorBoard after the test, made from its first test samples."""
+    """Writes the `figures` of a task to TensorBoard after the test, made from its first test samples.
+
+    A sample is a row of those tensors `inputs`, `target` and `preds` that the task's `test_step` returns.
+    """
 
     def __init__(self) -> None:
         self._samples: list[Sample] = []
@@ -28,13 +30,15 @@ class TaskPictures(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         wanted = getattr(pl_module, "figure_samples", 0) - len(self._samples)
-        if wanted > 0 and isinstance(outputs, dict) and {"preds", "target"} <= outputs.keys():
-            parts: tuple[Tensor, ...] = (batch[0], outputs["target"], outputs["preds"])
-            self._samples += zip(*(part[:wanted].detach().cpu() for part in parts), strict=True)
+        if wanted <= 0 or not isinstance(outputs, dict):
+            return
+        names = [name for name in ("inputs", "target", "preds") if name in outputs]
+        rows = zip(*(outputs[name][:wanted].detach().cpu() for name in names), strict=True)
+        self._samples += [dict(zip(names, row, strict=True)) for row in rows]
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         task: Any = pl_module
-        if not hasattr(task, "figures") or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not hasattr(task, "figure_samples") or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         everyone: list[Any] = [self._samples]
         if trainer.world_size > 1:
@@ -46,3 +50,4 @@ class TaskPictures(Callback):
         for writer in writers(trainer):
             for name, figure in figures.items():
                 writer.add_figure(f"test/{name}", figure, trainer.global_step)
+        self._samples = []

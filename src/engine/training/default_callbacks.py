@@ -1,48 +1,39 @@
 """Callbacks, loggers and plugins that every run has in addition to those of its configuration."""
 
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BatchSizeFinder,
     Callback,
-    LearningRateFinder,
+    Checkpoint,
     LearningRateMonitor,
     ModelCheckpoint,
     ModelSummary,
     ProgressBar,
-    SpikeDetection,
 )
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
-from torch import nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from src.engine.runs.checkpoint import WholeCheckpointIO
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interruption
+from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
-from src.engine.training.monitors import MonitorCheck
 from src.engine.training.network_summary import NetworkSummary
 from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
 from src.engine.training.step_seeds import StepSeeds
 
 Options = dict[str, Any]  # arguments of the Trainer
-# Callbacks of Lightning that a run refuses, and why.
-UNUSABLE: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"
-    " --data.batch_size",
-    LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
-    " --optimizer.lr",
-    SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
-    " out; a run stops by itself when the loss becomes NaN or infinite",
-}
+MAX_NAME = 200  # characters of a checkpoint's file name
 
 
 class NoProfiler(PassThroughProfiler):
@@ -52,18 +43,6 @@ class NoProfiler(PassThroughProfiler):
 
     def profile(self, *_: Any, **__: Any) -> Any:
         return self._nothing
-
-
-def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
-    """Raise InputError if a callback of the configuration cannot work."""
-    for callback in callbacks:
-        if reason := next((reason for kind, reason in UNUSABLE.items() if isinstance(callback, kind)), None):
-            raise InputError(f"{type(callback).__name__} {reason}")
-        if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):
-            raise InputError(
-                f"BackboneFinetuning needs a task with the attribute backbone, a network, which {type(model).__name__}"
-                " does not have: add it in a subclass, or leave the callback out"
-            )
 
 
 def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> None:
@@ -97,8 +76,63 @@ def checkpoint_callbacks(
 ) -> list[Callback]:
     """The callbacks that save `best.ckpt`, as configured, and `last.ckpt` in a folder."""
     best.dirpath = best.dirpath or str(folder)
-    best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
     return [best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)]
+
+
+def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_continued: bool, saves: bool) -> None:
+    """Check the file names of checkpoints, and make their folders.
+
+    Args:
+        best: the project's own, of `--checkpoint`.
+        callbacks: those of the configuration.
+        is_continued: whether the run continues in its folder.
+        saves: whether the run saves checkpoints.
+
+    Raises:
+        InputError: a checkpoint could not be saved, or could overwrite another one.
+    """
+    best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
+    others = [one for one in callbacks if isinstance(one, Checkpoint)]
+    for one in (best, *others):
+        flag = "--checkpoint" if one is best else "--trainer.callbacks"
+        if isinstance(one, ModelCheckpoint) and one.filename:
+            _name_files(one, f"{flag}.filename {one.filename}")
+        if saves and (folder := getattr(one, "dirpath", None)) and "://" not in str(folder):
+            _make_folder(Path(folder), f"{flag}.dirpath {folder}", may_have_files=is_continued or one is not best)
+
+
+def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
+    """Give checkpoints names without `/`: `{val/acc:.2f}` becomes `val_acc={val/acc:.2f}`."""
+    pattern = checkpoint.filename or ""
+    if checkpoint.auto_insert_metric_name:
+        pattern = re.sub(r"\{([^:}]+)", lambda name: name[1].replace("/", "_") + "=" + name[0], pattern)
+        checkpoint.filename, checkpoint.auto_insert_metric_name = pattern, False
+    metrics = {name: torch.tensor(0.5) for name in re.findall(r"\{([^:}]*)", pattern)}
+    metrics |= {"epoch": torch.tensor(0), "step": torch.tensor(0)}
+    try:
+        path = Path(checkpoint.format_checkpoint_name(metrics))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{given} is no pattern such as {{epoch}}-{{val/acc:.2f}}: {error}") from error
+    if path.parent != Path(str(checkpoint.dirpath or ".")) or len(path.name) > MAX_NAME:
+        raise InputError(f"{given} has a folder in it or is too long: give a file name, and folders as dirpath")
+    if path.stem == "last":
+        raise InputError(f"{given} is the name of the newest checkpoint: give another")
+    if checkpoint.save_top_k not in (0, 1) and "{" not in pattern:
+        raise InputError(
+            f"{given} is the same for all checkpoints of save_top_k {checkpoint.save_top_k}: add {{epoch}} or {{step}}"
+        )
+
+
+@rank_zero_only
+def _make_folder(folder: Path, given: str, may_have_files: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{given} cannot be written ({error.strerror})") from error
+    if not may_have_files and (found := next(folder.glob("*.ckpt"), None)):
+        raise InputError(f"{given} has {found.name} of another run: give another folder")
 
 
 def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:

@@ -1,9 +1,11 @@
 """Metrics that are updated once for many steps."""
 
 import inspect
+from itertools import groupby
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -12,7 +14,7 @@ from src.engine.system.errors import InputError
 # Nearly all the time of an update is overhead per call: a tenth of a training step for a small network.
 STEPS_PER_UPDATE = 50
 STAGES = ("train", "val", "test")
-MAX_PENDING = 2**24  # values of pending steps: a prediction for each pixel would fill the memory
+MAX_PENDING = 2**22  # values of pending steps: a prediction for each pixel would fill memory and checkpoints
 
 
 class DeferredMetrics(nn.Module):
@@ -41,12 +43,14 @@ class DeferredMetrics(nn.Module):
 
         Args:
             stage: `train`, `val` or `test`.
-            seen: arguments of the metrics' `update`: detached tensors, or numbers.
+            seen: arguments of the metrics' `update`: tensors (N, ...), or numbers.
             may_wait: whether the metrics may be updated now, which may wait for the device.
         """
         pending = self._pending[stage]
+        seen = {name: value.detach() if isinstance(value, Tensor) else value for name, value in seen.items()}
         pending.append(seen)
-        if (may_wait and len(pending) >= STEPS_PER_UPDATE) or len(pending) * _size(seen) > MAX_PENDING:
+        size = sum(value.numel() for value in seen.values() if isinstance(value, Tensor))
+        if (may_wait and len(pending) >= STEPS_PER_UPDATE) or len(pending) * size > MAX_PENDING:
             self._update(stage)
 
     def reset(self) -> None:
@@ -72,11 +76,12 @@ class DeferredMetrics(nn.Module):
         metrics = self._train_metrics()
         for name, (values, updates) in state["seen"].items():
             metric = metrics[name]
+            values = move_data_to_device(values, device)
             if updates and metric.update_called:
                 metric.merge_state(values)
             elif updates:
                 for key, value in values.items():
-                    setattr(metric, key, value.to(device) if isinstance(value, Tensor) else value)
+                    setattr(metric, key, value)
             metric._update_count += updates
 
     def _train_metrics(self) -> dict[str, Any]:
@@ -89,10 +94,17 @@ class DeferredMetrics(nn.Module):
             return
         metrics = self[stage]
         device = next(iter(metrics.values())).device
-        joined = {name: _join([seen[name] for seen in pending], device) for name in pending[0]}
-        metrics.update(**joined)
-        if stage != "train":
-            self.unlogged.update(**joined)
+        for _, group in groupby(pending, _shape):  # as in images of several sizes
+            steps = list(group)
+            joined = {name: _join([seen[name] for seen in steps], device) for name in steps[0]}
+            metrics.update(**joined)
+            if stage != "train":
+                self.unlogged.update(**joined)
+
+
+def _shape(seen: dict[str, Any]) -> list[Any]:
+    """The shapes that steps must share to be joined."""
+    return [value.shape[1:] for value in seen.values() if isinstance(value, Tensor)]
 
 
 def _join(values: list[Any], device: torch.device) -> Tensor:
@@ -102,22 +114,20 @@ def _join(values: list[Any], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)
 
 
-def _size(seen: dict[str, Any]) -> int:
-    return sum(value.numel() for value in seen.values() if isinstance(value, Tensor))
-
-
 def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
     """Check what a task's `step` returns.
 
     Raises:
-        InputError: it is not a loss and a dict, the loss is not one number, `weight` is missing, or a metric does not
-            take the values.
+        InputError: it is not a loss and a dict, the loss is not one number, `weight` is missing, a metric does not take
+            the values, or no metric takes one.
     """
     if not isinstance(result, tuple) or len(result) != 2:
         raise InputError(f"{name}.step returns {_shown(result)}: return the loss and a dict of the metrics' arguments")
     loss, seen = result
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.ndim:
-        raise InputError(f"{name}.step returns the loss {_shown(loss)}: return one number, as in loss.mean()")
+        raise InputError(
+            f"{name}.step returns the loss {_shown(loss)}: give one number, as loss.mean() or reduction=mean do"
+        )
     if not isinstance(seen, dict):
         raise InputError(f"{name}.step returns {_shown(seen)} after the loss: return a dict of the metrics' arguments")
     if "weight" not in seen:
@@ -125,14 +135,19 @@ def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
             f"{name}.step gives {', '.join(seen) or 'nothing'}: add weight, the number of samples in the loss"
         )
     given = ", ".join(f"{key} {_shown(value)}" for key, value in seen.items())
-    trials: Any = metrics.logged["train_metrics"]
-    for key, metric in trials.items(keep_base=True, copy_state=False):
+    known = {"weight"}
+    trained: Any = metrics.logged["train_metrics"]
+    logged = trained.items(keep_base=True, copy_state=False)
+    unlogged: Any = metrics.unlogged.items(keep_base=True, copy_state=False)
+    for key, metric in [*logged, *unlogged]:
         trial = metric.clone()
         trial.reset()
+        parameters = inspect.signature(trial.update).parameters
+        known |= set(seen) if any(one.kind is one.VAR_KEYWORD for one in parameters.values()) else set(parameters)
         wanted = [
             parameter
-            for parameter, one in inspect.signature(trial.update).parameters.items()
-            if one.default is one.empty and one.kind is not one.VAR_KEYWORD
+            for parameter, one in parameters.items()
+            if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
         ]
         if missing := [parameter for parameter in wanted if parameter not in seen]:
             raise InputError(f"{name}.step gives {given}: metric {key} also needs {', '.join(missing)}")
@@ -142,6 +157,8 @@ def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{name}.step gives {given}, which metric {key} does not take: {reason}") from error
+    if unknown := [key for key in seen if key not in known]:
+        raise InputError(f"{name}.step gives {unknown[0]}, which no metric takes: they take {', '.join(sorted(known))}")
 
 
 def _shown(value: Any) -> str:

@@ -322,6 +322,16 @@ def test_a_request_that_never_ends_does_not_hold_it_up(toy_checkpoint: str) -> N
         assert not Path(f"/proc/{found.process.pid}/task").exists()
 
 
+def test_a_computation_that_never_ends_does_not_hold_it_up(toy_writer: str, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    held.touch()
+    with service(toy_writer, **{HELD: str(held)}) as found:
+        assert found.stream("/generate", ASK).read(1)
+        found.process.terminate()
+        found.process.wait(30)
+        assert found.process.returncode == 0
+
+
 def test_when_it_is_killed_nothing_of_it_stays(toy_checkpoint: str) -> None:
     with service(toy_checkpoint, REAL_INTERPRETER="1") as found:
         port = found.port
@@ -343,6 +353,7 @@ CANNOT = [
     (("--timeout", "inf"), r"--timeout inf is not finite: give at least 0\.1"),
     (("--batch_timeout", "nan"), r"--batch_timeout nan is not finite: give at least 0\.0"),
     (("--token", ""), r"--token is empty"),
+    (("--token", "secret\n"), r"--token begins or ends with a space, or has a control character"),
     (("--ckpt_path", "no.ckpt"), r"--ckpt_path no\.ckpt: no such file"),
     (("--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
     (("--prot", "8000"), r"--prot: no such option.*--port"),

@@ -201,21 +201,23 @@ def test_a_run_that_reaches_its_end_has_not_stopped_early(train: Train) -> None:
     [
         ("--model.net=tests.toy.ToyMLP", "--model.net ToyNet, not ToyMLP"),
         ("--data=tests.engine.cli.toys.SizedData", "--data ToyData, not SizedData"),
+        ("--data.path=there", "--data.path here, not there"),
     ],
 )
 def test_a_run_of_another_recipe_with_the_same_name_is_passed_over(
     train: Train, tmp_path: Path, other: str, words: str
 ) -> None:
+    here = ("--data=tests.engine.runs.toys.PlacedData", "--data.path=here") if ".path" in other else ()
     with pytest.raises(Interrupted):
-        train("fit", *stopped_at(3, tmp_path))
+        train("fit", *here, *stopped_at(3, tmp_path))
     run = tmp_path / "logs" / "toy" / "version_0"
     line = f"{run} has {words}, so it is not continued: give --run {run} to continue it"
     with pytest.raises(InputError, match="no unfinished run"):
-        train("fit", other, "--ckpt_path=last")
-    fresh = train("fit", other, "--ckpt_path=auto", "--max_epochs=1")
+        train("fit", *here, other, "--ckpt_path=last")
+    fresh = train("fit", *here, other, "--ckpt_path=auto", "--max_epochs=1")
     assert line in fresh.messages
     assert fresh.folder.name == "version_1"
-    own = train("fit", "--ckpt_path=auto")
+    own = train("fit", *here, "--ckpt_path=auto")
     assert own.folder == run
 
 
@@ -243,6 +245,20 @@ def test_a_given_checkpoint_of_another_network_says_what_is_used(train: Train, s
     assert "The checkpoint has --model.net ToyMLP, not ToyNet: its network is used, and the recipe's data" in (
         again.messages
     )
+
+
+def test_the_best_checkpoint_of_another_run_is_not_that_of_a_new_one(train: Train) -> None:
+    first = train("fit", *TOY, "--max_epochs=1")
+    given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
+    again = train(given, "--trust=tests.toy", "--max_epochs=2", "--trainer.max_steps=13")  # ends before a validation
+    assert "Testing the last weights: no best checkpoint was saved" in again.messages
+
+
+def test_a_new_run_from_a_run_that_stopped_early_waits_anew(train: Train) -> None:
+    first = train("fit", *STOPS, "--trainer.callbacks.patience=1")
+    given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
+    again = train("fit", given, "--trust=tests.toy", *STOPS, "--trainer.callbacks.patience=3")
+    assert again.metrics["stopped_early"].startswith("epoch 5: ")
 
 
 def test_batches_of_another_size_wait_for_the_next_epoch(train: Train, tmp_path: Path) -> None:

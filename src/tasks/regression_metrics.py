@@ -1,0 +1,78 @@
+"""Statistics and metrics of numbers to predict; an unknown one (NaN or infinite) does not count."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def mean_and_std(targets: Tensor, add_up: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each target, float64; the deviation of a constant is set to 1.
+
+    Args:
+        targets: (N, num_targets) float, those of this process.
+        add_up: returns the sum of a tensor over all processes.
+    """
+    known = targets.isfinite()
+    targets = torch.where(known, targets.double(), 0)
+    count = add_up(known.double().sum(dim=0))
+    mean = add_up(targets.sum(dim=0)) / count
+    # In a second pass: the squares of large numbers would lose the digits of a small deviation.
+    std = (add_up((torch.where(known, targets - mean, 0) ** 2).sum(dim=0)) / count).sqrt()
+    return mean, torch.where(std == 0, 1.0, std)
+
+
+class Deviations(Metric):
+    """A score, mean over the targets, from sums over the samples.
+
+    Args:
+        num_targets: number of targets.
+
+    `update` takes predictions and targets, (N, num_targets) float.
+    """
+
+    full_state_update = False
+    sums: Tensor  # (5, num_targets)
+
+    def __init__(self, num_targets: int) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(5, num_targets), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        known = target.isfinite()
+        target = torch.where(known, target, 0)
+        error = torch.where(known, preds - target, 0)
+        self.sums += torch.stack([known.to(error.dtype), error.abs(), error**2, target, target**2]).sum(dim=1)
+
+
+class MAE(Deviations):
+    """Mean absolute error."""
+
+    def compute(self) -> Tensor:
+        return (self.sums[1] / self.sums[0]).nanmean()
+
+
+class RMSE(Deviations):
+    """Root of the mean squared error."""
+
+    def compute(self) -> Tensor:
+        return (self.sums[2] / self.sums[0]).sqrt().nanmean()
+
+
+class R2(Deviations):
+    """Coefficient of determination, from standardised numbers: in float32 large ones would lose their digits.
+
+    Targets that do not vary have none.
+    """
+
+    def update(self, outputs: Tensor, scaled: Tensor) -> None:
+        super().update(outputs, scaled)
+
+    def compute(self) -> Tensor:
+        return self.by_target().nanmean()
+
+    def by_target(self) -> Tensor:
+        count, _, squared, total, squares = self.sums
+        spread = squares - total**2 / count
+        return torch.where(spread > 1e-6 * squares, 1 - squared / spread, torch.nan)
