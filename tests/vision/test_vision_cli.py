@@ -15,6 +15,7 @@ Parse = Callable[..., StarterCLI]
 
 def test_without_config_the_default_recipe_is_used(parse: Parse) -> None:
     built = parse()
+    assert built.config == parse("--config=configs/default.yaml").config
     assert built.config.name == "default"
     assert isinstance(built.model, ImageClassifier)
     assert isinstance(built.model.net, VGG)
