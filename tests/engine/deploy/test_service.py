@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from src.engine.deploy import batcher, service
+from src.engine.deploy import batcher, requests, service
 from src.engine.deploy.batcher import Batcher
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.serving import _parse
@@ -161,8 +161,8 @@ def test_an_image_that_would_be_huge_when_scaled_is_refused(image: Any) -> None:
 
 
 def test_large_images_wait_for_each_other_and_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "LARGE_PIXELS", 5000)
-    monkeypatch.setattr(service, "MAX_DECODING_PIXELS", 3 * 100 * 100)
+    monkeypatch.setattr(requests, "LARGE_PIXELS", 5000)
+    monkeypatch.setattr(requests, "MAX_DECODING_PIXELS", 3 * 100 * 100)
     held = threading.Event()
     running: list[int] = []
 
@@ -185,7 +185,7 @@ def test_large_images_wait_for_each_other_and_for_nobody_else(monkeypatch: pytes
 
 
 def test_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "MAX_BODIES", 1000)
+    monkeypatch.setattr(requests, "MAX_BODIES", 1000)
     with local(classifier(even)) as one, socket.create_connection(("127.0.0.1", one.port)) as other:
         other.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999\r\n\r\n" + b"1" * 900)
         waited_for(lambda: one.service.read.held_bytes == 900)
