@@ -154,7 +154,7 @@ class Inference(LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_gather_object(seen, seen[0])
         if not all(seen):
-            raise InputError("--truth: a process has no input with a true value: give more inputs, or --devices 1")
+            raise InputError("a process has no input with a true value: give more inputs, or --devices 1")
         self.scores = {name: value.item() for name, value in self.task.metrics["test"].compute().items()}
 
 
