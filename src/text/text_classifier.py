@@ -58,7 +58,7 @@ class TextClassifier(Classifier):
             return super().step(batch)
         if getattr(self.net, "is_compiled", False):
             raise InputError(
-                f"adversarial {self.adversarial} does not work with a compiled network: leave --compile out, or give 0"
+                f"adversarial {self.adversarial} does not work with a compiled network: give 0, or do not compile it"
             )
         embedding: nn.Module = self.net.embedding  # type: ignore[assignment]
         embedded: list[Tensor] = []

@@ -109,7 +109,8 @@ class Project:
             )
             and self._has_its_part(path)
         ]
-        gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL})
+        other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
+        gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
         found = Suite(template, gone, paths).trimmed(map(template.text, data))
         needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents}
         found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
@@ -152,7 +153,7 @@ class Project:
             texts["pyproject.toml"], choice, self.packages(), self.tests, template.root
         )
         texts["README.md"] = self._readme(texts["README.md"])
-        texts["src/engine/LICENSE"] = template.text("LICENSE")
+        texts["LICENSE-lightning-starter"] = template.text("LICENSE")
         texts["LICENSE"] = self.license.read_text(encoding="utf-8")
         values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
         found = {"logs/.gitkeep": b""}

@@ -42,7 +42,8 @@ def update(root: Path, project: Path) -> int:
         text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
         (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
         merged, conflicts = _merge(before, after, project, noted)
-    print(*(f"merged    {path}" for path in merged), *(f"conflict  {path}" for path in conflicts), sep="\n")
+    for line in (*(f"merged    {path}" for path in merged), *(f"conflict  {path}" for path in conflicts)):
+        print(line)
     if conflicts:
         print("search the conflicts for <<<<<<<, and edit them", file=sys.stderr)
     print(f"{project} is now at {commit_of(root)[:12]}; see git diff, run make test, and commit", file=sys.stderr)
