@@ -121,7 +121,9 @@ def test_num_classes_must_be_known_and_match_the_network() -> None:
 def test_a_loss_with_more_than_one_value_is_an_error() -> None:
     task = Classifier(net=ToyMLP(), loss=nn.CrossEntropyLoss(reduction="none"))
     images, targets = next(iter(batches(20)))
-    with pytest.raises(InputError, match=r"step returns the loss float32 \(20,\): give one number, as .*reduction=mean"):
+    with pytest.raises(
+        InputError, match=r"step returns the loss float32 \(20,\): give one number, as .*reduction=mean"
+    ):
         task.check(task.step((images, targets)))
 
 

@@ -125,7 +125,9 @@ def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
         raise InputError(f"{name}.step returns {_shown(result)}: return the loss and a dict of the metrics' arguments")
     loss, seen = result
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.ndim:
-        raise InputError(f"{name}.step returns the loss {_shown(loss)}: give one number, as loss.mean() or reduction=mean do")
+        raise InputError(
+            f"{name}.step returns the loss {_shown(loss)}: give one number, as loss.mean() or reduction=mean do"
+        )
     if not isinstance(seen, dict):
         raise InputError(f"{name}.step returns {_shown(seen)} after the loss: return a dict of the metrics' arguments")
     if "weight" not in seen:
