@@ -3,17 +3,22 @@
 python benchmarks/serving.py [--ckpt_path CHECKPOINT] [--seconds 60] [--pairs 9] [--quick]
 
 A text classifier is compared with its bare network in batches of 64, an image classifier with an empty LitServe
-endpoint that gets the same requests; they alternate `--pairs` times. A long load of `--seconds` follows.
+endpoint that gets the same requests; they alternate `--pairs` times. A long load of `--seconds` follows, then misuse,
+while one client goes on and compares its answers: random requests, images of many pixels, and idle connections.
 """
 
 import asyncio
 import atexit
 import gc
 import http.client
+import io
 import json
 import os
+import random
+import resource
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +30,8 @@ from table import Row, alternate, parse, show
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = 64
+FILES = 1024  # `ulimit -n` of the server
+RANDOM_REQUESTS, LARGE_IMAGES, IDLE_CONNECTIONS = 4000, 40, 1100
 TOLERANCE = 0.02  # of a probability: bfloat16 rounding depends on the other inputs in the batch
 EMPTY = """
 import litserve
@@ -44,12 +51,15 @@ if __name__ == "__main__":
 class Server:
     """A server in its own process group; can be paused while another is measured."""
 
-    def __init__(self, command: list[str], port: int) -> None:
+    def __init__(self, command: list[str], port: int, log: Path) -> None:
         self.port = port
+        self.log = log
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(
-            command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        limited = ["bash", "-c", f'ulimit -n {FILES}; exec "$@"', "-", *command]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                limited, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=file
+            )
         atexit.register(self.stop)
         end = time.monotonic() + 120
         while not self._is_ready():
@@ -96,12 +106,11 @@ async def _client(
     port: int, bodies: list[bytes], expected: list[Any], first: int, end: float, seen: dict[str, Any]
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     number = first
     while time.perf_counter() < end:
         body = bodies[number % len(bodies)]
         start = time.perf_counter()
-        writer.write((head % len(body)).encode() + body)
+        writer.write(request(body))
         answer = await reader.readuntil(b"\r\n\r\n")
         length = int(answer.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         content = await reader.readexactly(length)
@@ -112,6 +121,12 @@ async def _client(
             seen["wrong"] += 1
         number += CLIENTS
     writer.close()
+
+
+def request(body: bytes, kind: str = "application/json") -> bytes:
+    """A request for a prediction."""
+    head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    return (head % (kind, len(body))).encode() + body
 
 
 def _same(answer: dict[str, Any], expected: list[float]) -> bool:
@@ -128,6 +143,157 @@ async def load(port: int, bodies: list[bytes], expected: list[Any], seconds: flo
     await asyncio.gather(*(_client(port, bodies, expected, i, end, seen) for i in range(CLIENTS)))
     seen["rate"] = len(seen["latencies"]) / (time.perf_counter() - start)
     return seen
+
+
+async def exchange(port: int, data: bytes, seconds: float) -> tuple[int, float]:
+    """The status of the answer to some bytes (0: none) and the seconds until it came; then hangs up."""
+    start = time.perf_counter()
+    status = 0
+    try:
+        async with asyncio.timeout(seconds):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(data)
+                line = await reader.readline()
+                status = int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
+            finally:
+                writer.close()
+    except (TimeoutError, OSError):
+        pass
+    return status, time.perf_counter() - start
+
+
+def random_request(rng: random.Random, good: bytes) -> bytes:
+    """A request with a malformed, false, huge or cut head or body; `good` is the body of a good one."""
+
+    def mostly(usual: Any, *others: Any) -> Any:
+        return usual if rng.random() < 0.9 else rng.choice(others)
+
+    odd_value = rng.choice([None, 1, [], {}, "\ud800", [[1e308]], [["1"]]])
+    bodies = [
+        good,
+        rng.randbytes(rng.randrange(5000)),
+        b"[" * rng.randrange(100_000),
+        b"[[" + b"9" * rng.randrange(9000) + b"]]",
+        json.dumps({rng.choice(["pixels", "text", "x"]): odd_value}).encode(),
+        b'--x\r\nContent-Disposition: form-data; name="f"\r\n\r\n' + good + b"\r\n--x--\r\n",
+        b"--x\r\n" * rng.randrange(2000),
+        damaged(rng, image_file(rng.choice(["PNG", "JPEG"]), "L", (rng.randrange(1, 40), rng.randrange(1, 40)))),
+        b"0" * rng.choice([10, 100_000, 11_000_000]),
+    ]
+    body = rng.choice(bodies)
+    method = mostly("POST", "GET", "HEAD", "OPTIONS", "CONNECT", "PRI", "\xff", "post")
+    path = mostly("/predict", "/generate", "/", "/health", "*", "//", "/%ff?%00", "http://x")
+    kinds = [
+        "image/png",
+        "multipart/form-data; boundary=x",
+        "multipart/form-data",
+        "text/plain; charset=utf-16",
+        "\xe9",
+    ]
+    lines = [f"{method} {path} HTTP/{mostly('1.1', '1.0', '2.0', '9')}", "Host: 127.0.0.1"]
+    lines += [f"Content-Type: {rng.choice(kinds)}", f"Content-Length: {len(body) + mostly(0, 5, -5)}"]
+    for _ in range(mostly(0, 1, 3)):
+        names = ["Content-Length", "Transfer-Encoding", "Expect", "Connection", "Upgrade", "Host", "Origin"]
+        values = ["", "-1", "chunked", "100-continue", "h2c", "9" * 30, "evil.example", "\x00", "\xff\xfe", "a" * 9000]
+        lines.append(f"{rng.choice(names)}: {rng.choice(values)}")
+    data = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    change = mostly("none", "damaged", "cut", "repeated")
+    if change == "damaged":
+        return damaged(rng, data)
+    if change == "cut":
+        return data[: rng.randrange(len(data))]
+    return data * 3 if change == "repeated" and len(data) < 10_000 else data
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """The data with some bytes replaced."""
+    changed = bytearray(data)
+    for _ in range(rng.randrange(1, 9)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def image_file(kind: str, mode: str, size: tuple[int, int]) -> bytes:
+    """An image of one colour."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new(mode, size, 1 if mode == "1" else 200).save(file, kind, compress_level=9)
+    return file.getvalue()
+
+
+async def misuse(server: Server, good: bytes, expected: list[float], share: float) -> list[Row]:
+    """Rows of what the server does while it is misused; ends the program if an answer is wrong."""
+    rng, port = random.Random(0), server.port
+    healths: list[float] = []
+    highest = 0.0
+
+    async def watch() -> None:
+        nonlocal highest
+        while True:
+            status, seconds = await exchange(port, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 30)
+            healths.append(1000 * (seconds if status == 200 else 30))
+            seen: dict[str, Any] = {"latencies": [], "errors": 0, "wrong": 0}
+            await _client(port, [good], [expected], 0, time.perf_counter() + 0.01, seen)
+            if seen["errors"] or seen["wrong"]:
+                sys.exit("a good request among bad ones got no answer, or a wrong one")
+            highest = max(highest, await asyncio.to_thread(server.memory))
+            await asyncio.sleep(0.05)
+
+    async def count(requests: list[bytes], seconds: float, at_once: int) -> dict[int, int]:
+        places = asyncio.Semaphore(at_once)
+
+        async def one(data: bytes) -> int:
+            async with places:
+                return (await exchange(port, data, seconds))[0]
+
+        found = await asyncio.gather(*(one(data) for data in requests))
+        return {status: found.count(status) for status in sorted(set(found))}
+
+    async def measured(what: str, work: Any) -> list[Row]:
+        nonlocal highest
+        healths.clear()
+        highest = before = server.memory()
+        statuses = await work
+        if watcher.done():
+            await watcher
+        print(f"{what}: statuses {statuses} (0: no answer)", file=sys.stderr)
+        if server.process.poll() is not None or 500 in statuses:
+            sys.exit(f"the server has failed: {server.log.read_text()[-2000:]}")
+        return [
+            Row(f"serving: {what}, slowest /health", "ms", [max(healths)], "median", [statistics.median(healths)]),
+            Row(f"serving: {what}, highest memory", "MB", [highest], "before", [before]),
+        ]
+
+    async def idle(connections: int) -> dict[int, int]:
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(connections)]
+        for number, (_, writer) in enumerate(opened):
+            writer.write(b"POST /predict HTTP/1.1\r\nHost:" if number % 2 else b"")
+        statuses = await count([request(good)] * 100, 10, 10)
+        for _, writer in opened:
+            writer.close()
+        return statuses
+
+    watcher = asyncio.create_task(watch())
+    number = int(share * RANDOM_REQUESTS)
+    rows = await measured(
+        f"{number:,} random requests", count([random_request(rng, good) for _ in range(number)], 2, CLIENTS)
+    )
+    number = int(share * LARGE_IMAGES)
+    for mode, name in (("1", "black and white"), ("RGBA", "colour")):
+        image = request(image_file("PNG", mode, (7000, 7000)), "image/png")
+        rows += await measured(
+            f"{number} {name} images of 49 megapixels, {len(image) // 1000} kB", count([image] * number, 60, number)
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2 * IDLE_CONNECTIONS)), hard))
+    number = int(share * IDLE_CONNECTIONS)
+    rows += await measured(f"{number:,} idle connections", idle(number))
+    watcher.cancel()
+    if long := [line for line in server.log.read_text().splitlines() if not line.startswith(("error:", "Serving"))][1:]:
+        sys.exit(f"the log has lines that do not stand alone: {long[:3]}")
+    return rows
 
 
 def train_fast_recipe(folder: str) -> str:
@@ -190,12 +356,12 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
 
     ports = free_ports(2)
     command = [sys.executable, "-m", "src.serve", "--ckpt_path", str(inference.path), "--port", str(ports[0])]
-    server = Server(command, ports[0])
+    server = Server(command, ports[0], folder / "serve.log")
     other: Server | None = None
     if is_image:
         script = folder / "empty.py"
         script.write_text(EMPTY.replace("PORT", str(ports[1])))
-        other = Server([sys.executable, str(script)], ports[1])
+        other = Server([sys.executable, str(script)], ports[1], folder / "empty.log")
         other.signal(signal.SIGSTOP)
 
     def server_rate() -> float:
@@ -223,6 +389,7 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
         before = server.memory()
         seen = asyncio.run(load(ports[0], bodies, expected, options.seconds))
         after = server.memory()
+        misused = asyncio.run(misuse(server, bodies[0], expected[0], 0.1 if options.quick else 1.0)) if is_image else []
     finally:
         gc.unfreeze()
         for one in (server, other):
@@ -239,6 +406,7 @@ def measure(options: Any, path: str, folder: Path) -> list[Row]:
         Row(what, "answers/s", ours, name, theirs, target),
         Row(f"{what}, 99th percentile of latency", "ms", [p99], "median", [p50]),
         Row(f"{what}, memory after {options.seconds:.0f} s", "MB", [after], "before", [before]),
+        *misused,
     ]
 
 

@@ -1,7 +1,5 @@
 """Callbacks that tests add to runs: recorded losses and injected faults."""
 
-import errno
-import importlib
 import json
 import os
 import shutil
@@ -71,11 +69,6 @@ def _kill_another_worker(waiting: connection.Connection, authkey: bytes) -> None
         time.sleep(60)
 
 
-def _full_disk(folder: Path) -> None:
-    """Replaces the function that writes the last file of a sharded checkpoint: the disk is full."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
-
-
 class FaultInjector(Callback):
     """Causes a fault at a step, once per marker file.
 
@@ -83,7 +76,7 @@ class FaultInjector(Callback):
         step: optimizer steps before the fault.
         kind: `kill`, `terminate` or `interrupt` this process with SIGKILL, SIGTERM or SIGINT; `kill worker`: kill a
             loader process while another sends a batch; `nan`: set weights to NaN; `fill`: fill the disk of the run;
-            `fill late`: full disk at the last file of each sharded checkpoint; `delete`: delete the run folder.
+            `delete`: delete the run folder.
         marker: file created by the fault; nothing happens if it exists.
         rank: process in which the fault happens.
     """
@@ -106,8 +99,6 @@ class FaultInjector(Callback):
                 while True:
                     file.write(bytes(4096))
                     file.flush()
-        elif self.kind == "fill late":
-            importlib.import_module("src.engine.runs.fsdp2").write_checksums = _full_disk  # type: ignore[attr-defined]
         elif self.kind == "delete":
             # Renamed first, because TensorBoard's thread may be writing into it.
             gone = Path(trainer.default_root_dir).with_name("gone")

@@ -9,12 +9,14 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src import ROOT
 from src.engine.cli.config import import_class, load_config
+from src.engine.runs.run_record import read_metrics
 from tests import toy
 from tests.conftest import QUIET, Run, pictures, program
 from tests.recipes import FOUND, OVERLAYS, RECIPES
 
 Train = Callable[..., Run]
 # Searches are run in tests/vision.
+LOGGERS = ("configs/logger/mlflow.yaml", "configs/logger/wandb.yaml")  # of packages that may not be installed
 STRATEGIES = [path for path in OVERLAYS if path.startswith("configs/strategy/")]
 
 
@@ -27,28 +29,43 @@ def test_every_recipe_trains_tests_and_predicts(train: Train, tmp_path: Path, co
     }
     path = load_config(config)[1]["data"]["class_path"]
     name = path.rpartition(".")[2]
-    words = ("--config", config, "--fast_dev_run", *([given[name]()] if name in given else []))
-    run = train(*words)
-    assert run.cli.trainer.state.finished
-    assert any(metric.startswith("test/") for metric in run.cli.trainer.callback_metrics)
-    assert run.cli.config.name == Path(config).stem
+    words = ("--config", config, *([given[name]()] if name in given else []))
+    run = train(*words, "--config=configs/debug/one_batch.yaml")
+    assert run.folder.parent.name == Path(config).stem
+    assert metrics_of_test(run.folder) == metrics_of_test(train("test", f"--run={run.folder}").folder)
     # One that compares images with texts must be told these.
     if is_overridden("predict_dataloader", import_class(path), LightningDataModule) and name != "CaptionDataModule":
-        assert train("predict", *words).cli.trainer.state.finished
+        assert train("predict", *words, "--fast_dev_run").cli.trainer.state.finished
 
 
-@pytest.mark.parametrize("config", [path for path in OVERLAYS if path not in STRATEGIES])
-def test_every_overlay_goes_with_a_recipe(train: Train, config: str) -> None:
-    run = train("--config", toy.RECIPE, "--config", config, "--fast_dev_run")
-    assert run.cli.trainer.state.finished
-    assert "test/acc" in run.cli.trainer.callback_metrics
+def metrics_of_test(folder: Path) -> dict[str, float]:
+    """The metrics of a test in `metrics.json`."""
+    found = {name: value for name, value in read_metrics(folder).items() if name.startswith("test/")}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("config", [path for path in OVERLAYS if path not in STRATEGIES and path not in LOGGERS])
+def test_the_test_after_training_with_an_overlay_is_that_of_the_checkpoint(train: Train, config: str) -> None:
+    run = train("--config", toy.RECIPE, "--config", config, "--max_epochs=2", "--data.size=96")
+    assert metrics_of_test(run.folder) == metrics_of_test(train("test", f"--run={run.folder}").folder)
+
+
+@pytest.mark.parametrize("config", [path for path in OVERLAYS if path in LOGGERS])
+def test_every_logger_goes_with_a_recipe(train: Train, config: str) -> None:
+    assert train("--config", toy.RECIPE, "--config", config, "--fast_dev_run").cli.trainer.state.finished
 
 
 @pytest.mark.parametrize("config", STRATEGIES)
-def test_every_strategy_goes_with_a_recipe(config: str) -> None:  # in a process: it makes a process group, once
-    done = program("--config", toy.RECIPE, "--config", config, "--fast_dev_run", *QUIET)
+def test_the_test_after_training_with_a_strategy_is_that_of_the_checkpoint(tmp_path: Path, config: str) -> None:
+    # In processes of their own: each makes a process group, once.
+    words = (*QUIET, f"--trainer.default_root_dir={tmp_path}")
+    done = program("--config", toy.RECIPE, "--config", config, "--max_epochs=2", "--data.size=96", *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "test/acc" in done.stdout
+    (folder,) = tmp_path.glob("*/version_0")
+    done = program("test", f"--run={folder}", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert metrics_of_test(folder) == metrics_of_test(folder / "test_0")
 
 
 @pytest.mark.parametrize("config", FOUND)

@@ -167,7 +167,7 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
         assert serving._parse([*words, *default]).port in (8000, 8080)
         return
     if "src.tune" in command:
-        assert load_config(tuning._parse(words).config)[1]["space"]
+        assert load_config(tuning._parse(words).config, dotted=True)[1]["space"]
         return
     if "src.predict" in command:
         assert predicting.predict([*words, "--accelerator", "cpu"]) == 0

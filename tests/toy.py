@@ -99,6 +99,7 @@ class ToyData(LightningDataModule):
     """
 
     input_kind = "image"
+    drawn = True
     num_classes = CLASSES
     labels = ("left", "middle", "right")
     pixel_mean, pixel_std = (MEAN,), (STD,)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.engine.data.images import Ranges
+from src.engine.data.images import Ranges, restored_ranges
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split
 from src.engine.data.tables import read_table
@@ -164,7 +164,7 @@ class CaptionDataModule(LightningDataModule):
         """Use a checkpoint's tokenizer instead of training one on the captions; call before `setup`."""
         self.tokenizer, self._restored = restore_tokenizer(state_dict["tokenizer"]), True
         if self.files:
-            self.files.value_ranges = dict(state_dict.get("value_ranges", {}))
+            self.files.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens."""

@@ -67,7 +67,7 @@ class ContrastiveModel(Task):
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Labels (B,) int64 and probabilities (B, classes) float32 of images."""
         if self._classes is None:
-            raise InputError("no classes given: give --labels, one text per class")
+            raise InputError("no classes given: give one text per class")
         net: Any = self.net
         classes = self._classes.to(self.device)
         probabilities = (net.scale * net.image_features(inputs[0]) @ classes.T).float().softmax(dim=1)

@@ -22,7 +22,7 @@ ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
 class Classifier(Task):
-    """Trains and tests a network that returns class logits; the base of `ImageClassifier` and `TextClassifier`.
+    """Trains and tests a network that returns class logits.
 
     Args:
         net: the network, (B, ...) inputs -> (B, num_classes) float logits.

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from src import ROOT
 from src.engine.data.download import DownloadError
+from src.engine.data.images import is_hidden
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.data.tables import not_utf8, open_utf8
 from src.engine.system.errors import InputError
@@ -272,22 +272,22 @@ class TextDataModule(LightningDataModule):
 
 
 def find_texts(path: str) -> list[Path]:
-    """The files of a path: a file, a folder (its .txt files) or a glob; sorted.
+    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
 
     Raises:
         InputError: there are none.
     """
     given = Path(path).expanduser()
-    if given.is_file():
-        return [given]
     if given.is_dir():
-        files = sorted(file for file in given.rglob("*.txt") if file.is_file())
-        if not files:
-            raise InputError(f"--data.path {path}: no .txt file in this folder; use a glob for other files")
-        return files
-    files = sorted(file for name in glob.glob(str(given), recursive=True) if (file := Path(name)).is_file())
+        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
+        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
+        problem = "no .txt file in this folder; use a glob for other files"
+    else:
+        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+        files = sorted(file for name in names if (file := Path(name)).is_file())
+        problem = "no such file; give a file, a folder with .txt files, or a glob"
     if not files:
-        raise InputError(f"--data.path {path}: no such file; give a file, a folder with .txt files, or a glob")
+        raise InputError(f"--data.path {path}: {problem}")
     return files
 
 
@@ -371,7 +371,8 @@ def _write_tokens(
     """Write tokens, tokenizer and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")  # not by tempfile, which overrides the user's umask
+    partial.mkdir(exist_ok=True)
     try:
         with (partial / "tokens.bin").open("wb") as file, _progress(files, "Tokenizing") as bar:
             for part, text in _pieces(files, splits):
@@ -384,7 +385,6 @@ def _write_tokens(
         (partial / "tokenizer.json").write_text(tokenizer.state, encoding="utf-8")
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-        partial.chmod(0o755)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

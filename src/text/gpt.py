@@ -1,4 +1,4 @@
-"""A decoder-only transformer; `TextEncoder` uses the same attention and blocks."""
+"""A decoder-only transformer; its attention and blocks also make encoders."""
 
 import math
 
@@ -248,22 +248,23 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `LanguageModel.generate`."""
+    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling`."""
     if temperature == 0:
         return int(logits.argmax())
-    logits = logits / temperature
+    # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.
+    logits = (logits - logits.max()) / min(max(temperature, 1e-30), 1e30)
     if top_k is not None and top_k < len(logits):
         logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -math.inf)
     probabilities = logits.softmax(dim=0)
     if top_p is not None:
         ordered, order = probabilities.sort(descending=True)
         before = ordered.cumsum(dim=0) - ordered  # total probability of all likelier tokens
-        probabilities[order[before >= top_p]] = 0
+        probabilities[order[before >= max(top_p, 1e-30)]] = 0  # `before` is 0 for the likeliest
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError if an argument of `LanguageModel.generate` is out of range."""
+    """Raise ValueError if an argument of sampling is out of range."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
     if not 0 <= temperature < math.inf:

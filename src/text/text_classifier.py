@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from src.engine.system.errors import InputError
-from src.engine.training.compilation import is_compiled
 from src.engine.training.optim.groups import Group, decay_groups
 from src.tasks.classifier import Batch, Classifier
 
@@ -57,9 +56,9 @@ class TextClassifier(Classifier):
         """As in `Classifier`; in adversarial training the mean of the losses with and without the move."""
         if not (self.adversarial and self.training):
             return super().step(batch)
-        if is_compiled(self.net):
+        if getattr(self.net, "is_compiled", False):
             raise InputError(
-                f"adversarial {self.adversarial} does not work with a compiled network: leave --compile out, or give 0"
+                f"adversarial {self.adversarial} does not work with a compiled network: give 0, or do not compile it"
             )
         embedding: nn.Module = self.net.embedding  # type: ignore[assignment]
         embedded: list[Tensor] = []

@@ -127,8 +127,17 @@ Tokenizer = ByteTokenizer | SubwordTokenizer
 
 
 def restore_tokenizer(state: str) -> Tokenizer:
-    """The tokenizer with a state saved in a checkpoint."""
-    return ByteTokenizer() if state == ByteTokenizer.state else SubwordTokenizer(state)
+    """The tokenizer with a state saved in a checkpoint.
+
+    Raises:
+        InputError: the state is not that of a tokenizer.
+    """
+    if state == ByteTokenizer.state:
+        return ByteTokenizer()
+    try:
+        return SubwordTokenizer(state)
+    except Exception as error:  # `tokenizers` raises Exception itself
+        raise InputError(f"its tokenizer cannot be read ({' '.join(str(error).split())[:100]})") from error
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:

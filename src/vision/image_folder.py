@@ -25,6 +25,7 @@ from src.engine.data.images import (
     image_files,
     is_hidden,
     read_image,
+    restored_ranges,
     skipped_line,
     usual_range,
 )
@@ -58,8 +59,8 @@ class ImageFiles(Dataset[Batch]):
         self.files = files
         self.targets = targets
         self.transform = transform
-        self.statistics = pixel_statistics(ImageFolderDataModule)
         self.ranges = ranges
+        self.statistics = pixel_statistics(ImageFolderDataModule)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -211,7 +212,7 @@ class ImageFolderDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels and ranges of values instead of the files' own; call before `setup`."""
         self.labels = self._restored = list(state_dict["labels"])
-        self.value_ranges = dict(state_dict.get("value_ranges", {}))
+        self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)

@@ -20,12 +20,13 @@ from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.engine.data.download import DownloadError, downloading
+from src.engine.data.labels import report_classes
 from src.engine.data.loading import Batches, announce, batch_loader, shuffled
 from src.engine.data.prepare import normalise
 from src.engine.data.split import SPLIT_SEED
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed, step_position
-from src.vision.digits import digit_pixels
+from src.vision.digits import digit_note, digit_pixels
 
 Batch = tuple[Tensor, Tensor]
 
@@ -103,6 +104,7 @@ class MNISTDataModule(LightningDataModule):
     """
 
     input_kind = "image"
+    drawn = True  # a page that serves the model offers to draw
     num_classes = 10
     labels: Sequence[str] = tuple("0123456789")
     pixel_mean, pixel_std = (MEAN,), (STD,)
@@ -199,6 +201,7 @@ class MNISTDataModule(LightningDataModule):
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
         self.save_hyperparameters({"data_source": self.data_source})
+        report_classes(self.labels, {part: targets.tolist() for part, (_, targets) in parts.items()})
         self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
@@ -207,7 +210,7 @@ class MNISTDataModule(LightningDataModule):
 
     def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
         """Whether each picture was inverted: see `digit_pixels`."""
-        return [digit_pixels(image)[1] for image in inputs]
+        return [digit_note(image) for image in inputs]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)

@@ -1,6 +1,7 @@
 """torchvision's classification networks, with a new head for your classes."""
 
 import socket
+from difflib import SequenceMatcher
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ class TorchvisionNet(nn.Module):
         super().__init__()
         known = models.list_models(module=models)
         if name not in known:
-            raise ValueError(f"torchvision has no network {name}: give one of {', '.join(known)}")
+            near = sorted(known, key=lambda other: -SequenceMatcher(None, name.lower(), other).ratio())
+            raise ValueError(f"torchvision has no network {name}: give one of {', '.join(near)}")
         self.name = name
         self.weights = weights
         self.num_classes = num_classes

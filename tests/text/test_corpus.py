@@ -60,6 +60,16 @@ def test_the_parts_are_the_text_cut_at_characters(tmp_path: Path, letters: str) 
     assert data.tokens_per_char["test"] == pytest.approx(len(letters.encode()) / len(letters))
 
 
+def test_tokens_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0o007)
+    try:
+        ready(tmp_path, path=own(tmp_path, "abcdefghij" * 100))
+        modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir() if path.is_dir()}
+    finally:
+        os.umask(before)
+    assert modes == {0o770}
+
+
 def test_no_window_crosses_a_border(tmp_path: Path) -> None:
     data = ready(tmp_path, path=own(tmp_path, bytes(range(100)) * 10))
     # Each part holds numbers that go on by one; a window across a border would not.
@@ -203,6 +213,26 @@ def test_folders_and_globs_are_read_in_order_with_a_line_between(tmp_path: Path)
     )
     assert whole == "B" * 500 + "\n" + "A" * 500
     assert [path.name for path in find_texts(str(tmp_path / "books" / "*.*"))] == ["b.txt", "c.md"]
+
+
+def test_byte_order_marks_and_hidden_files_are_no_text(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", ".git/c.txt", "._a.txt", "__MACOSX/a.txt"):
+        own(tmp_path, "\ufeff" + name[0] * 500, f"books/{name}")
+    data = ready(tmp_path, path=str(tmp_path / "books"))
+    tokens = [token for part in (data.train_set, data.val_set, data.test_set) for token in part.tokens.tolist()]
+    assert data.tokenizer.decode(tokens) == "a" * 500 + "\n" + "b" * 500
+
+
+def test_a_bad_byte_behind_a_byte_order_mark_is_counted_from_the_start(tmp_path: Path) -> None:
+    path = own(tmp_path, b"\xef\xbb\xbfabc\xff" + b"x" * 500)
+    with pytest.raises(InputError, match="is not UTF-8: byte 6 is 0xff, in line 1"):
+        ready(tmp_path, path=path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_a_text_in_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(InputError, match=r"own.txt seems to be UTF-16: save it as UTF-8"):
+        ready(tmp_path, path=own(tmp_path, ("to be or not to be " * 50).encode(encoding)))
 
 
 @pytest.mark.parametrize("start", [0, 70, corpus.CHUNK - 1])

@@ -160,6 +160,27 @@ def test_texts_that_stand_in_two_parts_are_reported(tmp_path: Path, messages: li
     assert "1 test texts are also validation texts, such as 'new'" in messages
 
 
+def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: Path, messages: list[str]) -> None:
+    path = table(tmp_path, ".csv", ROWS)  # type: ignore[arg-type]
+    other = write(tmp_path / "other.csv", "text,label\nmine,Class 1\n")
+    with pytest.raises(InputError, match=r"other.csv, row 1: label 'Class 1' is not in the training data"):
+        ready(path=path, test_path=other)
+    assert any("Labels 'class 1' (20), 'Class 1' (1) of" in line for line in messages)
+    write(tmp_path / "other.csv", "text,label\nmine,class\xa01\n")
+    with pytest.raises(InputError, match=r"'class 1' \(20\), 'class.xa01' \(1\) of .* look the same"):
+        ready(path=path, test_path=other)
+    first = ready(path=path)
+    assert "Classes: class 0 20, class 1 20, class 2 20" in messages
+    second = LabelledTextDataModule(path=write(tmp_path / "more.csv", "text,label\na,class 1\nb,class 7\n"))
+    second.load_state_dict(first.state_dict())
+    with pytest.raises(InputError, match=r"more.csv, row 2: label 'class 7' is not in the training data, which has"):
+        second.setup("test")
+    third = LabelledTextDataModule(source="language_names")
+    third.load_state_dict(first.state_dict())
+    with pytest.raises(InputError, match=r"language_names, row 1: label .* is not in the training data"):
+        third.setup("test")
+
+
 def test_a_checkpoints_labels_and_tokenizer_stay(tmp_path: Path) -> None:
     first = ready(path=table(tmp_path, ".csv", ROWS), tokenizer="words")  # type: ignore[arg-type]
     fewer = write(tmp_path / "fewer.csv", "text,label\n" + "a,class 1\nb,class 2\n" * 10)

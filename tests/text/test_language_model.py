@@ -97,6 +97,11 @@ def test_sampling_follows_its_limits() -> None:
     assert drawn(top_p=0.5) == {1}
     assert drawn(temperature=1.0, top_p=0.9) == {1, 2}
     assert drawn(temperature=1e-3) == {1}
+    for tiny in (1e-30, 1e-38, 1e-45, 5e-324):  # float32 holds none of the last two
+        assert drawn(temperature=tiny) == drawn(top_p=tiny) == {1}
+    for huge in (1e38, 1e308, 10**400):
+        assert drawn(temperature=huge) == {0, 1, 2, 3}
+    assert drawn(top_k=10**30, top_p=1) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(

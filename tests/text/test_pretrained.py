@@ -1,19 +1,24 @@
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 
 from src import ROOT
+from src.engine.system.errors import InputError
 from src.engine.training.optim.groups import decay_groups
 from src.text import pretrained
+from src.text.labelled_text import LabelledTextDataModule
 from src.text.language_model import LanguageModel
 from src.text.pretrained import PretrainedClassifier, PretrainedLM
 from src.text.text_classifier import TextClassifier
 from src.text.tokenizer import pretrained_tokenizer, restore_tokenizer
+from tests.conftest import write
 from tests.text.helpers import WORDS, tiny_pretrained
 
 KINDS = ("bert", "roberta", "gpt2")
@@ -147,6 +152,51 @@ def test_its_own_tokenizer_comes_with_it(models: Path) -> None:
     assert gpt2.decode(gpt2.encode(WORDS).tolist()) == WORDS
 
 
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",), ("special_tokens_map.json",)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_without_a_tokenizer_is_an_error(kind: str, left: tuple[str, ...], tmp_path: Path) -> None:
+    folder = Path(tiny_pretrained(kind, tmp_path))
+    for name in left:
+        (folder / name).touch(exist_ok=True)
+        if not (folder / name).stat().st_size:
+            (folder / name).write_text("{}")
+    for file in folder.glob("*token*"):
+        if file.name not in left:
+            file.unlink()
+    with pytest.raises(InputError, match=f"the folder {folder} has no tokenizer"):
+        pretrained_tokenizer(str(folder))
+    table = write(tmp_path / "own.csv", "text,label\n" + "the cat,1\na dog,2\n" * 9)
+    with pytest.raises(InputError, match=f"the folder {folder} has no tokenizer"):
+        LabelledTextDataModule(table, tokenizer=str(folder)).setup("fit")
+
+
+def test_a_mistyped_folder_fails_at_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "_hub_problem", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(models)
+    for name in (f"{models}/brt", "./brt", f"~/{tmp_path}/bert", "some/path/to/bert", "bert2/"):
+        with pytest.raises(ValueError, match=f"{re.escape(name)}: no such folder"):
+            PretrainedClassifier(name)
+    with pytest.raises(ValueError, match=r"brt: no such folder, did you mean .*/bert?"):
+        PretrainedLM(f"{models}/brt")
+    with pytest.raises(ValueError, match=r"config.json is a file: give its folder"):
+        PretrainedClassifier(f"{models}/bert/config.json")
+
+
+def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked, ends = [], Event()
+    monkeypatch.setattr(pretrained, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: asked.append(1) or ends.wait())
+    pretrained._hub_problem.cache_clear()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"no/such is not a folder .*hub \(no answer in 0.1 seconds\)"):
+            PretrainedClassifier("no/such")
+    ends.set()
+    pretrained._hub_problem.cache_clear()
+    assert asked == [1]
+
+
 def test_too_long_a_text_says_what_fits(models: Path) -> None:
     tokens, mask = torch.full((1, 41), 5), torch.ones(1, 41, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"41 tokens do not fit .*takes 40: give --data.max_length 40"):
@@ -158,7 +208,6 @@ def test_too_long_a_text_says_what_fits(models: Path) -> None:
         PretrainedLM(str(models / "gpt2"))(tokens)
 
 
-@pytest.mark.slow
 def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no/such-model is not a folder and could not be loaded from the Hugging Face"):
         PretrainedClassifier("no/such-model")

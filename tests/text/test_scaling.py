@@ -1,4 +1,4 @@
-"""The tables of docs/scaling.md are what the script computes, and what it computes is what a run needs."""
+"""The tables of memory are what the script computes, and what it computes is what a run needs."""
 
 import json
 import os

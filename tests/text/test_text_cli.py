@@ -27,7 +27,7 @@ def test_a_language_model_takes_its_sizes_from_the_data(train: Train, tmp_path: 
 
 
 def test_a_text_classifier_takes_its_sizes_from_the_data(train: Train, tmp_path: Path) -> None:
-    table = write(tmp_path / "own.csv", "text,label\n" + "".join(f"t{n},{n % 5}\n" for n in range(60)))
+    table = write(tmp_path / "own.csv", "text,label\n" + "".join(f"text {n % 20},{n % 5}\n" for n in range(60)))
     encoder = ("--config=configs/text/sentiment_transformer.yaml", "--fast_dev_run", f"--data.path={table}")
     built = train(*encoder).cli
     assert built.model.net.num_classes == 5

@@ -55,7 +55,7 @@ def test_texts_of_a_table_are_classified(sentiments: str, tmp_path: Path) -> Non
 
 
 def test_a_language_model_is_not_for_prediction(writer: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a language model: use src\.generate"):
+    with pytest.raises(InputError, match=r"is a language model, which only continues texts"):
         predict(["--ckpt_path", writer, str(tmp_path), "--output", str(tmp_path / "out.csv")])
 
 
@@ -123,7 +123,7 @@ def test_a_language_model_is_served(writer: str) -> None:
         assert found.generate(ASK).body == first.body
         body = json.dumps(ASK).encode()
         for _ in range(4):  # whoever hangs up leaves the others alone
-            head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+            head = b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body)
             raw(found.port, head + body, reads=False)
         assert found.generate(ASK).body == first.body
         for wrong in ({"temperature": -1}, {"top_p": 7}, {"top_k": 0}, {"max_new_tokens": 10**6}, {"prompt": ""}):

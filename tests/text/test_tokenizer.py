@@ -3,7 +3,16 @@ import sys
 
 import pytest
 
-from src.text.tokenizer import ByteTokenizer, SubwordTokenizer, Tokenizer, restore_tokenizer, train_bpe, train_words
+from src.engine.system.errors import InputError
+from src.text.tokenizer import (
+    ByteTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    check_tokens,
+    restore_tokenizer,
+    train_bpe,
+    train_words,
+)
 from tests.text.helpers import WORDS
 
 ALL = "".join(chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
@@ -74,3 +83,15 @@ def test_a_stream_of_any_numbers_is_what_decoding_gives(tokenizer: Tokenizer) ->
 
 def test_numbers_beyond_the_bytes_are_left_out() -> None:
     assert ByteTokenizer().decode([65, 300, 66]) == "AB"
+
+
+def test_a_tokenizer_that_knows_no_words_is_an_error_and_one_that_knows_few_is_reported(messages: list[str]) -> None:
+    words = train_words([WORDS] * 2, 1000)
+    check_tokens(words, words.encode_batch(["the cat", "a dog"], 9), "mine")
+    assert not messages
+    check_tokens(words, words.encode_batch(["the cat", "der Hund lief davon"], 9), "mine")
+    assert messages == ["The tokenizer mine does not know 67% of the tokens of the training texts"]
+    for texts in (["der Hund", "lief"], ["cat der", "cat"]):
+        with pytest.raises(InputError, match=r"the tokenizer mine has [01] different tokens .* it does not fit them"):
+            check_tokens(words, words.encode_batch(texts, 9), "mine")
+    check_tokens(ByteTokenizer(), ByteTokenizer().encode_batch(["aaa"], 9), "bytes")

@@ -1,10 +1,14 @@
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from src.engine.deploy.inputs import find_images
+from src.engine.data.images import read_image
+from src.engine.data.prepare import normalise, pixel_statistics
+from src.engine.deploy.inputs import Input, PreparedInputs, find_images
 from src.engine.system.errors import InputError
 from src.vision.image_folder import ImageFolderDataModule
 from tests.conftest import picture, pictures
@@ -169,3 +173,89 @@ def test_hidden_folders_and_files_are_no_samples_and_other_files_are_counted(
     assert not any(".ipynb" in str(file) or "MACOSX" in str(file) or file.name.startswith(".") for file in files)
     assert "Skipped files that are not images: 1 .gif, 1 .txt" in messages
     assert sorted(one.name for one in find_images([str(tmp_path)])) == sorted(map(str, files))
+
+
+def test_what_a_folder_holds_is_said_in_few_lines(tmp_path: Path, messages: list[str]) -> None:
+    for number in range(5):
+        for name in ("cat", "dog"):
+            picture(tmp_path / name / f"{number}.png", (number, len(name) + ord(name[0]), 0))
+    picture(tmp_path / "rare" / "0.png", (9, 9, 9))
+    (tmp_path / "empty").mkdir()
+    ready(path=str(tmp_path), val_share=0.2, test_share=0.2)
+    assert messages == [
+        "Ignored folders without images: empty",
+        f"3 classes, 7 train, 2 val, 2 test images of {tmp_path}",
+        "Classes: cat 5, dog 5, rare 1",
+        "No validation samples of rare",
+        "No test samples of rare",
+    ]
+
+
+def test_copies_in_several_parts_are_reported_by_content(tmp_path: Path, messages: list[str]) -> None:
+    for number in range(10):
+        picture(tmp_path / "a" / f"{number}.png", (number, 0, 0))
+        picture(tmp_path / "b" / f"{number}.png", (7, 7, 7))  # all the same
+    data = ready(path=str(tmp_path))
+    (val,), (test,) = ([file for file in part.files if "/b/" in str(file)] for part in (data.val_set, data.test_set))
+    first = min(file for file in data.train_set.files if "/b/" in str(file))
+    assert f"1 validation images are also training images, such as {val}, the same as {first}" in messages
+    assert f"1 test images are also training images, such as {test}, the same as {first}" in messages
+
+
+def test_folders_that_look_the_same_are_an_error_and_case_is_reported(tmp_path: Path, messages: list[str]) -> None:
+    for number in range(3):
+        for name in ("Cat", "cat", "dog"):
+            picture(tmp_path / name / f"{number}.png", (number, ord(name[0]), 0))
+    ready(path=str(tmp_path))
+    assert any(line.startswith("Labels 'Cat' (3), 'cat' (3) of") for line in messages)
+    picture(tmp_path / "dog\u200b" / "0.png", 0, "L")
+    with pytest.raises(InputError, match=r"labels 'dog' \(3\), 'dog.u200b' \(1\) of .* look the same"):
+        ready(path=str(tmp_path))
+
+
+def test_deep_images_share_one_range_that_is_said_once_and_stays_in_the_checkpoint(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    for name, value in (("dark", 0.2), ("light", 0.9)):
+        for number in range(3):
+            values = np.full((8, 8), value, np.float32)
+            values[0, 0] = number / 1000
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(values).save(tmp_path / name / f"{number}.tif")
+            picture(tmp_path / name / f"{number}.png", int(4095 * value), "I;16", (8, 8))
+    data = ready(path=str(tmp_path), image_size=8)
+    assert [line for line in messages if "more than 8 bits" in line] == [
+        f"6 images have more than 8 bits, such as {tmp_path}/dark/0.png: 0 is black, 4095 white",
+        f"6 images have more than 8 bits, such as {tmp_path}/dark/0.tif: 0 is black, 1 white",
+    ]
+    for part in (data.train_set, data.val_set, data.test_set):
+        for file, (image, _) in zip(part.files, part, strict=False):
+            wanted = 0.2 if file.parent.name == "dark" else 0.9
+            assert image[0, 4, 4].item() == pytest.approx((wanted - 0.485) / 0.229, abs=0.03), file
+    other = ImageFolderDataModule(str(tmp_path))
+    other.load_state_dict(data.state_dict())
+    (bright,) = (read_image(picture(tmp_path / "bright.png", 255, "I;16"), other.value_ranges),)
+    assert np.asarray(bright).max() == 16  # of 4095, as in training; by itself it would be white
+
+
+def test_training_and_prediction_see_the_same_pixels_and_reasons(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for name in ("a", "b"):
+        for number in range(3):
+            file = picture(tmp_path / name / f"{number}.jpg", (number, ord(name), 0), size=(40, 20))
+            with Image.open(file) as image:
+                image.paste((255, 255, 255), (0, 0, 20, 20))
+                image.save(file, exif=exif)
+    data = ready(path=str(tmp_path), image_size=16)
+    image, _ = data.test_set[0]
+    (pixels,) = data.prepare([read_image(data.test_set.files[0])])
+    assert torch.equal(image, normalise(pixels, *pixel_statistics(data)))
+    assert image[0, 1, 8] < 0 < image[0, -2, 8]  # turned
+    huge = tmp_path / "a" / "huge.png"
+    Image.new("1", (14_000, 14_000)).save(huge)
+    inputs = PreparedInputs(lambda: iter([Input("huge", huge)]), lambda _: ((), []), None, 1, 0, 1)
+    (reason,) = next(iter(inputs))["errors"]
+    assert "196000000 pixels" in reason
+    with pytest.raises(InputError, match=rf"1 of 7 images cannot be used: {huge} \({re.escape(reason)}\)"):
+        ready(path=str(tmp_path))

@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.engine.cli.cli import StarterCLI
+from src.engine.tensorboard.network_pictures import MAX_IMAGES
 from src.engine.training import deferred_metrics
 from tests.conftest import Run
 from tests.tasks.waits import LIMITS, check_that_only_log_steps_wait
@@ -30,7 +31,7 @@ def first_batch(run: Run) -> Any:
 def test_the_first_batch_is_shown_after_augmentation(train: Train) -> None:
     words = ("fit", *CNN, "--max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
     still, again, moved = (first_batch(train(*words, *more)) for more in (STILL, STILL, ()))
-    assert still.shape == (2 + 4 * 30, 2 + 8 * 30)
+    assert still.shape == (MAX_IMAGES // 8 * 30, 8 * 30)
     assert (still == again).all()
     assert (still != moved).mean() > 0.05
 

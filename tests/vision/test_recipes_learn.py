@@ -10,6 +10,7 @@ from tests.recipes import RECIPES
 
 Train = Callable[..., Run]
 SAMPLE = "--data.source=sample"
+DEFAULT = "--config=configs/default.yaml"
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_the_default_recipe_is_tested() -> None:
 
 
 def test_the_default_recipe_learns_digits(train: Train) -> None:
-    run = train("fit", SAMPLE, "--data.batch_size=64", "--max_epochs=1", "--trainer.limit_train_batches=40")
+    run = train("fit", DEFAULT, SAMPLE, "--data.batch_size=64", "--max_epochs=1", "--trainer.limit_train_batches=40")
     assert run.cli.config.name == "default"
     assert run.metrics["val/acc"] > 0.5  # chance: 0.1
 

@@ -75,7 +75,7 @@ def test_a_checkpoint_does_not_need_the_weights_file(weights: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("resnet17",), "torchvision has no network resnet17: give one of alexnet"),
+        (("resnet17",), "torchvision has no network resnet17: give one of resnet18, .*, vit_l_32$"),
         (("resnet18", "IMAGENET2K"), "resnet18 has no weights of that name; give IMAGENET1K_V1, DEFAULT, or a file"),
         (("resnet18", "missing.pth"), "weights missing.pth: no such file"),
         (("alexnet", "resnet18.pth"), "the weights in .*resnet18.pth do not fit alexnet"),

@@ -10,6 +10,7 @@ from tests.conftest import Run
 from tests.engine.runs.processes import DDP, metrics, run_in, spy
 
 EXACT = (
+    "--config=configs/default.yaml",
     "--model.net=CNN",
     "--model.net.width=4",
     "--model.net.hidden=16",

@@ -10,57 +10,58 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.plugins import Precision
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
+from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
 from src.engine.data.loading import check_batch_size
 from src.engine.runs.checkpoint import (
+    CONTENT_ERRORS,
     check_batches,
     check_fit,
     check_unfinished,
-    is_sharded,
+    checkpoint_errors,
     read_checkpoint,
-    refuse_shards,
+    reason_of,
+    restore_data,
 )
-from src.engine.runs.run_record import RunRecord
+from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
+    check_no_search,
     claim_folder,
     clock_lag,
-    is_finished,
-    join_attempt,
     lock_run,
-    mark_job,
-    relative,
     runs_of,
 )
-from src.engine.system.classes import Tree, import_class
-from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
+from src.engine.system.classes import Tree, as_list, import_class
+from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
-from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
+from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
+from src.engine.training.default_callbacks import (
+    add_default_callbacks,
+    add_missing,
+    checkpoint_callbacks,
+    loggers,
+    prepare_checkpoints,
+)
 from src.engine.training.hyperparameters import rebuild_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
-
-# Options of a single call: not part of a saved configuration.
-CALL_ONLY = ("config", "ckpt_path", "trust", "run", "compile", "quiet", "debug")
 
 
 class StarterCLI(LightningCLI):
@@ -78,6 +79,7 @@ class StarterCLI(LightningCLI):
         self.started = started
         self.stage: str | None = None
         self.checkpoint: dict[str, Any] | None = None
+        self.from_path: str | None = None  # the checkpoint, if it is not of the user's own runs
         self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
         self.saved_model: Tree = {}  # class and arguments of its model
         self.run_folder: Path | None = None  # of the run to continue
@@ -85,26 +87,36 @@ class StarterCLI(LightningCLI):
         self.lock: Any = None
         self.interruption = Interruption()
         self.record: RunRecord | None = None
-        self.compilation: Compilation | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
         self.loggers: list[Any] = []  # of the configuration, in addition to TensorBoard's
         self.data: Any = None  # the DataModule, if it is built before the model
-        super().__init__(
-            args=args,
-            run=False,
-            seed_everything_default=42,
-            save_config_callback=None,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={
-                "prog": "python -m src.train",
-                "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
-                f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
-                "exit_on_error": False,
-                "allow_abbrev": False,
-            },
-        )
+        try:
+            super().__init__(
+                args=args,
+                run=False,
+                seed_everything_default=42,
+                save_config_callback=None,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                parser_kwargs={
+                    "prog": "python -m src.train",
+                    "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
+                    "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
+                    f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                },
+            )
+        except CONTENT_ERRORS as error:
+            cause = cause_of(error)
+            path: Any = self.from_path  # set while the arguments were parsed
+            if path is None or isinstance(cause, InputError):
+                raise
+            raise InputError(self.blame_checkpoint(cause)) from error
+
+    def blame_checkpoint(self, error: BaseException) -> str:
+        """The message for an error that a checkpoint may have caused."""
+        return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
@@ -128,7 +140,8 @@ class StarterCLI(LightningCLI):
             default=0,
             help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
         )
-        parser.add_argument("--compile", action="store_true", help="Compile the network with torch.compile")
+        for add_arguments in hooks("add_arguments"):
+            add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
         parser.add_argument("--debug", action="store_true", help="Show the traceback of every error")
         parser.add_optimizer_args((Optimizer,))
@@ -149,6 +162,7 @@ class StarterCLI(LightningCLI):
         self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
         if resolved.path:
             self.checkpoint = read_checkpoint(resolved.path)
+            self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved)
         options = [option for option in options if option[0] != "--trust"]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
@@ -156,13 +170,16 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
+            source = {"model": self.saved_model, "data": self.saved.get("data")}
+            if self.run_folder is None and (others := config.other_parts(source, tree)):
+                rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         given = options
         tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
         if not tree["model"]:
-            raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
+            raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
         sources = [
             name for name in unused_paths if name.startswith("data.") and name != "data.tokenizer"
@@ -174,12 +191,14 @@ class StarterCLI(LightningCLI):
             )
         words = [config.full_option(flag, value) for flag, value in options]
         try:
-            self.config = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *words])
+            self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
             raise InputError(explain(str(error), parser, tree, given, files)) from error
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        for key in ("callbacks", "logger", "plugins"):
+            self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
         refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
@@ -192,11 +211,8 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        if trainer.accumulate_grad_batches < 1:
-            raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
-        if self.config.retries < 0:
-            raise InputError(f"--retries {self.config.retries}: give at least 0")
-        if trainer.precision is None and not _has_precision_plugin(trainer.plugins):
+        check_settings(self.config, self.stage in (None, "fit"))
+        if trainer.precision is None and not has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
         tune_hardware(trainer.accelerator)
@@ -225,8 +241,9 @@ class StarterCLI(LightningCLI):
         data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
         with constructor_errors():
             self.data = self.parser.instantiate(data_only).data
-        if self.checkpoint is not None and (state := self.checkpoint.get(type(self.data).__qualname__)):
-            self.data.load_state_dict(state)  # restore tokenizer and labels before new ones are made
+        if self.checkpoint is not None:
+            with checkpoint_errors(self.config.ckpt_path):
+                restore_data(self.checkpoint, self.data)  # before new tokenizers and labels are made
         for name, value in self.data.network_arguments().items():
             key = next((key for key, arguments in model.items() if name in arguments), None)
             if key is not None and f"{key}.{name}" not in self.given:
@@ -255,18 +272,20 @@ class StarterCLI(LightningCLI):
         if tree["optimizer"]:
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
-        if self.config.compile:
-            self.compilation = Compilation()
-            callbacks.append(self.compilation)
+        for more in hooks("callbacks"):
+            add_missing(callbacks, more(self.config, self.stage))
+        check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
+            saves = trains and options["enable_checkpointing"] is not False
+            prepare_checkpoints(self.config_init.checkpoint, callbacks, self.run_folder is not None, saves)
             self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
             check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
-            if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
-                refuse_shards(self.config.ckpt_path)
+            for check in hooks("check_trainer"):
+                check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
                 rank_zero_info(
                     f"The checkpoint was written by {saved_by} processes, this run has {trainer.world_size}: each batch"
@@ -282,11 +301,8 @@ class StarterCLI(LightningCLI):
     def _describe(self) -> tuple[str, Tree]:
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
-        for key in CALL_ONLY:
-            saved.pop(key, None)
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
-        tree: Tree = yaml.safe_load(text)
+        text, tree = configuration_text(self.parser, saved)
         # A checkpoint can then rebuild the model, even if its class does not save its arguments.
         arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
         for name, value in arguments.items():
@@ -304,11 +320,15 @@ class StarterCLI(LightningCLI):
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, str(self.stage))
+        elif self.run_folder is not None:
+            folder = self.run_folder
         else:
-            folder = self.run_folder or claim_folder(runs_of(root, self.config.name))
+            check_no_search(parent := runs_of(root, self.config.name))
+            folder = claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
-            mark_job(folder)
+            for mark in hooks("mark_run"):
+                mark(folder)
             if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(
                     f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
@@ -342,7 +362,8 @@ class StarterCLI(LightningCLI):
         """Run the stage, then print the results."""
         self.interruption.install()
         try:
-            join_attempt(self.trainer.strategy.root_device)
+            for prepare in hooks("before_run"):
+                prepare(self.trainer)
             self._run_stage()
         except BaseException:
             self._drop_empty_folder()
@@ -354,37 +375,26 @@ class StarterCLI(LightningCLI):
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         common = {"model": self.model, "datamodule": self.datamodule}
-        seconds = {}
+        seconds, best = {}, None
         if self.stage in (None, "fit"):
             start = time.perf_counter()
             self.trainer.fit(**common, **given)
             seconds["train_seconds"] = time.perf_counter() - start
-            if self.compilation is not None:
-                seconds["compile_seconds"] = self.compilation.seconds
-                seconds["train_seconds"] -= self.compilation.seconds
-        if self.stage is None:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-            if best and not is_sharded(Path(best)):
-                # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
-                # put other weights in place of the checkpoint's.
-                weights = read_checkpoint(best)["state_dict"]
-                self.model.load_state_dict(weights, strict=self.model.strict_loading)
-                rank_zero_info(f"Testing {relative(Path(best))}")
-                best = ""
-            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+            for extra_seconds in hooks("extra_seconds"):
+                extra = extra_seconds(self.trainer)
+                seconds = {**seconds, **extra, "train_seconds": seconds["train_seconds"] - sum(extra.values())}
+            best = BestCheckpoint(self.trainer)
+            if self.stage is None:
+                best.test(self.model, self.datamodule)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
-            rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
-        elif self.stage != "fit":
+            rank_zero_info("These predictions are not saved")
+        else:
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
+            metrics = {} if best is None else best.metrics
             if self.record is not None:
-                tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
-                self.record.close(self.trainer, **seconds, **tested)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None)
-
-
-def _has_precision_plugin(plugins: Any) -> bool:
-    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
-    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)
+                tested = {"checkpoint": self.config.ckpt_path} if best is None else {}
+                self.record.close(self.trainer, **seconds, **tested, **metrics)
+            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, metrics)

@@ -12,10 +12,10 @@ from src.engine.system.errors import InputError, cause_of, machine_fault, raised
 from src.engine.system.interruption import Interrupted
 
 
-def run_command(command: Callable[[list[str]], int | None]) -> None:
+def run_command(command: Callable[[list[str]], int | None], message: str = "Loading torch and Lightning ...") -> None:
     """Run a command with `sys.argv`; an error that the user can fix is one line and exit code 2."""
-    if sys.stderr.isatty():
-        print("Loading torch and Lightning ...", file=sys.stderr)
+    if message and sys.stderr.isatty():
+        print(message, file=sys.stderr)
     try:
         sys.exit(command(sys.argv[1:]))
     except Interrupted as stop:
@@ -23,6 +23,8 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
     except Exception as error:
+        if "--debug" in sys.argv:
+            raise
         cause = cause_of(error)
         if isinstance(cause, InputError) or raised_in(cause, "forward"):
             report(cause)
@@ -33,9 +35,11 @@ def run_command(command: Callable[[list[str]], int | None]) -> None:
 
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
     """A parser for `parse_words`."""
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m {module}", description=description, exit_on_error=False, allow_abbrev=False
     )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
+    return parser
 
 
 def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:
@@ -97,7 +101,7 @@ def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
             raise InputError(f"--{name} {value} {wrong}: give at least {limit}")
 
 
-def new_output(given: str) -> Path:
+def new_output(option: str, given: str) -> Path:
     """The absolute path of a file to write.
 
     Raises:
@@ -105,9 +109,9 @@ def new_output(given: str) -> Path:
     """
     path = Path(given).expanduser().absolute()
     if path.exists():
-        raise InputError(f"--output {given} already exists: give another name, or remove it")
+        raise InputError(f"{option} {given} already exists: give another name, or remove it")
     if not path.parent.is_dir():
-        raise InputError(f"--output {given}: there is no folder {path.parent}; make it first")
+        raise InputError(f"{option} {given}: there is no folder {path.parent}; make it first")
     return path
 
 

@@ -7,15 +7,29 @@ and `init_args`. Bare class names are replaced by dotted paths here, so all othe
 import importlib
 import inspect
 import re
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from jsonargparse import get_loader
+from jsonargparse import Namespace, get_loader
 
 from src import ROOT
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, project_classes, short
+from src.engine.cli.keys import check_keys
+from src.engine.runs.trust import PATHS
+from src.engine.system.classes import (
+    Tree,
+    argument_types,
+    as_list,
+    import_class,
+    is_class,
+    nearest,
+    project_classes,
+    short,
+    subclasses_here,
+)
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 
 Option = tuple[str, str | None]
 
@@ -23,9 +37,15 @@ STAGES = ("fit", "validate", "test", "predict")
 # Trainer options with a short form on the command line.
 SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options without a value: the next argument is not read as one.
-BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
+BARE_FLAGS = ("-h", "--help", "--quiet", "--debug", "--print_config")
 # Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
+# Arguments by which Lightning tells two callbacks of one class apart.
+STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
+BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
+MAX_LISTED = 12  # classes in one message
+# Options of the Trainer that may be a class.
+CLASS_OPTIONS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -51,6 +71,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     files: list[str] = []
     options: list[Option] = []
     words = list(args)
+    bare_flags = [*BARE_FLAGS, *(flag for flags in hooks("BARE_FLAGS") for flag in flags)]
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
@@ -63,7 +84,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
         flag, equals, text = word.partition("=")
         value: str | None = text
         if not equals:
-            bare = flag in BARE_FLAGS or not words or words[0].startswith("--")
+            bare = flag in bare_flags or not words or words[0].startswith("--")
             if flag.endswith("fast_dev_run"):
                 bare = bare or not re.fullmatch(r"\d+|true|false", words[0], re.IGNORECASE)
             value = None if bare else words.pop(0)
@@ -71,7 +92,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
             if not value:
                 raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
             files.append(value)
-        elif value is None and flag not in BARE_FLAGS and not flag.endswith((".help", "fast_dev_run")):
+        elif value is None and flag not in bare_flags and not flag.endswith((".help", "fast_dev_run")):
             raise InputError(f"{flag} needs a value")
         else:
             options.append((flag, value))
@@ -104,11 +125,16 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
 
-def load_config(given: str) -> tuple[Path, Tree]:
+def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, found in the working directory or else in the project.
 
+    Args:
+        given: the path.
+        dotted: whether keys may have dots, as in a search.
+
     Raises:
-        InputError: the file is missing, is not a YAML mapping, or names a class that does not exist.
+        InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
+            does not exist.
     """
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -117,10 +143,12 @@ def load_config(given: str) -> tuple[Path, Tree]:
         named = [name for name in known if Path(name).stem == given]
         raise InputError(f"--config {given}: no such file{nearest(named[0] if named else given, known)}")
     try:
-        tree = parse_value(path.read_text(encoding="utf-8"))
-    except (InputError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        tree = parse_value(text)
+    except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
+    check_keys(text, given, dotted)
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -172,7 +200,9 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         elif value.lower() not in ("none", "null") and (
-            value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            value in project_classes()
+            or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            or (key.rstrip("+") in CLASS_OPTIONS and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
         ):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
@@ -182,6 +212,22 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS")
     return tree, left
+
+
+def other_parts(saved: Tree, tree: Tree) -> str:
+    """The network, the data and its paths in `saved` that are not those of `tree`, as text."""
+    found = []
+    paths = [name for name in (tree.get("data") or {}).get("init_args") or {} if PATHS.search(name)]
+    for key in ("model", "model.net", "data", *(f"data.{name}" for name in paths)):
+        old: Any = saved
+        new: Any = tree
+        for name in key.split("."):
+            parents = (node.get("init_args") if is_class(node) else node for node in (old, new))
+            old, new = (node.get(name) if isinstance(node, dict) else None for node in parents)
+        classes = [import_class(node["class_path"]) if is_class(node) else node for node in (old, new)]
+        if None not in (old, new) and classes[0] != classes[1]:
+            found.append(f"--{key} {short(old)}, not {short(new)}")
+    return " and ".join(found)
 
 
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
@@ -255,13 +301,25 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
     for name, value in over.items():
         path = f"{key}.{name}" if key and name != "init_args" else key or name
         if name.endswith("+"):
-            items = value if isinstance(value, list) else [value]
-            there = merged.get(name[:-1]) or []
-            # A continued run has them from its first start.
-            merged[name[:-1]] = [*there, *(item for item in items if not any(_is_part(item, one) for one in there))]
+            merged[name[:-1]] = [*as_list(merged.get(name[:-1])), *as_list(value)]
         else:
             merged[name] = merge(merged.get(name), value, path, dropped)
     return merged
+
+
+def without_repeats(parts: Any) -> Any:
+    """A parsed list of callbacks, loggers or plugins without repeats: a continued run has them from its first start.
+
+    Callbacks that monitor the same metric in the same way are the same one; its last arguments count.
+    """
+    if not isinstance(parts, list):
+        return parts
+    kept = {}
+    for part in parts:
+        arguments = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        is_monitor = arguments.get("monitor") is not None
+        kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if is_monitor else part)] = part
+    return list(kept.values())
 
 
 def resolve_class(name: str, key: str) -> str:
@@ -290,7 +348,11 @@ def resolve_class(name: str, key: str) -> str:
             return f"{namespace}.{name}"
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
-    raise InputError(f"--{key} {name}: no class of that name{near}; package.module.Class works too")
+    here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
+    known = (
+        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    )
+    raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 
 def resolve_names(node: Any, key: str = "") -> Any:
@@ -322,10 +384,10 @@ def _takes_class(class_path: str, argument: str) -> bool:
     """Whether an argument of a class is annotated with a class, such as a network."""
     annotation = argument_types(import_class(class_path)).get(argument)
     options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
-    # jsonargparse handles arguments that may also be text or a number.
-    if any(issubclass(t, str | int | float | Enum | Path) for t in options):
+    # jsonargparse handles arguments that may also be text, a number or a duration.
+    if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
         return False
-    return any(t not in (type(None), bytes, list, dict, tuple, set) for t in options)
+    return any(t not in (type(None), bytes, list, dict, tuple, set, object, Any) for t in options)
 
 
 def _importable(module: str) -> bool:
@@ -336,10 +398,3 @@ def _importable(module: str) -> bool:
     except ModuleNotFoundError:
         return False
     return True
-
-
-def _is_part(item: Any, whole: Any) -> bool:
-    """Whether a setting is another one, which may also have the values of defaults."""
-    if isinstance(item, dict) and isinstance(whole, dict):
-        return all(name in whole and _is_part(value, whole[name]) for name, value in item.items())
-    return bool(item == whole)

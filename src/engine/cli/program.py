@@ -11,10 +11,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.runs import checkpoints_of, good_checkpoint, relative
-from src.engine.system.errors import InputError, cause_of, machine_fault, raised_by_lightning, raised_in, report
+from src.engine.system.errors import (
+    InputError,
+    cause_of,
+    machine_fault,
+    raised_by_lightning,
+    raised_in,
+    raised_in_restore,
+    report,
+)
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interrupted
 from src.engine.system.quiet import silence_known_warnings
-from src.engine.training.compilation import compile_error, is_compiler_error
 from src.engine.training.finite_loss import NotFiniteError
 
 
@@ -41,8 +49,11 @@ def run(started: float) -> None:
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         is_fixable = isinstance(cause, InputError) or raised_in(cause, "forward")
         is_fixable = is_fixable or (isinstance(cause, refused) and raised_by_lightning(cause))
-        if cli is not None and cli.compilation is not None and is_compiler_error(cause):
-            cause, is_fixable = compile_error(cause), True
+        for input_error in hooks("input_error"):
+            if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
+                cause, is_fixable = fixable, True
+        if cli is not None and not is_fixable and (cli.from_path or raised_in_restore(cause)):
+            cause, is_fixable = InputError(cli.blame_checkpoint(cause)), True
         if (fault := machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
             cause, is_fixable = InputError("; ".join(filter(None, (fault, _continue_command(cli))))), True
         if "--debug" in args or not is_fixable:

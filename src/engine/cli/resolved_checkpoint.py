@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src import ROOT
@@ -16,10 +17,10 @@ from src.engine.runs.runs import (
     newest_run,
     relative,
     run_of,
-    run_to_continue,
     runs_of,
+    runs_to_continue,
 )
-from src.engine.runs.trust import Trust, classes_in
+from src.engine.runs.trust import PATHS, Trust, names_in
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 
@@ -77,7 +78,7 @@ def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint)
     """
     own = own_configuration(checkpoint, resolved.own_run)
     trees = [own, *(tree for _, tree in resolved.loaded)]
-    named = {path for tree in trees for path in classes_in(tree)} | {str(value) for _, value in resolved.options}
+    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in resolved.options}
     modules = tuple(str(value) for flag, value in resolved.options if flag == "--trust")
     trust = Trust(modules, frozenset(named), paths=bool(own))
     unused: list[str] = []
@@ -100,8 +101,13 @@ def _to_continue(
         name = given.get("--name") or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        newest = from_first_process(str((is_first and run_to_continue(parent, automatic)) or ""))
+        runs = runs_to_continue(parent, automatic) if is_first else iter(())
+        newest = from_first_process(str(next((one for one in runs if _suits(one, loaded, options)), "")))
         folder = Path(newest) if newest else None
+    else:
+        recipes = [one for one in loaded if config.is_recipe(one[1])]
+        if _others(folder, loaded, options) and (others := _others(folder, recipes, [])):
+            rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own")
     options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
     loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
     if folder is None:
@@ -121,6 +127,33 @@ def _to_continue(
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
+
+
+def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
+    """Whether a run has the network and the data of the command line; if not, print one line."""
+    run = relative(folder)
+    if others := _others(folder, loaded, options):
+        rank_zero_info(f"{run} has {others}, so it is not continued: give --run {run} to continue it")
+    return not others
+
+
+def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
+    """The network and data of a run that are not those of the command line, as text."""
+    try:
+        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+    if not isinstance(saved, dict):
+        return ""
+    tree, _, overlays = config.choose_recipe(loaded, saved)
+    for overlay in overlays:
+        tree = config.merge(tree, overlay, "", [])
+    tree, left = config.merge_class_options(config.resolve_names(tree), options, [])
+    for flag, value in left:
+        key = flag.removeprefix("--").replace(".init_args", "")
+        if key.startswith("data.") and PATHS.search(key.rpartition(".")[2]):
+            tree = config.merge(tree, config.nest(key, value), "", [])
+    return config.other_parts(saved, tree)
 
 
 def _to_evaluate(

@@ -1,6 +1,7 @@
 """Finds image files, and reads those of any mode and depth."""
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from src.engine.system.errors import InputError
+
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
 
@@ -80,9 +83,9 @@ class DeepImage(NamedTuple):
     is_negative: bool  # 0 is white
 
 
-def deep_image(opened: Image.Image) -> DeepImage | None:
+def deep_image(opened: ImageFile.ImageFile) -> DeepImage | None:
     """The values of an image of more than 8 bits, floats or signed integers; None for all others."""
-    opened.filename = ""  # type: ignore[attr-defined]  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
+    opened.filename = ""  # else PIL 13 maps an uncompressed TIFF into memory with width and height exchanged
     tags: Mapping[int, Any] = getattr(opened, "tag_v2", {})
     form = tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0]  # 1: unsigned, 2: signed
     is_signed_byte = opened.mode == "L" and form == 2
@@ -110,6 +113,21 @@ def usual_range(kind: str, low: float, high: float) -> tuple[float, float]:
         return low, max(high, low + 1)
     whites = (1, 255) if kind == "float" else WHITES
     return 0.0, float(next((white for white in whites if high <= white), high))
+
+
+def restored_ranges(state: Any) -> Ranges:
+    """The ranges in a checkpoint.
+
+    Raises:
+        InputError: they are none.
+    """
+    try:
+        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"its value_ranges are {state!r:.80}") from error
+    if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
+        raise InputError(f"its value_ranges are {state!r:.80}")
+    return ranges
 
 
 def read_image(source: Any, ranges: Ranges | None = None) -> Image.Image:
@@ -169,8 +187,8 @@ def flatten(image: Image.Image) -> Image.Image:
     """Replace transparency by black or white, whichever contrasts with the drawing."""
     if image.mode != "RGBA":
         return image
-    ink = np.asarray(image.convert("LA"), dtype=np.float32)  # (H, W, 2)
-    alpha = ink[..., 1]
-    is_light = (ink[..., 0] * alpha).sum() > 127 * alpha.sum()
+    grey, alpha = np.asarray(image.convert("L")), np.asarray(image.getchannel("A"))  # (H, W) each
+    # In 64-bit integers, without a copy of them: an image may have many pixels.
+    is_light = np.einsum("ij,ij->", grey, alpha, dtype=np.int64) > 127 * alpha.sum(dtype=np.int64)
     background = Image.new("RGBA", image.size, "black" if is_light else "white")
     return Image.alpha_composite(background, image).convert("RGB")

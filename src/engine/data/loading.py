@@ -1,5 +1,6 @@
 """Assigns samples to batches and processes; a loader that can resume in the middle of an epoch."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -20,8 +21,9 @@ IGNORED = -100  # target that losses and metrics ignore, as in torch
 class Indices(list[int]):
     """Sample indices of one batch of one process.
 
-    `epoch_seed` seeds the random augmentation of samples, different in each epoch. If `is_padding`, the samples do not
-    count: this process has none left, and repeats a sample of another process.
+    `epoch_seed` seeds the random augmentation of samples, different in each epoch; 0 for samples in a fixed order, so
+    that every evaluation sees the same. If `is_padding`, the samples do not count: this process has none left, and
+    repeats a sample of another process.
     """
 
     epoch_seed: int
@@ -63,7 +65,7 @@ class Batches(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # Drawn lazily: Lightning sets the epoch after creating the iterator.
-        epoch_seed, start = derive_seed(self.seed, self.epoch), self.start
+        epoch_seed, start = derive_seed(self.seed, self.epoch) if self.order else 0, self.start
         generator = torch.Generator().manual_seed(epoch_seed)
         samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
         for _ in range(start):
@@ -130,12 +132,20 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume from a saved position; call it before the first batch."""
         if isinstance(self.sampler, Batches):
-            self.sampler.set_epoch(state_dict["epoch"])
-            self.sampler.start = state_dict["given"]
+            epoch, given = state_dict["epoch"], state_dict["given"]
+            if not 0 <= given <= len(self.sampler):
+                raise InputError(
+                    f"the checkpoint is at batch {given} of an epoch, which has {len(self.sampler)} batches"
+                )
+            self.sampler.set_epoch(epoch)
+            self.sampler.start = given
 
 
 def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_device: bool = False) -> DataLoader[Any]:
     """A loader of whole batches; `on_device`: the dataset returns them on the device, so memory is not pinned."""
+    cores = os.cpu_count() or 1
+    if num_workers > 16 * cores:
+        raise InputError(f"num_workers {num_workers} is too many for {cores} cores: give at most {16 * cores}")
     # Lightning advises more worker processes, which would be slower here.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return ResumableLoader(

@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,13 +34,13 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     if not file.is_file():
         raise InputError(f"{path}: no such file")
     block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must fit into a block
-    columns = {text_column: f"--data.{option}", label_column: "--data.label_column"}
+    columns, options = (text_column, label_column), (f"--data.{option}", "--data.label_column")
     rows = []
-    for number, values in enumerate(_rows(file, columns, block_size), start=1):
-        for value, column in zip(values, columns, strict=True):
+    for number, (text, label) in enumerate(_rows(file, columns, options, block_size), start=1):
+        for value, column in ((text, text_column), (label, label_column)):
             if value is None or not str(value).strip():
                 raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
-        rows.append((str(values[0]), str(values[-1]).strip()))
+        rows.append((str(text), str(label).strip()))
     if not rows:
         raise InputError(f"{path} has no rows")
     return rows
@@ -56,7 +56,7 @@ def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, .
     Raises:
         InputError: the file cannot be read, or a column is missing.
     """
-    yield from _rows(path, columns, STREAM_BYTES)
+    yield from _rows(path, list(columns), list(columns.values()), STREAM_BYTES)
 
 
 def open_utf8(path: Path) -> BinaryIO:
@@ -90,8 +90,8 @@ def not_utf8(path: Path) -> InputError:
     return InputError(f"{path} is not UTF-8: save it as UTF-8")
 
 
-def _rows(path: Path, columns: dict[str, str], block_size: int) -> Iterator[tuple[Any, ...]]:
-    """The values of columns, row by row; `columns` maps their names to the options that set them."""
+def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[tuple[Any, ...]]:
+    """The values of columns, row by row; `options` say what to give if one is missing."""
     import pyarrow as pa
 
     suffix = path.suffix.lower()
@@ -102,7 +102,7 @@ def _rows(path: Path, columns: dict[str, str], block_size: int) -> Iterator[tupl
             names, rows = _csv(path, columns, block_size)
         else:
             names, rows = _parquet(path, columns) if suffix == ".parquet" else _json(path, columns)
-        for column, option in columns.items():
+        for column, option in zip(columns, options, strict=True):
             if column not in names:
                 raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give {option}")
             if names.count(column) > 1:
@@ -125,14 +125,14 @@ def _rows(path: Path, columns: dict[str, str], block_size: int) -> Iterator[tupl
 Table = tuple[list[str], Iterator[tuple[Any, ...]]]  # names of all columns, and the rows of those that are wanted
 
 
-def _parquet(path: Path, columns: Iterable[str]) -> Table:
+def _parquet(path: Path, columns: Sequence[str]) -> Table:
     from pyarrow import parquet
 
     table = parquet.ParquetFile(path)
     return table.schema_arrow.names, _from_batches(table.iter_batches(columns=list(columns)), columns)
 
 
-def _csv(path: Path, columns: Iterable[str], block_size: int) -> Table:
+def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -158,7 +158,7 @@ def _csv(path: Path, columns: Iterable[str], block_size: int) -> Table:
     return names, _count_lines(rows, path)
 
 
-def _from_batches(batches: Any, columns: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     for batch in batches:
         yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
 
@@ -174,7 +174,7 @@ def _count_lines(rows: Iterator[tuple[Any, ...]], path: Path) -> Iterator[tuple[
         announce(f"{path}: rows of several lines: {count:,}, the first is row {first}; check the quotation marks there")
 
 
-def _json(path: Path, columns: Iterable[str]) -> Table:
+def _json(path: Path, columns: Sequence[str]) -> Table:
     rows = _json_rows(path)
     head = list(islice(rows, 1))  # the first row names the columns
     names = list(head[0] if head else columns)

@@ -16,8 +16,10 @@ from src.engine.cli.command import (
     require,
 )
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 
-FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "huggingface": "", "checkpoint": ".ckpt"}
+FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "huggingface": ""}
+FORMATS |= {name: suffix for name, suffix, _ in hooks("EXPORT_FORMAT")}
 LIMIT = 1e-4  # maximum difference of a float32 output from the checkpoint's
 SAMPLES = 64  # number of validation samples to compare
 EXTRA_BYTES = 4 * 2**20  # for graph, tokenizer and example
@@ -31,9 +33,10 @@ def export(args: list[str]) -> None:
         InputError: an option or the checkpoint cannot be used, or the results differ.
     """
     options, output = _parse(args)
-    if options.format == "checkpoint":
-        consolidate(options.ckpt_path, output)
-        return
+    for (name, _, _), export_checkpoint in zip(hooks("EXPORT_FORMAT"), hooks("export_checkpoint"), strict=True):
+        if options.format == name:
+            export_checkpoint(options.ckpt_path, output)
+            return
     from src.engine.deploy.formats import (
         Exported,
         Reference,
@@ -93,25 +96,6 @@ def export(args: list[str]) -> None:
         print(f"written {output.parent / path.name}")
 
 
-def consolidate(given: str, output: Path) -> None:
-    """Write a sharded checkpoint as a single file, as a run in one process would write it.
-
-    Raises:
-        InputError: the checkpoint is not sharded or is damaged, or the file cannot be written.
-    """
-    from src.engine.runs.checkpoint import damage, is_sharded, write_checkpoint
-    from src.engine.runs.runs import find_checkpoint
-    from src.engine.runs.sharded import read_whole
-
-    folder = find_checkpoint(given)
-    if not is_sharded(folder):
-        raise InputError(f"--ckpt_path {given} is not a sharded checkpoint: give a folder of shards")
-    if problem := damage(folder):
-        raise InputError(f"--ckpt_path {given} is damaged ({problem}); give another one")
-    write_checkpoint(read_whole(folder), output)
-    print(f"written {output}")
-
-
 def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
     parser = command_parser("src.export", "Export a trained model for other programs.")
     add_checkpoint(parser)
@@ -119,7 +103,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
         "--format",
         choices=list(FORMATS),
         help="onnx: for onnxruntime; torch: for torch.export.load; safetensors: the weights; huggingface: a folder for"
-        " transformers; checkpoint: a sharded checkpoint as one file",
+        " transformers" + "".join(f"; {text}" for *_, text in hooks("EXPORT_FORMAT")),
     )
     parser.add_argument("--output", help="file to write, or folder for huggingface")
     parser.add_argument("--quantize", choices=["int8"], help="write ONNX in 8 bits: smaller and less accurate")
@@ -134,7 +118,7 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
         raise InputError(f"--output is missing: give a name such as model{suffix}")
     if suffix and Path(options.output).suffix != suffix:
         raise InputError(f"--output {options.output}: give a name that ends in {suffix} for --format {options.format}")
-    output = new_output(options.output)
+    output = new_output("--output", options.output)
     if options.quantize and options.format != "onnx":
         raise InputError(f"--quantize {options.quantize}: only for --format onnx, not {options.format}")
     needed = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "safetensors": ("safetensors",)}

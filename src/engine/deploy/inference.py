@@ -17,12 +17,14 @@ from src.engine.runs.checkpoint import (
     model_arguments,
     own_configuration,
     read_checkpoint,
+    restore_data,
     run_configuration,
 )
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import Trust, classes_in
+from src.engine.runs.trust import Trust, names_in
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import InputError, constructor_errors
+from src.engine.training.hyperparameters import check_limits
 
 Row = dict[str, Any]
 
@@ -51,7 +53,7 @@ class Inference(LightningModule):
         self.path = find_checkpoint(given)
         self.checkpoint = read_checkpoint(str(self.path))
         own = own_configuration(self.checkpoint, self.path.parent.parent if given in ("best", "last") else None)
-        trusted = Trust(tuple(trust), frozenset(classes_in(own)), paths=bool(own))
+        trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))
         task: Any = load_model(self.checkpoint, ability, str(self.path), trusted)
         self.task = task
         self.spec = model_arguments(self.checkpoint, trusted)
@@ -65,11 +67,17 @@ class Inference(LightningModule):
                 if name.startswith("data.") and name != "data.tokenizer" and name[5:] not in (data or {})
             ]
             self.data: Any = _build_data(self.checkpoint, saved.get("data") or {}, data or {}, given)
+            check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
         self.kind = "prompt" if hasattr(task, "generate") else input_kind(self.data)
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
         self.pixels = Pixels(task, *pixel_statistics(self.data))
         if self.labels:
             self.name_classes(self.labels)
+        if len(set(self.labels)) < len(self.labels):
+            raise InputError(f"--ckpt_path {given}: its data has several labels of the same name")
+        classes = None if hasattr(task, "name_classes") else getattr(task, "num_classes", None)
+        if self.labels and classes not in (None, len(self.labels)):
+            raise InputError(f"--ckpt_path {given}: its data has {len(self.labels)} labels, its task {classes} classes")
         self.is_scored = False
         self.scores: dict[str, float] = {}
         self.eval()
@@ -84,7 +92,7 @@ class Inference(LightningModule):
         if hasattr(task, "name_classes"):
             task.eval().name_classes(*self.data.prepare_texts(labels))
         elif labels != self.labels:
-            raise InputError(f"--labels: {type(task).__name__} has fixed classes: leave it out")
+            raise InputError(f"{type(task).__name__} has fixed classes: give it no labels")
         self.labels = labels
 
     @property
@@ -129,7 +137,7 @@ class Inference(LightningModule):
         return rows
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Row] | None:
-        """The rows of a batch of `InputsDataModule`; None if no input can be used."""
+        """The rows of a batch of inputs to predict on; None if no input can be used."""
         inputs, targets = batch["inputs"], batch["targets"]
         if inputs is None:
             return None
@@ -162,6 +170,5 @@ def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: 
         raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")
     with constructor_errors():
         data: LightningDataModule = cls(**{**spec.get("init_args", {}), **arguments})
-    if state := checkpoint.get(cls.__qualname__):
-        data.load_state_dict(state)
+    restore_data(checkpoint, data)
     return data

@@ -119,7 +119,7 @@ def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tupl
             yield f"{given}:{row[1]}" if row else given, (None,) * len(columns), " ".join(reason.split())
         else:
             if not number:
-                yield given, (None,) * len(columns), "no row in this file"
+                yield given, (None,) * len(columns), "nothing in this file"
 
 
 def _lines(path: Path, columns: int) -> Iterator[tuple[Any, ...]]:
@@ -189,7 +189,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(self._read(one.value))
+                    good.append(_read(one.value, self.ranges))
                 except UNREADABLE as problem:
                     error = image_error(one.value, problem)
                 else:
@@ -213,8 +213,9 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         except UNREADABLE as problem:
             raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
 
-    def _read(self, value: Any) -> Any:
-        return read_image(value, self.ranges) if isinstance(value, Path) else value
+
+def _read(value: Any, ranges: Ranges | None = None) -> Any:
+    return read_image(value, ranges) if isinstance(value, Path) else value
 
 
 class InputsDataModule(LightningDataModule):
@@ -248,7 +249,6 @@ class InputsDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size)
-        functions = (self.inputs, self.prepare, self.prepare_targets)
-        mine = PreparedInputs(*functions, self.batch_size, *place, self.ranges)
+        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges)
+        mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

@@ -39,14 +39,14 @@ def predict(args: list[str]) -> int:
     if options.labels:
         inference.name_classes(options.labels)
     if inference.kind == "prompt":
-        raise InputError(f"--ckpt_path {options.ckpt_path} is a language model: use src.generate")
+        raise InputError(f"--ckpt_path {options.ckpt_path} is a language model, which only continues texts")
     precision: Any
     precision, reason = choose_precision(options.accelerator, options.precision)
     skipped: Counter[str] = Counter()
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
     total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
-    table = PredictionTable(new_output(options.output), total)
+    table = PredictionTable(new_output("--output", options.output), total)
     if options.truth:
         name, inference.is_scored = type(inference.task).__name__, True
         if hasattr(inference.task, "name_classes"):

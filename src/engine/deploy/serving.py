@@ -45,12 +45,14 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--accelerator", default="auto", help="as in src.train; default: %(default)s")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: the best of the hardware")
     options = parse_words(parser, args)
-    require("src.serve", "deploy", "uvicorn", "starlette", "multipart")
+    require("src.serve", "deploy", "uvicorn", "httptools", "starlette", "python_multipart")
     check_minimum(options, max_body_mb=0.001, max_batch_size=1, batch_timeout=0.0, timeout=0.1)
     if not 1024 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is out of range: give 1024 to 65535")
     if options.token == "":
         raise InputError("--token is empty: give a token, or leave it out")
+    if options.token is not None and (options.token != options.token.strip() or not options.token.isprintable()):
+        raise InputError("--token begins or ends with a space, or has a control character: no HTTP header can hold it")
     family = socket.AF_INET6 if options.host == "::" else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as test:
         test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

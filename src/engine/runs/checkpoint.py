@@ -6,6 +6,7 @@ import inspect
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +19,10 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from src.engine.runs.trust import NO_TRUST, Trust, build, checked_class, checked_spec
+from src.engine.runs.trust import NO_TRUST, PATHS, Trust, build, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences, import_class
 from src.engine.system.errors import InputError, UnwritableError, constructor_errors
+from src.engine.system.hooks import hooks
 
 # What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
 CONFIGURED: dict[str, tuple[type, ...]] = {
@@ -34,6 +36,9 @@ TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
 # of the zip archive, which torch ignores.
 MARK = b"sha256="
 COMMENT = len(MARK) + 64
+# What odd content of a checkpoint raises in the code that uses it.
+CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
+CONTENT_ERRORS += (ValueError,)  # type: ignore[assignment]
 END = 22  # bytes of the archive's last record without the comment
 
 
@@ -130,9 +135,7 @@ def _digest(path: Path) -> str:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file or folder, or None. A file without a checksum passes."""
     if path.is_dir():
-        from src.engine.runs.sharded import shard_damage  # lazy import: takes 0.3 s
-
-        return shard_damage(path)
+        return next((damage_of(path) for damage_of in hooks("folder_damage")), "it is a folder")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -148,12 +151,8 @@ def damage(path: Path) -> str | None:
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a sharded checkpoint: a folder with Lightning's `meta.pt`."""
-    if not path.is_dir():
-        return False
-    from src.engine.runs.sharded import REST  # lazy import: takes 0.3 s
-
-    return (path / REST).is_file()
+    """Whether a path is a checkpoint in a folder, of which a part of the engine reads the shards."""
+    return path.is_dir() and any(is_checkpoint(path) for is_checkpoint in hooks("is_folder_checkpoint"))
 
 
 def is_zip(path: Path) -> bool:
@@ -178,11 +177,11 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     try:
         checkpoint: Any
         if path.is_dir():
-            from src.engine.runs.sharded import read_rest
-
-            checkpoint = read_rest(path)
+            (read_folder,) = hooks("read_folder")
+            checkpoint = read_folder(path)
         else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
@@ -202,20 +201,10 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(missing or ['weights'])[0]}; give"
             " one that a run of this project wrote"
         )
-    if not checkpoint["state_dict"] or not all(
-        isinstance(one, torch.Tensor) for one in checkpoint["state_dict"].values()
-    ):
+    weights = checkpoint["state_dict"].items()
+    if not weights or not all(isinstance(name, str) and isinstance(one, torch.Tensor) for name, one in weights):
         raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: its state_dict has no weights")
     return dict(checkpoint)
-
-
-def refuse_shards(given: str) -> None:
-    """Raise InputError if a checkpoint is sharded, so that only FSDP2 can load it."""
-    if is_sharded(Path(given).expanduser()):
-        raise InputError(
-            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file"
-            f" of it with python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
-        )
 
 
 def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
@@ -229,18 +218,26 @@ def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree
         raise InputError(f"its hyper_parameters are of type {type(saved).__name__}")
     if "_class_path" not in saved:
         return {}
-    cls = checked_class(saved["_class_path"], (LightningModule,), trust, "model")
+    path, cls = checked_class(saved["_class_path"], (LightningModule,), trust, "model")
     arguments = {name: saved[name] for name in inspect.signature(cls).parameters if name in saved}
-    return checked_spec(
-        {"class_path": saved["_class_path"], "init_args": arguments}, (LightningModule,), trust, "model"
-    )
+    skipped: list[str] = []
+    spec = checked_spec({"class_path": path, "init_args": arguments}, (LightningModule,), trust, "model", skipped)
+    if others := [
+        name for name in skipped if not PATHS.search(name.rpartition(".")[2])
+    ]:  # without it, the model would be another one
+        raise InputError(f"its {others[0]} looks like a path, which is read only from your own runs (`best`, `last`)")
+    return spec
+
+
+def configurations(folder: Path) -> list[str]:
+    """The configurations of a run, as text: the first, and those it was continued with."""
+    return [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("config*.yaml")]
 
 
 def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
     """The whole configuration of a checkpoint if the user's run folder has the same one; else empty."""
     text = checkpoint.get("config")
-    own = [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")] if folder else []
-    tree = yaml.safe_load(text) if isinstance(text, str) and text in own else None
+    tree = yaml.safe_load(text) if folder and isinstance(text, str) and text in configurations(folder) else None
     return tree if isinstance(tree, dict) else {}
 
 
@@ -276,9 +273,23 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
         found["name"] = name
     if type(tree.get("seed_everything")) in (int, bool):
         found["seed_everything"] = tree["seed_everything"]
-    trainer = tree.get("trainer")
-    numbers = {name: value for name in sorted(TRAINER_KEYS) if type(value := (trainer or {}).get(name)) in (int, float)}
-    return {**found, "trainer": numbers} if isinstance(trainer, dict) and numbers else found
+    trainer = tree["trainer"] if isinstance(tree.get("trainer"), dict) else {}
+    numbers = {name: trainer[name] for name in sorted(TRAINER_KEYS) if type(trainer.get(name)) in (int, float)}
+    return {**found, "trainer": numbers} if numbers else found
+
+
+def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
+    """Give a DataModule its state in a checkpoint, such as tokenizer and labels.
+
+    Raises:
+        InputError: it has another state, or none although it has a tokenizer, which would be loaded from elsewhere.
+    """
+    if state := checkpoint.get(type(data).__qualname__):
+        data.load_state_dict(state)
+    elif "tokenizer" in data.hparams:
+        raise InputError("it has no tokenizer")
+    if not all(isinstance(label, str | int | float) for label in getattr(data, "labels", ())):
+        raise InputError("its labels are neither texts nor numbers")
 
 
 @contextmanager
@@ -288,9 +299,13 @@ def checkpoint_errors(given: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {error}") from error
-    except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
-        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
-        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {reason}") from error
+    except CONTENT_ERRORS as error:
+        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {reason_of(error)}") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Type and message of an error, in one short line."""
+    return " ".join(f"{type(error).__name__} {error}".split())[:300]
 
 
 def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trust = NO_TRUST) -> LightningModule:
@@ -305,7 +320,8 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
     Raises:
         InputError: the checkpoint does not store how to build its model, or the model has no such method.
     """
-    refuse_shards(given)
+    for refuse_folder in hooks("refuse_folder"):
+        refuse_folder(given)
     with checkpoint_errors(given):
         spec = model_arguments(checkpoint, trust)
     if not spec:
@@ -320,7 +336,7 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except InputError:
         raise
-    except (RuntimeError, TypeError, ValueError) as error:
+    except CONTENT_ERRORS as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"--ckpt_path {given} does not fit the {cls.__name__} of this project: {reason}") from error
     return model.eval()

@@ -73,6 +73,14 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1 and self._group is None:
             self._group = torch.distributed.new_group(backend="gloo")  # gloo never waits for a GPU
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Of another run: a ModelCheckpoint would load and delete the files that the checkpoint names.
+        folders = {str(getattr(one, "dirpath", self.path.parent)) for one in trainer.checkpoint_callbacks}
+        if str(Path(str(trainer.ckpt_path)).absolute().parent) not in folders:
+            for state in checkpoint["callbacks"].values():
+                if "best_model_path" in state:
+                    state.update(best_model_path="", dirpath=None)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish_reduction()
         self.interruption.waits = False

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src import ROOT
+from src.engine.runs.checkpoint import configurations
 from src.engine.system.errors import InputError
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
@@ -35,8 +40,10 @@ class RunRecord(Callback):
     configuration is also saved in every checkpoint.
 
     `metrics.json` is one flat object: final metrics by logged name, `samples_per_second` (training samples, without
-    validation time), `peak_memory_mb` (GPU memory if a GPU is used, else resident memory), `data_source`, and the
-    values given to `write`.
+    validation time), `stopped_early` with epoch and reason, `peak_memory_mb` (GPU memory if a GPU is used, else
+    resident memory), `data_source`, and the values given to `write`.
+
+    A run that EarlyStopping has stopped trains on only if its callbacks are changed.
 
     Args:
         folder: run folder.
@@ -49,6 +56,7 @@ class RunRecord(Callback):
         self._samples = 0
         self._train_time = 0.0
         self._resumed_at = 0.0
+        self._validated = -1  # step of the last validation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not trainer.is_global_zero:
@@ -56,12 +64,36 @@ class RunRecord(Callback):
         if not (self.folder / "config.yaml").exists():
             _write(self.folder / "config.yaml", self.config)
             _write(self.folder / "environment.txt", describe_environment())
-        elif trainer.state.fn == TrainerFn.FITTING and self.config not in _configurations(self.folder):
-            number = len(_configurations(self.folder))
+        elif trainer.state.fn == TrainerFn.FITTING and self.config not in configurations(self.folder):
+            number = len(configurations(self.folder))
             _write(self.folder / f"config.resume-{number}.yaml", self.config)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+        checkpoint["record"] = {
+            "samples": self._samples,
+            "train_time": self._train_time,
+            "validated": self._validated,
+            "metrics": _logged(trainer),
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        is_own = checkpoint.get("config") in configurations(self.folder)
+        if is_own and (record := checkpoint.get("record")):
+            self._samples, self._train_time = record["samples"], record["train_time"]
+            self._validated = record["validated"]
+            self._write_training(trainer, **record["metrics"])
+        _own_best(trainer, checkpoint, is_own)
+        self._stay_stopped(trainer, checkpoint, is_own)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._resumed_at = time.perf_counter()
+        if trainer.is_global_zero and is_finished(self.folder):  # it trains on, so what was final is no longer
+            gone = ("test/", "total_seconds", "stopped_early", "best_epoch")
+            kept = {name: value for name, value in read_metrics(self.folder).items() if not name.startswith(gone)}
+            _write(self.folder / "metrics.json", json.dumps(kept, indent=2) + "\n")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
@@ -70,22 +102,22 @@ class RunRecord(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += extract_batch_size(batch) * trainer.world_size
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._train_time += time.perf_counter() - self._resumed_at
+        now = time.perf_counter()
+        self._train_time += now - self._resumed_at
+        self._resumed_at = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
+        if not trainer.sanity_checking:
+            self._validated = trainer.global_step
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._write_metrics(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._train_time += time.perf_counter() - self._resumed_at
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rate = {"samples_per_second": self._samples / self._train_time} if self._train_time else {}
-        self._write_metrics(trainer, **rate)
+        self._write_training(trainer)
+        if trainer.is_global_zero and (reason := _stop_reason(trainer)):
+            rank_zero_info(f"Stopped early at {reason}")
+            self.write(stopped_early=reason)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_metrics(trainer)
@@ -98,11 +130,10 @@ class RunRecord(Callback):
 
         NaN and infinity become null.
         """
-        path = self.folder / "metrics.json"
-        metrics: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        metrics = read_metrics(self.folder)
         for name, value in values.items():
             metrics[name] = None if isinstance(value, float) and not math.isfinite(value) else value
-        _write(path, json.dumps(metrics, indent=2) + "\n")
+        _write(self.folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         return metrics
 
     def close(self, trainer: Trainer, **values: float | str) -> None:
@@ -122,15 +153,98 @@ class RunRecord(Callback):
                     file.add_summary(summary, trainer.global_step)
                 logger.experiment.close()  # stops its thread: a search has many runs in one process
 
+    def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
+        """Train nothing after EarlyStopping has stopped this run, unless its callbacks were changed since."""
+        texts = (checkpoint["config"], self.config) if is_own else ()
+        callbacks = [(yaml.safe_load(text).get("trainer") or {}).get("callbacks") for text in texts]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            states = checkpoint.get("callbacks") or {}
+            state = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
+            if not state:
+                continue
+            state["patience"] = callback.patience  # that of the configuration, not of the checkpoint
+            if not is_own:
+                state["wait_count"] = 0
+            if not state.get("stopping_reason"):
+                continue
+            if is_own and callbacks[0] == callbacks[1]:
+                trainer.should_stop = True
+                rank_zero_info(
+                    f"This run has stopped early ({_without_hint(state['stopping_reason_message'])}), so nothing is"
+                    f" left to train: change the patience of {type(callback).__name__}, or remove it, to train on"
+                )
+            else:
+                state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}
+
+    def _write_training(self, trainer: Trainer, **logged: float) -> None:
+        rate = {"samples_per_second": self._samples / self._train_time} if self._train_time else {}
+        self._write_metrics(trainer, **logged, **rate)
+
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:
             return
-        values: dict[str, float | str] = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        values: dict[str, float | str] = {**_logged(trainer)}
         if (peak := _peak_memory_mb()) is not None:
             values["peak_memory_mb"] = peak
         data = getattr(trainer, "datamodule", None)
         values["data_source"] = getattr(data, "data_source", type(data).__name__)
         self.write(**values, **more)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The content of `metrics.json`; empty if the file is missing or not a JSON object."""
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has completed."""
+    return "total_seconds" in read_metrics(folder)
+
+
+def best_metrics(checkpoint: dict[str, Any]) -> dict[str, float]:
+    """Validation metrics of a run's best checkpoint and its epoch, from 1; empty if it was saved without validation."""
+    record = checkpoint.get("record") or {}
+    if record.get("validated") != checkpoint["global_step"]:
+        return {}
+    metrics = {name: value for name, value in record["metrics"].items() if name.startswith("val")}
+    return {**metrics, "best_epoch": checkpoint["epoch"] + 1}
+
+
+def _own_best(trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
+    """Forget the best checkpoint of another run; follow that of this run if its folder was moved."""
+    callback: Any = trainer.checkpoint_callback
+    states = checkpoint.get("callbacks") or {}
+    state = states.get(callback.state_key) if callback else None
+    if not state:
+        return
+    old, new = str(state["dirpath"]), str(callback.dirpath)
+    if not is_own:  # Lightning would keep the path of its file
+        del states[callback.state_key]
+    elif old != new and Path(state["best_model_path"].replace(old, new)).exists():
+        state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
+        state["best_k_models"] = {path.replace(old, new): score for path, score in state["best_k_models"].items()}
+
+
+def _logged(trainer: Trainer) -> dict[str, float]:
+    return {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+def _stop_reason(trainer: Trainer) -> str:
+    """Epoch and reason if a callback has stopped the run before its limits; else empty."""
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    is_whole = 0 <= steps <= trainer.global_step or (epochs is not None and 0 <= epochs <= trainer.current_epoch)
+    if is_whole or not trainer.should_stop:
+        return ""
+    stoppers: Any = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]  # type: ignore[attr-defined]
+    reasons = [_without_hint(one.stopping_reason_message) for one in stoppers if one.stopping_reason_message]
+    return f"epoch {trainer.current_epoch}: {reasons[0] if reasons else 'a callback or --trainer.max_time ended it'}"
+
+
+def _without_hint(text: str) -> str:
+    return text.removesuffix(" Signaling Trainer to stop.").removesuffix(".")
 
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:
@@ -149,11 +263,6 @@ def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:
     walk({key: tree.get(key) for key in COMPARED}, "")
     walk({key: tree.get("trainer", {}).get(key) for key in COMPARED_OF_TRAINER}, "trainer")
     return flat
-
-
-def _configurations(folder: Path) -> list[str]:
-    """The configurations of a run, as text: the first, and those it was continued with."""
-    return [path.read_text(encoding="utf-8") for path in folder.glob("config*.yaml")]
 
 
 def describe_environment() -> str:

@@ -1,6 +1,5 @@
 """Creates, finds and locks run folders: `logs/<recipe>/version_N`, each used by one process at a time."""
 
-import json
 import os
 import re
 import time
@@ -8,20 +7,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import distributed
-from torch.distributed.rendezvous import rendezvous
 
 from src import ROOT
-from src.engine.runs.checkpoint import damage, is_zip, read_checkpoint
+from src.engine.runs.checkpoint import configurations, read_checkpoint
+from src.engine.runs.run_record import is_finished
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 
-AGREEMENT_SECONDS = 300
 # Worker processes of a killed run notice it after 5 seconds, and hold its lock until then.
 WORKER_SECONDS = 8
+TRIALS = "trials"  # folder of a search's trials, in that of the search: no trial is ever the newest run
 
 
 def claim_folder(parent: Path, stem: str = "version") -> Path:
@@ -49,6 +46,12 @@ def claim_folder(parent: Path, stem: str = "version") -> Path:
         raise InputError(
             f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
         ) from error
+
+
+def check_no_search(parent: Path) -> None:
+    """Raise InputError if a folder for runs is that of a search."""
+    if (parent / TRIALS).is_dir():
+        raise InputError(f"{parent} holds a search: give another name, as in --name {parent.name}-run")
 
 
 def runs_of(root: Path, name: str) -> Path:
@@ -137,20 +140,16 @@ def lock_run(folder: Path, wait: float = 0) -> FileLock:
     return lock
 
 
-def run_to_continue(parent: Path, automatic: bool) -> Path | None:
-    """The newest unfinished run in a folder that has a checkpoint and is not in use, or None.
+def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
+    """The unfinished runs in a folder that have a checkpoint and are not in use, newest first.
 
     Args:
         parent: folder of the runs with one name.
-        automatic: a SLURM job or a job restarted by torchrun only continues its own run, and a SLURM job's run is only
-            continued by that job.
+        automatic: leave out runs that another job will continue.
     """
-    job = job_name()
-    keeps_to_own = job.startswith("slurm") or _restarts() > 0
     wait = WORKER_SECONDS
     for folder in sorted(_versions(parent), key=version, reverse=True):
-        owner = (folder / ".job").read_text(encoding="utf-8") if (folder / ".job").is_file() else ""
-        if automatic and owner != job and (keeps_to_own or owner.startswith("slurm")):
+        if automatic and not all(may_continue(folder) for may_continue in hooks("may_continue")):
             continue
         if is_finished(folder) or not any(checkpoints_of(folder)):
             continue
@@ -159,27 +158,13 @@ def run_to_continue(parent: Path, automatic: bool) -> Path | None:
         except InputError:
             wait = 0
             continue
-        return folder
-    return None
+        yield folder
 
 
 def clock_lag(folder: Path) -> float:
     """Seconds by which the clock is behind the time stamps of a run's logs; at least 0."""
     times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
     return max(0.0, max(times, default=0) - time.time())
-
-
-def mark_job(folder: Path) -> None:
-    """Write the job name to the run folder, so that a restarted job finds its run."""
-    if job := job_name():
-        (folder / ".job").write_text(job, encoding="utf-8")
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether a run has completed."""
-    with suppress(OSError, ValueError):
-        return "total_seconds" in json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return False
 
 
 def checkpoints_of(folder: Path) -> Iterator[Path]:
@@ -191,7 +176,7 @@ def checkpoints_of(folder: Path) -> Iterator[Path]:
 
 
 def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
-    """The newest undamaged checkpoint of a run, and one line for each damaged one.
+    """The newest undamaged checkpoint of a run, and one line for each other file that is passed over.
 
     Raises:
         InputError: the run has no undamaged checkpoint.
@@ -199,74 +184,23 @@ def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     found = list(checkpoints_of(folder))
     lines: list[str] = []
     for path in found:
-        problem = damage(path) or (None if path.is_dir() or is_zip(path) else "it is empty or not a zip archive")
-        if problem is None:
-            return path, lines
-        lines.append(f"{path} is damaged ({problem}): not used")
+        problem = "is not of this run"
+        try:
+            if read_checkpoint(str(path)).get("config") in configurations(folder):
+                return path, lines
+        except InputError as error:
+            problem = str(error).removeprefix(f"--ckpt_path {path} ").partition("; give")[0]
+        lines.append(f"{path} {problem}: not used")
     if not found:
         raise InputError(f"run {folder} has no checkpoint to continue from: start a new run")
     raise InputError(f"run {folder} has no undamaged checkpoint to continue from: {'; '.join(lines)}")
 
 
-def job_name() -> str:
-    """Name of this SLURM or torchrun job, the same after a restart; empty without either."""
-    if SLURMEnvironment.detect():
-        ids = [os.environ.get(name, "") for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
-        return f"slurm {'_'.join(ids) if all(ids) else os.environ['SLURM_JOB_ID']}"
-    if TorchElasticEnvironment.detect():
-        run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        return f"torchrun {address if run_id == 'none' else run_id}"
-    return ""
-
-
-def _restarts() -> int:
-    """How often the job was restarted."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
-
-
 def from_first_process(value: str) -> str:
-    """The value of the job's first process; with SLURM or torchrun, all processes wait for it."""
-    environment = next((e for e in (SLURMEnvironment, TorchElasticEnvironment) if e.detect()), None)
-    if environment is None:
-        return value
-    cluster = environment()
-    world, rank = cluster.world_size(), cluster.global_rank()
-    if world == 1:
-        return value
-    os.environ.setdefault("MASTER_ADDR", cluster.main_address)
-    os.environ.setdefault("MASTER_PORT", str(cluster.main_port))
-    store, *_ = next(rendezvous("env://", rank, world))
-    key = f"lightning_starter/run/{_restarts()}"
-    if rank == 0:
-        store.set(key, value)
-        # This process may host the store, so it waits until all others have read the value.
-        end = time.monotonic() + AGREEMENT_SECONDS
-        while store.add(f"{key}/asked", 0) < world - 1 and time.monotonic() < end:
-            time.sleep(0.05)
-        return value
-    received: str = store.get(key).decode()
-    store.add(f"{key}/asked", 1)
-    return received
-
-
-def join_attempt(device: torch.device) -> None:
-    """Connect the processes of a job restarted by torchrun.
-
-    torchrun may keep one store for all attempts, which still has the addresses of earlier ones: each attempt uses its
-    own prefix.
-    """
-    if not (TorchElasticEnvironment.detect() and _restarts()) or distributed.is_initialized():
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store, rank, world = next(rendezvous("env://"))
-    distributed.init_process_group(
-        distributed.get_default_backend_for_device(device),
-        store=distributed.PrefixStore(f"attempt/{_restarts()}", store),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=world,
-    )
+    """The value of the job's first process, if several were started together."""
+    for agree in hooks("from_first_process"):
+        value = agree(value)
+    return value
 
 
 def _versions(parent: Path, stem: str = "version") -> list[Path]:

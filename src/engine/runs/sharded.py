@@ -95,8 +95,12 @@ def read_index(folder: Path) -> Metadata:
         raise InputError(f"{folder / INDEX} is not loaded: {error}") from error
     except (OSError, EOFError, ValueError, AttributeError, TypeError, IndexError, KeyError) as error:
         raise InputError(f"{folder / INDEX} cannot be read ({error})") from error
-    if not isinstance(index, Metadata):
+    places = getattr(index, "storage_data", None)
+    if not isinstance(index, Metadata) or not isinstance(places, dict):
         raise InputError(f"{folder / INDEX} is not an index of shards")
+    for shard in (getattr(place, "relative_path", None) for place in places.values()):
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise InputError(f"{folder / INDEX} names a file outside of its folder: {shard}")
     return index
 
 

@@ -2,10 +2,15 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from enum import Enum
+from os import PathLike
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
 
+import yaml
 from lightning.pytorch import cli as lightning_cli
 from torch import nn, optim
 from torch.optim import lr_scheduler
@@ -20,11 +25,18 @@ LIBRARIES: tuple[tuple[str, Any, tuple[type, ...]], ...] = (
     ("torch.nn", nn, (nn.Module,)),
     ("lightning.pytorch.cli", lightning_cli, (lr_scheduler.ReduceLROnPlateau,)),
 )
+# In the engine only these: a class such as Inference loads what its arguments name.
+ENGINE, ENGINE_CLASSES = "src.engine.", "src.engine.training.optim."
 PLAIN = (type(None), bool, int, float, str)
+ANYTHING = (Any, object)
+SEQUENCES = (list, tuple, set, Sequence, Iterable, Collection)
+UNKNOWN = "unknown"  # a type that cannot be resolved here, though jsonargparse may resolve it
 # Arguments that are paths or URLs: by the last word of their name, or by a value that looks like a path.
 PATHS = re.compile(r"(^|_)(path|paths|dir|dirpath|file|files|filename|folder|root|url|weights|pretrained)$")
 PATH_VALUE = re.compile(r"[/\\]|^[.~]")
 MAX_DEPTH = 50  # nested classes, lists and dicts
+MAX_VALUES = 100_000  # in all lists and dicts; one that is shared counts each time
+MAX_INTEGER = 2**31  # larger sizes would use up the memory
 
 
 @dataclass(frozen=True)
@@ -33,32 +45,32 @@ class Trust:
 
     Args:
         modules: packages and modules given by `--trust`, whose classes may be used.
-        classes: dotted paths of classes named in the user's own configuration.
+        names: every text in the user's own configuration, such as dotted paths of classes and functions.
         paths: whether paths in the checkpoint may be used: it is in one of the user's own run folders.
     """
 
     modules: tuple[str, ...] = ()
-    classes: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
     paths: bool = False
 
     def covers(self, path: str) -> bool:
         """Whether the user trusts the class at a dotted path."""
-        return path in self.classes or any(path.startswith(f"{module}.") for module in self.modules)
+        return path in self.names or any(path.startswith(f"{module}.") for module in self.modules)
 
 
 NO_TRUST = Trust()
 
 
-def classes_in(node: Any) -> Iterator[str]:
-    """Dotted paths of all classes named in a configuration."""
-    if is_class(node):
-        yield node["class_path"]
+def names_in(node: Any) -> Iterator[str]:
+    """Every text in a configuration, such as dotted paths of classes and functions."""
+    if isinstance(node, str):
+        yield node
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from classes_in(value)
+        yield from names_in(value)
 
 
-def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) -> type:
-    """The class at a dotted path read from a checkpoint.
+def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) -> tuple[str, type]:
+    """The class at a dotted path read from a checkpoint, and the path to import it from.
 
     Args:
         path: dotted path; any type, since it is not trusted.
@@ -77,14 +89,16 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
     if trust.covers(path):
         cls = import_class(path)
     elif module.partition(".")[0] == "src":
-        found = project_classes().get(name, [])
-        # Finds a class that has moved to another module by its name.
-        cls = import_class(path if path in found else found[0]) if path in found or len(found) == 1 else None
+        known = [one for one in project_classes().get(name, []) if not one.startswith(ENGINE) or ENGINE_CLASSES in one]
+        if path not in known and len(known) == 1:  # it has moved to another module
+            path = known[0]
+        cls = import_class(path) if path in known else None
     else:
         for prefix, library, kinds in LIBRARIES:
-            if cls is None and f"{module}.".startswith(f"{prefix}."):
-                cls = vars(library).get(name)
-                cls = cls if isinstance(cls, type) and issubclass(cls, kinds) else None
+            found = vars(library).get(name) if cls is None and f"{module}.".startswith(f"{prefix}.") else None
+            if isinstance(found, type) and issubclass(found, kinds):
+                # Not `path`: a submodule of the library may have something else of that name.
+                path, cls = f"{prefix}.{name}", found
     if cls is None:
         raise InputError(
             f"{place} is {path}, a class that is not of this project, torch.nn or torch.optim, so it is not loaded;"
@@ -92,11 +106,11 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
         )
     if not isinstance(cls, type) or not issubclass(cls, bases):
         raise InputError(f"{place} is {path}, which is not a {' or '.join(base.__name__ for base in bases)}")
-    return cls
+    return path, cls
 
 
 def checked_spec(
-    spec: Any, bases: tuple[type, ...], trust: Trust, place: str, dropped: list[str] | None = None, depth: int = 0
+    spec: Any, bases: tuple[type, ...], trust: Trust, place: str, dropped: list[str] | None = None
 ) -> Tree:
     """A class in a checkpoint with its arguments, checked: plain values, or classes where the type is a class.
 
@@ -106,64 +120,76 @@ def checked_spec(
         trust: what the user trusts.
         place: the setting, such as `model.net`, for messages.
         dropped: the names of settings skipped because they are paths are appended to this list.
-        depth: nesting depth so far.
 
     Raises:
         InputError: a class or an argument is not allowed.
     """
-    if not isinstance(spec, dict):
-        raise InputError(f"{place} is {_kind(spec)}, which is not a class")
-    cls = checked_class(spec.get("class_path"), bases, trust, place)
-    given = spec.get("init_args") or {}
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"the arguments of {place} are {_kind(given)}, not names and values")
-    parameters = inspect.signature(cls).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    types = argument_types(cls)
-    arguments = {}
-    for name, value in given.items():
-        if name not in parameters and not takes_any:
-            raise InputError(f"{place} has an argument {name}, which {cls.__name__} does not take")
-        if not trust.paths and isinstance(value, str) and (PATHS.search(name) or PATH_VALUE.search(value)):
-            if dropped is not None:
-                dropped.append(f"{place}.{name}")
-            continue
-        arguments[name] = _checked_value(value, types.get(name, Any), trust, f"{place}.{name}", dropped, depth + 1)
-    path = spec["class_path"]
-    is_moved = path.startswith("src.") and path not in project_classes().get(cls.__name__, [])
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}" if is_moved else path, "init_args": arguments}
+    return _Check(trust, [] if dropped is None else dropped).spec(spec, bases, place, 0)
 
 
-def _checked_value(value: Any, hint: Any, trust: Trust, place: str, dropped: list[str] | None, depth: int) -> Any:
-    if depth > MAX_DEPTH:
-        raise InputError(f"{place} is nested more than {MAX_DEPTH} levels deep")
-    hints = (hint, *get_args(hint))
-    if isinstance(value, dict) and "class_path" in value:
-        wanted = tuple(one for one in hints if isinstance(one, type) and get_origin(one) is None and one not in PLAIN)
-        wanted = tuple(one for one in wanted if one not in (object, dict, list, tuple, set, bytes, type))
-        if not wanted:
-            raise InputError(f"{place} is a class, but only plain values are allowed")
-        return checked_spec(value, wanted, trust, place, dropped, depth)
-    if isinstance(value, str) and not value.isidentifier() and any(_is_callable(one) for one in hints):
-        raise InputError(f"{place} is {value!r:.80}, but functions of a checkpoint are not looked up")
-    if isinstance(value, list | tuple):
-        inner = get_args(hint)[0] if get_origin(hint) in (list, tuple) and get_args(hint) else Any
-        return [_checked_value(one, inner, trust, place, dropped, depth + 1) for one in value]
-    if isinstance(value, dict):
-        if not all(isinstance(name, str | int) for name in value):
-            raise InputError(f"{place} has a key that is neither text nor a number")
-        return {name: _checked_value(one, Any, trust, place, dropped, depth + 1) for name, one in value.items()}
-    if type(value) not in PLAIN:
-        raise InputError(f"{place} is {_kind(value)}, but only plain values are allowed")
-    return value
+@dataclass
+class _Check:
+    trust: Trust
+    dropped: list[str]
+    left: int = MAX_VALUES
 
+    def spec(self, spec: Any, bases: tuple[type, ...], place: str, depth: int) -> Tree:
+        if not isinstance(spec, dict):
+            raise InputError(f"{place} is {_kind(spec)}, which is not a class")
+        path, cls = checked_class(spec.get("class_path"), bases, self.trust, place)
+        given = spec.get("init_args") or {}
+        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+            raise InputError(f"the arguments of {place} are {_kind(given)}, not names and values")
+        parameters = inspect.signature(cls).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        types = argument_types(cls)
+        for name in given:
+            if name in parameters and parameters[name].annotation is inspect.Parameter.empty:
+                types.setdefault(name, Any)
+            elif name not in parameters and not takes_any:
+                raise InputError(f"{place} has an argument {name}, which {cls.__name__} does not take")
+        arguments = {}
+        for name, value in given.items():
+            hint = types.get(name, UNKNOWN)
+            if not self.trust.paths and (_names_path(name, value) or _looks_like_path(value, hint)):
+                self.dropped.append(f"{place}.{name}")
+            else:
+                arguments[name] = self.value(value, hint, f"{place}.{name}", depth + 1)
+        return {"class_path": path, "init_args": arguments}
 
-def _is_callable(hint: Any) -> bool:
-    return hint is Callable or get_origin(hint) in (Callable, type) or "Callable" in str(get_origin(hint))
-
-
-def _kind(value: Any) -> str:
-    return "empty" if value is None else f"of type {type(value).__name__}"
+    def value(self, value: Any, hint: Any, place: str, depth: int) -> Any:
+        self.left -= 1
+        if depth > MAX_DEPTH or self.left < 0:
+            raise InputError(f"{place} is nested more than {MAX_DEPTH} levels deep, or has over {MAX_VALUES:,} values")
+        options = _options(hint)
+        takes_anything = any(one in ANYTHING or one is UNKNOWN or isinstance(one, TypeVar) for one in options)
+        if isinstance(value, dict) and "class_path" in value:
+            wanted = tuple(one for one in options if _is_class_type(one))
+            if not wanted:
+                raise InputError(f"{place} is a class, but only plain values are allowed")
+            return self.spec(value, wanted, place, depth)
+        if isinstance(value, str) and value not in self.trust.names and not _takes_text(value, options, takes_anything):
+            raise InputError(f"{place} is the text {value!r:.80}, which is not allowed there")
+        if isinstance(value, list | tuple):
+            hints = [_inner(one, 0) for one in options if one in SEQUENCES or get_origin(one) in SEQUENCES]
+            if not hints and not takes_anything:
+                raise InputError(f"{place} is a list, but a single value is needed")
+            inner = Union[tuple(hints)] if hints else UNKNOWN if UNKNOWN in options else Any  # noqa: UP007
+            return [self.value(one, inner, place, depth + 1) for one in value]
+        if isinstance(value, dict):
+            if not all(isinstance(name, str | int) for name in value):
+                raise InputError(f"{place} has a key that is neither text nor a number")
+            hints = [_inner(one, 1) for one in options if one in (dict, Mapping) or get_origin(one) in (dict, Mapping)]
+            if not hints and not takes_anything:
+                raise InputError(f"{place} holds names and values, but a single value is needed")
+            inner = hints[0] if hints else UNKNOWN if UNKNOWN in options else Any
+            kept = value if self.trust.paths else {k: v for k, v in value.items() if not _names_path(str(k), v)}
+            return {name: self.value(one, inner, f"{place}.{name}", depth + 1) for name, one in kept.items()}
+        if type(value) not in PLAIN:
+            raise InputError(f"{place} is {_kind(value)}, but only plain values are allowed")
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise InputError(f"{place} is above {MAX_INTEGER:,}, which is too large")
+        return value
 
 
 def build(spec: Tree) -> Any:
@@ -181,4 +207,60 @@ def build(spec: Tree) -> Any:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    return (hint, *get_args(hint))
+    """The alternatives of a type, such as (int, None) for int | None; a type that is still text is UNKNOWN."""
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(one for part in get_args(hint) for one in _options(part))
+    if get_origin(hint) is Annotated:
+        return _options(get_args(hint)[0])
+    return (UNKNOWN if isinstance(hint, str | ForwardRef) else hint,)
+
+
+def _inner(hint: Any, first: int) -> Any:
+    """The type of a container's values, from the type argument `first` on."""
+    found = tuple(one for one in get_args(hint)[first:] if one is not Ellipsis)
+    return Union[found] if found else Any  # noqa: UP007
+
+
+def _is_class_type(hint: Any) -> bool:
+    plain = (*PLAIN, *SEQUENCES, *ANYTHING, dict, Mapping, bytes, type, Callable)
+    return isinstance(hint, type) and hint not in plain and get_origin(hint) is None and not issubclass(hint, Enum)
+
+
+def _is_callable(hint: Any) -> bool:
+    return Callable in (hint, get_origin(hint)) or get_origin(hint) is type
+
+
+def _takes_text(text: str, options: tuple[Any, ...], takes_anything: bool) -> bool:
+    """Whether a place takes a text as it is: jsonargparse would look up names of classes and functions and parse YAML.
+
+    It would also read a file of that name.
+    """
+    is_name = any(one is UNKNOWN or _is_callable(one) or _is_class_type(one) for one in options)
+    if is_name and (not text.isidentifier() or Path(text).exists()):
+        return False
+    if any(isinstance(one, type) and issubclass(one, Enum) and text in one.__members__ for one in options):
+        return True
+    if str in options or any(get_origin(one) is Literal and text in get_args(one) for one in options):
+        return True
+    return takes_anything and not _is_mapping(text)
+
+
+def _is_mapping(text: str) -> bool:
+    try:
+        return "{" in text or any(isinstance(event, yaml.MappingStartEvent) for event in yaml.parse(text))
+    except yaml.YAMLError:
+        return False
+
+
+def _names_path(name: str, value: Any) -> bool:
+    texts = value if isinstance(value, list | tuple) else [value]
+    return bool(PATHS.search(name)) and any(isinstance(one, str) for one in texts)
+
+
+def _looks_like_path(value: Any, hint: Any) -> bool:
+    is_path = any(isinstance(one, type) and issubclass(one, PathLike) for one in _options(hint))
+    return isinstance(value, str) and (is_path or bool(PATH_VALUE.search(value)))
+
+
+def _kind(value: Any) -> str:
+    return "empty" if value is None else f"of type {type(value).__name__}"

@@ -28,7 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.cli import StarterCLI
-from src.engine.runs.runs import checkpoints_of, is_finished, runs_of
+from src.engine.runs.run_record import is_finished, read_metrics
+from src.engine.runs.runs import TRIALS, checkpoints_of, runs_of
 from src.engine.search.pruning import Pruning
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of
@@ -65,7 +66,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     Raises:
         InputError: a name or range of the search is invalid, or the study cannot be opened.
     """
-    path, spec = config.load_config(options.config)
+    path, spec = config.load_config(options.config, dotted=True)
     _check_types(spec, options.config)
     spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
@@ -76,13 +77,15 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except InputError as error:
         raise InputError(f"{options.config}: recipe: {str(error).removeprefix('--config ')}") from error
     folder = runs_of(options.root or ROOT / "logs", options.name or path.stem)
+    if any(folder.glob("version_*")):
+        raise InputError(f"{folder} holds runs of src.train: give another name, as in --name {folder.name}-search")
     cli = _build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
     for name, one in spec["space"].items():
         if probes and not one.get("when"):
             (values,) = (one[kind] for kind in KINDS if kind in one)
             _build_run(spec, {name: values[0]}, options.more, folder, probe=True)
     metric, direction = _metric_and_direction(spec, cli.config.checkpoint, options.config)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     spec = {"sampler": "TPESampler", "pruner": "SuccessiveHalvingPruner", **spec}
     sampler = _instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
@@ -147,7 +150,9 @@ def _check_types(spec: dict[str, Any], given: str) -> None:
 def _check_space(spec: dict[str, Any], given: str) -> None:
     space = spec.get("space")
     if not space:
-        raise InputError(f"{given}: space is missing: give names and ranges, as in configs/tune/mnist.yaml")
+        raise InputError(
+            f"{given}: space is missing: give names and ranges, as in {{optimizer.lr: {{float: [1e-4, 0.1]}}}}"
+        )
     for name, one in space.items():
         kinds = [kind for kind in KINDS if isinstance(one, dict) and kind in one]
         if len(kinds) != 1:
@@ -168,7 +173,7 @@ def _check_space(spec: dict[str, Any], given: str) -> None:
             if type(step := one.get("step", 1)) not in right or not 0 < step < math.inf:
                 raise InputError(f"{given}: {name}: step {step}: give {kinds[0]} above 0")
         if not isinstance(one.get("when", {}), dict):
-            raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{model.net: CNN}}")
+            raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{optimizer: AdamW}}")
         for other in one.get("when", {}):
             if other not in space or list(space).index(other) > list(space).index(name):
                 raise InputError(f"{given}: {name}: {other} must be in space, before {name}")
@@ -227,11 +232,11 @@ def _build_run(
 ) -> StarterCLI:
     """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
     words = [] if str(spec.get("metric", "")).startswith("test/") else ["fit"]
-    words += [f"--config={spec['recipe']}", f"--name={folder.name}", f"--trainer.default_root_dir={folder.parent}"]
-    words += ["--quiet"]  # not stored in `config.yaml` and so not in `best.yaml`
+    words += [f"--config={spec['recipe']}", "--quiet"]
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
+    words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"]
     if resume:
         words = [word for word in words if not word.startswith(("--config", "--name"))]
         words += [f"--run={resume}", "--ckpt_path=last"]
@@ -342,7 +347,7 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         cli.trainer.callbacks.append(pruning)  # type: ignore[attr-defined]
         with redirect_stdout(io.StringIO()):  # hide the table of each run
             cli.run()
-        value = _final_metric(search, cli)
+        value = _final_metric(search, cli.record.folder)
     except (Exception, SystemExit) as error:
         cause = cause_of(error)
         trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
@@ -353,15 +358,12 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     return value
 
 
-def _final_metric(search: Search, cli: StarterCLI) -> float:
-    """The final metric of a run: that of the best checkpoint if this metric selects it."""
-    best: Any = cli.trainer.checkpoint_callback
-    value = cli.trainer.callback_metrics.get(search.metric)
-    if best is not None and best.monitor == search.metric and best.best_model_score is not None:
-        value = best.best_model_score
-    if value is None:
-        raise InputError(f"metric {search.metric} is not logged; logged: {', '.join(cli.trainer.callback_metrics)}")
-    return float(value)
+def _final_metric(search: Search, folder: Path) -> float:
+    """The final metric of a run; a validation metric is that of its best checkpoint."""
+    metrics = read_metrics(folder)
+    if search.metric not in metrics:
+        raise InputError(f"metric {search.metric} is not logged; logged: {', '.join(metrics)}")
+    return float(metrics[search.metric])
 
 
 def _print_trial(metric: str, _: optuna.Study, trial: FrozenTrial) -> None:

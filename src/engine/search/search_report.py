@@ -2,7 +2,6 @@
 
 import html
 import shlex
-import shutil
 import statistics
 import sys
 import warnings
@@ -10,10 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import optuna
+import yaml
 from optuna.trial import TrialState
 from rich.console import Console
 from rich.table import Table
 
+from src import ROOT
+from src.engine.cli.saved_config import dump
 from src.engine.search.search import DONE, Search, trials_of
 
 
@@ -63,7 +65,12 @@ def _print_results(search: Search) -> None:
         console.print(f"importance {name} {share:.2f}")
     best = Path(ended[0].user_attrs["run"])
     with suppress(OSError):
-        shutil.copy(best / "config.yaml", search.folder / "best.yaml")
+        tree = yaml.safe_load((best / "config.yaml").read_text(encoding="utf-8"))
+        tree["name"] = f"{search.folder.name}-best"
+        tree["trainer"]["default_root_dir"] = (
+            None if search.folder.parent == ROOT / "logs" else str(search.folder.parent)
+        )
+        (search.folder / "best.yaml").write_text(f"# The best trial of a search.\n{dump(tree)}")
         console.print(f"repeat the best run: python -m src.train --config {search.folder / 'best.yaml'}")
     _plot(search, console)
 

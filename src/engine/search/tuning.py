@@ -58,7 +58,7 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
 
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.tune", "Search settings and networks. Each trial is an ordinary run folder.")
-    parser.add_argument("--config", default="configs/tune/mnist.yaml", help="what to search (%(default)s)")
+    parser.add_argument("--config", help="what to search: a file of configs/tune")
     parser.add_argument("--name", help="name of the study and its folder in logs/ (default: name of the config file)")
     parser.add_argument("--n_trials", type=int, help="number of trials in total (as in the config file)")
     parser.add_argument("--timeout", type=float, help="seconds after which no new trial starts")
@@ -68,10 +68,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--pruner", help="class name in optuna.pruners (as in the config file)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (%(default)s)")
     options = parse_words(parser, args, also="")
+    require("src.tune", "tune", "optuna")
+    if not options.config:
+        raise InputError("--config is missing: give what to search, a file of configs/tune")
     for flag, _ in options.more:  # else the error would list options of src.train only
         if near := difflib.get_close_matches(flag, [f"--{name}" for name in vars(options)], n=1, cutoff=0.85):
             raise InputError(f"{flag}: no such option, did you mean {near[0]}?")
-    require("src.tune", "tune", "optuna")
     check_minimum(options, n_trials=1, jobs=1)
     if options.timeout is not None and not options.timeout > 0:
         raise InputError(f"--timeout {options.timeout:g}: give seconds above 0")

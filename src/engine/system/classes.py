@@ -4,10 +4,12 @@ import difflib
 import importlib
 import inspect
 import re
+import traceback
 from functools import cache
 from typing import Any, get_type_hints
 
 from src import ROOT
+from src.engine.system.errors import InputError, is_library
 
 Tree = dict[str, Any]
 """A configuration as read from YAML; a class in it is a dict with `class_path` and `init_args`."""
@@ -16,12 +18,31 @@ Tree = dict[str, Any]
 @cache
 def project_classes() -> dict[str, list[str]]:
     """Dotted paths of this project's public classes, by class name. Nothing is imported."""
-    classes: dict[str, list[str]] = {}
-    for path in sorted((ROOT / "src").rglob("*.py")):
+    return {name: list(paths) for name, paths in _project_bases().items() if not name.startswith("_")}
+
+
+@cache
+def _project_bases() -> dict[str, dict[str, list[str]]]:
+    """By class name, the dotted paths of this project's classes, and the last words of their bases' names."""
+    classes: dict[str, dict[str, list[str]]] = {}
+    for path in sorted(file for file in (ROOT / "src").rglob("[!.]*.py") if file.is_file()):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for name in re.findall(r"^class ([A-Za-z]\w*)", path.read_text(encoding="utf-8"), re.MULTILINE):
-            classes.setdefault(name, []).append(f"{module}.{name}")
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for name, bases in re.findall(r"^class (\w+)(?:\(([^)]*)\))?", text, re.MULTILINE):
+            classes.setdefault(name, {})[f"{module}.{name}"] = re.findall(r"(\w+)\s*(?:,|$|\[)", bases)
     return classes
+
+
+def subclasses_here(base: str, given: str) -> list[str]:
+    """Names of the domains' public classes that derive from a base, those most like `given` first."""
+
+    def derives(name: str) -> bool:
+        bases = [one for path in _project_bases().get(name, {}).values() for one in path if one != name]
+        return any(one == base or derives(one) for one in bases)
+
+    domains = [name for name, (path, *_) in project_classes().items() if not path.startswith("src.engine.")]
+    found = [name for name in domains if derives(name)]
+    return sorted(found, key=lambda name: -difflib.SequenceMatcher(None, given.lower(), name.lower()).ratio())
 
 
 def is_class(node: Any) -> bool:
@@ -30,16 +51,31 @@ def is_class(node: Any) -> bool:
 
 
 def import_class(path: str) -> Any:
-    """The class or function at a dotted path, or None if missing. Errors inside the module are not caught."""
+    """The class or function at a dotted path, or None if missing.
+
+    Raises:
+        InputError: the module cannot be imported; the message names file and line of the error.
+    """
     module, _, name = path.rpartition(".")
     if not module or not all(part.isidentifier() for part in path.split(".")):
         return None
     try:
         return getattr(importlib.import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+    except (Exception, SystemExit) as error:  # whatever the module's own code raises
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (module == missing or module.startswith(f"{missing}.")):
             return None
-        raise
+        raise InputError(f"{path}: {module} cannot be imported: {_origin(error)}") from error
+
+
+def _origin(error: BaseException) -> str:
+    """File and line of an error outside of libraries, and the error."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)[1:]]
+    own = [place for place in frames if not place[0].startswith("<") and not is_library(place[0])]
+    file, line = (own or frames)[-1]
+    if isinstance(error, SyntaxError) and error.filename:
+        file, line = error.filename, error.lineno
+    return f"{file}, line {line}: {type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
 
 
 def argument_types(cls: Any) -> dict[str, Any]:
@@ -65,6 +101,11 @@ def differences(old: Any, new: Any, key: str) -> list[str]:
 def short(value: Any) -> str:
     """A setting as text; a class as its name without the module."""
     return str(value["class_path"]).rpartition(".")[2] if is_class(value) else str(value)
+
+
+def as_list(given: Any) -> list[Any]:
+    """A new list from None, one value or a list."""
+    return [] if given is None else [*given] if isinstance(given, list) else [given]
 
 
 def nearest(given: str, known: Any, prefix: str = "") -> str:

@@ -5,9 +5,11 @@ import errno
 import re
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from types import FrameType
 from typing import NoReturn
 
@@ -34,6 +36,11 @@ def cause_of(error: BaseException) -> BaseException:
 def report(error: BaseException, rank: int = 0) -> NoReturn:
     """Print an error as one line, with the rank unless it is 0, and exit with code 2."""
     message = str(error).rpartition("InputError: ")[2]  # an error of a worker process contains its traceback
+    if not message:
+        *_, (frame, _) = walk_tb(error.__traceback__)
+        message = f"{type(error).__name__} in {frame.f_code.co_qualname}"
+        if isinstance(error, NotImplementedError):
+            message = f"{frame.f_code.co_qualname} is not implemented: name a subclass that has it"
     line = f"error{f' (rank {rank})' if rank else ''}: {' '.join(message.split())}\n"
     sys.stderr.write(line)  # one write: print() could mix lines of several processes
     sys.exit(2)
@@ -78,11 +85,12 @@ def raised_in(error: BaseException, method: str) -> bool:
             return False
         if frame.f_code.co_name == method:
             caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
-            return not _is_library(code.co_filename) or caller == "jsonargparse"
+            return not is_library(code.co_filename) or caller == "jsonargparse"
     return False
 
 
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
+    """Whether a source file is part of Python or of an installed package."""
     return any(Path(file).is_relative_to(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -92,6 +100,12 @@ def raised_by_lightning(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and _package(trace.tb_frame) == "lightning"
+
+
+def raised_in_restore(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning restored a checkpoint."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if _package(frame) == "lightning"]
+    return any(re.match("_?(restore|resume|load_combined)", frame.f_code.co_name) for frame in frames)
 
 
 def _package(frame: FrameType) -> str:

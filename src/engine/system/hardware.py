@@ -57,6 +57,12 @@ def keep_freed_memory() -> None:
         c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_freed_memory() -> None:
+    """Make glibc return freed memory to the system; does nothing with another C library."""
+    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
+        c_library.malloc_trim(0)
+
+
 def check_accelerator(given: Any) -> None:
     """Raise InputError if this machine does not have the accelerator."""
     registry = AcceleratorRegistry

@@ -15,6 +15,11 @@ OPTIMIZER = {
 }
 
 
+def callbacks(config: Any, stage: str | None) -> list[Callback]:
+    """The callback of every run with a logger."""
+    return [] if stage == "predict" or config.trainer.logger is False else [Dashboard()]
+
+
 class Dashboard(Callback):
     """Shows training and validation in one chart per metric, and logs the gradient norm.
 

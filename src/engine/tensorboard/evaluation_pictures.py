@@ -19,6 +19,11 @@ MAX_CURVES = 50  # precision-recall curves, one per class
 MAX_CLASSES = 100  # of a confusion matrix drawn as a figure; the CSV file has all classes
 
 
+def callbacks(config: Any, stage: str | None) -> list[Callback]:
+    """The callback of every run with a logger."""
+    return [] if stage == "predict" or config.trainer.logger is False else [EvaluationPictures()]
+
+
 class EvaluationPictures(Callback):
     """After the test of a classifier, shows confusion matrix, most confident mistakes and precision-recall curves.
 

@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torchvision.utils import make_grid
 
 from src.engine.tensorboard.writers import writers
 
 MAX_IMAGES = 32  # shown of a batch
+
+
+def callbacks(config: Any, stage: str | None) -> list[Callback]:
+    """The callback of every run with a logger."""
+    return [] if stage == "predict" or config.trainer.logger is False else [NetworkPictures(after_test=stage is None)]
 
 
 class NetworkPictures(Callback):
@@ -43,14 +47,13 @@ class NetworkPictures(Callback):
         first_conv: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
         for writer in writers(trainer):
             if batch[0].ndim == 4 and batch[0].shape[1] in (1, 3):
-                grid = make_grid(batch[0].float().cpu(), nrow=8, normalize=True)
-                writer.add_image("network/a batch after augmentation", grid, trainer.global_step)
+                writer.add_images("network/a batch after augmentation", _shown(batch[0]), trainer.global_step)
             if first_conv is not None and batch[0].ndim == 4:
                 weights: Any = first_conv.weight.detach().float().cpu()  # (filters, channels, H, W)
                 weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
-                grid = make_grid(weights, nrow=8, padding=1, normalize=True, scale_each=True)
-                large = nn.functional.interpolate(grid[None], scale_factor=12, mode="nearest")[0]
-                writer.add_image("network/filters of the first layer", large, trainer.global_step)
+                filters = torch.stack([_shown(one) for one in weights])
+                large = nn.functional.interpolate(filters, scale_factor=12, mode="nearest")
+                writer.add_images("network/filters of the first layer", large, trainer.global_step)
             self._draw_graph(writer, task, batch)
 
     def _draw_graph(self, writer: Any, task: Any, batch: tuple[Tensor, ...]) -> None:
@@ -66,3 +69,10 @@ class NetworkPictures(Callback):
                 writer.add_graph(net, inputs)
             except Exception as error:  # not every network can be traced
                 writer.add_text("network/graph", f"cannot be drawn: {error}", 0)
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Pixels scaled to 0 to 1, in a black frame."""
+    images = images.float().cpu()
+    low, high = images.aminmax()
+    return nn.functional.pad((images - low) / (high - low).clamp(min=1e-6), (1, 1, 1, 1))

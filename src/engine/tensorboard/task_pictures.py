@@ -9,6 +9,11 @@ from src.engine.tensorboard.figures import Sample
 from src.engine.tensorboard.writers import writers
 
 
+def callbacks(config: Any, stage: str | None) -> list[Callback]:
+    """The callback of every run with a logger."""
+    return [] if stage == "predict" or config.trainer.logger is False else [TaskPictures()]
+
+
 class TaskPictures(Callback):
     """Writes the `figures` of a task to TensorBoard after the test, made from its first test samples.
 

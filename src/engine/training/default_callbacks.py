@@ -1,30 +1,39 @@
 """Callbacks, loggers and plugins that every run has in addition to those of its configuration."""
 
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+)
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from src.engine.runs.checkpoint import WholeCheckpointIO
 from src.engine.runs.last_checkpoint import LastCheckpoint
-from src.engine.system.classes import import_class
+from src.engine.system.classes import as_list, import_class
+from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interruption
-from src.engine.tensorboard.dashboard import Dashboard
-from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
-from src.engine.tensorboard.network_pictures import NetworkPictures
-from src.engine.tensorboard.task_pictures import TaskPictures
+from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.network_summary import NetworkSummary
 from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
 from src.engine.training.step_seeds import StepSeeds
-from src.engine.training.throughput import Throughput
 
 Options = dict[str, Any]  # arguments of the Trainer
+MAX_NAME = 200  # characters of a checkpoint's file name
 
 
 class NoProfiler(PassThroughProfiler):
@@ -42,8 +51,7 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
     if options["logger"] is False:  # LearningRateMonitor raises an error without a logger
         callbacks[:] = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     elif stage != "predict":
-        defaults = tensorboard_callbacks(stage, options["log_every_n_steps"])
-        callbacks += [callback for callback in defaults if not _has(callbacks, type(callback))]
+        add_missing(callbacks, [LearningRateMonitor()])
     if quiet:
         options["enable_progress_bar"] = options["enable_model_summary"] = False
     if options["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar):
@@ -51,18 +59,16 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
     if options["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
         callbacks.append(NetworkSummary())
         options["enable_model_summary"] = False  # instead of Lightning's
-    callbacks += [StepSeeds(), FiniteLoss()]
+    callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck()]
     options["profiler"] = options["profiler"] or NoProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpointIO())
 
 
-def tensorboard_callbacks(stage: str | None, log_every_n_steps: int | None) -> list[Callback]:
-    """The callbacks that write to TensorBoard."""
-    network, evaluation = NetworkPictures(after_test=stage is None), EvaluationPictures()
-    callbacks: list[Callback] = [Dashboard(), LearningRateMonitor(), network, evaluation, TaskPictures()]
-    return callbacks if log_every_n_steps == 0 else [*callbacks, Throughput()]
+def add_missing(callbacks: list[Callback], more: list[Callback]) -> None:
+    """Add callbacks of classes that are not in a list yet."""
+    callbacks += [callback for callback in more if not _has(callbacks, type(callback))]
 
 
 def checkpoint_callbacks(
@@ -70,8 +76,63 @@ def checkpoint_callbacks(
 ) -> list[Callback]:
     """The callbacks that save `best.ckpt`, as configured, and `last.ckpt` in a folder."""
     best.dirpath = best.dirpath or str(folder)
-    best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
     return [best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)]
+
+
+def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_continued: bool, saves: bool) -> None:
+    """Check the file names of checkpoints, and make their folders.
+
+    Args:
+        best: the project's own, of `--checkpoint`.
+        callbacks: those of the configuration.
+        is_continued: whether the run continues in its folder.
+        saves: whether the run saves checkpoints.
+
+    Raises:
+        InputError: a checkpoint could not be saved, or could overwrite another one.
+    """
+    best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
+    others = [one for one in callbacks if isinstance(one, Checkpoint)]
+    for one in (best, *others):
+        flag = "--checkpoint" if one is best else "--trainer.callbacks"
+        if isinstance(one, ModelCheckpoint) and one.filename:
+            _name_files(one, f"{flag}.filename {one.filename}")
+        if saves and (folder := getattr(one, "dirpath", None)) and "://" not in str(folder):
+            _make_folder(Path(folder), f"{flag}.dirpath {folder}", may_have_files=is_continued or one is not best)
+
+
+def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
+    """Give checkpoints names without `/`: `{val/acc:.2f}` becomes `val_acc={val/acc:.2f}`."""
+    pattern = checkpoint.filename or ""
+    if checkpoint.auto_insert_metric_name:
+        pattern = re.sub(r"\{([^:}]+)", lambda name: name[1].replace("/", "_") + "=" + name[0], pattern)
+        checkpoint.filename, checkpoint.auto_insert_metric_name = pattern, False
+    metrics = {name: torch.tensor(0.5) for name in re.findall(r"\{([^:}]*)", pattern)}
+    metrics |= {"epoch": torch.tensor(0), "step": torch.tensor(0)}
+    try:
+        path = Path(checkpoint.format_checkpoint_name(metrics))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{given} is no pattern such as {{epoch}}-{{val/acc:.2f}}: {error}") from error
+    if path.parent != Path(str(checkpoint.dirpath or ".")) or len(path.name) > MAX_NAME:
+        raise InputError(f"{given} has a folder in it or is too long: give a file name, and folders as dirpath")
+    if path.stem == "last":
+        raise InputError(f"{given} is the name of the newest checkpoint: give another")
+    if checkpoint.save_top_k not in (0, 1) and "{" not in pattern:
+        raise InputError(
+            f"{given} is the same for all checkpoints of save_top_k {checkpoint.save_top_k}: add {{epoch}} or {{step}}"
+        )
+
+
+@rank_zero_only
+def _make_folder(folder: Path, given: str, may_have_files: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{given} cannot be written ({error.strerror})") from error
+    if not may_have_files and (found := next(folder.glob("*.ckpt"), None)):
+        raise InputError(f"{given} has {found.name} of another run: give another folder")
 
 
 def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:
@@ -89,11 +150,6 @@ def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logg
         names = (folder.parents[1], folder.parent.name, folder.name)
         made.insert(0, TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
     return made
-
-
-def as_list(given: Any) -> list[Any]:
-    """A new list from None, one value or a list."""
-    return [] if given is None else [*given] if isinstance(given, list) else [given]
 
 
 def _has(callbacks: list[Callback], kind: type) -> bool:

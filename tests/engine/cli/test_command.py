@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from src import export, serve, tune
-from src.engine.cli.command import run_command
+from src.engine.cli.command import command_parser, parse_words, run_command
 from src.engine.system.errors import InputError
 
 
@@ -52,3 +53,16 @@ def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: p
     assert capsys.readouterr().err == line
     with pytest.raises(ZeroDivisionError):
         run_command(lambda args: fail(ZeroDivisionError()))
+
+
+def test_debug_shows_the_traceback_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: list[str]) -> None:
+        options = parse_words(command_parser("src.predict", ""), args)
+        raise InputError(f"no, debug {options.debug}")
+
+    monkeypatch.setattr(sys, "argv", ["predict"])
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    monkeypatch.setattr(sys, "argv", ["predict", "--debug"])
+    with pytest.raises(InputError, match="no, debug True"):
+        run_command(fail)

@@ -163,7 +163,10 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_newest_good_one_is_used(t
     content[len(content) // 2] ^= 4
     last.write_bytes(content)
     again = train("fit", "--run", str(fitted.folder), "--max_epochs=3")
-    assert any(f"{last} is damaged (its checksum does not match its content)" in line for line in again.messages)
+    assert any(
+        f"{last} is damaged or truncated (its checksum does not match its content): not used" in line
+        for line in again.messages
+    )
     assert any("from best.ckpt" in line for line in again.messages)
     assert step_of(again.folder) == 3 * STEPS
     for path in (last, best):
@@ -230,32 +233,6 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_run_continues_with_more
     run = train("--run", str(folder))
     assert run.folder == folder
     assert "test/acc" in run.metrics
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("hidden", "need", "late"), [(3000, r"2\.\d", False), (750, r"0\.\d", True)])
-def test_a_full_disk_at_a_sharded_checkpoint_is_one_line_per_process(
-    tmp_path: Path, small_disk: Path, hidden: int, need: str, late: bool
-) -> None:
-    # No space for a third checkpoint; or enough space, but the first process cannot write the last file of the second.
-    words = ("fit", *TOY, "--model.net=tests.toy.ToyMLP", f"--model.net.hidden={hidden}")
-    processes = ("--accelerator=cpu", "--devices=2", "--config=configs/strategy/fsdp2.yaml")
-    fault = inject_fault("fill late", 15, tmp_path / "happened") if late else ()
-    done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}", *fault)
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert {line.split(":")[0] for line in lines} == {"error", "error (rank 1)"}
-    for line in lines:
-        assert re.search(
-            rf"(best|last).ckpt cannot be written \(.*: it needs about {need} MB and .* MB are free; free", line
-        )
-        assert "earlier checkpoints are unchanged" in line
-    assert any("continue with: python -m src.train --ckpt_path last --run" in line for line in lines)
-    (folder,) = small_disk.glob("*/version_*")
-    found = [path for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")]
-    assert found
-    assert all(damage(path) is None for path in found)
 
 
 def test_a_full_disk_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path) -> None:
@@ -325,7 +302,9 @@ def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tm
     assert f"Retrying at half that rate from {last}, 0 retries left" in done.stderr
     folder = folder_of(tmp_path)
     assert step_of(folder) == 3 * STEPS
-    assert "lr: 0.005" in (folder / "config.resume-1.yaml").read_text()
+    resumed = (folder / "config.resume-1.yaml").read_text()
+    assert "lr: 0.005" in resumed
+    assert resumed.count("FaultInjector") == 1
 
 
 def test_a_retry_starts_from_last_ckpt_even_if_another_checkpoint_was_given(train: Train) -> None:

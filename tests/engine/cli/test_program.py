@@ -16,6 +16,7 @@ from torch import nn
 
 from src import ROOT
 from src.engine.cli import program as program_module
+from src.engine.cli.config import load_config
 from src.train import main
 from tests.conftest import QUIET, one_line, program, write
 from tests.toy import RECIPE, ToyData
@@ -47,6 +48,11 @@ def broken_files(folder: Path) -> None:
     torch.save({"state_dict": {}}, folder / "bare.ckpt")
     torch.save(torch.zeros(3), folder / "tensor.ckpt")
     write(folder / "file", "")
+    write(folder / "twice.yaml", "trainer:\n  max_epochs: 3\n  max_steps: 9\n  max_epochs: 4\n")
+    write(folder / "dots.yaml", "trainer: {max_epochs: 3}\nmodel.net.width: 8\n")
+    write(folder / "inner.yaml", "optimizer:\n  class_path: AdamW\n  init_args:\n    lr.x: 3\n")
+    write(folder / "list2.yaml", "trainer:\n  callbacks+:\n  - class_path: EarlyStopping\n    class_path: Timer\n")
+    write(folder / "loop.yaml", "trainer: &a\n  callbacks: [*a]\n")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +116,7 @@ def broken_files(folder: Path) -> None:
         ("--lr_scheduler.div_factor 0", "OneCycleLR does not take its arguments: float division by zero"),
         ("--model.net.width 0", "width 0 is too small for ToyNet: give at least 1"),
         ("--model.num_classes 5", "num_classes 5 does not fit ToyNet, which has 3"),
-        ("--model.loss.reduction none --fast_dev_run", "CrossEntropyLoss returns shape (32,), not one value"),
+        ("--model.loss.reduction none --fast_dev_run", "the loss float32 (32,): give one number"),
         ("--name a/b", "--name a/b is not the name of a folder"),
         ("--name ..", "--name .. is not the name of a folder"),
         ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),
@@ -121,13 +127,18 @@ def broken_files(folder: Path) -> None:
         ("--config", "--config needs a file"),
         ("--config missing.yaml", "--config missing.yaml: no such file"),
         ("--config configs/strategy/dp.yaml", "no such file, did you mean configs/strategy/ddp.yaml?"),
-        ("--config fsdp2", "no such file, did you mean configs/strategy/fsdp2.yaml?"),
+        ("--config ddp", "no such file, did you mean configs/strategy/ddp.yaml?"),
         ("--config list.yaml", "--config list.yaml is not a configuration: it holds list"),
         ("--config broken.yaml", "--config broken.yaml is not YAML:"),
         ("--config typo.yaml", "trainer.max_epoch (in typo.yaml): no such setting, did you mean trainer.max_epochs?"),
         ("--config short.yaml", "short.yaml: max_epochs belongs under trainer"),
         ("--config class.yaml", "class.yaml: optimizer AdamX: no class of that name, did you mean Adam"),
         ("--config both.yaml", "is a recipe, but model has no class_path"),
+        ("--config twice.yaml", "--config twice.yaml, line 4: max_epochs is also in line 2: keep one of them"),
+        ("--config list2.yaml", "--config list2.yaml, line 4: class_path is also in line 3"),
+        ("--config dots.yaml", "dots.yaml, line 2: model.net.width has dots: write model: {net: {width: ...}}"),
+        ("--config inner.yaml", "inner.yaml, line 4: lr.x has dots: write lr: {x: ...}"),
+        ("--config loop.yaml", "--config loop.yaml contains itself, by an alias"),
         # Checkpoints
         ("--ckpt_path missing.ckpt", "--ckpt_path missing.ckpt: no such file"),
         ("--ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),
@@ -144,6 +155,40 @@ def test_a_user_error_is_one_line_with_exit_code_2(
     monkeypatch.chdir(tmp_path)
     broken_files(tmp_path)
     assert expected in error_of(*words.split())
+
+
+def test_the_keys_of_a_plain_dict_may_have_dots(tmp_path: Path) -> None:
+    text = "optimizer: {class_path: AdamW, init_args: {lr: 1, foreach: {a.b: 1, class: {c.d: 2}}}}\n"
+    assert load_config(write(tmp_path / "dict.yaml", text))[1]["optimizer"]["init_args"]["foreach"]["a.b"] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import torch\nclass Net(torch.nn.Module:\n", "mine.py, line 2: SyntaxError: "),
+        ("x = 1\nimport no_such_package\n", "mine.py, line 2: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("from torch import no_such_name\n", "mine.py, line 1: ImportError: cannot import name 'no_such_name'"),
+        ("\n\nclass Net(Modul): pass\n", "mine.py, line 3: NameError: name 'Modul' is not defined"),
+        ("import sys\nsys.exit(3)\n", "mine.py, line 2: SystemExit: 3"),
+        ("import other\n", "other.py, line 2: ZeroDivisionError: division by zero"),
+        ("import json\njson.loads('{')\n", "mine.py, line 2: JSONDecodeError"),
+    ],
+)
+@pytest.mark.parametrize("words", ["--model.net mine.Net", "--config mine.yaml", "--trainer.callbacks+=mine.Net"])
+def test_a_module_that_cannot_be_imported_is_one_line(
+    words: str, code: str, expected: str, error_of: ErrorOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    write(tmp_path / "mine.py", code)
+    write(tmp_path / "other.py", "\n1 / 0\n")
+    write(tmp_path / "mine.yaml", "model: {init_args: {net: mine.Net}}\n")
+    line = error_of(*words.split())
+    assert "mine.Net: mine cannot be imported: " in line
+    assert expected in line
+    for name in ("mine", "other"):
+        sys.modules.pop(name, None)
 
 
 def test_a_user_error_ends_a_separate_process_with_exit_code_2(tmp_path: Path) -> None:

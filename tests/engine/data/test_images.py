@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from src.engine.data.images import content_keys, image_error, image_files, read_image, skipped_line
+from src.engine.data.images import content_keys, image_error, image_files, read_image, restored_ranges, skipped_line
+from src.engine.system.errors import InputError
 from tests.conftest import picture
 
 COLOUR = (200, 40, 90)
@@ -95,6 +96,15 @@ def test_a_range_given_for_a_kind_wins(tmp_path: Path) -> None:
     Image.fromarray(np.uint16([[0, 2056, 4095]])).save(tmp_path / "deep.png")
     pixels = read_image(tmp_path / "deep.png", {"integer": (0, 65535), "float": (0, 1)})
     assert np.asarray(pixels).ravel().tolist() == [0, 8, 16]
+
+
+@pytest.mark.parametrize(
+    "state", [3, "text", {"float": 1}, {"float": (1, 1)}, {"float": ("a", 1)}, {"float": (0, np.inf)}]
+)
+def test_ranges_of_a_checkpoint_are_checked(state: Any) -> None:
+    with pytest.raises(InputError, match="its value_ranges are "):
+        restored_ranges(state)
+    assert restored_ranges({"float": [0, 1.5]}) == {"float": (0, 1.5)}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from src.engine.data.tables import read_table, stream_column
+from src.engine.data.tables import read_table, stream_columns
 from src.engine.system.errors import InputError
 from tests.conftest import write
 
@@ -28,7 +28,7 @@ def test_rows_of_several_lines_are_counted_and_the_first_is_named(tmp_path: Path
     assert found[7][0].startswith("row 8,0\nrow 9,")
     wanted = f"{path}: rows of several lines: 1, the first is row 8; check the quotation marks there"
     assert messages == [wanted]
-    assert len(list(stream_column(Path(path), "text"))) == 27
+    assert len(list(stream_columns(Path(path), {"text": "--text_column"}))) == 27
     assert messages == [wanted, wanted]
     read_table(write(tmp_path / "plain.csv", "text,label\na,1\n"), "text", "label")
     assert len(messages) == 2
@@ -49,7 +49,7 @@ MARK = "\ufeff"
 def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str, content: str) -> None:
     path = write(tmp_path / f"own{suffix}", MARK + content)
     assert read_table(path, "text", "label") == [("first", "1")]
-    assert list(stream_column(Path(path), "text")) == ["first"]
+    assert list(stream_columns(Path(path), {"text": "--text_column"})) == [("first",)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -66,7 +66,7 @@ def test_rows_of_json_lines_keep_their_values_and_count_from_1(tmp_path: Path) -
     path = write(tmp_path / "own.jsonl", f'{{"text": "{date}", "label": 1}}\n\n{{"text": "x", "label": "one"}}\n')
     assert read_table(path, "text", "label") == [(date, "1"), ("x", "one")]
     path = write(tmp_path / "bad.jsonl", '{"text": "x"}\n' * 5000 + "\n{\n")
-    rows = stream_column(Path(path), "text")
-    assert [next(rows) for _ in range(5000)] == ["x"] * 5000
+    rows = stream_columns(Path(path), {"text": "--text_column"})
+    assert [next(rows) for _ in range(5000)] == [("x",)] * 5000
     with pytest.raises(InputError, match=r"bad.jsonl is not a .jsonl file that can be read: row 5001: "):
         next(rows)

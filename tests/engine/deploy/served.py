@@ -42,8 +42,7 @@ class Answer:
 
 
 @dataclass
-class Service:
-    process: "subprocess.Popen[bytes]"
+class Client:
     port: int
 
     def ask(self, method: str, path: str, body: bytes = b"", timeout: float = 30, **headers: str) -> Answer:
@@ -67,6 +66,11 @@ class Service:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         connection.request("POST", path, json.dumps(body))
         return connection.getresponse()
+
+
+@dataclass
+class Service(Client):
+    process: "subprocess.Popen[bytes]"
 
     def memory(self) -> int:
         found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
@@ -95,7 +99,7 @@ def service(checkpoint: str, *words: str, **env: str) -> Iterator[Service]:
     else:
         pytest.fail("".join(lines))
     try:
-        yield Service(process, port)
+        yield Service(port, process)
     finally:
         process.terminate()
         try:

@@ -28,37 +28,76 @@ def test_inputs_that_come_together_are_computed_together_and_answered_in_order()
     assert [len(one) for one in seen] == [4, 4, 2]
 
 
-def test_an_error_reaches_all_of_its_batch_and_no_other() -> None:
+async def outcomes(batches: Batcher, *values: int) -> list[Any]:
+    """What each value gets."""
+    task = asyncio.create_task(batches.run())
+    found = await asyncio.gather(*(batches(value) for value in values), return_exceptions=True)
+    task.cancel()
+    return found
+
+
+def test_an_error_reaches_those_who_cause_it_and_no_other() -> None:
+    seen: list[list[int]] = []
+
     def compute(values: list[int]) -> list[int]:
-        if 1 in values:
-            raise ValueError("not with 1")
+        seen.append(values)
+        if {3, 4} & set(values):
+            raise ValueError("neither 3 nor 4")
         return values
 
+    found = asyncio.run(outcomes(Batcher(compute, max_size=8, wait=0.05), *range(8)))
+    assert [str(one) for one in found] == ["0", "1", "2", *["neither 3 nor 4"] * 2, "5", "6", "7"]
+    assert seen[0] == list(range(8))
+    assert max(map(len, seen[1:])) == 4  # halves, not one by one
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), StopIteration(), asyncio.CancelledError(), TimeoutError()]
+)
+def test_no_error_of_the_model_ends_the_batches(error: BaseException) -> None:
+    def compute(values: list[int]) -> list[int]:
+        if 1 in values:
+            raise error
+        return values
+
+    found = asyncio.run(outcomes(Batcher(compute, max_size=1, wait=0), 1, 2))
+    assert isinstance(found[0], RuntimeError)
+    assert type(error).__name__ in str(found[0])
+    assert found[1] == 2
+
+
+@pytest.mark.parametrize("outputs", [[], [1, 2, 3], None])
+def test_too_few_or_too_many_outputs_are_an_error_of_the_batch_alone(outputs: Any) -> None:
+    found = asyncio.run(outcomes(Batcher(lambda values: outputs if 1 in values else values, max_size=1, wait=0), 1, 2))
+    assert isinstance(found[0], Exception)
+    assert found[1] == 2
+
+
+def test_when_batches_end_nobody_waits_for_ever() -> None:
     async def ask() -> list[Any]:
-        batches = Batcher(compute, max_size=2, wait=0.01)
-        task = asyncio.create_task(batches.run())
-        found = await asyncio.gather(*(batches(number) for number in range(4)), return_exceptions=True)
-        task.cancel()
-        return found
+        batches = Batcher(lambda values: values, max_size=2, wait=0)
+        waiting = asyncio.create_task(batches(1))
+        await asyncio.sleep(0)
+        batches._collect = None  # type: ignore[assignment,method-assign]
+        with pytest.raises(TypeError):
+            await batches.run()
+        return await asyncio.gather(waiting, batches(2), return_exceptions=True)
 
-    first, second, *rest = asyncio.run(ask())
-    assert isinstance(first, ValueError)
-    assert isinstance(second, ValueError)
-    assert rest == [2, 3]
+    assert [str(one) for one in asyncio.run(ask())] == ["the model has stopped"] * 2
 
 
-def test_who_has_gone_away_does_not_hold_up_the_others() -> None:
+def test_who_has_gone_away_is_not_computed_and_does_not_hold_up_the_others() -> None:
+    seen: list[list[int]] = []
+
     async def ask() -> int:
-        batches = Batcher(lambda values: values, max_size=2, wait=0.05)
+        batches = Batcher(lambda values: seen.append(values) or values, max_size=2, wait=0.05)  # type: ignore[func-returns-value]
         gone = asyncio.create_task(batches(1))
         await asyncio.sleep(0)
         gone.cancel()
-        task = asyncio.create_task(batches.run())
-        answer = await batches(2)
-        task.cancel()
-        return int(answer)
+        return int((await outcomes(batches, 2))[0])
 
     assert asyncio.run(ask()) == 2
+    assert seen == [[2]]
 
 
 def test_more_than_can_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

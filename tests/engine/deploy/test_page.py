@@ -1,5 +1,6 @@
 """The page of the service, in a real browser."""
 
+from tests.engine.deploy.local import local, writer
 from tests.engine.deploy.served import TOKEN, Service, bars_of, browser, draw
 
 
@@ -35,3 +36,12 @@ def test_a_text_that_is_begun_goes_on_in_the_page(writer_service: Service) -> No
         page.click("#go")
         page.wait_for_function("document.getElementById('text').textContent.length > 40")
         assert page.locator("#text").text_content().startswith("to be")
+
+
+def test_a_token_in_any_script_is_sent() -> None:
+    with local(writer(lambda prompt: iter(["la la"])), token="ключ") as one, browser() as page:
+        page.goto(f"http://127.0.0.1:{one.port}/")
+        page.fill("#token", "ключ")
+        page.fill("#area", "to be ")
+        page.click("#go")
+        page.wait_for_function("document.getElementById('text').textContent === 'to be la la'")

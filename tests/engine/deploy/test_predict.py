@@ -166,7 +166,7 @@ def test_classes_are_named_where_the_task_takes_their_names(
     folder, wanted = files
     output = tmp_path / "out.csv"
     words = [str(folder), "--output", str(output), "--labels", "right side", "left side", "middle"]
-    with pytest.raises(InputError, match="Classifier has fixed classes: leave it out"):
+    with pytest.raises(InputError, match="Classifier has fixed classes: give it no labels"):
         predict([*of(toy_checkpoint), *words])
     assert predict([*of(toy_matcher), *words]) == 0
     rows = rows_of(output)
@@ -274,7 +274,7 @@ def test_a_worker_that_dies_is_one_error_and_no_table(
 
 
 def test_a_language_model_is_refused(toy_writer: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a language model: use src\.generate"):
+    with pytest.raises(InputError, match=r"is a language model, which only continues texts"):
         predict([*of(toy_writer), str(tmp_path), "--output", str(tmp_path / "out.csv")])
 
 
@@ -288,3 +288,48 @@ def test_a_table_is_kept_on_a_file_system_without_hard_links(
     output = tmp_path / "out.csv"
     assert predict([*of(toy_checkpoint), str(files[0]), "--output", str(output)]) == 0
     assert len(rows_of(output)) == 40
+
+
+def test_a_folder_with_looping_and_broken_links_works_and_what_is_skipped_is_counted(
+    toy_checkpoint: str, files: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.png").write_bytes((files[0] / f"{number:03}.png").read_bytes())
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "up").symlink_to(tmp_path)
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "clip.gif").write_bytes(b"GIF89a")
+    output = tmp_path / "out.csv"
+    assert predict([*of(toy_checkpoint), str(folder), "--output", str(output)]) == 0
+    assert [Path(row["input"]).name for row in rows_of(output)] == ["0.png", "1.png", "2.png"]
+    wanted = "Skipped files that are not images: 1 .gif, 2 broken links, 1 looping links"
+    assert capsys.readouterr().err.count(wanted) == 1
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_files_of_texts_that_cannot_be_read_are_one_row_and_strange_ones_are_reported(
+    toy_texts: str, tmp_path: Path, messages: list[str], workers: str
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "rows.csv").write_text("words\n")
+    (tmp_path / "wide.txt").write_text("a fine film\n", encoding="utf-16")
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbfa fine film\n")
+    (tmp_path / "lines.csv").write_text('words\na fine film\n"an awful\nfilm"\n')
+    (tmp_path / "bad.jsonl").write_text('{"words": "a fine film"}\n\n{"words": "an awful film"}\n{\n')
+    given = [str(tmp_path / name) for name in sorted(path.name for path in tmp_path.iterdir())]
+    output = tmp_path / "out.csv"
+    assert predict([*of(toy_texts), *given, "--output", str(output), "--num_workers", workers]) == 3
+    rows = [(Path(row["input"]).name, row["label"], row["error"]) for row in rows_of(output)]
+    assert [(name, label) for name, label, _ in rows] == [
+        *(("bad.jsonl:1", "good"), ("bad.jsonl:2", "bad"), ("bad.jsonl:3", ""), ("empty.txt", "")),
+        *(("lines.csv:1", "good"), ("lines.csv:2", "bad"), ("marked.txt:1", "good"), ("rows.csv", "")),
+        ("wide.txt", ""),
+    ]
+    errors = {name: error for name, _, error in rows if error}
+    assert "row 3: " in errors["bad.jsonl:3"]
+    assert errors["empty.txt"] == errors["rows.csv"] == "nothing in this file"
+    assert "wide.txt seems to be UTF-16" in errors["wide.txt"]
+    if workers == "0":  # otherwise printed by another process
+        assert [line for line in messages if "rows of several lines: 1, the first is row 2" in line]

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from src import serve as command
-from src.engine.deploy import service as deployed
+from src.engine.deploy import requests
 from src.engine.deploy.inference import Inference
 from tests.engine.deploy.served import (
     TOKEN,
@@ -95,7 +95,7 @@ def test_health_and_the_page_answer(image_service: Service) -> None:
     assert page.status == 200
     assert page.headers["content-type"].startswith("text/html")
     text = page.body.decode()
-    assert '"labels": ["left", "middle", "right"]' in text
+    assert '"draws": true' in text
     assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://", text)  # it works without internet
 
 
@@ -150,22 +150,22 @@ def test_paths_and_methods_that_are_none_are_refused(image_service: Service) -> 
 def test_others_are_served_while_some_misbehave(
     image_service: Service, samples: list[tuple[Image.Image, bytes]], offline: list[list[float]]
 ) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\n"
-    chunked = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\n"
+    chunked = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     large = b"30D40\r\n" + b"0" * 200_000 + b"\r\n"
     answered = [
         b"\x00\xff garbage\r\n\r\n",
         chunked + b"zz\r\nno length",
         chunked + 2 * large + b"0\r\n\r\n",
     ]
-    stay = [head + b"half of it", head[:20], b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 20_000]
+    stay = [head + b"half of it", head[:20], b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"A: b\r\n" * 20_000]
 
     def good(number: int) -> bool:
         return is_right(image_service.predict(samples[number % 64][1]), offline[number % 64])
 
     def whole_request(number: int) -> bytes:
         body = samples[number][1]
-        return b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        return b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
     leaves = [head + b"half of it"] * 3 + [whole_request(number) for number in range(20)]
     with ThreadPoolExecutor(64) as pool, contextlib.ExitStack() as stack:
@@ -185,11 +185,16 @@ def test_a_body_that_does_not_arrive_is_given_up(toy_checkpoint: str, monkeypatc
     async def nothing_comes() -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(deployed, "BODY_SECONDS", 0.01)
-    receive = deployed.RequestReader(Inference(toy_checkpoint, trust=[TRUSTED]), None, 1000)
+    async def read() -> None:
+        async with asyncio.timeout(None) as deadline:
+            await receive(Request({"type": "http", "headers": []}, nothing_comes), deadline, 30)
+
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.01)
+    receive = requests.RequestReader(Inference(toy_checkpoint, trust=[TRUSTED]), None, 1000)
     with pytest.raises(HTTPException, match="the body did not arrive") as refusal:
-        asyncio.run(receive(Request({"type": "http", "headers": []}, nothing_comes)))
+        asyncio.run(read())
     assert refusal.value.status_code == 408
+    assert receive.held_bytes == 0
 
 
 def test_many_clients_get_right_answers_and_memory_stays(
@@ -253,7 +258,7 @@ def test_who_hangs_up_leaves_the_other_readers_alone(writer_service: Service) ->
     for _ in range(4):
         raw(
             writer_service.port,
-            b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body),
+            b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body),
             reads=False,
         )
     assert writer_service.generate(ASK).body == first
@@ -310,11 +315,21 @@ def test_told_to_end_it_answers_what_it_has_and_takes_nothing_new(toy_writer: st
 def test_a_request_that_never_ends_does_not_hold_it_up(toy_checkpoint: str) -> None:
     with service(toy_checkpoint) as found:
         with socket.create_connection(("127.0.0.1", found.port)) as one:
-            one.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 5000\r\n\r\nhalf")
+            one.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5000\r\n\r\nhalf")
             time.sleep(0.5)
             found.process.terminate()
             found.process.wait(10)
         assert not Path(f"/proc/{found.process.pid}/task").exists()
+
+
+def test_a_computation_that_never_ends_does_not_hold_it_up(toy_writer: str, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    held.touch()
+    with service(toy_writer, **{HELD: str(held)}) as found:
+        assert found.stream("/generate", ASK).read(1)
+        found.process.terminate()
+        found.process.wait(30)
+        assert found.process.returncode == 0
 
 
 def test_when_it_is_killed_nothing_of_it_stays(toy_checkpoint: str) -> None:
@@ -338,6 +353,7 @@ CANNOT = [
     (("--timeout", "inf"), r"--timeout inf is not finite: give at least 0\.1"),
     (("--batch_timeout", "nan"), r"--batch_timeout nan is not finite: give at least 0\.0"),
     (("--token", ""), r"--token is empty"),
+    (("--token", "secret\n"), r"--token begins or ends with a space, or has a control character"),
     (("--ckpt_path", "no.ckpt"), r"--ckpt_path no\.ckpt: no such file"),
     (("--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
     (("--prot", "8000"), r"--prot: no such option.*--port"),

@@ -10,15 +10,42 @@ from tests.conftest import Run
 Train = Callable[..., Run]
 
 
-@pytest.mark.parametrize("overlay", ["weight_averaging", "early_stopping", "pictures"])
-def test_the_same_command_continues_a_run_whose_overlay_adds_a_callback(train: Train, overlay: str) -> None:
-    words = ("fit", f"--config=configs/callbacks/{overlay}.yaml", "--ckpt_path=auto")
-    first = train(*words, "--max_epochs=1")
+STOPPING = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss")
+
+
+def kinds(run: Run) -> list[str]:
+    return sorted(type(one).__name__ for one in run.cli.trainer.callbacks)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        ("--config=configs/callbacks/weight_averaging.yaml",),
+        ("--config=configs/callbacks/early_stopping.yaml",),
+        ("--config=configs/callbacks/pictures.yaml",),
+        ("--config=configs/callbacks/early_stopping.yaml", "--config=configs/callbacks/early_stopping.yaml"),
+        STOPPING,
+        ("--trainer.logger+=CSVLogger", "--trainer.logger.save_dir=."),
+        ("--trainer.plugins+=lightning.pytorch.plugins.TorchCheckpointIO",),
+    ],
+)
+def test_the_same_command_is_the_same_run_whatever_it_adds(train: Train, added: tuple[str, ...]) -> None:
+    words = ("fit", *added, "--ckpt_path=auto", "--max_epochs=1")
+    first = train(*words)
     (first.folder / "metrics.json").unlink()  # as if it had been killed
-    second = train(*words, "--max_epochs=2")
+    second = train(*words)
     assert second.folder == first.folder
-    kinds, before = ([type(one).__name__ for one in run.cli.trainer.callbacks] for run in (second, first))  # type: ignore[attr-defined]
-    assert sorted(kinds) == sorted([*before, "OptimizerOverrides"])
+    assert kinds(second) == sorted([*kinds(first), "OptimizerOverrides"])
+    assert len(second.cli.trainer.loggers) == len(first.cli.trainer.loggers)
+    assert not list(first.folder.glob("config.resume-*"))
+
+
+def test_a_changed_early_stopping_replaces_that_of_the_run(train: Train) -> None:
+    first = train("fit", "--config=configs/callbacks/early_stopping.yaml", "--max_epochs=1")
+    second = train("fit", f"--run={first.folder}", *STOPPING, "--trainer.callbacks.patience=7", "--max_epochs=2")
+    assert kinds(second) == sorted([*kinds(first), "OptimizerOverrides"])
+    (callback,) = second.cli.trainer.early_stopping_callbacks
+    assert callback.patience == 7
 
 
 def test_the_test_after_training_scores_what_the_checkpoint_holds(train: Train) -> None:
@@ -44,7 +71,7 @@ def test_a_last_checkpoint_of_zeros_is_passed_over_for_the_best(train: Train, co
     (run.folder / "checkpoints" / "last.ckpt").write_bytes(content)
     again = train("fit", "--ckpt_path=last", "--max_epochs=3")
     assert again.folder == run.folder
-    assert any("last.ckpt is damaged (it is empty or not a zip archive): not used" in line for line in again.messages)
+    assert any("last.ckpt is not a checkpoint: not used" in line for line in again.messages)
 
 
 def test_a_checkpoint_has_the_permissions_that_the_umask_leaves(train: Train) -> None:

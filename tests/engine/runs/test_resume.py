@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import kill
 import pytest
 from kill import differences
 
+from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
 from tests.conftest import Run
@@ -101,8 +103,8 @@ def test_auto_goes_on_or_begins(train: Train, tmp_path: Path) -> None:
 def test_a_job_that_is_started_again_finds_its_own_run(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("src.engine.runs.runs.job_name", lambda: os.environ.get("JOB", ""))
-    monkeypatch.setattr("src.engine.runs.runs._restarts", lambda: int(os.environ.get("RESTARTS", "0")))
+    monkeypatch.setattr("src.engine.parts.clusters.job_name", lambda: os.environ.get("JOB", ""))
+    monkeypatch.setattr("src.engine.parts.clusters.restarts", lambda: int(os.environ.get("RESTARTS", "0")))
     for job, step in (("slurm 1", 3), ("torchrun 2", 4), ("", 5)):
         monkeypatch.setenv("JOB", job)
         with pytest.raises(Interrupted):
@@ -122,6 +124,141 @@ def test_a_run_that_was_trained_but_not_tested_is_tested(train: Train, tmp_path:
     assert run.folder == fitted.folder
     assert "test/acc" in run.metrics
     assert run.cli.trainer.global_step == 10
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "not JSON", ""])
+def test_metrics_that_are_no_json_object_are_written_again(train: Train, content: str) -> None:
+    fitted = train("fit", *TOY, "--max_epochs=2")
+    before = fitted.metrics
+    (fitted.folder / "metrics.json").write_text(content)  # as if it had died between last checkpoint and end
+    again = train("fit", "--ckpt_path=last")
+    assert again.folder == fitted.folder
+    own = ("total_seconds", "train_seconds", "peak_memory_mb")  # of the last process
+    assert {**before, **{name: again.metrics[name] for name in own}} == again.metrics
+    assert before["samples_per_second"] > 100
+
+
+def test_a_finished_run_that_trains_on_is_unfinished_again(train: Train, tmp_path: Path) -> None:
+    first = train(*TOY, "--max_epochs=1")
+    with pytest.raises(Interrupted):
+        train("fit", f"--run={first.folder}", "--max_epochs=3", *stopped_at(14, tmp_path))
+    assert "test/acc" not in first.metrics
+    again = train("fit", "--ckpt_path=last")
+    assert again.folder == first.folder
+    assert again.cli.trainer.global_step == 30
+
+
+def test_a_run_that_was_moved_keeps_its_best_checkpoint(train: Train, tmp_path: Path) -> None:
+    words = ("--checkpoint.mode=min", "--max_epochs=2")  # the first epoch is the best
+    first = train("fit", *TOY, *words)
+    moved = first.folder.rename(tmp_path / "moved")
+    again = train(f"--run={moved}", "--max_epochs=3")
+    best = moved / "checkpoints" / "best.ckpt"
+    assert f"Testing {best}" in again.messages
+    assert read_checkpoint(str(best))["global_step"] == 10
+
+
+# Runs that EarlyStopping has stopped
+
+STOPS = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss", "--max_epochs=6")
+STOPS = (*STOPS, "--trainer.callbacks.min_delta=100")  # only the first epoch is an improvement
+
+
+def test_a_run_that_stopped_early_says_so_and_is_finished(train: Train) -> None:
+    run = train("fit", *TOY, *STOPS, "--trainer.callbacks.patience=1")
+    reason = "Monitored metric val/loss did not improve in the last 1 records. Best score: "
+    assert run.metrics["stopped_early"].startswith(f"epoch 2: {reason}")
+    assert f"Stopped early at {run.metrics['stopped_early']}" in run.messages
+    (run.folder / "metrics.json").unlink()  # as if it had been killed before the test
+    again = train("--ckpt_path=last", "--max_epochs=9")
+    assert again.folder == run.folder
+    assert again.cli.trainer.global_step == 20
+    assert "test/acc" in again.metrics
+    (line,) = (line for line in again.messages if "has stopped early" in line)
+    assert reason in line
+    assert "change the patience of EarlyStopping, or remove it, to train on" in line
+
+
+def test_a_changed_patience_lets_a_stopped_run_train_on(train: Train) -> None:
+    run = train("fit", *TOY, *STOPS, "--trainer.callbacks.patience=1")
+    again = train("fit", f"--run={run.folder}", "--trainer.callbacks.patience=3")
+    assert again.metrics["stopped_early"].startswith("epoch 4: ")
+    over = train("fit", f"--run={run.folder}", "--trainer.callbacks=null")
+    assert over.cli.trainer.global_step == 60
+    assert "stopped_early" not in over.metrics
+
+
+def test_a_run_that_reaches_its_end_has_not_stopped_early(train: Train) -> None:
+    run = train("fit", *TOY, *STOPS, "--trainer.callbacks.patience=1", "--max_epochs=2")
+    assert "stopped_early" not in run.metrics
+
+
+# Runs and checkpoints of another recipe
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("--model.net=tests.toy.ToyMLP", "--model.net ToyNet, not ToyMLP"),
+        ("--data=tests.engine.cli.toys.SizedData", "--data ToyData, not SizedData"),
+        ("--data.path=there", "--data.path here, not there"),
+    ],
+)
+def test_a_run_of_another_recipe_with_the_same_name_is_passed_over(
+    train: Train, tmp_path: Path, other: str, words: str
+) -> None:
+    here = ("--data=tests.engine.runs.toys.PlacedData", "--data.path=here") if ".path" in other else ()
+    with pytest.raises(Interrupted):
+        train("fit", *here, *stopped_at(3, tmp_path))
+    run = tmp_path / "logs" / "toy" / "version_0"
+    line = f"{run} has {words}, so it is not continued: give --run {run} to continue it"
+    with pytest.raises(InputError, match="no unfinished run"):
+        train("fit", *here, other, "--ckpt_path=last")
+    fresh = train("fit", *here, other, "--ckpt_path=auto", "--max_epochs=1")
+    assert line in fresh.messages
+    assert fresh.folder.name == "version_1"
+    own = train("fit", *here, "--ckpt_path=auto")
+    assert own.folder == run
+
+
+def test_a_run_given_with_another_recipe_says_that_its_own_is_used(train: Train) -> None:
+    run = train("fit", "--model.net=tests.toy.ToyMLP", "--max_epochs=1")
+    again = train("fit", f"--run={run.folder}", "--max_epochs=2")
+    assert f"{run.folder} has --model.net ToyMLP, not ToyNet: it is continued with its own" in again.messages
+
+
+def test_a_checkpoint_of_another_run_in_a_run_folder_is_passed_over(train: Train) -> None:
+    run = train("fit", *TOY, "--max_epochs=1")
+    other = train("fit", "--max_epochs=2", "--name=other")
+    last = run.folder / "checkpoints" / "last.ckpt"
+    shutil.copy(other.folder / "checkpoints" / "last.ckpt", last)
+    again = train("fit", f"--run={run.folder}", "--max_epochs=2")
+    assert f"{last} is not of this run: not used" in again.messages
+    assert f"Continuing run {run.folder} from best.ckpt" in again.messages
+
+
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_a_given_checkpoint_of_another_network_says_what_is_used(train: Train, stage: str) -> None:
+    run = train("fit", "--model.net=tests.toy.ToyMLP", "--max_epochs=1")
+    path = run.folder / "checkpoints" / "last.ckpt"
+    again = train(stage, f"--ckpt_path={path}", "--max_epochs=2", "--trust=tests.toy")
+    assert "The checkpoint has --model.net ToyMLP, not ToyNet: its network is used, and the recipe's data" in (
+        again.messages
+    )
+
+
+def test_the_best_checkpoint_of_another_run_is_not_that_of_a_new_one(train: Train) -> None:
+    first = train("fit", *TOY, "--max_epochs=1")
+    given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
+    again = train(given, "--trust=tests.toy", "--max_epochs=2", "--trainer.max_steps=13")  # ends before a validation
+    assert "Testing the last weights: no best checkpoint was saved" in again.messages
+
+
+def test_a_new_run_from_a_run_that_stopped_early_waits_anew(train: Train) -> None:
+    first = train("fit", *STOPS, "--trainer.callbacks.patience=1")
+    given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
+    again = train("fit", given, "--trust=tests.toy", *STOPS, "--trainer.callbacks.patience=3")
+    assert again.metrics["stopped_early"].startswith("epoch 5: ")
 
 
 def test_batches_of_another_size_wait_for_the_next_epoch(train: Train, tmp_path: Path) -> None:

@@ -7,14 +7,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from src import ROOT
+from src.engine.cli.cli import StarterCLI
 from src.engine.runs import run_record
+from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.runs.run_record import describe_environment
-from tests.conftest import Run
+from src.engine.system.errors import InputError
+from tests.conftest import Run, write
 
+Parse = Callable[..., StarterCLI]
 SHORT = ("--max_epochs=2", "--trainer.limit_train_batches=5", "--trainer.limit_val_batches=2")
 
 
@@ -29,6 +34,19 @@ def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..
     assert metrics["peak_memory_mb"] > 100
     assert all(isinstance(value, int | float | str) for value in metrics.values())
     assert metrics["test/acc"] == run.cli.trainer.callback_metrics["test/acc"].item()
+
+
+def test_validation_metrics_are_those_of_the_best_checkpoint_and_say_its_epoch(train: Callable[..., Run]) -> None:
+    # With mode max and this rate, the loss is best, that is largest, after the first epoch.
+    run = train("fit", "--max_epochs=3", "--checkpoint.monitor=val/loss", "--optimizer.lr=1e-4")
+    best: Any = run.cli.trainer.checkpoint_callback
+    epoch = read_checkpoint(best.best_model_path)["global_step"] // 10
+    assert run.metrics["best_epoch"] == epoch < 3
+    assert run.metrics["val/loss"] == best.best_model_score.item()
+    assert run.metrics["val/loss"] != run.cli.trainer.callback_metrics["val/loss"].item()
+    rows = [line.split() for line in run.output.splitlines()]
+    assert ["val/loss", f"{run.metrics['val/loss']:.4f}"] in rows
+    assert ["best", "epoch", str(epoch)] in rows
 
 
 def test_throughput_counts_training_samples_over_training_time(train: Callable[..., Run]) -> None:
@@ -92,3 +110,55 @@ def test_the_peak_memory_is_the_runs_own_and_not_what_its_parent_had() -> None:
     )
     done = subprocess.run([sys.executable, "-c", parent, command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert 1 < float(done.stdout) < 200
+
+
+PLUGIN = ("--trainer.plugins=MixedPrecision", "--trainer.plugins.precision=bf16-mixed", "--trainer.plugins.device=cpu")
+
+
+def added(name: str, *arguments: str) -> tuple[str, ...]:
+    return (f"--trainer.callbacks+={name}", *(f"--trainer.callbacks.{one}" for one in arguments))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        added("StochasticWeightAveraging", "swa_lrs=0.01"),  # its default device is an object
+        added("Timer", "duration=00:01:00:00"),  # its default interval is an Enum
+        added("ModelPruning", "pruning_fn=l1_unstructured"),  # a text or a function
+        added("ModelCheckpoint", "train_time_interval=00:00:10"),
+        added("LambdaCallback", "on_fit_start=src.engine.system.classes.is_class"),
+        added("tests.engine.runs.toys.WithObjects", "given='1e3'", "tag=a-1e3"),
+        ("--trainer.max_time=00:00:10:00", "--trainer.gradient_clip_val=0.5", "--trainer.profiler=AdvancedProfiler"),
+        ("--lr_scheduler=MultiStepLR", "--lr_scheduler.milestones=[1, 2]", "--checkpoint.save_top_k=2"),
+        PLUGIN,
+    ],
+)
+def test_a_run_is_repeated_by_its_configuration(words: tuple[str, ...], parse: Parse, tmp_path: Path) -> None:
+    first = parse("fit", *words)
+    assert first.record is not None
+    again = parse("fit", "--config", write(tmp_path / "config.yaml", first.record.config))
+    assert again.record is not None
+    assert again.record.config == first.record.config
+    kinds = [[type(one) for one in cli.trainer.callbacks] for cli in (first, again)]  # type: ignore[attr-defined]
+    assert kinds[0] == kinds[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--lr_scheduler=LambdaLR", "--lr_scheduler.lr_lambda=[src.engine.system.classes.is_class]"),
+            r"^--lr_scheduler\.lr_lambda \[<function is_class at .*>\] cannot be written to config\.yaml",
+        ),
+        (
+            added("tests.engine.runs.toys.WithObjects", "tag=1e3"),
+            r"1000\.0: expected str, as config\.yaml would be read",
+        ),
+    ],
+)
+def test_what_config_yaml_cannot_hold_is_refused_before_training(
+    words: tuple[str, ...], message: str, parse: Parse, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        parse("fit", *words)
+    assert not list(tmp_path.glob("logs/*/version_*"))

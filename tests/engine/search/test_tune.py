@@ -15,11 +15,13 @@ import torch
 import yaml
 
 from src.engine.cli.command import run_command
+from src.engine.runs.run_record import read_metrics
 from src.engine.search.search import _retry_broken_trials, _take_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
 from tests.conftest import Run
 from tests.engine.search.studies import opened, run, search, trials, words
+from tests.toy import RECIPE
 
 NETS = ["tests.toy.ToyMLP", "tests.toy.ToyNet"]
 
@@ -65,9 +67,34 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     assert len(trials(tmp_path)) == 3
     assert run(tmp_path, "--n_trials", "4") == 0
     assert len(trials(tmp_path)) == 4
-    assert sorted(path.name for path in folder.glob("version_*")) == [
-        f"version_{number}" for number in range(5)
-    ]  # and one that repeats the best
+    assert sorted(path.name for path in folder.glob("trials/*")) == [f"version_{number}" for number in range(4)]
+    assert again.folder == folder.with_name("own-best") / "version_0"
+
+
+def test_no_trial_is_the_newest_run(tmp_path: Path, train: Any) -> None:
+    older: Run = train("fit", f"--config={RECIPE}", "--max_epochs=1")
+    search(tmp_path, n_trials=1)
+    assert f"test of run {older.folder}, best.ckpt" in train("test").messages
+    with pytest.raises(InputError, match="no unfinished run"):
+        train("fit", f"--config={RECIPE}", "--name=own", "--ckpt_path=last")
+
+
+def test_a_search_and_the_runs_of_a_recipe_never_share_a_folder(tmp_path: Path, train: Any) -> None:
+    train("fit", f"--config={RECIPE}", "--max_epochs=1", "--name=own")
+    with pytest.raises(InputError, match=r"own holds runs of src.train: give another name, as in --name own-search"):
+        search(tmp_path)
+    search(tmp_path, "--name=other", n_trials=1)
+    with pytest.raises(InputError, match=r"other holds a search: give another name, as in --name other-run"):
+        train("fit", f"--config={RECIPE}", "--name=other")
+
+
+def test_a_metric_that_does_not_select_the_checkpoint_is_that_of_the_best_checkpoint(tmp_path: Path) -> None:
+    options = {"model.net": NETS[0], "trainer.max_epochs": 3, "checkpoint.mode": "min"}  # the first epoch is the best
+    (trial,) = search(tmp_path, options=options, metric="val/loss", direction="minimize", n_trials=1)
+    folder = Path(trial.user_attrs["run"])
+    saved = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["record"]["metrics"]
+    assert trial.value == saved["val/loss"]
+    assert trial.value == read_metrics(folder)["val/loss"]
 
 
 def test_networks_are_chosen_and_what_goes_with_them_only(tmp_path: Path) -> None:
@@ -156,7 +183,7 @@ def test_what_cannot_work_is_said_before_the_first_trial(
 ) -> None:
     with pytest.raises(InputError, match=message):
         run(tmp_path, *more, **changes)
-    assert not list((tmp_path / "logs").glob("*/version_*"))
+    assert not list((tmp_path / "logs").rglob("version_*"))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +205,7 @@ def test_a_value_that_a_class_refuses_is_one_line_before_the_first_trial(
         run_command(tune)
     assert stop.value.code == 2
     assert f"error: {message}\n" in capsys.readouterr().err
-    assert not list((tmp_path / "logs").glob("*/version_*"))
+    assert not list((tmp_path / "logs").rglob("version_*"))
 
 
 def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -210,7 +237,7 @@ def test_a_trial_whose_process_died_before_its_run_began_is_not_lost(tmp_path: P
 def test_a_trial_of_a_living_process_is_left_alone_also_when_its_run_has_ended(tmp_path: Path) -> None:
     found = opened(tmp_path)
     trial = found.study.ask()
-    run_folder = tmp_path / "logs" / "own" / "version_0"
+    run_folder = tmp_path / "logs" / "own" / "trials" / "version_0"
     run_folder.mkdir()  # nobody holds its lock
     trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
     trial.set_user_attr("run", str(run_folder))

@@ -32,7 +32,7 @@ def go_on(folder: Path) -> None:
 
 def wait_for_a_checkpoint(folder: Path) -> None:
     end = time.monotonic() + 120
-    while not list((folder / "logs" / "own").glob("*/checkpoints/last.ckpt")):
+    while not list((folder / "logs" / "own").glob("trials/*/checkpoints/last.ckpt")):
         assert time.monotonic() < end, "no checkpoint was saved"
         time.sleep(0.02)
 
@@ -124,5 +124,7 @@ def test_two_machines_share_a_study_in_postgresql(tmp_path: Path, data_base: str
     assert len(ended) in (8, 9)  # both may ask for the last one at once
     assert len({tuple(trial.params.items()) for trial in ended}) == len(ended)
     runs = {trial.user_attrs["run"] for trial in ended}
-    assert runs == {str(path) for folder in folders for path in (folder / "logs" / "shared").glob("version_*")}
+    assert runs == {
+        str(path) for folder in folders for path in (folder / "logs" / "shared" / "trials").glob("version_*")
+    }
     assert all(any(Path(path).is_relative_to(folder) for path in runs) for folder in folders), "one did nothing"

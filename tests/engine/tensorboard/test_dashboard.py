@@ -26,7 +26,7 @@ def test_training_and_validation_share_one_chart(train: Train) -> None:
     assert charts["acc"] == ["^train/acc$", "^val/acc$"]
     assert charts["loss"] == ["^train/loss$", "^val/loss$"]
     scalars = events.Tags()["scalars"]
-    assert {"train/acc", "val/acc", "train/loss", "val/loss", "speed/samples_per_second"} <= set(scalars)
+    assert {"train/acc", "val/acc", "train/loss", "val/loss"} <= set(scalars)
     assert any(tag.startswith("lr-") for tag in scalars)
 
 

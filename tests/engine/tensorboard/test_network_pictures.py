@@ -40,7 +40,7 @@ def test_an_image_network_shows_its_batch_its_filters_and_its_graph_once(train: 
     assert b"conv" in events.Graph().SerializeToString()
     assert pixels(events, "network/filters of the first layer").std() > 10
     batch = pixels(events, BATCH)
-    assert batch.shape == (2 + 4 * (SIDE + 2), 2 + 8 * (SIDE + 2))
+    assert batch.shape == (4 * (SIDE + 2), 8 * (SIDE + 2))
     assert batch.std() > 10
 
 
@@ -48,7 +48,7 @@ def test_the_batch_is_shown_as_the_network_sees_it(train: Train) -> None:
     plain = pixels(shown(train("fit", *SHORT).folder), BATCH).astype(int)
     data = "--data=tests.engine.tensorboard.toys.NegativeData"
     negative = pixels(shown(train("fit", *SHORT, data).folder), BATCH).astype(int)
-    image = (slice(2, 2 + SIDE), slice(2, 2 + SIDE))  # the first, without the frame
+    image = (slice(1, 1 + SIDE), slice(1, 1 + SIDE))  # the first, without the frame
     assert abs(plain[image] + negative[image] - 255).max() <= 1
 
 

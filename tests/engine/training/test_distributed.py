@@ -37,11 +37,12 @@ def test_two_processes_train_as_one_does(train: Train, tmp_path: Path) -> None:
     assert done.stdout.count("test/acc") == 1
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "FSDP2Strategy"])
-def test_every_one_of_1001_samples_counts_once(
-    train: Train, tmp_path: Path, toy_checkpoint: str, strategy: str
-) -> None:
-    words = ("--data.size=5005", "--data.batch_size=1000", "--precision=32-true", f"--ckpt_path={toy_checkpoint}")
+def test_every_one_of_1001_samples_counts_once(train: Train, tmp_path: Path, toy_checkpoint: str) -> None:
+    check_that_each_sample_counts_once(train, tmp_path, toy_checkpoint, "ddp")
+
+
+def check_that_each_sample_counts_once(train: Train, tmp_path: Path, checkpoint: str, strategy: str) -> None:
+    words = ("--data.size=5005", "--data.batch_size=1000", "--precision=32-true", f"--ckpt_path={checkpoint}")
     one = train("test", *words)
     run_in(tmp_path / "two", "test", *TOY, *words, "--devices=2", f"--strategy={strategy}")
     for name in ("test/loss", "test/acc", "test/f1"):

@@ -171,7 +171,7 @@ def test_quiet_prints_only_warnings_and_results(tmp_path: Path, recipe: tuple[st
     done = program("--quiet", *recipe, *short, f"--trainer.default_root_dir={tmp_path}")
     assert done.returncode == 0
     said = [line for line in done.stdout.splitlines() if line.strip()]
-    assert [line.split()[0] for line in said] == ["test/acc", "test/f1", "test/loss", "run", "best", "see"]
+    assert [line.split()[0] for line in said] == ["test/acc", "test/f1", "test/loss", "run", "best", "best", "see"]
     # Lightning's hint on a machine with SLURM is a warning too.
     (warned,) = [line for line in done.stderr.splitlines() if "srun" not in line]
     assert "smaller than the logging interval" in warned

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from src.tasks.classifier import Classifier
 from tests.toy import Batch, ToyData, ToyMLP
 
 
@@ -24,6 +25,14 @@ class TokenMLP(ToyMLP):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.float())
+
+
+class BackboneClassifier(Classifier):
+    """A classifier whose convolution is its backbone."""
+
+    @property
+    def backbone(self) -> torch.nn.Module:
+        return self.net.conv
 
 
 TOKENS = ("--data=tests.engine.training.toys.TokenData", "--model.net=tests.engine.training.toys.TokenMLP")

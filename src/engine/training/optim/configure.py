@@ -64,7 +64,21 @@ def _fused(spec: Spec, module: LightningModule) -> Spec:
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: Spec) -> Spec:
-    """Keep this run's `fused`, not the checkpoint's: this run may clip gradients or use another device."""
+    """Keep this run's `fused`, not the checkpoint's: this run may clip gradients or use another device.
+
+    Fused steps do not check sizes, so a state of other sizes would let them write anywhere in memory.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    keys = [key for group in state["param_groups"] for key in group["params"]]  # names with FSDP2, else numbers
+    for key, parameter in zip(keys, parameters, strict=False):
+        values = state["state"].get(key, {})
+        for name, value in values.items():
+            if not isinstance(value, torch.Tensor) or value.ndim == 0:
+                continue
+            if value.shape != parameter.shape:
+                raise InputError(f"the checkpoint's {name} of {tuple(value.shape)} does not fit its weights")
+            if value.stride() != parameter.stride():
+                values[name] = torch.empty_like(parameter).copy_(value)
     groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 

@@ -54,6 +54,19 @@ class MuonWithAdamW(Optimizer):
         super().__init__(kept, {})
         self._parts = (muon, adamw)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters later, as BackboneFinetuning does; without `hidden`, all matrices go to Muon."""
+        if self._parts is None:  # called by the constructor
+            super().add_param_group(param_group)
+            return
+        given = dict(param_group)
+        parameters = [given["params"]] if isinstance(given["params"], Tensor) else list(given["params"])
+        for group in [given] if "hidden" in given else _split_by_shape(parameters):
+            part = self._parts[0 if group.get("hidden") else 1]
+            if group["params"]:
+                part.add_param_group(_without_hidden_key({**given, **group}))  # checks it, and adds defaults
+                super().add_param_group({**part.param_groups.pop(), "hidden": part is self._parts[0]})
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both optimizers; returns the loss of `closure`, if given, which is called once."""

@@ -45,6 +45,16 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         options |= {"div_factor": div_factor, "final_div_factor": final_div_factor}
         super().__init__(optimizer, max_lr, total_steps, **options)
 
+    def get_lr(self) -> Any:
+        """The next learning rates; a group that was added later, as by BackboneFinetuning, follows the first one."""
+        first, *others = self.optimizer.param_groups
+        for group in others:
+            if "max_lr" not in group:
+                ratio = group["lr"] / first["lr"]
+                group |= {name: ratio * first[name] for name in ("initial_lr", "max_lr", "min_lr")}
+                group |= {name: value for name, value in first.items() if name not in group}  # momentum of the cycle
+        return super().get_lr()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position of a saved schedule, but not its length: a continued run may be longer."""
         length = ("total_steps", "_schedule_phases")

@@ -65,10 +65,6 @@ def test_a_schedule_gets_the_length_of_the_run(
     ("words", "message"),
     [
         (("--optimizer.lr=-1",), "AdamW does not take its arguments: Invalid learning rate: -1.0"),
-        (
-            ("--optimizer=MuonWithAdamW", "--optimizer.adamw_lr=-1"),
-            "MuonWithAdamW does not take its arguments: Invalid",
-        ),
         (("--lr_scheduler.div_factor=0",), "OneCycleLR does not take its arguments: float division by zero"),
     ],
 )

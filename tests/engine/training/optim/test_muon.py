@@ -83,10 +83,29 @@ def test_plain_parameters_are_split_by_shape() -> None:
     assert len(MuonWithAdamW([nn.Parameter(torch.zeros(3))]).param_groups) == 1
 
 
+def test_parameters_may_be_added_later() -> None:
+    together, apart = token_net(), token_net()
+    parts = [[*net.blocks[0].parameters()] for net in (together, apart)]
+    late = {id(parameter) for parameter in parts[0]}
+    first = [parameter for parameter in together.parameters() if id(parameter) not in late]
+    optimizer = MuonWithAdamW(first)
+    optimizer.add_param_group({"params": parts[0], "lr": 0.5})
+    assert [(group["hidden"], group["lr"]) for group in optimizer.param_groups[-2:]] == [(True, 0.5), (False, 0.5)]
+    step(together, [optimizer])
+    assert not any(torch.equal(old, new) for old, new in zip(parts[1], parts[0], strict=True))
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        optimizer.add_param_group({"params": parts[0][0]})
+
+
 @pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"adamw_lr": -1.0}, {"momentum": -1.0}, {"betas": (2.0, 0.9)}])
 def test_a_bad_argument_is_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"-1|2"):
         MuonWithAdamW(decay_groups(token_net()), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_bad_argument_on_the_command_line_is_one_line(train: Callable[..., Run]) -> None:
+    with pytest.raises(InputError, match="MuonWithAdamW does not take its arguments: Invalid"):
+        train("fit", "--max_epochs=1", "--optimizer=MuonWithAdamW", "--optimizer.adamw_lr=-1")
 
 
 def test_clipping_accumulation_and_resume_work_as_with_any_optimizer(train: Callable[..., Run]) -> None:

@@ -7,8 +7,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.engine.system.errors import InputError
-from src.engine.training import throughput
-from src.engine.training.throughput import training_flops
+from src.engine.tensorboard import throughput
+from src.engine.tensorboard.throughput import training_flops
 from tests.conftest import Run
 from tests.engine.training.toys import TOKENS
 from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet

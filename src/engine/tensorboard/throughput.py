@@ -17,6 +17,12 @@ from src.engine.system.errors import InputError
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
 
+def callbacks(config: Any, stage: str | None) -> list[Callback]:
+    """The callback of every run with a logger and log steps."""
+    trainer = config.trainer
+    return [] if stage == "predict" or trainer.logger is False or trainer.log_every_n_steps == 0 else [Throughput()]
+
+
 class Throughput(Callback):
     """Logs the training speed since the last log step, all devices together, without validation.
 

@@ -1,4 +1,4 @@
-"""Compiles the network with torch.compile before a run."""
+"""`--compile`: compiles the network with torch.compile before a run."""
 
 import time
 from typing import Any
@@ -9,6 +9,29 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from src.engine.system.errors import InputError
+
+BARE_FLAGS = ("--compile",)
+
+
+def add_arguments(parser: Any) -> None:
+    """Add the option to `src.train`."""
+    parser.add_argument("--compile", action="store_true", help="Compile the network with torch.compile")
+
+
+def callbacks(config: Any, stage: str | None) -> list[Callback]:  # noqa: ARG001
+    """The callback of a run with the option."""
+    return [Compilation()] if config.compile else []
+
+
+def extra_seconds(trainer: Trainer) -> dict[str, float]:
+    """How long compiling took, which is not training."""
+    found = [one for one in trainer.callbacks if isinstance(one, Compilation)]  # type: ignore[attr-defined]
+    return {"compile_seconds": found[0].seconds} if found else {}
+
+
+def input_error(error: BaseException, config: Any) -> InputError | None:
+    """The error for the user if torch's compiler raised one in a run with the option."""
+    return compile_error(error) if config.compile and is_compiler_error(error) else None
 
 
 class Compilation(Callback):
@@ -28,7 +51,7 @@ class Compilation(Callback):
         net: Any = getattr(pl_module, "net", None)
         if net is None or not callable(getattr(pl_module, "step", None)):
             raise InputError(f"--compile needs a task such as Classifier, not {type(pl_module).__name__}")
-        if not is_compiled(net):
+        if not getattr(net, "is_compiled", False):
             net.compile()
             net.is_compiled = True
 
@@ -64,11 +87,6 @@ class Compilation(Callback):
         rank_zero_info(f"Compiled in {self.seconds:.0f} s")
 
 
-def is_compiled(net: Any) -> bool:
-    """Whether a run with `--compile` has compiled a network."""
-    return getattr(net, "is_compiled", False)
-
-
 def is_compiler_error(error: BaseException) -> bool:
     """Whether torch's compiler raised an error. Compares module names, so that the compiler is not imported."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
@@ -76,5 +94,5 @@ def is_compiler_error(error: BaseException) -> bool:
 
 def compile_error(error: BaseException) -> InputError:
     """The InputError for an error of torch's compiler."""
-    reason = str(error).strip().splitlines()[0]
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     return InputError(f"--compile: torch cannot compile this network here ({reason}): leave it out")

@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
+from src.engine.parts.compile import is_compiler_error
 from src.engine.system.errors import InputError
-from src.engine.training.compilation import is_compiler_error
 from src.tasks.classifier import Classifier
 from tests import toy
 from tests.conftest import QUIET, Run, write
@@ -76,12 +76,12 @@ def test_compiling_a_model_without_a_network_is_one_line(train: Train) -> None:
         train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
 
 
-def break_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def break_compiler(monkeypatch: pytest.MonkeyPatch, text: str = "no working C++ compiler\nand a long story") -> None:
     class CompilerError(RuntimeError):
         __module__ = "torch._inductor.exc"
 
     def fail(*_: object) -> None:
-        raise CompilerError("no working C++ compiler\nand a long story")
+        raise CompilerError(text)
 
     monkeypatch.setattr(Classifier, "forward", fail)
 
@@ -91,6 +91,9 @@ def test_a_compiler_error_is_one_line(
 ) -> None:
     break_compiler(monkeypatch)
     with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
+        train(*SHORT, "--compile")
+    break_compiler(monkeypatch, text="")
+    with pytest.raises(InputError, match=r"cannot compile this network here \(CompilerError\): leave it out"):
         train(*SHORT, "--compile")
 
 

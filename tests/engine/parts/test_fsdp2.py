@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from src.engine.runs.checkpoint import damage, load_model, read_checkpoint
 from src.engine.runs.sharded import REST, read_index, read_whole, replace_folder, write_checksums
 from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError
-from tests.conftest import Run
+from tests.conftest import QUIET, Run, program
 from tests.engine.runs.processes import only_run, run_in, spy
+from tests.engine.training.test_distributed import check_that_each_sample_counts_once
 from tests.spies import Payload
 from tests.toy import RECIPE
 
@@ -140,7 +142,7 @@ def test_only_whole_shards_become_one_file(tmp_path: Path, toy_checkpoint: str) 
 def test_fsdp2_trains_goes_on_and_becomes_one_file(
     train: Train, parse: Callable[..., StarterCLI], tmp_path: Path
 ) -> None:
-    exact = ("--model.net=tests.engine.runs.toys.BlockNet", "--max_epochs=2", "--precision=32-true")
+    exact = ("--model.net=tests.engine.parts.toys.BlockNet", "--max_epochs=2", "--precision=32-true")
     exact = (*exact, "--lr_scheduler=null")  # which would end with the first part
     fsdp2 = (f"--config={ROOT / 'configs' / 'strategy' / 'fsdp2.yaml'}", "--trainer.strategy.gather_dtype=float32")
     one = train("fit", *exact, *spy(tmp_path / "one.json"))
@@ -163,3 +165,35 @@ def test_fsdp2_trains_goes_on_and_becomes_one_file(
     assert torch.allclose(models[0](images), models[1](images), atol=1e-4)
     goes_on = train("fit", f"--ckpt_path={whole}", *exact, "--strategy=auto", "--devices=1", "--max_epochs=3")
     assert goes_on.cli.trainer.global_step == 30  # optimizer and all
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hidden", "need", "late"), [(3000, r"2\.\d", False), (750, r"0\.\d", True)])
+def test_a_full_disk_at_a_sharded_checkpoint_is_one_line_per_process(
+    small_disk: Path, hidden: int, need: str, late: bool
+) -> None:
+    # No space for a third checkpoint; or enough space, but the first process cannot write the last file of the second.
+    words = ("fit", f"--config={RECIPE}", "--model.net=tests.toy.ToyMLP", f"--model.net.hidden={hidden}")
+    processes = ("--accelerator=cpu", "--devices=2", "--config=configs/strategy/fsdp2.yaml")
+    fault = ("--trainer.callbacks+=tests.engine.parts.toys.LateFullDisk", "--trainer.callbacks.step=15") if late else ()
+    done = program(*words, *processes, *QUIET, f"--trainer.default_root_dir={small_disk}", *fault)
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert {line.split(":")[0] for line in lines} == {"error", "error (rank 1)"}
+    for line in lines:
+        assert re.search(
+            rf"(best|last).ckpt cannot be written \(.*: it needs about {need} MB and .* MB are free; free", line
+        )
+        assert "earlier checkpoints are unchanged" in line
+    assert any("continue with: python -m src.train --ckpt_path last --run" in line for line in lines)
+    (folder,) = small_disk.glob("*/version_*")
+    found = [path for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")]
+    assert found
+    assert all(damage(path) is None for path in found)
+
+
+def test_every_one_of_1001_samples_counts_once_with_shards_too(
+    train: Train, tmp_path: Path, toy_checkpoint: str
+) -> None:
+    check_that_each_sample_counts_once(train, tmp_path, toy_checkpoint, "FSDP2Strategy")

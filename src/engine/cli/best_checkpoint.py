@@ -1,0 +1,43 @@
+"""The best checkpoint of a run that was just trained."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from src.engine.runs.checkpoint import is_sharded, read_checkpoint
+from src.engine.runs.run_record import best_metrics
+from src.engine.runs.runs import relative
+
+
+class BestCheckpoint:
+    """The checkpoint that `--checkpoint` has chosen, read from its file.
+
+    Args:
+        trainer: has trained the run.
+
+    `metrics` are its validation metrics and its epoch; empty if there is no such checkpoint.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.path = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        self.content: dict[str, Any] = read_checkpoint(self.path) if self.path and Path(self.path).exists() else {}
+        self.metrics = best_metrics(self.content) if self.content else {}
+
+    def test(self, model: LightningModule, datamodule: LightningDataModule | None) -> None:
+        """Test it as `src.train test` does, or the last weights if there is no such checkpoint.
+
+        Lightning would let callbacks that have trained, such as WeightAveraging, put other weights in their place.
+        """
+        path = None
+        if not self.content:
+            rank_zero_info("Testing the last weights: no best checkpoint was saved")
+        else:
+            rank_zero_info(f"Testing {relative(Path(self.path))}")
+            if is_sharded(Path(self.path)):
+                path = self.path
+            else:
+                model.load_state_dict(self.content["state_dict"], strict=model.strict_loading)
+        self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)

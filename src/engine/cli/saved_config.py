@@ -1,0 +1,101 @@
+"""Writes the configuration of a run so that it repeats the run, and reads it back to be sure."""
+
+import argparse
+import inspect
+import re
+import warnings
+from enum import Enum
+from typing import Any, get_args
+
+import lightning
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from src.engine.cli.explain import explain
+from src.engine.runs.checkpoint import reason_of
+from src.engine.system.classes import Tree, argument_types, differences, import_class, is_class
+from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
+
+# Options of a single call: not part of a saved configuration.
+CALL_ONLY = ("config", "ckpt_path", "trust", "run", "quiet", "debug")
+NOT_WRITTEN = "Unable to serialize instance "  # what jsonargparse writes for an object
+# For the default of Lightning's Timer, an Enum whose values are texts.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts such as 1e3, which PyYAML reads as text and jsonargparse as a number."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if re.match(r"[-+.\d]", text) else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump(tree: Tree) -> str:
+    """A tree as YAML that jsonargparse reads as the same tree."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+def configuration_text(parser: LightningArgumentParser, given: Namespace) -> tuple[str, Tree]:
+    """A configuration as text for `config.yaml`, and as a tree.
+
+    Args:
+        parser: reads the text back.
+        given: the configuration.
+
+    Raises:
+        InputError: it holds a value that cannot be written, or that is read back as another.
+    """
+    tree = _written(parser, given)
+    text = f"# lightning=={lightning.__version__}\n{dump(tree)}"
+    try:
+        again = _written(parser, parser.parse_string(text))
+    except argparse.ArgumentError as error:
+        reason = explain(str(error), parser, tree, [], [])
+        raise InputError(f"{reason}, as config.yaml would be read; give another value") from error
+    if dump(again) != dump(tree):
+        changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
+        raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
+    return text, tree
+
+
+def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
+    for key in (*CALL_ONLY, *(flag.removeprefix("--") for flags in hooks("BARE_FLAGS") for flag in flags)):
+        given.pop(key, None)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what `_drop_objects` handles
+            tree: Tree = yaml.safe_load(parser.dump(given, skip_unset=False))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"the configuration cannot be written to config.yaml: {reason_of(error)}") from error
+    _drop_objects(tree)
+    return tree
+
+
+def _drop_objects(node: Any, flag: str = "-") -> None:
+    """Remove the arguments that jsonargparse cannot write, if they are defaults, as Lightning's `torch.device("cpu")`.
+
+    Raises:
+        InputError: such an argument is not a default.
+    """
+    given = (node.get("init_args") or {} if is_class(node) else node) if isinstance(node, dict) else {}
+    for name, value in list(given.items()):
+        key = f"--{name}" if flag == "-" else f"{flag}.{name}"
+        if not isinstance(value, str) or not value.startswith(NOT_WRITTEN):
+            _drop_objects(value, key)
+            continue
+        text = value.removeprefix(NOT_WRITTEN)
+        cls = import_class(node["class_path"]) if is_class(node) else None
+        parameter = inspect.signature(cls).parameters.get(name) if cls else None
+        if parameter is not None and str(parameter.default) == text:
+            del given[name]
+        elif str in get_args(argument_types(cls).get(name)):
+            given[name] = text  # jsonargparse takes a text for a function
+        else:
+            raise InputError(f"{key} {text} cannot be written to config.yaml: give another value")
+    for one in node if isinstance(node, list) else ():
+        _drop_objects({"item": one} if isinstance(one, str) else one, flag)

@@ -1,0 +1,1 @@
+"""New projects: the files of this template that a choice needs."""

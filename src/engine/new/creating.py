@@ -1,0 +1,185 @@
+"""Make a project of your own from this template: `python -m src.new --help`."""
+
+import argparse
+import importlib.util
+import keyword
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from src import ROOT
+from src.engine.cli.command import command_parser, parse_words
+from src.engine.new.project import ALWAYS, DEFAULT, Choice, Project, kinds, parts, recipes
+from src.engine.new.template import Template, git
+from src.engine.new.updating import update
+from src.engine.system.errors import InputError
+
+# Names that a project's own folder or package cannot have: they are taken in every project.
+TAKEN = {"engine", "tasks", "train", "new", "tests", "configs", "src"}
+
+
+def new(args: list[str]) -> int | None:
+    """Write a new project, list what it would have, or update one.
+
+    Raises:
+        InputError: an option is wrong, or the project cannot be written.
+    """
+    options = _parse(args)
+    if options.update:
+        return update(ROOT, Path(options.update).expanduser())
+    if not args and sys.stdin.isatty():
+        _ask(options)
+    folder, choice = _choice(options)
+    project = Project(ROOT, choice)
+    files = project.files()
+    if options.dry_run:
+        _list(files)
+    else:
+        write(folder, files, {path for path in files if project.is_program(path)}, choice.author)
+        print(f"written {folder}: {len(files)} files, {_lines(files, choice.package)} lines in {choice.package}/")
+        print(f"next: cd {options.folder} && make train")
+    return None
+
+
+def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str) -> None:
+    """Write a repository with a first commit, completely or not at all.
+
+    Raises:
+        InputError: the folder cannot be written, or git is not there.
+    """
+    temporary = folder.with_name(f".{folder.name}-new")
+    try:
+        temporary.mkdir()
+        try:
+            for path, content in files.items():
+                file = temporary / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+                if path in programs:
+                    file.chmod(file.stat().st_mode | 0o111)
+            git(temporary, "init", "--quiet", "--initial-branch=main")
+            git(temporary, "add", "--all")
+            commit(temporary, "New project from lightning-starter", author)
+            if folder.exists():  # made meanwhile
+                raise FileExistsError(17, "it exists", str(folder))
+            temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except FileNotFoundError as error:
+        what = "git is not installed" if error.filename == "git" else f"{error.filename}: {error.strerror}"
+        raise InputError(f"{folder} cannot be written: {what}") from error
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error.stderr).split())
+        raise InputError(f"{folder} cannot be written: {reason}; nothing is left of it") from error
+
+
+def commit(folder: Path, message: str, author: str) -> None:
+    """Commit what is staged, without hooks and signatures, also where git does not know its user."""
+    identity = []
+    if git(folder, "config", "user.email", check=False).returncode:
+        identity = ["-c", f"user.name={author}", "-c", "user.email=nobody@example.com"]
+    quiet = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false"]
+    git(folder, *identity, *quiet, "commit", "--quiet", "--message", message)
+
+
+def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
+    """Folder and content of the project.
+
+    Raises:
+        InputError: the folder exists, its parent does not, or a name cannot be used.
+    """
+    if not options.folder:
+        raise InputError("the folder is missing: give one, as in python -m src.new ../tumours --kind classification")
+    folder = Path(options.folder).expanduser().absolute()
+    if not options.kind and not options.recipe:
+        known = f"--kind {' or '.join(kinds(ROOT))}, or --recipe with one of {', '.join(recipes(Template(ROOT)))}"
+        raise InputError(f"{options.folder}: what shall it hold? Give {known}")
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"{options.folder} already exists: give another folder")
+    if not folder.parent.is_dir():
+        raise InputError(f"{options.folder}: there is no folder {folder.parent}; make it first")
+    name = options.name or folder.name
+    _check_name("--name" if options.name else f"{options.folder}: the name", name, "--name tumours")
+    if options.package != "src":
+        _check_name("--package", options.package, "--package tumours")
+        if importlib.util.find_spec(options.package) is not None:
+            raise InputError(f"--package {options.package}: an installed package has that name; give another")
+    given = kinds(ROOT)[options.kind]["with"] if options.kind in kinds(ROOT) else DEFAULT
+    words = given if options.parts is None else [word for word in options.parts.split(",") if word]
+    chosen = sorted({word for word in words if word not in ALWAYS})
+    author = options.author or git(ROOT, "config", "user.name", check=False).stdout.strip() or f"the {name} authors"
+    options.recipe = list(dict.fromkeys(options.recipe))
+    return folder, Choice(name, options.kind, options.recipe, chosen, options.package, author, options.license)
+
+
+def _check_name(option: str, name: str, example: str) -> None:
+    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii() or name.lower() != name:
+        raise InputError(f"{option} {name} is not the name of a module: give one such as {example}")
+    if name in TAKEN or (ROOT / "src" / name).exists():
+        raise InputError(f"{option} {name} is the name of something in the project: give another, as in {example}")
+
+
+def _list(files: dict[str, bytes]) -> None:
+    """Print each file with its lines, and the sum of each folder."""
+    sums: dict[str, int] = {}
+    for path in sorted(files):
+        count = files[path].count(b"\n")
+        print(f"{count:6,}  {path}")
+        folder = path.split("/")[0] if "/" in path else "."
+        sums[folder] = sums.get(folder, 0) + count
+    print("", *(f"{count:6,}  lines in {folder}" for folder, count in sums.items()), sep="\n")
+
+
+def _lines(files: dict[str, bytes], package: str) -> str:
+    return f"{sum(content.count(b'%c' % 10) for path, content in files.items() if path.startswith(f'{package}/')):,}"
+
+
+def _ask(options: argparse.Namespace) -> None:
+    """Ask for folder, content and parts on a terminal, with the lines and packages that each costs."""
+    template = Template(ROOT)
+    options.folder = input("Folder of the new project, such as ../tumours: ").strip()
+    print("\nWhat it starts with, and the lines of its src/:")
+    starts = [("kind", name, str(about["about"])) for name, about in kinds(ROOT).items()]
+    starts += [("recipe", name, path) for name, path in recipes(template).items()]
+    for number, (kind, name, about) in enumerate(starts, start=1):
+        words: dict[str, object] = {"kind": name} if kind == "kind" else {"recipes": [name]}
+        project = Project(ROOT, Choice("example", parts=[], **words))  # type: ignore[arg-type]
+        print(f"{number:3}  {project.lines():6,} lines  {name}: {about}")
+    answer = input("Number: ").strip()
+    if not answer.isdigit() or not 1 <= int(answer) <= len(starts):
+        raise InputError(f"{answer or 'no number'}: give 1 to {len(starts)}")
+    kind, name, _ = starts[int(answer) - 1]
+    options.kind, options.recipe = (name, []) if kind == "kind" else (None, [name])
+    print("\nWhat it can do beside training, and what each adds:")
+    base = Project(ROOT, Choice("example", options.kind, options.recipe, []))
+    for word in (word for word in parts(template) if word not in ALWAYS):
+        more = Project(ROOT, Choice("example", options.kind, options.recipe, [word]))
+        packages = ", ".join(sorted(more.requirements() - base.requirements()))
+        if more.kept != base.kept:
+            print(f"  {more.lines() - base.lines():6,} lines  {word}{f' (needs {packages})' if packages else ''}")
+    options.parts = input("Names with commas, or Enter for the usual ones: ").replace(" ", "") or None
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = command_parser(
+        "src.new", "Make a project of your own: what you choose of this template, and nothing else."
+    )
+    parser.add_argument(
+        "folder", nargs="?", help="folder to make; without it, on a terminal, three questions are asked"
+    )
+    parser.add_argument("--kind", help=f"kind of task: {', '.join(kinds(ROOT))}")
+    parser.add_argument("--recipe", action="append", default=[], help="recipe of this template, by name; repeatable")
+    parser.add_argument(
+        "--with",
+        dest="parts",
+        help="commands and parts with commas, as in predict,serve; train is always there; default: as the kind says, or"
+        f" {','.join(DEFAULT)}",
+    )
+    parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
+    parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")
+    parser.add_argument("--author", default="", help="for licence and citation (default: git's user.name)")
+    parser.add_argument("--license", default="MIT", help="licence of your code (%(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="list the files with their lines and write nothing")
+    parser.add_argument("--update", metavar="PROJECT", help="merge newer files into a project made by this command")
+    return parse_words(parser, args)

@@ -1,0 +1,253 @@
+"""The files of a new project."""
+
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from src.engine.new.pyproject import project_table, requirements
+from src.engine.new.template import Template
+from src.engine.new.trimming import Gone, Suite
+from src.engine.system.classes import nearest
+from src.engine.system.errors import InputError
+
+COPIED = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
+ALWAYS = ("train", "new")  # commands
+DEFAULT = ("predict", "compile", "dashboard", "evaluation_pictures", "network_pictures", "task_pictures", "throughput")
+KILL = "scripts/kill.py"  # kept if a test uses it
+EXAMPLE = "example"  # name of the project in the files of a kind
+# Files that belong to the user once they are written: an update leaves them alone.
+OWN = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
+
+
+@dataclass
+class Choice:
+    """What a project is made of; `pyproject.toml` notes it for updates.
+
+    Args:
+        name: name of the project, and of the folder of its own code.
+        kind: kind of task, a folder of `templates/kinds`, or None.
+        recipes: names of recipes in `configs`.
+        parts: commands, parts of the engine and overlays, by the names of their files.
+        package: import name in place of `src`.
+        author: for licence and citation.
+        license: a file of `templates/licenses`.
+    """
+
+    name: str
+    kind: str | None = None
+    recipes: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=lambda: list(DEFAULT))
+    package: str = "src"
+    author: str = ""
+    license: str = "MIT"
+
+
+class Project:
+    """The files that a choice needs.
+
+    Args:
+        root: folder of the template.
+        choice: what to take.
+
+    Raises:
+        InputError: a name of the choice is not known.
+    """
+
+    def __init__(self, root: Path, choice: Choice) -> None:
+        self.choice = choice
+        if choice.kind is not None:
+            _one("kind", choice.kind, kinds(root))
+        self.template = template = Template(root, choice.kind)
+        known = {path.name: path for path in (root / "templates/licenses").iterdir()}
+        self.license: Path = _one("license", choice.license, known)
+        self.recipes: list[str] = [_one("recipe", name, recipes(template)) for name in choice.recipes]
+        roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
+        added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
+        if "src/tune.py" in roots:
+            roots |= {path for path in template.source if path.startswith("configs/tune/") and self._searches(path)}
+        self.kept = template.reached({*roots, *added, *COPIED, *self.recipes})
+        """All files but tests, by their path in a project named `example` with the package `src`."""
+        self.kept |= {path for path in overlays(template) if self._comes_along(path)}
+
+    def _searches(self, path: str) -> bool:
+        recipe = re.search(r"^recipe: (\S+)", self.template.text(path), re.MULTILINE)
+        return path in self.template.added or (recipe is not None and recipe[1] in self.recipes)
+
+    def _comes_along(self, path: str) -> bool:
+        return self.template.needs(path) <= self.kept and "needs `pip install" not in self.template.text(path)
+
+    @cached_property
+    def _parts(self) -> dict[str, str]:
+        """The parts of the engine that a project can do without, by name."""
+        found = [path for files in parts(self.template).values() for path in files if path.startswith("src/engine/")]
+        return {PurePosixPath(path).stem: path for path in found}
+
+    @cached_property
+    def tests(self) -> dict[str, str]:
+        """Content of the tests that remain, by path."""
+        template = self.template
+        folders = {path.split("/")[1] for path in self.kept if path.startswith("src/")} | {"engine"}
+        data = {path for path in template.source if path.startswith("tests/") and not path.endswith(".py")}
+        data = {
+            path for path in data if all(one in self.kept for one in template.needs(path) if one.startswith("src/"))
+        }
+        inits = {path for path in template.source if path.startswith("tests/") and path.endswith("__init__.py")}
+        paths = [
+            path
+            for path in template.source
+            if re.fullmatch(r"tests/(.+/)?(?!__init__)\w+\.py", path)
+            and (
+                path.split("/")[1] in folders
+                or (path.count("/") == 1 and "/test_" not in path)
+                or path in template.added
+            )
+            and self._has_its_part(path)
+        ]
+        other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
+        gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
+        found = Suite(template, gone, paths).trimmed(map(template.text, data))
+        needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents}
+        found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
+        uses_kill = any(re.search(r"^(from|import) kill\b", text, re.MULTILINE) for text in found.values())
+        return {**found, **({KILL: template.text(KILL)} if uses_kill else {})}
+
+    def _has_its_part(self, test: str) -> bool:
+        """Whether the part of the engine that a test is about, by its name, is in the project."""
+        found = re.match(r"tests/engine/(?:parts|tensorboard)/test_(\w+)", test)
+        named = [path for name, path in self._parts.items() if found and found[1].startswith(name)]
+        return not named or named[0] in self.kept
+
+    def lines(self, folder: str = "src/") -> int:
+        """Lines of code in a folder."""
+        return sum(len(self.template.text(path).splitlines()) for path in self.kept if path.startswith(folder))
+
+    def packages(self) -> set[str]:
+        """Names of packages that the code imports."""
+        needed = (
+            re.findall(r"needs `pip install (\w+)", self.template.text(path))
+            for path in self.kept & overlays(self.template)
+        )
+        code = self.template.packages(path for path in self.kept if path.startswith("src/"))
+        return {"torch", "lightning", "tensorboard", *code, *(name for names in needed for name in names)}
+
+    def requirements(self) -> set[str]:
+        """The packages to install, as `pyproject.toml` will name them."""
+        found = requirements(self.template.text("pyproject.toml"), self.packages()).values()
+        return {re.split(r"\W", one)[0] for group in found for one in group}
+
+    def files(self) -> dict[str, bytes]:
+        """Content of all files, by path."""
+        choice, template = self.choice, self.template
+        texts = {path: template.text(path) for path in self.kept} | self.tests
+        if not any(path.startswith("tests/tasks/") for path in texts):
+            texts["Makefile"] = re.sub(r" --ignore tests/tasks| \$\(wildcard tests/tasks\)", "", texts["Makefile"])
+        if choice.kind is None and "configs/default.yaml" not in texts:
+            texts["configs/default.yaml"] = template.text(self.recipes[0])
+        texts["pyproject.toml"] = project_table(
+            texts["pyproject.toml"], choice, self.packages(), self.tests, template.root
+        )
+        texts["README.md"] = self._readme(texts["README.md"])
+        texts["LICENSE-lightning-starter"] = template.text("LICENSE")
+        texts["LICENSE"] = self.license.read_text(encoding="utf-8")
+        values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
+        found = {"logs/.gitkeep": b""}
+        for path, text in texts.items():
+            if path in template.added or path in OWN:
+                path, text = _named(path, choice.name), _named(text, choice.name)
+                text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
+            found[packaged(path, choice.package)] = packaged(text, choice.package).encode()
+        return found
+
+    def is_program(self, path: str) -> bool:
+        """Whether a file is a program."""
+        return path in self.template.source and self.template.is_executable(path)
+
+    def _readme(self, text: str) -> str:
+        gone = Gone(self.template, {*self.kept, *self.tests})
+        shown = [f"| train `{path}` | `python -m src.train --config {path}` |" for path in self.recipes]
+        about = self.choice.kind and kinds(self.template.root)[self.choice.kind]["about"]
+        found = {
+            f"src/{name}/": self.template.text(f"src/{name}/__init__.py").strip().strip('"').rstrip(".")
+            for name in sorted(
+                {path.split("/")[1] for path in self.kept if path.count("/") > 1 and path.startswith("src/")}
+            )
+        }
+        found |= {"configs/": "one YAML file per recipe; overlays in folders", "tests/": "the same folders as `src/`"}
+        folders = [f"| `{folder}` | {what} |" for folder, what in found.items()]
+        for name, value in (
+            ("about", [about or comment(self.template.text(self.recipes[0]))]),
+            ("folders", folders),
+            ("recipes", shown),
+        ):
+            text = text.replace(f"{{{{{name}}}}}\n", "".join(f"{line}\n" for line in value))
+        return "".join(line for line in text.splitlines(True) if not (line.startswith("|") and gone.find(line)))
+
+
+def _one(option: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        what = "command or part" if option == "with" else option
+        near = nearest(name, known) or f"; known: {', '.join(known)}"
+        raise InputError(f"--{option} {name}: no such {what}{near}")
+    return known[name]
+
+
+def kinds(root: Path) -> dict[str, dict[str, Any]]:
+    """What each kind of task says of itself, `about` and `with`, by name."""
+    found = sorted((root / "templates/kinds").glob("*/kind.yaml"))
+    return {path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in found}
+
+
+def recipes(template: Template) -> dict[str, str]:
+    """The recipes of a template by name: files of `configs` with model and data."""
+    found = [path for path in _configs(template) if path not in template.added]
+    return {PurePosixPath(path).stem: path for path in found if {"model", "data"} <= _keys(template, path)}
+
+
+def overlays(template: Template) -> set[str]:
+    """The files of `configs` that are neither recipes nor searches."""
+    return {path for path in _configs(template) if not {"model", "data"} <= _keys(template, path)} - {
+        path for path in template.source if path.startswith("configs/tune/")
+    }
+
+
+def parts(template: Template) -> dict[str, list[str]]:
+    """The commands, parts of the engine and overlays of a template with their files, by name."""
+    found: dict[str, list[str]] = {}
+    files = [f"{folder}/{name}.py" for folder in ("src", "src/engine/parts") for name in template.names(folder, ".py")]
+    folder = "src/engine/tensorboard"
+    pictures = [f"{folder}/{name}.py" for name in template.names(folder, ".py")]
+    files += [path for path in pictures if re.search(r"^def callbacks\(", template.text(path), re.MULTILINE)]
+    for path in (*files, *sorted(overlays(template))):
+        found.setdefault(PurePosixPath(path).stem, []).append(path)
+    return found
+
+
+def _configs(template: Template) -> Iterable[str]:
+    return sorted(path for path in template.source if path.startswith("configs/") and path.endswith(".yaml"))
+
+
+def _keys(template: Template, path: str) -> set[str]:
+    return set(re.findall(r"^(\w+):", template.text(path), re.MULTILINE))
+
+
+def comment(text: str) -> str:
+    """The comment at the head of a YAML file, as one line."""
+    lines = re.match(r"(#.*\n)*", text)
+    return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
+
+
+def packaged(text: str, package: str) -> str:
+    """Text with the import name of a project in place of `src`."""
+    return text if package == "src" else re.sub(r"(?<![\w.-])src\b(?![=-])", package, text)
+
+
+def _named(text: str, name: str) -> str:
+    """Text of a kind with the name of the project in place of `example`."""
+    camel = "".join(word.capitalize() for word in name.split("_"))
+    return re.sub(rf"\b{EXAMPLE}\b|(?<=test_){EXAMPLE}\b", name, re.sub(r"\bExample(?=[A-Z])", camel, text))

@@ -1,0 +1,96 @@
+"""`pyproject.toml` of a new project: its name, and the packages that its code imports."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from src.engine.new.template import commit_of
+
+TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ruff"}
+# Packages that are imported by another name, and those that others load by themselves.
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "python-multipart": "multipart"}
+IMPORTED_AS |= {"types-pyyaml": "yaml", "types-tqdm": "tqdm", "mlflow-skinny": "mlflow"}
+LOADED_BY = {"plotly": "optuna", "scikit-learn": "optuna", "alembic": "mlflow", "sqlalchemy": "mlflow"}
+SECTIONS = ("setuptools.packages.find", "ruff", "ruff.lint", "ruff.lint.per-file-ignores", "mypy")
+
+
+def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:
+    """The requirements of a `pyproject.toml` whose packages are imported: those of all, by "", and of each extra."""
+    project = tomllib.loads(text)["project"]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    found = {
+        name: [one for one in group if _is_imported(one, imported)] for name, group in groups.items() if name != "dev"
+    }
+    return {name: group for name, group in found.items() if group}
+
+
+def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, str], root: Path) -> str:
+    """The content of `pyproject.toml`.
+
+    Args:
+        text: that of the template.
+        choice: the `Choice` of the project, which is noted for updates.
+        imported: names of packages that the code imports.
+        tests: content of the tests, by path.
+        root: folder of the template.
+    """
+    tool, project = (tomllib.loads(text)[name] for name in ("tool", "project"))
+    tested = imported | set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(tests.values()), re.MULTILINE))
+    extras = requirements(text, imported)
+    base = extras.pop("")
+    known = [one for group in (project["dependencies"], *project["optional-dependencies"].values()) for one in group]
+    named = {*base, *(one for group in extras.values() for one in group), f"{project['name']}"}
+    dev = [one for one in dict.fromkeys(known) if _is_imported(one, tested) or _distribution(one) in TOOLS]
+    own = [f"{choice.name}[{','.join(extras)}]"] if extras else []
+    extras["dev"] = own + [one for one in dev if one not in named]
+
+    head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}
+    head["requires-python"] = project["requires-python"]
+    lines = ["[build-system]", *_section(text, "build-system"), "", "[project]", *_lines(head)]
+    lines += [*_array("dependencies", base, text), "", "[project.optional-dependencies]"]
+    lines += [line for name, group in extras.items() for line in _array(name, group, text)]
+    for section in SECTIONS:
+        lines += ["", f"[tool.{section}]", *_section(text, f"tool.{section}")]
+    lines = [line for line in lines if not re.match('"templates/|# Checked in the projects', line)]
+    for override in tool["mypy"]["overrides"]:
+        override["module"] = [one for one in override["module"] if one.partition(".")[0] in tested]
+        if override["module"]:
+            lines += ["", "[[tool.mypy.overrides]]", *_lines(override)]
+    lines += ["", "[tool.pytest.ini_options]", *_section(text, "tool.pytest.ini_options")]
+    lines += ["", "# Where this project comes from: `python -m src.new --update` takes a newer engine."]
+    noted = {"version": project["version"], "commit": commit_of(root), "name": choice.name, "kind": choice.kind or ""}
+    noted |= {"recipes": choice.recipes, "with": choice.parts, "package": choice.package}
+    return "\n".join([*lines, "[tool.lightning-starter]", *_lines(noted)]) + "\n"
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[\[<>=!~;]", requirement)[0].lower()
+
+
+def _is_imported(requirement: str, names: Iterable[str]) -> bool:
+    name = _distribution(requirement)
+    module = IMPORTED_AS.get(name, name.replace("-", "_"))
+    return bool({module, LOADED_BY.get(name, module)} & {*names})
+
+
+def _section(text: str, name: str) -> list[str]:
+    """The lines of a section of a TOML file."""
+    found = re.search(rf"^\[{re.escape(name)}\]\n(.*?)(?=^\[|\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1].rstrip().splitlines() if found else []
+
+
+def _array(name: str, values: list[str], text: str) -> list[str]:
+    """An array of requirements, each with the comments that it has in the template."""
+    lines = [f"{name} = ["]
+    for value in values:
+        found = re.search(rf'((?:  #.*\n)*)  "{re.escape(value)}",(.*)\n', text)
+        lines += [*(found[1].splitlines() if found else []), f'  "{value}",{found[2] if found else ""}']
+    return [*lines, "]"]
+
+
+def _lines(settings: dict[str, Any]) -> list[str]:
+    """Settings in TOML."""
+    return [f"{key} = {json.dumps(value)}" for key, value in settings.items()]

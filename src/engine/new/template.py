@@ -1,0 +1,175 @@
+"""The files of this template, and what each of them needs."""
+
+import ast
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from functools import cache, cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+IGNORED = {".git", ".venv", "data", "logs", "build", "__pycache__"}
+CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
+
+
+class Template:
+    """A clone of this template. Paths are relative to it, with slashes; those of a project are where they will be.
+
+    Args:
+        root: folder of the clone.
+        kind: kind of task; the files in `templates/kinds/<kind>` are added to those of the clone.
+    """
+
+    def __init__(self, root: Path, kind: str | None = None) -> None:
+        self.root = root
+        self.source = {path: path for path in _listed(root) if not path.startswith("templates/")}
+        self.added = set[str]()
+        """Files that every project gets, and those of its kind."""
+        for folder in ("templates/base", *([f"templates/kinds/{kind}"] if kind else [])):
+            added = {path.removeprefix(f"{folder}/"): path for path in _listed(root) if path.startswith(f"{folder}/")}
+            self.source |= added
+            self.added |= added.keys() - {"kind.yaml"}
+        self.classes = {
+            name: path
+            for path in sorted(self.source)
+            if path.startswith("src/") and path.endswith(".py")
+            for name in CLASS.findall(self.text(path))
+        }
+
+    @cached_property
+    def folders(self) -> set[str]:
+        """The folders of all files."""
+        return {str(folder) for path in self.source for folder in PurePosixPath(path).parents}
+
+    def text(self, path: str) -> str:
+        """The content of a file."""
+        return _read(self.root / self.source[path])
+
+    def bytes(self, path: str) -> bytes:
+        """The content of a file of any type."""
+        return (self.root / self.source[path]).read_bytes()
+
+    def is_executable(self, path: str) -> bool:
+        """Whether a file is a program."""
+        return os.access(self.root / self.source[path], os.X_OK)
+
+    def names(self, folder: str, suffix: str) -> list[str]:
+        """Names without suffix of the files directly in a folder, such as the commands in `src`."""
+        found = [Path(path) for path in self.source if path.startswith(f"{folder}/") and path.endswith(suffix)]
+        return sorted(path.stem for path in found if str(path.parent) == folder and path.stem != "__init__")
+
+    def module(self, name: str) -> str | None:
+        """The file of a module such as `src.engine.cli.config`, or None."""
+        path = name.replace(".", "/")
+        return next((one for one in (f"{path}.py", f"{path}/__init__.py") if one in self.source), None)
+
+    def named_modules(self, path: str) -> Iterator[str]:
+        """Dotted names of what a Python file imports, also within functions."""
+        for node in ast.walk(_tree(self.root / self.source[path])):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield node.module
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+    def needs(self, path: str) -> set[str]:
+        """The files that a file needs: imported modules, classes named in YAML, data files beside a module."""
+        if path.endswith(".yaml"):
+            return self.named_classes(path)
+        if not path.endswith(".py"):
+            return set()
+        found = {file for name in self.named_modules(path) if (file := self.module(name))}
+        found |= {file for folder in Path(path).parents if (file := f"{folder}/__init__.py") in self.source}
+        for text in texts(_tree(self.root / self.source[path])):
+            beside = f"{Path(path).parent}/{text}"
+            found |= {one for one in (beside, text) if one in self.source and not one.endswith((".py", ".yaml", ".md"))}
+            named = [f"{one.replace('.', '/')}.py" for one in re.findall(r"python -m (src\.\w+)", text)]
+            found |= {one for one in (*re.findall(r"scripts/[\w.]+\w", text), *named) if one in self.source}
+        return found
+
+    def named_classes(self, path: str) -> set[str]:
+        """The files of the classes that a YAML file names, by bare or dotted name."""
+        found = set[str]()
+        for value in _values(yaml.safe_load(self.text(path))):
+            if value in self.classes:
+                found.add(self.classes[value])
+            elif (file := self.module(value.rpartition(".")[0])) is not None:
+                found.add(file)
+        return found
+
+    def reached(self, roots: Iterable[str]) -> set[str]:
+        """The files that some files need, and these themselves."""
+        found, left = set[str](), list(roots)
+        while left:
+            if (path := left.pop()) not in found:
+                found.add(path)
+                left += self.needs(path) - found
+        return found
+
+    def packages(self, paths: Iterable[str]) -> set[str]:
+        """Names that Python files import of other packages; of a dotted name each part, for `torch.utils.tensorboard`.
+
+        Text that is the name of a package counts too: it may be checked or imported by its name.
+        """
+        found = set[str]()
+        for path in paths:
+            if path.endswith(".py"):
+                names = {part for name in self.named_modules(path) for part in name.split(".")}
+                found |= names | {text for text in texts(_tree(self.root / self.source[path])) if text.isidentifier()}
+        return found
+
+
+def texts(tree: ast.AST) -> Iterator[str]:
+    """All text in Python code, docstrings and parts of f-strings included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def commit_of(root: Path) -> str:
+    """The commit of a clone, or "unknown" for a copy without history."""
+    done = git(root, "rev-parse", "HEAD", check=False)
+    is_own = not done.returncode and (root / ".git").exists()
+    return done.stdout.strip() if is_own else "unknown"
+
+
+def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run git in a folder, whatever repository the environment names."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=check)
+
+
+@cache
+def _listed(root: Path) -> tuple[str, ...]:
+    """The files of a clone that git does not ignore; of a copy without history, all but environment, data and runs."""
+    if (root / ".git").exists():
+        found = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
+        return tuple(sorted({path for path in found if path and (root / path).is_file()}))
+    paths = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in IGNORED and not name.endswith(("_cache", ".egg-info"))]
+        paths += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
+    return tuple(sorted([*paths, "logs/.gitkeep"]))
+
+
+@cache
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(_read(path))
+
+
+def _values(node: Any) -> Iterator[str]:
+    """All text in a tree of dicts and lists, keys too."""
+    if isinstance(node, str):
+        yield node
+    children = [*node, *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        yield from _values(child)

@@ -1,0 +1,106 @@
+"""Merges newer files of this template into a project that was made of it."""
+
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from src.engine.new.project import OWN
+from src.engine.new.template import commit_of, git
+from src.engine.system.errors import InputError
+
+
+def update(root: Path, project: Path) -> int:
+    """Merge what has changed since the commit that a project notes; returns the exit code, 1 with conflicts.
+
+    Each file is merged by git from three versions: what the noted commit makes of the project's choice, what this clone
+    makes of it, and the project's own. What the project has changed or deleted stays.
+
+    Raises:
+        InputError: the project notes no commit of this clone, or has changes that are not committed.
+    """
+    noted = _noted(project)
+    if git(project, "status", "--porcelain", check=False).stdout.strip():
+        raise InputError(f"--update {project}: it has changes that are not committed; commit them first")
+    if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
+        raise InputError(
+            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made of; give a whole"
+            " clone, as git fetch --unshallow makes it"
+        )
+    with tempfile.TemporaryDirectory() as name:
+        before, after, template = (Path(name) / one for one in ("before", "after", "template"))
+        archive = subprocess.run(["git", "-C", root, "archive", noted["commit"]], capture_output=True, check=True)
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(template, filter="data")
+        _make(template, before, noted)
+        _make(root, after, noted)
+        text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
+        (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
+        merged, conflicts = _merge(before, after, project, noted)
+    for line in (*(f"merged    {path}" for path in merged), *(f"conflict  {path}" for path in conflicts)):
+        print(line)
+    if conflicts:
+        print("search the conflicts for <<<<<<<, and edit them", file=sys.stderr)
+    print(f"{project} is now at {commit_of(root)[:12]}; see git diff, run make test, and commit", file=sys.stderr)
+    return 1 if conflicts else 0
+
+
+def _noted(project: Path) -> dict[str, Any]:
+    try:
+        text = (project / "pyproject.toml").read_text(encoding="utf-8")
+        return dict(tomllib.loads(text)["tool"]["lightning-starter"])
+    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        raise InputError(
+            f"--update {project}: no project of this template, its pyproject.toml has no [tool.lightning-starter]"
+        ) from error
+
+
+def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
+    """Make a project of the same choice with the `src.new` of a template."""
+    words = [str(folder), "--name", noted["name"], "--package", noted["package"], "--with", ",".join(noted["with"])]
+    words += ["--kind", noted["kind"]] if noted["kind"] else []
+    words += [word for recipe in noted["recipes"] for word in ("--recipe", recipe)]
+    command = [sys.executable, "-m", "src.new", *words]
+    done = subprocess.run(command, cwd=template, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"--update: {' '.join(done.stderr.split()).removeprefix('error: ')}")
+
+
+def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Merge all files but the user's own; returns the paths that changed, and those with conflicts."""
+    own = (f"{noted['package']}/{noted['name']}/", f"tests/{noted['name']}/", "configs/default.yaml", ".git/", *OWN)
+    paths = {
+        path.relative_to(side).as_posix() for side in (before, after) for path in side.rglob("*") if path.is_file()
+    }
+    merged, conflicts = [], []
+    for path in sorted(path for path in paths if not path.startswith(own)):
+        old, new, mine = (_read(side / path) for side in (before, after, project))
+        if new in (old, mine) or (mine is None and old is not None):
+            continue
+        if new is None and mine != old:
+            conflicts.append(f"{path}: it is gone from the template, and you have changed it")
+        elif new is None:
+            (project / path).unlink()
+            merged.append(path)
+        elif mine == old:
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(after / path, project / path)
+            merged.append(path)
+        else:
+            base = before / path
+            if old is None:  # both have added it
+                base.parent.mkdir(parents=True, exist_ok=True)
+                base.touch()
+            labels = ("-L", "yours", "-L", "before", "-L", "template")
+            done = git(project, "merge-file", *labels, str(project / path), str(base), str(after / path), check=False)
+            (conflicts if done.returncode else merged).append(path)
+    return merged, conflicts
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

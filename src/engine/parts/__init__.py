@@ -1,0 +1,1 @@
+"""Parts that a project can do without: each adds itself by the functions that it defines, see `system/hooks.py`."""

@@ -1,0 +1,128 @@
+"""Checks before the first step: settings and callbacks that cannot work, and which metrics are monitored and when."""
+
+import re
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder, SpikeDetection
+from lightning.pytorch.plugins import Precision
+from torch import nn
+
+from src.engine.system.classes import as_list, import_class, nearest
+from src.engine.system.errors import InputError
+
+# Callbacks of Lightning that a run refuses, and why.
+UNUSABLE: dict[type[Callback], str] = {
+    BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"
+    " --data.batch_size",
+    LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
+    " --optimizer.lr",
+    SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
+    " out; a run stops by itself when the loss becomes NaN or infinite",
+}
+# A metric with another name may be logged in training.
+OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
+
+
+class MonitorCheck(Callback):
+    """Checks after the sanity check that validation logs every monitored metric that is named like one of its own.
+
+    Raises:
+        InputError: a checkpoint, a callback or the schedule monitors a metric that validation does not log.
+    """
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own, logged = trainer.checkpoint_callback, sorted(trainer.callback_metrics)
+        plateaus: Any = [one for one in trainer.lr_scheduler_configs if one.reduce_on_plateau]
+        for one in [*trainer.callbacks, *plateaus]:  # type: ignore[attr-defined]
+            of_name = re.findall(r"\{([^:}]+)", str(getattr(one, "filename", None)))  # metrics in names of checkpoints
+            for key, metric in [("monitor", getattr(one, "monitor", None)), *(("filename", name) for name in of_name)]:
+                if not isinstance(metric, str) or metric in logged or not OF_EVALUATION.match(metric):
+                    continue
+                what = (
+                    f"--checkpoint.{key}" if one is own else f"{type(getattr(one, 'scheduler', one)).__name__}: {key}"
+                )
+                raise InputError(
+                    f"{what} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
+                    " (--trainer.num_sanity_val_steps 0 skips this check)"
+                )
+
+
+def check_settings(config: Any, trains: bool) -> None:
+    """Check Trainer and checkpoint settings that Lightning takes, but with which a run would not do what it says.
+
+    Raises:
+        InputError: a setting is out of range or does not fit another one.
+    """
+    trainer = config.trainer
+    if trainer.accumulate_grad_batches < 1:
+        raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
+    if config.retries < 0:
+        raise InputError(f"--retries {config.retries}: give at least 0")
+    if trainer.barebones:
+        raise InputError(
+            "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
+            " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
+        )
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trains and trainer[name] == 0:
+            raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
+    if trains:
+        check_rhythm(config.checkpoint, trainer)
+
+
+def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
+    """Raise InputError if a callback of the configuration cannot work."""
+    for callback in callbacks:
+        if reason := next((reason for kind, reason in UNUSABLE.items() if isinstance(callback, kind)), None):
+            raise InputError(f"{type(callback).__name__} {reason}")
+        if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):
+            raise InputError(
+                f"BackboneFinetuning needs a task with the attribute backbone, a network, which {type(model).__name__}"
+                " does not have: add it in a subclass, or leave the callback out"
+            )
+
+
+def check_rhythm(checkpoint: Any, trainer: Any) -> None:
+    """Check that the best checkpoint is chosen when its metric is new.
+
+    Args:
+        checkpoint: settings of the ModelCheckpoint.
+        trainer: settings of the Trainer.
+
+    Raises:
+        InputError: it would be saved with the metric of other weights.
+    """
+    monitor, every = checkpoint.monitor, trainer.check_val_every_n_epoch
+    if not monitor:
+        return
+    for name in ("every_n_train_steps", "train_time_interval"):
+        if checkpoint[name]:
+            raise InputError(
+                f"--checkpoint.{name} {checkpoint[name]} saves between validations, when --checkpoint.monitor {monitor}"
+                " is that of other weights: leave it out and validate more often with --trainer.val_check_interval, or"
+                " give --checkpoint.monitor null"
+            )
+    at_epoch_end = trainer.val_check_interval in (None, 1.0) and every == 1
+    if monitor.startswith("val") and checkpoint.save_on_train_epoch_end and not at_epoch_end:
+        raise InputError(
+            f"--checkpoint.save_on_train_epoch_end true: --checkpoint.monitor {monitor} is not new at the end of every"
+            " epoch, as validation runs at other times: leave it out"
+        )
+    if monitor.startswith("train") and not checkpoint.save_on_train_epoch_end and not at_epoch_end:
+        raise InputError(
+            f"--checkpoint.monitor {monitor} is new at the end of an epoch, but it is read after validation: give"
+            " --checkpoint.save_on_train_epoch_end true"
+        )
+    if (n := checkpoint.every_n_epochs) and every and n % every and not at_epoch_end:
+        raise InputError(
+            f"--checkpoint.every_n_epochs {n} does not fit --trainer.check_val_every_n_epoch {every}: give a multiple"
+            f" of {every}, such as {every * -(-n // every)}"
+        )
+
+
+def has_precision_plugin(plugins: Any) -> bool:
+    """Whether the Trainer settings name a precision plugin."""
+    classes = [import_class(plugin.class_path) for plugin in as_list(plugins) if isinstance(plugin, Namespace)]
+    return any(isinstance(cls, type) and issubclass(cls, Precision) for cls in classes)

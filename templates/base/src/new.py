@@ -1,0 +1,20 @@
+"""Take a newer engine from a clone of the template: `python -m src.new --update path/to/lightning-starter`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from src import ROOT
+
+
+def main() -> None:
+    """Let the clone merge its newer files into this project; files that you have changed are kept."""
+    clone = Path(sys.argv[2]).expanduser() if sys.argv[1:2] == ["--update"] and len(sys.argv) == 3 else None
+    if clone is None or not (clone / "src" / "new.py").is_file() or not (clone / "templates").is_dir():
+        print("error: give a clone of the template, as in --update path/to/lightning-starter", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(subprocess.call([sys.executable, "-m", "src.new", "--update", str(ROOT)], cwd=clone))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Small images of a circle, a square or a cross: replace them with your own data."""
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.data.prepare import normalise
+
+Batch = tuple[Tensor, Tensor]
+SIDE = 16  # height and width of an image in pixels
+MEAN, STD = 0.25, 0.25  # of all pixels, on a scale of 0 to 1
+
+
+class ExampleImages(Dataset[Batch]):
+    """Drawings with noise, of any place and size.
+
+    Args:
+        count: number of images.
+        seed: another seed gives other images.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.targets = torch.arange(count) % 3
+        x, y = (axis - SIDE / 2 for axis in torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="xy"))
+        places = torch.randint(-2, 3, (2, count, 1, 1), generator=generator)
+        size = torch.randint(4, 6, (count, 1, 1), generator=generator)
+        x, y = (x - places[0]).abs(), (y - places[1]).abs()  # (count, SIDE, SIDE)
+        inside = torch.maximum(x, y) <= size
+        drawn = torch.stack([x**2 + y**2 <= size**2, inside, inside & (torch.minimum(x, y) <= 1)])
+        noise = torch.randint(0, 60, (count, SIDE, SIDE), generator=generator)
+        pixels = 150 * drawn[self.targets, torch.arange(count)] + noise
+        self.pixels = pixels.to(torch.uint8).unsqueeze(1)  # (count, 1, SIDE, SIDE)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A batch: images (B, 1, SIDE, SIDE) float, normalised, and targets (B,) int64."""
+        return normalise(self.pixels[indices], MEAN, STD), self.targets[indices]
+
+
+class ExampleDataModule(LightningDataModule):
+    """Images of three classes, in parts for training, validation and test.
+
+    Args:
+        batch_size: images per batch over all processes.
+        size: number of training images; validation and test have a fifth of it each.
+        num_workers: processes that build batches.
+    """
+
+    input_kind = "image"
+    num_classes = 3
+    labels = ("circle", "square", "cross")
+    pixel_mean, pixel_std = (MEAN,), (STD,)
+
+    def __init__(self, batch_size: int = 32, size: int = 1500, num_workers: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.size = size
+        self.num_workers = num_workers
+
+    def setup(self, stage: str) -> None:
+        sizes = {"train": self.size, "val": self.size // 5, "test": self.size // 5}
+        self.parts = {part: ExampleImages(count, seed) for seed, (part, count) in enumerate(sizes.items())}
+
+    def prepare(self, inputs: list[Image.Image]) -> Tensor:
+        """The pixels of images to predict on, not normalised, (B, 1, SIDE, SIDE) uint8."""
+        grey = [np.array(image.convert("L").resize((SIDE, SIDE))) for image in inputs]
+        return torch.from_numpy(np.stack(grey)).unsqueeze(1)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test")
+
+    def _loader(self, part: str) -> DataLoader[Batch]:
+        images = self.parts[part]
+        order = shuffled(len(images)) if part == "train" else None
+        batches = Batches(len(images), self.batch_size, self.trainer, order)
+        return batch_loader(images, batches, num_workers=self.num_workers)

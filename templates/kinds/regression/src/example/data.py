@@ -1,0 +1,88 @@
+"""Rows of numbers and a value for each: replace them with your own data."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.engine.data.loading import Batches, batch_loader, shuffled
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ExampleRows(Dataset[Batch]):
+    """Random numbers and a function of them with noise (Friedman 1991).
+
+    Args:
+        count: number of rows.
+        seed: another seed gives other rows.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.features = x = torch.rand(count, len(ExampleDataModule.columns), generator=generator)
+        values = 10 * torch.sin(torch.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
+        self.targets = (values + torch.randn(count, generator=generator)).unsqueeze(1)  # (count, 1)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """A batch: features (B, 5) and targets (B, 1), both float."""
+        return self.features[indices], self.targets[indices]
+
+
+class ExampleDataModule(LightningDataModule):
+    """Rows in parts for training, validation and test.
+
+    Args:
+        batch_size: rows per batch over all processes.
+        size: number of training rows; validation and test have a fifth of it each.
+        num_workers: processes that build batches.
+    """
+
+    input_kind = "table"
+    columns = ("x1", "x2", "x3", "x4", "x5")
+    labels = ("y",)
+
+    def __init__(self, batch_size: int = 64, size: int = 4000, num_workers: int = 0) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.size = size
+        self.num_workers = num_workers
+
+    def network_arguments(self) -> dict[str, int]:
+        """The network arguments that depend on the data."""
+        return {"num_features": len(self.columns), "num_targets": len(self.labels)}
+
+    def setup(self, stage: str) -> None:
+        sizes = {"train": self.size, "val": self.size // 5, "test": self.size // 5}
+        self.parts = {part: ExampleRows(count, seed) for seed, (part, count) in enumerate(sizes.items())}
+
+    def prepare(self, inputs: list[dict[str, float]]) -> Tensor:
+        """Features (B, 5) float of rows to predict on, which have the names of the columns."""
+        return torch.tensor([[row[name] for name in self.columns] for row in inputs])
+
+    def prepare_targets(self, values: list[Any]) -> Tensor:
+        """Targets (B, 1) float of a column with true values."""
+        return torch.tensor([float(value) for value in values]).unsqueeze(1)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("train")
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._loader("test")
+
+    def _loader(self, part: str) -> DataLoader[Batch]:
+        rows = self.parts[part]
+        order = shuffled(len(rows)) if part == "train" else None
+        batches = Batches(len(rows), self.batch_size, self.trainer, order)
+        return batch_loader(rows, batches, num_workers=self.num_workers)

@@ -1,0 +1,51 @@
+"""The data and the network of this project; the default recipe learns."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+
+from src.example.data import MEAN, SIDE, STD, ExampleDataModule
+from src.example.network import ExampleNet
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+
+
+@pytest.fixture
+def data() -> ExampleDataModule:
+    data = ExampleDataModule(batch_size=10, size=60)
+    data.setup("fit")
+    return data
+
+
+def test_the_default_recipe_learns(train: Train) -> None:
+    assert train().metrics["test/iou"] > 0.8
+
+
+def test_a_batch_has_the_documented_shapes(data: ExampleDataModule) -> None:
+    images, targets = next(iter(data.train_dataloader()))
+    assert images.shape == (10, 1, SIDE, SIDE)
+    assert images.dtype == torch.float32
+    assert targets.shape == (10, SIDE, SIDE)
+    assert set(targets.flatten().tolist()) == {0, 1, 2}
+    assert ExampleNet()(images).shape == (10, len(data.labels), SIDE, SIDE)
+
+
+def test_an_epoch_has_every_image_once_and_the_parts_share_none(data: ExampleDataModule) -> None:
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    seen = [[image.numpy().tobytes() for images, _ in loader for image in images] for loader in loaders]
+    assert [len(part) for part in seen] == [60, 12, 12]
+    assert len({image for part in seen for image in part}) == 84
+
+
+def test_an_image_file_is_prepared_like_the_images_of_training(data: ExampleDataModule) -> None:
+    images, _ = next(iter(data.test_dataloader()))
+    drawn = ((images * STD + MEAN) * 255).round().to(torch.uint8)  # (10, 1, SIDE, SIDE)
+    assert torch.equal(data.prepare([Image.fromarray(one[0].numpy()) for one in drawn]), drawn)
+
+
+def test_true_masks_of_files_are_prepared_like_those_of_training(data: ExampleDataModule) -> None:
+    _, masks = next(iter(data.test_dataloader()))
+    assert torch.equal(data.prepare_targets([Image.fromarray(mask.byte().numpy()) for mask in masks]), masks)

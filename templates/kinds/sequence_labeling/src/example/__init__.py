@@ -1,0 +1,1 @@
+"""Data and network of this project."""

@@ -1,0 +1,43 @@
+"""The data and the network of this project; the default recipe learns."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from src.example.data import ExampleDataModule, classes
+from src.example.network import ExampleNet
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+
+
+@pytest.fixture
+def data() -> ExampleDataModule:
+    data = ExampleDataModule(batch_size=10, size=60)
+    data.setup("fit")
+    return data
+
+
+def test_the_default_recipe_learns(train: Train) -> None:
+    assert train().metrics["test/acc"] > 0.95
+
+
+def test_letters_are_single_or_in_runs() -> None:
+    assert classes("abbc") == [0, 1, 2, 0]
+    assert classes("aaab") == [1, 2, 2, 0]
+
+
+def test_a_batch_has_the_documented_shapes(data: ExampleDataModule) -> None:
+    tokens, mask, targets = next(iter(data.train_dataloader()))
+    assert tokens.shape == mask.shape == targets.shape
+    assert len(tokens) == 10
+    assert torch.equal(targets == -100, ~mask)
+    assert ExampleNet()(tokens, mask).shape == (*tokens.shape, len(data.labels))
+
+
+def test_a_text_of_a_file_is_prepared_like_the_texts_of_training(data: ExampleDataModule) -> None:
+    tokens, mask, _ = next(iter(data.test_dataloader()))
+    prepared = data.prepare(data.parts["test"].texts[:10])
+    assert torch.equal(prepared[0], tokens)
+    assert torch.equal(prepared[1], mask)

@@ -1,0 +1,193 @@
+"""What `src.new` writes, lists and refuses."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src import ROOT
+from src.engine.new import creating
+from src.engine.new.creating import new
+from src.engine.new.project import kinds
+from src.engine.new.template import commit_of, git
+from src.engine.system.errors import InputError
+from tests.engine.new.projects import make
+
+
+def table(project: Path) -> dict[str, Any]:
+    return tomllib.loads((project / "pyproject.toml").read_text())
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_is_a_repository_with_one_commit_and_nothing_uncommitted(tmp_path: Path) -> None:
+    project = make(tmp_path / "tumours", "--kind", "classification", "--with", "train")
+    assert git(project, "rev-list", "--count", "HEAD").stdout.strip() == "1"
+    assert git(project, "status", "--porcelain").stdout == ""
+    assert left_in(tmp_path) == ["tumours"]
+    noted = table(project)["tool"]["lightning-starter"]
+    assert noted["commit"] == commit_of(ROOT)
+    assert (noted["kind"], noted["with"]) == ("classification", [])
+
+
+def test_name_author_and_license_are_the_users(tmp_path: Path) -> None:
+    words = ("--kind", "regression", "--name", "house_prices", "--author", "Ada Lovelace", "--license", "Apache-2.0")
+    project = make(tmp_path / "houses", *words)
+    assert table(project)["project"]["name"] == "house_prices"
+    assert table(project)["project"]["license"] == "Apache-2.0"
+    assert "Ada Lovelace" in (project / "LICENSE").read_text()
+    assert "Ada Lovelace" in (project / "CITATION.cff").read_text()
+    # The licence of the engine asks for its notice.
+    assert "lightning-starter authors" in (project / "LICENSE-lightning-starter").read_text()
+    assert "class HousePricesNet(nn.Module)" in (project / "src" / "house_prices" / "network.py").read_text()
+    assert "{{" not in (project / "README.md").read_text()
+
+
+def test_a_package_of_ones_own_is_named_everywhere(tmp_path: Path) -> None:
+    project = make(tmp_path / "tumours", "--kind", "classification", "--package", "tumours")
+    assert not (project / "src").exists()
+    assert (project / "tumours" / "train.py").is_file()
+    assert "@$(BIN)/python -m tumours.train $(ARGS)" in (project / "Makefile").read_text()
+    for path in project.rglob("*.py"):
+        assert "from src" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("kind", [*kinds(ROOT)])
+def test_a_kind_has_at_most_150_lines_of_its_own(kind: str, tmp_path: Path) -> None:
+    project = make(tmp_path / "mine", "--kind", kind)
+    files = [path for path in (project / "src" / "mine").iterdir() if path.is_file()]
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 150
+
+
+def test_only_what_is_chosen_comes_along(tmp_path: Path) -> None:
+    least = make(tmp_path / "least", "--kind", "regression", "--with", "train")
+    usual = make(tmp_path / "usual", "--kind", "regression")
+    for name in ("predict.py", "engine/deploy", "engine/parts/compile.py", "tasks/classifier.py", "text", "vision"):
+        assert not (least / "src" / name).exists()
+    assert (usual / "src" / "predict.py").is_file()
+    packages = [one.partition(">")[0] for one in table(least)["project"]["dependencies"]]
+    assert not {"torchvision", "tokenizers", "pyarrow"} & {*packages}
+    assert table(least)["project"]["optional-dependencies"].keys() == {"dev"}
+
+
+def test_a_recipe_is_the_default_recipe_of_its_project(tmp_path: Path) -> None:
+    project = make(tmp_path / "mine", "--recipe", "language_id", "--recipe", "mnist_fast", "--with", "train")
+    recipe = (project / "configs" / "text" / "language_id.yaml").read_text()
+    assert (project / "configs" / "default.yaml").read_text() == recipe
+    assert (project / "src" / "text" / "text_encoder.py").is_file()
+    assert not (project / "src" / "text" / "language_model.py").exists()
+    assert (project / "tests" / "vision" / "test_mnist.py").is_file()
+
+
+def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new([str(tmp_path / "mine"), "--kind", "lightning", "--dry-run"])
+    said = capsys.readouterr().out.splitlines()
+    lines = len((ROOT / "templates/kinds/lightning/src/example/module.py").read_text().splitlines())
+    assert f"{lines:6}  src/mine/module.py" in said
+    assert any(line.endswith("lines in src") for line in said)
+    assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("mine", r"mine: what shall it hold\? Give --kind classification or .* or --recipe with one of default, "),
+        ("there --kind lightning", "there already exists: give another folder"),
+        ("link --kind lightning", "link already exists: give another folder"),
+        ("no/where --kind lightning", "there is no folder .*no; make it first"),
+        ("mine --kind lightnin", "--kind lightnin: no such kind, did you mean lightning?"),
+        ("mine --recipe mnist", "--recipe mnist: no such recipe, did you mean mnist_"),
+        ("mine --kind lightning --with predcit", "--with predcit: no such command or part, did you mean predict?"),
+        ("mine --kind lightning --license GPL", "--license GPL: no such license; known: Apache-2.0, BSD-3-Clause, MIT"),
+        ("my-gpt --kind lightning", "my-gpt: the name my-gpt is not the name of a module"),
+        ("mine --kind lightning --name class", "--name class is not the name of a module"),
+        ("mine --kind lightning --name Mine", "--name Mine is not the name of a module"),
+        ("mine --kind lightning --name engine", "--name engine is the name of something in the project"),
+        ("mine --kind lightning --name vision", "--name vision is the name of something in the project"),
+        ("mine --kind lightning --package torch", "--package torch: an installed package has that name"),
+        ("mine --kind lightning --package tests", "--package tests is the name of something in the project"),
+        ("mine --kin lightning", "--kin: no such option, did you mean --kind?"),
+        ("", "the folder is missing"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line_and_leaves_nothing(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))  # noqa: SIM115
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(InputError, match=message):
+        new(words.split())
+    assert left_in(tmp_path) == ["link", "there"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_fails_halfway_leaves_nothing(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(creating, "commit", fail)
+    with pytest.raises((InputError, KeyboardInterrupt), match=r"cannot be written: No space left|^$"):
+        new([str(tmp_path / "mine"), "--kind", "lightning"])
+    assert left_in(tmp_path) == []
+
+
+def test_a_folder_made_meanwhile_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = creating.commit
+
+    def commit_late(folder: Path, message: str, author: str) -> None:
+        commit(folder, message, author)
+        (tmp_path / "mine").mkdir()
+
+    monkeypatch.setattr(creating, "commit", commit_late)
+    with pytest.raises(InputError, match="cannot be written: it exists"):
+        new([str(tmp_path / "mine"), "--kind", "lightning"])
+    assert left_in(tmp_path) == ["mine"]
+
+
+def test_the_first_commit_needs_no_identity_hooks_or_keys_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[commit]\n\tgpgsign = true\n[core]\n\thooksPath = /nowhere\n")
+    monkeypatch.setattr(creating, "git", lambda *words, **more: git(*words, **more))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "git").mkdir()
+    config.rename(tmp_path / "git" / "config")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # of a hook that runs this
+    project = make(tmp_path / "mine", "--kind", "lightning", "--author", "Ada")
+    assert git(project, "log", "--format=%s").stdout == "New project from lightning-starter\n"
+
+
+def test_without_arguments_a_terminal_is_asked_three_questions(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "src.new"]
+    environment = {**os.environ, "REAL_INTERPRETER": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    said = ""
+    for question, answer in (("Folder", str(tmp_path / "mine")), ("Number: ", "1"), ("or Enter", "predict")):
+        end = time.monotonic() + 60
+        while question not in said:
+            assert time.monotonic() < end
+            said += os.read(ours, 100_000).decode()
+        shown, said = said, ""
+        os.write(ours, f"{answer}\n".encode())
+    assert process.wait(60) == 0
+    os.close(ours)
+    assert "lines  predict (needs" in shown
+    assert table(tmp_path / "mine")["tool"]["lightning-starter"]["with"] == ["predict"]

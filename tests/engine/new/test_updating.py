@@ -1,0 +1,129 @@
+"""`src.new --update` merges a newer template into a project, and loses nothing of it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from src.engine.new.creating import commit
+from src.engine.new.template import git
+from src.engine.new.updating import update
+from src.engine.system.errors import InputError
+from tests.conftest import copy_of_the_repository
+
+ENGINE, SUMMARY = "src/engine/system/quiet.py", "src/engine/cli/summary.py"
+
+
+def save(folder: Path, message: str = "A change") -> None:
+    git(folder, "add", "--all")
+    commit(folder, message, "Ada")
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone of the template and a project made of it, in one folder."""
+    folder = tmp_path_factory.mktemp("made")
+    template = copy_of_the_repository(folder / "template")
+    git(template, "init", "--quiet", "--initial-branch=main")
+    save(template, "The template")
+    command = [sys.executable, "-m", "src.new", "../mine", "--kind", "regression", "--with", "train"]
+    subprocess.run(command, cwd=template, check=True, env={"PATH": "/usr/bin:/bin"})
+    return folder
+
+
+@pytest.fixture
+def both(made: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of the clone and of the project."""
+    for name in ("template", "mine"):
+        subprocess.run(["cp", "-r", made / name, tmp_path / name], check=True)
+    return tmp_path / "template", tmp_path / "mine"
+
+
+def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
+    both: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, project = both
+    replace(template / ENGINE, "def hide_information", "NEWER = True\n\n\ndef hide_information")
+    replace(template / SUMMARY, '"""', '"""Newer. ')
+    (template / "src/engine/system/added.py").write_text('"""New."""\n')
+    replace(template / SUMMARY, "import shutil", "import shutil\n\nimport src.engine.system.added")
+    replace(template / "templates/base/Makefile", "clean:  ## remove", "clean:  ## delete")
+    replace(template / "templates/kinds/regression/src/example/network.py", "One hidden", "Another")
+    save(template)
+    (project / "src" / "mine" / "network.py").write_text("# mine\n")
+    (project / ENGINE).write_text((project / ENGINE).read_text() + "\n\nMINE = True\n")
+    replace(project / "README.md", "# mine", "# My own")
+    replace(project / "pyproject.toml", '"torch>=2.14",', '"torch>=2.14",\n  "pandas>=2",')
+    (project / "src" / "engine" / "cli" / "explain.py").unlink()
+    save(project)
+    assert update(template, project) == 0
+    said = capsys.readouterr().out
+    assert "conflict" not in said
+    assert f"merged    {ENGINE}" in said
+    text = (project / ENGINE).read_text()
+    assert "NEWER = True" in text
+    assert "MINE = True" in text
+    assert (project / SUMMARY).read_text().startswith('"""Newer. ')
+    assert (project / "src/engine/system/added.py").is_file()
+    assert "clean:  ## delete" in (project / "Makefile").read_text()
+    assert (project / "src" / "mine" / "network.py").read_text() == "# mine\n"
+    assert (project / "README.md").read_text().startswith("# My own")
+    assert not (project / "src" / "engine" / "cli" / "explain.py").exists()
+    table = (project / "pyproject.toml").read_text()
+    assert '"pandas>=2"' in table
+    assert git(template, "rev-parse", "HEAD").stdout.strip() in table
+    save(project)
+    assert update(template, project) == 0
+    assert capsys.readouterr().out.strip() == ""
+
+
+def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
+    both: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    template, project = both
+    old = "def hide_information() -> None:"
+    replace(template / ENGINE, old, "def hide_information() -> None:  # theirs")
+    (template / "src" / "engine" / "cli" / "explain.py").write_text('"""Nothing any more."""\n')
+    save(template)
+    replace(project / ENGINE, old, "def hide_information() -> None:  # mine")
+    save(project)
+    assert update(template, project) == 1
+    assert f"conflict  {ENGINE}" in capsys.readouterr().out
+    text = (project / ENGINE).read_text()
+    for line in ("<<<<<<< yours", "# mine", "# theirs", ">>>>>>> template"):
+        assert line in text
+
+
+def test_the_command_of_the_project_asks_the_clone(both: tuple[Path, Path]) -> None:
+    template, project = both
+    replace(template / SUMMARY, '"""', '"""Newer. ')
+    save(template)
+    command = [sys.executable, "-m", "src.new", "--update", "../template"]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"})
+    assert done.returncode == 0, done.stderr
+    assert f"merged    {SUMMARY}" in done.stdout
+    done = subprocess.run(command[:-1], cwd=project, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "error: give a clone of the template" in done.stderr
+
+
+def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path, Path], tmp_path: Path) -> None:
+    template, project = both
+    with pytest.raises(InputError, match="no project of this template"):
+        update(template, tmp_path / "nowhere")
+    (project / "README.md").write_text("changed")
+    with pytest.raises(InputError, match="it has changes that are not committed"):
+        update(template, project)
+    git(project, "checkout", "--quiet", ".")
+    replace(project / "pyproject.toml", 'commit = "', 'commit = "abcdef')
+    save(project)
+    with pytest.raises(InputError, match=r"has no commit abcdef.*whole clone"):
+        update(template, project)
+    assert git(project, "status", "--porcelain").stdout == ""

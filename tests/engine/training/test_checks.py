@@ -1,0 +1,89 @@
+"""The best checkpoint is chosen by a metric that is logged, and that is of its own weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from src.engine.system.errors import InputError
+from tests.conftest import Run
+
+Train = Callable[..., Run]
+STOPPING = "--trainer.callbacks+=EarlyStopping"
+PLATEAU = "--lr_scheduler=ReduceLROnPlateau"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--checkpoint.monitor=val/accc",), r"^--checkpoint\.monitor val/accc: validation logs val/acc, val/f1, "),
+        (("--checkpoint.monitor=val/accc",), r"val/loss, did you mean val/acc\? \(--trainer\.num_sanity_val_steps 0 "),
+        (("--checkpoint.monitor=test/acc",), r"^--checkpoint\.monitor test/acc: validation logs "),
+        ((STOPPING, "--trainer.callbacks.monitor=val_loss"), r"^EarlyStopping: monitor val_loss: validation logs "),
+        ((PLATEAU, "--lr_scheduler.monitor=val/los"), r"^ReduceLROnPlateau: monitor val/los: .* did you mean val/loss"),
+    ],
+)
+def test_a_metric_that_validation_does_not_log_is_found_before_the_first_step(
+    train: Train, words: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("src.tasks.task.Task.training_step", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(InputError, match=message):
+        train("fit", *words)
+
+
+def test_a_metric_of_training_may_be_monitored(train: Train) -> None:
+    run = train("fit", "--checkpoint.monitor=train/loss", "--checkpoint.mode=min", "--max_epochs=1")
+    assert (run.folder / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--checkpoint.every_n_train_steps=3",), r"--checkpoint\.every_n_train_steps 3 saves between validations"),
+        (("--checkpoint.train_time_interval=00:01:00",), r"--checkpoint\.train_time_interval 0:01:00 saves between"),
+        (
+            ("--checkpoint.save_on_train_epoch_end=true", "--trainer.val_check_interval=4"),
+            r"--checkpoint\.save_on_train_epoch_end true: --checkpoint\.monitor val/acc is not new",
+        ),
+        (
+            ("--checkpoint.monitor=train/loss", "--trainer.check_val_every_n_epoch=2"),
+            r"monitor train/loss is new at the end of an epoch.*give --checkpoint\.save_on_train_epoch_end true",
+        ),
+        (
+            ("--checkpoint.every_n_epochs=3", "--trainer.check_val_every_n_epoch=2"),
+            r"every_n_epochs 3 does not fit --trainer\.check_val_every_n_epoch 2: give a multiple of 2, such as 4",
+        ),
+    ],
+)
+def test_a_checkpoint_that_would_carry_the_metric_of_other_weights_is_refused(
+    parse: Callable[..., object], words: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        parse("fit", *words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--checkpoint.every_n_epochs=2",),
+        ("--trainer.val_check_interval=4",),
+        ("--trainer.val_check_interval=0.5", "--checkpoint.every_n_epochs=2"),
+        ("--trainer.check_val_every_n_epoch=2",),
+        ("--trainer.check_val_every_n_epoch=2", "--checkpoint.every_n_epochs=4"),
+        ("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=7"),
+    ],
+)
+def test_the_metric_of_the_best_checkpoint_is_that_of_its_own_weights(train: Train, words: tuple[str, ...]) -> None:
+    run = train("fit", *words, "--checkpoint.monitor=val/loss", "--checkpoint.mode=min", "--precision=32-true")
+    path = run.folder / "checkpoints" / "best.ckpt"
+    validated = train("validate", f"--ckpt_path={path}", "--precision=32-true", "--trust=tests.toy")
+    best: Any = run.cli.trainer.checkpoint_callback
+    scores = (run.metrics["val/loss"], best.best_model_score.item())
+    assert scores == pytest.approx((validated.metrics["val/loss"],) * 2, abs=1e-6)
+
+
+def test_steps_between_validations_may_be_saved_without_a_metric(train: Train) -> None:
+    run = train("fit", "--checkpoint.every_n_train_steps=3", "--checkpoint.monitor=null", "--max_epochs=1")
+    assert torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 9
+    assert "best_epoch" not in run.metrics
