@@ -26,7 +26,7 @@ from src.engine.data.prepare import normalise
 from src.engine.data.split import SPLIT_SEED
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed, step_position
-from src.vision.digits import digit_pixels
+from src.vision.digits import digit_note, digit_pixels
 
 Batch = tuple[Tensor, Tensor]
 
@@ -210,7 +210,7 @@ class MNISTDataModule(LightningDataModule):
 
     def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
         """Whether each picture was inverted: see `digit_pixels`."""
-        return [digit_pixels(image)[1] for image in inputs]
+        return [digit_note(image) for image in inputs]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(self.train_set, shuffle=True)

@@ -187,8 +187,8 @@ def flatten(image: Image.Image) -> Image.Image:
     """Replace transparency by black or white, whichever contrasts with the drawing."""
     if image.mode != "RGBA":
         return image
-    ink = np.asarray(image.convert("LA"), dtype=np.float32)  # (H, W, 2)
-    alpha = ink[..., 1]
-    is_light = (ink[..., 0] * alpha).sum() > 127 * alpha.sum()
+    grey, alpha = np.asarray(image.convert("L")), np.asarray(image.getchannel("A"))  # (H, W) each
+    # In 64-bit integers, without a copy of them: an image may have many pixels.
+    is_light = np.einsum("ij,ij->", grey, alpha, dtype=np.int64) > 127 * alpha.sum(dtype=np.int64)
     background = Image.new("RGBA", image.size, "black" if is_light else "white")
     return Image.alpha_composite(background, image).convert("RGB")

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ class Reference:
                 " checkpoint only if --ckpt_path best or last names one of your own runs"
             )
         # A hook of the DataModule may ask whether the Trainer trains.
-        inference.data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+        with silenced():
+            inference.data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
         inference.data.prepare_data()
         inference.data.setup("validate")
+        self.has_logits = self.kind == "prompt" or hasattr(inference.task, "num_classes")
         self.tokenizer: Any = getattr(inference.data, "tokenizer", None)
 
     def samples(self, count: int | None = None, part: str = "val") -> list[Sample]:
@@ -78,13 +81,17 @@ class Reference:
             inputs = tuple(one.repeat(2, *[1] * (one.dim() - 1)) for one in inputs)
         return inputs
 
-    def dynamic_shapes(self) -> tuple[Any, ...]:
+    def free_dimensions(self) -> dict[int, Any]:
         """The dimensions of each input that may vary."""
-        dynamic = {0: Dim("batch")}
+        dimensions = {0: Dim("batch")}
         if self.kind in ("text", "prompt"):
             max_length = getattr(getattr(self.inference.task, "net", None), "block_size", None)
-            dynamic[1] = Dim("length", max=max_length) if max_length else Dim("length")
-        shapes = (dynamic,) * len(self.names)
+            dimensions[1] = Dim("length", max=max_length) if max_length else Dim("length")
+        return dimensions
+
+    def dynamic_shapes(self) -> tuple[Any, ...]:
+        """The free dimensions of the arguments of `net`."""
+        shapes = (self.free_dimensions(),) * len(self.names)
         parameters = inspect.signature(self.net.forward).parameters.values()
         return (shapes,) if any(one.kind is one.VAR_POSITIONAL for one in parameters) else shapes
 
@@ -116,13 +123,13 @@ class Exported:
     def largest_difference(self, samples: list[Sample]) -> float:
         """The largest difference of an output from the checkpoint's; infinity if one is NaN.
 
-        Relative to the largest output, if that is greater than 1, as numbers in a unit of their own may be.
+        Numbers that are no logits may be large, in a unit of their own: there it is relative to the largest.
         """
         with exporting(self.reference):
             found = torch.cat([self.runtime(*inputs).flatten() for inputs, _ in samples])
         expected = torch.cat([self.reference.net(*inputs).flatten() for inputs, _ in samples])
-        difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1)
-        return float(difference.nan_to_num(nan=torch.inf))
+        scale = 1.0 if self.reference.has_logits else expected.abs().max().clamp(min=1)
+        return float(((found - expected).abs().max() / scale).nan_to_num(nan=torch.inf))
 
     @torch.no_grad()
     def accuracy(self) -> float:
@@ -194,6 +201,9 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
 
     with exporting(reference):
         session = onnxruntime.InferenceSession(path)
+    for (axis, dimension), one in product(reference.free_dimensions().items(), session.get_inputs()):
+        if isinstance(one.shape[axis], int):  # torch.onnx fixes a dimension rather than fail
+            raise _cannot_export(reference, f"it fixes the {dimension.__name__} at {one.shape[axis]}")
     names = [one.name for one in session.get_inputs()]
 
     def run(*inputs: Tensor) -> Tensor:
@@ -208,7 +218,7 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
 
 def torch_file(reference: Reference, path: Path) -> Exported:
     """Write a program of torch.export."""
-    with exporting(reference):
+    with exporting(reference), _recurrent_networks():
         program = torch.export.export(reference.net, reference.example(), dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
@@ -306,24 +316,48 @@ def _answer(reference: Reference) -> str:
 
 @contextmanager
 def exporting(reference: Reference) -> Iterator[None]:
-    """Hide warnings and log lines of exporters, and say in one line why they fail.
+    """Hide what exporters print, and say in one line why they fail.
 
     Raises:
         InputError: a library cannot export the network, or cannot run what it has exported.
     """
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with silenced(), torch.no_grad():
             yield
     except (InputError, OSError):
         raise
     except Exception as error:
-        name = type(reference.inference.task.net).__name__
-        raise InputError(
-            f"{name} cannot be exported in this format ({_reason(error)}): try another, onnx, torch or safetensors"
-        ) from error
+        raise _cannot_export(reference, _reason(error)) from error
+
+
+def _cannot_export(reference: Reference, reason: str) -> InputError:
+    name = type(reference.inference.task.net).__name__
+    return InputError(
+        f"{name} cannot be exported in this format ({reason}): try another --format: onnx, torch or safetensors"
+    )
+
+
+@contextmanager
+def _recurrent_networks() -> Iterator[None]:
+    """Let torch.export keep the length of a GRU or LSTM free, as torch.onnx does.
+
+    Private (torch 2.15): by default they are exported as a copy of the cell for each position.
+    """
+    from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
+
+    with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
+        yield
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Hide warnings and log lines."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.disable(disabled)
 

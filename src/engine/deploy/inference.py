@@ -153,9 +153,11 @@ class Inference(LightningModule):
         seen: list[Any] = [self.task.metrics.has_seen("test")] * self.trainer.world_size
         if self.trainer.world_size > 1:
             torch.distributed.all_gather_object(seen, seen[0])
-        if not all(seen):
+        if any(seen) and not all(seen):
             raise InputError("a process has no input with a true value: give more inputs, or --devices 1")
-        self.scores = {name: value.item() for name, value in self.task.metrics["test"].compute().items()}
+        if all(seen):
+            metrics = self.task.metrics["test"].compute()
+            self.scores = {name: value.item() for name, value in metrics.items()}
 
 
 def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: str) -> LightningDataModule:

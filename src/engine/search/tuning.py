@@ -68,12 +68,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--pruner", help="class name in optuna.pruners (as in the config file)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (%(default)s)")
     options = parse_words(parser, args, also="")
+    require("src.tune", "tune", "optuna")
     if not options.config:
         raise InputError("--config is missing: give what to search, a file of configs/tune")
     for flag, _ in options.more:  # else the error would list options of src.train only
         if near := difflib.get_close_matches(flag, [f"--{name}" for name in vars(options)], n=1, cutoff=0.85):
             raise InputError(f"{flag}: no such option, did you mean {near[0]}?")
-    require("src.tune", "tune", "optuna")
     check_minimum(options, n_trials=1, jobs=1)
     if options.timeout is not None and not options.timeout > 0:
         raise InputError(f"--timeout {options.timeout:g}: give seconds above 0")

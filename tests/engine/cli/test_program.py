@@ -116,7 +116,7 @@ def broken_files(folder: Path) -> None:
         ("--lr_scheduler.div_factor 0", "OneCycleLR does not take its arguments: float division by zero"),
         ("--model.net.width 0", "width 0 is too small for ToyNet: give at least 1"),
         ("--model.num_classes 5", "num_classes 5 does not fit ToyNet, which has 3"),
-        ("--model.loss.reduction none --fast_dev_run", "CrossEntropyLoss returns shape (32,), not one value"),
+        ("--model.loss.reduction none --fast_dev_run", "the loss float32 (32,): give one number"),
         ("--name a/b", "--name a/b is not the name of a folder"),
         ("--name ..", "--name .. is not the name of a folder"),
         ("--trainer.default_root_dir file/logs", "cannot be written (Not a directory)"),

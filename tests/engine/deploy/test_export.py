@@ -3,17 +3,27 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
 from src import export as command
 from src.engine.deploy import formats
 from src.engine.deploy.exporting import export
+from src.engine.deploy.formats import Exported
+from src.engine.deploy.inference import Inference
 from src.engine.system.errors import InputError
-from tests.conftest import program
+from tests import toy
+from tests.conftest import fit, program
+from tests.contract import check_prepare
+from tests.engine.deploy.conftest import TOYS, changed
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8, example, written
-from tests.engine.deploy.served import of, one_line, toy_samples
+from tests.engine.deploy.served import TRUSTED, of, one_line, toy_samples
+from tests.engine.deploy.toys import LateData
+from tests.toy import ToyNet
 
 
 @pytest.mark.parametrize("kind", ["toy_checkpoint", "toy_texts", "toy_writer"])
@@ -64,6 +74,88 @@ def test_a_file_that_computes_something_else_is_not_left(
     with pytest.raises(InputError, match=r"outputs differ from the checkpoint's by 2\.0e-04, more than 1e-04"):
         export([*of(toy_checkpoint), "--format", "torch", "--output", str(tmp_path / "model.pt2")])
     assert not list(tmp_path.iterdir())
+
+
+def recurrent(cell: str, folder: Path) -> str:
+    """A checkpoint of a recurrent network."""
+    words = (f"--config={toy.RECIPE}", f"--data={TOYS}.ToyTexts", f"--model.net={TOYS}.ToyRecurrent", "--max_epochs=1")
+    return fit(folder, *words, f"--model.net.cell={cell}")
+
+
+@pytest.mark.parametrize(("form", "cell"), [("torch", "GRU"), ("torch", "LSTM"), ("onnx", "GRU")])
+def test_a_recurrent_network_keeps_its_length_free(form: str, cell: str, tmp_path: Path) -> None:
+    checkpoint = recurrent(cell, tmp_path)
+    output, _ = written(checkpoint, form, tmp_path)
+    check_free_sizes(checkpoint, output, [(1, 3), (5, 13)], 27)
+
+
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_a_network_that_torch_cannot_export_is_one_line_with_the_reason(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*of(recurrent("RNN", tmp_path / "run")), "--format", form)
+    line = one_line(command.main, monkeypatch, capsys, *words, "--output", str(tmp_path / f"model{SUFFIXES[form]}"))
+    assert re.match(
+        r"error: ToyRecurrent cannot be exported in this format \(it fixes the length at 21\): try another --format: ",
+        line,
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_error_of_an_exporter_is_one_short_line() -> None:
+    reference: Any = SimpleNamespace(inference=SimpleNamespace(task=SimpleNamespace(net=ToyNet())))
+
+    def fail() -> None:
+        try:
+            raise TypeError("data-dependent\n  control flow " + "x" * 500)
+        except TypeError as error:
+            raise RuntimeError("Failed to export. # Steps") from error
+
+    with (
+        pytest.raises(
+            InputError, match=r"ToyNet cannot .* \(TypeError: data-dependent control flow x+\): try"
+        ) as raised,
+        formats.exporting(reference),
+    ):
+        fail()
+    assert len(str(raised.value)) < 350
+    with pytest.raises(OSError, match="full"), formats.exporting(reference):
+        raise OSError("full")
+
+
+def test_the_limit_is_relative_for_numbers_that_are_no_logits() -> None:
+    reference: Any = SimpleNamespace(net=lambda values: values, has_logits=False)
+    samples = [((torch.tensor([[2e6], [1.0]]),), torch.zeros(2)), ((torch.tensor([[-5.0]]),), torch.zeros(1))]
+
+    one_more = Exported(reference, lambda values: values + 1, [])
+    assert one_more.largest_difference(samples) == pytest.approx(5e-7)
+    assert one_more.largest_difference(samples[1:]) == pytest.approx(0.2)
+    reference.has_logits = True
+    assert one_more.largest_difference(samples) == 1
+    broken = Exported(reference, lambda values: values * torch.nan, [])
+    assert broken.largest_difference(samples) == torch.inf
+
+
+def test_accuracy_counts_each_of_several_labels() -> None:
+    targets = torch.tensor([[1, 0], [1, -100]])
+    samples = [((torch.tensor([[3.0, 2.0], [1.0, 9.0]]),), targets)]
+    task = SimpleNamespace(num_classes=2)
+    reference: Any = SimpleNamespace(inference=SimpleNamespace(task=task), samples=lambda: samples)
+    assert Exported(reference, lambda logits: logits, []).accuracy() == pytest.approx(2 / 3)
+
+
+def test_the_comparison_is_on_pixels_even_if_they_are_normalised_on_the_device(
+    toy_checkpoint: str, tmp_path: Path
+) -> None:
+    path = changed(toy_checkpoint, tmp_path / "late.ckpt", data=f"{TOYS}.LateData")
+    reference = formats.Reference(Inference(path, "forward", trust=[TRUSTED]))
+    data: Any = reference.inference.data
+    for part in ("train", "val"):
+        (pixels,), targets = reference.samples(5, part)[0]
+        expected = getattr(data, f"{part}_set")
+        assert torch.equal(pixels, expected.pixels[:5])
+        assert torch.equal(targets, expected.targets[:5])
+    check_prepare(LateData(), [Image.fromarray(one[0].numpy()) for one in data.test_set.pixels])
 
 
 def test_a_model_that_takes_its_classes_from_texts_is_refused(toy_matcher: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from src import serve as command
-from src.engine.deploy import service as deployed
+from src.engine.deploy import requests
 from src.engine.deploy.inference import Inference
 from tests.engine.deploy.served import (
     TOKEN,
@@ -189,8 +189,8 @@ def test_a_body_that_does_not_arrive_is_given_up(toy_checkpoint: str, monkeypatc
         async with asyncio.timeout(None) as deadline:
             await receive(Request({"type": "http", "headers": []}, nothing_comes), deadline, 30)
 
-    monkeypatch.setattr(deployed, "BODY_SECONDS", 0.01)
-    receive = deployed.RequestReader(Inference(toy_checkpoint, trust=[TRUSTED]), None, 1000)
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.01)
+    receive = requests.RequestReader(Inference(toy_checkpoint, trust=[TRUSTED]), None, 1000)
     with pytest.raises(HTTPException, match="the body did not arrive") as refusal:
         asyncio.run(read())
     assert refusal.value.status_code == 408

@@ -9,12 +9,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from src.engine.deploy import batcher, service
+from src.engine.data.prepare import prepare_inputs
+from src.engine.deploy import batcher, requests, service
 from src.engine.deploy.batcher import Batcher
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.serving import _parse
@@ -142,6 +145,25 @@ def test_an_input_that_the_data_refuses_is_the_clients_fault() -> None:
     assert (answer.status, answer.json["detail"]) == (422, "no ink in this image")
 
 
+def test_a_row_of_a_table_is_finite_numbers_for_all_columns() -> None:
+    def prepare(rows: list[dict[str, float]]) -> torch.Tensor:
+        return torch.tensor([[row["a"], row["b"]] for row in rows], dtype=torch.float64)
+
+    inference = SimpleNamespace(
+        kind="table",
+        data=(data := SimpleNamespace(input_kind="table", columns=["a", "b"], prepare=prepare)),
+        task=None,
+        device=torch.device("cpu"),
+        prepare=lambda rows: prepare_inputs(data, rows),
+        predictions=lambda inputs: inputs[0].sum(dim=1),
+        rows=lambda sums: [{"sum": one} for one in sums.tolist()],
+    )
+    with local(inference) as one:
+        assert one.predict({"b": 2, "a": 1.5}).json == {"sum": 3.5}
+        for wrong in ({"a": 1}, [1, 2], {"a": 1, "b": 10**400}, {"a": 1, "b": math.nan}, {"a": 1, "b": True}):
+            assert one.predict(wrong).status == 422
+
+
 def file_of(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
     file = io.BytesIO()
     Image.new("L", size).save(file, kind)
@@ -161,8 +183,8 @@ def test_an_image_that_would_be_huge_when_scaled_is_refused(image: Any) -> None:
 
 
 def test_large_images_wait_for_each_other_and_for_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "LARGE_PIXELS", 5000)
-    monkeypatch.setattr(service, "MAX_DECODING_PIXELS", 3 * 100 * 100)
+    monkeypatch.setattr(requests, "LARGE_PIXELS", 5000)
+    monkeypatch.setattr(requests, "MAX_DECODING_PIXELS", 3 * 100 * 100)
     held = threading.Event()
     running: list[int] = []
 
@@ -185,7 +207,7 @@ def test_large_images_wait_for_each_other_and_for_nobody_else(monkeypatch: pytes
 
 
 def test_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "MAX_BODIES", 1000)
+    monkeypatch.setattr(requests, "MAX_BODIES", 1000)
     with local(classifier(even)) as one, socket.create_connection(("127.0.0.1", one.port)) as other:
         other.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999\r\n\r\n" + b"1" * 900)
         waited_for(lambda: one.service.read.held_bytes == 900)

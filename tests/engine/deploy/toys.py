@@ -20,7 +20,7 @@ from src.engine.data.loading import Batches, batch_loader
 from src.engine.training.hyperparameters import describe_arguments
 from src.tasks.classifier import Classifier
 from src.tasks.task import Task
-from tests.toy import SIDE, ToyData
+from tests.toy import MEAN, SIDE, STD, ToyData, ToyImages
 
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 NUMBERS = np.array([max(LETTERS.find(chr(code)), 0) for code in range(128)], dtype=np.uint8)
@@ -66,6 +66,28 @@ class ToyTextNet(nn.Module):
         path.mkdir()
         (path / "config.json").write_text(json.dumps({"labels": labels}))
         return self, ["#"] * 4 + ['print("a program of five lines")']
+
+
+class ToyRecurrent(nn.Module):
+    """A recurrent network.
+
+    Shapes:
+        tokens (B, T) int64, mask (B, T) bool -> (B, num_classes) float.
+    """
+
+    def __init__(self, cell: str = "GRU", width: int = 8, num_classes: int = 2) -> None:
+        super().__init__()
+        self.cell = cell
+        self.width = width
+        self.num_classes = num_classes
+        self.embedding = nn.Embedding(len(LETTERS), width)
+        self.memory = getattr(nn, cell)(width, width, batch_first=True)
+        self.head = nn.Linear(width, num_classes)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        states, _ = self.memory(self.embedding(tokens))  # (B, T, width)
+        logits: Tensor = self.head((states * mask[..., None]).sum(1))  # (B, num_classes)
+        return logits
 
 
 class ToyRows(Dataset[tuple[Tensor, ...]]):
@@ -192,6 +214,19 @@ class NotingData(ToyData):
 
     def notes(self, inputs: list[Image.Image]) -> list[str]:
         return ["" if image.size == (SIDE, SIDE) else "scaled" for image in inputs]
+
+
+class LateData(ToyData):
+    """As `ToyData`, but normalises on the device, and in a test only."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        assert self.trainer is not None
+        images, targets = batch
+        return (images * 255, targets) if self.trainer.training else ((images - MEAN) / STD, targets)
+
+    def _loader(self, dataset: ToyImages, shuffle: bool = False) -> DataLoader[Any]:
+        rows = ToyRows(dataset.pixels / 255, dataset.targets)
+        return batch_loader(rows, Batches(len(rows), self.batch_size, self.trainer))
 
 
 class NamedData(ToyData):

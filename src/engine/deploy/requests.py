@@ -1,0 +1,258 @@
+"""Reads and checks requests to the service."""
+
+import asyncio
+import hmac
+import io
+import json
+import math
+import re
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from starlette.datastructures import Headers, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from src.engine.data.images import read_image
+from src.engine.data.prepare import prepare_inputs
+from src.engine.deploy.batcher import Threads, TooManyError
+from src.engine.deploy.inference import Inference
+from src.engine.system.hardware import return_freed_memory
+
+MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
+LARGE_PIXELS = 2**20  # larger images, and larger bodies, are decoded one at a time: an image can take 1 GB
+MAX_RATIO = 100  # of an image's sides: scaling the shorter one would make a huge image
+MAX_DECODING = 1024  # small bodies that are or wait to be decoded
+MAX_DECODING_PIXELS = 4 * MAX_PIXELS  # of large images, and bytes of large bodies, that are or wait to be decoded
+MAX_BODIES = 300_000_000  # bytes of all bodies
+MAX_TEXT = 100_000  # characters; a tokenizer reads all of a text before it is cut
+MAX_TOKENS = 2048  # generated per request
+BODY_SECONDS = 15.0  # maximum time for a request body to arrive
+SMALL_BODY = 2**15  # bytes; smaller JSON is decoded at once, which is faster than in a thread
+LARGEST = sys.float_info.max
+# Options of a request to generate text.
+DEFAULTS: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
+
+
+class RequestReader:
+    """Reads and checks requests; an invalid request gets a 4xx answer in one line.
+
+    Args:
+        inference: the loaded checkpoint.
+        token: token that requests must send; None: none needed.
+        max_bytes: maximum size of the body, in bytes.
+    """
+
+    def __init__(self, inference: Inference, token: str | None, max_bytes: int) -> None:
+        self.kind = inference.kind
+        self.data = inference.data
+        self.ranges = getattr(inference.data, "value_ranges", None)
+        self.check_sampling: Any = getattr(inference.task, "check_sampling", None)
+        self.tokens = None if token is None else [token.encode("utf-8")]
+        with suppress(UnicodeEncodeError):
+            if token is not None and self.tokens is not None:
+                self.tokens.append(token.encode("latin-1"))  # as some clients send it
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+        self.small, self.large = Threads(2, MAX_DECODING), Threads(1, MAX_DECODING_PIXELS)
+
+    async def __call__(self, request: Request, deadline: asyncio.Timeout, seconds: float) -> Any:
+        """The input in a request.
+
+        Args:
+            request: the request.
+            deadline: set to `seconds` from when the body has arrived.
+            seconds: see `deadline`.
+
+        Raises:
+            HTTPException: the request cannot be used.
+            TooManyError: too much is being read.
+        """
+        self._check_token(request.headers.get("authorization", ""))
+        async with self._body(request) as body:
+            deadline.reschedule(asyncio.get_running_loop().time() + seconds)
+            form = request.headers.get("content-type", "")
+            form = form if form.partition(";")[0].strip().lower() == "multipart/form-data" else ""
+            is_image = self.kind == "image" and not form and not _is_json(body)
+            if len(body) < SMALL_BODY and not form and not is_image:
+                return self._decode(body, form, is_large=False)
+            weight = len(body)
+            if is_image or weight < LARGE_PIXELS:
+                value = await self.small(self._decode, body, form, False)
+                if not isinstance(value, int):
+                    return value
+                weight = value
+            return await self.large(self._decode_large, body, form, weight=weight)
+
+    def _check_token(self, header: str) -> None:
+        scheme, _, given = header.encode("latin-1").partition(b" ")
+        if self.tokens is None:
+            return
+        if scheme.lower() != b"bearer" or not any(hmac.compare_digest(given.strip(), token) for token in self.tokens):
+            raise HTTPException(401, "give the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+    def _decode_large(self, body: bytearray, form: str) -> Any:
+        try:
+            return self._decode(body, form, is_large=True)
+        finally:
+            return_freed_memory()  # otherwise up to 1 GB stays with this process
+
+    def _decode(self, body: bytearray | bytes, form: str, is_large: bool) -> Any:
+        """The input in a body; the number of its pixels if it is a large image and `is_large` is False."""
+        if form:
+            body = asyncio.run(_form_file(form, body))  # in a thread: a large form takes a while
+        if not body:
+            raise HTTPException(422, f"the body is empty: send {self._expected()}")
+        if self.kind == "image" and not _is_json(body):
+            return self._image(body, is_large)
+        value = _json(body, self._expected())
+        readers = {"image": self._pixels, "text": self._text, "prompt": self._prompt, "table": self._row}
+        return readers[self.kind](value)
+
+    def _expected(self) -> str:
+        return {
+            "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
+            "text": 'JSON such as {"text": "..."}',
+            "prompt": 'JSON such as {"prompt": "...", "max_new_tokens": 100}',
+            "table": f"JSON numbers for all columns: {json.dumps(dict.fromkeys(getattr(self.data, 'columns', ()), 0))}",
+        }[self.kind]
+
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytearray]:
+        too_large = HTTPException(413, f"the body is larger than {self.max_bytes:,} bytes")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and int(length) > self.max_bytes:
+            raise too_large
+        body = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    async for chunk in request.stream():
+                        body += chunk
+                        self.held_bytes += len(chunk)
+                        if len(body) > self.max_bytes:
+                            raise too_large
+                        if self.held_bytes > MAX_BODIES:
+                            raise TooManyError
+            except TimeoutError as error:
+                raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
+            yield body
+        finally:
+            self.held_bytes -= len(body)
+
+    def _image(self, body: bytearray | bytes, is_large: bool) -> tuple[Any, str] | int:
+        try:
+            with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as header:
+                width, height = header.size
+            pixels = width * height
+            is_next = pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
+            image = read_image(io.BytesIO(body), self.ranges) if is_next else None
+        except Exception as error:  # a damaged file raises errors of many types
+            raise HTTPException(422, f"not a usable image: it cannot be read; send {self._expected()}") from error
+        if pixels > MAX_PIXELS:
+            raise HTTPException(422, f"not a usable image: it has too many pixels; give at most {MAX_PIXELS:,}")
+        return pixels if image is None else self._prepare(image)
+
+    def _pixels(self, value: Any) -> tuple[Any, str]:
+        wrong = HTTPException(422, f"not pixels: send {self._expected()}")
+        value = value.get("pixels") if isinstance(value, dict) else value
+        try:
+            pixels = np.asarray(value)
+        except ValueError as error:
+            raise wrong from error
+        if pixels.ndim == 1:
+            side = math.isqrt(pixels.size)
+            pixels = pixels.reshape(side, side) if side * side == pixels.size else pixels
+        is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+        if not is_image or pixels.dtype.kind not in "iuf" or not pixels.size or pixels.size > MAX_PIXELS:
+            raise wrong
+        if not (pixels.min() >= 0 and pixels.max() <= 255):
+            raise wrong
+        return self._prepare(Image.fromarray(pixels.round().astype(np.uint8)))
+
+    def _prepare(self, image: Image.Image) -> tuple[Any, str]:
+        if max(image.size) > MAX_RATIO * min(image.size):
+            raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
+        tensors, notes = prepare_inputs(self.data, [image])
+        return tensors, notes[0]
+
+    def _row(self, value: Any) -> dict[str, float]:
+        """The numbers of a table's row, by column."""
+        columns = self.data.columns
+        if not isinstance(value, dict) or set(value) != set(columns):
+            raise HTTPException(422, f"not a row: send {self._expected()}")
+        for name in columns:
+            if type(value[name]) not in (int, float) or not -LARGEST <= value[name] <= LARGEST:
+                raise HTTPException(422, f"{name} is not a finite number: send {self._expected()}")
+        return {name: float(value[name]) for name in columns}
+
+    def _text(self, value: Any) -> str:
+        text = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(text, str) or not text.strip():
+            raise HTTPException(422, f"no text: send {self._expected()}")
+        return _check_encodable(text)
+
+    def _prompt(self, value: Any) -> dict[str, Any]:
+        known = {"prompt", *DEFAULTS}
+        if not isinstance(value, dict) or not isinstance(value.get("prompt"), str) or not value["prompt"]:
+            raise HTTPException(422, f"no prompt: send {self._expected()}")
+        if unknown := value.keys() - known:
+            raise HTTPException(422, f"{sorted(unknown)[0]} is unknown; known: {', '.join(sorted(known))}")
+        options = DEFAULTS | value
+        integers = [options[name] for name in ("max_new_tokens", "top_k", "seed") if options[name] is not None]
+        numbers = [options[name] for name in ("temperature", "top_p") if options[name] is not None]
+        if not all(type(one) is int for one in integers) or not all(type(one) in (int, float) for one in numbers):
+            raise HTTPException(422, "max_new_tokens, top_k and seed must be integers, temperature and top_p numbers")
+        if options["temperature"] is None:
+            raise HTTPException(422, "temperature: give a number")
+        if options["max_new_tokens"] is None or options["max_new_tokens"] > MAX_TOKENS:
+            raise HTTPException(422, f"max_new_tokens: give at most {MAX_TOKENS}")
+        if options["seed"] is not None and not 0 <= options["seed"] < 2**63:
+            raise HTTPException(422, "seed: give 0 or more, below 2**63")
+        try:
+            self.check_sampling(options["max_new_tokens"], options["temperature"], options["top_k"], options["top_p"])
+        except ValueError as error:
+            raise HTTPException(422, str(error)) from error
+        _check_encodable(options["prompt"])
+        return options
+
+
+def _is_json(body: bytearray | bytes) -> bool:
+    return re.match(rb"\s*[\[{]", body) is not None
+
+
+def _json(body: bytearray | bytes, expected: str) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, f"the body is not JSON: send {expected}") from error
+
+
+def _check_encodable(text: str) -> str:
+    if len(text) > MAX_TEXT:
+        raise HTTPException(422, f"the text is too long: give at most {MAX_TEXT:,} characters")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise HTTPException(422, "the text is not valid Unicode: it has half of a surrogate pair") from error
+    return text
+
+
+async def _form_file(content_type: str, body: bytearray | bytes) -> bytes:
+    """The first file or field of a form."""
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield bytes(body)
+
+    try:
+        parser = MultiPartParser(Headers({"content-type": content_type}), stream(), max_part_size=len(body) + 1)
+        for value in (await parser.parse()).values():
+            return await value.read() if isinstance(value, UploadFile) else value.encode()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise HTTPException(422, "the form cannot be read: send a form with one file") from error
+    raise HTTPException(422, "the form is empty: send a form with one file")

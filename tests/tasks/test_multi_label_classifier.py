@@ -1,0 +1,95 @@
+"""Several labels for each input: scores, unknown labels, thresholds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, f1_score
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.functional.classification import multilabel_precision_recall_curve
+
+from src.engine.system.errors import InputError
+from src.engine.tensorboard.figures import label_curves
+from src.tasks.multi_label_classifier import MultiLabelClassifier
+from tests.conftest import trainer
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(60, 4, generator=GENERATOR)
+Y = (X[:, :3] + torch.randn(60, 3, generator=GENERATOR) / 2 > 0).long()
+
+
+def measured(folder: Path, y: torch.Tensor = Y, **options: Any) -> tuple[torch.Tensor, dict[str, float]]:
+    """Probabilities, and what the test measures."""
+    torch.manual_seed(0)
+    task = MultiLabelClassifier(nn.Linear(4, 3), num_classes=3, **options)
+    with torch.no_grad():
+        task.net.weight.copy_(torch.eye(3, 4))  # type: ignore[operator, union-attr]
+    (found,) = trainer(folder).test(task, DataLoader(TensorDataset(X, y), 9), verbose=False)
+    return task.predictions(X)["probabilities"].detach(), dict(found)
+
+
+def test_scores_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    probabilities, found = measured(tmp_path, threshold=0.6)
+    assert found["test/map"] == pytest.approx(average_precision_score(Y, probabilities, average="macro"), rel=1e-5)
+    f1 = f1_score(Y, probabilities > 0.6, average=None)
+    assert found["test/f1"] == pytest.approx(f1.mean(), rel=1e-5)
+    assert [found[f"test/f1_{label}"] for label in "012"] == pytest.approx(f1.tolist(), rel=1e-5)
+    expected = nn.functional.binary_cross_entropy(probabilities, Y.float())
+    assert found["test/loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_unknown_labels_are_left_out_one_by_one(tmp_path: Path, dtype: torch.dtype) -> None:
+    y = Y.clone().to(dtype)
+    y[::4, 1] = -100 if dtype == torch.int64 else torch.nan
+    y[:9] = -100  # the whole first batch
+    known = y >= 0
+    probabilities, found = measured(tmp_path, y)
+    parts = [(Y[known[:, at], at], probabilities[known[:, at], at]) for at in range(3)]
+    assert found["test/map"] == pytest.approx(sum(average_precision_score(*part) for part in parts) / 3, rel=1e-5)
+    assert found["test/f1"] == pytest.approx(sum(f1_score(a, b > 0.5) for a, b in parts) / 3, rel=1e-5)
+    expected = nn.functional.binary_cross_entropy(probabilities[known], Y[known].float())
+    assert found["test/loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_an_unknown_label_gives_no_gradient() -> None:
+    task = MultiLabelClassifier(nn.Linear(4, 3), num_classes=3)
+    y = Y.clone()
+    y[:, 2] = -100
+    task.step((X, y))[0].backward()  # type: ignore[no-untyped-call]
+    gradient = task.net.weight.grad
+    assert gradient[:2].all()  # type: ignore[index, union-attr]
+    assert not gradient[2].any()  # type: ignore[index, union-attr]
+
+
+def test_what_does_not_fit_is_one_line() -> None:
+    task = MultiLabelClassifier(nn.Linear(4, 3), num_classes=3)
+    with pytest.raises(InputError, match=r"Linear returns logits \(60, 3\) for targets \(60,\): .* needs \(60, 3\)"):
+        task.step((X, Y[:, 0]))
+    with pytest.raises(InputError, match=r"threshold 1 is out of range: give a probability between 0 and 1"):
+        MultiLabelClassifier(nn.Linear(4, 3), num_classes=3, threshold=1)
+    with pytest.raises(InputError, match="Linear has no attribute num_classes: pass num_classes to MultiLabel"):
+        MultiLabelClassifier(nn.Linear(4, 3))
+
+
+def test_a_row_lists_the_labels_above_the_threshold() -> None:
+    task = MultiLabelClassifier(nn.Linear(4, 2), num_classes=2, threshold=0.75)
+    rows = task.prediction_rows({"probabilities": torch.tensor([[0.875, 0.75], [0.5, 0.25]])}, ["cat", "dog"])
+    assert rows == [
+        {"labels": ["cat"], "probabilities": {"cat": 0.875, "dog": 0.75}},
+        {"labels": [], "probabilities": {"cat": 0.5, "dog": 0.25}},
+    ]
+
+
+def test_the_figure_is_the_precision_recall_curve_of_each_label(tmp_path: Path) -> None:
+    probabilities, _ = measured(tmp_path)
+    task = MultiLabelClassifier(nn.Linear(4, 3), num_classes=3)
+    task.metrics.unlogged["curves"].update(probabilities, Y)  # type: ignore[operator]
+    (axes,) = label_curves(task.metrics.unlogged["curves"].confmat, ["a", "b", "c"])["precision and recall"].axes  # type: ignore[arg-type]
+    assert [line.get_label() for line in axes.lines] == ["a", "b", "c"]
+    precision, recall, _ = multilabel_precision_recall_curve(probabilities, Y, 3, thresholds=101)
+    assert torch.allclose(torch.tensor(axes.lines[2].get_xdata()).float(), recall[2, :-1])
+    found = recall[2, :-1] > 0
+    assert torch.allclose(torch.tensor(axes.lines[2].get_ydata()).float()[found], precision[2, :-1][found])
