@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torchvision.ops  # also has a class MLP
 
 from src.engine.cli.cli import StarterCLI
@@ -11,6 +12,12 @@ from src.vision.mnist import MNISTDataModule
 from src.vision.vgg import VGG
 
 Parse = Callable[..., StarterCLI]
+
+
+@pytest.fixture
+def recipe() -> tuple[str, ...]:
+    """None: the default one is meant."""
+    return ()
 
 
 def test_without_config_the_default_recipe_is_used(parse: Parse) -> None:
