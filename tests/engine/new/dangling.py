@@ -22,6 +22,7 @@ TRAINING = {"--accelerator", "--devices", "--strategy", "--precision", "--name",
 # Packages that are used without an import, or that another one needs.
 TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ruff", "tensorboard", "torch"}
 LOADED = {"alembic": "mlflow", "sqlalchemy": "optuna", "plotly": "optuna", "scikit-learn": "optuna"}
+IMPLIED = {"sqlalchemy", "huggingface_hub"}  # of optuna and of transformers
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "python-multipart": "multipart"}
 
 
@@ -155,7 +156,7 @@ def _packages(project: Path, package: str, texts: dict[str, str]) -> Iterator[st
             yield f"pyproject.toml: {one} is not used"
     for path, text in texts.items():
         names = re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE) if path.endswith(".py") else []
-        allowed = (known if path.startswith(f"{package}/") else for_tests) | {package, "tests", "kill", "sqlalchemy"}
+        allowed = (known if path.startswith(f"{package}/") else for_tests) | {package, "tests", "kill"} | IMPLIED
         for name in {*names} - allowed - sys.stdlib_module_names:
             yield f"{path}: imports {name}, which pyproject.toml does not require"
 

@@ -30,9 +30,11 @@ def recipe() -> tuple[str, ...]:
 NEEDS = {
     "EarlyStopping": ("monitor=val/loss",),
     "GradientAccumulationScheduler": ("scheduling={0: 1, 1: 2}",),
+    "ModelPruning": ("pruning_fn=l1_unstructured",),
     "OnExceptionCheckpoint": ("dirpath=.",),
     "StochasticWeightAveraging": ("swa_lrs=0.01",),
     "ThroughputMonitor": ("batch_size_fn=lightning.pytorch.utilities.data.extract_batch_size",),
+    "Timer": ("duration=00:01:00:00",),
 }
 REFUSED = {
     "BackboneFinetuning": "BackboneFinetuning needs a task with the attribute backbone",
@@ -61,10 +63,7 @@ def check_test_of_run(cli: StarterCLI, folder: Path) -> None:
     assert [tested[name] for name in names] == pytest.approx([trained[name] for name in names], abs=1e-6)
 
 
-OF_CONFIGURATIONS = {"ModelPruning", "Timer"}  # whether these can be written is tested with config.yaml
-
-
-@pytest.mark.parametrize("name", sorted({*callbacks.__all__} - OF_CONFIGURATIONS))
+@pytest.mark.parametrize("name", sorted(callbacks.__all__))
 def test_every_callback_of_lightning_works_or_says_why_not(
     tmp_path: Path, error_of: Callable[..., str], name: str
 ) -> None:
