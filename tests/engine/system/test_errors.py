@@ -51,6 +51,7 @@ class Fragile(nn.Module):
             int("a few")
         if wrong == "subclass":
             raise LayerError("no such layer")
+        self.layers = layers
         self.wrong = wrong
         self.block = Block()
         self.layer = nn.Linear(64, 3)

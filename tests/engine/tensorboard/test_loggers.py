@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from src.engine.system.errors import InputError
 from tests.conftest import Run, wait_for
@@ -20,7 +21,8 @@ def test_csv_is_written_to_the_run_folder(train: Train) -> None:
         logged = [row["test/acc"] for row in csv.DictReader(file) if row["test/acc"]]
     assert [float(value) for value in logged] == [run.metrics["test/acc"]]
     assert list(run.folder.glob("events.out.tfevents.*"))
-    assert "save_dir: .\n" in (run.folder / "config.yaml").read_text()
+    logger = yaml.safe_load((run.folder / "config.yaml").read_text())["trainer"]["logger"]
+    assert [one["init_args"]["save_dir"] for one in logger] == ["."]
 
 
 def test_mlflow_writes_its_runs_to_a_file(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
