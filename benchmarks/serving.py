@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bad_requests import exchange, image_file, random_request, request
+from requests_of_strangers import image_file, random_request, request
 from table import Row, alternate, parse, show
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,6 +137,24 @@ async def load(port: int, bodies: list[bytes], expected: list[Any], seconds: flo
     await asyncio.gather(*(_client(port, bodies, expected, i, end, seen) for i in range(CLIENTS)))
     seen["rate"] = len(seen["latencies"]) / (time.perf_counter() - start)
     return seen
+
+
+async def exchange(port: int, data: bytes, seconds: float) -> tuple[int, float]:
+    """The status of the answer to some bytes (0: none) and the seconds until it came; then hangs up."""
+    start = time.perf_counter()
+    status = 0
+    try:
+        async with asyncio.timeout(seconds):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            try:
+                writer.write(data)
+                line = await reader.readline()
+                status = int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
+            finally:
+                writer.close()
+    except (TimeoutError, OSError):
+        pass
+    return status, time.perf_counter() - start
 
 
 async def misuse(server: Server, good: bytes, expected: list[float], share: float) -> list[Row]:

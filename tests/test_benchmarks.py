@@ -161,7 +161,7 @@ def test_what_an_ablation_undoes_is_in_the_code() -> None:
 
 def test_run_knows_every_benchmark() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts - {"run", "table", "training", "figures", "bad_requests"} == ALL.keys() == ROWS.keys()
+    assert scripts - {"run", "table", "training", "figures", "requests_of_strangers"} == ALL.keys() == ROWS.keys()
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "RE
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = README[README.index("## Your own project") : README.index("## Make it yours")]  # see test_guide.py
 TEXTS = {page: page.read_text(encoding="utf-8").replace(GUIDE, "") for page in PAGES}
+OWN = ROOT / "docs" / "your_own.md"
+TEXTS[OWN] = TEXTS[OWN].partition("## Four more kinds")[0]  # see test_guide.py
 ALL = "\n".join(TEXTS.values())
 FIGURES = TEXTS[ROOT / "docs" / "figures.md"]
 TRAIN = r"python (-m src\.train[^`\n|#]*)"

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
+from src.engine.data.images import read_image
 from src.engine.deploy.exporting import export
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
@@ -18,6 +19,7 @@ from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
 from src.multimodal.contrastive import ContrastiveModel
 from tests.conftest import QUIET, Run, fit, once, program
+from tests.contract import check_prepare
 from tests.multimodal.helpers import own_pairs
 
 Train = Callable[..., Run]
@@ -38,6 +40,16 @@ def test_the_loss_is_the_symmetric_loss_of_the_paper() -> None:
     assert seen["weight"] == 5
     loss.backward()
     assert task.net.log_scale.grad is not None
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path, is_own: bool) -> None:
+    path = str(own_pairs(tmp_path / "pairs")) if is_own else None
+    data = CaptionDataModule(path, source="sample", image_size=16, batch_size=6)
+    data.setup("fit")
+    images = data.sets["test"].images
+    raw = map(read_image, images.files) if is_own else (Image.fromarray(one.numpy()) for one in images.images)
+    check_prepare(data, list(raw))
 
 
 def test_no_phrasing_is_in_two_parts() -> None:

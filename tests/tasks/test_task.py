@@ -1,14 +1,25 @@
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.cli.cli import StarterCLI
+from src.engine.system.errors import InputError
+from src.engine.tensorboard.figures import Sample
+from src.engine.tensorboard.task_pictures import TaskPictures
 from src.engine.training import deferred_metrics
 from src.tasks.task import Task
 from tests import toy
-from tests.conftest import Run
+from tests.conftest import Run, trainer
 from tests.tasks.waits import LIMITS, check_that_only_log_steps_wait, waits_by_step
 
 Train = Callable[..., Run]
@@ -68,3 +79,62 @@ def test_a_run_without_step_logging_still_logs_epoch_metrics(train: Train) -> No
     assert metrics["train/loss"] > 0
     assert "train/loss_step" not in metrics
     assert not torch.isnan(torch.tensor(metrics["val/loss"]))
+
+
+class Doubler(Task):
+    """A task of one's own that overrides all it may."""
+
+    figure_samples = 5
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net, MetricCollection({"loss": MeanMetric()}))
+        self.drawn: list[Sample] = []
+
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        x, y = batch
+        loss = (self(x) - y).square().mean()
+        return loss, {"value": loss, "weight": len(x)}
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        super().test_step(batch, batch_idx)
+        return {"preds": self(batch[0]), "target": batch[1]}
+
+    def log_metrics(self, stage: str) -> None:
+        super().log_metrics(stage)
+        self.log(f"{stage}/twice", self.metrics[stage]["loss"].compute() * 2)
+
+    def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
+        self.drawn = samples
+        return {"one": Figure()}
+
+    def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
+        return {"double": self(*inputs)}
+
+    def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
+        return [{"double": value} for value in predictions["double"].tolist()]
+
+
+def test_a_task_of_ones_own_logs_draws_and_predicts_as_it_says(tmp_path: Path) -> None:
+    task = Doubler(nn.Linear(1, 1))
+    x = torch.arange(8.0)[:, None]
+    loader = DataLoader(TensorDataset(x, 2 * x), 3)
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    (found,) = trainer(tmp_path, logger=logger, callbacks=[TaskPictures()]).test(task, loader, verbose=False)
+    assert found["test/twice"] == pytest.approx(2 * found["test/loss"])
+    assert [sample["target"].item() for sample in task.drawn] == [0, 2, 4, 6, 8]
+    assert all(sample.keys() == {"target", "preds"} for sample in task.drawn)
+    logger.experiment.close()
+    events: Any = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["test/one"]
+    rows = task.prediction_rows(task.predict_step(x, 0), [])
+    assert rows == [{"double": value} for value in task(x).tolist()]
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "block_size"])
+def test_data_that_the_network_is_too_small_for_is_one_line(tmp_path: Path, name: str) -> None:
+    net, data = nn.Linear(1, 1), LightningDataModule()
+    setattr(net, name, 10)
+    setattr(data, name, 11)
+    data.train_dataloader = lambda: DataLoader(TensorDataset(torch.ones(2, 1), torch.ones(2, 1)))  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=f"{name} 11 of the data does not fit Linear, which has 10"):
+        trainer(tmp_path, max_epochs=1).fit(Doubler(net), data)

@@ -20,6 +20,7 @@ from src.text.labelled_text import LabelledTextDataModule, TokenizedTexts, by_le
 from src.text.sources import LANGUAGES, language_names
 from src.text.tokenizer import ByteTokenizer
 from tests.conftest import serving
+from tests.contract import check_prepare
 
 ROWS = [(f"text {number}, with a comma", f"class {number % 3}") for number in range(60)]
 
@@ -134,6 +135,14 @@ def test_a_split_is_stratified_whole_and_the_same_every_time(tmp_path: Path) -> 
         (14, 6),
     ]
     assert [len(part) for part in stratified_split([0, 1, 1], [0.1, 0.1])] == [2, 1, 0]  # what there is trains first
+
+
+def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:
+    texts = [f"text {'very ' * (number % 5)}long {number}" for number in range(20)]
+    rows = "".join(f"{text},class {number % 2}\n" for number, text in enumerate(texts))
+    path = write(tmp_path / "table.csv", f"text,label\n{rows}")
+    for tokenizer in ("words", "bytes"):
+        check_prepare(LabelledTextDataModule(path, val_path=path, test_path=path, tokenizer=tokenizer), texts)
 
 
 def test_files_of_ones_own_are_the_parts(tmp_path: Path) -> None:

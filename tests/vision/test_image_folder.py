@@ -12,6 +12,7 @@ from src.engine.deploy.inputs import Input, PreparedInputs, find_images
 from src.engine.system.errors import InputError
 from src.vision.image_folder import ImageFolderDataModule
 from tests.conftest import picture, pictures
+from tests.contract import check_prepare
 
 
 def ready(**arguments: object) -> ImageFolderDataModule:
@@ -30,6 +31,12 @@ def test_folders_are_classes_and_the_split_is_stratified(tmp_path: Path) -> None
     assert [part.files for part in (ready(path=str(tmp_path), val_share=0.2, test_share=0.2).test_set,)] == [
         data.test_set.files
     ]
+
+
+def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:
+    data = ready(path=pictures(tmp_path), val_share=0.2, test_share=0.4, image_size=16)
+    assert len(data.test_set) == 8
+    check_prepare(data, [read_image(file) for file in data.test_set.files])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -13,6 +13,7 @@ from src.engine.deploy.predicting import predict
 from src.vision.digits import INVERTED
 from src.vision.mnist import MNISTDataModule
 from tests.conftest import fit, pictures
+from tests.contract import check_prepare
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8
 from tests.engine.deploy.served import Service, bars_of, browser, draw, service
 
@@ -32,6 +33,12 @@ def samples() -> Digits:
 def digit_service(digits: str) -> Iterator[Service]:
     with service(digits) as found:
         yield found
+
+
+def test_prepare_gives_what_the_network_is_tested_on() -> None:
+    data = MNISTDataModule(source="sample", batch_size=100)
+    data.setup("test")
+    check_prepare(data, [Image.fromarray(pixels.numpy()) for pixels in data.test_set.images])
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -82,24 +82,32 @@ def recurrent(cell: str, folder: Path) -> str:
     return fit(folder, *words, f"--model.net.cell={cell}")
 
 
-@pytest.mark.parametrize(("form", "cell"), [("torch", "GRU"), ("torch", "LSTM"), ("onnx", "GRU")])
-def test_a_recurrent_network_keeps_its_length_free(form: str, cell: str, tmp_path: Path) -> None:
-    checkpoint = recurrent(cell, tmp_path)
-    output, _ = written(checkpoint, form, tmp_path)
+def test_a_recurrent_network_keeps_its_length_free(tmp_path: Path) -> None:  # ONNX: tests/test_guide.py
+    checkpoint = recurrent("GRU", tmp_path)
+    output, _ = written(checkpoint, "torch", tmp_path)
     check_free_sizes(checkpoint, output, [(1, 3), (5, 13)], 27)
 
 
-@pytest.mark.parametrize("form", ["torch", "onnx"])
 def test_a_network_that_torch_cannot_export_is_one_line_with_the_reason(
-    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (*of(recurrent("RNN", tmp_path / "run")), "--format", form)
-    line = one_line(command.main, monkeypatch, capsys, *words, "--output", str(tmp_path / f"model{SUFFIXES[form]}"))
+    words = (*of(recurrent("RNN", tmp_path / "run")), "--format", "torch", "--output", str(tmp_path / "model.pt2"))
+    line = one_line(command.main, monkeypatch, capsys, *words)
     assert re.match(
         r"error: ToyRecurrent cannot be exported in this format \(it fixes the length at 21\): try another --format: ",
         line,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_size_that_torch_onnx_fixes_is_one_line(
+    toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As it does for some networks, instead of an error.
+    monkeypatch.setattr(formats.Reference, "dynamic_shapes", lambda _: None)
+    with pytest.raises(InputError, match=r"ToyNet cannot be exported in this format \(it fixes the batch at 3\)"):
+        written(toy_checkpoint, "onnx", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_of_an_exporter_is_one_short_line() -> None:

@@ -18,7 +18,7 @@ from src.engine.deploy.predicting import predict
 from src.engine.deploy.prediction_table import mask_image
 from src.engine.system.errors import InputError
 from tests.conftest import picture
-from tests.engine.deploy.served import of, one_line, toy_samples
+from tests.engine.deploy.served import TRUSTED, of, one_line, toy_samples
 
 
 @pytest.fixture
@@ -59,6 +59,11 @@ def test_a_column_is_the_truth_of_texts_and_rows_that_cannot_be_used_do_not_coun
     said = capsys.readouterr()
     assert said.out == ""
     assert "has no column kinds, it has words, kind: give --truth" in said.err
+
+
+def test_labels_come_from_the_state_dict_that_the_data_saved(toy_texts: str) -> None:
+    inference = Inference(toy_texts, trust=[TRUSTED])
+    assert (type(inference.data)().labels, inference.labels) == ([], ["good", "bad"])
 
 
 CANNOT = [

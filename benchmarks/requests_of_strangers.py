@@ -1,10 +1,8 @@
-"""Requests for `serving.py`: good ones, and random ones that are malformed."""
+"""Requests to a service: right, random and damaged ones, and images of many pixels."""
 
-import asyncio
 import io
 import json
 import random
-import time
 from typing import Any
 
 
@@ -12,24 +10,6 @@ def request(body: bytes, kind: str = "application/json") -> bytes:
     """A request for a prediction."""
     head = "POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
     return (head % (kind, len(body))).encode() + body
-
-
-async def exchange(port: int, data: bytes, seconds: float) -> tuple[int, float]:
-    """The status of the answer to some bytes (0: none) and the seconds until it came; then hangs up."""
-    start = time.perf_counter()
-    status = 0
-    try:
-        async with asyncio.timeout(seconds):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            try:
-                writer.write(data)
-                line = await reader.readline()
-                status = int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
-            finally:
-                writer.close()
-    except (TimeoutError, OSError):
-        pass
-    return status, time.perf_counter() - start
 
 
 def random_request(rng: random.Random, good: bytes) -> bytes:
