@@ -58,6 +58,9 @@ def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str
                 file.write_bytes(content)
                 if path in programs:
                     file.chmod(file.stat().st_mode | 0o111)
+            if not (temporary / "src").exists() and importlib.util.find_spec("ruff"):  # another name wraps other lines
+                subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "."], cwd=temporary, check=True)
+                shutil.rmtree(temporary / ".ruff_cache", ignore_errors=True)
             git(temporary, "init", "--quiet", "--initial-branch=main")
             git(temporary, "add", "--all")
             commit(temporary, "New project from lightning-starter", author)

@@ -35,18 +35,20 @@ class Gone:
         gone = {stem for path, stem in stems.items() if path in dropped and re.search(r"_|\d", stem)}
         self.names |= gone - {stem for path, stem in stems.items() if path in self.kept}
         self.options = self._options(dropped) - self._options(self.kept)
-        self.marks = self._marks(dropped) - self._marks(self.kept)
+        self.marks = self._marks(dropped)
 
     def _options(self, paths: Iterable[str]) -> set[str]:
         """The options that parts of the engine add to `src.train`."""
         texts = [self.template.text(path) for path in paths if path.startswith("src/engine/parts/")]
         return {option for text in texts for option in re.findall(r'add_argument\(\s*"(--[a-z_]+)"', text)}
 
-    def _marks(self, paths: Iterable[str]) -> set[str]:
-        """Names of files and of values for TensorBoard that parts of the engine write."""
-        parts = [path for path in paths if path.startswith(("src/engine/parts/", "src/engine/tensorboard/"))]
+    def _marks(self, dropped: Iterable[str]) -> set[str]:
+        """Names of files and of values for TensorBoard that only the dropped parts of the engine write."""
+        parts = [path for path in dropped if path.startswith(("src/engine/parts/", "src/engine/tensorboard/"))]
         texts = {text for path in parts for text in self.template.texts(path)}
-        return {text for text in texts if len(text) > 6 and re.fullmatch(r"[\w ]*[/.][\w /]+", text)}
+        others = [self.template.text(path) for path in self.kept if path.startswith("src/")]
+        found = {text for text in texts if len(text) > 6 and re.fullmatch(r"[\w ]*[/.][\w /]+", text)}
+        return {text for text in found if not any(text in other for other in others)}
 
     def module(self, name: str) -> bool:
         """Whether a module, or a script with this name, is in the template and not in the project."""
@@ -90,11 +92,13 @@ class Part:
         self.blank = blank
         nodes = list(ast.walk(node))
         self.names = {node.name} if isinstance(node, FUNCTIONS | ast.ClassDef) else {*_assigned(node)}
+        self.is_item = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript)
         self.is_fixture = isinstance(node, FUNCTIONS) and "@pytest.fixture" in source
         self.texts = [one.value for one in nodes if isinstance(one, ast.Constant) and isinstance(one.value, str)]
         self.imports = [one for one in nodes if isinstance(one, IMPORTS)]
         arguments = {one.arg for one in nodes if isinstance(one, ast.arg)}
-        self.fixtures = arguments | {*self.texts} if re.search("getfixturevalue|usefixtures", source) else arguments
+        self.fixtures = arguments
+        self.asks = re.search("getfixturevalue|usefixtures", source) is not None  # for fixtures by name
         stored = {one.id for one in nodes if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
         local = arguments | stored if isinstance(node, FUNCTIONS) else set()
         self.uses = {one.id for one in nodes if isinstance(one, ast.Name)} - local
@@ -102,7 +106,7 @@ class Part:
         quoted = (str(one.value) for each in types for one in ast.walk(each) if isinstance(one, ast.Constant))
         self.uses |= {word for text in quoted for word in WORD.findall(text)}
         self.attributes = {one.attr for one in nodes if isinstance(one, ast.Attribute)}
-        self.attributes |= {word for text in self.texts for word in WORD.findall(text) if TELLING.search(word)}
+        self.told = {word for text in self.texts for word in WORD.findall(text) if TELLING.search(word)}
 
 
 def _assigned(node: ast.stmt) -> Iterator[str]:
@@ -165,7 +169,11 @@ class Suite:
         return self.parts.get(key, []) if name else self.files.get(path, [])
 
     def _needs_any(self, part: Part, lacking: set[int]) -> bool:
-        return any(all(id(one) in lacking for one in self._found(key)) for key in self.needs[id(part)])
+        for path, name in self.needs[id(part)]:
+            gone = [id(one) in lacking for one in self._found((path, name)) if not name or not one.is_item]
+            if any(gone) if name else all(gone):
+                return True
+        return False
 
     def _lacks(self, part: Part) -> bool:
         """Whether a statement names something that is not in the project."""
@@ -183,11 +191,14 @@ class Suite:
         used = {key for name, key in imported.items() if name in part.uses or name in inner}
         yield from (key for key in used if key[1] or not key[0])
         yield from ((part.path, name) for name in part.uses if (part.path, name) in self.parts)
+        folders = [str(folder) for folder in PurePosixPath(part.path).parents]
         files = {part.path, *(path for path, name in imported.values() if not name)}  # this one, and modules
-        for name in part.attributes - part.names:
-            yield from ((path, name) for path in files if (path, name) in self.parts)
-        for name in part.fixtures:
-            folders = [str(folder) for folder in PurePosixPath(part.path).parents]
+        helpers = {path for path in self.files if str(PurePosixPath(path).parent) in folders and "/test_" not in path}
+        for name in (part.attributes | part.told) - part.names:
+            found = files | helpers if name in part.told else files
+            yield from ((path, name) for path in found if (path, name) in self.parts)
+        asked = [one for name in part.uses for one in self.parts.get((part.path, name), [])] if part.asks else []
+        for name in part.fixtures.union(*(one.texts for one in (part, *asked) if part.asks)):
             for path in (part.path, *(f"{folder}/conftest.py" for folder in folders)):
                 if any(one.is_fixture for one in self.parts.get((path, name), [])) and name not in part.names:
                     yield path, name
@@ -279,7 +290,7 @@ def _join(parts: list[Part]) -> str:
     for part in parts:
         blocks = [one is not None and isinstance(one.node, FUNCTIONS | ast.ClassDef) for one in (before, part)]
         is_first = before is not None and isinstance(before.node, IMPORTS) and not isinstance(part.node, IMPORTS)
-        blank = 2 if any(blocks) else max(part.blank, int(is_first))
+        blank = 2 if any(blocks) else 1 if is_first else part.blank
         lines += [*[""] * (blank if before else 0), part.source]
         before = part
     return "\n".join(lines) + "\n"

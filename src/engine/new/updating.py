@@ -98,7 +98,10 @@ def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> t
                 base.touch()
             labels = ("-L", "yours", "-L", "before", "-L", "template")
             done = git(project, "merge-file", *labels, str(project / path), str(base), str(after / path), check=False)
-            (conflicts if done.returncode else merged).append(path)
+            if done.returncode:
+                conflicts.append(path)
+            elif _read(project / path) != mine:
+                merged.append(path)
     return merged, conflicts
 
 

@@ -82,7 +82,7 @@ def recurrent(cell: str, folder: Path) -> str:
     return fit(folder, *words, f"--model.net.cell={cell}")
 
 
-def test_a_recurrent_network_keeps_its_length_free(tmp_path: Path) -> None:  # ONNX: tests/test_guide.py
+def test_a_recurrent_network_keeps_its_length_free(tmp_path: Path) -> None:
     checkpoint = recurrent("GRU", tmp_path)
     output, _ = written(checkpoint, "torch", tmp_path)
     check_free_sizes(checkpoint, output, [(1, 3), (5, 13)], 27)

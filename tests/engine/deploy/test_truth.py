@@ -1,4 +1,4 @@
-"""`src.predict --truth`, and what a table holds of predictions that are no single class."""
+"""Predictions beside true values, and what a table holds of predictions that are no single class."""
 
 import csv
 import json
