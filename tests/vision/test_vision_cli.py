@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import pytest
 import torchvision.ops  # also has a class MLP
 
 from src.engine.cli.cli import StarterCLI
@@ -13,8 +14,15 @@ from src.vision.vgg import VGG
 Parse = Callable[..., StarterCLI]
 
 
+@pytest.fixture
+def recipe() -> tuple[str, ...]:
+    """None: the default one is meant."""
+    return ()
+
+
 def test_without_config_the_default_recipe_is_used(parse: Parse) -> None:
     built = parse()
+    assert built.config == parse("--config=configs/default.yaml").config
     assert built.config.name == "default"
     assert isinstance(built.model, ImageClassifier)
     assert isinstance(built.model.net, VGG)

@@ -10,7 +10,7 @@ from tests.engine.runs.stops import differences_after_stops
 
 Train = Callable[..., Run]
 
-DEFAULT = "--config=configs/default.yaml"
+DEFAULT = ("--config=configs/default.yaml", "--data.source=sample")
 IMAGES = (
     "--model.net=CNN",
     "--model.net.width=4",
@@ -31,7 +31,7 @@ def test_other_workers_change_no_image(train: Train, tmp_path: Path) -> None:
 
 
 def test_the_default_recipe_repeats_bitwise(train: Train) -> None:
-    first = train("fit", DEFAULT, "--max_epochs=1", "--trainer.limit_train_batches=6", "--trainer.limit_val_batches=1")
+    first = train("fit", *DEFAULT, "--max_epochs=1", "--trainer.limit_train_batches=6", "--trainer.limit_val_batches=1")
     again = train("fit", "--config", str(first.folder / "config.yaml"))
     assert first.weights.keys() == again.weights.keys()
     assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())

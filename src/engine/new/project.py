@@ -18,7 +18,16 @@ from src.engine.system.errors import InputError
 
 COPIED = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
 ALWAYS = ("train", "new")  # commands
-DEFAULT = ("predict", "compile", "dashboard", "evaluation_pictures", "network_pictures", "task_pictures", "throughput")
+DEFAULT = (
+    "predict",
+    "compile",
+    "dashboard",
+    "evaluation_pictures",
+    "network_pictures",
+    "progress",
+    "task_pictures",
+    "throughput",
+)
 KILL = "scripts/kill.py"  # kept if a test uses it
 EXAMPLE = "example"  # name of the project in the files of a kind
 # Files that belong to the user once they are written: an update leaves them alone.

@@ -66,6 +66,12 @@ class Template:
         path = name.replace(".", "/")
         return next((one for one in (f"{path}.py", f"{path}/__init__.py") if one in self.source), None)
 
+    def texts(self, path: str) -> Iterator[str]:
+        """All text in a Python file, docstrings and parts of f-strings included."""
+        for node in ast.walk(_tree(self.root / self.source[path])):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
     def named_modules(self, path: str) -> Iterator[str]:
         """Dotted names of what a Python file imports, also within functions."""
         for node in ast.walk(_tree(self.root / self.source[path])):
@@ -83,7 +89,7 @@ class Template:
             return set()
         found = {file for name in self.named_modules(path) if (file := self.module(name))}
         found |= {file for folder in Path(path).parents if (file := f"{folder}/__init__.py") in self.source}
-        for text in texts(_tree(self.root / self.source[path])):
+        for text in self.texts(path):
             beside = f"{Path(path).parent}/{text}"
             found |= {one for one in (beside, text) if one in self.source and not one.endswith((".py", ".yaml", ".md"))}
             named = [f"{one.replace('.', '/')}.py" for one in re.findall(r"python -m (src\.\w+)", text)]
@@ -118,15 +124,8 @@ class Template:
         for path in paths:
             if path.endswith(".py"):
                 names = {part for name in self.named_modules(path) for part in name.split(".")}
-                found |= names | {text for text in texts(_tree(self.root / self.source[path])) if text.isidentifier()}
+                found |= names | {text for text in self.texts(path) if text.isidentifier()}
         return found
-
-
-def texts(tree: ast.AST) -> Iterator[str]:
-    """All text in Python code, docstrings and parts of f-strings included."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
 
 
 def commit_of(root: Path) -> str:

@@ -35,11 +35,18 @@ class Gone:
         gone = {stem for path, stem in stems.items() if path in dropped and re.search(r"_|\d", stem)}
         self.names |= gone - {stem for path, stem in stems.items() if path in self.kept}
         self.options = self._options(dropped) - self._options(self.kept)
+        self.marks = self._marks(dropped) - self._marks(self.kept)
 
     def _options(self, paths: Iterable[str]) -> set[str]:
         """The options that parts of the engine add to `src.train`."""
         texts = [self.template.text(path) for path in paths if path.startswith("src/engine/parts/")]
         return {option for text in texts for option in re.findall(r'add_argument\(\s*"(--[a-z_]+)"', text)}
+
+    def _marks(self, paths: Iterable[str]) -> set[str]:
+        """Names of files and of values for TensorBoard that parts of the engine write."""
+        parts = [path for path in paths if path.startswith(("src/engine/parts/", "src/engine/tensorboard/"))]
+        texts = {text for path in parts for text in self.template.texts(path)}
+        return {text for text in texts if len(text) > 6 and re.fullmatch(r"[\w ]*[/.][\w /]+", text)}
 
     def module(self, name: str) -> bool:
         """Whether a module, or a script with this name, is in the template and not in the project."""
@@ -62,6 +69,7 @@ class Gone:
         if text in self.files and "." in text:
             return text
         options = {*re.findall(r"--[a-z][\w.]*", text)} & self.options
+        options |= {mark for mark in self.marks if mark in text}
         return next(iter(sorted(options | {*WORD.findall(text)} & self.names)), None)
 
 

@@ -1,7 +1,6 @@
 """Callbacks, loggers and plugins that every run has in addition to those of its configuration."""
 
 import re
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -14,8 +13,6 @@ from lightning.pytorch.callbacks import (
     Checkpoint,
     LearningRateMonitor,
     ModelCheckpoint,
-    ModelSummary,
-    ProgressBar,
 )
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -25,11 +22,10 @@ from src.engine.runs.checkpoint import WholeCheckpointIO
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
-from src.engine.training.network_summary import NetworkSummary
-from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
 from src.engine.training.step_seeds import StepSeeds
 
 Options = dict[str, Any]  # arguments of the Trainer
@@ -54,11 +50,8 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
         add_missing(callbacks, [LearningRateMonitor()])
     if quiet:
         options["enable_progress_bar"] = options["enable_model_summary"] = False
-    if options["enable_progress_bar"] is not False and not _has(callbacks, ProgressBar):
-        callbacks.append(PacedProgressBar() if sys.stdout.isatty() else ProgressLines())
-    if options["enable_model_summary"] is not False and not _has(callbacks, ModelSummary):
-        callbacks.append(NetworkSummary())
-        options["enable_model_summary"] = False  # instead of Lightning's
+    for adjust_trainer in hooks("adjust_trainer"):
+        adjust_trainer(options)
     callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck()]
     options["profiler"] = options["profiler"] or NoProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])

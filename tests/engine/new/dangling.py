@@ -46,10 +46,10 @@ def _texts(project: Path) -> dict[str, str]:
 def _names(project: Path, package: str, path: str, text: str) -> Iterator[str]:
     folders = f"{package}|configs|tests|docs|scripts|benchmarks|templates"
     for name in re.findall(rf"\b(?:{folders})/[\w./-]*\w", text):
-        if not (project / name).exists() and name not in {*MISTAKES, UNWRITTEN}:
+        if not (project / name).exists() and name not in MISTAKES and not UNWRITTEN.startswith(name):
             yield name
     for name in re.findall(rf"(?<![\w./-])(?:{package}|tests)(?:\.\w+)+", text):
-        if not _is_there(project, name) and name not in MISTAKES:
+        if not _is_there(project, name) and re.sub(rf"^{package}\b", "src", name) not in MISTAKES:
             yield name
     optional = set(re.findall(r'hooks\("(\w+)"\)', text))  # what a part of the engine may define
     yield from set(re.findall(r"\w+", text)) & _template_names() - _defined(project, package) - optional - LIBRARIES

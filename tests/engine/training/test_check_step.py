@@ -119,5 +119,7 @@ def test_a_task_without_step_or_rows_says_which_method_it_lacks() -> None:
     with pytest.raises(InputError, match=r"Task has no method step: .* see docs/your_own\.md"):
         task.step(())
     assert task.predictions(torch.ones(3, 2))["output"].shape == (3, 1)
-    with pytest.raises(InputError, match=r"Task does not say how to write .* a method prediction_rows; see docs/your"):
+    with pytest.raises(
+        InputError, match=r"Task does not say how to write .* a method prediction_rows; see docs/your_own\.md"
+    ):
         task.prediction_rows({}, [])

@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
-from src.engine.training import progress_bar
-from src.engine.training.progress_bar import PacedProgressBar, ProgressLines
+from src.engine.parts import progress
+from src.engine.parts.progress import PacedProgressBar, ProgressLines
 from tests.conftest import program
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*[349][0-7]")
@@ -51,7 +51,7 @@ def test_every_run_has_a_progress_bar_unless_it_names_another_or_none(
 @pytest.mark.parametrize("stage", ["train", "validation", "test", "predict"])
 def test_a_bar_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     now, moved = [100.0], []
-    monkeypatch.setattr(progress_bar, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     name = f"on_{stage}_batch_end"
     monkeypatch.setattr(RichProgressBar, name, lambda self, *args: moved.append(args[4]))
     short = {"validation": "val"}.get(stage, stage)
@@ -122,7 +122,7 @@ def test_long_epochs_and_long_tests_print_a_line_twice_a_minute(
     build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter(range(0, 10**6, 16))
-    monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
     words = ("--trainer.limit_train_batches=8", "--trainer.log_every_n_steps=1", "--data.batch_size=12")
     build("--max_epochs=1", *words).run()
     said = capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_the_printed_rate_leaves_validation_out(
     build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(progress_bar, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     class Clock(Callback):
         """A training step takes half a second, a validation batch 40 seconds."""

@@ -1,13 +1,28 @@
-"""Progress: a bar on a terminal, plain lines in a file or pipe."""
+"""Shows the size of the network, and progress: a bar on a terminal, plain lines in a file or pipe."""
 
+import sys
 import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar, RichProgressBar
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
+from rich.console import Console
+from rich.table import Table
+from torch import nn
 
 UPDATES_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 30
+
+
+def adjust_trainer(options: dict[str, Any]) -> None:
+    """Add the callbacks to the arguments of the Trainer, each unless the configuration has its own or none."""
+    callbacks: list[Callback] = options["callbacks"]
+    if options["enable_progress_bar"] is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
+        callbacks.append(PacedProgressBar() if sys.stdout.isatty() else ProgressLines())
+    if options["enable_model_summary"] is not False and not any(isinstance(one, ModelSummary) for one in callbacks):
+        callbacks.append(NetworkSummary())
+        options["enable_model_summary"] = False  # instead of Lightning's
 
 
 class PacedProgressBar(RichProgressBar):
@@ -126,3 +141,30 @@ class ProgressLines(ProgressBar):
         self._printed_at = time.monotonic()
         if self._is_enabled:
             print(line, flush=True)
+
+
+class NetworkSummary(Callback):
+    """Prints the parts of the network and their parameter counts when training begins.
+
+    Lightning's ModelSummary also lists metrics, and cannot estimate the size in mixed precision.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        net: Any = getattr(pl_module, "net", pl_module)
+        table = Table("part", "type", "parameters", title=type(net).__name__, title_justify="left", title_style="bold")
+        table.columns[2].justify = "right"
+        for name, part in net.named_children():
+            if count := _count(part):
+                table.add_row(name, type(part).__name__, count)
+        table.add_section()
+        num_frozen = sum(one.numel() for one in net.parameters() if not one.requires_grad)
+        frozen = f"{get_human_readable_count(num_frozen).strip()} frozen" if num_frozen else ""
+        table.add_row("all", frozen, _count(net))
+        Console().print(table)
+
+
+def _count(module: nn.Module) -> str:
+    count = sum(one.numel() for one in module.parameters())
+    return get_human_readable_count(count).strip() if count else ""
