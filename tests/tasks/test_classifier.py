@@ -127,6 +127,29 @@ def test_a_loss_with_more_than_one_value_is_an_error() -> None:
         task.check(task.step((images, targets)))
 
 
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            torch.ones(20),
+            r"targets are torch.float32, Classifier takes class numbers, int64: convert them; for numbers",
+        ),
+        (torch.ones(20, dtype=torch.int32), r"targets are torch.int32, Classifier takes class numbers, int64"),
+        (torch.full((20,), CLASSES), r"target 3 is no class of Classifier: give 0 to 2, or -100 to leave it out"),
+        (torch.full((20,), -1), r"target -1 is no class of Classifier"),
+        (
+            torch.zeros(20, 1, dtype=torch.int64),
+            r"ToyMLP returns shape \(20, 3\) for targets \(20, 1\): Classifier with",
+        ),
+    ],
+)
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.BCEWithLogitsLoss()])
+def test_targets_that_are_no_class_numbers_are_one_line(loss: nn.Module, targets: Tensor, message: str) -> None:
+    images, _ = next(iter(batches(20)))
+    with pytest.raises(InputError, match=message):
+        Classifier(net=ToyMLP(), loss=loss).step((images, targets))
+
+
 def test_a_checkpoint_rebuilds_a_task_built_in_python(tmp_path: Path) -> None:
     task = Classifier(net=ToyNet(width=4, dropout=0.25), loss=nn.CrossEntropyLoss(label_smoothing=0.1))
     fit = trainer(tmp_path, max_epochs=1)

@@ -47,7 +47,8 @@ def test_two_processes_train_and_test_as_one_does(train: Train, tmp_path: Path, 
 
 @pytest.mark.parametrize("kind", kinds.TASKS)
 def test_a_run_that_is_stopped_within_an_epoch_goes_on_bit_by_bit(train: Train, tmp_path: Path, kind: str) -> None:
-    assert differences_after_stops(train, tmp_path, (*kinds.options(kind), "--max_epochs=2"), (2, 9)) == []
+    words = (*kinds.options(kind), "--max_epochs=2")
+    assert differences_after_stops(train, tmp_path, words, (2, 9), goes_on=words) == []
 
 
 @pytest.mark.parametrize("kind", kinds.TASKS)
@@ -140,5 +141,5 @@ def test_two_processes_score_all_inputs_or_say_why_not(train: Train, tmp_path: P
     assert len(list((tmp_path / "all_masks").iterdir())) == 21
     few = predict_on(f"{images}/00.png", "few.csv")
     assert few.returncode == 2
-    assert "--truth: a process has no input that can be used: give more inputs, or --devices 1" in few.stderr
+    assert "a process has no input that can be used: give more inputs, or --devices 1" in few.stderr
     assert not list(tmp_path.glob("few*"))

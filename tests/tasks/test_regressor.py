@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import regression_figures
+from src.tasks.regression_metrics import mean_and_std
 from src.tasks.regressor import Regressor
 from tests.conftest import trainer
 
@@ -77,6 +78,13 @@ def test_targets_are_standardised_by_the_training_part_and_given_back_in_their_u
     truth = (Y.double() - Y.double().mean(0)) / Y.double().std(0, correction=0)
     assert found["test/loss"] == pytest.approx(nn.functional.mse_loss(scaled, truth).item(), rel=1e-3)
     assert torch.equal(task(X), predicted(task))
+
+
+def test_a_small_deviation_of_large_numbers_keeps_its_digits() -> None:
+    targets = 1e9 + torch.randn(1000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, std = mean_and_std(targets, lambda values: values)
+    assert mean.item() == pytest.approx(targets.mean().item(), abs=1e-6)
+    assert std.item() == pytest.approx(targets.std(correction=0).item(), rel=1e-6)
 
 
 def test_reading_the_targets_changes_no_random_number(tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_dice_is_its_formula_averaged_over_images_and_classes(tmp_path: Path) ->
     assert found["test/loss"] == pytest.approx(sum(losses) / 9, rel=1e-5)
     perfect = nn.functional.one_hot(Y.clamp(min=0), 4).movedim(-1, 1) * 100.0
     assert DiceLoss()(perfect, Y).item() == pytest.approx(0, abs=1e-4)
+    with pytest.raises(RuntimeError):  # -1 is no class; it must not count as class 0
+        DiceLoss()(logits, Y.clamp(min=-1))
 
 
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), DiceLoss()])

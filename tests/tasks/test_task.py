@@ -130,6 +130,15 @@ def test_a_task_of_ones_own_logs_draws_and_predicts_as_it_says(tmp_path: Path) -
     assert rows == [{"double": value} for value in task(x).tolist()]
 
 
+def test_a_batch_that_counts_in_no_process_has_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Doubler(nn.Linear(1, 1))
+    task.trainer = trainer(tmp_path)
+    monkeypatch.setattr(type(task.trainer), "world_size", 2)
+    for rank_1, share in ((0, 0), (3, 0.5)):
+        monkeypatch.setattr(torch.distributed, "all_reduce", lambda total, more=rank_1: total.add_(more))
+        assert task._share(torch.tensor(rank_1 // 3)) == share
+
+
 @pytest.mark.parametrize("name", ["vocab_size", "block_size"])
 def test_data_that_the_network_is_too_small_for_is_one_line(tmp_path: Path, name: str) -> None:
     net, data = nn.Linear(1, 1), LightningDataModule()

@@ -154,7 +154,7 @@ class Inference(LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_gather_object(seen, seen[0])
         if any(seen) and not all(seen):
-            raise InputError("a process has no input with a true value: give more inputs, or --devices 1")
+            raise InputError("a process has no input that can be used: give more inputs, or --devices 1")
         if all(seen):
             metrics = self.task.metrics["test"].compute()
             self.scores = {name: value.item() for name, value in metrics.items()}

@@ -59,6 +59,15 @@ def test_metrics_are_not_updated_while_the_program_may_not_wait(monkeypatch: pyt
     assert found["train"].compute() == {"train/sum": 21}
 
 
+def test_many_predictions_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred_metrics, "MAX_PENDING", 25)  # 10 values per step
+    found = metrics()
+    for number, seen in enumerate(steps(5), start=1):
+        found.add("train", seen, may_wait=False)
+        assert len(found.state()["waiting"]) == number % 3
+    assert found["train"].compute() == {"train/acc": pytest.approx(accuracy(steps(5)))}
+
+
 def test_numbers_are_accepted_like_tensors() -> None:
     found = DeferredMetrics(MetricCollection({"sum": SumMetric()}))
     for number in (1, 2, 3):
