@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
@@ -48,14 +48,15 @@ from src.engine.runs.runs import (
     relative,
     runs_of,
 )
-from src.engine.system.classes import Tree, import_class
+from src.engine.system.classes import Tree, as_list, import_class, short
 from src.engine.system.errors import InputError, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.compilation import Compilation
-from src.engine.training.default_callbacks import add_default_callbacks, as_list, checkpoint_callbacks, loggers
-from src.engine.training.hyperparameters import rebuild_arguments
+from src.engine.training.default_callbacks import add_default_callbacks, checkpoint_callbacks, loggers
+from src.engine.training.hyperparameters import store_arguments
+from src.engine.training.monitor_choice import DEFAULT_MONITOR, MonitorChoice, saved_monitor
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -135,7 +136,7 @@ class StarterCLI(LightningCLI):
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
         parser.add_argument("--lr_scheduler_interval", choices=["step", "epoch"], default="step")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.enable_version_counter": False})
+        parser.set_defaults({"checkpoint.monitor": DEFAULT_MONITOR, "checkpoint.enable_version_counter": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.stage, files, options = config.split_command_line(list(args or []))
@@ -161,6 +162,7 @@ class StarterCLI(LightningCLI):
             tree = config.merge(tree, overlay, "", dropped)
         given = options
         tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
+        options = config.follow_checkpoint(tree, options)
         if not tree["model"]:
             raise InputError("--model: a run needs a model; name one, as in --model ImageClassifier")
         self.given = config.given_names(tree, options)
@@ -185,6 +187,8 @@ class StarterCLI(LightningCLI):
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
             self.config.lr_scheduler = None
+        if not self.run_folder:
+            rank_zero_info(config.describe_files(loaded, self.saved))
         for line in dropped:
             rank_zero_info(line)
 
@@ -253,6 +257,9 @@ class StarterCLI(LightningCLI):
             if self.saved:
                 callbacks.append(OptimizerOverrides(self.saved, tree))
         if tree["optimizer"]:
+            if is_overridden("configure_optimizers", self.model) and not hasattr(self.model, "step"):
+                name = f"{type(self.model).__name__}.configure_optimizers"
+                rank_zero_info(f"{short(tree['optimizer'])} replaces {name}: give --optimizer null to use that")
             spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
         if self.config.compile:
@@ -260,7 +267,7 @@ class StarterCLI(LightningCLI):
             callbacks.append(self.compilation)
         add_default_callbacks(options, self.stage, self.config.quiet)
         if not options["fast_dev_run"]:
-            self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
+            self._open_folder(options, text, checkpoint or {})
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
@@ -285,21 +292,14 @@ class StarterCLI(LightningCLI):
         for key in CALL_ONLY:
             saved.pop(key, None)
         saved.trainer.logger = self.loggers or saved.trainer.logger
+        if "checkpoint.monitor" not in self.given:
+            saved.checkpoint.pop("monitor")  # a run that repeats or continues this one chooses it again
         text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
         tree: Tree = yaml.safe_load(text)
-        # A checkpoint can then rebuild the model, even if its class does not save its arguments.
-        arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
-        for name, value in arguments.items():
-            if isinstance(value, dict) and "class_path" in value:
-                value["init_args"] = {
-                    **value.get("init_args", {}),
-                    **rebuild_arguments(getattr(self.model, name, None)),
-                }
-        arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        self.model.save_hyperparameters(arguments)
+        store_arguments(self.model, self.datamodule, tree)
         return text, tree
 
-    def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
+    def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
@@ -321,12 +321,19 @@ class StarterCLI(LightningCLI):
             trains = self.stage in (None, "fit") or self.config.ckpt_path is None
             path = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-            own = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
-            # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
-            options["callbacks"][:0] = own
+            callbacks = options["callbacks"]
+            best, last = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
+            callbacks.append(last)
+            is_default = self.config.checkpoint == self.parser.get_defaults().checkpoint
+            if not is_default or not any(isinstance(one, ModelCheckpoint) for one in callbacks):
+                # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
+                callbacks.insert(0, best)
+                if "checkpoint.monitor" not in self.given:
+                    callbacks.insert(0, MonitorChoice(best, saved_monitor(checkpoint)))
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:
+                purge_step = checkpoint.get("global_step") if self.run_folder else None
                 options["logger"] = loggers(self.loggers, folder, purge_step)
             except Exception as error:  # each logger has its own exceptions
                 self._drop_empty_folder()
@@ -362,16 +369,24 @@ class StarterCLI(LightningCLI):
             if self.compilation is not None:
                 seconds["compile_seconds"] = self.compilation.seconds
                 seconds["train_seconds"] -= self.compilation.seconds
-        if self.stage is None:
-            best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        best: str = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if self.stage is None and (reason := self._why_untested()):
+            rank_zero_info(f"Not tested: {reason}")
+        elif self.stage is None:
+            ckpt_path = best
             if best and not is_sharded(Path(best)):
                 # As `src.train test` does. Lightning would let callbacks that have trained, such as WeightAveraging,
                 # put other weights in place of the checkpoint's.
                 weights = read_checkpoint(best)["state_dict"]
                 self.model.load_state_dict(weights, strict=self.model.strict_loading)
                 rank_zero_info(f"Testing {relative(Path(best))}")
-                best = ""
-            self.trainer.test(**common, ckpt_path=best or None, weights_only=True, verbose=False)
+                ckpt_path = ""
+            try:
+                self.trainer.test(**common, ckpt_path=ckpt_path or None, weights_only=True, verbose=False)
+            except TypeError as error:  # test_dataloader returns None
+                if not raised_by_lightning(error) or "dataloader" not in str(error):
+                    raise
+                rank_zero_info(f"Not tested: {error}")
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
             rank_zero_info("These predictions are not saved; python -m src.predict writes those of your files")
@@ -382,7 +397,15 @@ class StarterCLI(LightningCLI):
             if self.record is not None:
                 tested = {} if self.stage in (None, "fit") else {"checkpoint": self.config.ckpt_path}
                 self.record.close(self.trainer, **seconds, **tested)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None)
+            print_summary(self.trainer, self.record.folder if self.record else None, best)
+
+    def _why_untested(self) -> str:
+        """What is missing to test after training, if anything."""
+        source = self.datamodule or self.model
+        for name, instance in (("test_step", self.model), ("test_dataloader", source)):
+            if not is_overridden(name, instance):
+                return f"{type(instance).__name__} has no method {name}"
+        return ""
 
 
 def _has_precision_plugin(plugins: Any) -> bool:

@@ -12,10 +12,22 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from jsonargparse import get_loader
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping
 
 from src import ROOT
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, project_classes, short
+from src.engine.system.classes import (
+    Tree,
+    argument_types,
+    as_list,
+    import_class,
+    is_class,
+    nearest,
+    project_classes,
+    short,
+)
 from src.engine.system.errors import InputError
+from src.engine.training.monitor_choice import DEFAULT_MONITOR
 
 Option = tuple[str, str | None]
 
@@ -26,6 +38,8 @@ SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "
 BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config")
 # Settings that are a class in every recipe.
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
+# Settings of the Trainer that may be a class, or several.
+PARTS_OF_TRAINER = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "trainer.strategy")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -99,9 +113,17 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     default = ROOT / "configs" / "default.yaml"
     path, recipe = recipes[-1] if recipes else (default, saved) if is_recipe(saved) else load_config(str(default))
     for key in ("model", "data"):
-        if isinstance(recipe[key], dict) and not is_class(recipe[key]):
+        if isinstance(recipe.get(key), dict) and not is_class(recipe[key]):
             raise InputError(f"{path} has model and data, so it is a recipe, but {key} has no class_path")
-    return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
+    return {"data": None, **recipe}, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
+
+
+def describe_files(loaded: list[tuple[Path, Tree]], saved: Tree) -> str:
+    """Which of the files is the recipe, and which are overlays, in one line."""
+    recipes = [str(path) for path, tree in loaded if is_recipe(tree)]
+    default = "of the checkpoint" if is_recipe(saved) else "configs/default.yaml"
+    overlays = [str(path) for path, tree in loaded if not is_recipe(tree)]
+    return f"Recipe {(recipes or [default])[-1]}{' with ' if overlays else ''}{', '.join(overlays)}"
 
 
 def load_config(given: str) -> tuple[Path, Tree]:
@@ -146,8 +168,10 @@ def parse_value(text: str) -> Any:
 
 
 def is_recipe(tree: Tree) -> bool:
-    """Whether a configuration has model and data. Any other is an overlay, which is merged into a recipe."""
-    return "model" in tree and "data" in tree
+    """Whether a configuration has model and data, or a model that makes its own loaders; else it is an overlay."""
+    cls = import_class(tree["model"]["class_path"]) if is_class(tree.get("model")) else None
+    own_loaders = getattr(cls, "train_dataloader", None) not in (None, LightningModule.train_dataloader)
+    return "model" in tree and ("data" in tree or own_loaders)
 
 
 def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
@@ -180,8 +204,49 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
-            raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS")
+            own = _own_option(tree, key, leaf) if key in ("optimizer", "lr_scheduler") else ""
+            raise InputError(f"{flag}: there is no {key}; {own}add one, as in --{key} CLASS")
     return tree, left
+
+
+def follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
+    """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
+
+    Those of the tree are changed in place; returns the options.
+    """
+    given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
+    settings = {"monitor": DEFAULT_MONITOR, "mode": "min", **(tree.get("checkpoint") or {}), **given}
+    watched = {name: settings[name] for name in ("monitor", "mode") if settings["monitor"]}
+    for one in as_list((tree.get("trainer") or {}).get("callbacks")):
+        if is_class(one) and _stops_early(one["class_path"]) and "monitor" not in (one.get("init_args") or {}):
+            one["init_args"] = {**watched, **(one.get("init_args") or {})}
+    followed: list[Option] = []
+    has_monitor = False  # of the callback to which the later options belong
+    for flag, value in reversed(options):
+        has_monitor |= flag.replace(".init_args", "") == "--trainer.callbacks.monitor"
+        if flag.rstrip("+") == "--trainer.callbacks":
+            if _stops_early(value) and not has_monitor:
+                followed = [(f"{flag.rstrip('+')}.{name}", str(one)) for name, one in watched.items()] + followed
+            has_monitor = False
+        followed.insert(0, (flag, value))
+    return followed
+
+
+def _stops_early(class_path: Any) -> bool:
+    cls = import_class(str(class_path))
+    return inspect.isclass(cls) and issubclass(cls, EarlyStopping)
+
+
+def _own_option(tree: Tree, key: str, leaf: str) -> str:
+    """The option of the model that replaces one of an optimizer or schedule which it makes itself, if there is one."""
+    model = tree["model"]["class_path"] if is_class(tree.get("model")) else ""
+    cls: Any = import_class(model)
+    if getattr(cls, "configure_optimizers", None) in (None, LightningModule.configure_optimizers):
+        return ""
+    known = inspect.signature(cls).parameters
+    names = [f"{key}.{leaf}", leaf, *(["learning_rate"] if leaf == "lr" else [])]
+    found = next((name for name in names if name.partition(".")[0] in known), None)
+    return f"{model.rpartition('.')[2]} makes its own, give --model.{found}, or " if found else ""
 
 
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
@@ -297,7 +362,7 @@ def resolve_names(node: Any, key: str = "") -> Any:
     """A copy of a tree with every class name replaced by its dotted path."""
     if isinstance(node, list):
         return [resolve_names(item, key) for item in node]
-    if isinstance(node, str) and key in CLASS_KEYS:
+    if isinstance(node, str) and (key in CLASS_KEYS or _is_part_of_trainer(node, key.rstrip("+"))):
         node = {"class_path": node}
     if not isinstance(node, dict):
         return node
@@ -307,21 +372,32 @@ def resolve_names(node: Any, key: str = "") -> Any:
         parent = node["class_path"] = resolve_class(node["class_path"], key)
     for name, value in node.items():
         if name == "init_args" and parent and isinstance(value, dict):
-            node[name] = {
-                k: resolve_names(
-                    {"class_path": v} if isinstance(v, str) and _takes_class(parent, k) else v, f"{key}.{k}"
-                )
-                for k, v in value.items()
-            }
+            node[name] = {k: resolve_names(_as_class(parent, k, v), f"{key}.{k}") for k, v in value.items()}
         else:
             node[name] = resolve_names(value, f"{key}.{name}".lstrip("."))
     return node
 
 
-def _takes_class(class_path: str, argument: str) -> bool:
-    """Whether an argument of a class is annotated with a class, such as a network."""
+def _is_part_of_trainer(name: str, key: str) -> bool:
+    """Whether a text is the class of a part of the Trainer, not the name of a strategy or profiler."""
+    is_class_name = name.rpartition(".")[2][:1].isupper()
+    return key in ("trainer.callbacks", "trainer.logger") or (is_class_name and key in PARTS_OF_TRAINER)
+
+
+def _as_class(class_path: str, argument: str, value: Any) -> Any:
+    """An argument of a class with bare names as classes, where its type is a class or a list of them."""
+    if isinstance(value, list) and _takes_class(class_path, argument, in_list=True):
+        return [{"class_path": one} if isinstance(one, str) else one for one in value]
+    return {"class_path": value} if isinstance(value, str) and _takes_class(class_path, argument) else value
+
+
+def _takes_class(class_path: str, argument: str, in_list: bool = False) -> bool:
+    """Whether an argument of a class is annotated with a class, such as a network, or with a list of classes."""
     annotation = argument_types(import_class(class_path)).get(argument)
-    options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
+    options: list[Any] = [annotation, *get_args(annotation)]
+    if in_list:
+        options = [inner for one in options if get_origin(one) is list for inner in get_args(one)]
+    options = [t for t in options if inspect.isclass(t) and get_origin(t) is None]
     # jsonargparse handles arguments that may also be text or a number.
     if any(issubclass(t, str | int | float | Enum | Path) for t in options):
         return False

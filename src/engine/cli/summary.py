@@ -9,20 +9,19 @@ from rich.console import Console
 from rich.table import Table
 
 from src.engine.runs.runs import relative
+from src.engine.system.metric_names import final_names
 
 
-def print_summary(trainer: Trainer, stage: str | None, folder: Path | None) -> None:
+def print_summary(trainer: Trainer, folder: Path | None, best: str) -> None:
     """Print the metrics of the last stage, the run folder, the best checkpoint and the TensorBoard command."""
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")
-    wanted = {None: "test/", "fit": "val/", "validate": "val/"}.get(stage, "test/")
-    for name, value in sorted(trainer.callback_metrics.items()):
-        if name.startswith(wanted):
-            table.add_row(name, f"{value.item():.4f}")
+    metrics = trainer.callback_metrics
+    for name in final_names(metrics):
+        table.add_row(name, f"{metrics[name].item():.4f}")
     if folder is not None:
         table.add_row("run folder", relative(folder))
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
             table.add_row("best checkpoint", relative(Path(best)))
         tensorboard = Path(sys.executable).with_name("tensorboard")

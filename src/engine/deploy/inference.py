@@ -19,7 +19,7 @@ from src.engine.runs.checkpoint import (
     run_configuration,
 )
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import Trust, classes_in
+from src.engine.runs.trust import Trust, build, classes_in
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import InputError, constructor_errors
 
@@ -143,7 +143,7 @@ def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: 
     if unknown := next((name for name in arguments if name not in known), None):
         raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")
     with constructor_errors():
-        data: LightningDataModule = cls(**{**spec.get("init_args", {}), **arguments})
+        data: LightningDataModule = build({**spec, "init_args": {**spec.get("init_args", {}), **arguments}})
     if state := checkpoint.get(cls.__qualname__):
         data.load_state_dict(state)
     return data

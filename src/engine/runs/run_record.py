@@ -18,14 +18,15 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.data import extract_batch_size
 
 from src import ROOT
+from src.engine.system.batches import batch_size
 from src.engine.system.errors import InputError
+from src.engine.system.metric_names import final_names
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
-FINAL = re.compile("(test|val)/")
+MEASURED = re.compile(".*_seconds|samples_per_second|peak_memory_mb")  # not metrics of the model
 
 
 class RunRecord(Callback):
@@ -46,7 +47,7 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self.config = config
-        self._samples = 0
+        self._samples = 0.0  # NaN if batches do not say their size
         self._train_time = 0.0
         self._resumed_at = 0.0
 
@@ -69,7 +70,7 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._samples += extract_batch_size(batch) * trainer.world_size
+        self._samples += batch_size(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -84,7 +85,8 @@ class RunRecord(Callback):
         self._train_time += time.perf_counter() - self._resumed_at
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rate = {"samples_per_second": self._samples / self._train_time} if self._train_time else {}
+        is_known = self._train_time and not math.isnan(self._samples)
+        rate = {"samples_per_second": self._samples / self._train_time} if is_known else {}
         self._write_metrics(trainer, **rate)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,7 +110,8 @@ class RunRecord(Callback):
     def close(self, trainer: Trainer, **values: float | str) -> None:
         """Add the last values, and write settings and final metrics to TensorBoard's HPARAMS page."""
         metrics = self.write(**values)
-        final = {name: value for name, value in metrics.items() if isinstance(value, float) and FINAL.match(name)}
+        names = final_names(name for name in metrics if not MEASURED.fullmatch(name))
+        final = {name: metrics[name] for name in names if isinstance(metrics[name], float)}
         if not final:
             return
         from torch.utils.tensorboard.summary import hparams  # lazy import: not needed at start

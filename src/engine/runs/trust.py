@@ -3,8 +3,12 @@
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, get_args, get_origin
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from lightning.pytorch import cli as lightning_cli
 from torch import nn, optim
@@ -139,8 +143,10 @@ def _checked_value(value: Any, hint: Any, trust: Trust, place: str, dropped: lis
         raise InputError(f"{place} is nested more than {MAX_DEPTH} levels deep")
     hints = (hint, *get_args(hint))
     if isinstance(value, dict) and "class_path" in value:
-        wanted = tuple(one for one in hints if isinstance(one, type) and get_origin(one) is None and one not in PLAIN)
-        wanted = tuple(one for one in wanted if one not in (object, dict, list, tuple, set, bytes, type))
+        wanted = tuple(one for one in (*hints, *_returned(hint)) if isinstance(one, type) and get_origin(one) is None)
+        wanted = tuple(one for one in wanted if one not in (*PLAIN, object, dict, list, tuple, set, bytes, type))
+        if any(one in (Any, object) or _is_callable(one) for one in hints):
+            wanted += (object,) if trust.covers(str(value["class_path"])) else (nn.Module,)
         if not wanted:
             raise InputError(f"{place} is a class, but only plain values are allowed")
         return checked_spec(value, wanted, trust, place, dropped, depth)
@@ -168,17 +174,48 @@ def _kind(value: Any) -> str:
 
 def build(spec: Tree) -> Any:
     """Create the object of a spec that `checked_spec` returned; the only names looked up are its classes."""
+    return _maker(spec)()
+
+
+def _maker(spec: Tree) -> partial[Any]:
     cls = import_class(spec["class_path"])
     types = argument_types(cls)
-    arguments = {}
-    for name, value in spec["init_args"].items():
-        if is_class(value):
-            value = build(value)
-        elif isinstance(value, list) and any(get_origin(one) is tuple for one in _options(types.get(name))):
-            value = tuple(value)
-        arguments[name] = value
-    return cls(**arguments)
+    return partial(cls, **{name: _built(one, types.get(name)) for name, one in (spec.get("init_args") or {}).items()})
+
+
+def _built(value: Any, hint: Any) -> Any:
+    """A value of a configuration as the argument of this type that jsonargparse would make of it."""
+    options = _options(hint)
+    if is_class(value):
+        maker, returned = _maker(value), _returned(hint)
+        # A function that makes an optimizer, or the object itself.
+        return maker if isinstance(maker.func, type) and issubclass(maker.func, returned) else maker()
+    if isinstance(value, list):
+        one = next((one for one in options if get_origin(one) in (list, tuple)), None)
+        built = [_built(item, get_args(one)[0] if get_args(one) else None) for item in value]
+        return tuple(built) if get_origin(one) is tuple else built
+    if isinstance(value, dict):
+        if cls := next((one for one in options if isinstance(one, type) and is_dataclass(one)), None):
+            return _maker({"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": value})()
+        inner = next((get_args(one)[1] for one in options if get_origin(one) is dict), None)
+        return {name: _built(item, inner) for name, item in value.items()}
+    if isinstance(value, str) and str not in options:
+        for one in options:
+            if isinstance(one, type) and issubclass(one, Enum | Path):
+                return one[value] if issubclass(one, Enum) else one(value)
+        if "." in value and any(_is_callable(one) for one in options):
+            return import_class(value)
+    return value
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    return (hint, *get_args(hint))
+    """The alternatives of a type, such as (int, None) for int | None."""
+    is_union = get_origin(hint) in (Union, UnionType)
+    return tuple(one for part in get_args(hint) for one in _options(part)) if is_union else (hint,)
+
+
+def _returned(hint: Any) -> tuple[type, ...]:
+    """The classes that a function of this type returns."""
+    functions = [one for one in _options(hint) if get_origin(one) is Callable and get_args(one)]
+    returned = [one for function in functions for one in _options(get_args(function)[-1])]
+    return tuple(one for one in returned if isinstance(one, type) and one is not type(None))

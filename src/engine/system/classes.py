@@ -67,6 +67,11 @@ def short(value: Any) -> str:
     return str(value["class_path"]).rpartition(".")[2] if is_class(value) else str(value)
 
 
+def as_list(given: Any) -> list[Any]:
+    """A new list from None, one value or a list."""
+    return [] if given is None else [*given] if isinstance(given, list) else [given]
+
+
 def nearest(given: str, known: Any, prefix: str = "") -> str:
     """The text ", did you mean X?" with the known name closest to the given one, or ""."""
     names = list(known)

@@ -12,7 +12,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from src.engine.runs.checkpoint import WholeCheckpointIO
 from src.engine.runs.last_checkpoint import LastCheckpoint
-from src.engine.system.classes import import_class
+from src.engine.system.classes import as_list, import_class
 from src.engine.system.interruption import Interruption
 from src.engine.tensorboard.dashboard import Dashboard
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures
@@ -67,11 +67,11 @@ def tensorboard_callbacks(stage: str | None, log_every_n_steps: int | None) -> l
 
 def checkpoint_callbacks(
     best: ModelCheckpoint, folder: Path, interruption: Interruption, every_n_steps: int, every_n_minutes: float
-) -> list[Callback]:
+) -> tuple[ModelCheckpoint, LastCheckpoint]:
     """The callbacks that save `best.ckpt`, as configured, and `last.ckpt` in a folder."""
     best.dirpath = best.dirpath or str(folder)
     best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
-    return [best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)]
+    return best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)
 
 
 def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:
@@ -89,11 +89,6 @@ def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logg
         names = (folder.parents[1], folder.parent.name, folder.name)
         made.insert(0, TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
     return made
-
-
-def as_list(given: Any) -> list[Any]:
-    """A new list from None, one value or a list."""
-    return [] if given is None else [*given] if isinstance(given, list) else [given]
 
 
 def _has(callbacks: list[Callback], kind: type) -> bool:
