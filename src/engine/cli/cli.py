@@ -4,6 +4,7 @@ import argparse
 import shutil
 import sys
 import time
+import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -271,7 +272,9 @@ class StarterCLI(LightningCLI):
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
-            check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
+            modules = [sys.modules.get(cls.__module__) for cls in type(self.datamodule).__mro__]
+            if any(hasattr(module, "Batches") for module in modules):  # else its batches are those of one process
+                check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
             if self.config.ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
                 refuse_shards(self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
@@ -294,8 +297,12 @@ class StarterCLI(LightningCLI):
         saved.trainer.logger = self.loggers or saved.trainer.logger
         if "checkpoint.monitor" not in self.given:
             saved.checkpoint.pop("monitor")  # a run that repeats or continues this one chooses it again
-        text = f"# lightning=={lightning.__version__}\n" + self.parser.dump(saved, skip_unset=False)
-        tree: Tree = yaml.safe_load(text)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", rf"\s*{config.UNWRITABLE}")
+            text = self.parser.dump(saved, skip_unset=False)
+        whole: Tree = yaml.safe_load(text)
+        tree = config.without_objects(whole)
+        text = f"# lightning=={lightning.__version__}\n" + (text if tree == whole else yaml.safe_dump(tree))
         store_arguments(self.model, self.datamodule, tree)
         return text, tree
 
@@ -323,13 +330,13 @@ class StarterCLI(LightningCLI):
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
             callbacks = options["callbacks"]
             best, last = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
-            callbacks.append(last)
-            is_default = self.config.checkpoint == self.parser.get_defaults().checkpoint
-            if not is_default or not any(isinstance(one, ModelCheckpoint) for one in callbacks):
+            has_own = any(isinstance(one, ModelCheckpoint) for one in callbacks)
+            if not has_own or self.config.checkpoint != self.parser.get_defaults().checkpoint:
                 # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
                 callbacks.insert(0, best)
-                if "checkpoint.monitor" not in self.given:
-                    callbacks.insert(0, MonitorChoice(best, saved_monitor(checkpoint)))
+            if "checkpoint.monitor" not in self.given:
+                callbacks.append(MonitorChoice(best, saved_monitor(checkpoint)))
+            callbacks.append(last)
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

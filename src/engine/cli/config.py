@@ -27,7 +27,7 @@ from src.engine.system.classes import (
     short,
 )
 from src.engine.system.errors import InputError
-from src.engine.training.monitor_choice import DEFAULT_MONITOR
+from src.engine.training.monitor_choice import FOLLOWED
 
 Option = tuple[str, str | None]
 
@@ -40,6 +40,7 @@ BARE_FLAGS = ("-h", "--help", "--compile", "--quiet", "--debug", "--print_config
 CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 # Settings of the Trainer that may be a class, or several.
 PARTS_OF_TRAINER = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "trainer.strategy")
+UNWRITABLE = "Unable to serialize instance"  # in place of a value in jsonargparse 4.53
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
 NAMESPACES = (
@@ -215,7 +216,7 @@ def follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     Those of the tree are changed in place; returns the options.
     """
     given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
-    settings = {"monitor": DEFAULT_MONITOR, "mode": "min", **(tree.get("checkpoint") or {}), **given}
+    settings = {"monitor": FOLLOWED, "mode": "min", **(tree.get("checkpoint") or {}), **given}
     watched = {name: settings[name] for name in ("monitor", "mode") if settings["monitor"]}
     for one in as_list((tree.get("trainer") or {}).get("callbacks")):
         if is_class(one) and _stops_early(one["class_path"]) and "monitor" not in (one.get("init_args") or {}):
@@ -327,6 +328,15 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
         else:
             merged[name] = merge(merged.get(name), value, path, dropped)
     return merged
+
+
+def without_objects(node: Any) -> Any:
+    """A copy of a tree without what jsonargparse cannot write: defaults that are objects, which a class has anyway."""
+    if isinstance(node, list):
+        return [without_objects(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    return {name: without_objects(one) for name, one in node.items() if not str(one).startswith(UNWRITABLE)}
 
 
 def resolve_class(name: str, key: str) -> str:

@@ -22,7 +22,7 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
-    from src.engine.data.prepare import prepare_targets
+    from src.engine.data.prepare import GUIDE, prepare_targets
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule
     from src.engine.deploy.prediction_table import PredictionTable
@@ -45,7 +45,9 @@ def predict(args: list[str]) -> int:
     total = sum(1 for _ in inputs()) if inference.kind == "image" else None
     table = PredictionTable(new_output(options.output), total)
     if options.truth and not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
-        raise InputError(f"--truth: {type(inference.task).__name__} has no metrics; subclass src.tasks.task.Task")
+        raise InputError(
+            f"--truth: {type(inference.task).__name__} has no metrics; subclass src.tasks.task.Task; {GUIDE}"
+        )
     targets = partial(prepare_targets, inference.data) if options.truth else None
     trainer = Trainer(
         accelerator=options.accelerator,

@@ -346,6 +346,7 @@ def run_service(options: argparse.Namespace) -> None:
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path, trust=options.trust)
     inference = inference.to(device_of(options.accelerator))
+    inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # PIL refuses images of more than twice this

@@ -349,7 +349,10 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
         raise InputError(f"--ckpt_path {given} does not store the class of its model: load it in Python")
     cls = import_class(spec["class_path"])
     if not hasattr(cls, ability):
-        raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give another checkpoint")
+        raise InputError(
+            f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give another checkpoint, or add the"
+            f" method {ability}; see docs/your_own.md"
+        )
     try:
         with constructor_errors():
             model: LightningModule = build(spec)

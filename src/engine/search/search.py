@@ -33,6 +33,8 @@ from src.engine.search.pruning import Pruning
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of
 from src.engine.system.interruption import Interrupted
+from src.engine.system.metric_names import stage_of
+from src.engine.training.monitor_choice import DEFAULT_MONITOR
 
 KINDS = ("float", "int", "categorical")
 KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
@@ -101,7 +103,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except Exception as error:  # every database has its own exceptions
         where = f"--storage {options.storage}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    return Search(spec, folder, study, metric, options.more, options.seed)
+    return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
 
 
 def _metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
@@ -226,7 +228,7 @@ def _build_run(
     probe: bool = False,
 ) -> StarterCLI:
     """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
-    words = [] if str(spec.get("metric", "")).startswith("test/") else ["fit"]
+    words = [] if stage_of(str(spec.get("metric"))) == "test" else ["fit"]
     words += [f"--config={spec['recipe']}", f"--name={folder.name}", f"--trainer.default_root_dir={folder.parent}"]
     words += ["--quiet"]  # not stored in `config.yaml` and so not in `best.yaml`
     for name, value in {**spec["options"], **values}.items():
@@ -269,7 +271,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
             _retry_broken_trials(search)
             if not _needs_more(search):
                 break
-            run, report = partial(_run_trial, search, lock), partial(_print_trial, search.metric)
+            run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
             search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report])
         except Interrupted as stop:
             return stop.signum
@@ -342,6 +344,7 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         cli.trainer.callbacks.append(pruning)  # type: ignore[attr-defined]
         with redirect_stdout(io.StringIO()):  # hide the table of each run
             cli.run()
+        _follow_run(search, cli)
         value = _final_metric(search, cli)
     except (Exception, SystemExit) as error:
         cause = cause_of(error)
@@ -353,6 +356,15 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     return value
 
 
+def _follow_run(search: Search, cli: StarterCLI) -> None:
+    """Take the metric that a run has chosen to select its best checkpoint, if neither search nor recipe names one."""
+    best: Any = cli.trainer.checkpoint_callback
+    is_named = search.metric != DEFAULT_MONITOR or search.spec.get("metric") or "checkpoint.monitor" in cli.given
+    if not is_named and getattr(best, "monitor", None) and best.mode == cli.config.checkpoint.mode:
+        search.metric = best.monitor
+        search.study.set_user_attr("metric", best.monitor)  # for the other processes, and the report
+
+
 def _final_metric(search: Search, cli: StarterCLI) -> float:
     """The final metric of a run: that of the best checkpoint if this metric selects it."""
     best: Any = cli.trainer.checkpoint_callback
@@ -360,15 +372,16 @@ def _final_metric(search: Search, cli: StarterCLI) -> float:
     if best is not None and best.monitor == search.metric and best.best_model_score is not None:
         value = best.best_model_score
     if value is None:
-        raise InputError(f"metric {search.metric} is not logged; logged: {', '.join(cli.trainer.callback_metrics)}")
+        logged = ", ".join(cli.trainer.callback_metrics)
+        raise InputError(f"metric {search.metric} is not logged; logged: {logged}: give metric and direction")
     return float(value)
 
 
-def _print_trial(metric: str, _: optuna.Study, trial: FrozenTrial) -> None:
+def _print_trial(search: Search, _: optuna.Study, trial: FrozenTrial) -> None:
     """Print a finished trial as one line."""
     value = f"{trial.value:.4f}" if trial.value is not None else trial.user_attrs.get("error", trial.state.name.lower())
     shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-    print(f"trial {trial.number}: {metric} {value} ({shown})", file=sys.stderr, flush=True)
+    print(f"trial {trial.number}: {search.metric} {value} ({shown})", file=sys.stderr, flush=True)
 
 
 def print_progress(search: Search, workers: list[Any]) -> None:

@@ -19,10 +19,9 @@ def store_arguments(model: Any, data: Any, tree: Tree) -> None:
 
     Their `hparams` keep what is not plain, such as a path, a transform or a function that makes the optimizer.
     """
-    saved = {model.CHECKPOINT_HYPER_PARAMS_KEY: _use_plain(model, tree["model"], {})}
+    saved = [(model, _use_plain(model, tree["model"], {}))]
     if data is not None and data.hparams:
-        key = data.CHECKPOINT_HYPER_PARAMS_KEY
-        saved[key] = _use_plain(data, tree["data"], saved[model.CHECKPOINT_HYPER_PARAMS_KEY])
+        saved.append((data, _use_plain(data, tree["data"], saved[0][1])))
     model.on_save_checkpoint = partial(_save_plain, model.on_save_checkpoint, saved)
 
 
@@ -40,10 +39,11 @@ def _use_plain(module: Any, spec: Tree, logged: Tree) -> Tree:
     return plain
 
 
-def _save_plain(hook: Callable[[Tree], None], saved: dict[str, Tree], checkpoint: Tree) -> None:
-    for key, plain in saved.items():
-        found = {name: value for name, value in checkpoint.get(key, {}).items() if _is_plain(value)}
-        checkpoint[key] = {**checkpoint.get(key, {}), **plain, **found}
+def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree]], checkpoint: Tree) -> None:
+    for module, plain in saved:
+        names = {*inspect.signature(type(module)).parameters, *plain}  # of all arguments: some have default objects
+        own = {name: value for name, value in module.hparams.items() if _is_plain(value) or name not in names}
+        checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = {**plain, **own}
     hook(checkpoint)
 
 

@@ -7,12 +7,14 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 DEFAULT_MONITOR = "val/loss"
+FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
 
 
 class MonitorChoice(Callback):
     """Selects the best checkpoint by `val/loss`, else by `val_loss`, else by the only loss that validation logs.
 
-    Without one, the last checkpoint is the best. EarlyStopping of `val/loss` follows. Prints what it chose.
+    Without one, the last checkpoint is the best. Prints what it chose. EarlyStopping of `checkpoint.monitor` follows
+    it, or the module's own ModelCheckpoint.
 
     Args:
         best: the callback that saves the best checkpoint.
@@ -28,14 +30,18 @@ class MonitorChoice(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         everyone: Any = trainer.callbacks  # type: ignore[attr-defined]
-        self._is_settled = self.best not in everyone
-        if self._is_settled and isinstance(trainer.checkpoint_callback, ModelCheckpoint):  # of the module
-            self.best = trainer.checkpoint_callback
-        self._stoppers = [one for one in everyone if isinstance(one, EarlyStopping) and one.monitor == DEFAULT_MONITOR]
+        if self.best not in everyone:  # the module or the configuration has its own
+            self._is_settled = True
+            self.best = next((one for one in everyone if isinstance(one, ModelCheckpoint)), self.best)
+        self._stoppers += [one for one in everyone if isinstance(one, EarlyStopping) and one.monitor == FOLLOWED]
+        for one in self._stoppers:
+            if one.mode != self.best.mode:
+                one.mode, one.min_delta, one.best_score = self.best.mode, -one.min_delta, -one.best_score
         self._follow()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._is_settled and not trainer.enable_validation:
+        is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
+        if not self._is_settled and (is_empty or not trainer.enable_validation):
             self._settle(None, "there is no validation")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,9 +52,8 @@ class MonitorChoice(Callback):
             return
         logged = [name for name, one in trainer.callback_metrics.items() if self._before.get(name) is not one]
         losses = [name for name in logged if "loss" in name.lower()]
-        monitor = next(
-            (name for name in (DEFAULT_MONITOR, "val_loss") if name in losses), losses[0] if len(losses) == 1 else None
-        )
+        usual = [name for name in (DEFAULT_MONITOR, "val_loss") if name in losses]
+        monitor = next(iter(usual or (losses if len(losses) == 1 else ())), None)
         if trainer.sanity_checking:  # not every module logs in it
             self.best.monitor = monitor
             return
@@ -68,8 +73,7 @@ class MonitorChoice(Callback):
 
     def _follow(self) -> None:
         for one in self._stoppers:
-            if one.mode == self.best.mode:
-                one.monitor = self.best.monitor or one.monitor
+            one.monitor = self.best.monitor or DEFAULT_MONITOR
 
 
 def saved_monitor(checkpoint: dict[str, Any]) -> str | None:

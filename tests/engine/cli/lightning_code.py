@@ -1,7 +1,7 @@
 """LightningModules and DataModules as people write them, without a thought of this project."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -46,16 +46,16 @@ class NumbersData(LightningDataModule):
         self.train, self.val, self.test = (labelled(seed) for seed in range(3))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.train, self.batch_size, shuffle=True)
+        return DataLoader(self.train, batch_size=self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.val, self.batch_size)
+        return DataLoader(self.val, batch_size=self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.test, self.batch_size)
+        return DataLoader(self.test, batch_size=self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.test.tensors[0], self.batch_size)  # type: ignore[arg-type]
+        return DataLoader(self.test.tensors[0], batch_size=self.batch_size)  # type: ignore[arg-type]
 
 
 class OnlyNumbers(LightningDataModule):
@@ -66,13 +66,13 @@ class OnlyNumbers(LightningDataModule):
         self.batch_size = batch_size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(numbers(0), self.batch_size, shuffle=True)  # type: ignore[arg-type]
+        return DataLoader(numbers(0), batch_size=self.batch_size, shuffle=True)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(numbers(1), self.batch_size)  # type: ignore[arg-type]
+        return DataLoader(numbers(1), batch_size=self.batch_size)  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(numbers(2), self.batch_size)  # type: ignore[arg-type]
+        return DataLoader(numbers(2), batch_size=self.batch_size)  # type: ignore[arg-type]
 
 
 class Autoencoder(LightningModule):
@@ -179,7 +179,7 @@ class Agent(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Experience(), self.hparams.batch_size)
+        return DataLoader(Experience(), batch_size=self.hparams.batch_size)
 
 
 class Unfreeze(BaseFinetuning):
@@ -281,7 +281,7 @@ class Alone(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(numbers(), 4)  # type: ignore[arg-type]
+        return DataLoader(numbers(), batch_size=4)  # type: ignore[arg-type]
 
 
 class LoadersInside(Transfer):
@@ -291,26 +291,26 @@ class LoadersInside(Transfer):
         return []
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(labelled(0), 4, shuffle=True)
+        return DataLoader(labelled(0), batch_size=4, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(labelled(1), 4)
+        return DataLoader(labelled(1), batch_size=4)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(labelled(2), 4)
+        return DataLoader(labelled(2), batch_size=4)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(numbers(2), 4)  # type: ignore[arg-type]
+        return DataLoader(numbers(2), batch_size=4)  # type: ignore[arg-type]
 
 
 class DomainsData(NumbersData):
     """Several loaders for validation and test."""
 
     def val_dataloader(self) -> Any:
-        return [DataLoader(labelled(seed), 4) for seed in (1, 2)]
+        return [DataLoader(labelled(seed), batch_size=4) for seed in (1, 2)]
 
     def test_dataloader(self) -> Any:
-        return [DataLoader(labelled(seed), 4) for seed in (3, 4)]
+        return [DataLoader(labelled(seed), batch_size=4) for seed in (3, 4)]
 
 
 class Domains(Transfer):
@@ -344,16 +344,16 @@ class DictData(LightningDataModule):
     """Batches that are dicts."""
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Rows(0), 4, shuffle=True)
+        return DataLoader(Rows(0), batch_size=4, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Rows(1), 4)
+        return DataLoader(Rows(1), batch_size=4)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Rows(2), 4)
+        return DataLoader(Rows(2), batch_size=4)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(Rows(2), 4)
+        return DataLoader(Rows(2), batch_size=4)
 
 
 class DictModule(LightningModule):
@@ -406,7 +406,7 @@ class GraphData(LightningDataModule):
         self.batch_size = batch_size
 
     def _loader(self, seed: int) -> DataLoader[Any]:
-        return DataLoader(numbers(seed), self.batch_size, collate_fn=as_graph)  # type: ignore[arg-type]
+        return DataLoader(numbers(seed), batch_size=self.batch_size, collate_fn=as_graph)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader(0)
@@ -531,3 +531,21 @@ class RichData(NumbersData):
 
     def prepare(self, inputs: list[dict[str, float]]) -> Tensor:
         return self.transform(super().prepare(inputs))
+
+
+class RichModule(Autoencoder):
+    """Keeps an enum, a dataclass and objects as hyperparameters."""
+
+    def __init__(
+        self,
+        colour: Colour = Colour.RED,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008
+        transform: Scale | None = None,
+        transforms: list[Scale] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = nn.MSELoss(),  # noqa: B008
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        assert self.hparams.colour.name
+        assert self.hparams.augmentation.sizes == [1, 2]
+        assert all(one(1.0) for one in (transform, *(transforms or ())) if one)
