@@ -1,6 +1,7 @@
 """Assigns samples to batches and processes; a loader that can resume in the middle of an epoch."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -162,6 +163,11 @@ def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_dev
 def shuffled(count: int) -> Order:
     """A random order of `count` samples."""
     return lambda generator: torch.randperm(count, generator=generator).tolist()
+
+
+def uses_batches(data: Any) -> bool:
+    """Whether the loaders of a DataModule share a batch between processes, as `Batches` do; else each has its own."""
+    return any(hasattr(sys.modules.get(cls.__module__), "Batches") for cls in type(data).__mro__)
 
 
 def check_batch_size(batch_size: int, processes: int) -> None:
