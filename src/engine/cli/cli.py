@@ -25,7 +25,7 @@ from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
-from src.engine.data.loading import check_batch_size, uses_batches
+from src.engine.data.loading import check_batch_size_of
 from src.engine.runs.checkpoint import (
     CONTENT_ERRORS,
     check_batches,
@@ -178,8 +178,7 @@ class StarterCLI(LightningCLI):
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         given = options
-        tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
-        options = config.follow_checkpoint(tree, options)
+        tree, options = config.merge_options(tree, options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
@@ -277,8 +276,8 @@ class StarterCLI(LightningCLI):
             if is_overridden("configure_optimizers", self.model) and not hasattr(self.model, "step"):
                 name = f"{type(self.model).__name__}.configure_optimizers"
                 rank_zero_info(f"{short(tree['optimizer'])} replaces {name}: give --optimizer null to use that")
-            spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
-            self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
+            spec = (self.model, tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
+            self.model.configure_optimizers = partial(configure_optimizers, *spec)
         for more in hooks("callbacks"):
             add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model)
@@ -290,8 +289,7 @@ class StarterCLI(LightningCLI):
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
-            if uses_batches(self.datamodule):
-                check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
+            check_batch_size_of(self.datamodule, trainer.world_size)
             for check in hooks("check_trainer"):
                 check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
@@ -310,9 +308,9 @@ class StarterCLI(LightningCLI):
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        text, tree = configuration_text(self.parser, saved, "checkpoint.monitor" in self.given)
-        store_arguments(self.model, self.datamodule, tree)
-        return text, tree
+        described = configuration_text(self.parser, saved, "checkpoint.monitor" in self.given)
+        store_arguments(self.model, self.datamodule, described[1])
+        return described
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""

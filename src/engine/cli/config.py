@@ -221,7 +221,13 @@ def other_parts(saved: Tree, tree: Tree) -> str:
     return " and ".join(found)
 
 
-def follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
+def merge_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
+    """`merge_class_options` for a tree with bare names; every EarlyStopping gets its monitor."""
+    tree, left = merge_class_options(resolve_names(tree), options, dropped)
+    return tree, _follow_checkpoint(tree, left)
+
+
+def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
 
     Those of the tree are changed in place; returns the options.

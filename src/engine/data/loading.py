@@ -165,11 +165,6 @@ def shuffled(count: int) -> Order:
     return lambda generator: torch.randperm(count, generator=generator).tolist()
 
 
-def uses_batches(data: Any) -> bool:
-    """Whether the loaders of a DataModule share a batch between processes, as `Batches` do; else each has its own."""
-    return any(hasattr(sys.modules.get(cls.__module__), "Batches") for cls in type(data).__mro__)
-
-
 def check_batch_size(batch_size: int, processes: int) -> None:
     """Raise InputError if processes cannot share a batch evenly."""
     if batch_size % processes:
@@ -179,6 +174,12 @@ def check_batch_size(batch_size: int, processes: int) -> None:
             f"--data.batch_size {batch_size} is shared by all {processes} processes and cannot be divided evenly:"
             f" give {choice}"
         )
+
+
+def check_batch_size_of(data: Any, processes: int) -> None:
+    """Check that of a DataModule whose processes share each batch, as `Batches` has it; else each has its own."""
+    if any(hasattr(sys.modules.get(cls.__module__), "Batches") for cls in type(data).__mro__):
+        check_batch_size(getattr(data, "batch_size", 0), processes)
 
 
 def already_a_batch(batch: Any) -> Any:

@@ -165,8 +165,9 @@ class Agent(LightningModule):
         state, action, reward = batch
         chosen = self(state).log_softmax(dim=1).gather(1, action[:, None])[:, 0]
         self.total_reward += float(reward.sum())
-        self.log_dict({"reward": float(reward.mean()), "total_reward": self.total_reward}, prog_bar=True)
-        return -(chosen * reward.float()).mean()
+        loss = -(chosen * reward.float()).mean()
+        self.log_dict({"policy_loss": loss, "total_reward": self.total_reward}, prog_bar=True)
+        return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)

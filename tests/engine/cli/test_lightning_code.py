@@ -77,7 +77,7 @@ CASES = {
     "GAN": Case(
         {"model": of("GAN", latent=4), "data": NUMBERS}, None, "GAN has no method test_step", "output", 2, "g_loss"
     ),
-    "agent": Case({"model": of("Agent")}, None, "Agent has no method test_step", NO_DATA, metric="reward"),
+    "agent": Case({"model": of("Agent")}, None, "Agent has no method test_step", NO_DATA, metric="policy_loss"),
     "fine-tuning": Case(
         {"model": of("Transfer"), "data": NUMBERS},
         "valid_acc",
