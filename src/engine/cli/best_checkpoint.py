@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import is_sharded, read_checkpoint
 from src.engine.runs.run_record import best_metrics
 from src.engine.runs.runs import relative
+from src.engine.system.errors import raised_by_lightning
 
 
 class BestCheckpoint:
@@ -24,13 +26,19 @@ class BestCheckpoint:
         self.trainer = trainer
         self.path = getattr(trainer.checkpoint_callback, "best_model_path", "")
         self.content: dict[str, Any] = read_checkpoint(self.path) if self.path and Path(self.path).exists() else {}
-        self.metrics = best_metrics(self.content) if self.content else {}
+        monitor = getattr(trainer.checkpoint_callback, "monitor", None)
+        self.metrics = best_metrics(self.content, monitor) if self.content else {}
 
     def test(self, model: LightningModule, datamodule: LightningDataModule | None) -> None:
         """Test it as `src.train test` does, or the last weights if there is no such checkpoint.
 
         Lightning would let callbacks that have trained, such as WeightAveraging, put other weights in their place.
+        Without a test step or test data, only says so.
         """
+        for name, instance in (("test_step", model), ("test_dataloader", datamodule or model)):
+            if not is_overridden(name, instance):
+                rank_zero_info(f"Not tested: {type(instance).__name__} has no method {name}")
+                return
         path = None
         if not self.content:
             rank_zero_info("Testing the last weights: no best checkpoint was saved")
@@ -40,4 +48,9 @@ class BestCheckpoint:
                 path = self.path
             else:
                 model.load_state_dict(self.content["state_dict"], strict=model.strict_loading)
-        self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
+        try:
+            self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
+        except TypeError as error:  # test_dataloader returns None
+            if not raised_by_lightning(error) or "dataloader" not in str(error):
+                raise
+            rank_zero_info(f"Not tested: {error}")

@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
@@ -25,7 +25,7 @@ from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
-from src.engine.data.loading import check_batch_size
+from src.engine.data.loading import check_batch_size_of
 from src.engine.runs.checkpoint import (
     CONTENT_ERRORS,
     check_batches,
@@ -45,7 +45,7 @@ from src.engine.runs.runs import (
     lock_run,
     runs_of,
 )
-from src.engine.system.classes import Tree, as_list, import_class
+from src.engine.system.classes import Tree, as_list, import_class, short
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.hooks import hooks
@@ -59,7 +59,8 @@ from src.engine.training.default_callbacks import (
     loggers,
     prepare_checkpoints,
 )
-from src.engine.training.hyperparameters import rebuild_arguments
+from src.engine.training.hyperparameters import store_arguments
+from src.engine.training.monitor_choice import DEFAULT_MONITOR, MonitorChoice, saved_monitor
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -148,7 +149,7 @@ class StarterCLI(LightningCLI):
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
         parser.add_argument("--lr_scheduler_interval", choices=["step", "epoch"], default="step")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.monitor": "val/loss", "checkpoint.enable_version_counter": False})
+        parser.set_defaults({"checkpoint.monitor": DEFAULT_MONITOR, "checkpoint.enable_version_counter": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.stage, files, options = config.split_command_line(list(args or []))
@@ -177,7 +178,7 @@ class StarterCLI(LightningCLI):
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         given = options
-        tree, options = config.merge_class_options(config.resolve_names(tree), options, dropped)
+        tree, options = config.merge_options(tree, options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
@@ -204,6 +205,8 @@ class StarterCLI(LightningCLI):
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
             self.config.lr_scheduler = None
+        if not self.run_folder:
+            rank_zero_info(config.describe_files(loaded, self.saved))
         for line in dropped:
             rank_zero_info(line)
 
@@ -270,8 +273,11 @@ class StarterCLI(LightningCLI):
             if self.saved:
                 callbacks.append(OptimizerOverrides(self.saved, tree))
         if tree["optimizer"]:
-            spec = (tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
-            self.model.configure_optimizers = partial(configure_optimizers, self.model, *spec)
+            if is_overridden("configure_optimizers", self.model) and not hasattr(self.model, "step"):
+                name = f"{type(self.model).__name__}.configure_optimizers"
+                rank_zero_info(f"{short(tree['optimizer'])} replaces {name}: give --optimizer null to use that")
+            spec = (self.model, tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
+            self.model.configure_optimizers = partial(configure_optimizers, *spec)
         for more in hooks("callbacks"):
             add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model)
@@ -279,11 +285,11 @@ class StarterCLI(LightningCLI):
         if not options["fast_dev_run"]:
             saves = trains and options["enable_checkpointing"] is not False
             prepare_checkpoints(self.config_init.checkpoint, callbacks, self.run_folder is not None, saves)
-            self._open_folder(options, text, (checkpoint or {}).get("global_step") if self.run_folder else None)
+            self._open_folder(options, text, checkpoint or {})
         saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
-            check_batch_size(getattr(self.datamodule, "batch_size", 0), trainer.world_size)
+            check_batch_size_of(self.datamodule, trainer.world_size)
             for check in hooks("check_trainer"):
                 check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
@@ -302,20 +308,11 @@ class StarterCLI(LightningCLI):
         """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
         saved = self.config.clone()
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        text, tree = configuration_text(self.parser, saved)
-        # A checkpoint can then rebuild the model, even if its class does not save its arguments.
-        arguments = {"_class_path": tree["model"]["class_path"], **deepcopy(tree["model"].get("init_args", {}))}
-        for name, value in arguments.items():
-            if isinstance(value, dict) and "class_path" in value:
-                value["init_args"] = {
-                    **value.get("init_args", {}),
-                    **rebuild_arguments(getattr(self.model, name, None)),
-                }
-        arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        self.model.save_hyperparameters(arguments)
-        return text, tree
+        described = configuration_text(self.parser, saved, "checkpoint.monitor" in self.given)
+        store_arguments(self.model, self.datamodule, described[1])
+        return described
 
-    def _open_folder(self, options: dict[str, Any], text: str, purge_step: int | None) -> None:
+    def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
         root = Path(options["default_root_dir"] or ROOT / "logs")
         if self.evaluated is not None:
@@ -341,12 +338,16 @@ class StarterCLI(LightningCLI):
             trains = self.stage in (None, "fit") or self.config.ckpt_path is None
             path = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-            own = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
+            best, last = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
-            options["callbacks"][:0] = own
+            options["callbacks"].insert(0, best)
+            if "checkpoint.monitor" not in self.given:
+                options["callbacks"].append(MonitorChoice(best, saved_monitor(checkpoint)))
+            options["callbacks"].append(last)
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:
+                purge_step = checkpoint.get("global_step") if self.run_folder else None
                 options["logger"] = loggers(self.loggers, folder, purge_step)
             except Exception as error:  # each logger has its own exceptions
                 self._drop_empty_folder()
@@ -393,8 +394,7 @@ class StarterCLI(LightningCLI):
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
-            metrics = {} if best is None else best.metrics
             if self.record is not None:
-                tested = {"checkpoint": self.config.ckpt_path} if best is None else {}
-                self.record.close(self.trainer, **seconds, **tested, **metrics)
-            print_summary(self.trainer, self.stage, self.record.folder if self.record else None, metrics)
+                found = {"checkpoint": self.config.ckpt_path} if best is None else best.metrics
+                self.record.close(self.trainer, **seconds, **found)
+            print_summary(self.trainer, self.record.folder if self.record else None, best)

@@ -4,32 +4,31 @@ A tree is a configuration as read from YAML: dicts, lists and plain values. A cl
 and `init_args`. Bare class names are replaced by dotted paths here, so all other code sees dotted paths only.
 """
 
-import importlib
 import inspect
 import re
-from datetime import timedelta
-from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from jsonargparse import Namespace, get_loader
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping
 
 from src import ROOT
+from src.engine.cli.class_names import CLASS_KEYS, PARTS_OF_TRAINER, resolve_class, resolve_names, takes_class
 from src.engine.cli.keys import check_keys
 from src.engine.runs.trust import PATHS
 from src.engine.system.classes import (
     Tree,
-    argument_types,
     as_list,
     import_class,
     is_class,
     nearest,
     project_classes,
     short,
-    subclasses_here,
 )
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
+from src.engine.training.monitor_choice import FOLLOWED
 
 Option = tuple[str, str | None]
 
@@ -38,27 +37,8 @@ STAGES = ("fit", "validate", "test", "predict")
 SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options without a value: the next argument is not read as one.
 BARE_FLAGS = ("-h", "--help", "--quiet", "--debug", "--print_config")
-# Settings that are a class in every recipe.
-CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
-BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
-MAX_LISTED = 12  # classes in one message
-# Options of the Trainer that may be a class.
-CLASS_OPTIONS = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler")
-# Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
-# ReduceLROnPlateau is before torch's because it knows which metric to monitor.
-NAMESPACES = (
-    "torch.nn",
-    "lightning.pytorch.cli",
-    "torch.optim",
-    "torch.optim.lr_scheduler",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.plugins",
-)
 
 
 def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Option]]:
@@ -120,9 +100,17 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     default = ROOT / "configs" / "default.yaml"
     path, recipe = recipes[-1] if recipes else (default, saved) if is_recipe(saved) else load_config(str(default))
     for key in ("model", "data"):
-        if isinstance(recipe[key], dict) and not is_class(recipe[key]):
+        if isinstance(recipe.get(key), dict) and not is_class(recipe[key]):
             raise InputError(f"{path} has model and data, so it is a recipe, but {key} has no class_path")
-    return recipe, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
+    return {"data": None, **recipe}, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
+
+
+def describe_files(loaded: list[tuple[Path, Tree]], saved: Tree) -> str:
+    """Which of the files is the recipe, and which are overlays, in one line."""
+    recipes = [str(path) for path, tree in loaded if is_recipe(tree)]
+    default = "of the checkpoint" if is_recipe(saved) else "configs/default.yaml"
+    overlays = [str(path) for path, tree in loaded if not is_recipe(tree)]
+    return f"Recipe {(recipes or [default])[-1]}{' with ' if overlays else ''}{', '.join(overlays)}"
 
 
 def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
@@ -174,8 +162,10 @@ def parse_value(text: str) -> Any:
 
 
 def is_recipe(tree: Tree) -> bool:
-    """Whether a configuration has model and data. Any other is an overlay, which is merged into a recipe."""
-    return "model" in tree and "data" in tree
+    """Whether a configuration has model and data, or a model that makes its own loaders; else it is an overlay."""
+    cls = import_class(tree["model"]["class_path"]) if is_class(tree.get("model")) else None
+    own_loaders = getattr(cls, "train_dataloader", None) not in (None, LightningModule.train_dataloader)
+    return "model" in tree and ("data" in tree or own_loaders)
 
 
 def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
@@ -202,7 +192,7 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif value.lower() not in ("none", "null") and (
             value in project_classes()
             or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
-            or (key.rstrip("+") in CLASS_OPTIONS and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
+            or (key.rstrip("+") in PARTS_OF_TRAINER and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
         ):
             left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
@@ -210,7 +200,8 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
-            raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS")
+            own = _own_option(tree, key, leaf) if key in ("optimizer", "lr_scheduler") else ""
+            raise InputError(f"{flag}: there is no {key}; {own}add one, as in --{key} CLASS")
     return tree, left
 
 
@@ -228,6 +219,52 @@ def other_parts(saved: Tree, tree: Tree) -> str:
         if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
     return " and ".join(found)
+
+
+def merge_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
+    """`merge_class_options` for a tree with bare names; every EarlyStopping gets its monitor."""
+    tree, left = merge_class_options(resolve_names(tree), options, dropped)
+    return tree, _follow_checkpoint(tree, left)
+
+
+def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
+    """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
+
+    Those of the tree are changed in place; returns the options.
+    """
+    given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
+    settings = {"monitor": FOLLOWED, "mode": "min", **(tree.get("checkpoint") or {}), **given}
+    watched = {name: settings[name] for name in ("monitor", "mode") if settings["monitor"]}
+    for one in as_list((tree.get("trainer") or {}).get("callbacks")):
+        if is_class(one) and _stops_early(one["class_path"]) and "monitor" not in (one.get("init_args") or {}):
+            one["init_args"] = {**watched, **(one.get("init_args") or {})}
+    followed: list[Option] = []
+    has_monitor = False  # of the callback to which the later options belong
+    for flag, value in reversed(options):
+        has_monitor |= flag.replace(".init_args", "") == "--trainer.callbacks.monitor"
+        if flag.rstrip("+") == "--trainer.callbacks":
+            if _stops_early(value) and not has_monitor:
+                followed = [(f"{flag.rstrip('+')}.{name}", str(one)) for name, one in watched.items()] + followed
+            has_monitor = False
+        followed.insert(0, (flag, value))
+    return followed
+
+
+def _stops_early(class_path: Any) -> bool:
+    cls = import_class(str(class_path))
+    return inspect.isclass(cls) and issubclass(cls, EarlyStopping)
+
+
+def _own_option(tree: Tree, key: str, leaf: str) -> str:
+    """The option of the model that replaces one of an optimizer or schedule which it makes itself, if there is one."""
+    model = tree["model"]["class_path"] if is_class(tree.get("model")) else ""
+    cls: Any = import_class(model)
+    if getattr(cls, "configure_optimizers", None) in (None, LightningModule.configure_optimizers):
+        return ""
+    known = inspect.signature(cls).parameters
+    names = [f"{key}.{leaf}", leaf, *(["learning_rate"] if leaf == "lr" else [])]
+    found = next((name for name in names if name.partition(".")[0] in known), None)
+    return f"{model.rpartition('.')[2]} makes its own, give --model.{found}, or " if found else ""
 
 
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
@@ -267,7 +304,7 @@ def is_class_setting(tree: Tree, key: str) -> bool:
         if isinstance(node, dict) and "class_path" in node:
             parent = node["class_path"]
             node = {"class_path": parent, **(node.get("init_args") or {})}
-    return is_class(node) and _takes_class(node["class_path"], leaf)
+    return is_class(node) and takes_class(node["class_path"], leaf)
 
 
 def nest(key: str, value: Any) -> Tree:
@@ -320,81 +357,3 @@ def without_repeats(parts: Any) -> Any:
         is_monitor = arguments.get("monitor") is not None
         kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if is_monitor else part)] = part
     return list(kept.values())
-
-
-def resolve_class(name: str, key: str) -> str:
-    """The dotted path of a class; a bare name is looked up in this project, then in torch and Lightning.
-
-    Args:
-        name: bare name or dotted path.
-        key: the setting, for the error message.
-
-    Raises:
-        InputError: there is no such class, or several in this project.
-    """
-    if "." in name:
-        if import_class(name) is None:
-            module, _, leaf = name.rpartition(".")
-            near = nearest(leaf, project_classes(), prefix=f"{module}.") if _importable(module) else ""
-            raise InputError(f"--{key} {name}: there is no class {leaf} in {module}{near}")
-        return name
-    own = project_classes().get(name, [])
-    if len(own) > 1:
-        raise InputError(f"--{key} {name}: several classes have that name, give one of {', '.join(own)}")
-    if own:
-        return own[0]
-    for namespace in NAMESPACES:
-        if inspect.isclass(getattr(importlib.import_module(namespace), name, None)):
-            return f"{namespace}.{name}"
-    library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
-    near = nearest(name, [*project_classes(), *library]).removesuffix("?")
-    here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
-    known = (
-        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
-    )
-    raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
-
-
-def resolve_names(node: Any, key: str = "") -> Any:
-    """A copy of a tree with every class name replaced by its dotted path."""
-    if isinstance(node, list):
-        return [resolve_names(item, key) for item in node]
-    if isinstance(node, str) and key in CLASS_KEYS:
-        node = {"class_path": node}
-    if not isinstance(node, dict):
-        return node
-    node = dict(node)
-    parent = None
-    if isinstance(node.get("class_path"), str):
-        parent = node["class_path"] = resolve_class(node["class_path"], key)
-    for name, value in node.items():
-        if name == "init_args" and parent and isinstance(value, dict):
-            node[name] = {
-                k: resolve_names(
-                    {"class_path": v} if isinstance(v, str) and _takes_class(parent, k) else v, f"{key}.{k}"
-                )
-                for k, v in value.items()
-            }
-        else:
-            node[name] = resolve_names(value, f"{key}.{name}".lstrip("."))
-    return node
-
-
-def _takes_class(class_path: str, argument: str) -> bool:
-    """Whether an argument of a class is annotated with a class, such as a network."""
-    annotation = argument_types(import_class(class_path)).get(argument)
-    options = [t for t in (annotation, *get_args(annotation)) if inspect.isclass(t) and get_origin(t) is None]
-    # jsonargparse handles arguments that may also be text, a number or a duration.
-    if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
-        return False
-    return any(t not in (type(None), bytes, list, dict, tuple, set, object, Any) for t in options)
-
-
-def _importable(module: str) -> bool:
-    if not all(part.isidentifier() for part in module.split(".")):
-        return False
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError:
-        return False
-    return True

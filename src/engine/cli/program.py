@@ -1,6 +1,8 @@
 """Runs the command line of `src.train`: retries, signals and one-line errors."""
 
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -10,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src.engine.cli.cli import StarterCLI
+from src.engine.data.prepare import GUIDE
 from src.engine.runs.runs import checkpoints_of, good_checkpoint, relative
 from src.engine.system.errors import (
     InputError,
@@ -30,6 +33,7 @@ def run(started: float) -> None:
     """Run the command line in `sys.argv`; an error that the user can fix is one line and exit code 2."""
     args = sys.argv[1:]
     silence_known_warnings()
+    others = set(multiprocessing.active_children())
     cli: StarterCLI | None = None
     try:
         words = args
@@ -48,7 +52,9 @@ def run(started: float) -> None:
         cause = cause_of(error)
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         is_fixable = isinstance(cause, InputError) or raised_in(cause, "forward")
-        is_fixable = is_fixable or (isinstance(cause, refused) and raised_by_lightning(cause))
+        if raised_by_lightning(cause) and (isinstance(cause, refused) or "dataloader" in str(cause)):
+            hint, is_fixable = _hint(cli, str(cause)), True
+            cause = InputError(f"{cause}{hint}") if hint else cause
         for input_error in hooks("input_error"):
             if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
                 cause, is_fixable = fixable, True
@@ -59,6 +65,11 @@ def run(started: float) -> None:
         if "--debug" in args or not is_fixable:
             raise
         report(cause, getattr(rank_zero_only, "rank", 0))
+    finally:
+        # Python would wait for a server of ServableModuleValidator that hangs.
+        for process in set(multiprocessing.active_children()) - others:
+            if not process.daemon:
+                process.kill()
 
 
 def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> list[str]:
@@ -79,11 +90,20 @@ def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> 
     return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr}", f"--retries={left}"]
 
 
+def _hint(cli: StarterCLI | None, message: str) -> str:
+    """What to do about an error of Lightning."""
+    if re.search(r"method|dataloader|must be implemented", message):
+        return f"; {GUIDE}"
+    command = _continue_command(cli) if "metric" in message else ""
+    return f"; {command}" if command else ""
+
+
 def _continue_command(cli: StarterCLI | None) -> str:
     """The command that continues a run, or "" if it has saved no checkpoint."""
     if cli is None or cli.record is None or not any(checkpoints_of(cli.record.folder)):
         return ""
-    return f"continue with: python -m src.train --ckpt_path last --run {relative(cli.record.folder)}"
+    stage = f" {cli.stage}" if cli.stage else ""
+    return f"continue with: python -m src.train{stage} --ckpt_path last --run {relative(cli.record.folder)}"
 
 
 def _exit_after_signal(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src import ROOT
 from src.engine.cli import config
+from src.engine.cli.class_names import resolve_names
 from src.engine.runs.checkpoint import checkpoint_errors, model_arguments, own_configuration, run_configuration
 from src.engine.runs.runs import (
     checkpoint_of,
@@ -148,7 +149,7 @@ def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
     tree, _, overlays = config.choose_recipe(loaded, saved)
     for overlay in overlays:
         tree = config.merge(tree, overlay, "", [])
-    tree, left = config.merge_class_options(config.resolve_names(tree), options, [])
+    tree, left = config.merge_class_options(resolve_names(tree), options, [])
     for flag, value in left:
         key = flag.removeprefix("--").replace(".init_args", "")
         if key.startswith("data.") and PATHS.search(key.rpartition(".")[2]):

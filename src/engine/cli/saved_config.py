@@ -41,27 +41,31 @@ def dump(tree: Tree) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
-def configuration_text(parser: LightningArgumentParser, given: Namespace) -> tuple[str, Tree]:
+def configuration_text(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> tuple[str, Tree]:
     """A configuration as text for `config.yaml`, and as a tree.
 
     Args:
         parser: reads the text back.
         given: the configuration.
+        has_monitor: whether it names the metric that selects the best checkpoint; else that is left out, so that a run
+            that repeats or continues this one chooses it again.
 
     Raises:
         InputError: it holds a value that cannot be written, or that is read back as another.
     """
     tree = _written(parser, given)
-    text = f"# lightning=={lightning.__version__}\n{dump(tree)}"
+    head = f"# lightning=={lightning.__version__}\n"
     try:
-        again = _written(parser, parser.parse_string(text))
+        again = _written(parser, parser.parse_string(dump(tree)))
     except argparse.ArgumentError as error:
         reason = explain(str(error), parser, tree, [], [])
         raise InputError(f"{reason}, as config.yaml would be read; give another value") from error
     if dump(again) != dump(tree):
         changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
         raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
-    return text, tree
+    if not has_monitor:
+        del tree["checkpoint"]["monitor"]
+    return head + dump(tree), tree
 
 
 def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:

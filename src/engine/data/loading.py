@@ -1,6 +1,7 @@
 """Assigns samples to batches and processes; a loader that can resume in the middle of an epoch."""
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -173,6 +174,12 @@ def check_batch_size(batch_size: int, processes: int) -> None:
             f"--data.batch_size {batch_size} is shared by all {processes} processes and cannot be divided evenly:"
             f" give {choice}"
         )
+
+
+def check_batch_size_of(data: Any, processes: int) -> None:
+    """Check that of a DataModule whose processes share each batch, as `Batches` has it; else each has its own."""
+    if any(hasattr(sys.modules.get(cls.__module__), "Batches") for cls in type(data).__mro__):
+        check_batch_size(getattr(data, "batch_size", 0), processes)
 
 
 def already_a_batch(batch: Any) -> Any:

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import instantiate_module
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.export import Dim
 
 from src.engine.data.loading import IGNORED
-from src.engine.data.prepare import Inputs
+from src.engine.data.prepare import GUIDE, Inputs
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.pixels import Pixels
 from src.engine.system.classes import import_class
@@ -55,15 +56,20 @@ class Reference:
         with silenced():
             inference.data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
         inference.data.prepare_data()
-        inference.data.setup("validate")
+        inference.data.setup("fit")
         self.has_logits = self.kind == "prompt" or hasattr(inference.task, "num_classes")
         self.tokenizer: Any = getattr(inference.data, "tokenizer", None)
+        self.example = self._example()
 
     def samples(self, count: int | None = None, part: str = "val") -> list[Sample]:
         """Batches of raw inputs and targets: the first `count` samples of a part, or all."""
+        data = self.inference.data
+        if not is_overridden(f"{part}_dataloader", data, LightningDataModule):
+            raise InputError(f"{type(data).__name__} has no method {part}_dataloader to compare the export on; {GUIDE}")
         found: list[Sample] = []
-        for batch in getattr(self.inference.data, f"{part}_dataloader")():
-            *inputs, targets = self.inference.data.on_after_batch_transfer(batch, 0)
+        loaders = getattr(data, f"{part}_dataloader")()
+        for batch in loaders[0] if isinstance(loaders, list | tuple) else loaders:
+            inputs, targets = self._split(data.on_after_batch_transfer(batch, 0))
             if self.kind == "image":
                 # Undo the normalisation; raw pixels are whole numbers.
                 pixels = ((inputs[0] * self.inference.pixels.std + self.inference.pixels.mean) * 255).round()
@@ -74,11 +80,30 @@ class Reference:
                 break
         return found
 
-    def example(self) -> Inputs:
+    def _split(self, batch: Any) -> tuple[list[Tensor], Tensor]:
+        """The network's inputs in a batch, and its last part: the targets, or the inputs if there are none."""
+        parts = [batch] if isinstance(batch, Tensor) else batch
+        if not isinstance(parts, list | tuple) or not all(isinstance(one, Tensor) for one in parts):
+            name = type(self.inference.data).__name__
+            raise InputError(
+                f"{name} has batches of {type(batch).__name__}: export needs tensors, inputs first; {GUIDE}"
+            )
+        parameters = inspect.signature(self.inference.task.forward).parameters.values()
+        count = sum(one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty for one in parameters)
+        return list(parts[: count or max(1, len(parts) - 1)]), parts[-1]
+
+    def _example(self) -> Inputs:
         """A few samples to trace the network with."""
         inputs, _ = self.samples(3)[0]
         if len(inputs[0]) == 1:
             inputs = tuple(one.repeat(2, *[1] * (one.dim() - 1)) for one in inputs)
+        with self.inference.call_errors("forward", inputs), torch.no_grad():
+            output = self.net(*inputs)
+        if not isinstance(output, Tensor):
+            name = type(self.inference.task).__name__
+            raise InputError(
+                f"{name}.forward returns {type(output).__name__}: export needs one tensor (B, ...); {GUIDE}"
+            )
         return inputs
 
     def free_dimensions(self) -> dict[int, Any]:
@@ -99,7 +124,7 @@ class Reference:
     def names(self) -> list[str]:
         """The names of the inputs."""
         known = INPUT_NAMES[self.kind]
-        count = len(self.example())
+        count = len(self.example)
         return [*known[:count], *(f"input_{number}" for number in range(len(known), count))]
 
 
@@ -159,7 +184,7 @@ def onnx_file(reference: Reference, path: Path) -> Exported:
     with exporting(reference):
         program = torch.onnx.export(
             reference.net,
-            reference.example(),
+            reference.example,
             dynamo=True,
             dynamic_shapes=reference.dynamic_shapes(),
             input_names=reference.names,
@@ -219,7 +244,7 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
 def torch_file(reference: Reference, path: Path) -> Exported:
     """Write a program of torch.export."""
     with exporting(reference), _recurrent_networks():
-        program = torch.export.export(reference.net, reference.example(), dynamic_shapes=reference.dynamic_shapes())
+        program = torch.export.export(reference.net, reference.example, dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
     arguments = ", ".join(f"torch.from_numpy({name})" for name in reference.names)
@@ -260,7 +285,7 @@ def huggingface_folder(reference: Reference, path: Path) -> Exported:
     Raises:
         InputError: the network is not a `transformers` model.
     """
-    net: Any = reference.inference.task.net
+    net: Any = getattr(reference.inference.task, "net", None)
     if not hasattr(net, "write_huggingface"):
         raise InputError(f"--format huggingface: {type(net).__name__} is not a transformers model; give onnx or torch")
     runtime, lines = net.write_huggingface(path, reference.labels, reference.tokenizer)
@@ -271,7 +296,7 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
     """Five lines of a program that predicts on an image file, a text or numbers from the command line."""
     answer = _answer(reference)
     if reference.kind == "image":
-        channels, height, width = reference.example()[0].shape[1:]
+        channels, height, width = reference.example[0].shape[1:]
         mode, order = ("L", "[None, None]") if channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
         comment = "  # expects light ink on a dark background" if channels == 1 else ""
         return [

@@ -1,12 +1,15 @@
 """Loads a checkpoint for prediction, generation, export and serving."""
 
 import inspect
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from PIL import Image
 from torch import Tensor, nn
 
 from src.engine.data.prepare import GUIDE, Inputs, input_kind, pixel_statistics, prepare_inputs
@@ -21,7 +24,7 @@ from src.engine.runs.checkpoint import (
     run_configuration,
 )
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import Trust, names_in
+from src.engine.runs.trust import Trust, build, names_in
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import InputError, constructor_errors
 from src.engine.training.hyperparameters import check_limits
@@ -56,6 +59,7 @@ class Inference(LightningModule):
         trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))
         task: Any = load_model(self.checkpoint, ability, str(self.path), trusted)
         self.task = task
+        self._check_methods(ability)
         self.spec = model_arguments(self.checkpoint, trusted)
         with checkpoint_errors(str(self.path)):
             unused: list[str] = []
@@ -66,7 +70,15 @@ class Inference(LightningModule):
                 for name in unused
                 if name.startswith("data.") and name != "data.tokenizer" and name[5:] not in (data or {})
             ]
-            self.data: Any = _build_data(self.checkpoint, saved.get("data") or {}, data or {}, given)
+        spec = saved.get("data") or {}
+        cls = import_class(spec.get("class_path", ""))
+        if not isinstance(cls, type):
+            raise InputError(f"--ckpt_path {given} has no DataModule, whose method prepare reads the inputs; {GUIDE}")
+        needed = [one.name for one in inspect.signature(cls).parameters.values() if one.default is one.empty]
+        if missing := [name for name in self.missing_paths if name.removeprefix("data.") in needed]:
+            raise InputError(f"--{missing[0]} is missing: paths are read only from best or last of your own runs")
+        with checkpoint_errors(str(self.path)):
+            self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
         self.kind = "prompt" if hasattr(task, "generate") else input_kind(self.data)
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
@@ -81,6 +93,12 @@ class Inference(LightningModule):
         self.is_scored = False
         self.scores: dict[str, float] = {}
         self.eval()
+
+    def _check_methods(self, ability: str) -> None:
+        needed = ["forward"] if ability == "forward" else ["predict_step", "forward"]
+        if not any(is_overridden(name, self.task, LightningModule) for name in needed):
+            name = type(self.task).__name__
+            raise InputError(f"--ckpt_path {self.path} is of {name}, which has no method {needed[-1]}; {GUIDE}")
 
     def name_classes(self, labels: list[str]) -> None:
         """Set the classes of a model that compares images with texts.
@@ -112,9 +130,35 @@ class Inference(LightningModule):
         task: Any = self.task
         if hasattr(task, "predictions"):
             return task.predictions(*inputs)
-        if is_overridden("predict_step", task, LightningModule):
-            return task.predict_step(inputs[0] if len(inputs) == 1 else inputs, 0)
-        return task(*inputs)
+        name = "predict_step" if is_overridden("predict_step", task, LightningModule) else "forward"
+        with self.call_errors(name, inputs):
+            if name == "predict_step":
+                return task.predict_step(inputs[0] if len(inputs) == 1 else inputs, 0)
+            return task(*inputs)
+
+    @contextmanager
+    def call_errors(self, method: str, inputs: Inputs) -> Iterator[None]:
+        """Turn errors of a model that does not take the inputs of its data into InputErrors."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
+            raise InputError(
+                f"{type(self.task).__name__}.{method} does not take the inputs of {type(self.data).__name__}, of shape"
+                f" {shapes} ({type(error).__name__} in {frame.f_code.co_qualname}: {error}); {GUIDE}"
+            ) from error
+
+    def check_on_sample(self) -> None:
+        """Check on one input that a LightningModule which is no Task takes what `prepare` returns, and gives rows."""
+        columns = dict.fromkeys(getattr(self.data, "columns", ()), 0.0)
+        samples = {"table": columns, "text": "text", "image": Image.new("RGB", (64, 64), "grey")}
+        if self.kind in samples and not hasattr(self.task, "predictions"):
+            inputs, _ = self.prepare([samples[self.kind]])
+            with torch.inference_mode():
+                self.rows(self.predictions(tuple(one.to(self.device) for one in inputs)))
 
     def rows(self, predictions: Any) -> list[Row]:
         """Predictions as one dict per input: names and texts, numbers, lists of them, dicts of numbers, or a mask.
@@ -160,15 +204,12 @@ class Inference(LightningModule):
             self.scores = {name: value.item() for name, value in metrics.items()}
 
 
-def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree, given: str) -> LightningDataModule:
+def _build_data(checkpoint: dict[str, Any], cls: type, spec: Tree, arguments: Tree) -> LightningDataModule:
     """The DataModule of a run with its tokenizer and labels; the data is not loaded."""
-    cls = import_class(spec.get("class_path", ""))
-    if not isinstance(cls, type) or not issubclass(cls, LightningDataModule):
-        raise InputError(f"--ckpt_path {given} has no DataModule: give a checkpoint written by src.train")
     known = inspect.signature(cls).parameters
     if unknown := next((name for name in arguments if name not in known), None):
         raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")
     with constructor_errors():
-        data: LightningDataModule = cls(**{**spec.get("init_args", {}), **arguments})
+        data: LightningDataModule = build({**spec, "init_args": {**spec.get("init_args", {}), **arguments}})
     restore_data(checkpoint, data)
     return data

@@ -245,6 +245,7 @@ def run_service(options: argparse.Namespace) -> None:
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path, trust=options.trust)
     inference = inference.to(device_of(options.accelerator))
+    inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
     Image.MAX_IMAGE_PIXELS = None  # `RequestReader` looks at their number

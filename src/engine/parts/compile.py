@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from src.engine.data.prepare import GUIDE
 from src.engine.system.errors import InputError
 
 BARE_FLAGS = ("--compile",)
@@ -50,7 +51,8 @@ class Compilation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         net: Any = getattr(pl_module, "net", None)
         if net is None or not callable(getattr(pl_module, "step", None)):
-            raise InputError(f"--compile needs a task such as Classifier, not {type(pl_module).__name__}")
+            name = type(pl_module).__name__
+            raise InputError(f"--compile needs a task such as Classifier, not {name}: it has no net and step; {GUIDE}")
         if not getattr(net, "is_compiled", False):
             net.compile()
             net.is_compiled = True
@@ -63,7 +65,8 @@ class Compilation(Callback):
         buffers = {name: value.clone() for name, value in task.net.named_buffers()}
         try:
             with isolate_rng():
-                batch = next(iter(trainer.datamodule.train_dataloader()))  # type: ignore[attr-defined]
+                data: Any = trainer.datamodule or task  # type: ignore[attr-defined]
+                batch = next(iter(data.train_dataloader()))
                 batch = trainer.strategy.batch_to_device(batch)
                 # The smaller second batch makes torch compile for any size: the last batch of an epoch may be smaller.
                 parts = (batch, tuple(part[: len(part) // 2 + 1] for part in batch))

@@ -64,10 +64,13 @@ class PacedProgressBar(RichProgressBar):
 
 
 def shown_metrics(trainer: Trainer) -> dict[str, Any]:
-    """The loss of the last log step, and the metric that selects the best checkpoint, else `val/acc` or `val/loss`."""
+    """The loss of the last log step, and the metric that selects the best checkpoint, else `val/acc` or `val/loss`.
+
+    Without `train/loss`, what the module logs for the progress bar.
+    """
     logged = trainer.callback_metrics
     loss = logged.get("train/loss_step", logged.get("train/loss"))
-    shown = {} if loss is None else {"loss": float(loss)}
+    shown = dict(trainer.progress_bar_metrics) if loss is None else {"loss": float(loss)}
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
     metric = next((name for name in (monitor, "val/acc", "val/loss") if name in logged), None)
     return shown if metric is None else {**shown, str(metric): float(logged[metric])}
@@ -123,7 +126,9 @@ class ProgressLines(ProgressBar):
 
     def _print_training(self, trainer: Trainer) -> None:
         now, step, total = time.monotonic(), trainer.global_step, trainer.estimated_stepping_batches
-        of_total = f" of {total:,}" if isinstance(total, int) or total < float("inf") else ""
+        # With manual optimization a batch may have several steps. A loader may have no length.
+        is_known = trainer.lightning_module.automatic_optimization and 0 < total < float("inf")
+        of_total = f" of {total:,}" if is_known else ""
         since, first = self._rate_from
         rate = (step - first) / max(now - since, 1e-6)
         metrics = [f"{name} {value:.4f}" for name, value in shown_metrics(trainer).items()]
@@ -135,7 +140,8 @@ class ProgressLines(ProgressBar):
 
     def _print_batch(self, what: str, batch_idx: int, totals: list[int | float]) -> None:
         if time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
-            self._print(f"{what}: batch {batch_idx + 1:,} of {sum(totals):,}")
+            of_total = f" of {sum(totals):,}" if sum(totals) < float("inf") else ""
+            self._print(f"{what}: batch {batch_idx + 1:,}{of_total}")
 
     def _print(self, line: str) -> None:
         self._printed_at = time.monotonic()

@@ -19,6 +19,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.trust import NO_TRUST, PATHS, Trust, build, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences, import_class
 from src.engine.system.errors import InputError, UnwritableError, constructor_errors
@@ -60,8 +61,10 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint and its checksum.
 
     Raises:
+        InputError: the checkpoint holds something that could not be loaded again.
         UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
     """
+    refuse_unloadable(checkpoint)
     temporary = None
     try:
         path.parent.mkdir(exist_ok=True)
@@ -328,7 +331,7 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
         raise InputError(f"--ckpt_path {given} does not store the class of its model: load it in Python")
     cls = import_class(spec["class_path"])
     if not hasattr(cls, ability):
-        raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give another checkpoint")
+        raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}; see docs/your_own.md")
     try:
         with constructor_errors():
             model: LightningModule = build(spec)

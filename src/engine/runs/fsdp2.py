@@ -23,6 +23,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint as recompute
 
 from src.engine.runs.checkpoint import size_of, system_error, unwritable
+from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 from src.engine.system.errors import UnwritableError
 
@@ -78,6 +79,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         model._is_sharded = True  # type: ignore[assignment]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        refuse_unloadable(checkpoint)
         path = Path(self.broadcast(filepath))
         new = path.with_name(f".{path.name}-new")
         if self.global_rank == 0:

@@ -1,6 +1,7 @@
 """Saves `last.ckpt`, from which a run can continue."""
 
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 
+# Modules whose callbacks raise an error at the end of an epoch or validation if the metric they monitor is missing.
+MONITORING = ("lightning.pytorch.callbacks.early_stopping", "lightning.pytorch.callbacks.model_checkpoint")
+
 
 class LastCheckpoint(Checkpoint):
     """Saves after every epoch, every N steps or minutes within an epoch, and before the run stops for a signal.
+
+    Also saves if Lightning then stops the run, because a metric that a callback monitors is missing.
 
     Loggers are flushed before each save, so that the curves of a continued run have no gap. With several processes, all
     stop after the same step, the one after the step in which a signal arrived.
@@ -48,6 +54,10 @@ class LastCheckpoint(Checkpoint):
         self._signum = 0
         self._group: Any = None
         self._reduction: Any = None  # tensor and handle of the all_reduce started after the previous step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # After the checkpoint callbacks of the module: last.ckpt has their state, and the Trainer's is the first one.
+        trainer.callbacks = [*(one for one in trainer.callbacks if one is not self), self]  # type: ignore[attr-defined]
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interruption.install()
@@ -89,6 +99,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.interruption.waits = False
+        *_, (frame, _) = traceback.walk_tb(exception.__traceback__)
+        if frame.f_globals.get("__name__") in MONITORING and not trainer.sanity_checking:
+            self._save(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -21,16 +21,17 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src import ROOT
 from src.engine.runs.checkpoint import configurations
+from src.engine.system.batches import batch_size
 from src.engine.system.errors import InputError
+from src.engine.system.metric_names import final_names, stage_of
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
-FINAL = re.compile("(test|val)/")
+MEASURED = re.compile(".*_seconds|samples_per_second|peak_memory_mb")  # not metrics of the model
 
 
 class RunRecord(Callback):
@@ -53,7 +54,7 @@ class RunRecord(Callback):
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
         self.config = config
-        self._samples = 0
+        self._samples = 0.0  # NaN if batches do not say their size
         self._train_time = 0.0
         self._resumed_at = 0.0
         self._validated = -1  # step of the last validation
@@ -91,8 +92,9 @@ class RunRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
         if trainer.is_global_zero and is_finished(self.folder):  # it trains on, so what was final is no longer
-            gone = ("test/", "total_seconds", "stopped_early", "best_epoch")
-            kept = {name: value for name, value in read_metrics(self.folder).items() if not name.startswith(gone)}
+            gone = ("total_seconds", "stopped_early", "best_epoch")
+            metrics = read_metrics(self.folder).items()
+            kept = {name: value for name, value in metrics if name not in gone and stage_of(name) != "test"}
             _write(self.folder / "metrics.json", json.dumps(kept, indent=2) + "\n")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,7 +103,7 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._samples += extract_batch_size(batch) * trainer.world_size
+        self._samples += batch_size(batch) * trainer.world_size
         now = time.perf_counter()
         self._train_time += now - self._resumed_at
         self._resumed_at = now
@@ -139,7 +141,8 @@ class RunRecord(Callback):
     def close(self, trainer: Trainer, **values: float | str) -> None:
         """Add the last values, and write settings and final metrics to TensorBoard's HPARAMS page."""
         metrics = self.write(**values)
-        final = {name: value for name, value in metrics.items() if isinstance(value, float) and FINAL.match(name)}
+        names = final_names(name for name in metrics if not MEASURED.fullmatch(name))
+        final = {name: metrics[name] for name in names if isinstance(metrics[name], float)}
         if not final:
             return
         from torch.utils.tensorboard.summary import hparams  # lazy import: not needed at start
@@ -177,7 +180,8 @@ class RunRecord(Callback):
                 state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}
 
     def _write_training(self, trainer: Trainer, **logged: float) -> None:
-        rate = {"samples_per_second": self._samples / self._train_time} if self._train_time else {}
+        is_known = self._train_time and not math.isnan(self._samples)
+        rate = {"samples_per_second": self._samples / self._train_time} if is_known else {}
         self._write_metrics(trainer, **logged, **rate)
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
@@ -204,12 +208,17 @@ def is_finished(folder: Path) -> bool:
     return "total_seconds" in read_metrics(folder)
 
 
-def best_metrics(checkpoint: dict[str, Any]) -> dict[str, float]:
-    """Validation metrics of a run's best checkpoint and its epoch, from 1; empty if it was saved without validation."""
+def best_metrics(checkpoint: dict[str, Any], monitor: str | None) -> dict[str, float]:
+    """Validation metrics of a run's best checkpoint and its epoch, from 1; empty if it was saved without validation.
+
+    Args:
+        checkpoint: as read from its file.
+        monitor: the metric that has selected it, whatever its name.
+    """
     record = checkpoint.get("record") or {}
     if record.get("validated") != checkpoint["global_step"]:
         return {}
-    metrics = {name: value for name, value in record["metrics"].items() if name.startswith("val")}
+    metrics = {name: value for name, value in record["metrics"].items() if name == monitor or stage_of(name) == "val"}
     return {**metrics, "best_epoch": checkpoint["epoch"] + 1}
 
 

@@ -3,8 +3,9 @@
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import UnionType
@@ -140,6 +141,9 @@ class _Check:
         given = spec.get("init_args") or {}
         if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
             raise InputError(f"the arguments of {place} are {_kind(given)}, not names and values")
+        return {"class_path": path, "init_args": self.arguments(cls, given, place, depth)}
+
+    def arguments(self, cls: type, given: Tree, place: str, depth: int) -> Tree:
         parameters = inspect.signature(cls).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         types = argument_types(cls)
@@ -151,11 +155,11 @@ class _Check:
         arguments = {}
         for name, value in given.items():
             hint = types.get(name, UNKNOWN)
-            if not self.trust.paths and (_names_path(name, value) or _looks_like_path(value, hint)):
+            if not self.trust.paths and (_names_path(name, value) or _looks_like_path(name, value, hint)):
                 self.dropped.append(f"{place}.{name}")
             else:
                 arguments[name] = self.value(value, hint, f"{place}.{name}", depth + 1)
-        return {"class_path": path, "init_args": arguments}
+        return arguments
 
     def value(self, value: Any, hint: Any, place: str, depth: int) -> Any:
         self.left -= 1
@@ -164,7 +168,7 @@ class _Check:
         options = _options(hint)
         takes_anything = any(one in ANYTHING or one is UNKNOWN or isinstance(one, TypeVar) for one in options)
         if isinstance(value, dict) and "class_path" in value:
-            wanted = tuple(one for one in options if _is_class_type(one))
+            wanted = tuple(one for one in (*options, *_returned(hint)) if _is_class_type(one))
             if not wanted:
                 raise InputError(f"{place} is a class, but only plain values are allowed")
             return self.spec(value, wanted, place, depth)
@@ -179,6 +183,8 @@ class _Check:
         if isinstance(value, dict):
             if not all(isinstance(name, str | int) for name in value):
                 raise InputError(f"{place} has a key that is neither text nor a number")
+            if cls := _dataclass(options):
+                return self.arguments(cls, value, place, depth)
             hints = [_inner(one, 1) for one in options if one in (dict, Mapping) or get_origin(one) in (dict, Mapping)]
             if not hints and not takes_anything:
                 raise InputError(f"{place} holds names and values, but a single value is needed")
@@ -194,16 +200,38 @@ class _Check:
 
 def build(spec: Tree) -> Any:
     """Create the object of a spec that `checked_spec` returned; the only names looked up are its classes."""
+    return _maker(spec)()
+
+
+def _maker(spec: Tree) -> partial[Any]:
     cls = import_class(spec["class_path"])
     types = argument_types(cls)
-    arguments = {}
-    for name, value in spec["init_args"].items():
-        if is_class(value):
-            value = build(value)
-        elif isinstance(value, list) and any(get_origin(one) is tuple for one in _options(types.get(name))):
-            value = tuple(value)
-        arguments[name] = value
-    return cls(**arguments)
+    return partial(cls, **{name: _built(one, types.get(name)) for name, one in (spec.get("init_args") or {}).items()})
+
+
+def _built(value: Any, hint: Any) -> Any:
+    """A value of a configuration as the argument of this type that jsonargparse would make of it."""
+    options = _options(hint)
+    if is_class(value):
+        maker, returned = _maker(value), _returned(hint)
+        # A function that makes an optimizer, or the object itself.
+        return maker if isinstance(maker.func, type) and issubclass(maker.func, returned) else maker()
+    if isinstance(value, list):
+        one = next((one for one in options if get_origin(one) in (list, tuple)), None)
+        built = [_built(item, get_args(one)[0] if get_args(one) else None) for item in value]
+        return tuple(built) if get_origin(one) is tuple else built
+    if isinstance(value, dict):
+        if cls := _dataclass(options):
+            return _maker({"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": value})()
+        inner = next((get_args(one)[1] for one in options if get_origin(one) is dict), None)
+        return {name: _built(item, inner) for name, item in value.items()}
+    if isinstance(value, str) and str not in options:
+        for one in options:
+            if isinstance(one, type) and issubclass(one, Enum | Path):
+                return one[value] if issubclass(one, Enum) else one(value)
+        if "." in value and any(_is_callable(one) for one in options):
+            return import_class(value)
+    return value
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -224,6 +252,11 @@ def _inner(hint: Any, first: int) -> Any:
 def _is_class_type(hint: Any) -> bool:
     plain = (*PLAIN, *SEQUENCES, *ANYTHING, dict, Mapping, bytes, type, Callable)
     return isinstance(hint, type) and hint not in plain and get_origin(hint) is None and not issubclass(hint, Enum)
+
+
+def _dataclass(options: tuple[Any, ...]) -> type | None:
+    """The dataclass that jsonargparse makes of names and values, if one is among the alternatives of a type."""
+    return next((one for one in options if isinstance(one, type) and is_dataclass(one)), None)
 
 
 def _is_callable(hint: Any) -> bool:
@@ -257,10 +290,18 @@ def _names_path(name: str, value: Any) -> bool:
     return bool(PATHS.search(name)) and any(isinstance(one, str) for one in texts)
 
 
-def _looks_like_path(value: Any, hint: Any) -> bool:
+def _looks_like_path(name: str, value: Any, hint: Any) -> bool:
     is_path = any(isinstance(one, type) and issubclass(one, PathLike) for one in _options(hint))
-    return isinstance(value, str) and (is_path or bool(PATH_VALUE.search(value)))
+    has_sign = name != "monitor" and isinstance(value, str) and bool(PATH_VALUE.search(value))  # not val/loss
+    return has_sign or (is_path and isinstance(value, str))
 
 
 def _kind(value: Any) -> str:
     return "empty" if value is None else f"of type {type(value).__name__}"
+
+
+def _returned(hint: Any) -> tuple[type, ...]:
+    """The classes that a function of this type returns."""
+    functions = [one for one in _options(hint) if get_origin(one) is Callable and get_args(one)]
+    returned = [one for function in functions for one in _options(get_args(function)[-1])]
+    return tuple(one for one in returned if isinstance(one, type) and one is not type(None))

@@ -34,6 +34,8 @@ from src.engine.search.pruning import Pruning
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of
 from src.engine.system.interruption import Interrupted
+from src.engine.system.metric_names import stage_of
+from src.engine.training.monitor_choice import DEFAULT_MONITOR
 
 KINDS = ("float", "int", "categorical")
 KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
@@ -104,7 +106,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except Exception as error:  # every database has its own exceptions
         where = f"--storage {options.storage}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    return Search(spec, folder, study, metric, options.more, options.seed)
+    return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
 
 
 def _metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
@@ -231,7 +233,7 @@ def _build_run(
     probe: bool = False,
 ) -> StarterCLI:
     """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
-    words = [] if str(spec.get("metric", "")).startswith("test/") else ["fit"]
+    words = ["fit"] if stage_of(str(spec.get("metric"))) != "test" else []
     words += [f"--config={spec['recipe']}", "--quiet"]
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
@@ -274,7 +276,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
             _retry_broken_trials(search)
             if not _needs_more(search):
                 break
-            run, report = partial(_run_trial, search, lock), partial(_print_trial, search.metric)
+            run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
             search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report])
         except Interrupted as stop:
             return stop.signum
@@ -347,6 +349,7 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         cli.trainer.callbacks.append(pruning)  # type: ignore[attr-defined]
         with redirect_stdout(io.StringIO()):  # hide the table of each run
             cli.run()
+        _follow_run(search, cli)
         value = _final_metric(search, cli.record.folder)
     except (Exception, SystemExit) as error:
         cause = cause_of(error)
@@ -358,19 +361,29 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     return value
 
 
+def _follow_run(search: Search, cli: StarterCLI) -> None:
+    """Take the metric that a run has chosen to select its best checkpoint, if neither search nor recipe names one."""
+    best: Any = cli.trainer.checkpoint_callback
+    is_named = search.metric != DEFAULT_MONITOR or search.spec.get("metric") or "checkpoint.monitor" in cli.given
+    if not is_named and getattr(best, "monitor", None) and best.mode == cli.config.checkpoint.mode:
+        search.metric = best.monitor
+        search.study.set_user_attr("metric", best.monitor)  # for the other processes, and the report
+
+
 def _final_metric(search: Search, folder: Path) -> float:
     """The final metric of a run; a validation metric is that of its best checkpoint."""
     metrics = read_metrics(folder)
     if search.metric not in metrics:
-        raise InputError(f"metric {search.metric} is not logged; logged: {', '.join(metrics)}")
+        logged = ", ".join(metrics)
+        raise InputError(f"metric {search.metric} is not logged; logged: {logged}: give metric and direction")
     return float(metrics[search.metric])
 
 
-def _print_trial(metric: str, _: optuna.Study, trial: FrozenTrial) -> None:
+def _print_trial(search: Search, _: optuna.Study, trial: FrozenTrial) -> None:
     """Print a finished trial as one line."""
     value = f"{trial.value:.4f}" if trial.value is not None else trial.user_attrs.get("error", trial.state.name.lower())
     shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-    print(f"trial {trial.number}: {metric} {value} ({shown})", file=sys.stderr, flush=True)
+    print(f"trial {trial.number}: {search.metric} {value} ({shown})", file=sys.stderr, flush=True)
 
 
 def print_progress(search: Search, workers: list[Any]) -> None:

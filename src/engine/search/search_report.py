@@ -41,7 +41,7 @@ def _print_results(search: Search) -> None:
     sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
     ended.sort(key=lambda trial: sign * float(trial.value or 0))
     values = [float(trial.value or 0) for trial in ended]
-    table = Table("trial", search.metric, *search.spec["space"], "run")
+    table = Table("trial", search.study.user_attrs.get("metric", search.metric), *search.spec["space"], "run")
     for trial in ended[:5]:
         run = trial.user_attrs.get("run", "")
         table.add_row(

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: a training step is finished and saved first, everything else stops at once."""
 
+import os
 import signal
 from contextlib import suppress
 from types import FrameType
@@ -29,6 +30,7 @@ class Interruption:
     def __init__(self) -> None:
         self.received = 0
         self.waits = False
+        self._process = os.getpid()
 
     def install(self) -> None:
         """Install the signal handlers. Lightning replaces them in every stage, so call this again in each."""
@@ -41,5 +43,7 @@ class Interruption:
         if self.waits and not is_second:
             self.received = self.received or signum
             return
+        if os.getpid() != self._process:  # a fork, such as the server of a ServableModuleValidator
+            os._exit(128 + signum)
         self.waits = False
         raise Interrupted(signum)

@@ -1,11 +1,13 @@
 """Combined charts for TensorBoard."""
 
+import re
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
+from src.engine.system.metric_names import STAGE, final_names
 from src.engine.tensorboard.writers import writers
 
 OPTIMIZER = {
@@ -42,10 +44,28 @@ class Dashboard(Callback):
             logger.log_metrics({"train/grad_norm": norm.item()}, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lay_out(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._lay_out(trainer)  # there may be no validation
+
+    def _lay_out(self, trainer: Trainer) -> None:
         if self._is_laid_out or trainer.sanity_checking or not trainer.is_global_zero:
             return
         self._is_laid_out = True
-        names = sorted(name.removeprefix("val/") for name in trainer.callback_metrics if name.startswith("val/"))
-        both = {name: ["Multiline", [f"^train/{name}$", f"^val/{name}$"]] for name in names}
+        both = joint_charts(final_names(trainer.callback_metrics))
         for writer in writers(trainer):
             writer.add_custom_scalars({"training and validation": both, "optimizer": OPTIMIZER})
+
+
+def joint_charts(names: list[str]) -> dict[str, list[Any]]:
+    """A chart for each validation metric, with the training metric of that name; other metrics have their own."""
+    charts: dict[str, list[Any]] = {}
+    for name in names:
+        whole = name.partition("/dataloader_idx_")[0]
+        stage = STAGE.search(whole)
+        start, end = (whole[: stage.start()], whole[stage.end() :]) if stage else (whole, "")
+        train = [f"^{re.escape(start)}[Tt]rain(ing)?{re.escape(end)}(_epoch)?$"] if stage else []
+        title = (start + end).strip("/_.-") or name
+        charts.setdefault(title, ["Multiline", train])[1].append(f"^{re.escape(name)}(_epoch)?$")
+    return charts

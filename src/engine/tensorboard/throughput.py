@@ -1,5 +1,6 @@
 """Logs training speed."""
 
+import math
 import time
 from copy import deepcopy
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from src.engine.system.batches import batch_size
 from src.engine.system.errors import InputError
 
 # dtype by the start of the name of Lightning's precision; all others compute in float32.
@@ -40,7 +41,8 @@ class Throughput(Callback):
         self._peak: float | None = None
         self._batch_flops: float | None = None
         self._started = 0.0
-        self._batches = self._samples = self._tokens = 0
+        self._batches = self._tokens = 0
+        self._samples = 0.0  # NaN if batches do not say their size
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -62,7 +64,7 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batches += 1
-        self._samples += extract_batch_size(batch)
+        self._samples += batch_size(batch)
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
         if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
             self._tokens += inputs.numel()
@@ -73,7 +75,7 @@ class Throughput(Callback):
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
         per_second = trainer.world_size / (time.perf_counter() - self._started)
-        speed = {"speed/samples_per_second": self._samples * per_second}
+        speed = {} if math.isnan(self._samples) else {"speed/samples_per_second": self._samples * per_second}
         if self._tokens:
             speed["speed/tokens_per_second"] = self._tokens * per_second
         if self._peak:
@@ -85,13 +87,16 @@ class Throughput(Callback):
                 flops = self._batch_flops * self._batches * per_second / trainer.world_size
                 speed["speed/mfu"] = flops / self._peak
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in speed.items()})
-        for logger in trainer.loggers:  # directly, so that the values are logged before a checkpoint of this step
+        for logger in (
+            trainer.loggers if speed else ()
+        ):  # directly, so that the values are logged before a checkpoint of this step
             logger.log_metrics(speed, trainer.global_step - 1)
         self._restart()
 
     def _restart(self) -> None:
         self._started = time.perf_counter()
-        self._batches = self._samples = self._tokens = 0
+        self._samples = 0.0
+        self._batches = self._tokens = 0
 
 
 def _flops_or_none(pl_module: LightningModule, batch: Any) -> float | None:

@@ -66,10 +66,10 @@ def add_missing(callbacks: list[Callback], more: list[Callback]) -> None:
 
 def checkpoint_callbacks(
     best: ModelCheckpoint, folder: Path, interruption: Interruption, every_n_steps: int, every_n_minutes: float
-) -> list[Callback]:
+) -> tuple[ModelCheckpoint, LastCheckpoint]:
     """The callbacks that save `best.ckpt`, as configured, and `last.ckpt` in a folder."""
     best.dirpath = best.dirpath or str(folder)
-    return [best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)]
+    return best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)
 
 
 def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_continued: bool, saves: bool) -> None:

@@ -1,17 +1,56 @@
 """Network arguments: stored in checkpoints as plain values, and checked against the data."""
 
 import inspect
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from torch import nn
 
+from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
+
+INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}  # for load_from_checkpoint
+
+
+def store_arguments(model: Any, data: Any, tree: Tree) -> None:
+    """Log and save the arguments of model and DataModule as in the configuration, so that checkpoints can be loaded.
+
+    Their `hparams` keep what is not plain, such as a path, a transform or a function that makes the optimizer.
+    """
+    saved = [(model, _use_plain(model, tree["model"], {}))]
+    if data is not None and data.hparams:
+        saved.append((data, _use_plain(data, tree["data"], saved[0][1])))
+    model.on_save_checkpoint = partial(_save_plain, model.on_save_checkpoint, saved)
+
+
+def _use_plain(module: Any, spec: Tree, logged: Tree) -> Tree:
+    """Set the plain arguments as hyperparameters, and return them; not to be logged if they contradict `logged`."""
+    plain = {"_class_path": spec["class_path"], **deepcopy(spec.get("init_args", {}))}
+    for name, value in plain.items():
+        if isinstance(value, dict) and "class_path" in value:
+            value["init_args"] = {**value.get("init_args", {}), **rebuild_arguments(getattr(module, name, None))}
+    plain |= INSTANTIATOR
+    own = {name: value for name, value in module.hparams.items() if not _is_plain(value)}
+    is_consistent = all(logged.get(name, value) == value for name, value in plain.items() if name != "_class_path")
+    module.save_hyperparameters(plain, logger=is_consistent)
+    module.hparams.update(own)
+    return plain
+
+
+def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree]], checkpoint: Tree) -> None:
+    for module, plain in saved:
+        names = {*inspect.signature(type(module)).parameters, *plain}  # of all arguments: some have default objects
+        own = {name: value for name, value in module.hparams.items() if _is_plain(value) or name not in names}
+        checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = {**plain, **own}
+    hook(checkpoint)
 
 
 def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
     """A task's arguments as LightningCLI stores them; modules that cannot be described as plain values are left out."""
     described: dict[str, Any] = {"_class_path": f"{task.__module__}.{task.__qualname__}"}
-    described["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
+    described |= INSTANTIATOR
     for name, value in arguments.items():
         if not isinstance(value, nn.Module):
             described[name] = value
@@ -63,8 +102,8 @@ _MISSING = object()
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return all(_is_plain(item) for item in value)
-    if isinstance(value, dict):
+    if type(value) is dict:
         return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return value is None or isinstance(value, bool | int | float | str)
+    return type(value) in (type(None), bool, int, float, str)  # not an enum of texts or numbers

@@ -78,7 +78,7 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_continue(
     assert "Traceback" not in done.stderr
     folder = folder_of(tmp_path)
     assert word in done.stderr
-    assert f"continue with: python -m src.train --ckpt_path last --run {folder}" in done.stderr
+    assert f"continue with: python -m src.train fit --ckpt_path last --run {folder}" in done.stderr
     assert step_of(folder) == 15
     run = train("fit", "--ckpt_path=last", f"--run={folder}")
     assert run.folder == folder
@@ -224,7 +224,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_run_continues_with_more
     done = program(*words, *QUIET, f"--trainer.default_root_dir={small_disk}")
     line = one_line(done)
     assert re.search(r"(best|last).ckpt cannot be written \(No space left on device: it needs about 2\.\d MB and", line)
-    assert "earlier checkpoints are unchanged; continue with: python -m src.train --ckpt_path last --run" in line
+    assert "earlier checkpoints are unchanged; continue with: python -m src.train fit --ckpt_path last --run" in line
     (folder,) = small_disk.glob("*/version_*")
     found = [path for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")]
     assert found
@@ -241,7 +241,7 @@ def test_a_full_disk_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path
     done = program("fit", *words, *QUIET, root, *inject_fault("fill", STEPS + 8, tmp_path / "happened"))
     line = one_line(done)
     assert "cannot be written (No space left on device" in line
-    assert "continue with: python -m src.train --ckpt_path last --run" in line
+    assert "continue with: python -m src.train fit --ckpt_path last --run" in line
     (folder,) = small_disk.glob("*/version_*")
     assert step_of(folder) == STEPS
 

@@ -42,7 +42,8 @@ def test_the_same_command_is_the_same_run_whatever_it_adds(train: Train, added: 
 
 def test_a_changed_early_stopping_replaces_that_of_the_run(train: Train) -> None:
     first = train("fit", "--config=configs/callbacks/early_stopping.yaml", "--max_epochs=1")
-    second = train("fit", f"--run={first.folder}", *STOPPING, "--trainer.callbacks.patience=7", "--max_epochs=2")
+    changed = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.patience=7")
+    second = train("fit", f"--run={first.folder}", *changed, "--max_epochs=2")
     assert kinds(second) == sorted([*kinds(first), "OptimizerOverrides"])
     (callback,) = second.cli.trainer.early_stopping_callbacks
     assert callback.patience == 7

@@ -70,7 +70,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
     done = run_in(tmp_path / "two", "fit", *TOY, *DDP, "--max_epochs=1000", *told, ok=False)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
-    assert "continue with: python -m src.train --ckpt_path last --run toy/version_0" in done.stderr
+    assert "continue with: python -m src.train fit --ckpt_path last --run toy/version_0" in done.stderr
     last = tmp_path / "two" / "toy" / "version_0" / "checkpoints" / "last.ckpt"
     assert read_checkpoint(str(last))["global_step"] in (15, 16)
     assert not left_running(tmp_path)

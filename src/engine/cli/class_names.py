@@ -1,0 +1,120 @@
+"""Finds the class of a bare name in a configuration."""
+
+import importlib
+import inspect
+from datetime import timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from src.engine.system.classes import argument_types, import_class, nearest, project_classes, subclasses_here
+from src.engine.system.errors import InputError
+
+# Settings that are a class in every recipe.
+CLASS_KEYS = ("model", "data", "optimizer", "lr_scheduler")
+BASES = {"model": "LightningModule", "data": "LightningDataModule", "net": "Module"}
+MAX_LISTED = 12  # classes in one message
+# Settings of the Trainer that may be a class, or several.
+PARTS_OF_TRAINER = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "trainer.strategy")
+# Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
+# ReduceLROnPlateau is before torch's because it knows which metric to monitor.
+NAMESPACES = (
+    "torch.nn",
+    "lightning.pytorch.cli",
+    "torch.optim",
+    "torch.optim.lr_scheduler",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.plugins",
+)
+
+
+def resolve_class(name: str, key: str) -> str:
+    """The dotted path of a class; a bare name is looked up in this project, then in torch and Lightning.
+
+    Args:
+        name: bare name or dotted path.
+        key: the setting, for the error message.
+
+    Raises:
+        InputError: there is no such class, or several in this project.
+    """
+    if "." in name:
+        if import_class(name) is None:
+            module, _, leaf = name.rpartition(".")
+            near = nearest(leaf, project_classes(), prefix=f"{module}.") if _importable(module) else ""
+            raise InputError(f"--{key} {name}: there is no class {leaf} in {module}{near}")
+        return name
+    own = project_classes().get(name, [])
+    if len(own) > 1:
+        raise InputError(f"--{key} {name}: several classes have that name, give one of {', '.join(own)}")
+    if own:
+        return own[0]
+    for namespace in NAMESPACES:
+        if inspect.isclass(getattr(importlib.import_module(namespace), name, None)):
+            return f"{namespace}.{name}"
+    library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
+    near = nearest(name, [*project_classes(), *library]).removesuffix("?")
+    here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
+    known = (
+        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
+    )
+    raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
+
+
+def resolve_names(node: Any, key: str = "") -> Any:
+    """A copy of a tree with every class name replaced by its dotted path."""
+    if isinstance(node, list):
+        return [resolve_names(item, key) for item in node]
+    if isinstance(node, str) and (key in CLASS_KEYS or _is_part_of_trainer(node, key.rstrip("+"))):
+        node = {"class_path": node}
+    if not isinstance(node, dict):
+        return node
+    node = dict(node)
+    parent = None
+    if isinstance(node.get("class_path"), str):
+        parent = node["class_path"] = resolve_class(node["class_path"], key)
+    for name, value in node.items():
+        if name == "init_args" and parent and isinstance(value, dict):
+            node[name] = {k: resolve_names(_as_class(parent, k, v), f"{key}.{k}") for k, v in value.items()}
+        else:
+            node[name] = resolve_names(value, f"{key}.{name}".lstrip("."))
+    return node
+
+
+def _is_part_of_trainer(name: str, key: str) -> bool:
+    """Whether a text is the class of a part of the Trainer, not the name of a strategy or profiler."""
+    is_class_name = name.rpartition(".")[2][:1].isupper()
+    return key in ("trainer.callbacks", "trainer.logger") or (is_class_name and key in PARTS_OF_TRAINER)
+
+
+def _as_class(class_path: str, argument: str, value: Any) -> Any:
+    """An argument of a class with bare names as classes, where its type is a class or a list of them."""
+    if isinstance(value, list) and takes_class(class_path, argument, in_list=True):
+        return [{"class_path": one} if isinstance(one, str) else one for one in value]
+    return {"class_path": value} if isinstance(value, str) and takes_class(class_path, argument) else value
+
+
+def takes_class(class_path: str, argument: str, in_list: bool = False) -> bool:
+    """Whether an argument of a class is annotated with a class, such as a network, or with a list of classes."""
+    annotation = argument_types(import_class(class_path)).get(argument)
+    options: list[Any] = [annotation, *get_args(annotation)]
+    if in_list:
+        options = [inner for one in options if get_origin(one) is list for inner in get_args(one)]
+    options = [t for t in options if inspect.isclass(t) and get_origin(t) is None]
+    # jsonargparse handles arguments that may also be text, a number or a duration.
+    if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
+        return False
+    return any(t not in (type(None), bytes, list, dict, tuple, set, object, Any) for t in options)
+
+
+def _importable(module: str) -> bool:
+    if not all(part.isidentifier() for part in module.split(".")):
+        return False
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError:
+        return False
+    return True

@@ -1,0 +1,20 @@
+"""Tells from its name where a metric was logged; the names are the user's."""
+
+import re
+from collections.abc import Iterable
+
+STAGE = re.compile(r"(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])", re.IGNORECASE)
+
+
+def stage_of(name: str) -> str:
+    """`train`, `val` or `test` if a name such as val/loss, valid_loss or Loss/Validation says so, else ""."""
+    found = STAGE.search(name)
+    return found[1].lower() if found else ""
+
+
+def final_names(names: Iterable[str]) -> list[str]:
+    """The metrics that say how good a model is, sorted: those of training only if there are no others."""
+    known = sorted(name for name in names if not name.startswith(("speed/", "lr-")))
+    halves = {f"{name}_{half}" for name in known for half in ("step", "epoch")}  # Lightning logs both beside the name
+    whole = [name for name in known if name not in halves]
+    return [name for name in whole if stage_of(name) != "train"] or whole

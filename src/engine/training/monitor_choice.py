@@ -1,0 +1,87 @@
+"""Chooses the metric that selects the best checkpoint, where the configuration names none."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+DEFAULT_MONITOR = "val/loss"
+FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
+
+
+class MonitorChoice(Callback):
+    """Selects the best checkpoint by `val/loss`, else by `val_loss`, else by the only loss that validation logs.
+
+    Without one, the last checkpoint is the best. Prints what it chose. EarlyStopping of `checkpoint.monitor` follows
+    it, or the module's own ModelCheckpoint.
+
+    Args:
+        best: the callback that saves the best checkpoint.
+        monitor: the metric that was chosen before a continued run was stopped.
+    """
+
+    def __init__(self, best: ModelCheckpoint, monitor: str | None) -> None:
+        self.best = best
+        best.monitor = monitor
+        self._stoppers: list[EarlyStopping] = []
+        self._before: dict[str, Any] = {}
+        self._is_settled = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        everyone: Any = trainer.callbacks  # type: ignore[attr-defined]
+        if self.best not in everyone:  # the module or the configuration has its own
+            self._is_settled = True
+            self.best = next((one for one in everyone if isinstance(one, ModelCheckpoint)), self.best)
+        self._stoppers += [one for one in everyone if isinstance(one, EarlyStopping) and one.monitor == FOLLOWED]
+        for one in self._stoppers:
+            if one.mode != self.best.mode:
+                one.mode, one.min_delta, one.best_score = self.best.mode, -one.min_delta, -one.best_score
+        self._follow()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
+        if not self._is_settled and (is_empty or not trainer.enable_validation):
+            self._settle(None, "there is no validation")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = dict(trainer.callback_metrics)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_settled or trainer.state.fn != "fit":
+            return
+        logged = [name for name, one in trainer.callback_metrics.items() if self._before.get(name) is not one]
+        losses = [name for name in logged if "loss" in name.lower()]
+        usual = [name for name in (DEFAULT_MONITOR, "val_loss") if name in losses]
+        monitor = next(iter(usual or (losses if len(losses) == 1 else ())), None)
+        if trainer.sanity_checking:  # not every module logs in it
+            self.best.monitor = monitor
+            self._follow()
+            return
+        self._settle(monitor, f"validation logs {f'{len(losses)} losses' if losses else 'no loss'}")
+
+    def _settle(self, monitor: str | None, reason: str) -> None:
+        self._is_settled = True
+        self.best.monitor = monitor
+        self._follow(DEFAULT_MONITOR)
+        if monitor is None:
+            rank_zero_info(f"The best checkpoint is the last one, as {reason}: give --checkpoint.monitor for another")
+        elif monitor != DEFAULT_MONITOR:
+            lowest = "lowest" if self.best.mode == "min" else "highest"
+            rank_zero_info(
+                f"The best checkpoint has the {lowest} {monitor}, as validation does not log {DEFAULT_MONITOR}"
+            )
+
+    def _follow(self, otherwise: str = FOLLOWED) -> None:
+        for one in self._stoppers:
+            one.monitor = self.best.monitor or otherwise
+
+
+def saved_monitor(checkpoint: dict[str, Any]) -> str | None:
+    """The metric that selects the best checkpoint, as a checkpoint says; else the default."""
+    states = checkpoint.get("callbacks")
+    for state in states.values() if isinstance(states, dict) else ():
+        if isinstance(state, dict) and "best_model_path" in state:
+            monitor = state.get("monitor")
+            return monitor if isinstance(monitor, str) else None
+    return DEFAULT_MONITOR
