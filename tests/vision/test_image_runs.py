@@ -16,7 +16,7 @@ from tests.conftest import Run
 from tests.tasks.waits import LIMITS, check_that_only_log_steps_wait
 
 Train = Callable[..., Run]
-CNN = ("--model.net=CNN", "--model.net.width=4", "--model.net.hidden=8")
+CNN = ("--config=configs/default.yaml", "--model.net=CNN", "--model.net.width=4", "--model.net.hidden=8")
 STILL = ("--data.max_shift=0", "--data.max_rotation=0", "--data.max_scale=0")
 
 

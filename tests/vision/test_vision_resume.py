@@ -12,6 +12,7 @@ Train = Callable[..., Run]
 
 DEFAULT = ("--config=configs/default.yaml", "--data.source=sample")
 IMAGES = (
+    "--config=configs/default.yaml",
     "--model.net=CNN",
     "--model.net.width=4",
     "--model.net.hidden=16",

@@ -213,8 +213,8 @@ def kinds(root: Path) -> dict[str, dict[str, Any]]:
 
 
 def recipes(template: Template) -> dict[str, str]:
-    """The recipes of a template by name: files of `configs` with model and data."""
-    found = [path for path in _configs(template) if path not in template.added]
+    """The recipes of a template by name: files of `configs` with model and data whose classes are there."""
+    found = [path for path in _configs(template) if path not in template.added and template.named_classes(path)]
     return {PurePosixPath(path).stem: path for path in found if {"model", "data"} <= _keys(template, path)}
 
 

@@ -150,7 +150,8 @@ def _listed(root: Path) -> tuple[str, ...]:
         return tuple(sorted({path for path in found if path and (root / path).is_file()}))
     paths = []
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in IGNORED and not name.endswith(("_cache", ".egg-info"))]
+        ignored = {"__pycache__"} if Path(folder) != root else IGNORED  # src/engine/data is code
+        folders[:] = [name for name in folders if name not in ignored and not name.endswith(("_cache", ".egg-info"))]
         paths += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
     return tuple(sorted([*paths, "logs/.gitkeep"]))
 

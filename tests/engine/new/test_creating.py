@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -14,10 +15,15 @@ import pytest
 from src import ROOT
 from src.engine.new import creating
 from src.engine.new.creating import new
-from src.engine.new.project import kinds
-from src.engine.new.template import commit_of, git
+from src.engine.new.project import kinds, recipes
+from src.engine.new.template import Template, commit_of, git
 from src.engine.system.errors import InputError
 from tests.engine.new.projects import make
+
+TEMPLATE = Template(ROOT)
+RECIPES = recipes(TEMPLATE)
+OTHER, PATH = list(RECIPES.items())[1]  # not the default recipe
+DOMAIN = PATH.split("/")[1]
 
 
 def table(project: Path) -> dict[str, Any]:
@@ -79,12 +85,17 @@ def test_only_what_is_chosen_comes_along(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_the_default_recipe_of_its_project(tmp_path: Path) -> None:
-    project = make(tmp_path / "mine", "--recipe", "language_id", "--recipe", "mnist_fast", "--with", "train")
-    recipe = (project / "configs" / "text" / "language_id.yaml").read_text()
+    first, second = list(RECIPES.items())[1:3]  # not the default recipe of the template
+    project = make(tmp_path / "mine", "--recipe", first[0], "--recipe", second[0], "--with", "train")
+    recipe = (project / first[1]).read_text()
     assert (project / "configs" / "default.yaml").read_text() == recipe
-    assert (project / "src" / "text" / "text_encoder.py").is_file()
-    assert not (project / "src" / "text" / "language_model.py").exists()
-    assert (project / "tests" / "vision" / "test_mnist.py").is_file()
+    assert (project / second[1]).is_file()
+    named = [TEMPLATE.classes[name] for name in re.findall(r"class_path: (\w+)", recipe) if name in TEMPLATE.classes]
+    assert named
+    assert all((project / path).is_file() for path in named)
+    assert (project / "tests" / DOMAIN).is_dir()
+    there = {path.stem for path in (project / "configs").rglob("*.yaml")}
+    assert there & RECIPES.keys() == {first[0], second[0], "default"}
 
 
 def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
@@ -106,14 +117,14 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
         ("link --kind lightning", "link already exists: give another folder"),
         ("no/where --kind lightning", "there is no folder .*no; make it first"),
         ("mine --kind lightnin", "--kind lightnin: no such kind, did you mean lightning?"),
-        ("mine --recipe mnist", "--recipe mnist: no such recipe, did you mean mnist_"),
+        (f"mine --recipe {OTHER}s", f"--recipe {OTHER}s: no such recipe, did you mean {OTHER}"),
         ("mine --kind lightning --with predcit", "--with predcit: no such command or part, did you mean predict?"),
         ("mine --kind lightning --license GPL", "--license GPL: no such license; known: Apache-2.0, BSD-3-Clause, MIT"),
         ("my-gpt --kind lightning", "my-gpt: the name my-gpt is not the name of a module"),
         ("mine --kind lightning --name class", "--name class is not the name of a module"),
         ("mine --kind lightning --name Mine", "--name Mine is not the name of a module"),
         ("mine --kind lightning --name engine", "--name engine is the name of something in the project"),
-        ("mine --kind lightning --name vision", "--name vision is the name of something in the project"),
+        (f"mine --kind lightning --name {DOMAIN}", f"--name {DOMAIN} is the name of something in the project"),
         ("mine --kind lightning --package torch", "--package torch: an installed package has that name"),
         ("mine --kind lightning --package tests", "--package tests is the name of something in the project"),
         ("mine --kin lightning", "--kin: no such option, did you mean --kind?"),

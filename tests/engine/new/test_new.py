@@ -20,9 +20,10 @@ from tests.engine.new.projects import environment, make, run
 TEMPLATE = Template(ROOT)
 KINDS = [("--kind", kind) for kind in kinds(ROOT)]
 RECIPES = [("--recipe", recipe) for recipe in recipes(TEMPLATE)]
+LAST = next((words for words in RECIPES if words[1] == "shakespeare_gpt"), RECIPES[-1])
 PARTS = ("train", "predict", "export", "serve", "tune", "generate", "compile,clusters,fsdp2")
-ALONE = [(*start, "--with", part) for start in (KINDS[0], ("--recipe", "shakespeare_gpt")) for part in PARTS]
-MORE = [("--kind", "regression", "--package", "tumours"), ("--recipe", "mnist_fast", "--recipe", "language_id")]
+ALONE = [(*start, "--with", part) for start in (KINDS[0], LAST) for part in PARTS]
+MORE = [("--kind", "regression", "--package", "tumours"), (*RECIPES[1], *LAST)]
 # What a machine may lack; every other reason to skip would be something that the project lacks.
 MACHINE = (
     r"accelerator|GPU|FULL_DATA_DIR|glibc|C library|/proc|malloc|mounted|chromium|PostgreSQL|slurm|root|C\+\+|g\+\+"

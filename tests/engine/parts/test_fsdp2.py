@@ -186,7 +186,7 @@ def test_a_full_disk_at_a_sharded_checkpoint_is_one_line_per_process(
             rf"(best|last).ckpt cannot be written \(.*: it needs about {need} MB and .* MB are free; free", line
         )
         assert "earlier checkpoints are unchanged" in line
-    assert any("continue with: python -m src.train --ckpt_path last --run" in line for line in lines)
+    assert any("continue with: python -m src.train fit --ckpt_path last --run" in line for line in lines)
     (folder,) = small_disk.glob("*/version_*")
     found = [path for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")]
     assert found

@@ -9,6 +9,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.run_record import hyperparameters
+from src.engine.tensorboard.dashboard import joint_charts
 from tests.conftest import Run
 
 Train = Callable[..., Run]
@@ -31,6 +32,31 @@ def test_training_and_validation_share_one_chart(train: Train) -> None:
     scalars = events.Tags()["scalars"]
     assert {"train/acc", "val/acc", "train/loss", "val/loss"} <= set(scalars)
     assert any(tag.startswith("lr-") for tag in scalars)
+
+
+@pytest.mark.parametrize(
+    ("names", "title", "shown"),
+    [
+        (["val_loss"], "loss", ["train_loss", "train_loss_epoch", "val_loss"]),
+        (["Loss/Validation"], "Loss", ["Loss/Train", "Loss/Validation"]),
+        (
+            ["valid_acc/dataloader_idx_0", "valid_acc/dataloader_idx_1"],
+            "acc",
+            ["train_acc", "valid_acc/dataloader_idx_1"],
+        ),
+        (["acc"], "acc", ["acc"]),
+    ],
+)
+def test_metrics_of_any_name_share_charts(names: list[str], title: str, shown: list[str]) -> None:
+    ((found, (_, tags)),) = joint_charts(names).items()
+    assert found == title
+    assert all(any(re.match(tag, name) for tag in tags) for name in shown)
+    assert not any(re.match(tag, name) for tag in tags for name in ("train_f1", "val_f1", "loss", "train_loss_step"))
+
+
+def test_without_validation_the_charts_are_made_too(train: Train) -> None:
+    events = shown(train("fit", *SMALL, "--trainer.limit_val_batches=0"))
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
 def test_the_gradient_norm_is_logged_at_log_steps(train: Train) -> None:
