@@ -72,14 +72,14 @@ def test_the_readme_says_how_to_delete_each_domain() -> None:
         assert set(names) == {f"{folder}/{name}" for folder in ("src", "configs", "tests") for name in gone}
 
 
-@pytest.mark.parametrize("domain", FOLDERS)
-def test_other_tests_cannot_know_that_a_domain_is_gone(domain: str) -> None:
-    names = names_of(domain)
-    assert all(map(names.search, (f"src.{domain}.a", f"configs/{domain}/a.yaml", "--data=CaptionDataModule")))
-    gone = tuple(ROOT / name for name in FOLDERS[domain])
-    for path in (ROOT / "tests").glob("*/**/*.py"):
-        if not any(path.is_relative_to(folder) for folder in gone) and "new" not in path.parts:
-            assert not (found := names.search(path.read_text(encoding="utf-8"))), f"{path}: {found}"
+def test_other_tests_cannot_know_that_a_domain_is_gone() -> None:
+    for domain in (domain for domain, names in FOLDERS.items() if all((ROOT / name).is_dir() for name in names)):
+        names = names_of(domain)
+        assert all(map(names.search, (f"src.{domain}.a", f"configs/{domain}/a.yaml", "--data=CaptionDataModule")))
+        gone = tuple(ROOT / name for name in FOLDERS[domain])
+        for path in (ROOT / "tests").glob("*/**/*.py"):
+            if not any(path.is_relative_to(folder) for folder in gone) and "new" not in path.parts:
+                assert not (found := names.search(path.read_text(encoding="utf-8"))), f"{path}: {found}"
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from src.engine.system.classes import (
 )
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.training.monitor_choice import FOLLOWED
+from src.engine.training.monitor_choice import DEFAULT_MONITOR, FOLLOWED
 
 Option = tuple[str, str | None]
 
@@ -234,7 +234,7 @@ def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     """
     given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
     settings = {"monitor": FOLLOWED, "mode": "min", **(tree.get("checkpoint") or {}), **given}
-    watched = {name: settings[name] for name in ("monitor", "mode") if settings["monitor"]}
+    watched = {"monitor": settings["monitor"] or DEFAULT_MONITOR, "mode": settings["mode"]}
     for one in as_list((tree.get("trainer") or {}).get("callbacks")):
         if is_class(one) and _stops_early(one["class_path"]) and "monitor" not in (one.get("init_args") or {}):
             one["init_args"] = {**watched, **(one.get("init_args") or {})}

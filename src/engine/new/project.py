@@ -92,12 +92,6 @@ class Project:
         return self.template.needs(path) <= self.kept and "needs `pip install" not in self.template.text(path)
 
     @cached_property
-    def _parts(self) -> dict[str, str]:
-        """The parts of the engine that a project can do without, by name."""
-        found = [path for files in parts(self.template).values() for path in files if path.startswith("src/engine/")]
-        return {PurePosixPath(path).stem: path for path in found}
-
-    @cached_property
     def tests(self) -> dict[str, str]:
         """Content of the tests that remain, by path."""
         template = self.template
@@ -116,7 +110,7 @@ class Project:
                 or (path.count("/") == 1 and "/test_" not in path)
                 or path in template.added
             )
-            and self._has_its_part(path)
+            and not re.match(r"tests/(engine|tasks)/(.+/)?test_", path)  # this template runs them
         ]
         other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
         gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
@@ -125,12 +119,6 @@ class Project:
         found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
         uses_kill = any(re.search(r"^(from|import) kill\b", text, re.MULTILINE) for text in found.values())
         return {**found, **({KILL: template.text(KILL)} if uses_kill else {})}
-
-    def _has_its_part(self, test: str) -> bool:
-        """Whether the part of the engine that a test is about, by its name, is in the project."""
-        found = re.match(r"tests/engine/(?:parts|tensorboard)/test_(\w+)", test)
-        named = [path for name, path in self._parts.items() if found and found[1].startswith(name)]
-        return not named or named[0] in self.kept
 
     def lines(self, folder: str = "src/") -> int:
         """Lines of code in a folder."""
@@ -154,8 +142,6 @@ class Project:
         """Content of all files, by path."""
         choice, template = self.choice, self.template
         texts = {path: template.text(path) for path in self.kept} | self.tests
-        if not any(path.startswith("tests/tasks/") for path in texts):
-            texts["Makefile"] = re.sub(r" --ignore tests/tasks| \$\(wildcard tests/tasks\)", "", texts["Makefile"])
         if choice.kind is None and "configs/default.yaml" not in texts:
             texts["configs/default.yaml"] = template.text(self.recipes[0])
         texts["pyproject.toml"] = project_table(

@@ -57,13 +57,7 @@ def run_tests(project: Path, *words: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [*KINDS, *RECIPES], ids=" ".join)
 def test_the_tests_of_a_project_pass(words: tuple[str, ...], tmp_path: Path) -> None:
-    run_tests(make(tmp_path / "mine", *words), "--ignore=tests/engine", "--ignore=tests/tasks")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [(*KINDS[0], "--with", "train"), KINDS[1]], ids=" ".join)
-def test_the_tests_of_the_engine_pass_in_a_project(words: tuple[str, ...], tmp_path: Path) -> None:
-    run_tests(make(tmp_path / "mine", *words), "tests/engine")
+    run_tests(make(tmp_path / "mine", *words))
 
 
 @pytest.mark.slow
@@ -107,4 +101,4 @@ def test_a_random_project_passes_lint_and_its_tests(
     check(project)
     cache = tmp_path_factory.getbasetemp() / "mypy"
     assert run(project, "mypy", "--cache-dir", str(cache)).returncode == 0
-    run_tests(project, "--ignore=tests/engine", "--ignore=tests/tasks")
+    run_tests(project)
