@@ -1,4 +1,4 @@
-"""A tampered checkpoint of texts loads no other tokenizer, network or code; see tests/engine/runs/test_trust.py."""
+"""A tampered checkpoint of texts loads no other tokenizer, network or code."""
 
 import builtins
 import copy

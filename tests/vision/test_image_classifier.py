@@ -1,4 +1,4 @@
-"""What an image classifier adds to `Classifier`, whose own tests are in tests/tasks."""
+"""What an image classifier adds to `Classifier`."""
 
 from pathlib import Path
 
