@@ -234,7 +234,9 @@ def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     """
     given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
     settings = {"monitor": FOLLOWED, "mode": "min", **(tree.get("checkpoint") or {}), **given}
-    watched = {"monitor": settings["monitor"] or DEFAULT_MONITOR, "mode": settings["mode"]}
+    if not settings["monitor"]:  # no metric selects the best checkpoint
+        settings |= {"monitor": DEFAULT_MONITOR, "mode": "min"}
+    watched = {name: settings[name] for name in ("monitor", "mode")}
     for one in as_list((tree.get("trainer") or {}).get("callbacks")):
         if is_class(one) and _stops_early(one["class_path"]) and "monitor" not in (one.get("init_args") or {}):
             one["init_args"] = {**watched, **(one.get("init_args") or {})}

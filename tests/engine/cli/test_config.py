@@ -68,6 +68,13 @@ def test_overlays_append_callbacks(parse: Parse) -> None:
     assert {"EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"} <= set(names)
 
 
+def test_early_stopping_watches_the_validation_loss_if_no_metric_selects_the_best(parse: Parse) -> None:
+    built = parse("--config=configs/callbacks/early_stopping.yaml", "--checkpoint.monitor=null")
+    (callback,) = built.trainer.early_stopping_callbacks
+    assert isinstance(callback, EarlyStopping)
+    assert (callback.monitor, callback.mode) == ("val/loss", "min")
+
+
 def test_early_stopping_stops(train: Train, tmp_path: Path) -> None:
     never_better = write(
         tmp_path / "never.yaml",
