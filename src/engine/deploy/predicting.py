@@ -52,7 +52,7 @@ def predict(args: list[str]) -> int:
         if hasattr(inference.task, "name_classes"):
             raise InputError(f"--truth: {name} compares images with texts: leave it out")
         if not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
-            raise InputError(f"--truth: {name} has no metrics, as a task of this project has; {GUIDE}")
+            raise InputError(f"--truth: {name} has no metrics; a task has: {GUIDE}")
     targets = partial(prepare_targets, inference.data) if options.truth else None
     trainer = Trainer(
         accelerator=options.accelerator,

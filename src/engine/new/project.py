@@ -173,7 +173,10 @@ class Project:
                 {path.split("/")[1] for path in self.kept if path.count("/") > 1 and path.startswith("src/")}
             )
         }
-        found |= {"configs/": "one YAML file per recipe; overlays in folders", "tests/": "the same folders as `src/`"}
+        found |= {
+            "configs/": "one YAML file per recipe; overlays in folders",
+            "tests/": "of your code and recipes; the template tests the engine",
+        }
         folders = [f"| `{folder}` | {what} |" for folder, what in found.items()]
         for name, value in (
             ("about", [about or comment(self.template.text(self.recipes[0]))]),
@@ -200,8 +203,9 @@ def kinds(root: Path) -> dict[str, dict[str, Any]]:
 
 def recipes(template: Template) -> dict[str, str]:
     """The recipes of a template by name: files of `configs` with model and data whose classes are there."""
-    found = [path for path in _configs(template) if path not in template.added and template.named_classes(path)]
-    return {PurePosixPath(path).stem: path for path in found if {"model", "data"} <= _keys(template, path)}
+    own = [path for path in _configs(template) if path not in template.added]
+    found = [path for path in own if {"model", "data"} <= _keys(template, path) and template.named_classes(path)]
+    return {PurePosixPath(path).stem: path for path in found}
 
 
 def overlays(template: Template) -> set[str]:

@@ -18,6 +18,7 @@ from src.engine.new.creating import new
 from src.engine.new.project import kinds, recipes
 from src.engine.new.template import Template, commit_of, git
 from src.engine.system.errors import InputError
+from tests.conftest import copy_of_the_repository
 from tests.engine.new.projects import make
 
 TEMPLATE = Template(ROOT)
@@ -93,9 +94,17 @@ def test_a_recipe_is_the_default_recipe_of_its_project(tmp_path: Path) -> None:
     named = [TEMPLATE.classes[name] for name in re.findall(r"class_path: (\w+)", recipe) if name in TEMPLATE.classes]
     assert named
     assert all((project / path).is_file() for path in named)
+    assert not (project / "src" / "text" / "language_model.py").exists()  # neither recipe uses it
     assert (project / "tests" / DOMAIN).is_dir()
     there = {path.stem for path in (project / "configs").rglob("*.yaml")}
     assert there & RECIPES.keys() == {first[0], second[0], "default"}
+
+
+def test_a_copy_without_history_has_the_same_code(tmp_path: Path) -> None:
+    copy = Template(copy_of_the_repository(tmp_path / "copy"))
+    for folder in ("src/", "configs/", "tests/"):
+        code = [{path for path in one.source if path.startswith(folder)} for one in (TEMPLATE, copy)]
+        assert code[0] == code[1] != set()
 
 
 def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
