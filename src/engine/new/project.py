@@ -204,8 +204,16 @@ def kinds(root: Path) -> dict[str, dict[str, Any]]:
 def recipes(template: Template) -> dict[str, str]:
     """The recipes of a template by name: files of `configs` with model and data whose classes are there."""
     own = [path for path in _configs(template) if path not in template.added]
-    found = [path for path in own if {"model", "data"} <= _keys(template, path) and template.named_classes(path)]
-    return {PurePosixPath(path).stem: path for path in found}
+    found = [path for path in own if {"model", "data"} <= _keys(template, path)]
+    return {PurePosixPath(path).stem: path for path in found if _has_its_classes(template, path)}
+
+
+def _has_its_classes(template: Template, path: str) -> bool:
+    """Whether model and data of a recipe are there: their domain may have been deleted."""
+    tree = yaml.safe_load(template.text(path))
+    parts = [tree[key] for key in ("model", "data")]
+    names = [part["class_path"] if isinstance(part, dict) else part for part in parts]
+    return all(name in template.classes or "." in name for name in names)
 
 
 def overlays(template: Template) -> set[str]:
