@@ -23,8 +23,8 @@ from tests.engine.new.projects import make
 
 TEMPLATE = Template(ROOT)
 RECIPES = recipes(TEMPLATE)
-OTHER, PATH = list(RECIPES.items())[1]  # not the default recipe
-DOMAIN = PATH.split("/")[1]
+FIRST, OTHER = list(RECIPES)[:2]  # the second one is not the default recipe
+DOMAIN = RECIPES[OTHER].split("/")[1]
 
 
 def table(project: Path) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def test_a_recipe_is_the_default_recipe_of_its_project(tmp_path: Path) -> None:
     assert not (project / "src" / "text" / "language_model.py").exists()  # neither recipe uses it
     assert (project / "tests" / DOMAIN).is_dir()
     there = {path.stem for path in (project / "configs").rglob("*.yaml")}
-    assert there & RECIPES.keys() == {first[0], second[0], "default"}
+    assert there & {*RECIPES, "default"} == {first[0], second[0], "default"}
 
 
 def test_a_copy_without_history_has_the_same_code(tmp_path: Path) -> None:
@@ -121,7 +121,10 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("mine", r"mine: what shall it hold\? Give --kind classification or .* or --recipe with one of default, "),
+        (
+            "mine",
+            rf"mine: what shall it hold\? Give --kind classification or .* or --recipe with one of {FIRST}, ",
+        ),
         ("there --kind lightning", "there already exists: give another folder"),
         ("link --kind lightning", "link already exists: give another folder"),
         ("no/where --kind lightning", "there is no folder .*no; make it first"),
