@@ -64,7 +64,10 @@ def run(started: float) -> None:
             cause, is_fixable = InputError("; ".join(filter(None, (fault, _continue_command(cli))))), True
         if "--debug" in args or not is_fixable:
             raise
-        report(cause, getattr(rank_zero_only, "rank", 0))
+        try:
+            report(cause, getattr(rank_zero_only, "rank", 0))
+        finally:
+            _end_processes(cli, 5)  # they report the error too, and may end with this process
     finally:
         # Python would wait for a server of ServableModuleValidator that hangs.
         for process in set(multiprocessing.active_children()) - others:
@@ -106,16 +109,25 @@ def _continue_command(cli: StarterCLI | None) -> str:
     return f"continue with: python -m src.train{stage} --ckpt_path last --run {relative(cli.record.folder)}"
 
 
+def _end_processes(cli: StarterCLI | None, seconds: float) -> None:
+    """Wait for each process that Lightning started, at most some seconds, and kill what is left."""
+    trainer = getattr(cli, "trainer", None)  # an error may come before it
+    started = getattr(trainer and trainer.strategy.launcher, "procs", [])
+    processes = list(started)
+    started.clear()  # else Lightning's observer may see that one of them failed, and kill this process
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        process.kill()
+
+
 def _exit_after_signal(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
     """Exit after a signal, and print the command that continues the run."""
     if getattr(rank_zero_only, "rank", 0) != 0:
         os._exit(0)  # any other code makes Lightning kill the first process, which reports the end
     print(f"{stop}", file=sys.stderr)
     if cli is not None:
-        for process in getattr(cli.trainer.strategy.launcher, "procs", []):  # started by Lightning
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(2)
-            process.kill()
+        _end_processes(cli, 2)
         if command := _continue_command(cli):
             print(command, file=sys.stderr)
     sys.stderr.flush()
