@@ -45,6 +45,7 @@ def draw(effects: list[list[float]], letters: list[str]) -> Any:
 
     figure = Figure(figsize=(1.5 + 0.6 * len(effects), 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="place", ylabel="change of the prediction", xlim=(0.5, len(effects) + 0.5))
+    axes.set_xticks(range(1, len(effects) + 1))
     axes.axhline(0, color="black", linewidth=1)
     for place, column in enumerate(effects, start=1):
         ends = {True: 0.0, False: 0.0}  # above and below the line
