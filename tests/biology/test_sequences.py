@@ -152,7 +152,7 @@ def test_a_package_that_is_missing_is_named_with_a_lean_way_to_install_it(monkey
     ("options", "problem"),
     [
         ({"variants": 0}, "variants 0 is too small: give at least 1"),
-        ({"variants": 2, "kind": "dna"}, "variants is for kind smiles that predicts number or class: leave it out"),
+        ({"variants": 2, "kind": "dna"}, "variants 2 does not go with kind dna: leave it out"),
         (
             {"reverse_complement": True},
             "reverse_complement is for kind dna that predicts number or class: leave it out",
@@ -169,22 +169,28 @@ def test_options_that_do_not_go_together_are_refused(options: Any, problem: str)
 
 
 RESIDUES = {"kind": "protein", "predicts": "residues"}
+FAMILY = {"kind": "protein", "predicts": "hidden"}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "options", "problem"),
     [
-        ("a.csv", "sequence,label\nCC,1\nCX,2\n", {}, ", row 2: 'CX' is not SMILES: 'X' at position 2 is no SMILES"),
+        ("a.csv", "sequence,label\nCC,1\nCX,2\n", {}, ", row 2: 'CX' is not SMILES: 'X' cannot stand at position 2"),
         ("a.csv", "sequence,label\nCC,high\n", {}, ", row 1: label 'high' is no finite number"),
         ("a.csv", "sequence,label\nCC,nan\n", {}, ", row 1: label 'nan' is no finite number"),
         ("a.csv", "sequence,label\nCCC,1\n", {"max_length": 2}, ", row 1: it has 3 tokens, more than max_length 2"),
         ("a.csv", "sequence,label\nACNG,1\n", DNA, ", row 1: 'N' at position 3 is no base: give A, C, G, T or U"),
         ("a.csv", "sequence,label\nMBK,1\n", RESIDUES, ", row 1: 'B' at position 2 is no residue: give X if unknown"),
         ("a.csv", "sequence,label\nMK,HHH\n", RESIDUES, ", row 1: it has 2 residues and 3 labels"),
-        ("a.csv", "sequence,label\nAC,a\nAG,a\nAT,a\nAA,b\n", DNA, ", row 4: class 'b' has 1 sequences, one per part"),
+        (
+            "a.csv",
+            "sequence,label\nAC,a\nAG,a\nAT,a\nAA,b\n",
+            DNA,
+            ", row 4: class 'b' has too few sequences: give at least one",
+        ),
         ("a.csv", "sequence,label\nAC,a\nAG,a\n", DNA, " has one class only, 'a': give at least two"),
-        ("a.csv", "sequence,label\nCC,1\nCN,2\n", {}, ", row 1: there are 2 sequences, one per part are needed"),
-        ("a.fa", ">x\nAC\n>y\n>z\nAC\n", DNA, ", record 2 (y): the sequence is empty: remove it"),
+        ("a.csv", "sequence,label\nCC,1\nCN,2\n", {}, ", row 1: the data has too few sequences: give at least one"),
+        ("a.fa", ">x\nAC\n>y\n>z\nAC\n", FAMILY, ", record 2 (y): the sequence is empty: remove it"),
         ("a.fa", ">x\nAC\n", DNA, ", record 1 (x): it has no label: give a table, or for classes a folder"),
         ("a.fa", "AC\n", DNA, ", record 1: it begins with 'AC', not with >"),
         ("a.fa", "", DNA, " has no sequences"),

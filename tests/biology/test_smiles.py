@@ -34,7 +34,7 @@ def test_a_molecule_that_is_written_in_another_way_is_the_same(text: str) -> Non
     molecule = read_smiles(text)
     found = {write_smiles(molecule, random.Random(seed)) for seed in range(10)}
     assert all(described(read_smiles(one)) == described(molecule) for one in found)
-    assert len(found) > 2 or len(set(text)) < 4
+    assert len(found) > 1 or set(text) == {"C"}
 
 
 def test_directions_are_left_out() -> None:
@@ -52,9 +52,9 @@ def test_directions_are_left_out() -> None:
         ("CC=", "a bond is left open"),
         ("=CC", "'=' cannot stand at position 1"),
         ("C==C", "'=' cannot stand at position 3"),
-        ("CCX", "'X' at position 3 is no SMILES"),
-        ("C C", "' ' at position 2 is no SMILES"),
-        ("C[Na", "'[' at position 2 is no SMILES"),
+        ("CCX", "'X' cannot stand at position 3"),
+        ("C C", "' ' cannot stand at position 2"),
+        ("C[Na", "'[' cannot stand at position 2"),
         ("C..C", "'.' cannot stand at position 3"),
         ("C11", "position 3 binds atoms 1 and 1, which is not possible"),
         ("C1C1", "position 4 binds atoms 1 and 2, which is not possible"),
