@@ -29,7 +29,11 @@ Batch = tuple[Tensor, Tensor, Tensor]
 BASES, RESIDUES, HIDDEN = "ACGT", "ACDEFGHIKLMNPQRSTVWY", "X"  # X is an unknown residue
 # The tokens of each kind, numbered from 1; 0 is padding. Molecules may have any ASCII character in brackets.
 TOKENS = {"smiles": ["Cl", "Br", *map(chr, range(33, 127))], "dna": [*BASES], "protein": [*RESIDUES, "-", HIDDEN]}
-READ_AS = {"smiles": {}, "dna": {"U": "T"}, "protein": {".": "-", "U": HIDDEN, "O": HIDDEN}}
+READ_AS: dict[str, dict[str, str | int | None]] = {
+    "smiles": {},
+    "dna": {"U": "T"},
+    "protein": {".": "-", "U": HIDDEN, "O": HIDDEN},
+}
 EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "protein": "residue: give X if unknown"}
 HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
 GAP = "  "  # two tokens of padding between the ways of writing a sequence, which do not see each other
@@ -48,8 +52,8 @@ class SequenceDataModule(LightningDataModule):
         predicts: `number`; `class`; `residues`, a class per residue; or `hidden`, the residues that are hidden, for the
             aligned sequences of a family.
         sequence_column: a table's column with the sequences.
-        label_column: a table's column with the numbers or classes; for `residues` one letter per residue. FASTA has
-            these letters behind each sequence, in as many lines as it.
+        label_column: a table's column with the numbers or classes; for `residues` one letter per residue, with or
+            without blanks. FASTA has these letters behind each sequence, in as many lines as it.
         variants: in how many ways each molecule is written for validation, test and prediction, at least 1; the network
             takes their mean. In training it is written in a new way each time. 1: always as it is given.
         reverse_complement: train on a random strand, predict the mean of both; leave it off where the strand matters.
@@ -215,6 +219,7 @@ class SequenceDataModule(LightningDataModule):
     def _checked(self, record: Record) -> Record:
         """The record with a clean sequence, and a label that fits it."""
         predicts, label = self.options.predicts, record.label
+        label = "".join(label.split()) if predicts == "residues" else label
         try:
             sequence = self._clean(record.sequence)
             if predicts != "hidden" and not label:

@@ -68,7 +68,7 @@ def test_a_table_may_be_compressed(tmp_path: Path) -> None:
 
 def test_labels_of_residues_stand_behind_a_sequence_or_in_a_column(tmp_path: Path) -> None:
     fasta = "".join(f">{number}\nMKV\nLA\nHHC\nCC\n" for number in range(5))
-    rows = ["MKVLA,HHCCC"] * 5
+    rows = ["MKVLA,HHCCC", "MKVLA,H H C C C"] * 3
     for path in (write(tmp_path / "a.fa", fasta), table(tmp_path / "a.csv", rows)):
         data = prepared(path, kind="protein", predicts="residues")
         assert data.labels == ["C", "H"]
