@@ -98,6 +98,7 @@ class Service:
             "columns": list(getattr(inference.data, "columns", ())),
             "token": options.token is not None,
             "draws": getattr(inference.data, "drawn", False),
+            "title": getattr(inference.data, "input_title", ""),
         }
         page = PAGE.read_text(encoding="utf-8")
         self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
