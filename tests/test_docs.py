@@ -147,7 +147,8 @@ def test_a_search_finds_what_a_newcomer_looks_for(shown: tuple[Any, str]) -> Non
     page.goto(address)
     page.keyboard.press("/")
     missing = {}
-    for words, expected in SEARCHED.items():
+    there = {page.stem for page in PAGES} | {"", "reference/tasks"}
+    for words, expected in ((words, page) for words, page in SEARCHED.items() if page in there):
         page.locator("input.md-search__input").fill("")
         page.wait_for_function("!document.querySelector('.md-search-result__item')")
         page.keyboard.type(words)
