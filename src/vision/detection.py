@@ -16,25 +16,6 @@ LISTED = 50  # classes whose average precision is logged one by one
 Batch = tuple[Tensor, Tensor]
 
 
-class BoxPrecision(MeanAveragePrecision):
-    """COCO's mean average precision (Lin et al. 2014), of boxes in tensors; see `DetectionTask` for their shapes."""
-
-    def __init__(self) -> None:
-        try:
-            super().__init__(backend="faster_coco_eval")
-        except ModuleNotFoundError as error:
-            raise InputError("object detection needs faster-coco-eval: pip install -e '.[detection]'") from error
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        counted = ~target[:, 0, 0].isnan()
-        found = [rows[rows[:, 4] > 0] for rows in preds[counted].float()]
-        true = [rows[rows[:, 4] >= 0] for rows in target[counted].float()]
-        super().update(
-            [{"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()} for rows in found],
-            [{"boxes": rows[:, :4], "labels": rows[:, 4].long()} for rows in true],
-        )
-
-
 class DetectionTask(Task):
     """Trains and tests a detector.
 
@@ -44,9 +25,9 @@ class DetectionTask(Task):
 
     A batch is images (B, 3, S, S) float and targets (B, T, 5) float: x1, y1, x2 and y2 as shares of width and height,
     and the class number; class -1 in rows behind the last box. An image whose targets are all NaN does not count. Logs
-    `{train,val,test}/loss`, `{val,test}/map`, COCO's mean average precision at overlaps of 0.5 to 0.95,
-    `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each class. FCOS and SSD divide their loss by the number
-    of positive places in a batch, with several processes each by its own.
+    `{train,val,test}/loss`, `{val,test}/map`, COCO's mean average precision (Lin et al. 2014) at overlaps of 0.5 to
+    0.95, `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each class. FCOS and SSD divide their loss by the
+    number of positive places in a batch, with several processes each by its own.
 
     Raises:
         InputError: `threshold` is out of range, the package that counts is missing, or the network has another number
@@ -54,6 +35,8 @@ class DetectionTask(Task):
     """
 
     figure_samples = 8
+    finds_boxes = True
+    """Whether rows of predictions have `boxes`."""
 
     def __init__(self, net: nn.Module, threshold: float = 0.5) -> None:
         if not 0 < threshold < 1:
@@ -64,7 +47,10 @@ class DetectionTask(Task):
         self.save_arguments(net=net, threshold=threshold)
         self.threshold = threshold
         # Not one of `metrics`: training makes no boxes.
-        self.precision = BoxPrecision()
+        try:
+            self.precision = MeanAveragePrecision(backend="faster_coco_eval")
+        except ModuleNotFoundError as error:
+            raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval") from error
 
     @property
     def detector(self) -> Any:
@@ -102,7 +88,13 @@ class DetectionTask(Task):
         images, targets = batch
         self.metrics.add(stage, self.check(self.step(batch))[1])
         preds = self(images)
-        self.precision.update(preds, targets)
+        counted = ~targets[:, 0, 0].isnan()
+        found = [rows[rows[:, 4] > 0] for rows in preds[counted].float()]
+        true = [rows[rows[:, 4] >= 0] for rows in targets[counted].float()]
+        self.precision.update(
+            [{"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()} for rows in found],
+            [{"boxes": rows[:, :4], "labels": rows[:, 4].long()} for rows in true],
+        )
         return {"inputs": images, "target": targets, "preds": preds}
 
     def log_metrics(self, stage: str) -> None:

@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import FeaturePyramidNetwork, box_iou, clip_boxes_to_image
+from torchvision.ops import FeaturePyramidNetwork, box_iou
 
 from src.vision.sizes import check_sizes
 from src.vision.torchvision_net import build_net, check_name, read_weights, weights_file
@@ -66,11 +66,15 @@ class Detector(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = self.image_size
         if x.shape[1:] != (3, size, size):
-            raise ValueError(f"images of shape {tuple(x.shape)} do not fit this detector: it takes (B, 3, {size}, {size})")
+            raise ValueError(
+                f"images of shape {tuple(x.shape)} do not fit this detector: it takes (B, 3, {size}, {size})"
+            )
         if isinstance(self.net, FasterRCNN):
             return self._two_stages(x)
         transform = self.net.transform
-        mean, std = (torch.tensor(one, device=x.device)[:, None, None] for one in (transform.image_mean, transform.image_std))
+        mean, std = (
+            torch.tensor(one, device=x.device)[:, None, None] for one in (transform.image_mean, transform.image_std)
+        )
         x = (x - mean) / std
         if transform.fixed_size is not None:
             x = F.interpolate(x, size=transform.fixed_size[::-1], mode="bilinear", align_corners=False)
@@ -86,7 +90,7 @@ class Detector(nn.Module):
             boxes = self.net.box_coder.decode(deltas, anchors)
         else:
             boxes = self.net.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(x), 1)).view_as(deltas)
-        boxes = clip_boxes_to_image(boxes, shape) / torch.tensor([*shape[::-1], *shape[::-1]], device=x.device)
+        boxes = (boxes / torch.tensor([*shape[::-1], *shape[::-1]], device=x.device)).clamp(0, 1)
         return best_boxes(boxes, scores[:, :, 1:], self.net.score_thresh, self.net.nms_thresh)
 
     def _two_stages(self, x: Tensor) -> Tensor:
@@ -115,6 +119,9 @@ def best_boxes(boxes: Tensor, scores: Tensor, score_limit: float, overlap_limit:
     """
     count = scores.shape[2]
     scores, order = scores.flatten(1).topk(min(CANDIDATES, scores.shape[1] * count))  # (B, N), sorted
+    if not torch.compiler.is_exporting():  # whose graph has a fixed shape
+        most = int((scores > score_limit).sum(dim=1).max())
+        scores, order = scores[:, :most], order[:, :most]
     boxes = boxes.gather(1, (order // count).unsqueeze(2).expand(-1, -1, 4))  # (B, N, 4)
     classes = order % count
     overlaps = torch.vmap(box_iou)(boxes, boxes) > overlap_limit
@@ -196,7 +203,9 @@ def load_all_but_head(net: nn.Module, state: dict[str, Tensor], weights: str, na
     other = [key for key in own if key in state and state[key].shape != own[key].shape]
     missing = [key for key in own.keys() ^ state.keys() if not key.endswith("num_batches_tracked")]
     if wrong := missing + [key for key in other if "classification_head" not in key and "box_predictor" not in key]:
-        raise ValueError(f"the weights in {weights} do not fit {name}: {sorted(wrong)[0]} is missing or of another shape")
+        raise ValueError(
+            f"the weights in {weights} do not fit {name}: {sorted(wrong)[0]} is missing or of another shape"
+        )
     net.load_state_dict({**own, **{key: value for key, value in state.items() if key not in other}}, strict=False)
 
 
@@ -219,9 +228,7 @@ class SmallFCOS(Detector):
     def __init__(
         self, num_classes: int = 10, image_size: int = 128, width: int = 16, channels: int = 64, depth: int = 2
     ) -> None:
-        check_image_size(
-            "SmallFCOS", image_size, num_classes=num_classes, width=width, channels=channels, depth=depth
-        )
+        check_image_size("SmallFCOS", image_size, num_classes=num_classes, width=width, channels=channels, depth=depth)
         if channels % 32:
             raise ValueError(f"channels {channels} does not fit SmallFCOS: give a multiple of 32")
         anchors = AnchorGenerator(((4,), (8,), (16,)), ((1.0,),) * 3)

@@ -29,12 +29,13 @@ class BoxFiles(ImageFiles):
     """
 
     def __init__(self, files: list[Path], targets: Any, transform: Any, ranges: Ranges, count: int) -> None:
-        super().__init__(files, targets, transform, ranges)
+        super().__init__(files, [], transform, ranges)
+        self.boxes = targets
         self.count = count
 
     def _read(self, index: int) -> Batch:
         image = self.image(index)
-        boxes, classes = self.targets[index]
+        boxes, classes = self.boxes[index]
         sides = torch.tensor([image.width, image.height] * 2)
         given = tv_tensors.BoundingBoxes(boxes * sides, format="XYXY", canvas_size=(image.height, image.width))
         pixels, found = self.transform(image, {"boxes": given, "labels": classes})
@@ -76,8 +77,10 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         flip: bool = True,
         num_workers: int = 0,
     ) -> None:
-        sizes = {"image_size": image_size, "batch_size": batch_size}
-        super().__init__(path, **sizes, val_share=val_share, test_share=test_share, flip=flip, num_workers=num_workers)
+        shares = {"val_share": val_share, "test_share": test_share}
+        super().__init__(
+            path, image_size=image_size, batch_size=batch_size, **shares, flip=flip, num_workers=num_workers
+        )
         self.save_hyperparameters()
         self.images = images
         self.is_cropped = crop

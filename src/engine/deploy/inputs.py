@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image, read_mask
@@ -162,8 +163,8 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         world: number of processes.
         ranges: see `read_image`.
 
-    A batch has `names`, `errors` and `notes`, one per input, `inputs`, the tensors of inputs without error, or None if
-    there are none, and their `targets`, or None.
+    A batch has `names`, `errors` and `notes`, one per input; `inputs`, the tensors of inputs without error, or None if
+    there are none, their `targets`, or None, and the `sizes` of images, width and height.
     """
 
     def __init__(
@@ -214,6 +215,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,
+            "sizes": [one.size for one in good if isinstance(one, Image.Image)],
             "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
 
