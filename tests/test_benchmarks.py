@@ -39,6 +39,7 @@ ROWS = {
     "ablation": "",
     "serving": "serving",
     "search": "search",
+    "biology": "drugs",
     "recipes": "mnist_fast",
 }
 
@@ -63,6 +64,7 @@ def check_kept(results: Path, printed: str) -> dict[str, Any]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_a_table_and_keeps_its_values(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     assert check_kept(results, benchmark("reference.py", "--quick", "--results", str(results)))

@@ -90,6 +90,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return once(tmp_path_factory, "clip", lambda folder: fit(folder, *words))
 
 
+@pytest.mark.slow
 def test_unseen_phrasings_classify_and_retrieve_digits(trained: str, train: Train) -> None:
     metrics = train("test", "--ckpt_path", trained).metrics
     assert metrics["test/acc"] > 0.9
@@ -132,6 +133,7 @@ def test_your_own_images_with_captions_train_and_bad_files_are_named(train: Trai
         train(CONFIG, *words)
 
 
+@pytest.mark.slow
 def test_the_similarity_matrix_is_drawn(train: Train) -> None:
     run = train(CONFIG, "--data.source=sample", "--trainer.limit_train_batches=3", "--max_epochs=1")
     events = EventAccumulator(str(run.folder), size_guidance={"images": 0})

@@ -194,6 +194,7 @@ def test_texts_that_stand_in_two_parts_are_reported(tmp_path: Path, messages: li
     assert "1 test texts are also validation texts, such as 'new'" in messages
 
 
+@pytest.mark.slow
 def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: Path, messages: list[str]) -> None:
     path = table(tmp_path, ".csv", ROWS)  # type: ignore[arg-type]
     other = write(tmp_path / "other.csv", "text,label\nmine,Class 1\n")

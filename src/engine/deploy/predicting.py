@@ -46,7 +46,9 @@ def predict(args: list[str]) -> int:
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
     total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
-    table = PredictionTable(new_output("--output", options.output), total)
+    if options.pictures and not getattr(inference.task, "finds_boxes", False):
+        raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
+    table = PredictionTable(new_output("--output", options.output), total, options.pictures)
     if options.truth:
         name, inference.is_scored = type(inference.task).__name__, True
         if hasattr(inference.task, "name_classes"):
@@ -105,7 +107,7 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
     if inputs := set(truth) & set(columns):
         raise InputError(f"--truth {inputs.pop()}: this column is an input of the model; give another")
     if inference.kind == "text":
-        return partial(read_texts, options.inputs, text_column, truth)
+        return partial(read_texts, options.inputs, text_column, truth, getattr(inference.data, "readers", None))
     return partial(read_numbers, options.inputs, columns, truth)
 
 
@@ -124,6 +126,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "--truth",
         help="also print the metrics, compared with this column of the tables (several: a,b), with the masks in this"
         " folder, or with the folders' names (the word folder)",
+    )
+    parser.add_argument(
+        "--pictures", action="store_true", help="also write the images with the boxes found in them, beside the table"
     )
     parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
     parser.add_argument("--batch_size", type=int, default=64, help="inputs per batch and process; default: %(default)s")

@@ -32,6 +32,7 @@ def recipe() -> tuple[str, ...]:
     return ()
 
 
+@pytest.mark.slow
 def test_a_search_finds_a_best_run_that_can_be_repeated(
     tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     assert again.folder == folder.with_name("own-best") / "version_0"
 
 
+@pytest.mark.slow
 def test_no_trial_is_the_newest_run(tmp_path: Path, train: Any) -> None:
     older: Run = train("fit", f"--config={RECIPE}", "--max_epochs=1")
     search(tmp_path, n_trials=1)
@@ -79,6 +81,7 @@ def test_no_trial_is_the_newest_run(tmp_path: Path, train: Any) -> None:
         train("fit", f"--config={RECIPE}", "--name=own", "--ckpt_path=last")
 
 
+@pytest.mark.slow
 def test_a_search_and_the_runs_of_a_recipe_never_share_a_folder(tmp_path: Path, train: Any) -> None:
     train("fit", f"--config={RECIPE}", "--max_epochs=1", "--name=own")
     with pytest.raises(InputError, match=r"own holds runs of src.train: give another name, as in --name own-search"):
@@ -97,6 +100,7 @@ def test_a_metric_that_does_not_select_the_checkpoint_is_that_of_the_best_checkp
     assert trial.value == read_metrics(folder)["val/loss"]
 
 
+@pytest.mark.slow
 def test_networks_are_chosen_and_what_goes_with_them_only(tmp_path: Path) -> None:
     space = {
         "model.net": {"categorical": NETS},
@@ -111,6 +115,7 @@ def test_networks_are_chosen_and_what_goes_with_them_only(tmp_path: Path) -> Non
     assert {trial.params["model.net"] for trial in ended} == set(NETS)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     space = {"data.batch_size": {"categorical": [64, 0, 100]}}
     assert run(tmp_path, "--sampler", "GridSampler", space=space, n_trials=3) == 0
@@ -128,11 +133,13 @@ def test_choices_that_a_study_cannot_change_are_the_error_of_their_trial(tmp_pat
     assert error.startswith("ValueError: CategoricalDistribution does not support dynamic value space")
 
 
+@pytest.mark.slow
 def test_a_search_in_which_every_trial_fails_fails(tmp_path: Path) -> None:
     assert run(tmp_path, metric="val/auc", direction="maximize", n_trials=1) == 1
     assert trials(tmp_path)[0].user_attrs["error"].startswith("InputError: metric val/auc is not logged")
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
     rates = [1e-2, 2e-2, 1e-7]  # two that learn, then one that does not
     options = {"model.net": NETS[0], "trainer.max_epochs": 3}
@@ -208,6 +215,7 @@ def test_a_value_that_a_class_refuses_is_one_line_before_the_first_trial(
     assert not list((tmp_path / "logs").rglob("version_*"))
 
 
+@pytest.mark.slow
 def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler", "pruner": "NopPruner"}
     options = {"optimizer.lr": 1e-4, "trainer.max_epochs": 1}
@@ -314,6 +322,7 @@ def test_a_trial_of_a_living_process_is_left_alone_also_when_its_run_has_ended(t
     assert [one.state.name for one in trials(tmp_path)] == ["RUNNING"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler"])
 def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: str) -> None:
     drawn = []
@@ -323,6 +332,7 @@ def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: st
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
     first, second = opened(tmp_path, n_trials=1), opened(tmp_path, n_trials=2)
     _take_trials(first, None)
@@ -332,6 +342,7 @@ def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
     assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path)}) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_machine_that_is_no_longer_heard_of_is_tried_once_more(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
     url = f"--storage=sqlite:///{file}"
