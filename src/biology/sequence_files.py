@@ -42,7 +42,11 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
     if suffix not in (*FASTA, *FASTQ):
         raise InputError(f"{path}: give {', '.join((*FASTA, *FASTQ, *TABLES))}, or one of them and .gz")
     try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        with (
+            gzip.open(file, "rt", encoding="utf-8-sig")
+            if file.suffix == ".gz"
+            else file.open(encoding="utf-8-sig") as lines
+        ):
             found = _fasta(lines, labelled) if suffix in FASTA else _fastq(lines)
             for number, (name, *row) in enumerate(found, start=1):
                 yield Record(f"{path}, record {number} ({name[:40]})", *row)

@@ -93,12 +93,10 @@ class SequenceDataModule(LightningDataModule):
         fits = {"residues": ("dna", "protein"), "hidden": ("protein",)}.get(predicts, TOKENS)
         if kind not in fits:
             raise InputError(f"predicts {predicts} does not go with kind {kind}: give {' or '.join(fits)}")
-        for option, given, needed in (
-            ("variants", variants > 1, "smiles"),
-            ("reverse_complement", reverse_complement, "dna"),
-        ):
-            if given and (kind != needed or self.per_residue):
-                raise InputError(f"{option} is for kind {needed} that predicts number or class: leave it out")
+        if variants > 1 and kind != "smiles":
+            raise InputError(f"variants {variants} does not go with kind {kind}: leave it out")
+        if reverse_complement and (kind != "dna" or self.per_residue):
+            raise InputError("reverse_complement is for kind dna that predicts number or class: leave it out")
         if path is None and (val_path or test_path):
             raise InputError("--data.val_path and --data.test_path need --data.path, the data to train on")
         self.save_hyperparameters()
@@ -222,9 +220,7 @@ class SequenceDataModule(LightningDataModule):
             if predicts != "hidden" and not label:
                 raise InputError("it has no label: give a table, or for classes a folder of FASTA files, one per class")
             if predicts == "residues" and len(label) != len(sequence):
-                raise InputError(
-                    f"it has {len(sequence)} residues and {len(label)} labels: give one letter per residue"
-                )
+                raise InputError(f"it has {len(sequence)} residues and {len(label)} labels: give one for each")
             if predicts == "number" and not math.isfinite(float(label)):
                 raise ValueError(label)
         except InputError as error:
@@ -235,29 +231,24 @@ class SequenceDataModule(LightningDataModule):
 
     def _split(self, parts: dict[str, list[Record]]) -> dict[str, list[Record]]:
         """Find the labels, and split the missing parts off the training part."""
-        predicts, records, missing = (
-            self.options.predicts,
-            parts["train"],
-            [part for part in PARTS if part not in parts],
-        )
+        predicts, records = self.options.predicts, parts["train"]
+        missing = [part for part in PARTS if part not in parts]
         if predicts == "number":
             found = [self.options.label_column if self.options.path else SOURCES[self.options.source][2]]
         elif predicts == "hidden":
             found = [*RESIDUES, "-"]
         else:
-            found = sorted({label for one in records for label in (one.label if self.per_residue else [one.label])})
-            check_labels(found, self.data_source, self.labels)
-            if len(found) < 2:
+            labels = [label for one in records for label in (one.label if self.per_residue else [one.label])]
+            check_labels(labels, self.data_source, self.labels)
+            if len(found := sorted({*labels})) < 2:
                 raise InputError(f"{self.data_source} has one class only, {found[0]!r}: give at least two")
         self.labels = self.labels or found
         classes = [found.index(one.label) if predicts == "class" else 0 for one in records]
         sizes = Counter(classes)
-        if few := [
-            (one, sizes[number]) for one, number in zip(records, classes, strict=True) if sizes[number] <= len(missing)
-        ]:
-            (record, size), what = few[0], f"class {few[0][0].label!r} has" if predicts == "class" else "there are"
+        if few := [one for one, number in zip(records, classes, strict=True) if sizes[number] <= len(missing)]:
+            what = f"class {few[0].label!r}" if predicts == "class" else "the data"
             raise InputError(
-                f"{record.place}: {what} {size} sequences, one per part are needed: give more, or remove it"
+                f"{few[0].place}: {what} has too few sequences: give at least one for each part, or remove it"
             )
         indices = stratified_split(classes, [self.options[f"{part}_share"] for part in missing])
         return parts | {part: [records[n] for n in one] for part, one in zip(("train", *missing), indices, strict=True)}
@@ -323,8 +314,5 @@ class Sequences(Dataset[Batch]):
         for row, rng in enumerate(rngs):
             known = (mask[row] & (tokens[row] <= len(RESIDUES))).nonzero().flatten().tolist()  # no gaps
             is_hidden[row, rng.sample(known, math.ceil(HIDDEN_SHARE * len(known)))] = True
-        return (
-            tokens.masked_fill(is_hidden, self.data.numbers[HIDDEN]),
-            mask,
-            torch.where(is_hidden | trains, targets, IGNORED),
-        )
+        tokens = tokens.masked_fill(is_hidden, self.data.numbers[HIDDEN])
+        return tokens, mask, torch.where(is_hidden | trains, targets, IGNORED)
