@@ -170,7 +170,7 @@ class ImageFolderDataModule(LightningDataModule):
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
-        decoded = [np.array(rgb(image, self.shrink)) for image in inputs]
+        decoded = [np.asarray(rgb(image, self.shrink)) for image in inputs]
         return torch.stack([resized(one, central_box(*one.shape[:2]), self.image_size) for one in decoded])
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
