@@ -1,4 +1,4 @@
-"""A domain can be deleted, as the README says: no other code or test names it, and the tests of the whole pass."""
+"""A domain can be deleted, as the docs say: no other code or test names it, and the tests of the whole pass."""
 
 import re
 import shutil
@@ -11,7 +11,9 @@ from src.engine.new.template import Template
 from tests.conftest import copy_of_the_repository, in_copy
 
 # By what is deleted first; what builds on it goes with it.
-LINES = re.findall(r"^git rm -r (src/(\w+) .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+LINES = re.findall(
+    r"^git rm -r (src/(\w+) .*)$", (ROOT / "docs" / "own_project.md").read_text(encoding="utf-8"), re.MULTILINE
+)
 FOLDERS = {domain: names.split() for names, domain in LINES}
 # What a machine may lack; every other reason would be a missing domain.
 MACHINE = (
@@ -65,7 +67,7 @@ def test_a_test_that_skips_for_a_missing_domain_is_seen() -> None:
     assert found == ["could not import 'src.text': No module named 'src.text'", "there is no text here"]
 
 
-def test_the_readme_says_how_to_delete_each_domain() -> None:
+def test_the_guide_says_how_to_delete_each_domain() -> None:
     built_on = {"vision": {"multimodal"}, "text": {"multimodal", "biology"}, "multimodal": set(), "biology": set()}
     assert FOLDERS.keys() == built_on.keys()
     for domain, names in FOLDERS.items():

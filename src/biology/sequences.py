@@ -29,11 +29,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 BASES, RESIDUES, HIDDEN = "ACGT", "ACDEFGHIKLMNPQRSTVWY", "X"  # X is an unknown residue
 # The tokens of each kind, numbered from 1; 0 is padding. Molecules may have any ASCII character in brackets.
 TOKENS = {"smiles": ["Cl", "Br", *map(chr, range(33, 127))], "dna": [*BASES], "protein": [*RESIDUES, "-", HIDDEN]}
-READ_AS: dict[str, dict[str, str | int | None]] = {
-    "smiles": {},
-    "dna": {"U": "T"},
-    "protein": {".": "-", "U": HIDDEN, "O": HIDDEN},
-}
+READ_AS: dict[str, dict[str, Any]] = {"smiles": {}, "dna": {"U": "T"}, "protein": {".": "-", "U": HIDDEN, "O": HIDDEN}}
 EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "protein": "residue: give X if unknown"}
 HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
 GAP = "  "  # two tokens of padding between the ways of writing a sequence, which do not see each other

@@ -88,6 +88,7 @@ def test_images_of_any_size_and_mode_are_read_and_notes_are_kept(
     assert re.search(r"^40 .*column note$", capsys.readouterr().err, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_is_no_image_is_a_row_with_an_error_and_the_run_goes_on(
     toy_checkpoint: str, files: Any, tmp_path: Path
 ) -> None:
@@ -241,6 +242,7 @@ def measure(words: list[str], answer: Connection) -> None:
     answer.send(int(found[1]))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_texts(toy_texts: str, tmp_path: Path) -> None:
     def peak(rows: int) -> int:
         table, output = tmp_path / f"{rows}.csv", tmp_path / f"{rows}.out.csv"
