@@ -34,9 +34,8 @@ def read_smiles(text: str) -> Molecule:
             raise ValueError(f"position {place} binds atoms {other + 1} and {one + 1}, which is not possible")
         molecule.bonds[one][other] = molecule.bonds[other][one] = kind
 
-    for token in TOKEN.findall(text):
-        place += len(token)
-        number = len(molecule.atoms)
+    for found in TOKEN.finditer(text):
+        token, place, number = found[0], found.end(), len(molecule.atoms)
         if ATOM.fullmatch(token):
             molecule.atoms.append(CHIRAL.sub(r"\1", token))
             molecule.bonds.append({})

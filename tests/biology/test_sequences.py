@@ -56,7 +56,7 @@ def test_a_folder_of_files_has_a_class_per_file(tmp_path: Path) -> None:
     assert sequences(data) == ["AAA", "AC", "ACGTACG", "AT", "CCC", "GGT", "TTT"]
     assert data.network_arguments() == {"vocab_size": 5, "num_classes": 2, "pooled": True}
     found = [target for part in data.sets.values() for target in part.targets]
-    assert torch.stack(found).bincount().tolist() == [4, 3]
+    assert torch.cat(found).bincount().tolist() == [4, 3]
 
 
 def test_a_table_may_be_compressed(tmp_path: Path) -> None:
@@ -186,10 +186,10 @@ FAMILY = {"kind": "protein", "predicts": "hidden"}
             "a.csv",
             "sequence,label\nAC,a\nAG,a\nAT,a\nAA,b\n",
             DNA,
-            ", row 4: class 'b' has too few sequences: give at least one",
+            ", row 4: too few sequences of class 'b': give at least one",
         ),
         ("a.csv", "sequence,label\nAC,a\nAG,a\n", DNA, " has one class only, 'a': give at least two"),
-        ("a.csv", "sequence,label\nCC,1\nCN,2\n", {}, ", row 1: the data has too few sequences: give at least one"),
+        ("a.csv", "sequence,label\nCC,1\nCN,2\n", {}, ", row 1: too few sequences: give at least one"),
         ("a.fa", ">x\nAC\n>y\n>z\nAC\n", FAMILY, ", record 2 (y): the sequence is empty: remove it"),
         ("a.fa", ">x\nAC\n", DNA, ", record 1 (x): it has no label: give a table, or for classes a folder"),
         ("a.fa", "AC\n", DNA, ", record 1: it begins with 'AC', not with >"),
@@ -221,11 +221,6 @@ def test_a_compressed_file_that_is_damaged_is_refused(tmp_path: Path, name: str,
     path.write_bytes(content[: len(content) // 2] if damage == "incomplete" else text.encode())
     with pytest.raises(InputError, match=r"a\.\w+\.gz"):
         prepared(path, **DNA)
-
-
-def test_a_folder_is_for_classes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a folder of 0 files: give a file, or for classes two files or more"):
-        prepared(tmp_path, **DNA)
 
 
 def test_a_label_that_training_lacks_is_refused(tmp_path: Path) -> None:
