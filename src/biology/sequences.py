@@ -31,7 +31,6 @@ TOKENS = {"smiles": ["Cl", "Br", *map(chr, range(33, 127))], "dna": [*BASES], "p
 READ_AS: dict[str, dict[str, Any]] = {"smiles": {}, "dna": {"U": "T"}, "protein": {".": "-", "U": HIDDEN, "O": HIDDEN}}
 EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "protein": "residue: give X if unknown"}
 HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
-GAP = "  "  # two tokens of padding between the ways of writing a sequence, which do not see each other
 
 
 class SequenceDataModule(LightningDataModule):
@@ -121,11 +120,10 @@ class SequenceDataModule(LightningDataModule):
         if options.path is None:
             parts = load_source(options.source)
         else:
-            columns = (self.text_column, self.text_column if options.predicts == "hidden" else options.label_column)
+            column = self.text_column if options.predicts == "hidden" else options.label_column
+            how = (self.text_column, column, options.predicts == "residues")
             paths = zip(PARTS, (options.path, options.val_path, options.test_path), strict=True)
-            parts = {
-                part: list(read_records(path, *columns, options.predicts == "residues")) for part, path in paths if path
-            }
+            parts = {part: list(read_records(path, *how)) for part, path in paths if path}
         parts = self._split({part: [self._checked(one) for one in records] for part, records in parts.items()})
         self.sets = {part: Sequences(self, parts[part]) for part in PARTS}
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
@@ -158,7 +156,8 @@ class SequenceDataModule(LightningDataModule):
 
     def encode(self, sequences: Sequence[str], rngs: Sequence[random.Random] = ()) -> tuple[Tensor, Tensor]:
         """As `prepare`, for clean sequences; `rngs` draw how each is written in training."""
-        texts = [GAP.join(self._written(one, rng)) for one, rng in zip_longest(sequences, rngs)]
+        # Two tokens of padding separate the ways in which a sequence is written: they do not see each other.
+        texts = ["  ".join(self._written(one, rng)) for one, rng in zip_longest(sequences, rngs)]
         rows = [torch.tensor([self.numbers.get(token, 0) for token in self._tokens(text)]) for text in texts]
         tokens = pad_sequence(rows, batch_first=True)
         return tokens, tokens > 0
