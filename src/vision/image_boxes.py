@@ -77,9 +77,14 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         flip: bool = True,
         num_workers: int = 0,
     ) -> None:
-        shares = {"val_share": val_share, "test_share": test_share}
         super().__init__(
-            path, image_size=image_size, batch_size=batch_size, **shares, flip=flip, num_workers=num_workers
+            path,
+            image_size=image_size,
+            batch_size=batch_size,
+            val_share=val_share,
+            test_share=test_share,
+            flip=flip,
+            num_workers=num_workers,
         )
         self.save_hyperparameters()
         self.images = images
