@@ -14,7 +14,9 @@ from tests.engine.deploy.exports import example, written
 from tests.engine.deploy.served import browser, service
 
 Train = Callable[..., Run]
-DRUGS, GENOMES, PROTEINS = (f"--config=configs/biology/{name}.yaml" for name in ("drugs", "genomes", "proteins"))
+DRUGS = "--config=configs/biology/drugs.yaml"
+GENOMES = "--config=configs/biology/genomes.yaml"
+PROTEINS = "--config=configs/biology/proteins.yaml"
 
 
 def molecules(folder: Path) -> str:
