@@ -17,7 +17,7 @@ from src.engine.system.randomness import derive_seed
 from src.engine.system.remote import local_paths
 from src.text.labelled_text import padded
 from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
-from src.vision.image_folder import ImageFiles, ImageFolderDataModule, check_files, report_copies
+from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
 from src.vision.mnist import MNISTDataModule
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -127,6 +127,7 @@ class CaptionDataModule(LightningDataModule):
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
         if hasattr(pixels, "notes"):
             self.notes = pixels.notes
+        self.shrink = getattr(pixels, "shrink", None)
         self.data_source = path or source
         self._restored = False
 
@@ -190,7 +191,7 @@ class CaptionDataModule(LightningDataModule):
         data = self.sets["train"]
         # Drop a smaller last batch: the loss depends on the number of pairs in a batch.
         size = len(data) // self.batch_size * self.batch_size or len(data)
-        return batch_loader(data, Batches(size, self.batch_size, self.trainer, shuffled(len(data))))
+        return self._loader("train", Batches(size, self.batch_size, self.trainer, shuffled(len(data))))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -199,13 +200,19 @@ class CaptionDataModule(LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, part: str) -> DataLoader[Batch]:
-        return batch_loader(self.sets[part], Batches(len(self.sets[part]), self.batch_size, self.trainer))
+        return self._loader(part, Batches(len(self.sets[part]), self.batch_size, self.trainer))
+
+    def _loader(self, part: str, batches: Batches) -> DataLoader[Batch]:
+        data = self.sets[part]
+        workers = self.files.workers(data.images, self.trainer, report=part == "train") if self.files else 0
+        return batch_loader(data, batches, num_workers=workers)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch of MNIST images."""
-        self.digits.trainer = self.trainer
+        """Normalise images, or augment a training batch of MNIST images."""
+        data = self.files or self.digits
+        data.trainer = self.trainer
         images, *rest = batch
-        images, _ = self.digits.on_after_batch_transfer((images, rest[-1]), 0) if self.path is None else (images, None)
+        images, _ = data.on_after_batch_transfer((images, rest[-1]), dataloader_idx)
         return (images, *rest)  # type: ignore[return-value]
 
     def _mnist_parts(self, stage: str) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
@@ -230,7 +237,7 @@ class CaptionDataModule(LightningDataModule):
         report_copies({part: [files[index] for index in indices] for part, indices in parts.items()})
         for part, indices in parts.items():
             own = [files[index] for index in indices]
-            images = ImageFiles(own, [0] * len(own), data.transform(part), data.value_ranges)
+            images = data.dataset(own, [0] * len(own), part)
             yield images, [rows[index][1] for index in indices], [[number] for number in range(len(indices))]
 
     def _encode(self, texts: list[str]) -> list[Any]:

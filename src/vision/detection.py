@@ -30,8 +30,8 @@ class DetectionTask(Task):
     number of positive places in a batch, with several processes each by its own.
 
     Raises:
-        InputError: `threshold` is out of range, the package that counts is missing, or the network has another number
-            of classes than the data.
+        InputError: `threshold` is out of range, the package that counts is missing, or the network has other classes
+            or another size of images than the data.
     """
 
     figure_samples = 8
@@ -46,11 +46,12 @@ class DetectionTask(Task):
         super().__init__(net.to(memory_format=torch.channels_last), MetricCollection({"loss": MeanMetric()}))
         self.save_arguments(net=net, threshold=threshold)
         self.threshold = threshold
-        # Not one of `metrics`: training makes no boxes.
         try:
-            self.precision = MeanAveragePrecision(backend="faster_coco_eval")
+            import faster_coco_eval  # noqa: F401 # torchmetrics counts with it
         except ModuleNotFoundError as error:
             raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval") from error
+        # Not one of `metrics`: training makes no boxes.
+        self.precision = MeanAveragePrecision(backend="faster_coco_eval")
 
     @property
     def detector(self) -> Any:
@@ -60,6 +61,9 @@ class DetectionTask(Task):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         check_classes(self, self.detector.num_classes)
+        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.detector.image_size)
+        if size != self.detector.image_size:
+            raise InputError(f"the data has image_size {size}, the network {self.detector.image_size}: give one only")
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""

@@ -50,7 +50,7 @@ class Detector(nn.Module):
             images: (B, 3, S, S) float, normalised as ImageNet's.
             targets: for each image boxes (N, 4), x1, y1, x2 and y2 as shares of width and height, and classes (N,).
         """
-        size = self.image_size
+        size = self._check(images)
         found = [{"boxes": boxes * size, "labels": classes + 1} for boxes, classes in targets]
         parts = [self.net, *(getattr(self.net, name) for name in ("rpn", "roi_heads") if hasattr(self.net, name))]
         before = [one.training for one in parts]
@@ -63,12 +63,16 @@ class Detector(nn.Module):
                 one.training = mode
         return torch.stack([one.float() for one in losses.values()]).sum()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _check(self, images: Tensor) -> int:
+        """The size of the images, if it fits."""
         size = self.image_size
-        if x.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"images of shape {tuple(x.shape)} do not fit this detector: it takes (B, 3, {size}, {size})"
-            )
+        if images.shape[1:] != (3, size, size):
+            given, name = tuple(images.shape), type(self).__name__
+            raise ValueError(f"images of shape {given} do not fit {name}: it takes (B, 3, {size}, {size})")
+        return size
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
         if isinstance(self.net, FasterRCNN):
             return self._two_stages(x)
         transform = self.net.transform
@@ -200,7 +204,7 @@ def check_image_size(net: str, image_size: int, **sizes: int) -> None:
 def load_all_but_head(net: nn.Module, state: dict[str, Tensor], weights: str, name: str) -> None:
     """Load weights of a network for other classes: all but those of the last layers, whose shape differs."""
     own = net.state_dict()
-    other = [key for key in own if key in state and state[key].shape != own[key].shape]
+    other = [key for key in own if key in state and getattr(state[key], "shape", None) != own[key].shape]
     missing = [key for key in own.keys() ^ state.keys() if not key.endswith("num_batches_tracked")]
     if wrong := missing + [key for key in other if "classification_head" not in key and "box_predictor" not in key]:
         raise ValueError(
