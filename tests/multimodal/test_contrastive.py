@@ -19,7 +19,7 @@ from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
 from src.multimodal.contrastive import ContrastiveModel
 from tests.conftest import QUIET, Run, fit, once, program
-from tests.contract import check_prepare
+from tests.contract import check_folds, check_prepare
 from tests.multimodal.helpers import own_pairs
 
 Train = Callable[..., Run]
@@ -50,6 +50,19 @@ def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path, is_own: boo
     images = data.sets["test"].images
     raw = map(read_image, images.files) if is_own else (Image.fromarray(one.numpy()) for one in images.images)
     check_prepare(data, list(raw))
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_folds_share_out_all_images_but_those_of_the_test_part(tmp_path: Path, is_own: bool) -> None:
+    path = str(own_pairs(tmp_path / "own")) if is_own else None
+
+    def parts(fold: int | None) -> list[list[object]]:
+        data = CaptionDataModule(path, source="sample", image_size=16, fold=fold, folds=3)
+        data.setup("fit")
+        images = [part.images for part in data.sets.values()]
+        return [one.files if is_own else [image.numpy().tobytes() for image in one.images] for one in images]
+
+    check_folds(parts, 3)
 
 
 def test_no_phrasing_is_in_two_parts() -> None:

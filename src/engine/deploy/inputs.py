@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image, read_mask
+from src.engine.data.images import UNREADABLE, image_error, image_files, original_size, read_image, read_mask
 from src.engine.data.loading import already_a_batch
 from src.engine.data.tables import TABLES, open_utf8, stream_columns, suffix_of
 from src.engine.system.errors import InputError, SampleError
@@ -161,7 +161,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: inputs per batch.
         rank: number of this process, from 0.
         world: number of processes.
-        ranges: see `read_image`.
+        read: reads an image; see `reader`.
 
     A batch has `names`, `errors` and `notes`, one per input; `inputs`, the tensors of inputs without error, or None if
     there are none, their `targets`, or None, and the `sizes` of images, width and height.
@@ -175,7 +175,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: int,
         rank: int,
         world: int,
-        ranges: Ranges | None = None,
+        read: Callable[[Path], Any] = read_image,
     ) -> None:
         self.inputs = inputs
         self.prepare = prepare
@@ -183,7 +183,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         self.batch_size = batch_size
         self.rank = rank
         self.world = world
-        self.ranges = ranges
+        self.read = read
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -199,7 +199,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(_read(one.value, self.ranges))
+                    good.append(self.read(one.value) if isinstance(one.value, Path) else one.value)
                 except UNREADABLE as problem:
                     error = image_error(one.value, problem)
                 else:
@@ -215,7 +215,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,
-            "sizes": [one.size for one in good if isinstance(one, Image.Image)],
+            "sizes": [original_size(one) for one in good if isinstance(one, Image.Image)],
             "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
 
@@ -223,7 +223,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         """The input, with an error if `prepare` refuses it."""
         try:
             if not one.error:
-                self.prepare([_read(one.value, self.ranges)])
+                self.prepare([self.read(one.value) if isinstance(one.value, Path) else one.value])
         except SampleError as error:
             return one._replace(error=str(error))
         except UNREADABLE:
@@ -239,10 +239,6 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
 
 
-def _read(value: Any, ranges: Ranges | None = None) -> Any:
-    return read_image(value, ranges) if isinstance(value, Path) else value
-
-
 class InputsDataModule(LightningDataModule):
     """Inputs to predict on, distributed over the processes one by one.
 
@@ -252,7 +248,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: inputs per batch of each process.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
         prepare_targets: a list of true values and the prepared inputs -> targets; None: there are none.
-        ranges: see `read_image`.
+        read: reads an image; see `reader`.
     """
 
     def __init__(
@@ -262,7 +258,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: int,
         num_workers: int,
         prepare_targets: Targets | None = None,
-        ranges: Ranges | None = None,
+        read: Callable[[Path], Any] = read_image,
     ) -> None:
         super().__init__()
         self.inputs = inputs
@@ -270,10 +266,10 @@ class InputsDataModule(LightningDataModule):
         self.prepare_targets = prepare_targets
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.ranges = ranges
+        self.read = read
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges)
+        place = (self.trainer.global_rank, self.trainer.world_size, self.read)
         mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

@@ -23,7 +23,7 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
-    from src.engine.data.images import skipped_line
+    from src.engine.data.images import reader, skipped_line
     from src.engine.data.prepare import GUIDE, prepare_targets
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule
@@ -76,8 +76,8 @@ def predict(args: list[str]) -> int:
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
         if skipped:
             print(skipped_line(skipped), file=sys.stderr)
-    ranges = getattr(inference.data, "value_ranges", None)
-    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, ranges)
+    read = reader(inference.data)
+    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, read)
     trainer.predict(inference, data, return_predictions=False)
     if not trainer.is_global_zero:
         return 0

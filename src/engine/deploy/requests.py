@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from src.engine.data.images import read_image
+from src.engine.data.images import original_size, reader
 from src.engine.data.prepare import prepare_inputs
 from src.engine.deploy.batcher import Threads, TooManyError
 from src.engine.deploy.inference import Inference
@@ -52,7 +52,7 @@ class RequestReader:
     def __init__(self, inference: Inference, token: str | None, max_bytes: int) -> None:
         self.kind = inference.kind
         self.data = inference.data
-        self.ranges = getattr(inference.data, "value_ranges", None)
+        self.read_image = reader(inference.data)
         self.check_sampling: Any = getattr(inference.task, "check_sampling", None)
         self.tokens = None if token is None else [token.encode("utf-8")]
         with suppress(UnicodeEncodeError):
@@ -152,7 +152,7 @@ class RequestReader:
                 width, height = header.size
             pixels = width * height
             is_next = pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
-            image = read_image(io.BytesIO(body), self.ranges) if is_next else None
+            image = self.read_image(io.BytesIO(body)) if is_next else None
         except Exception as error:  # a damaged file raises errors of many types
             raise HTTPException(422, f"not a usable image: it cannot be read; send {self._expected()}") from error
         if pixels > MAX_PIXELS:
@@ -180,7 +180,7 @@ class RequestReader:
         if max(image.size) > MAX_RATIO * min(image.size):
             raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
         tensors, notes = prepare_inputs(self.data, [image])
-        return tensors, notes[0], image.size
+        return tensors, notes[0], original_size(image)
 
     def _row(self, value: Any) -> dict[str, float]:
         """The numbers of a table's row, by column."""

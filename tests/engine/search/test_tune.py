@@ -19,7 +19,7 @@ from src.engine.runs.run_record import read_metrics
 from src.engine.search.search import _retry_broken_trials, _take_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
-from tests.conftest import Run
+from tests.conftest import Run, write
 from tests.engine.search.studies import opened, run, search, trials, words
 from tests.toy import RECIPE
 
@@ -220,12 +220,81 @@ def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.C
     seeds = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler", "pruner": "NopPruner"}
     options = {"optimizer.lr": 1e-4, "trainer.max_epochs": 1}
     assert run(tmp_path, **seeds, options=options, metric="test/acc", direction="maximize", n_trials=2) == 0
-    (line,) = re.findall(r"mean (\S+), standard deviation (\S+) of 2: (\S+), (\S+)", capsys.readouterr().out)
+    pattern = r"^test/acc mean (\S+), standard deviation (\S+) of 2: (\S+), (\S+)$"
+    (line,) = re.findall(pattern, capsys.readouterr().out, re.MULTILINE)
     values = torch.tensor([float(line[2]), float(line[3])])
     assert values[0] != values[1]
     assert float(line[0]) == pytest.approx(values.mean().item(), abs=1e-4)
     assert float(line[1]) == pytest.approx(values.std().item(), abs=1e-4)
     assert len({trial.params["seed_everything"] for trial in trials(tmp_path)}) == 2
+
+
+FOLDS = {
+    "options": {"data": "tests.engine.search.toys.FoldedData", "data.folds": 3, "trainer.max_epochs": 2},
+    "space": {"data.fold": {"categorical": [1, 2, 3]}},
+    "sampler": "GridSampler",
+    "pruner": "NopPruner",
+    "n_trials": 3,
+}
+MEAN = r"^(.*?)(\S+) mean (\S+), standard deviation (\S+) of (\d+): (.*)$"
+
+
+def test_folds_become_a_mean_with_its_deviation_for_every_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engine.search.studies.TINY", ("--accelerator=cpu",))
+    assert run(tmp_path, **FOLDS) == 0
+    shown = capsys.readouterr().out
+    assert "importance" not in shown
+    found = {name: (mean, deviation, values) for _, name, mean, deviation, _, values in re.findall(MEAN, shown, re.M)}
+    assert next(iter(found)) == "val/acc"
+    assert set(found) == {"val/acc", "val/f1", "val/loss"}
+    ended = trials(tmp_path)
+    runs = [read_metrics(Path(trial.user_attrs["run"])) for trial in ended]
+    for name, (mean, deviation, values) in found.items():
+        numbers = torch.tensor([one[name] for one in runs], dtype=torch.float64)
+        assert [float(value) for value in values.split(", ")] == pytest.approx(numbers.tolist(), abs=1e-4)
+        assert float(mean) == pytest.approx(numbers.mean().item(), abs=1e-4)
+        assert float(deviation) == pytest.approx(numbers.std().item(), abs=1e-4)
+    assert len({one["val/loss"] for one in runs}) == 3
+    assert not any(name.startswith("test") for one in runs for name in one)  # the test part is not looked at
+    # A search that goes on with other folds would mix them.
+    capsys.readouterr()
+    changed = {**FOLDS, "options": {**FOLDS["options"], "data.folds": 4}}  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"own holds trials with options .*'data.folds': 3.*: give another --name"):
+        run(tmp_path, **changed)
+    changed = {**FOLDS, "space": {"data.fold": {"categorical": [1, 2]}}}
+    with pytest.raises(InputError, match=r"own holds trials with data.fold .*\[1, 2, 3\].*, not .*\[1, 2\]"):
+        run(tmp_path, **changed)
+
+
+def test_each_choice_of_other_settings_has_a_mean_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engine.search.studies.TINY", ("--accelerator=cpu",))
+    rates = {"optimizer.lr": {"categorical": [0.00001, 0.01]}}
+    space = {**rates, "data.fold": {"categorical": [1, 2]}}
+    assert run(tmp_path, **{**FOLDS, "space": space, "n_trials": 4}) == 0
+    lines = [line for line in re.findall(MEAN, capsys.readouterr().out, re.M) if line[1] == "val/acc"]
+    assert [line[0] for line in lines] == ["optimizer.lr 0.01: ", "optimizer.lr 1e-05: "]  # the best mean first
+    assert [line[4] for line in lines] == ["2", "2"]
+
+
+def test_another_recipe_has_a_study_of_its_own(tmp_path: Path) -> None:
+    other = write(tmp_path / "wide.yaml", Path(RECIPE).read_text().replace("width: 8", "width: 16"))
+    options = {"trainer.max_epochs": 1}
+    space = {"seed_everything": {"categorical": [1, 2]}}
+    found = search(tmp_path, "--recipe", other, options=options, space=space, n_trials=1)
+    (folder,) = (Path(trial.user_attrs["run"]) for trial in found)
+    assert folder.parent == tmp_path / "logs" / "own_wide" / "trials"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["net"]["init_args"]["width"] == 16
+    with pytest.raises(InputError, match=r"^--recipe nowhere.yaml: no such file"):
+        search(tmp_path, "--recipe", "nowhere.yaml")
+
+
+def test_data_without_folds_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data.fold: ToyData has no argument fold"):
+        run(tmp_path, **{**FOLDS, "options": {"trainer.max_epochs": 1}})
 
 
 def test_a_trial_whose_process_died_before_its_run_began_is_not_lost(tmp_path: Path) -> None:
