@@ -47,7 +47,10 @@ def predict(args: list[str]) -> int:
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
     total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
-    if options.pictures and not getattr(inference.task, "finds_boxes", False):
+    finds_boxes = getattr(inference.task, "finds_boxes", False)
+    if options.truth and finds_boxes:
+        raise InputError("--truth: boxes are compared by the stage test of src.train only: leave it out")
+    if options.pictures and not finds_boxes:
         raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
     table = PredictionTable(new_output("--output", options.output), total, options.pictures)
     if options.truth:
