@@ -66,7 +66,7 @@ class TextEncoder(nn.Module):
         if self.training and self.token_dropout:
             x = x * (torch.rand(tokens.shape, device=x.device) >= self.token_dropout).unsqueeze(2)
         x = self.embedding_dropout(x)
-        rotation = rotary_angles(0, tokens.shape[1], self.d_model // self.num_heads, tokens.device)
+        rotation = rotary_angles(torch.arange(tokens.shape[1], device=tokens.device), self.d_model // self.num_heads)
         attended = mask[:, None, None, :]  # (B, 1, 1, T): padding is not attended to
         for block in self.blocks:
             x = block(x, rotation, attended)  # (B, T, C)
