@@ -1,6 +1,7 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
+from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
 from src.engine.data.tables import Row, read_table
 from src.engine.system.errors import InputError
 from src.text.sources import language_names, rt_polarity
@@ -184,8 +185,7 @@ class LabelledTextDataModule(LightningDataModule):
             self._check_labels({self.data_source: [row for rows in parts.values() for row in rows]})
         else:
             parts = self._load_tables()
-        if self.fold[0]:
-            parts = self._with_fold(parts)
+        parts = fold_samples(parts, *self.fold, label=itemgetter(1), key=itemgetter(0))
         self.labels = self._restored.get("labels") or sorted({label for _, label in parts["train"]}, key=_label_order)
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
@@ -297,14 +297,6 @@ class LabelledTextDataModule(LightningDataModule):
             part: [rows[index] for index in indices] for part, indices in zip(("train", *wanted), parts, strict=True)
         }
         return {part: found.get(part, []) for part in PARTS}
-
-    def _with_fold(self, parts: dict[str, list[Row]]) -> dict[str, list[Row]]:
-        rows, first = parts["train"] + parts["val"], len(parts["train"])
-        labels = sorted({label for _, label in rows})
-        numbers, texts = range(len(rows)), [text for text, _ in rows]
-        targets = [labels.index(label) for _, label in rows]
-        train, val = with_fold((numbers[:first], numbers[first:]), targets, *self.fold, texts)
-        return {**parts, "train": [rows[index] for index in train], "val": [rows[index] for index in val]}
 
     def _check_labels(self, tables: dict[str, list[Row]]) -> None:
         """Check the labels of each table, or source; the first is trained on."""

@@ -1,7 +1,7 @@
 """Splits samples into parts, and folds, with equal class proportions, and finds samples that are in several parts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -87,6 +87,24 @@ def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dic
         train = development * 9 // 10
         parts = {"train": train, "val": development - train}
     return {**parts, "test": characters - development}
+
+
+def fold_samples(
+    parts: dict[str, list[Any]],
+    fold: int | None,
+    folds: int,
+    label: Callable[[Any], Any],
+    key: Callable[[Any], Any],
+) -> dict[str, list[Any]]:
+    """`with_fold` for the samples of each part; `label` and `key` give the class and the key of a sample."""
+    if fold is None:
+        return parts
+    pool, first = parts["train"] + parts["val"], len(parts["train"])
+    labels = [label(one) for one in pool]
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(labels))}
+    usual = (range(first), range(first, len(pool)))
+    folded = with_fold(usual, [numbers[one] for one in labels], fold, folds, [key(one) for one in pool])
+    return {**parts, **{part: [pool[index] for index in own] for part, own in zip(parts, folded, strict=False)}}
 
 
 def check_fold(fold: int | None, folds: int) -> None:

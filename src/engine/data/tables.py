@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
 
 Row = tuple[str, str]  # text or path, and label
 
@@ -28,7 +29,7 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     """Texts and labels from a .csv, .tsv, .jsonl or .parquet file.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         text_column: column of texts, or of paths.
         label_column: column of labels.
         option: the option that sets `text_column`, for error messages.
@@ -36,7 +37,7 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     Raises:
         InputError: the file is missing or has another format, a column is missing, or a text or label is empty.
     """
-    file = Path(path).expanduser()
+    file = local_path(path)
     if not file.is_file():
         raise InputError(f"{path}: no such file")
     block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must fit into a block
