@@ -1,6 +1,6 @@
 """Images with captions: your own, or MNIST digits with captions in many phrasings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +92,7 @@ class CaptionDataModule(LightningDataModule):
     """
 
     input_kind = "image"
+    modalities: Sequence[str] = ("image", "text")
 
     def __init__(
         self,
@@ -137,7 +138,7 @@ class CaptionDataModule(LightningDataModule):
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
         by_target = self.path is None
-        self.sets = {
+        self.sets: dict[str, Any] = {
             part: CaptionedImages(images, self._encode(captions), matching, by_target)
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
@@ -195,12 +196,12 @@ class CaptionDataModule(LightningDataModule):
     def _in_order(self, part: str) -> DataLoader[Batch]:
         return batch_loader(self.sets[part], Batches(len(self.sets[part]), self.batch_size, self.trainer))
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment a training batch of MNIST images."""
         self.digits.trainer = self.trainer
         images, *rest = batch
         images, _ = self.digits.on_after_batch_transfer((images, rest[-1]), 0) if self.path is None else (images, None)
-        return (images, *rest)  # type: ignore[return-value]
+        return (images, *rest)
 
     def _mnist_parts(self, stage: str) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """For each part: images, captions, and the indices of the captions that match each digit."""
@@ -218,6 +219,7 @@ class CaptionDataModule(LightningDataModule):
         files = [path.parent / name for name, _ in rows]
         data.value_ranges = check_files(files, data.value_ranges)
         parts = dict(zip(PHRASINGS, stratified_split([0] * len(rows), (0.1, 0.1)), strict=True))
+        self.rows_of = parts
         report_copies({part: [files[index] for index in indices] for part, indices in parts.items()})
         for part, indices in parts.items():
             own = [files[index] for index in indices]

@@ -22,7 +22,9 @@ Ranges = dict[str, tuple[float, float]]
 """The values that become black and white, by the kind of a deep image: `integer` or `float`."""
 
 
-def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
+def image_files(
+    folder: Path, skipped: Counter[str] | None = None, suffixes: tuple[str, ...] = IMG_EXTENSIONS
+) -> Iterator[Path]:
     """The image files in a folder and its subfolders, sorted; hidden ones, and macOS's `__MACOSX`, are left out.
 
     Links are followed, except to a folder that contains them.
@@ -30,6 +32,7 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     Args:
         folder: where to look.
         skipped: counts everything else by its suffix, and links and folders that lead nowhere.
+        suffixes: of other files than images.
     """
     skipped = Counter() if skipped is None else skipped
     unreadable = "folders that cannot be read"
@@ -42,7 +45,7 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
             file = Path(parent, name)
             if not file.is_file():
                 skipped["broken links" if file.is_symlink() else "special files"] += 1
-            elif name.lower().endswith(IMG_EXTENSIONS):
+            elif name.lower().endswith(suffixes):
                 yield file
             else:
                 skipped[file.suffix.lower() or name] += 1
@@ -57,20 +60,25 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def skipped_line(skipped: Mapping[str, int]) -> str:
+def skipped_line(skipped: Mapping[str, int], wanted: str = "images") -> str:
     """What `image_files` skipped, as one line."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-    return f"Skipped files that are not images: {kinds}"
+    return f"Skipped files that are not {wanted}: {kinds}"
 
 
 def image_error(path: Path, problem: Exception) -> str:
     """Why an image cannot be used, in training and prediction alike."""
+    return file_error(path, problem, "not a readable image: ")
+
+
+def file_error(path: Path, problem: Exception, prefix: str = "") -> str:
+    """Why a file cannot be used."""
     if isinstance(problem, FileNotFoundError):
         return "no such file"
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         return "the file is empty"
     detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"not a readable image: {detail[:200]}"
+    return f"{prefix}{detail[:200]}"
 
 
 class DeepImage(NamedTuple):

@@ -11,12 +11,22 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image, read_mask
+from src.engine.data.images import (
+    IMG_EXTENSIONS,
+    UNREADABLE,
+    Ranges,
+    file_error,
+    image_error,
+    image_files,
+    read_image,
+    read_mask,
+)
 from src.engine.data.loading import already_a_batch
 from src.engine.data.tables import TABLES, open_utf8, stream_columns
 from src.engine.system.errors import InputError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
+Read = Callable[[Any], Any]
 Targets = Callable[[list[Any], tuple[Any, ...]], Any]
 
 
@@ -32,13 +42,19 @@ class Input(NamedTuple):
     truth: Any = None
 
 
-def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str] | None = None) -> Iterator[Input]:
+def find_images(
+    paths: list[str],
+    truth: str | None = None,
+    skipped: Counter[str] | None = None,
+    suffixes: tuple[str, ...] = IMG_EXTENSIONS,
+) -> Iterator[Input]:
     """Image files; folders give all image files in them and in their subfolders, sorted.
 
     Args:
         paths: files and folders.
         truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
         skipped: see `image_files`.
+        suffixes: of other files than images.
     """
     masks = Path(truth) if truth and Path(truth).is_dir() else None
 
@@ -51,11 +67,12 @@ def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str
             yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
         found = False
-        for file in image_files(path, skipped):
+        for file in image_files(path, skipped, suffixes):
             found = True
             yield Input(str(file), file, truth=truth and true_value(file, path))
         if not found:
-            yield Input(given, None, "no image in this folder")
+            what = "image" if suffixes is IMG_EXTENSIONS else f"{' or '.join(suffixes)} file"
+            yield Input(given, None, f"no {what} in this folder")
 
 
 def read_texts(paths: list[str], column: str, truth: Sequence[str] = ()) -> Iterator[Input]:
@@ -152,6 +169,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         rank: number of this process, from 0.
         world: number of processes.
         ranges: see `read_image`.
+        read: reads other files than images.
 
     A batch has `names`, `errors` and `notes`, one per input, `inputs`, the tensors of inputs without error, or None if
     there are none, and their `targets`, or None.
@@ -166,6 +184,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         rank: int,
         world: int,
         ranges: Ranges | None = None,
+        read: Read | None = None,
     ) -> None:
         self.inputs = inputs
         self.prepare = prepare
@@ -174,6 +193,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         self.rank = rank
         self.world = world
         self.ranges = ranges
+        self.read = read
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -189,9 +209,9 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(_read(one.value, self.ranges))
+                    good.append(self._read(one.value))
                 except UNREADABLE as problem:
-                    error = image_error(one.value, problem)
+                    error = (file_error if self.read else image_error)(one.value, problem)
                 else:
                     truths.append(self._truth(one))
             errors.append(error)
@@ -205,6 +225,11 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
 
+    def _read(self, value: Any) -> Any:
+        if not isinstance(value, Path):
+            return value
+        return self.read(value) if self.read else read_image(value, self.ranges)
+
     def _truth(self, one: Input) -> Any:
         if self.prepare_targets is None:
             return None
@@ -212,10 +237,6 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             return read_mask(one.truth) if isinstance(one.truth, Path) else one.truth
         except UNREADABLE as problem:
             raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
-
-
-def _read(value: Any, ranges: Ranges | None = None) -> Any:
-    return read_image(value, ranges) if isinstance(value, Path) else value
 
 
 class InputsDataModule(LightningDataModule):
@@ -228,6 +249,7 @@ class InputsDataModule(LightningDataModule):
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
         prepare_targets: a list of true values and the prepared inputs -> targets; None: there are none.
         ranges: see `read_image`.
+        read: reads other files than images.
     """
 
     def __init__(
@@ -238,6 +260,7 @@ class InputsDataModule(LightningDataModule):
         num_workers: int,
         prepare_targets: Targets | None = None,
         ranges: Ranges | None = None,
+        read: Read | None = None,
     ) -> None:
         super().__init__()
         self.inputs = inputs
@@ -246,9 +269,10 @@ class InputsDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.ranges = ranges
+        self.read = read
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges)
+        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges, self.read)
         mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

@@ -98,8 +98,11 @@ class Service:
             "columns": list(getattr(inference.data, "columns", ())),
             "token": options.token is not None,
             "draws": getattr(inference.data, "drawn", False),
+            "suffixes": list(getattr(inference.data, "file_suffixes", ())),
         }
         page = PAGE.read_text(encoding="utf-8")
+        script = getattr(inference.data, "page_script", None)
+        page = page.replace("{{script}}", script.read_text(encoding="utf-8") if script else "")
         self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
     def app(self) -> Starlette:
@@ -173,7 +176,7 @@ class Service:
 
     @torch.inference_mode()
     def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
-        if self.inference.kind == "image":
+        if self.inference.kind in ("image", "file"):
             parts = zip(*(tensors for tensors, _ in values), strict=True)
             prepared = tuple(torch.cat(part) for part in parts)
             notes = [note for _, note in values]

@@ -1,0 +1,329 @@
+"""Spoken words with labels: your own recordings, Speech Commands, or digits of a speech synthesiser."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from src import ROOT
+from src.audio.recordings import SUFFIXES, Recording, clip, read_recording
+from src.audio.spectrogram import LogMel, mask_bands, shift_and_noise
+from src.audio.speech import VOICES, spoken_digits
+from src.audio.speech_commands import speech_commands
+from src.engine.data.download import DownloadError
+from src.engine.data.images import file_error, image_files, is_hidden, skipped_line
+from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.loading import Batches, announce, batch_loader, shuffled
+from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
+from src.engine.data.tables import read_table
+from src.engine.system.errors import InputError
+from src.engine.system.randomness import derive_seed, run_seed, step_position
+
+Batch = tuple[Tensor, Tensor]
+
+MAX_LISTED = 5  # unreadable files listed in one message
+LEAST = 3  # recordings of a class, one for each part
+
+
+class Clips(Dataset[Batch]):
+    """Sounds of one length in memory.
+
+    Args:
+        waveforms: (N, T) int16.
+        targets: (N,) int64 class numbers.
+    """
+
+    def __init__(self, waveforms: Tensor, targets: Tensor) -> None:
+        self.waveforms = waveforms
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Waveforms (B, T) float32 from -1 to 1, and targets (B,)."""
+        rows = torch.tensor(indices)
+        return self.waveforms[rows] / 2**15, self.targets[rows]
+
+
+class SpokenWordsDataModule(LightningDataModule):
+    """Recordings of single words, as log-mel spectrograms.
+
+    Args:
+        path: your own WAV or FLAC files: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table
+            of paths (relative to the table) and labels.
+        path_column: the table's column with the paths.
+        label_column: the table's column with the labels.
+        source: the sounds if no path is given: `speech_commands`, eight words by many speakers, downloaded if missing
+            (182 MB); `synthetic`, ten digits in five languages by the synthesiser espeak-ng; `auto`, the first, or the
+            second if the first is missing and cannot be downloaded.
+        data_dir: folder for the download. Default: `data/` in the project.
+        sample_rate: samples per second of the sounds; others are resampled. At least 2,000.
+        seconds: length of the sounds, above 0; the loudest part of a longer recording is used.
+        image_size: S, bands and frames of a spectrogram, at least 4.
+        batch_size: sounds per batch over all processes, at least 1.
+        val_share: share of your own recordings for validation, in (0, 1); stratified, the same in every run.
+        test_share: share of your own recordings for test, in (0, 1).
+        max_shift: largest random shift of a training sound in seconds, at least 0.
+        max_noise: largest random noise in a training sound, as a share of its volume, at least 0.
+        max_mask: largest share of bands, and of frames, that is masked in a training spectrogram, in [0, 1).
+
+    Batches are spectrograms (B, 1, S, S) float32, made on the training device, and targets (B,) int64. In Speech
+    Commands no speaker, and in the synthetic digits no voice is in two parts. The sounds are held in memory, 32 KB a
+    second.
+
+    Raises:
+        InputError: an argument is out of range, or recordings cannot be used.
+    """
+
+    input_kind = "file"
+    file_suffixes = SUFFIXES
+    page_script = Path(__file__).with_name("microphone.js")
+    read_file = staticmethod(read_recording)
+
+    def __init__(
+        self,
+        path: str | None = None,
+        path_column: str = "path",
+        label_column: str = "label",
+        source: Literal["auto", "speech_commands", "synthetic"] = "auto",
+        data_dir: str | None = None,
+        sample_rate: int = 16000,
+        seconds: float = 1.0,
+        image_size: int = 40,
+        batch_size: int = 64,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        max_shift: float = 0.1,
+        max_noise: float = 0.3,
+        max_mask: float = 0.2,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("sample_rate", sample_rate, 2000),
+            ("image_size", image_size, 4),
+            ("batch_size", batch_size, 1),
+            ("max_shift", max_shift, 0),
+            ("max_noise", max_noise, 0),
+        ):
+            if not value >= least:
+                raise InputError(f"{name} {value} is too small: give at least {least}")
+        samples = round(seconds * sample_rate)
+        if samples < image_size:
+            raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")
+        if not 0 <= max_mask < 1:
+            raise InputError(f"max_mask {max_mask} is out of range: give a share of at least 0 and below 1")
+        check_shares(val_share, test_share)
+        self.save_hyperparameters()
+        self.path = Path(path).expanduser() if path else None
+        self.columns_of_table = (path_column, label_column)
+        self.source = source
+        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.sample_rate = sample_rate
+        self.samples = samples
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.shares = (val_share, test_share)
+        self.max_shift = round(max_shift * sample_rate)
+        self.max_noise = max_noise
+        self.max_mask = max_mask
+        self.features = LogMel(image_size, samples, sample_rate)
+        self.file_example = (
+            'import soundfile; sound = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)[0].mean(1)'
+            f"  # {sample_rate} samples a second",
+            f"values = np.pad(sound, (0, max(0, {samples} - len(sound))))[None, :{samples}]",
+        )
+        self.data_source = path or source
+        """Path or source of the sounds in use; set by `setup`."""
+        self.labels: list[str] = []
+        """The labels, in the order of their class numbers; set by `setup`."""
+        self._restored: list[str] = []
+
+    def setup(self, stage: str) -> None:
+        """Read and split the sounds, in every process.
+
+        Raises:
+            InputError: there are no recordings, or some cannot be used.
+        """
+        if hasattr(self, "train_set"):
+            return
+        parts = self._own_parts(self.path) if self.path else self._source_parts()
+        found = sorted({label for rows in parts.values() for _, label in rows})
+        self.labels = self._restored or found
+        self.num_classes = len(self.labels)
+        if unknown := [label for label in found if label not in self.labels]:
+            raise InputError(
+                f"class {unknown[0]} of {self.data_source} was not trained on: give {', '.join(self.labels)}"
+            )
+        if self.num_classes < 2:
+            raise InputError(f"{self.data_source} has one class only, {self.labels[0]}: give at least two")
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        sizes = ", ".join(f"{len(rows):,} {PARTS[part]}" for part, rows in parts.items())
+        rank_zero_info(f"{self.num_classes} classes, {sizes} sounds of {self.data_source}")
+        self.save_hyperparameters({"data_source": self.data_source})
+        sets = [
+            Clips(torch.stack([wave for wave, _ in rows]), torch.tensor([numbers[label] for _, label in rows]))
+            for rows in parts.values()
+        ]
+        self.train_set, self.val_set, self.test_set = sets
+        report_classes(self.labels, {part: one.targets.tolist() for part, one in zip(parts, sets, strict=True)})
+
+    def prepare(self, inputs: Sequence[Recording]) -> Tensor:
+        """Waveforms of recordings, (B, T) float32 from -1 to 1; `features` makes spectrograms of them."""
+        return torch.stack([self._clip(one) for one in inputs]) / 2**15
+
+    def notes(self, inputs: Sequence[Recording]) -> list[str]:
+        """Whether each recording was resampled, or had several channels."""
+        return ["; ".join(self._changes(one)) for one in inputs]
+
+    def network_arguments(self) -> dict[str, Any]:
+        """The network arguments that depend on the data."""
+        self.setup("fit")
+        return {"num_classes": self.num_classes, "in_channels": 1, "image_size": self.image_size}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Use a checkpoint's labels; call before `setup`."""
+        self.labels = self._restored = list(state_dict["labels"])
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.test_set)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make the spectrograms of a batch, on its device; in training of changed sounds."""
+        waveforms, targets = batch
+        return self.spectrograms(waveforms), targets
+
+    def spectrograms(self, waveforms: Tensor) -> Tensor:
+        """(B, T) float -> (B, 1, S, S) float; in training with shift, noise and masks."""
+        sounds = waveforms.float()
+        features = self.features.to(sounds.device)
+        if self.trainer is None or not self.trainer.training:
+            return features(sounds).to(waveforms.dtype)  # type: ignore[no-any-return]
+        seed = derive_seed(run_seed(), *step_position(self.trainer))
+        generator = torch.Generator(sounds.device).manual_seed(seed)
+        images = features(shift_and_noise(sounds, self.max_shift, self.max_noise, generator))
+        return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
+
+    def _loader(self, clips: Clips, shuffle: bool = False) -> DataLoader[Batch]:
+        order = shuffled(len(clips)) if shuffle else None
+        return batch_loader(clips, Batches(len(clips), self.batch_size, self.trainer, order, drop_single=shuffle))
+
+    def _clip(self, recording: Recording) -> Tensor:
+        return clip(recording, self.samples, self.sample_rate)
+
+    def _changes(self, recording: Recording) -> list[str]:
+        rate, channels = recording.rate, recording.channels
+        found = [] if rate == self.sample_rate else [f"resampled from {rate:,} to {self.sample_rate:,} Hz"]
+        return found if channels == 1 else [*found, f"mean of {channels} channels"]
+
+    def _source_parts(self) -> dict[str, list[tuple[Tensor, str]]]:
+        if self.source != "synthetic":
+            try:
+                parts = speech_commands(self.data_dir)
+            except DownloadError as error:
+                if self.source == "speech_commands":
+                    raise InputError(
+                        f"Speech Commands could not be downloaded ({error}): put mini_speech_commands.zip into"
+                        f" {self.data_dir}, or give your own folder with --data.path"
+                    ) from error
+                rank_zero_info(f"Speech Commands is not in {self.data_dir} and could not be downloaded: {error}")
+            else:
+                self.data_source = "speech_commands"
+                return {part: [(self._clip(one), label) for one, label in rows] for part, rows in parts.items()}
+        self.data_source = "synthetic"
+        count = sum(map(len, VOICES.values()))
+        announce(
+            f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices of espeak-ng; results do not compare. ***"
+        )
+        return {part: [(self._clip(one), str(digit)) for one, digit in rows] for part, rows in spoken_digits().items()}
+
+    def _own_parts(self, path: Path) -> dict[str, list[tuple[Tensor, str]]]:
+        names, files, labels = zip(*(self._from_folder(path) if path.is_dir() else self._from_table(path)), strict=True)
+        check_labels(labels, str(path), self._restored)
+        for label, count in Counter(labels).items():
+            if count < LEAST:
+                raise InputError(
+                    f"class {label} has {count} of {LEAST} needed recordings, {names[labels.index(label)]}: give more,"
+                    " for training, validation and test, or remove it"
+                )
+        waves = self.read(names, files)
+        classes = sorted(set(labels))
+        split = stratified_split([classes.index(label) for label in labels], self.shares)
+        indices = dict(zip(PARTS, split, strict=True))
+        keys = {part: [waves[index].numpy().tobytes() for index in own] for part, own in indices.items()}
+        report_duplicates(keys, {part: [names[index] for index in own] for part, own in indices.items()}, "sounds")
+        return {part: [(waves[index], labels[index]) for index in own] for part, own in indices.items()}
+
+    def read(self, names: Sequence[str], files: Sequence[Path]) -> list[Tensor]:
+        """The sounds of files, (T,) int16 each, reported; `names` are for messages."""
+
+        def read(file: Path) -> tuple[Tensor, list[str]] | str:
+            try:
+                recording = read_recording(file)
+            except (OSError, ValueError) as error:
+                return file_error(file, error)
+            return self._clip(recording), self._changes(recording)
+
+        with ThreadPoolExecutor() as pool:
+            found = list(tqdm(pool.map(read, files), "Reading sounds", len(files), delay=2.0, leave=False))
+        bad = [f"{name} ({one})" for name, one in zip(names, found, strict=True) if isinstance(one, str)]
+        if bad:
+            more = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+            raise InputError(
+                f"{len(bad)} of {len(files)} recordings cannot be used: {', '.join(bad[:MAX_LISTED])}{more}"
+            )
+        good = [one for one in found if not isinstance(one, str)]
+        for kind in ("resampled", "mean"):
+            changed = [
+                f"{name}: {change}"
+                for name, (_, changes) in zip(names, good, strict=True)
+                for change in changes
+                if change.startswith(kind)
+            ]
+            if changed:
+                rank_zero_info(f"{len(changed):,} recordings are changed, such as {changed[0]}")
+        return [wave for wave, _ in good]
+
+    def _from_folder(self, path: Path) -> list[tuple[str, Path, str]]:
+        """Name for messages, file and label of each recording."""
+        skipped: Counter[str] = Counter()
+        folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
+        found = [
+            (str(file), file, folder.name) for folder in folders for file in image_files(folder, skipped, SUFFIXES)
+        ]
+        if not found:
+            raise InputError(
+                f"--data.path {path}: no .wav or .flac files in its folders; give one folder of recordings per class"
+            )
+        if skipped:
+            rank_zero_info(skipped_line(skipped, "sounds"))
+        return found
+
+    def _from_table(self, path: Path) -> list[tuple[str, Path, str]]:
+        if not path.is_file():
+            raise InputError(f"--data.path {path}: no such folder or table; give a folder with one folder per class")
+        rows = read_table(str(path), *self.columns_of_table, "path_column")
+        return [
+            (f"{path}, row {number}: {name}", path.parent / name, label)
+            for number, (name, label) in enumerate(rows, start=1)
+        ]
