@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage test-slow lint tensorboard bench figures lock clean
+.PHONY: help train test coverage test-slow lint tensorboard docs bench figures lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -34,6 +34,9 @@ lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-com
 
 tensorboard: .venv/.$(KIND)  ## show the curves of all runs
 	@$(BIN)/tensorboard --logdir logs $(ARGS)
+
+docs: .venv/.$(KIND)-dev  ## build the documentation and show it at http://127.0.0.1:8000
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
 
 bench: .venv/.$(KIND)-dev  ## run the benchmarks and write benchmarks/results.json
 	@$(BIN)/python benchmarks/run.py $(ARGS)

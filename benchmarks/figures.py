@@ -49,6 +49,9 @@ SCRIPTS = {
     "memory": "text_memory.py --megabytes 5 500",
     "serving": "serving.py",
     "search": "search.py",
+    "drugs": "biology.py",
+    "genomes": "biology.py",
+    "proteins": "biology.py",
     "": f"ablation.py --data_dir {FOLDER}",
 }
 RECIPE_ROWS = ("test/", "train_seconds", "total_seconds", "reference speed")  # written by recipes.py

@@ -39,6 +39,7 @@ ROWS = {
     "ablation": "",
     "serving": "serving",
     "search": "search",
+    "biology": "drugs",
     "recipes": "mnist_fast",
 }
 

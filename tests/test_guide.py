@@ -1,4 +1,4 @@
-"""The README's guide to a project of one's own and its second page, docs/your_own.md, as they stand there."""
+"""The guides to a project of one's own, docs/own_project.md and docs/your_own.md, as they stand there."""
 
 import json
 import re
@@ -10,8 +10,7 @@ import pytest
 from src import ROOT
 from tests.conftest import copy_of_the_repository, in_copy
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PART = README[README.index("## Your own project") : README.index("## Make it yours")]
+PART = (ROOT / "docs" / "own_project.md").read_text(encoding="utf-8").partition("## Make it yours")[0]
 FILES = {
     re.findall(r"`((?:src|configs)/[\w/]+\.\w+)`", step)[0]: re.findall(r"```\w+\n(.*?)```", step, re.DOTALL)[0]
     for step in re.split(r"\n\*\*\d\. ", PART)[1:]
@@ -104,7 +103,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_what_it_makes_learns_and_is_a_domain_like_any_other(copy: Path) -> None:
-    (command,) = set(re.findall(r"`python (-m src\.train --config [\w/]+\.yaml)`", PART))
+    (command,) = set(re.findall(r"`?python (-m src\.train --config [\w/]+\.yaml)[`\n]", PART))
     in_copy(copy, *shlex.split(command), "--accelerator=cpu")
     (folder,) = (copy / "logs" / "breast_cancer").glob("version_*")
     assert json.loads((folder / "metrics.json").read_text())["test/acc"] >= 0.95

@@ -70,13 +70,16 @@ class ImageFiles(Dataset[Batch]):
         pixels, target = self._read(index)
         return normalise(pixels, *self.statistics), target
 
-    def _read(self, index: int) -> Batch:
+    def image(self, index: int) -> Image.Image:
+        """An image in RGB."""
         try:
-            rgb = flatten(read_image(self.files[index], self.ranges)).convert("RGB")
+            return flatten(read_image(self.files[index], self.ranges)).convert("RGB")
         except UNREADABLE as error:
             reason = image_error(self.files[index], error)
             raise InputError(f"{self.files[index]} cannot be used ({reason}): remove or fix it") from error
-        return self.transform(rgb), torch.tensor(self.targets[index])
+
+    def _read(self, index: int) -> Batch:
+        return self.transform(self.image(index)), torch.tensor(self.targets[index])
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Images (B, 3, H, W) float and targets (B,) int64.

@@ -22,6 +22,7 @@ from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
+from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
@@ -100,10 +101,9 @@ class StarterCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 parser_kwargs={
-                    "prog": "python -m src.train",
-                    "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                    "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
-                    f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
+                    "prog": PROGRAM,
+                    "usage": USAGE,
+                    "description": DESCRIPTION,
                     "exit_on_error": False,
                     "allow_abbrev": False,
                 },

@@ -108,7 +108,7 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
     if inputs := set(truth) & set(columns):
         raise InputError(f"--truth {inputs.pop()}: this column is an input of the model; give another")
     if inference.kind == "text":
-        return partial(read_texts, options.inputs, text_column, truth)
+        return partial(read_texts, options.inputs, text_column, truth, getattr(inference.data, "readers", None))
     return partial(read_numbers, options.inputs, columns, truth)
 
 

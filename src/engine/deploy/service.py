@@ -99,6 +99,7 @@ class Service:
             "token": options.token is not None,
             "draws": getattr(inference.data, "drawn", False),
             "suffixes": list(getattr(inference.data, "file_suffixes", ())),
+            "title": getattr(inference.data, "input_title", ""),
         }
         page = PAGE.read_text(encoding="utf-8")
         script = getattr(inference.data, "page_script", None)
