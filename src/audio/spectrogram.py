@@ -51,13 +51,16 @@ def mel_filters(count: int, sample_rate: int) -> Tensor:
 
 
 def shift_and_noise(waveforms: Tensor, max_shift: int, max_noise: float, generator: torch.Generator) -> Tensor:
-    """Move each sound (B, T) by at most `max_shift` samples, and add noise of at most `max_noise` times its volume."""
+    """Move each sound (B, T) by at most `max_shift` samples, and add noise.
+
+    Its share of the volume is `max_noise` to a thousandth of it: any number of decibels below is as likely.
+    """
     count, samples = waveforms.shape
     offsets = torch.randint(0, 2 * max_shift + 1, (count, 1), generator=generator, device=waveforms.device)
     places = offsets + torch.arange(samples, device=waveforms.device)
     moved = F.pad(waveforms, (max_shift, max_shift)).gather(1, places)
     noise = torch.empty_like(moved).normal_(generator=generator)
-    share = torch.empty_like(offsets, dtype=moved.dtype).uniform_(0, max_noise, generator=generator)
+    share = max_noise * 10 ** torch.empty_like(offsets, dtype=moved.dtype).uniform_(-3, 0, generator=generator)
     return moved + share * waveforms.std(dim=1, keepdim=True) * noise
 
 

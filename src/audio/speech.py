@@ -21,14 +21,14 @@ VOICES = {
     "val": ("Alicia", "Lee", "f4", "m5", "paul", "zac"),
     "test": ("Annie", "Denis", "Michael", "aunty", "david", "f2", "f5", "gustave", "linda", "m3", "m7", "victor"),
 }
-RATES, PITCHES = (120, 200), (30, 70)  # words per minute; 0 to 99
+RATES, PITCHES = (80, 150), (30, 70)  # words per minute; 0 to 99
 # From espeak-ng's speak_lib.h.
 SYNCHRONOUS, RATE, PITCH, UTF8 = 2, 1, 3, 1
 CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 @cache
-def spoken_digits() -> dict[str, list[tuple[Recording, int]]]:
+def spoken_digits() -> dict[str, list[tuple[Recording, str]]]:
     """For each part, all digits in all languages by all of its voices, at random rates and pitches.
 
     Made once per process: espeak-ng gives the same sounds only in the same order from its start.
@@ -40,10 +40,10 @@ def spoken_digits() -> dict[str, list[tuple[Recording, int]]]:
     draw = random.Random(0)
     return {
         part: [
-            (speak(str(digit), f"{language}+{voice}", draw.randint(*RATES), draw.randint(*PITCHES)), digit)
+            (speak(digit, f"{language}+{voice}", draw.randint(*RATES), draw.randint(*PITCHES)), digit)
             for voice in voices
             for language in LANGUAGES
-            for digit in range(10)
+            for digit in "0123456789"
         ]
         for part, voices in VOICES.items()
     }

@@ -1,17 +1,13 @@
 """Spoken words with labels: your own recordings, Speech Commands, or digits of a speech synthesiser."""
 
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
 from src import ROOT
 from src.audio.recordings import SUFFIXES, Recording, clip, read_recording
@@ -19,18 +15,15 @@ from src.audio.spectrogram import LogMel, mask_bands, shift_and_noise
 from src.audio.speech import VOICES, spoken_digits
 from src.audio.speech_commands import speech_commands
 from src.engine.data.download import DownloadError
-from src.engine.data.images import file_error, image_files, is_hidden, skipped_line
+from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all
 from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import Batches, announce, batch_loader, shuffled
+from src.engine.data.loading import announce
 from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
-from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
 Batch = tuple[Tensor, Tensor]
-
-MAX_LISTED = 5  # unreadable files listed in one message
-LEAST = 3  # recordings of a class, one for each part
+Parts = dict[str, list[tuple[Tensor, str]]]
 
 
 class Clips(Dataset[Batch]):
@@ -54,7 +47,7 @@ class Clips(Dataset[Batch]):
         return self.waveforms[rows] / 2**15, self.targets[rows]
 
 
-class SpokenWordsDataModule(LightningDataModule):
+class SpokenWordsDataModule(PartsDataModule):
     """Recordings of single words, as log-mel spectrograms.
 
     Args:
@@ -73,7 +66,8 @@ class SpokenWordsDataModule(LightningDataModule):
         val_share: share of your own recordings for validation, in (0, 1); stratified, the same in every run.
         test_share: share of your own recordings for test, in (0, 1).
         max_shift: largest random shift of a training sound in seconds, at least 0.
-        max_noise: largest random noise in a training sound, as a share of its volume, at least 0.
+        max_noise: largest random noise in a training sound, as a share of its volume, at least 0; down to a thousandth
+            of it.
         max_mask: largest share of bands, and of frames, that is masked in a training spectrogram, in [0, 1).
 
     Batches are spectrograms (B, 1, S, S) float32, made on the training device, and targets (B,) int64. In Speech
@@ -124,7 +118,7 @@ class SpokenWordsDataModule(LightningDataModule):
         check_shares(val_share, test_share)
         self.save_hyperparameters()
         self.path = Path(path).expanduser() if path else None
-        self.columns_of_table = (path_column, label_column)
+        self.columns = (path_column, label_column)
         self.source = source
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
         self.sample_rate = sample_rate
@@ -143,9 +137,6 @@ class SpokenWordsDataModule(LightningDataModule):
         )
         self.data_source = path or source
         """Path or source of the sounds in use; set by `setup`."""
-        self.labels: list[str] = []
-        """The labels, in the order of their class numbers; set by `setup`."""
-        self._restored: list[str] = []
 
     def setup(self, stage: str) -> None:
         """Read and split the sounds, in every process.
@@ -156,8 +147,9 @@ class SpokenWordsDataModule(LightningDataModule):
         if hasattr(self, "train_set"):
             return
         parts = self._own_parts(self.path) if self.path else self._source_parts()
-        found = sorted({label for rows in parts.values() for _, label in rows})
-        self.labels = self._restored or found
+        found = sorted({label for sounds in parts.values() for _, label in sounds})
+        check_labels(found, self.data_source, self.restored)
+        self.labels = self.restored or found
         self.num_classes = len(self.labels)
         if unknown := [label for label in found if label not in self.labels]:
             raise InputError(
@@ -165,20 +157,19 @@ class SpokenWordsDataModule(LightningDataModule):
             )
         if self.num_classes < 2:
             raise InputError(f"{self.data_source} has one class only, {self.labels[0]}: give at least two")
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        sizes = ", ".join(f"{len(rows):,} {PARTS[part]}" for part, rows in parts.items())
+        sizes = ", ".join(f"{len(sounds):,} {PARTS[part]}" for part, sounds in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} sounds of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
-        sets = [
-            Clips(torch.stack([wave for wave, _ in rows]), torch.tensor([numbers[label] for _, label in rows]))
-            for rows in parts.values()
-        ]
-        self.train_set, self.val_set, self.test_set = sets
-        report_classes(self.labels, {part: one.targets.tolist() for part, one in zip(parts, sets, strict=True)})
+        targets = {part: [self.labels.index(label) for _, label in sounds] for part, sounds in parts.items()}
+        report_classes(self.labels, targets)
+        self.train_set, self.val_set, self.test_set = (
+            Clips(torch.stack([wave for wave, _ in sounds]), torch.tensor(targets[part]))
+            for part, sounds in parts.items()
+        )
 
     def prepare(self, inputs: Sequence[Recording]) -> Tensor:
         """Waveforms of recordings, (B, T) float32 from -1 to 1; `features` makes spectrograms of them."""
-        return torch.stack([self._clip(one) for one in inputs]) / 2**15
+        return torch.stack([self.clip(one) for one in inputs]) / 2**15
 
     def notes(self, inputs: Sequence[Recording]) -> list[str]:
         """Whether each recording was resampled, or had several channels."""
@@ -188,25 +179,6 @@ class SpokenWordsDataModule(LightningDataModule):
         """The network arguments that depend on the data."""
         self.setup("fit")
         return {"num_classes": self.num_classes, "in_channels": 1, "image_size": self.image_size}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"labels": self.labels}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Use a checkpoint's labels; call before `setup`."""
-        self.labels = self._restored = list(state_dict["labels"])
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the spectrograms of a batch, on its device; in training of changed sounds."""
@@ -224,11 +196,8 @@ class SpokenWordsDataModule(LightningDataModule):
         images = features(shift_and_noise(sounds, self.max_shift, self.max_noise, generator))
         return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
 
-    def _loader(self, clips: Clips, shuffle: bool = False) -> DataLoader[Batch]:
-        order = shuffled(len(clips)) if shuffle else None
-        return batch_loader(clips, Batches(len(clips), self.batch_size, self.trainer, order, drop_single=shuffle))
-
-    def _clip(self, recording: Recording) -> Tensor:
+    def clip(self, recording: Recording) -> Tensor:
+        """A sound of the right length and rate, (T,) int16."""
         return clip(recording, self.samples, self.sample_rate)
 
     def _changes(self, recording: Recording) -> list[str]:
@@ -236,7 +205,10 @@ class SpokenWordsDataModule(LightningDataModule):
         found = [] if rate == self.sample_rate else [f"resampled from {rate:,} to {self.sample_rate:,} Hz"]
         return found if channels == 1 else [*found, f"mean of {channels} channels"]
 
-    def _source_parts(self) -> dict[str, list[tuple[Tensor, str]]]:
+    def _clipped(self, parts: dict[str, list[tuple[Recording, str]]]) -> Parts:
+        return {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in parts.items()}
+
+    def _source_parts(self) -> Parts:
         if self.source != "synthetic":
             try:
                 parts = speech_commands(self.data_dir)
@@ -249,81 +221,35 @@ class SpokenWordsDataModule(LightningDataModule):
                 rank_zero_info(f"Speech Commands is not in {self.data_dir} and could not be downloaded: {error}")
             else:
                 self.data_source = "speech_commands"
-                return {part: [(self._clip(one), label) for one, label in rows] for part, rows in parts.items()}
+                return self._clipped(parts)
         self.data_source = "synthetic"
         count = sum(map(len, VOICES.values()))
         announce(
             f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices of espeak-ng; results do not compare. ***"
         )
-        return {part: [(self._clip(one), str(digit)) for one, digit in rows] for part, rows in spoken_digits().items()}
+        return self._clipped(spoken_digits())
 
-    def _own_parts(self, path: Path) -> dict[str, list[tuple[Tensor, str]]]:
-        names, files, labels = zip(*(self._from_folder(path) if path.is_dir() else self._from_table(path)), strict=True)
-        check_labels(labels, str(path), self._restored)
-        for label, count in Counter(labels).items():
-            if count < LEAST:
-                raise InputError(
-                    f"class {label} has {count} of {LEAST} needed recordings, {names[labels.index(label)]}: give more,"
-                    " for training, validation and test, or remove it"
-                )
-        waves = self.read(names, files)
+    def _own_parts(self, path: Path) -> Parts:
+        files = labelled_files(path, self.columns, SUFFIXES)
+        names, labels = [one.name for one in files], [one.label for one in files]
+        waves = self.read(names, [one.file for one in files])
         classes = sorted(set(labels))
         split = stratified_split([classes.index(label) for label in labels], self.shares)
-        indices = dict(zip(PARTS, split, strict=True))
-        keys = {part: [waves[index].numpy().tobytes() for index in own] for part, own in indices.items()}
-        report_duplicates(keys, {part: [names[index] for index in own] for part, own in indices.items()}, "sounds")
-        return {part: [(waves[index], labels[index]) for index in own] for part, own in indices.items()}
+        parts = dict(zip(PARTS, split, strict=True))
+        keys = {part: [hash(waves[index].numpy().tobytes()) for index in own] for part, own in parts.items()}
+        report_duplicates(keys, {part: [names[index] for index in own] for part, own in parts.items()}, "sounds")
+        return {part: [(waves[index], labels[index]) for index in own] for part, own in parts.items()}
 
     def read(self, names: Sequence[str], files: Sequence[Path]) -> list[Tensor]:
         """The sounds of files, (T,) int16 each, reported; `names` are for messages."""
 
-        def read(file: Path) -> tuple[Tensor, list[str]] | str:
-            try:
-                recording = read_recording(file)
-            except (OSError, ValueError) as error:
-                return file_error(file, error)
-            return self._clip(recording), self._changes(recording)
+        def read(file: Path) -> tuple[Tensor, list[str]]:
+            recording = read_recording(file)
+            return self.clip(recording), self._changes(recording)
 
-        with ThreadPoolExecutor() as pool:
-            found = list(tqdm(pool.map(read, files), "Reading sounds", len(files), delay=2.0, leave=False))
-        bad = [f"{name} ({one})" for name, one in zip(names, found, strict=True) if isinstance(one, str)]
-        if bad:
-            more = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-            raise InputError(
-                f"{len(bad)} of {len(files)} recordings cannot be used: {', '.join(bad[:MAX_LISTED])}{more}"
-            )
-        good = [one for one in found if not isinstance(one, str)]
+        sounds = read_all(names, files, read)
+        changes = [(name, change) for name, (_, own) in zip(names, sounds, strict=True) for change in own]
         for kind in ("resampled", "mean"):
-            changed = [
-                f"{name}: {change}"
-                for name, (_, changes) in zip(names, good, strict=True)
-                for change in changes
-                if change.startswith(kind)
-            ]
-            if changed:
-                rank_zero_info(f"{len(changed):,} recordings are changed, such as {changed[0]}")
-        return [wave for wave, _ in good]
-
-    def _from_folder(self, path: Path) -> list[tuple[str, Path, str]]:
-        """Name for messages, file and label of each recording."""
-        skipped: Counter[str] = Counter()
-        folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
-        found = [
-            (str(file), file, folder.name) for folder in folders for file in image_files(folder, skipped, SUFFIXES)
-        ]
-        if not found:
-            raise InputError(
-                f"--data.path {path}: no .wav or .flac files in its folders; give one folder of recordings per class"
-            )
-        if skipped:
-            rank_zero_info(skipped_line(skipped, "sounds"))
-        return found
-
-    def _from_table(self, path: Path) -> list[tuple[str, Path, str]]:
-        if not path.is_file():
-            raise InputError(f"--data.path {path}: no such folder or table; give a folder with one folder per class")
-        rows = read_table(str(path), *self.columns_of_table, "path_column")
-        return [
-            (f"{path}, row {number}: {name}", path.parent / name, label)
-            for number, (name, label) in enumerate(rows, start=1)
-        ]
+            if found := [(name, change) for name, change in changes if change.startswith(kind)]:
+                rank_zero_info(f"{len(found):,} recordings are changed, such as {': '.join(found[0])}")
+        return [wave for wave, _ in sounds]

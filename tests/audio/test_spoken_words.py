@@ -52,7 +52,7 @@ def test_folders_and_tables_give_the_same_sounds(tmp_path: Path, messages: list[
     found = ready(path=str(folder), image_size=16)
     assert found.labels == ["high", "low"]
     assert [len(one) for one in (found.train_set, found.val_set, found.test_set)] == [32, 4, 4]
-    assert any("Skipped files that are not sounds: 1 .txt" in line for line in messages)
+    assert any("Skipped files that are not .wav or .flac: 1 .txt" in line for line in messages)
     files = sorted(folder.rglob("*.[wfW]*"))
     rows = [(str(file.relative_to(tmp_path)), file.parent.name) for file in files]
     own = ready(path=str(table_of(tmp_path, rows)), image_size=16)
@@ -95,13 +95,13 @@ def test_a_file_that_cannot_be_used_is_named_with_its_row(
     if content is not None:
         (folder / "low" / name).write_bytes(content)
         found = error_of(*TONES, f"--data.path={folder}")
-        assert re.match(rf"1 of 41 recordings cannot be used: {folder}/low/{name} \([^)]+\)$", found)
+        assert re.match(rf"1 of 41 files cannot be used: {folder}/low/{name} \([^)]+\)$", found)
     files = sorted(folder.rglob("[0-9]*.[wfW]*"))
     rows = [(f"sounds/{file.parent.name}/{file.name}", file.parent.name) for file in files]
     rows.insert(6, (f"sounds/low/{name}", "low"))
     found = error_of(*TONES, f"--data.path={table_of(tmp_path, rows)}")
     reason = {"empty.wav": "the file is empty", "gone.wav": "no such file", "cut.wav": "the file is truncated"}
-    assert f"1 of 41 recordings cannot be used: {tmp_path}/own.csv, row 7: sounds/low/{name} (" in found
+    assert f"1 of 41 files cannot be used: {tmp_path}/own.csv, row 7: sounds/low/{name} (" in found
     assert reason.get(name, "") in found
 
 
@@ -110,11 +110,11 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
     rows = [(str(file), file.parent.name) for file in sorted(folder.rglob("*.[wfW]*"))]
     rows[9] = (rows[9][0], "lonely")
     found = error_of(*TONES, f"--data.path={table_of(tmp_path, rows)}")
-    assert f"class lonely has 1 of 3 needed recordings, {tmp_path}/own.csv, row 10: {rows[9][0]}: give more" in found
+    assert f"class lonely has 1 of 3 needed files, {tmp_path}/own.csv, row 10: {rows[9][0]}: give more" in found
     for number in range(2, 20):
         next((folder / "low").glob(f"{number}.*")).unlink()
     found = error_of(*TONES, f"--data.path={folder}")
-    assert f"class low has 2 of 3 needed recordings, {folder}/low/0.wav: give more" in found
+    assert f"class low has 2 of 3 needed files, {folder}/low/0.wav: give more" in found
 
 
 @pytest.mark.parametrize(
