@@ -50,18 +50,30 @@ def mel_filters(count: int, sample_rate: int) -> Tensor:
     return torch.minimum(rising, falling).clamp(min=0)
 
 
-def shift_and_noise(waveforms: Tensor, max_shift: int, max_noise: float, generator: torch.Generator) -> Tensor:
-    """Move each sound (B, T) by at most `max_shift` samples, and add noise.
+def changed_sounds(
+    waveforms: Tensor, max_shift: float, max_speed: float, max_noise: float, generator: torch.Generator
+) -> Tensor:
+    """Play each sound at another speed and thus pitch (Ko et al. 2015), move it, and add noise.
 
-    Its share of the volume is `max_noise` to a thousandth of it: any number of decibels below is as likely.
+    Args:
+        waveforms: (B, T) float.
+        max_shift: at least 0, in samples.
+        max_speed: largest change of the speed as a share of it, in [0, 1).
+        max_noise: largest volume of the noise as a share of the sound's; down to a thousandth of it, in decibels any
+            is as likely.
+        generator: source of randomness, on the device of the sounds.
     """
     count, samples = waveforms.shape
-    offsets = torch.randint(0, 2 * max_shift + 1, (count, 1), generator=generator, device=waveforms.device)
-    places = offsets + torch.arange(samples, device=waveforms.device)
-    moved = F.pad(waveforms, (max_shift, max_shift)).gather(1, places)
+    draws = torch.rand((3, count, 1), generator=generator, device=waveforms.device)
+    speed, shift = (2 * draws[:2] - 1) * torch.tensor([max_speed, max_shift], device=draws.device)[:, None, None]
+    middle = (samples - 1) / 2
+    places = middle + (torch.arange(samples, device=draws.device) - middle) * (1 + speed) + shift  # (B, T)
+    padded = F.pad(waveforms, (1, 2))  # silence before and after
+    places = (places + 1).clamp(0, samples + 1)
+    before, share = places.long(), places.frac()
+    moved = padded.gather(1, before) * (1 - share) + padded.gather(1, before + 1) * share
     noise = torch.empty_like(moved).normal_(generator=generator)
-    share = max_noise * 10 ** torch.empty_like(offsets, dtype=moved.dtype).uniform_(-3, 0, generator=generator)
-    return moved + share * waveforms.std(dim=1, keepdim=True) * noise
+    return moved + max_noise * 10 ** (-3 * draws[2]) * waveforms.std(dim=1, keepdim=True) * noise
 
 
 def mask_bands(images: Tensor, max_share: float, generator: torch.Generator) -> Tensor:

@@ -15,10 +15,10 @@ LANGUAGES = ("en-us", "de", "fr", "es", "it")
 VOICES = {
     "train": (
         *("Alex", "Andrea", "Andy", "Diogo", "Gene", "Henrique", "Hugo", "Marco", "Mario", "anika", "antonio", "ed"),
-        *("belinda", "benjamin", "boris", "travis", "edward", "f1", "f3", "grandma", "ian", "iven", "john", "klatt"),
+        *("pedro", "benjamin", "boris", "travis", "edward", "f1", "f3", "grandma", "ian", "iven", "john", "klatt"),
         *("klatt4", "m1", "m2", "m4", "m6", "m8", "max", "miguel", "norbert", "pablo", "rob", "shelby", "steph"),
     ),
-    "val": ("Alicia", "Lee", "f4", "m5", "paul", "zac"),
+    "val": ("Alicia", "Mike", "Nguyen", "f4", "m5", "paul"),
     "test": ("Annie", "Denis", "Michael", "aunty", "david", "f2", "f5", "gustave", "linda", "m3", "m7", "victor"),
 }
 RATES, PITCHES = (80, 150), (30, 70)  # words per minute; 0 to 99

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from src import ROOT
 from src.audio.recordings import SUFFIXES, Recording, clip, read_recording
-from src.audio.spectrogram import LogMel, mask_bands, shift_and_noise
+from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.audio.speech_commands import speech_commands
 from src.engine.data.download import DownloadError
@@ -66,6 +66,7 @@ class SpokenWordsDataModule(PartsDataModule):
         val_share: share of your own recordings for validation, in (0, 1); stratified, the same in every run.
         test_share: share of your own recordings for test, in (0, 1).
         max_shift: largest random shift of a training sound in seconds, at least 0.
+        max_speed: largest random change of a training sound's speed, and so of its pitch, as a share of it, in [0, 1).
         max_noise: largest random noise in a training sound, as a share of its volume, at least 0; down to a thousandth
             of it.
         max_mask: largest share of bands, and of frames, that is masked in a training spectrogram, in [0, 1).
@@ -97,8 +98,9 @@ class SpokenWordsDataModule(PartsDataModule):
         val_share: float = 0.1,
         test_share: float = 0.1,
         max_shift: float = 0.1,
-        max_noise: float = 0.3,
-        max_mask: float = 0.2,
+        max_speed: float = 0.15,
+        max_noise: float = 0.1,
+        max_mask: float = 0.1,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -113,8 +115,9 @@ class SpokenWordsDataModule(PartsDataModule):
         samples = round(seconds * sample_rate)
         if samples < image_size:
             raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")
-        if not 0 <= max_mask < 1:
-            raise InputError(f"max_mask {max_mask} is out of range: give a share of at least 0 and below 1")
+        for name, share in (("max_speed", max_speed), ("max_mask", max_mask)):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} {share} is out of range: give a share of at least 0 and below 1")
         check_shares(val_share, test_share)
         self.save_hyperparameters()
         self.path = Path(path).expanduser() if path else None
@@ -126,7 +129,8 @@ class SpokenWordsDataModule(PartsDataModule):
         self.image_size = image_size
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
-        self.max_shift = round(max_shift * sample_rate)
+        self.max_shift = max_shift * sample_rate
+        self.max_speed = max_speed
         self.max_noise = max_noise
         self.max_mask = max_mask
         self.features = LogMel(image_size, samples, sample_rate)
@@ -193,7 +197,8 @@ class SpokenWordsDataModule(PartsDataModule):
             return features(sounds).to(waveforms.dtype)  # type: ignore[no-any-return]
         seed = derive_seed(run_seed(), *step_position(self.trainer))
         generator = torch.Generator(sounds.device).manual_seed(seed)
-        images = features(shift_and_noise(sounds, self.max_shift, self.max_noise, generator))
+        changed = changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator)
+        images = features(changed)
         return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
 
     def clip(self, recording: Recording) -> Tensor:

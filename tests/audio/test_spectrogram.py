@@ -1,9 +1,8 @@
 """Log-mel spectrograms and their augmentation."""
 
-import pytest
 import torch
 
-from src.audio.spectrogram import LogMel, mask_bands, mel_filters, shift_and_noise
+from src.audio.spectrogram import LogMel, changed_sounds, mask_bands, mel_filters
 from tests.audio.helpers import RATE, tone
 
 
@@ -40,20 +39,38 @@ def test_mel_bands_are_those_of_the_formula() -> None:
     assert (steps - 2840 / 21).abs().max() < 25  # a bin of 16 Hz
 
 
-@pytest.mark.parametrize("shift", [0, 50])
-def test_a_sound_is_shifted_and_gets_noise_in_proportion(shift: int) -> None:
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_a_sound_is_moved_and_nothing_else() -> None:
     waves = torch.zeros(64, 400)
     waves[:, 200] = torch.linspace(1, 64, 64)
-    moved = shift_and_noise(waves, shift, 0.0, torch.Generator().manual_seed(0))
-    places = moved.argmax(dim=1)
-    assert moved.amax(dim=1).equal(waves.amax(dim=1))
-    assert (places - 200).abs().max() == shift or (shift and len(places.unique()) > 10)
-    noise = shift_and_noise(waves, 0, 0.5, torch.Generator().manual_seed(0)) - waves
+    assert torch.allclose(changed_sounds(waves, 0, 0, 0, generator()), waves, atol=1e-2)
+    moved = changed_sounds(waves, 50, 0, 0, generator())
+    places = moved.argmax(dim=1) - 200
+    assert 40 < places.abs().max() <= 50
+    assert len(places.unique()) > 20
+    assert torch.allclose(moved.sum(dim=1), waves.sum(dim=1), rtol=1e-3)
+
+
+def test_a_sound_that_is_faster_is_higher_and_shorter() -> None:
+    waves = sound(1000)[None].repeat(32, 1)
+    waves[:, :4000] = waves[:, 12000:] = 0
+    faster = changed_sounds(waves, 0, 0.2, 0, generator())
+    hertz = torch.fft.rfft(faster).abs().argmax(dim=1)
+    lengths = (faster.abs() > 0.1).sum(dim=1)
+    assert (hertz.min() < 850, hertz.max() > 1150, hertz.min() >= 795, hertz.max() <= 1205) == (True,) * 4
+    assert hertz.argmax() == lengths.argmin()
+
+
+def test_noise_is_in_proportion_to_the_sound() -> None:
+    waves = torch.linspace(0.01, 1, 64)[:, None] * sound(1000)
+    noise = changed_sounds(waves, 0, 0, 0.5, generator()) - changed_sounds(waves, 0, 0, 0, generator())
     share = noise.std(dim=1) / waves.std(dim=1)
-    assert share.max() < 0.6
-    assert share.std() > 0.05
-    again = shift_and_noise(waves, shift, 0.5, torch.Generator().manual_seed(0))
-    assert again.equal(shift_and_noise(waves, shift, 0.5, torch.Generator().manual_seed(0)))
+    assert 0.25 < share.max() < 0.52
+    assert share.min() < 0.01
+    assert changed_sounds(waves, 9, 0.1, 0.5, generator()).equal(changed_sounds(waves, 9, 0.1, 0.5, generator()))
 
 
 def test_bands_and_frames_that_are_masked_are_neighbours_and_few() -> None:

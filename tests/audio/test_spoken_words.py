@@ -123,6 +123,7 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
         ("--data.path=nowhere", "--data.path nowhere: no such folder or table"),
         ("--data.path=configs", "--data.path configs: no .wav or .flac files in its folders"),
         ("--data.max_mask=1", "max_mask 1.0 is out of range: give a share of at least 0 and below 1"),
+        ("--data.max_speed=-0.1", "max_speed -0.1 is out of range"),
         ("--data.seconds=0", "seconds 0.0 is too short for 16 frames: give more"),
         ("--data.sample_rate=1000", "sample_rate 1000 is too small: give at least 2000"),
         ("--data.max_shift=-1", "max_shift -1.0 is too small: give at least 0"),
@@ -151,7 +152,7 @@ def test_sounds_are_changed_in_training_only_and_alike_in_each_run(tmp_path: Pat
     first = train(*words)
     second = train(*words)
     assert all(torch.equal(value, second.weights[name]) for name, value in first.weights.items())
-    still = train(*words, "--data.max_noise=0", "--data.max_shift=0", "--data.max_mask=0")
+    still = train(*words, "--data.max_noise=0", "--data.max_shift=0", "--data.max_speed=0", "--data.max_mask=0")
     assert any(not torch.equal(value, still.weights[name]) for name, value in first.weights.items())
     data = still.cli.datamodule
     waves, _ = data.train_set.__getitems__([0, 1])
