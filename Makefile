@@ -20,13 +20,13 @@ help:  ## list the commands
 train: .venv/.$(KIND)  ## set up if needed, then train and test the default recipe
 	@$(BIN)/python -m src.train $(ARGS)
 
-test: .venv/.$(KIND)-dev  ## set up if needed, then run the tests
+test: .venv/.$(KIND)-dev  ## set up if needed, then run the quick tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-coverage: .venv/.$(KIND)-dev  ## run the same tests and list the lines of src they do not run; takes 1.5 times as long
-	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+coverage: .venv/.$(KIND)-dev  ## run all tests and list the lines of src that they do not run
+	@$(BIN)/python -m pytest --dist worksteal --cov --cov-report=term $(ARGS)
 
-test-slow: .venv/.$(KIND)-dev  ## run the slow tests
+test-slow: .venv/.$(KIND)-dev  ## run the tests that take long: trainings, projects, every command of the documentation
 	@$(BIN)/python -m pytest -m slow --dist worksteal $(ARGS)
 
 lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-commit hooks do

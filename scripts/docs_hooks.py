@@ -47,7 +47,7 @@ def _pages(entry: Any) -> list[str]:
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made."""
     made = {f"reference/{name}.md": reference(package) for name, package in packages().items()}
-    made["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    made["changelog.md"] = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").replace("](docs/", "](")
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
     return files

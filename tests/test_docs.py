@@ -15,6 +15,7 @@ import pytest
 from src import ROOT
 from tests.conftest import once, serving
 from tests.engine.deploy.served import browser
+from tests.seen import PHONE, faults
 
 pytest.importorskip("mkdocs")
 pytest.importorskip("mkdocstrings")
@@ -44,7 +45,6 @@ SEARCHED = {
     "hydra": "coming_from",
     "WeightedCrossEntropy": "reference/tasks",
 }
-PHONE = {"width": 390, "height": 844}
 
 
 def build(folder: Path) -> str:
@@ -147,7 +147,8 @@ def test_a_search_finds_what_a_newcomer_looks_for(shown: tuple[Any, str]) -> Non
     page.goto(address)
     page.keyboard.press("/")
     missing = {}
-    for words, expected in SEARCHED.items():
+    there = {page.stem for page in PAGES} | {"", "reference/tasks"}
+    for words, expected in ((words, page) for words, page in SEARCHED.items() if page in there):
         page.locator("input.md-search__input").fill("")
         page.wait_for_function("!document.querySelector('.md-search-result__item')")
         page.keyboard.type(words)
@@ -160,3 +161,18 @@ def test_a_search_finds_what_a_newcomer_looks_for(shown: tuple[Any, str]) -> Non
             missing[words] = found
     assert missing == {}
     assert all(urlsplit(url).hostname == "127.0.0.1" for url in asked)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_a_phone_and_can_be_read(shown: tuple[Any, str], site: Path, scheme: str) -> None:
+    page, address = shown
+    page.set_viewport_size(PHONE)
+    page.emulate_media(color_scheme=scheme)
+    page.goto(address)
+    page.evaluate("localStorage.clear()")  # a choice made before
+    found = {}
+    for path in ["", *(f"{one.stem}/" for one in PAGES if one.stem != "index"), "reference/tasks/"]:
+        page.goto(f"{address}{path}")
+        assert page.locator(f'body[data-md-color-scheme="{"slate" if scheme == "dark" else "default"}"]').count()
+        found[path] = faults(page)
+    assert {path: one for path, one in found.items() if one} == {}

@@ -163,6 +163,7 @@ def test_a_sharded_checkpoint_is_made_one_file_as_the_readme_says(
     assert (Path(options.ckpt_path).name, output.name) == ("best.ckpt", "whole.ckpt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)

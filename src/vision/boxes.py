@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.engine.data.images import UNREADABLE
+from src.engine.data.images import UNREADABLE, upright_size
 from src.engine.data.loading import announce
 from src.engine.data.tables import TABLES, stream_columns
 from src.engine.system.errors import InputError
@@ -140,8 +140,7 @@ def _size(file: Path) -> tuple[int, int]:
     """Width and height of an image, rotated as its EXIF data says."""
     try:
         with Image.open(file) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # orientation
-            return (image.height, image.width) if turned else image.size
+            return upright_size(image)
     except UNREADABLE as error:
         raise InputError(f"{file} cannot be opened ({error})") from error
 

@@ -16,25 +16,6 @@ LISTED = 50  # classes whose average precision is logged one by one
 Batch = tuple[Tensor, Tensor]
 
 
-class BoxPrecision(MeanAveragePrecision):
-    """COCO's mean average precision (Lin et al. 2014), of boxes in tensors; see `DetectionTask` for their shapes."""
-
-    def __init__(self) -> None:
-        try:
-            super().__init__(backend="faster_coco_eval")
-        except ModuleNotFoundError as error:
-            raise InputError("object detection needs faster-coco-eval: pip install -e '.[detection]'") from error
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        counted = ~target[:, 0, 0].isnan()
-        found = [rows[rows[:, 4] > 0] for rows in preds[counted].float()]
-        true = [rows[rows[:, 4] >= 0] for rows in target[counted].float()]
-        super().update(
-            [{"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()} for rows in found],
-            [{"boxes": rows[:, :4], "labels": rows[:, 4].long()} for rows in true],
-        )
-
-
 class DetectionTask(Task):
     """Trains and tests a detector.
 
@@ -44,16 +25,18 @@ class DetectionTask(Task):
 
     A batch is images (B, 3, S, S) float and targets (B, T, 5) float: x1, y1, x2 and y2 as shares of width and height,
     and the class number; class -1 in rows behind the last box. An image whose targets are all NaN does not count. Logs
-    `{train,val,test}/loss`, `{val,test}/map`, COCO's mean average precision at overlaps of 0.5 to 0.95,
-    `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each class. FCOS and SSD divide their loss by the number
-    of positive places in a batch, with several processes each by its own.
+    `{train,val,test}/loss`, `{val,test}/map`, COCO's mean average precision (Lin et al. 2014) at overlaps of 0.5 to
+    0.95, `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each class. FCOS and SSD divide their loss by the
+    number of positive places in a batch, with several processes each by its own.
 
     Raises:
-        InputError: `threshold` is out of range, the package that counts is missing, or the network has another number
-            of classes than the data.
+        InputError: `threshold` is out of range, the package that counts is missing, or the network has other classes
+            or another size of images than the data.
     """
 
     figure_samples = 8
+    finds_boxes = True
+    """Whether rows of predictions have `boxes`."""
 
     def __init__(self, net: nn.Module, threshold: float = 0.5) -> None:
         if not 0 < threshold < 1:
@@ -63,8 +46,12 @@ class DetectionTask(Task):
         super().__init__(net.to(memory_format=torch.channels_last), MetricCollection({"loss": MeanMetric()}))
         self.save_arguments(net=net, threshold=threshold)
         self.threshold = threshold
+        try:
+            import faster_coco_eval  # noqa: F401 # torchmetrics counts with it
+        except ModuleNotFoundError as error:
+            raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval") from error
         # Not one of `metrics`: training makes no boxes.
-        self.precision = BoxPrecision()
+        self.precision = MeanAveragePrecision(backend="faster_coco_eval")
 
     @property
     def detector(self) -> Any:
@@ -74,6 +61,9 @@ class DetectionTask(Task):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         check_classes(self, self.detector.num_classes)
+        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.detector.image_size)
+        if size != self.detector.image_size:
+            raise InputError(f"the data has image_size {size}, the network {self.detector.image_size}: give one only")
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
@@ -102,7 +92,13 @@ class DetectionTask(Task):
         images, targets = batch
         self.metrics.add(stage, self.check(self.step(batch))[1])
         preds = self(images)
-        self.precision.update(preds, targets)
+        counted = ~targets[:, 0, 0].isnan()
+        found = [rows[rows[:, 4] > 0] for rows in preds[counted].float()]
+        true = [rows[rows[:, 4] >= 0] for rows in targets[counted].float()]
+        self.precision.update(
+            [{"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()} for rows in found],
+            [{"boxes": rows[:, :4], "labels": rows[:, 4].long()} for rows in true],
+        )
         return {"inputs": images, "target": targets, "preds": preds}
 
     def log_metrics(self, stage: str) -> None:

@@ -11,7 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import FeaturePyramidNetwork, box_iou, clip_boxes_to_image
+from torchvision.ops import FeaturePyramidNetwork, box_iou
 
 from src.vision.sizes import check_sizes
 from src.vision.torchvision_net import build_net, check_name, read_weights, weights_file
@@ -50,7 +50,7 @@ class Detector(nn.Module):
             images: (B, 3, S, S) float, normalised as ImageNet's.
             targets: for each image boxes (N, 4), x1, y1, x2 and y2 as shares of width and height, and classes (N,).
         """
-        size = self.image_size
+        size = self._check(images)
         found = [{"boxes": boxes * size, "labels": classes + 1} for boxes, classes in targets]
         parts = [self.net, *(getattr(self.net, name) for name in ("rpn", "roi_heads") if hasattr(self.net, name))]
         before = [one.training for one in parts]
@@ -63,12 +63,16 @@ class Detector(nn.Module):
                 one.training = mode
         return torch.stack([one.float() for one in losses.values()]).sum()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _check(self, images: Tensor) -> int:
+        """The size of the images, if it fits."""
         size = self.image_size
-        if x.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"images of shape {tuple(x.shape)} do not fit this detector: it takes (B, 3, {size}, {size})"
-            )
+        if images.shape[1:] != (3, size, size):
+            given, name = tuple(images.shape), type(self).__name__
+            raise ValueError(f"images of shape {given} do not fit {name}: it takes (B, 3, {size}, {size})")
+        return size
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
         if isinstance(self.net, FasterRCNN):
             return self._two_stages(x)
         transform = self.net.transform
@@ -90,7 +94,7 @@ class Detector(nn.Module):
             boxes = self.net.box_coder.decode(deltas, anchors)
         else:
             boxes = self.net.box_coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(x), 1)).view_as(deltas)
-        boxes = clip_boxes_to_image(boxes, shape) / torch.tensor([*shape[::-1], *shape[::-1]], device=x.device)
+        boxes = (boxes / torch.tensor([*shape[::-1], *shape[::-1]], device=x.device)).clamp(0, 1)
         return best_boxes(boxes, scores[:, :, 1:], self.net.score_thresh, self.net.nms_thresh)
 
     def _two_stages(self, x: Tensor) -> Tensor:
@@ -119,6 +123,9 @@ def best_boxes(boxes: Tensor, scores: Tensor, score_limit: float, overlap_limit:
     """
     count = scores.shape[2]
     scores, order = scores.flatten(1).topk(min(CANDIDATES, scores.shape[1] * count))  # (B, N), sorted
+    if not torch.compiler.is_exporting():  # whose graph has a fixed shape
+        most = int((scores > score_limit).sum(dim=1).max())
+        scores, order = scores[:, :most], order[:, :most]
     boxes = boxes.gather(1, (order // count).unsqueeze(2).expand(-1, -1, 4))  # (B, N, 4)
     classes = order % count
     overlaps = torch.vmap(box_iou)(boxes, boxes) > overlap_limit
@@ -197,7 +204,7 @@ def check_image_size(net: str, image_size: int, **sizes: int) -> None:
 def load_all_but_head(net: nn.Module, state: dict[str, Tensor], weights: str, name: str) -> None:
     """Load weights of a network for other classes: all but those of the last layers, whose shape differs."""
     own = net.state_dict()
-    other = [key for key in own if key in state and state[key].shape != own[key].shape]
+    other = [key for key in own if key in state and getattr(state[key], "shape", None) != own[key].shape]
     missing = [key for key in own.keys() ^ state.keys() if not key.endswith("num_batches_tracked")]
     if wrong := missing + [key for key in other if "classification_head" not in key and "box_predictor" not in key]:
         raise ValueError(

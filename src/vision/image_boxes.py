@@ -1,20 +1,27 @@
 """Your own images with boxes: COCO JSON, or a table."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from src.engine.data.images import Ranges
+from src.engine.data.images import Ranges, Shrink
 from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.loading import Indices, NumWorkers
 from src.engine.data.split import PARTS, stratified_split
 from src.engine.system.errors import InputError
+from src.engine.system.randomness import derive_seed
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
-from src.vision.image_folder import Batch, ImageFiles, ImageFolderDataModule, check_files, report_copies
+from src.vision.image_files import Batch, ImageFiles, rgb
+from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
+
+SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
 
 
 class BoxFiles(ImageFiles):
@@ -24,17 +31,34 @@ class BoxFiles(ImageFiles):
         files: paths of the images.
         targets: for each image boxes (N, 4) float, as shares of width and height, and classes (N,) int64.
         transform: maps an image in RGB, and a dict of boxes and labels, to pixels (3, S, S) uint8 and that dict.
+        shrink: see `ImageFiles`.
         ranges: see `read_image`.
         count: number of boxes in the targets of an image, at least those of any image.
     """
 
-    def __init__(self, files: list[Path], targets: Any, transform: Any, ranges: Ranges, count: int) -> None:
-        super().__init__(files, targets, transform, ranges)
+    def __init__(
+        self, files: list[Path], targets: Any, transform: Any, shrink: Shrink, ranges: Ranges, count: int
+    ) -> None:
+        super().__init__(files, [], shrink, ranges)
+        self.boxes = targets
+        self.transform = transform
         self.count = count
 
-    def _read(self, index: int) -> Batch:
-        image = self.image(index)
-        boxes, classes = self.targets[index]
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Pixels (B, 3, S, S) uint8 and targets (B, count, 5) float.
+
+        In training, the transform's randomness depends only on run seed, epoch and image.
+        """
+        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        samples = []
+        with torch.random.fork_rng(devices=[]):
+            for index, decoded in zip(indices, self.in_threads(self.decoded, indices), strict=True):
+                torch.default_generator.manual_seed(derive_seed(epoch_seed, index))
+                samples.append(self._transformed(Image.fromarray(decoded), *self.boxes[index]))
+        pixels, targets = zip(*samples, strict=True)
+        return torch.stack(pixels), torch.stack(targets)
+
+    def _transformed(self, image: Image.Image, boxes: Tensor, classes: Tensor) -> Batch:
         sides = torch.tensor([image.width, image.height] * 2)
         given = tv_tensors.BoundingBoxes(boxes * sides, format="XYXY", canvas_size=(image.height, image.width))
         pixels, found = self.transform(image, {"boxes": given, "labels": classes})
@@ -55,10 +79,11 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         test_share: share of the images for testing, in (0, 1); val_share + test_share must be below 1.
         crop: cut out a random part of a training image that has a box (Liu et al. 2016), with probability 6/7.
         flip: mirror training images left to right with probability 0.5.
-        num_workers: processes that decode images; 0: decode in the training process.
+        num_workers: as for `ImageFolderDataModule`.
 
-    Batches are images (B, 3, S, S) float32, normalised like ImageNet, and targets (B, T, 5) float32: x1, y1, x2 and y2
-    as shares of width and height, and the class, an index into `labels`; class -1 in rows behind the last box.
+    Batches are pixels (B, 3, S, S) uint8, which `on_after_batch_transfer` normalises, and targets (B, T, 5) float32:
+    x1, y1, x2 and y2 as shares of width and height, and the class, an index into `labels`; class -1 in rows behind the
+    last box.
 
     Raises:
         InputError: an argument is out of range, there are too few images, or files or boxes cannot be used.
@@ -74,10 +99,17 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         test_share: float = 0.1,
         crop: bool = True,
         flip: bool = True,
-        num_workers: int = 0,
+        num_workers: NumWorkers = "auto",
     ) -> None:
-        sizes = {"image_size": image_size, "batch_size": batch_size}
-        super().__init__(path, **sizes, val_share=val_share, test_share=test_share, flip=flip, num_workers=num_workers)
+        super().__init__(
+            path,
+            image_size=image_size,
+            batch_size=batch_size,
+            val_share=val_share,
+            test_share=test_share,
+            flip=flip,
+            num_workers=num_workers,
+        )
         self.save_hyperparameters()
         self.images = images
         self.is_cropped = crop
@@ -121,9 +153,21 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         report_copies({part: [files[i] for i in own] for part, own in parts.items()})
         count = max(len(own) for _, own in targets)
         self.train_set, self.val_set, self.test_set = (
-            BoxFiles([files[i] for i in own], [targets[i] for i in own], self.transform(part), self.value_ranges, count)
+            BoxFiles(
+                [files[i] for i in own],
+                [targets[i] for i in own],
+                self.transform(part),
+                Shrink(self.image_size, SMALLEST_CROP) if part == "train" and self.is_cropped else self.shrink,
+                self.value_ranges,
+                count,
+            )
             for part, own in parts.items()
         )
+
+    def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
+        """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
+        transform = self.transform("val")
+        return torch.stack([transform(rgb(image, self.shrink)) for image in inputs])
 
     def transform(self, part: str) -> Any:
         """The transform of a part (`train`, `val` or `test`) of images, and of their boxes."""

@@ -143,7 +143,7 @@ def read_weights(file: Path) -> Any:
         ValueError: torch.save has not written it.
     """
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds of errors for other files
         raise ValueError(f"weights {file} is not a weights file written by torch.save") from error
 

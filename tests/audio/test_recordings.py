@@ -10,6 +10,7 @@ import torch
 
 from src.audio import recordings
 from src.audio.recordings import Recording, clip, read_recording
+from src.engine.system.errors import SampleError
 from tests.audio.helpers import RATE, tone
 
 
@@ -87,11 +88,11 @@ def test_a_length_that_a_program_did_not_know_is_no_error() -> None:
     ],
 )
 def test_what_is_no_whole_sound_is_an_error(content: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SampleError, match=message):
         read_recording(io.BytesIO(content))
 
 
 def test_a_small_file_with_hours_of_silence_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MAX_SAMPLES", RATE)
-    with pytest.raises(ValueError, match=r"it is longer than 0\.5 s"):
+    with pytest.raises(SampleError, match=r"it is longer than 0\.5 s"):
         read_recording(io.BytesIO(wav(np.zeros((RATE, 2)), form="FLAC")))

@@ -43,6 +43,7 @@ def fill(page: Any, sample: Any, folder: Path) -> tuple[Any, dict[str, str]]:
     return (folder / "image.png").read_bytes(), {"Content_Type": "image/png"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds.TASKS)
 def test_the_page_shows_what_the_service_answers(train: Callable[..., Run], tmp_path: Path, kind: str) -> None:
     run = train(*kinds.options(kind), "--max_epochs=1", "--precision=32-true")
@@ -83,6 +84,7 @@ def rows(page: Any) -> Any:
     return page.locator("#bars .row").all()
 
 
+@pytest.mark.slow
 def test_a_value_that_is_missing_is_said_on_the_page(train: Callable[..., Run]) -> None:
     run = train(*kinds.options("Numbers"), "--max_epochs=1", "--precision=32-true")
     with (

@@ -16,6 +16,7 @@ def search(folder: Path, name: str, *more: str) -> int:
     return tune([*words, "--accelerator=cpu", *more])
 
 
+@pytest.mark.slow
 def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
     assert search(tmp_path, "mnist", "--n_trials=1") == 0
     (trial,) = trials(tmp_path, "mnist")
@@ -24,6 +25,7 @@ def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
     assert set(trial.params) == {"model.net", own, "optimizer.lr", "data.batch_size"}
 
 
+@pytest.mark.slow
 def test_the_recipe_is_trained_and_tested_with_several_seeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,8 @@ def normalise(pixels: Tensor, mean: Tensor | float, std: Tensor | float) -> Tens
         mean: (C, 1, 1) or a number for all channels, on a scale of 0 to 1.
         std: (C, 1, 1) or a number, on a scale of 0 to 1.
     """
-    return (pixels.float() / 255).sub_(mean).div_(std)
+    # In place: on a CPU new memory costs more than the arithmetic.
+    return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
 
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor]:

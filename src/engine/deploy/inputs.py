@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from src.engine.data.images import (
     IMG_EXTENSIONS,
     UNREADABLE,
-    Ranges,
     file_error,
     image_error,
     image_files,
+    original_size,
     read_image,
     read_mask,
 )
@@ -26,7 +27,6 @@ from src.engine.data.tables import TABLES, open_utf8, stream_columns, suffix_of
 from src.engine.system.errors import InputError, SampleError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
-Read = Callable[[Any], Any]
 Targets = Callable[[list[Any], tuple[Any, ...]], Any]
 Readers = Mapping[str, Callable[[Path], Iterator[str]]]
 
@@ -177,11 +177,10 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: inputs per batch.
         rank: number of this process, from 0.
         world: number of processes.
-        ranges: see `read_image`.
-        read: reads other files than images.
+        read: reads an image; see `reader`.
 
-    A batch has `names`, `errors` and `notes`, one per input, `inputs`, the tensors of inputs without error, or None if
-    there are none, and their `targets`, or None.
+    A batch has `names`, `errors` and `notes`, one per input; `inputs`, the tensors of inputs without error, or None if
+    there are none, their `targets`, or None, and the `sizes` of images, width and height.
     """
 
     def __init__(
@@ -192,8 +191,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: int,
         rank: int,
         world: int,
-        ranges: Ranges | None = None,
-        read: Read | None = None,
+        read: Callable[[Path], Any] = read_image,
     ) -> None:
         self.inputs = inputs
         self.prepare = prepare
@@ -201,7 +199,6 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         self.batch_size = batch_size
         self.rank = rank
         self.world = world
-        self.ranges = ranges
         self.read = read
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -218,9 +215,10 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(self._read(one.value))
+                    good.append(self.read(one.value) if isinstance(one.value, Path) else one.value)
                 except UNREADABLE as problem:
-                    error = (file_error if self.read else image_error)(one.value, problem)
+                    refuses = isinstance(problem, SampleError)
+                    error = (file_error if refuses else image_error)(one.value, problem)
                 else:
                     truths.append(self._truth(one))
             errors.append(error)
@@ -234,19 +232,15 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,
+            "sizes": [original_size(one) for one in good if isinstance(one, Image.Image)],
             "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
-
-    def _read(self, value: Any) -> Any:
-        if not isinstance(value, Path):
-            return value
-        return self.read(value) if self.read else read_image(value, self.ranges)
 
     def _refused(self, one: Input) -> Input:
         """The input, with an error if `prepare` refuses it."""
         try:
             if not one.error:
-                self.prepare([self._read(one.value)])
+                self.prepare([self.read(one.value) if isinstance(one.value, Path) else one.value])
         except SampleError as error:
             return one._replace(error=str(error))
         except UNREADABLE:
@@ -271,8 +265,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: inputs per batch of each process.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
         prepare_targets: a list of true values and the prepared inputs -> targets; None: there are none.
-        ranges: see `read_image`.
-        read: reads other files than images.
+        read: reads an image; see `reader`.
     """
 
     def __init__(
@@ -282,8 +275,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: int,
         num_workers: int,
         prepare_targets: Targets | None = None,
-        ranges: Ranges | None = None,
-        read: Read | None = None,
+        read: Callable[[Path], Any] = read_image,
     ) -> None:
         super().__init__()
         self.inputs = inputs
@@ -291,11 +283,10 @@ class InputsDataModule(LightningDataModule):
         self.prepare_targets = prepare_targets
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.ranges = ranges
         self.read = read
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges, self.read)
+        place = (self.trainer.global_rank, self.trainer.world_size, self.read)
         mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

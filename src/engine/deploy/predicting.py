@@ -23,7 +23,7 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
-    from src.engine.data.images import skipped_line
+    from src.engine.data.images import reader, skipped_line
     from src.engine.data.prepare import GUIDE, prepare_targets
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule
@@ -46,7 +46,9 @@ def predict(args: list[str]) -> int:
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
     total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind in ("image", "file") else None
-    table = PredictionTable(new_output("--output", options.output), total)
+    if options.pictures and not getattr(inference.task, "finds_boxes", False):
+        raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
+    table = PredictionTable(new_output("--output", options.output), total, options.pictures)
     if options.truth:
         name, inference.is_scored = type(inference.task).__name__, True
         if hasattr(inference.task, "name_classes"):
@@ -71,9 +73,8 @@ def predict(args: list[str]) -> int:
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
         if skipped:
             print(skipped_line(skipped, "images" if inference.kind == "image" else "inputs"), file=sys.stderr)
-    ranges = getattr(inference.data, "value_ranges", None)
-    read = inference.data.read_file if inference.kind == "file" else None
-    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, ranges, read)
+    read = reader(inference.data)
+    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, read)
     trainer.predict(inference, data, return_predictions=False)
     if not trainer.is_global_zero:
         return 0
@@ -127,6 +128,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "--truth",
         help="also print the metrics, compared with this column of the tables (several: a,b), with the masks in this"
         " folder, or with the folders' names (the word folder)",
+    )
+    parser.add_argument(
+        "--pictures", action="store_true", help="also write the images with the boxes found in them, beside the table"
     )
     parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
     parser.add_argument("--batch_size", type=int, default=64, help="inputs per batch and process; default: %(default)s")

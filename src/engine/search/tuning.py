@@ -59,7 +59,8 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.tune", "Search settings and networks. Each trial is an ordinary run folder.")
     parser.add_argument("--config", help="what to search: a file of configs/tune")
-    parser.add_argument("--name", help="name of the study and its folder in logs/ (default: name of the config file)")
+    parser.add_argument("--recipe", help="what to train (default: the recipe in the config file)")
+    parser.add_argument("--name", help="name of the study and its folder in logs/ (default: names of the files given)")
     parser.add_argument("--n_trials", type=int, help="number of trials in total (as in the config file)")
     parser.add_argument("--timeout", type=float, help="seconds after which no new trial starts")
     parser.add_argument("--jobs", type=int, default=1, help="number of worker processes (%(default)s)")

@@ -96,8 +96,8 @@ class Whole(LightningModule):
 ''',
     )
     write(
-        project / "configs/own/digits.yaml",
-        "# Digits (Wu et al. 2020) by\n# two layers. 98 %.\nmodel: Task\ndata: OwnData\n",
+        project / "configs/own/pictures.yaml",
+        "# Pictures (Wu et al. 2020) by\n# two layers. 98 %.\nmodel: Task\ndata: OwnData\n",
     )
     write(project / "configs/whole.yaml", "model: Whole\n")
     write(project / "configs/debug/short.yaml", "# Overlay: short.\ntrainer: {max_epochs: 1}\n")
@@ -109,7 +109,7 @@ class Whole(LightningModule):
     }
     found = {title: [tuple(re.split(r"  +", line.strip())) for line in lines] for title, lines in sections.items()}
     assert found == {
-        "Recipes": [("configs/own/digits.yaml", "Digits (Wu et al. 2020) by two layers."), ("configs/whole.yaml",)],
+        "Recipes": [("configs/own/pictures.yaml", "Pictures (Wu et al. 2020) by two layers."), ("configs/whole.yaml",)],
         "Networks": [("DigitNet", "Two layers, fully connected.")],
         "Tasks": [("Whole", "Makes its own loaders.")],
         "DataModules": [("OwnData", "Digits.")],

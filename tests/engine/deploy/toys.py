@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.data.loading import Batches, batch_loader
+from src.engine.system.errors import SampleError
 from src.engine.training.hyperparameters import describe_arguments
 from src.tasks.classifier import Classifier
 from src.tasks.task import Task
@@ -253,7 +254,7 @@ class FileData(ToyData):
         text = source.read_bytes() if isinstance(source, Path) else source.read()
         numbers = [float(one) for one in text.split()]
         if len(numbers) != SIDE * SIDE:
-            raise ValueError(f"it has {len(numbers)} numbers, not {SIDE * SIDE}")
+            raise SampleError(f"it has {len(numbers)} numbers, not {SIDE * SIDE}")
         return numbers
 
     def prepare(self, inputs: Any) -> Tensor:

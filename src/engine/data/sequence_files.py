@@ -1,12 +1,11 @@
 """Reads sequences from FASTA, FASTQ and tables, each also compressed with gzip."""
 
-import gzip
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from src.engine.data.tables import TABLES, UNREADABLE, read_table, suffix_of
+from src.engine.data.tables import TABLES, UNREADABLE, open_utf8, read_table, suffix_of
 from src.engine.system.errors import InputError
 
 FASTA = (".fa", ".fasta", ".fna", ".faa")
@@ -14,18 +13,27 @@ FASTQ = (".fq", ".fastq")
 
 
 class Record(NamedTuple):
-    """A sequence with its file and row, and its label, if it has one."""
+    """A sequence with its file and row, and its label; "" if it has none."""
 
     place: str
     sequence: str
     label: str = ""
 
 
+def read_sequences(path: Path) -> Iterator[str]:
+    """The sequences of a FASTA or FASTQ file.
+
+    Raises:
+        InputError: as `read_records`.
+    """
+    return (record.sequence for record in read_records(str(path), "", ""))
+
+
 def read_records(path: str, sequence_column: str, label_column: str, labelled: bool = False) -> Iterator[Record]:
     """The sequences of a file, in order; those of FASTA and FASTQ have no labels, unless `labelled`.
 
     Args:
-        path: the file.
+        path: the file; or a folder of them, whose names are the labels of the sequences in them.
         sequence_column: a table's column of sequences.
         label_column: a table's column of labels.
         labelled: the second half of the lines of a FASTA record are its label.
@@ -34,6 +42,13 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
         InputError: the file is missing, incomplete or of another format, or has no sequences.
     """
     file = Path(path).expanduser()
+    if not file.exists():
+        raise InputError(f"{path}: no such file")
+    if file.is_dir():
+        for one in sorted(one for one in file.iterdir() if one.is_file() and not one.name.startswith(".")):
+            name = one.with_suffix("").stem if one.suffix == ".gz" else one.stem
+            yield from (record._replace(label=name) for record in read_records(str(one), sequence_column, label_column))
+        return
     suffix, number = suffix_of(file), 0
     if suffix in TABLES:
         rows = enumerate(read_table(path, sequence_column, label_column, "sequence_column"), start=1)
@@ -42,12 +57,13 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
     if suffix not in (*FASTA, *FASTQ):
         raise InputError(f"{path}: give {', '.join((*FASTA, *FASTQ, *TABLES))}, or one of them and .gz")
     try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        with open_utf8(file) as opened:
+            lines = (line.decode("utf-8") for line in opened)
             found = _fasta(lines, labelled) if suffix in FASTA else _fastq(lines)
             for number, (name, *row) in enumerate(found, start=1):
                 yield Record(f"{path}, record {number} ({name[:40]})", *row)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
+    except InputError:
+        raise
     except (OSError, *UNREADABLE) as error:
         raise InputError(f"{path}, record {number + 1}: {' '.join(str(error).split())}") from error
     if not number:
