@@ -15,10 +15,9 @@ from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.audio.speech_commands import speech_commands
 from src.engine.data.download import DownloadError
-from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all
-from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
-from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
+from src.engine.data.split import check_shares
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
@@ -151,21 +150,9 @@ class SpokenWordsDataModule(PartsDataModule):
         if hasattr(self, "train_set"):
             return
         parts = self._own_parts(self.path) if self.path else self._source_parts()
-        found = sorted({label for sounds in parts.values() for _, label in sounds})
-        check_labels(found, self.data_source, self.restored)
-        self.labels = self.restored or found
-        self.num_classes = len(self.labels)
-        if unknown := [label for label in found if label not in self.labels]:
-            raise InputError(
-                f"class {unknown[0]} of {self.data_source} was not trained on: give {', '.join(self.labels)}"
-            )
-        if self.num_classes < 2:
-            raise InputError(f"{self.data_source} has one class only, {self.labels[0]}: give at least two")
-        sizes = ", ".join(f"{len(sounds):,} {PARTS[part]}" for part, sounds in parts.items())
-        rank_zero_info(f"{self.num_classes} classes, {sizes} sounds of {self.data_source}")
+        labels = {part: [label for _, label in sounds] for part, sounds in parts.items()}
+        targets = self.number_labels(labels, self.data_source, "sounds")
         self.save_hyperparameters({"data_source": self.data_source})
-        targets = {part: [self.labels.index(label) for _, label in sounds] for part, sounds in parts.items()}
-        report_classes(self.labels, targets)
         self.train_set, self.val_set, self.test_set = (
             Clips(torch.stack([wave for wave, _ in sounds]), torch.tensor(targets[part]))
             for part, sounds in parts.items()
@@ -236,14 +223,8 @@ class SpokenWordsDataModule(PartsDataModule):
 
     def _own_parts(self, path: Path) -> Parts:
         files = labelled_files(path, self.columns, SUFFIXES)
-        names, labels = [one.name for one in files], [one.label for one in files]
-        waves = self.read(names, [one.file for one in files])
-        classes = sorted(set(labels))
-        split = stratified_split([classes.index(label) for label in labels], self.shares)
-        parts = dict(zip(PARTS, split, strict=True))
-        keys = {part: [hash(waves[index].numpy().tobytes()) for index in own] for part, own in parts.items()}
-        report_duplicates(keys, {part: [names[index] for index in own] for part, own in parts.items()}, "sounds")
-        return {part: [(waves[index], labels[index]) for index in own] for part, own in parts.items()}
+        waves = self.read([one.name for one in files], [one.file for one in files])
+        return split_files(files, waves, [hash(wave.numpy().tobytes()) for wave in waves], self.shares, "sounds")
 
     def read(self, names: Sequence[str], files: Sequence[Path]) -> list[Tensor]:
         """The sounds of files, (T,) int16 each, reported; `names` are for messages."""

@@ -1,7 +1,7 @@
 """Labelled files of your own: one folder per class, or a table of paths and labels; and data sets of three parts."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from src.engine.data.images import file_error, image_files, is_hidden, skipped_line
+from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 
@@ -91,10 +93,31 @@ def read_all(names: Sequence[str], files: Sequence[Path], read: Callable[[Path],
     return [value for value, _ in found]
 
 
+def split_files(
+    files: Sequence[LabelledFile], values: Sequence[T], keys: Sequence[Any], shares: Sequence[float], kind: str
+) -> dict[str, list[tuple[T, str]]]:
+    """Values and labels of each part, in equal class proportions; those with equal keys in several parts are reported.
+
+    Args:
+        files: the files.
+        values: what was read of each.
+        keys: equal for files with the same content.
+        shares: of validation and test.
+        kind: what they are, such as sounds, for messages.
+    """
+    classes = sorted({one.label for one in files})
+    split = stratified_split([classes.index(one.label) for one in files], shares)
+    parts = dict(zip(PARTS, split, strict=True))
+    found = {part: [keys[number] for number in own] for part, own in parts.items()}
+    report_duplicates(found, {part: [files[number].name for number in own] for part, own in parts.items()}, kind)
+    return {part: [(values[number], files[number].label) for number in own] for part, own in parts.items()}
+
+
 class PartsDataModule(LightningDataModule):
     """Loads `train_set`, `val_set` and `test_set`, which `setup` sets, in batches of `batch_size`, with `labels`."""
 
     batch_size: int
+    num_classes: int
     train_set: Any
     val_set: Any
     test_set: Any
@@ -104,6 +127,31 @@ class PartsDataModule(LightningDataModule):
         self.labels: list[str] = []
         """The labels, in the order of their class numbers; set by `setup`."""
         self.restored: list[str] = []
+
+    def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
+        """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
+
+        Args:
+            parts: the label of each sample, by the name of the part.
+            source: where they are from, for messages.
+            kind: what the samples are, such as sounds.
+
+        Raises:
+            InputError: there is one class only, a class was not trained on, or labels look the same.
+        """
+        found = sorted({label for labels in parts.values() for label in labels})
+        check_labels(found, source, self.restored)
+        self.labels = self.restored or found
+        self.num_classes = len(self.labels)
+        if unknown := [label for label in found if label not in self.labels]:
+            raise InputError(f"class {unknown[0]} of {source} was not trained on: give {', '.join(self.labels)}")
+        if self.num_classes < 2:
+            raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
+        sizes = ", ".join(f"{len(labels):,} {PARTS[part]}" for part, labels in parts.items())
+        rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
+        targets = {part: [self.labels.index(label) for label in labels] for part, labels in parts.items()}
+        report_classes(self.labels, targets)
+        return targets
 
     def state_dict(self) -> dict[str, Any]:
         return {"labels": self.labels}
