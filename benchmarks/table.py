@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from src.engine.system.hardware import choose_precision
+
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,7 +98,7 @@ def alternate(ours: Callable[[], float], theirs: Callable[[], float], pairs: int
 
 
 def show(rows: list[Row], results: Path | None = None) -> None:
-    """Print the rows and add them to a file, which is replaced if it is of another machine or other versions."""
+    """Print the rows and add them to a file, whose rows are replaced if machine, precision or versions differ."""
     table = Table("what", "unit", "ours", "baseline", "value of baseline", "ratio", "target")
     for row in rows:
         cells = [spread(row.ours), row.other, spread(row.theirs), spread(row.ratios)]
@@ -142,6 +144,7 @@ def describe() -> dict[str, Any]:
         "cpu": names[0] if names else platform.machine(),
         "cores": os.cpu_count(),
         "capabilities": torch.backends.cpu.get_cpu_capability(),
+        "precision": choose_precision("cpu")[0],
         "gpus": gpus,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -19,6 +19,7 @@ from src.engine.cli.cli import StarterCLI
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "benchmarks")
+    import recipes
     import reference
     import run
     from ablation import changes
@@ -39,6 +40,7 @@ ROWS = {
     "ablation": "",
     "serving": "serving",
     "search": "search",
+    "biology": "drugs",
     "recipes": "mnist_fast",
 }
 
@@ -63,6 +65,7 @@ def check_kept(results: Path, printed: str) -> dict[str, Any]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_a_table_and_keeps_its_values(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     assert check_kept(results, benchmark("reference.py", "--quick", "--results", str(results)))
@@ -93,10 +96,38 @@ def test_the_reference_takes_the_precision_of_the_cpu_and_ends_in_time(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(sys, "argv", ["reference.py"])
     reference.main()
-    assert f"precision {precision}: this CPU has " in capsys.readouterr().out
-    assert set(seen) == {precision == "bf16-mixed"}
+    printed = capsys.readouterr().out
+    assert f"precision {precision}: this CPU has " in printed
+    assert set(seen) == {precision == "bf16-mixed", False}  # float32 too
+    assert [f"{one}: 60 s here means" in printed for one in ("bf16-mixed", "32-true")] == [True in seen, True]
     assert len(seen) < 65  # of nine times so many
     assert next(clock) <= 20
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_scaled_seconds_compare_runs_of_one_precision(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def measure(batches: int, precision: str, seconds: float) -> float:
+        asked.append(precision)
+        return 2.0 * reference.REFERENCE[precision]
+
+    def train(command: list[str], **_: Any) -> None:
+        (root,) = (word.partition("=")[2] for word in command if word.startswith("--trainer.default_root_dir"))
+        folder = Path(root) / "name" / "version_0"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text('{"test/acc": 0.99, "train_seconds": 10.0}')
+
+    results = tmp_path / "results.json"
+    monkeypatch.setattr(recipes, "measure", measure)
+    monkeypatch.setattr(recipes, "choose_precision", lambda _: (precision, "as the test says"))
+    monkeypatch.setattr(subprocess, "run", train)
+    monkeypatch.setattr(sys, "argv", ["recipes.py", "--quick", "--results", str(results)])
+    recipes.main()
+    assert set(asked) == {precision}
+    assert json.loads(results.read_text())["rows"]["mnist_fast: train_seconds, scaled"]["ours"] == [20.0]
 
 
 def test_a_file_of_results_holds_one_machine_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

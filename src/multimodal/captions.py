@@ -1,7 +1,6 @@
 """Images with captions: your own, or MNIST digits with captions in many phrasings."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,12 +8,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.engine.data.images import Ranges, restored_ranges
+from src.engine.data.images import Ranges, content_keys, restored_ranges
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
-from src.engine.data.split import stratified_split
+from src.engine.data.split import stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
+from src.engine.system.remote import local_paths
 from src.text.labelled_text import padded
 from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
 from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
@@ -81,6 +81,8 @@ class CaptionDataModule(LightningDataModule):
         image_size: S, height and width of your own images in pixels; MNIST is always 28.
         max_length: largest number of tokens per caption, at least 2.
         batch_size: pairs per batch over all processes, at least 1.
+        fold: see `MNISTDataModule`.
+        folds: see `MNISTDataModule`.
 
     Batches are images (B, C, S, S) float32 (C is 3 for your own images, 1 for MNIST), tokens (B, T) int64, mask (B, T)
     bool, and targets (B,) int64; a caption matches every image with the same target. MNIST's validation and test
@@ -105,12 +107,16 @@ class CaptionDataModule(LightningDataModule):
         image_size: int = 64,
         max_length: int = 32,
         batch_size: int = 128,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         if max_length < 2:
             raise InputError(f"max_length {max_length} is too small: give at least 2")
         self.save_hyperparameters()
-        self.digits = MNISTDataModule(data_dir, source, batch_size, max_shift=max_shift, max_rotation=max_rotation)
+        shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
+        self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)
+        self.fold = (fold, folds)
         self.path = path
         self.columns = (image_column, caption_column)
         self.max_length = max_length
@@ -133,7 +139,7 @@ class CaptionDataModule(LightningDataModule):
         """Find and split images and captions, in every process."""
         if hasattr(self, "sets"):
             return
-        own = self._own_parts(Path(self.path).expanduser(), self.files) if self.path and self.files else None
+        own = self._own_parts(self.path, self.files) if self.path and self.files else None
         parts = list(own or self._mnist_parts(stage))
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
@@ -219,12 +225,15 @@ class CaptionDataModule(LightningDataModule):
             count = len(captions) // len(NAMES)
             yield pixels, captions, [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
 
-    def _own_parts(self, path: Path, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
+    def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """The same for your own images, each with one matching caption."""
-        rows = read_table(str(path), *self.columns, "image_column")
-        files = [path.parent / name for name, _ in rows]
+        rows = read_table(path, *self.columns, "image_column")
+        files = local_paths([name for name, _ in rows], path)
         data.value_ranges = check_files(files, data.value_ranges)
-        parts = dict(zip(PHRASINGS, stratified_split([0] * len(rows), (0.1, 0.1)), strict=True))
+        targets = [0] * len(rows)
+        keys = content_keys(files) if self.fold[0] else None
+        folded = with_fold(stratified_split(targets, (0.1, 0.1)), targets, *self.fold, keys)
+        parts = dict(zip(PHRASINGS, folded, strict=True))
         report_copies({part: [files[index] for index in indices] for part, indices in parts.items()})
         for part, indices in parts.items():
             own = [files[index] for index in indices]

@@ -1,6 +1,7 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
 from src.engine.data.tables import Columns, Row, read_columns
 from src.engine.system.errors import InputError
 from src.text.sources import language_names, rt_polarity
@@ -115,6 +116,8 @@ class LabelledTextDataModule(LightningDataModule):
         batch_size: texts per batch, all processes together, at least 1.
         val_share: share of `path` for validation, in (0, 1), stratified, the same in every run.
         test_share: share of `path` for test, in (0, 1).
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
 
     Batches are tokens (B, T) int64, padded to the longest text, mask (B, T) bool, true for tokens, and targets (B,)
     int64, indices of `labels`.
@@ -140,6 +143,8 @@ class LabelledTextDataModule(LightningDataModule):
         batch_size: int = 32,
         val_share: float = 0.1,
         test_share: float = 0.1,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         for name, value, minimum in (
@@ -150,6 +155,7 @@ class LabelledTextDataModule(LightningDataModule):
             if value < minimum:
                 raise InputError(f"{name} {value} is too small: give at least {minimum}")
         check_shares(val_share, test_share)
+        check_fold(fold, folds)
         if path is None and (val_path or test_path):
             raise InputError("--data.val_path and --data.test_path need --data.path, the table to train on")
         self.save_hyperparameters()
@@ -162,6 +168,7 @@ class LabelledTextDataModule(LightningDataModule):
         self.max_vocab_size = max_vocab_size
         self.max_length = max_length
         self.batch_size = batch_size
+        self.fold = (fold, folds)
         self.shares = {"val": val_share, "test": test_share}
         self.data_source = path or source
         """Path or source of the texts in use; set by `setup`."""
@@ -182,6 +189,10 @@ class LabelledTextDataModule(LightningDataModule):
             self._check_labels({self.data_source: [label for _, labels in parts.values() for label in labels]})
         else:
             parts = self._load_tables()
+        if self.fold[0] is not None:
+            rows = {part: list(zip(*columns, strict=True)) for part, columns in parts.items()}
+            folded = fold_samples(rows, *self.fold, label=itemgetter(1), key=itemgetter(0))
+            parts = {part: _columns(own) for part, own in folded.items()}
         self.labels = self._restored.get("labels") or sorted(set(parts["train"][1]), key=_label_order)
         self.num_classes = len(self.labels)
         if self.num_classes < 2:

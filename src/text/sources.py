@@ -1,5 +1,6 @@
-"""Downloads public texts; and texts to use without a network."""
+"""Finds texts: your own files, public ones to download, and some to use without a network."""
 
+import glob
 import hashlib
 import os
 import tarfile
@@ -13,7 +14,9 @@ import torch
 from filelock import FileLock
 
 from src.engine.data.download import downloading
+from src.engine.data.images import is_hidden
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -28,6 +31,26 @@ LANGUAGES = (
     *("cs", "cy", "de", "es", "et", "eu", "fi", "fr", "hu", "is", "it", "lt", "nl", "pl", "pt", "sq", "sv", "sw"),
     *("tr", "vi", "am", "ar", "el", "he", "hi", "hy", "ja", "ka", "ko", "ru", "ta", "th", "uk", "zh"),
 )
+
+
+def find_texts(path: str) -> list[Path]:
+    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
+
+    Raises:
+        InputError: there are none.
+    """
+    given = local_path(path)
+    if given.is_dir():
+        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
+        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
+        problem = "no .txt file in this folder; use a glob for other files"
+    else:
+        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+        files = sorted(file for name in names if (file := Path(name)).is_file())
+        problem = "no such file; give a file, a folder with .txt files, or a glob"
+    if not files:
+        raise InputError(f"--data.path {path}: {problem}")
+    return files
 
 
 def tiny_shakespeare(data_dir: Path) -> Path:

@@ -2,9 +2,8 @@
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -70,28 +69,27 @@ class ImageFiles(Dataset[Batch]):
         Crops and flips depend only on run seed, epoch and image.
         """
         epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
-        several = partial(self._several, epoch_seed)
-        threads = 1 if get_worker_info() else min(self.threads, len(indices))
-        if threads == 1:
-            pixels = several(indices)
-        else:
-            with ThreadPoolExecutor(threads) as pool:  # PIL and torch let other threads run while they compute
-                size = -(-len(indices) // threads)
-                parts = [indices[first : first + size] for first in range(0, len(indices), size)]
-                pixels = list(chain.from_iterable(pool.map(several, parts)))
+        pixels = self.in_threads(lambda index: self._pixels(index, Random(derive_seed(epoch_seed, index))), indices)
         return torch.stack(pixels), torch.tensor([self.targets[index] for index in indices])
 
-    def _several(self, epoch_seed: int, indices: Sequence[int]) -> list[Tensor]:
-        return [self._pixels(index, Random(derive_seed(epoch_seed, index))) for index in indices]
+    def in_threads(self, function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
+        """The results of a function for each index."""
+        threads = 1 if get_worker_info() else min(self.threads, len(indices))
+        if threads == 1:
+            return [function(index) for index in indices]
+        with ThreadPoolExecutor(threads) as pool:  # PIL and torch let other threads run while they compute
+            size = -(-len(indices) // threads)
+            parts = [indices[first : first + size] for first in range(0, len(indices), size)]
+            return list(chain.from_iterable(pool.map(lambda part: [function(index) for index in part], parts)))
 
     def _pixels(self, index: int, random: Random) -> Tensor:
-        decoded = self._decoded(index)
+        decoded = self.decoded(index)
         (size, crop), (height, width, _) = self.shrink, decoded.shape
         box = random_box(height, width, crop, random) if crop < 1 else central_box(height, width)
         pixels = resized(decoded, box, size)
         return pixels.flip(-1) if self.flip and random.random() < 0.5 else pixels
 
-    def _decoded(self, index: int) -> Any:
+    def decoded(self, index: int) -> Any:
         """The image as (H, W, 3) uint8, shrunk."""
         if self.cache and (found := self.cache[index]) is not None:
             return found

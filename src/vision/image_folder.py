@@ -40,10 +40,11 @@ from src.engine.data.loading import (
     shuffled,
 )
 from src.engine.data.prepare import normalise, pixel_statistics
-from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import available_memory
+from src.engine.system.remote import local_path, local_paths
 from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
@@ -64,6 +65,8 @@ class ImageFolderDataModule(LightningDataModule):
         batch_size: images per batch over all processes, at least 1.
         val_share: share of the images for validation, in (0, 1); stratified, the same split in every run.
         test_share: share of the images for testing, in (0, 1); val_share + test_share must be below 1.
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
         crop: smallest share of a training image's area that a random crop keeps, in (0, 1]; 1: no cropping.
         flip: mirror training images left to right with probability 0.5.
         num_workers: processes that decode images; 0: threads of the training process decode them; `auto`: 0 if the
@@ -96,6 +99,8 @@ class ImageFolderDataModule(LightningDataModule):
         flip: bool = True,
         num_workers: NumWorkers = "auto",
         cache: bool = False,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         for name, value, least in (("image_size", image_size, 4), ("batch_size", batch_size, 1)):
@@ -105,14 +110,16 @@ class ImageFolderDataModule(LightningDataModule):
             raise InputError(f"crop {crop} is out of range: give a share of the area above 0 and up to 1")
         check_num_workers(num_workers)
         check_shares(val_share, test_share)
+        check_fold(fold, folds)
         self.save_hyperparameters()
-        self.path = Path(path or "").expanduser()
+        self.path = Path()
         self.path_column = path_column
         self.label_column = label_column
         self.image_size = image_size
         self.shrink = Shrink(image_size)
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
+        self.fold = (fold, folds)
         self.crop = crop
         self.flip = flip
         self.num_workers = num_workers
@@ -136,6 +143,7 @@ class ImageFolderDataModule(LightningDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
+        self.path = local_path(self.data_source)
         found = self._from_folder() if self.path.is_dir() else self._from_table()
         files, labels = [file for file, _ in found], [label for _, label in found]
         self.value_ranges = check_files(files, self.value_ranges)
@@ -150,7 +158,9 @@ class ImageFolderDataModule(LightningDataModule):
                 f"class {unknown[0][0]} of {unknown[0][1]} was not trained on: give {', '.join(self.labels)}"
             )
         targets = [numbers[label] for label in labels]
-        parts = dict(zip(PARTS, stratified_split(targets, self.shares), strict=True))
+        keys = content_keys(files) if self.fold[0] else None
+        folded = with_fold(stratified_split(targets, self.shares), targets, *self.fold, keys)
+        parts = dict(zip(PARTS, folded, strict=True))
         if empty := [part for part, indices in parts.items() if not indices]:
             raise InputError(f"{self.path} has {len(files)} images, too few for a {empty[0]} part: give 3 per class")
         sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in parts.items())
@@ -258,7 +268,8 @@ class ImageFolderDataModule(LightningDataModule):
                 f"--data.path {self.path}: no such folder or table; give a folder with one folder per class"
             )
         rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
-        return [(self.path.parent / name, label) for name, label in rows]
+        files = local_paths([name for name, _ in rows], self.data_source)
+        return [(file, label) for file, (_, label) in zip(files, rows, strict=True)]
 
 
 def check_files(files: list[Path], known: Ranges) -> Ranges:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from src.engine.system.errors import InputError
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+SIZE = "original size"  # in the info of an image
 CROP_RATIO = 3 / 4  # of a random crop's sides: at least this, at most its inverse
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
 
@@ -181,22 +182,40 @@ def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None 
         OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not an image.
     """
     with Image.open(source) as opened:
-        if deep := deep_image(opened):
-            low, high = (ranges or {}).get(deep.kind) or usual_range(*deep[1:4])
-            values = np.nan_to_num(deep.values.astype(np.float64), nan=low).clip(low, high)
-            pixels = ((values - low) * (255 / (high - low))).round().astype(np.uint8)
-            scaled = Image.fromarray(255 - pixels if deep.is_negative else pixels)
-            return shrink(scaled) if shrink else scaled
-        if shrink:
-            shrink.draft(opened)
-        ImageOps.exif_transpose(opened, in_place=True)
-        image: Image.Image = opened
-        if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            image = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
-        elif image.mode not in ("L", "RGB", "RGBA"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
+        size = upright_size(opened)
+        image = _eight_bits(opened, ranges, shrink)
         image.load()
-        return shrink(image) if shrink else image
+    image = shrink(image) if shrink else image
+    image.info[SIZE] = size
+    return image
+
+
+def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shrink | None) -> Image.Image:
+    if deep := deep_image(opened):
+        low, high = (ranges or {}).get(deep.kind) or usual_range(*deep[1:4])
+        values = np.nan_to_num(deep.values.astype(np.float64), nan=low).clip(low, high)
+        pixels = ((values - low) * (255 / (high - low))).round().astype(np.uint8)
+        return Image.fromarray(255 - pixels if deep.is_negative else pixels)
+    if shrink:
+        shrink.draft(opened)
+    ImageOps.exif_transpose(opened, in_place=True)
+    if opened.mode in ("LA", "PA", "La", "RGBa") or "transparency" in opened.info:
+        return opened.convert("LA" if opened.mode == "La" else opened.mode).convert("RGBA")
+    if opened.mode not in ("L", "RGB", "RGBA"):
+        return opened.convert("L" if opened.mode == "1" else "RGB")
+    return opened
+
+
+def upright_size(opened: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image, rotated as its EXIF data says."""
+    is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (opened.height, opened.width) if is_turned else opened.size
+
+
+def original_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in its file of an image that `read_image` may have shrunk."""
+    size: tuple[int, int] = image.info.get(SIZE, image.size)
+    return size
 
 
 def read_mask(path: Path) -> Image.Image:

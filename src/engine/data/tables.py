@@ -1,9 +1,14 @@
-"""Reads columns of CSV, TSV, JSON Lines and Parquet files. Rows count from 1, without the header and empty lines."""
+"""Reads columns of CSV, TSV, JSON Lines and Parquet files, and of the first three with .gz.
+
+Rows count from 1, without the header and empty lines.
+"""
 
 import codecs
+import gzip
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -11,6 +16,7 @@ from typing import Any, BinaryIO
 
 from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
 
 Row = tuple[str, str]  # text or path, and label
 Columns = tuple[list[str], list[str]]  # the same by column: half the memory
@@ -18,6 +24,7 @@ Columns = tuple[list[str], list[str]]  # the same by column: half the memory
 HEAD_BYTES = 2**20  # block size for the names of the columns
 STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+UNREADABLE = (ValueError, EOFError, zlib.error)  # what Python raises for a file of another format or an incomplete one
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -25,7 +32,7 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     """Texts and labels from a .csv, .tsv, .jsonl or .parquet file.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         text_column: column of texts, or of paths.
         label_column: column of labels.
         option: the option that sets `text_column`, for error messages.
@@ -38,7 +45,7 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
 
 def read_columns(path: str, text_column: str, label_column: str, option: str = "text_column") -> Columns:
     """The same as two lists, in little more memory than the file has."""
-    file = Path(path).expanduser()
+    file = local_path(path)
     if not file.is_file():
         raise InputError(f"{path}: no such file")
     wanted = (text_column, label_column), (f"--data.{option}", "--data.label_column")
@@ -79,19 +86,25 @@ def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, .
     yield from _rows(path, list(columns), list(columns.values()), STREAM_BYTES)
 
 
+def suffix_of(path: Path) -> str:
+    """The suffix of a file's name in lower case, without .gz."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
 def open_utf8(path: Path) -> BinaryIO:
-    """A text file, behind its byte order mark if there is one.
+    """A text file, behind its byte order mark if there is one; .gz is unpacked.
 
     Raises:
         InputError: it looks like UTF-16.
     """
-    file = path.open("rb")
+    file: Any = (gzip.GzipFile if path.suffix.lower() == ".gz" else open)(path, "rb")
     start = file.read(4096)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
         file.close()
         raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-    return file
+    opened: BinaryIO = file
+    return opened
 
 
 def not_utf8(path: Path) -> InputError:
@@ -114,7 +127,7 @@ def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size
     """The values of columns, row by row; `options` say what to give if one is missing."""
     import pyarrow as pa
 
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix not in TABLES:
         raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")
     try:
@@ -132,7 +145,7 @@ def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, *UNREADABLE) as error:
         if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
             raise not_utf8(path) from error
         if "Empty CSV" in str(error):
@@ -156,7 +169,7 @@ def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
     import pyarrow as pa
     from pyarrow import csv
 
-    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    own = "\t" if suffix_of(path) == ".tsv" else ","
     # In TSV no quoting: a text may begin with a quotation mark.
     parsing = csv.ParseOptions(delimiter=own, quote_char=False if own == "\t" else '"', newlines_in_values=own == ",")
     # One thread: otherwise errors do not name the row.

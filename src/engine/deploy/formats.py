@@ -146,13 +146,19 @@ class Exported:
 
     @torch.no_grad()
     def largest_difference(self, samples: list[Sample]) -> float:
-        """The largest difference of an output from the checkpoint's; infinity if one is NaN.
+        """The largest difference of an output from the checkpoint's, by the task's `difference` if it has one.
 
-        Numbers that are no logits may be large, in a unit of their own: there it is relative to the largest.
+        Infinity if an output is NaN. Numbers that are no logits may be large, in a unit of their own: there it is
+        relative to the largest.
         """
+        task = self.reference.inference.task
         with exporting(self.reference):
-            found = torch.cat([self.runtime(*inputs).flatten() for inputs, _ in samples])
-        expected = torch.cat([self.reference.net(*inputs).flatten() for inputs, _ in samples])
+            outputs = [self.runtime(*inputs) for inputs, _ in samples]
+        others = [self.reference.net(*inputs) for inputs, _ in samples]
+        if hasattr(task, "difference"):
+            differences = map(task.difference, outputs, others)
+            return float(torch.stack(list(differences)).max().nan_to_num(nan=torch.inf))
+        found, expected = (torch.cat([one.flatten() for one in some]) for some in (outputs, others))
         scale = 1.0 if self.reference.has_logits else expected.abs().max().clamp(min=1)
         return float(((found - expected).abs().max() / scale).nan_to_num(nan=torch.inf))
 

@@ -160,8 +160,12 @@ class Inference(LightningModule):
             with torch.inference_mode():
                 self.rows(self.predictions(tuple(one.to(self.device) for one in inputs)))
 
-    def rows(self, predictions: Any) -> list[Row]:
+    def rows(self, predictions: Any, sizes: Sequence[tuple[int, int]] = ()) -> list[Row]:
         """Predictions as one dict per input: names and texts, numbers, lists of them, dicts of numbers, or a mask.
+
+        Args:
+            predictions: from `predictions`.
+            sizes: width and height of each image: `boxes` of a row are scaled from shares of them to pixels.
 
         Raises:
             InputError: the model has no method `prediction_rows`, and its predictions are no tensors (B, ...).
@@ -178,6 +182,9 @@ class Inference(LightningModule):
             )
         task: Any = self.task
         rows: list[Row] = task.prediction_rows(predictions, self.labels)
+        for row, (width, height) in zip(rows, sizes, strict=False):
+            for box in row.get("boxes", ()):
+                box |= {name: box[name] * (width if name[0] == "x" else height) for name in ("x1", "y1", "x2", "y2")}
         return rows
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Row] | None:
@@ -188,7 +195,7 @@ class Inference(LightningModule):
         if targets is not None:
             normalised = (self.pixels.normalise(inputs[0]),) if self.kind == "image" else inputs
             self.task.test_step((*normalised, targets), batch_idx)
-        return self.rows(self.predictions(inputs))
+        return self.rows(self.predictions(inputs), batch["sizes"])
 
     def on_predict_epoch_end(self) -> None:
         """Compute `scores`, while the metrics are still on the device."""

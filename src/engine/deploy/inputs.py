@@ -3,21 +3,23 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, image_error, image_files, read_image, read_mask
+from src.engine.data.images import UNREADABLE, image_error, image_files, original_size, read_image, read_mask
 from src.engine.data.loading import already_a_batch
-from src.engine.data.tables import TABLES, open_utf8, stream_columns
-from src.engine.system.errors import InputError
+from src.engine.data.tables import TABLES, open_utf8, stream_columns, suffix_of
+from src.engine.system.errors import InputError, SampleError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
 Targets = Callable[[list[Any], tuple[Any, ...]], Any]
+Readers = Mapping[str, Callable[[Path], Iterator[str]]]
 
 
 class Input(NamedTuple):
@@ -58,16 +60,19 @@ def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str
             yield Input(given, None, "no image in this folder")
 
 
-def read_texts(paths: list[str], column: str, truth: Sequence[str] = ()) -> Iterator[Input]:
+def read_texts(
+    paths: list[str], column: str, truth: Sequence[str] = (), readers: Readers | None = None
+) -> Iterator[Input]:
     """Texts from a column of tables, or the lines of other files; named by file and row, counted from 1.
 
     Args:
         paths: the files.
         column: the tables' column of texts.
         truth: the tables' columns of true values.
+        readers: what reads the texts of files with other suffixes, by suffix.
     """
     options = {column: "--text_column", **dict.fromkeys(truth, "--truth")}
-    for name, (text, *true), error in _rows(paths, options):
+    for name, (text, *true), error in _rows(paths, options, readers):
         is_text = isinstance(text, str) and text.strip()
         yield Input(name, text, error or ("" if is_text else _text_error(text)), _one_or_list(true))
 
@@ -100,7 +105,9 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tuple[Any, ...], str]]:
+def _rows(
+    paths: list[str], columns: dict[str, str], readers: Readers | None = None
+) -> Iterator[tuple[str, tuple[Any, ...], str]]:
     """Name, values and error of each row; for `columns` see `stream_columns`."""
     for given in paths:
         path = Path(given).expanduser()
@@ -109,8 +116,8 @@ def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tupl
             continue
         number = 0
         try:
-            is_table = path.suffix.lower() in TABLES
-            rows = stream_columns(path, columns) if is_table else _lines(path, len(columns))
+            is_table = suffix_of(path) in TABLES
+            rows = stream_columns(path, columns) if is_table else _lines(path, len(columns), readers or {})
             for number, values in enumerate(rows, start=1):
                 yield f"{given}:{number}", values, ""
         except (InputError, OSError) as error:
@@ -122,9 +129,12 @@ def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tupl
                 yield given, (None,) * len(columns), "nothing in this file"
 
 
-def _lines(path: Path, columns: int) -> Iterator[tuple[Any, ...]]:
+def _lines(path: Path, columns: int, readers: Readers) -> Iterator[tuple[Any, ...]]:
     if columns > 1:
         raise InputError(f"not a table: give {', '.join(TABLES)}")
+    if reader := readers.get(suffix_of(path)):
+        yield from ((text,) for text in reader(path))
+        return
     with open_utf8(path) as file:
         for line in file:
             try:
@@ -153,8 +163,8 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         world: number of processes.
         read: reads an image; see `reader`.
 
-    A batch has `names`, `errors` and `notes`, one per input, `inputs`, the tensors of inputs without error, or None if
-    there are none, and their `targets`, or None.
+    A batch has `names`, `errors` and `notes`, one per input; `inputs`, the tensors of inputs without error, or None if
+    there are none, their `targets`, or None, and the `sizes` of images, width and height.
     """
 
     def __init__(
@@ -195,15 +205,30 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
                 else:
                     truths.append(self._truth(one))
             errors.append(error)
-        inputs, good_notes = self.prepare(good) if good else (None, [])
+        try:
+            inputs, good_notes = self.prepare(good) if good else (None, [])
+        except SampleError:
+            return self._batch([self._refused(one) for one in chunk])
         notes = iter(good_notes)
         return {
             "names": [one.name for one in chunk],
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,
+            "sizes": [original_size(one) for one in good if isinstance(one, Image.Image)],
             "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
+
+    def _refused(self, one: Input) -> Input:
+        """The input, with an error if `prepare` refuses it."""
+        try:
+            if not one.error:
+                self.prepare([self.read(one.value) if isinstance(one.value, Path) else one.value])
+        except SampleError as error:
+            return one._replace(error=str(error))
+        except UNREADABLE:
+            pass  # `_batch` says why
+        return one
 
     def _truth(self, one: Input) -> Any:
         if self.prepare_targets is None:

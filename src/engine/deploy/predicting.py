@@ -10,6 +10,7 @@ from typing import Any
 
 from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, new_output, parse_words
 from src.engine.system.errors import InputError
+from src.engine.system.remote import is_address, local_path
 
 SOME_FAILED = 3  # exit code if some inputs cannot be used
 
@@ -46,7 +47,12 @@ def predict(args: list[str]) -> int:
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
     total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
-    table = PredictionTable(new_output("--output", options.output), total)
+    finds_boxes = getattr(inference.task, "finds_boxes", False)
+    if options.truth and finds_boxes:
+        raise InputError("--truth: boxes are compared by the stage test of src.train only: leave it out")
+    if options.pictures and not finds_boxes:
+        raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
+    table = PredictionTable(new_output("--output", options.output), total, options.pictures)
     if options.truth:
         name, inference.is_scored = type(inference.task).__name__, True
         if hasattr(inference.task, "name_classes"):
@@ -105,7 +111,7 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
     if inputs := set(truth) & set(columns):
         raise InputError(f"--truth {inputs.pop()}: this column is an input of the model; give another")
     if inference.kind == "text":
-        return partial(read_texts, options.inputs, text_column, truth)
+        return partial(read_texts, options.inputs, text_column, truth, getattr(inference.data, "readers", None))
     return partial(read_numbers, options.inputs, columns, truth)
 
 
@@ -125,6 +131,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
         help="also print the metrics, compared with this column of the tables (several: a,b), with the masks in this"
         " folder, or with the folders' names (the word folder)",
     )
+    parser.add_argument(
+        "--pictures", action="store_true", help="also write the images with the boxes found in them, beside the table"
+    )
     parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
     parser.add_argument("--batch_size", type=int, default=64, help="inputs per batch and process; default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read inputs; default: 0")
@@ -138,6 +147,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_minimum(options, batch_size=1, num_workers=0)
+    options.inputs = [str(local_path(given)) if is_address(given) else given for given in options.inputs]
     if not any(Path(given).expanduser().exists() for given in options.inputs):
         raise InputError(
             f"{options.inputs[0]}: no such file or folder; give images, folders of images, tables or files of texts"

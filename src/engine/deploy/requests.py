@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from src.engine.data.images import reader
+from src.engine.data.images import original_size, reader
 from src.engine.data.prepare import prepare_inputs
 from src.engine.deploy.batcher import Threads, TooManyError
 from src.engine.deploy.inference import Inference
@@ -35,6 +35,7 @@ MAX_TOKENS = 2048  # generated per request
 BODY_SECONDS = 15.0  # maximum time for a request body to arrive
 SMALL_BODY = 2**15  # bytes; smaller JSON is decoded at once, which is faster than in a thread
 LARGEST = sys.float_info.max
+Prepared = tuple[Any, str, tuple[int, int]]  # tensors of an image, a note, width and height
 # Options of a request to generate text.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
 
@@ -145,7 +146,7 @@ class RequestReader:
         finally:
             self.held_bytes -= len(body)
 
-    def _image(self, body: bytearray | bytes, is_large: bool) -> tuple[Any, str] | int:
+    def _image(self, body: bytearray | bytes, is_large: bool) -> Prepared | int:
         try:
             with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as header:
                 width, height = header.size
@@ -158,7 +159,7 @@ class RequestReader:
             raise HTTPException(422, f"not a usable image: it has too many pixels; give at most {MAX_PIXELS:,}")
         return pixels if image is None else self._prepare(image)
 
-    def _pixels(self, value: Any) -> tuple[Any, str]:
+    def _pixels(self, value: Any) -> Prepared:
         wrong = HTTPException(422, f"not pixels: send {self._expected()}")
         value = value.get("pixels") if isinstance(value, dict) else value
         try:
@@ -175,11 +176,11 @@ class RequestReader:
             raise wrong
         return self._prepare(Image.fromarray(pixels.round().astype(np.uint8)))
 
-    def _prepare(self, image: Image.Image) -> tuple[Any, str]:
+    def _prepare(self, image: Image.Image) -> Prepared:
         if max(image.size) > MAX_RATIO * min(image.size):
             raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
         tensors, notes = prepare_inputs(self.data, [image])
-        return tensors, notes[0]
+        return tensors, notes[0], original_size(image)
 
     def _row(self, value: Any) -> dict[str, float]:
         """The numbers of a table's row, by column."""

@@ -21,6 +21,10 @@ class InputError(ValueError):
     """
 
 
+class SampleError(InputError):
+    """A DataModule's `prepare` cannot use an input: `src.predict` notes it in its row, a service answers it."""
+
+
 class UnwritableError(InputError):
     """A checkpoint cannot be written."""
 

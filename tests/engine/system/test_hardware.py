@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from src import ROOT
 from src.engine.system.hardware import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from tests import forked
 
@@ -76,3 +78,14 @@ def test_a_service_uses_the_accelerator_it_finds(
     monkeypatch.setattr(service, "Inference", lambda *_, **__: SimpleNamespace(to=move))
     with pytest.raises(MovedError, match=expected or found or "cpu"):
         service.run_service(SimpleNamespace(accelerator=given, ckpt_path="best", trust=[]))
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": given} if given else {}
+    code = "import src, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{given or 'PASSIVE'} False\n"
