@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import numpy as np
+import pytest
 import torch
 from onnxruntime import InferenceSession
 from PIL import Image, ImageOps
