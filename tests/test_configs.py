@@ -27,6 +27,7 @@ def test_every_recipe_trains_tests_and_predicts(train: Train, tmp_path: Path, co
     given = {
         "ImageFolderDataModule": lambda: f"--data.path={pictures(tmp_path / 'pictures')}",
         "MNISTDataModule": lambda: "--data.source=sample",
+        "DigitScenesDataModule": lambda: "--data.source=sample",
         "SpokenWordsDataModule": lambda: "--data.source=synthetic",
     }
     path = load_config(config)[1]["data"]["class_path"]

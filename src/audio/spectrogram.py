@@ -74,7 +74,8 @@ def changed_sounds(
     moved: Tensor = padded.gather(1, before) * (1 - share) + padded.gather(1, before + 1) * share
     noise = torch.empty_like(moved).normal_(generator=generator)
     noise *= max_noise * torch.pow(10, -3 * draws[2]) * waveforms.std(dim=1, keepdim=True)
-    return moved + noise
+    varied: Tensor = moved + noise
+    return varied
 
 
 def mask_bands(images: Tensor, max_share: float, generator: torch.Generator) -> Tensor:

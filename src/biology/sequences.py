@@ -19,7 +19,7 @@ from src.biology.smiles import TOKEN, read_smiles, write_smiles
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Batches, Indices, batch_loader, shuffled
 from src.engine.data.sequence_files import FASTA, FASTQ, Record, read_records, read_sequences
-from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError
 from src.engine.system.randomness import derive_seed
 
@@ -55,6 +55,8 @@ class SequenceDataModule(LightningDataModule):
         batch_size: sequences per batch, all processes together, at least 1.
         val_share: share for validation, in (0, 1), the same in every run.
         test_share: share for test, in (0, 1).
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
 
     Batches are tokens (B, T) int64, mask (B, T) bool, true for tokens, and targets: (B,) float or int64, or (B, T)
     int64, -100 where there is none.
@@ -81,12 +83,15 @@ class SequenceDataModule(LightningDataModule):
         batch_size: int = 64,
         val_share: float = 0.1,
         test_share: float = 0.1,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         for name, value in (("variants", variants), ("max_length", max_length), ("batch_size", batch_size)):
             if value < 1:
                 raise InputError(f"{name} {value} is too small: give at least 1")
         check_shares(val_share, test_share)
+        check_fold(fold, folds)
         self.per_residue = predicts in ("residues", "hidden")
         fits = {"residues": ("dna", "protein"), "hidden": ("protein",)}.get(predicts, TOKENS)
         if kind not in fits:
@@ -125,6 +130,10 @@ class SequenceDataModule(LightningDataModule):
             paths = zip(PARTS, (options.path, options.val_path, options.test_path), strict=True)
             parts = {part: list(read_records(path, *how)) for part, path in paths if path}
         parts = self._split({part: [self._checked(one) for one in records] for part, records in parts.items()})
+        is_class = options.predicts == "class"
+        parts = fold_samples(
+            parts, options.fold, options.folds, lambda one: is_class and one.label, lambda one: one.sequence
+        )
         self.sets = {part: Sequences(self, parts[part]) for part in PARTS}
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
         rank_zero_info(f"{sizes} sequences of {self.data_source}")
@@ -132,7 +141,7 @@ class SequenceDataModule(LightningDataModule):
         if options.predicts == "class":
             report_classes(self.labels, {part: [int(one[0]) for one in self.sets[part].targets] for part in PARTS})
         texts = {part: [record.sequence for record in parts[part]] for part in PARTS}
-        report_duplicates(texts, {part: [f"{text[:60]!r}" for text in texts[part]] for part in PARTS}, "sequences")
+        report_duplicates(texts, "sequences", lambda part, index: f"{texts[part][index][:60]!r}")
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the sequences."""

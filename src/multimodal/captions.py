@@ -1,7 +1,6 @@
 """Images with captions: your own, or MNIST digits with captions in many phrasings."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from src.engine.data.split import stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
+from src.engine.system.remote import local_paths
 from src.text.labelled_text import padded
 from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
 from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
@@ -140,7 +140,7 @@ class CaptionDataModule(LightningDataModule):
         """Find and split images and captions, in every process."""
         if hasattr(self, "sets"):
             return
-        own = self._own_parts(Path(self.path).expanduser(), self.files) if self.path and self.files else None
+        own = self._own_parts(self.path, self.files) if self.path and self.files else None
         parts = list(own or self._mnist_parts(stage))
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
@@ -226,10 +226,10 @@ class CaptionDataModule(LightningDataModule):
             count = len(captions) // len(NAMES)
             yield pixels, captions, [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
 
-    def _own_parts(self, path: Path, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
+    def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """The same for your own images, each with one matching caption."""
-        rows = read_table(str(path), *self.columns, "image_column")
-        files = [path.parent / name for name, _ in rows]
+        rows = read_table(path, *self.columns, "image_column")
+        files = local_paths([name for name, _ in rows], path)
         data.value_ranges = check_files(files, data.value_ranges)
         targets = [0] * len(rows)
         keys = content_keys(files) if self.fold[0] else None

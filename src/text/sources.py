@@ -10,6 +10,7 @@ from pathlib import Path
 from src.engine.data.download import download, write_atomically
 from src.engine.data.images import is_hidden
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -32,7 +33,7 @@ def find_texts(path: str) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    given = Path(path).expanduser()
+    given = local_path(path)
     if given.is_dir():
         found = sorted(file for file in given.rglob("*.txt") if file.is_file())
         files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]

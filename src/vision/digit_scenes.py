@@ -103,6 +103,8 @@ class DigitScenesDataModule(LightningDataModule):
         max_digits: T, most digits in a scene, at least 1.
         batch_size: scenes per batch over all processes, at least 1.
         num_workers: processes that draw scenes; 0: the training process draws them.
+        fold: see `MNISTDataModule`.
+        folds: see `MNISTDataModule`.
 
     Batches are images (B, 3, S, S) float32, normalised like ImageNet, and targets (B, T, 5) float32: x1, y1, x2 and y2
     as shares of width and height, and the digit; -1 in rows behind the last box.
@@ -126,6 +128,8 @@ class DigitScenesDataModule(LightningDataModule):
         max_digits: int = 6,
         batch_size: int = 32,
         num_workers: int = 0,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         least = {"scenes": 1, "eval_scenes": 1, "image_size": 64, "max_digits": 1, "batch_size": 1, "num_workers": 0}
@@ -134,7 +138,7 @@ class DigitScenesDataModule(LightningDataModule):
             if value < least[name]:
                 raise InputError(f"{name} {value} is out of range: give at least {least[name]}")
         self.save_hyperparameters()
-        self.digits = MNISTDataModule(data_dir, source)
+        self.digits = MNISTDataModule(data_dir, source, fold=fold, folds=folds)
         self.scenes = scenes
         self.eval_scenes = eval_scenes
         self.image_size = image_size

@@ -11,12 +11,13 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from src.engine.data.images import Ranges, Shrink
+from src.engine.data.images import Ranges, Shrink, content_keys
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Indices, NumWorkers
-from src.engine.data.split import PARTS, stratified_split
+from src.engine.data.split import PARTS, stratified_split, with_fold
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
+from src.engine.system.remote import local_path, local_paths
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
 from src.vision.image_files import Batch, ImageFiles, rgb
 from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
@@ -80,6 +81,8 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         crop: cut out a random part of a training image that has a box (Liu et al. 2016), with probability 6/7.
         flip: mirror training images left to right with probability 0.5.
         num_workers: as for `ImageFolderDataModule`.
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
 
     Batches are pixels (B, 3, S, S) uint8, which `on_after_batch_transfer` normalises, and targets (B, T, 5) float32:
     x1, y1, x2 and y2 as shares of width and height, and the class, an index into `labels`; class -1 in rows behind the
@@ -100,6 +103,8 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         crop: bool = True,
         flip: bool = True,
         num_workers: NumWorkers = "auto",
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__(
             path,
@@ -109,6 +114,8 @@ class ImageBoxesDataModule(ImageFolderDataModule):
             test_share=test_share,
             flip=flip,
             num_workers=num_workers,
+            fold=fold,
+            folds=folds,
         )
         self.save_hyperparameters()
         self.images = images
@@ -124,9 +131,12 @@ class ImageBoxesDataModule(ImageFolderDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a COCO .json file or a table of boxes")
+        self.path = local_path(self.data_source)
         path = annotation_file(self.path)
-        folder = Path(self.images).expanduser() if self.images else path.parent
+        folder = local_path(self.images) if self.images else path.parent
         names, boxes = read_boxes(path)
+        if not self.images and self.path.is_file():
+            local_paths(names, self.data_source)  # copies the images at an address to this folder
         for box in boxes:
             if not (folder / box.file).is_file():
                 raise InputError(f"{box.place}: {folder / box.file}: no such file; --data.images names their folder")
@@ -143,7 +153,9 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         if unknown := next((label for label in labels if label not in numbers), None):
             raise InputError(f"class {unknown} of {path} was not trained on: give {', '.join(self.labels)}")
         targets = [_tensors(found.get(name, []), numbers) for name in names]
-        parts = dict(zip(PARTS, stratified_split([0] * len(names), self.shares), strict=True))
+        keys = content_keys(files) if self.fold[0] else None
+        folded = with_fold(stratified_split([0] * len(names), self.shares), [0] * len(names), *self.fold, keys)
+        parts = dict(zip(PARTS, folded, strict=True))
         if empty := [part for part, own in parts.items() if not any(len(targets[i][1]) for i in own)]:
             raise InputError(f"{path} has {len(names):,} images, too few for a {PARTS[empty[0]]} part with boxes")
         sizes = ", ".join(f"{len(own):,} {part}" for part, own in parts.items())
@@ -176,9 +188,6 @@ class ImageBoxesDataModule(ImageFolderDataModule):
             first += [v2.RandomIoUCrop()] * self.is_cropped + [v2.RandomHorizontalFlip()] * self.flip
             first += [v2.SanitizeBoundingBoxes()] * self.is_cropped
         return v2.Compose([*first, v2.Resize((self.image_size, self.image_size)), v2.PILToTensor()])
-
-    def prepare_targets(self, values: Any) -> Tensor:
-        raise InputError("--truth: boxes are compared by `src.train test` only: leave it out")
 
 
 def _tensors(boxes: list[tuple[list[float], str]], numbers: dict[str, int]) -> tuple[Tensor, Tensor]:

@@ -44,6 +44,7 @@ from src.engine.data.split import PARTS, check_fold, check_shares, report_duplic
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import available_memory
+from src.engine.system.remote import local_path, local_paths
 from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
@@ -111,7 +112,7 @@ class ImageFolderDataModule(LightningDataModule):
         check_shares(val_share, test_share)
         check_fold(fold, folds)
         self.save_hyperparameters()
-        self.path = Path(path or "").expanduser()
+        self.path = Path()
         self.path_column = path_column
         self.label_column = label_column
         self.image_size = image_size
@@ -142,6 +143,7 @@ class ImageFolderDataModule(LightningDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
+        self.path = local_path(self.data_source)
         found = self._from_folder() if self.path.is_dir() else self._from_table()
         files, labels = [file for file, _ in found], [label for _, label in found]
         self.value_ranges = check_files(files, self.value_ranges)
@@ -266,7 +268,8 @@ class ImageFolderDataModule(LightningDataModule):
                 f"--data.path {self.path}: no such folder or table; give a folder with one folder per class"
             )
         rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
-        return [(self.path.parent / name, label) for name, label in rows]
+        files = local_paths([name for name, _ in rows], self.data_source)
+        return [(file, label) for file, (_, label) in zip(files, rows, strict=True)]
 
 
 def check_files(files: list[Path], known: Ranges) -> Ranges:
@@ -308,5 +311,5 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
 def report_copies(parts: dict[str, list[Path]]) -> None:
     """Log how many image files are also in another part, by their content."""
     keys = iter(content_keys([file for files in parts.values() for file in files]))
-    names = {part: [str(file) for file in files] for part, files in parts.items()}
-    report_duplicates({part: [next(keys) for _ in files] for part, files in parts.items()}, names, "images")
+    by_part = {part: [next(keys) for _ in files] for part, files in parts.items()}
+    report_duplicates(by_part, "images", lambda part, index: str(parts[part][index]))

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 from src import ROOT
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.data.split import split_sizes
+from src.engine.system import remote
 from src.engine.system.errors import InputError
 from src.text import corpus, sources
 from src.text.corpus import TextDataModule, Windows, random_starts
@@ -81,6 +82,16 @@ def test_tokens_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> No
     finally:
         os.umask(before)
     assert modes == {0o770}
+
+
+def test_texts_of_a_server_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
+    content = bytes(range(100)) * 10
+    for name in ("a.txt", "b.txt"):
+        own(tmp_path / "served", content, name)
+    with serving(tmp_path / "served") as url:
+        assert ready(tmp_path, path=f"{url}a.txt").train_set.tokens.tolist() == [*content[:810]]
+        assert [path.name for path in find_texts(url)] == ["a.txt", "b.txt"]
 
 
 def test_folds_are_pieces_of_the_text_and_no_window_touches_that_of_validation(tmp_path: Path) -> None:

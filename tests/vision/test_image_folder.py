@@ -13,11 +13,12 @@ from PIL import Image
 from src.engine.data.images import Shrink, read_image, reader
 from src.engine.data.loading import Indices
 from src.engine.deploy.inputs import Input, PreparedInputs, find_images
+from src.engine.system import remote
 from src.engine.system.errors import InputError
 from src.vision import image_folder
 from src.vision.image_files import ImageFiles, central_box, random_box
 from src.vision.image_folder import ImageFolderDataModule
-from tests.conftest import picture, pictures
+from tests.conftest import picture, pictures, serving
 from tests.contract import check_folds, check_prepare
 
 
@@ -69,6 +70,24 @@ def test_folds_keep_copies_of_an_image_together(tmp_path: Path) -> None:
 
     check_folds(parts, 3)
     assert Counter(ready(path=path, image_size=16, fold=3, folds=3).val_set.targets).keys() == {0, 1}
+
+
+def test_images_of_a_server_are_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
+    pictures(tmp_path / "served", 4)
+    rows = [f"{path.relative_to(tmp_path / 'served')},{path.parent.name}" for path in find_all(tmp_path / "served")]
+    (tmp_path / "served" / "table.csv").write_text("path,label\n" + "\n".join(rows))
+    here = ready(path=str(tmp_path / "served" / "table.csv"), image_size=16, val_share=0.25, test_share=0.25)
+    with serving(tmp_path / "served") as url:
+        for path in (f"{url}table.csv", url):
+            there = ready(path=path, image_size=16, val_share=0.25, test_share=0.25)
+            assert there.labels == ["green", "red"]
+            assert [file.name for file in there.test_set.files] == [file.name for file in here.test_set.files]
+            assert torch.equal(there.val_set[0][0], here.val_set[0][0])
+
+
+def find_all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".jpg", ".bmp"))
 
 
 def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from src.engine.data.tables import TABLES, UNREADABLE, open_utf8, read_table, suffix_of
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
 
 FASTA = (".fa", ".fasta", ".fna", ".faa")
 FASTQ = (".fq", ".fastq")
@@ -41,7 +42,7 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
     Raises:
         InputError: the file is missing, incomplete or of another format, or has no sequences.
     """
-    file = Path(path).expanduser()
+    file = local_path(path)
     if not file.exists():
         raise InputError(f"{path}: no such file")
     if file.is_dir():

@@ -10,6 +10,7 @@ from typing import Any
 
 from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, new_output, parse_words
 from src.engine.system.errors import InputError
+from src.engine.system.remote import is_address, local_path
 
 SOME_FAILED = 3  # exit code if some inputs cannot be used
 
@@ -46,7 +47,10 @@ def predict(args: list[str]) -> int:
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
     total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind in ("image", "file") else None
-    if options.pictures and not getattr(inference.task, "finds_boxes", False):
+    finds_boxes = getattr(inference.task, "finds_boxes", False)
+    if options.truth and finds_boxes:
+        raise InputError("--truth: boxes are compared by the stage test of src.train only: leave it out")
+    if options.pictures and not finds_boxes:
         raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
     table = PredictionTable(new_output("--output", options.output), total, options.pictures)
     if options.truth:
@@ -145,6 +149,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_minimum(options, batch_size=1, num_workers=0)
+    options.inputs = [str(local_path(given)) if is_address(given) else given for given in options.inputs]
     if not any(Path(given).expanduser().exists() for given in options.inputs):
         raise InputError(
             f"{options.inputs[0]}: no such file or folder; give images, folders of images, tables or files of texts"

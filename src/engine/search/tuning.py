@@ -10,6 +10,7 @@ from pathlib import Path
 from src.engine.cli.command import check_minimum, command_parser, parse_words, require
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
+from src.engine.system.remote import is_address
 
 WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set in worker processes
 
@@ -81,5 +82,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed} is out of range: give 0 to {2**32 - 1}")
     root = dict(options.more).get("--trainer.default_root_dir")
+    if is_address(root):
+        raise InputError(f"--trainer.default_root_dir {root}: a search needs a folder of this machine")
     options.root = Path(root) if root else None
     return options

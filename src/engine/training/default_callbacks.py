@@ -104,6 +104,11 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
         flag = "--checkpoint" if one is best else "--trainer.callbacks"
         if isinstance(one, ModelCheckpoint) and one.filename:
             _name_files(one, f"{flag}.filename {one.filename}")
+        if one is best and "://" in str(one.dirpath):
+            raise InputError(
+                f"{flag}.dirpath {one.dirpath}: checkpoints are written on this machine; give the address as"
+                " --trainer.default_root_dir, to which the run is copied"
+            )
         if saves and (folder := getattr(one, "dirpath", None)) and "://" not in str(folder):
             _make_folder(Path(folder), f"{flag}.dirpath {folder}", may_have_files=is_continued or one is not best)
 
