@@ -19,12 +19,13 @@ from src.engine.cli.cli import StarterCLI
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
     import recipes
     import reference
     import run
     from ablation import changes
     from run import ALL, BENCHMARKS
-    from table import Row, alternate, parse, show
+    from table import Row, alternate, has_domain, parse, show
 
 # What a row of each benchmark begins with.
 ROWS = {
@@ -41,6 +42,7 @@ ROWS = {
     "serving": "serving",
     "search": "search",
     "biology": "drugs",
+    "audio": "spoken words",
     "recipes": "mnist_fast",
 }
 
@@ -192,7 +194,9 @@ def test_what_an_ablation_undoes_is_in_the_code() -> None:
 
 def test_run_knows_every_benchmark() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts - {"run", "table", "training", "figures", "requests_of_strangers"} == ALL.keys() == ROWS.keys()
+    assert (
+        scripts - {"run", "table", "training", "figures", "requests_of_strangers", "gpu"} == ALL.keys() == ROWS.keys()
+    )
 
 
 @pytest.mark.slow
@@ -205,3 +209,61 @@ def test_each_benchmark_runs_into_the_table_of_all(name: str, tmp_path: Path) ->
     assert f"{name} ..." in printed.splitlines()
     if name == "memory":
         assert max(rows["memory: a run on MNIST, without the import"]["ours"]) <= 500
+
+
+SMALL = SimpleNamespace(quick=True, data_dir=None, pairs=1, device="cpu", accelerator="cpu")
+PROCESSES = ("default", "resume", "deploy")  # parts that start other processes
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(name, marks=[pytest.mark.slow] * (name in PROCESSES)) for name in gpu.PARTS]
+)
+def test_each_part_for_a_gpu_runs_on_a_cpu_with_tiny_sizes(part: str) -> None:
+    if not has_domain(gpu.PARTS[part][2]):
+        pytest.skip("its domain was deleted")
+    values = gpu.PARTS[part][0](SMALL)
+    assert values
+    assert json.loads(json.dumps(values)) is not None
+
+
+def run_gpu(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+    with pytest.raises(SystemExit) as stop:
+        gpu.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_without_a_gpu_the_benchmark_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run_gpu(monkeypatch) == 2
+    assert (
+        capsys.readouterr().err == "error: this machine has no NVIDIA GPU that torch can use: --cpu tries the script\n"
+    )
+
+
+def test_a_part_for_a_gpu_that_fails_is_reported_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "part.py"
+    code = """
+import sys, time
+part, path = sys.argv[sys.argv.index("--part") + 1], sys.argv[-1]
+if part == "gpt":
+    sys.exit("oh")
+open(path, "w").write('{"speed": 1}')
+if part == "memory":
+    time.sleep(600)
+"""
+    script.write_text(code)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setitem(gpu.PARTS, "memory", (gpu.memory, 3, "text"))
+    assert run_gpu(monkeypatch, "--only", "gpt", "memory", "fsdp2") == 1
+    parts = json.loads(capfd.readouterr().out.splitlines()[-1])["parts"]
+    assert parts["gpt"]["failed"] == "exit code 1, see above"
+    assert parts["memory"]["failed"] == "stopped after 3 s"
+    assert parts["fsdp2"]["speed"] == 1

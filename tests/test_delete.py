@@ -68,7 +68,8 @@ def test_a_test_that_skips_for_a_missing_domain_is_seen() -> None:
 
 
 def test_the_guide_says_how_to_delete_each_domain() -> None:
-    built_on = {"vision": {"multimodal"}, "text": {"multimodal", "biology"}, "multimodal": set(), "biology": set()}
+    built_on = {"vision": {"multimodal", "audio"}, "text": {"multimodal", "biology"}, "audio": {"multimodal"}}
+    built_on |= {"multimodal": set(), "biology": set()}
     assert FOLDERS.keys() == built_on.keys()
     for domain, names in FOLDERS.items():
         gone = {domain, *built_on[domain]}

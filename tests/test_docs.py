@@ -84,6 +84,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path.resolve(): Page(path) for path in site.rglob("*.html")}
 
 
+@pytest.mark.slow
 def test_every_link_and_anchor_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
     count = 0
     for path, page in pages.items():
@@ -99,11 +100,13 @@ def test_every_link_and_anchor_leads_somewhere(site: Path, pages: dict[Path, Pag
     assert count > 1000
 
 
+@pytest.mark.slow
 def test_a_page_loads_nothing_from_other_hosts(pages: dict[Path, Page]) -> None:
     loaded = {link for page in pages.values() for link in page.loaded if urlsplit(link).netloc}
     assert loaded == set()
 
 
+@pytest.mark.slow
 def test_every_link_to_the_repository_names_a_file(pages: dict[Path, Page]) -> None:
     links = {link for page in pages.values() for link in page.links if "/blob/main/" in link}
     assert links
@@ -111,6 +114,7 @@ def test_every_link_to_the_repository_names_a_file(pages: dict[Path, Page]) -> N
         assert (ROOT / link.partition("/blob/main/")[2].partition("#")[0]).is_file(), link
 
 
+@pytest.mark.slow
 def test_every_page_is_in_the_navigation(site: Path, pages: dict[Path, Page]) -> None:
     linked = {(site / link).resolve() for link in pages[(site / "index.html").resolve()].links if "//" not in link}
     for page in PAGES:
@@ -125,6 +129,7 @@ def test_each_page_opens_with_what_one_types(page: Path) -> None:
     assert first == "```bash", f"{page.name} opens with {first!r}"
 
 
+@pytest.mark.slow
 def test_public_classes_are_in_the_reference(site: Path) -> None:
     text = (site / "reference" / "tasks" / "index.html").read_text(encoding="utf-8")
     for path in sorted((ROOT / "src" / "tasks").glob("[!_]*.py")):
@@ -139,6 +144,7 @@ def shown(site: Path) -> Iterator[tuple[Any, str]]:
         yield page, address
 
 
+@pytest.mark.slow
 def test_a_search_finds_what_a_newcomer_looks_for(shown: tuple[Any, str]) -> None:
     page, address = shown
     asked: list[str] = []
@@ -163,6 +169,7 @@ def test_a_search_finds_what_a_newcomer_looks_for(shown: tuple[Any, str]) -> Non
     assert all(urlsplit(url).hostname == "127.0.0.1" for url in asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_fits_a_phone_and_can_be_read(shown: tuple[Any, str], site: Path, scheme: str) -> None:
     page, address = shown

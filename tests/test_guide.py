@@ -17,6 +17,8 @@ FILES = {
 }
 PAGE = (ROOT / "docs" / "your_own.md").read_text(encoding="utf-8")
 MORE = dict(re.findall(r"`((?:src|configs)/own/\w+\.\w+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+OWN_CODE = (ROOT / "docs" / "own_code.md").read_text(encoding="utf-8")  # see test_own_code.py
+PARTS = dict(re.findall(r"`((?:src|configs)/own/\w+\.\w+)`:\n\n```\w+\n(.*?)```", OWN_CODE, re.DOTALL))
 # What each example must reach, and how its raw test samples become files to predict on, with their true values.
 CSV = """
 import csv
@@ -93,9 +95,9 @@ def test_each_row_of_the_contract_has_a_test() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with the files of both guides."""
+    """A copy of the repository with the files of the guides."""
     copy = copy_of_the_repository(tmp_path_factory.mktemp("guide") / "copy")
-    for name, text in {**FILES, **MORE}.items():
+    for name, text in {**FILES, **MORE, **PARTS}.items():
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text(text, encoding="utf-8")
     return copy
@@ -125,10 +127,10 @@ def test_what_it_makes_learns_and_is_a_domain_like_any_other(copy: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_code_of_both_guides_passes_the_projects_checks(
+def test_the_code_of_the_guides_passes_the_projects_checks(
     copy: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    modules = [name for name in (*FILES, *MORE) if name.endswith(".py")]
+    modules = [name for name in (*FILES, *MORE, *PARTS) if name.endswith(".py")]
     in_copy(copy, "-m", "ruff", "check", *modules)
     in_copy(copy, "-m", "ruff", "format", "--check", *modules)
     in_copy(copy, "-m", "mypy", "--cache-dir", str(tmp_path_factory.getbasetemp() / "mypy"), *modules)

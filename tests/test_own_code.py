@@ -24,7 +24,10 @@ PAGE = (ROOT / "docs" / "own_code.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"`((?:src|configs)/own/\w+\.\w+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = re.findall(r"^`python -m src\.train (.*)`$", PAGE, re.MULTILINE)
 SHORT = ("--trainer.limit_train_batches=4", "--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2")
-pytestmark = pytest.mark.skipif(bool(DELETED), reason="the examples use recipes of vision and text")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif({"vision", "text"} & DELETED != set(), reason="the examples use recipes of vision and text"),
+]
 Train = Callable[..., Run]
 
 

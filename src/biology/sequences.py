@@ -141,7 +141,7 @@ class SequenceDataModule(LightningDataModule):
         if options.predicts == "class":
             report_classes(self.labels, {part: [int(one[0]) for one in self.sets[part].targets] for part in PARTS})
         texts = {part: [record.sequence for record in parts[part]] for part in PARTS}
-        report_duplicates(texts, {part: [f"{text[:60]!r}" for text in texts[part]] for part in PARTS}, "sequences")
+        report_duplicates(texts, "sequences", lambda part, index: f"{texts[part][index][:60]!r}")
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the sequences."""

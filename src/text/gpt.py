@@ -6,27 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.text.cache import KeyValueCache, SharedCache
+
 # Up to this many tokens, bfloat16 attention on a CPU is computed here; beyond, the score matrix takes too much memory.
 MAX_MANUAL_ATTENTION = 512
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim)
-
-
-class KeyValueCache:
-    """Keys and values of the tokens that a GPT has processed, so that each new token takes one step only."""
-
-    def __init__(self, num_layers: int) -> None:
-        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
-
-    def __len__(self) -> int:
-        """Number of tokens processed."""
-        return 0 if self.layers[0] is None else self.layers[0][0].shape[2]
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values (B, num_heads, T, head_dim) of a layer; returns those of all tokens so far."""
-        if (past := self.layers[layer]) is not None:
-            keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-        self.layers[layer] = (keys, values)
-        return keys, values
 
 
 class Attention(nn.Module):
@@ -56,7 +40,8 @@ class Attention(nn.Module):
         qk, v = qkv[:2], qkv[2]  # (2, B, heads, T, head_dim), (B, heads, T, head_dim)
         q, k = rotate(F.layer_norm(qk, qk.shape[-1:]), rotation)
         if cache is not None:
-            k, v = cache.extend(layer, k, v)  # (B, heads, S, head_dim), S tokens so far
+            # (B, heads, S, head_dim), S tokens so far
+            k, v = cache.extend(layer, "keys", k), cache.extend(layer, "values", v)
         y = attend(q, k, v, mask, self.causal and length > 1, self.dropout if self.training else 0.0)
         out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
         return out
@@ -76,16 +61,33 @@ class FeedForward(nn.Module):
         return out
 
 
+class CausalConvolution(nn.Module):
+    """Adds to each token a weighted sum of the tokens just before it, feature by feature (So et al. 2021)."""
+
+    def __init__(self, d_model: int, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.weight = nn.Parameter(torch.zeros(size, 1, d_model))  # of the last token first
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None, layer: int = 0, name: str = "") -> Tensor:
+        padded = F.pad(x, (0, 0, self.size, 0)) if cache is None else cache.extend(layer, name, x, last=self.size)
+        for number, weight in enumerate(self.weight.to(x.dtype), start=1):
+            x = torch.addcmul(x, padded[:, self.size - number : padded.shape[1] - number], weight)  # (B, T, C)
+        return x
+
+
 class Block(nn.Module):
     """Attention, then feed-forward, each with layer norm before and a residual connection (Xiong et al. 2020)."""
 
-    def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
+    def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool, conv_size: int = 0) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(d_model, bias=False)
         self.attention = Attention(d_model, num_heads, dropout, causal)
         self.feed_forward_norm = nn.LayerNorm(d_model, bias=False)
         self.feed_forward = FeedForward(d_model)
         self.dropout = nn.Dropout(dropout)
+        self.attention_conv = CausalConvolution(d_model, conv_size) if conv_size else None
+        self.feed_forward_conv = CausalConvolution(d_model, conv_size) if conv_size else None
         # A new block is the identity, which makes deep networks easy to train (Zhang et al. 2019).
         nn.init.zeros_(self.attention.proj.weight)
         nn.init.zeros_(self.feed_forward.proj.weight)
@@ -98,8 +100,14 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), rotation, mask, cache, layer))  # (B, T, C)
-        out: Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))  # (B, T, C)
+        hidden = self.attention_norm(x)
+        if self.attention_conv is not None:
+            hidden = self.attention_conv(hidden, cache, layer, "attention_conv")
+        x = x + self.dropout(self.attention(hidden, rotation, mask, cache, layer))  # (B, T, C)
+        hidden = self.feed_forward_norm(x)
+        if self.feed_forward_conv is not None:
+            hidden = self.feed_forward_conv(hidden, cache, layer, "feed_forward_conv")
+        out: Tensor = x + self.dropout(self.feed_forward(hidden))  # (B, T, C)
         return out
 
 
@@ -114,6 +122,8 @@ class GPT(nn.Module):
         num_layers: number of blocks.
         dropout: dropout probability after embedding, attention and feed-forward, in [0, 1).
         tie_weights: share the weights of embedding and output layer (Press and Wolf 2017).
+        conv_size: attention and feed-forward also see this many tokens before each one, weighted by feature (So et al.
+            2021), which helps most with characters; 0: only the token itself.
 
     Shapes:
         (B, T) int64 tokens, T up to block_size -> (B, T, vocab_size) float logits for the next token.
@@ -131,12 +141,15 @@ class GPT(nn.Module):
         num_layers: int = 4,
         dropout: float = 0.0,
         tie_weights: bool = False,
+        conv_size: int = 0,
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "num_layers": num_layers}
         check_transformer("GPT", dropout, d_model=d_model, num_heads=num_heads, **sizes)
         if block_size < 2:
             raise ValueError(f"block_size {block_size} is too small for GPT: give at least 2 tokens")
+        if conv_size < 0:
+            raise ValueError(f"conv_size {conv_size} is out of range for GPT: give at least 0; 0: no convolution")
         self.vocab_size = vocab_size
         self.block_size = block_size
         self.d_model = d_model
@@ -144,9 +157,10 @@ class GPT(nn.Module):
         self.num_layers = num_layers
         self.dropout = dropout
         self.tie_weights = tie_weights
+        self.conv_size = conv_size
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=True) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, True, conv_size) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model, bias=False)
         self.head = nn.Linear(d_model, vocab_size, bias=False)
         if tie_weights:
@@ -159,19 +173,24 @@ class GPT(nn.Module):
 
     def new_cache(self) -> KeyValueCache:
         """An empty cache for `forward`."""
-        return KeyValueCache(self.num_layers)
+        return KeyValueCache()
+
+    def new_shared_cache(self, count: int) -> SharedCache:
+        """A cache for `forward` with one token of each of several texts, which are put into it one by one."""
+        return SharedCache(count)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
-        start = 0 if cache is None else len(cache)
-        end = start + tokens.shape[1]
-        if end > self.block_size:
-            raise ValueError(f"{end} tokens do not fit this GPT, whose block_size is {self.block_size}")
+        count = tokens.shape[1]
+        total = count + (0 if cache is None else len(cache))
+        if total > self.block_size:
+            raise ValueError(f"{total} tokens do not fit this GPT, whose block_size is {self.block_size}")
         x = self.embedding(tokens)  # (B, T, C)
         x = self.embedding_dropout(F.layer_norm(x, x.shape[-1:]))
-        rotation = rotary_angles(start, end, self.d_model // self.num_heads, tokens.device)
+        positions = torch.arange(count, device=tokens.device) if cache is None else cache.begin(count, tokens.device)
+        rotation = rotary_angles(positions, self.d_model // self.num_heads)
         for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, cache=cache, layer=layer)
+            x = block(x, rotation, None if cache is None else cache.mask, cache, layer)
         logits: Tensor = self.head(self.norm(x))  # (B, T, vocab_size)
         return logits
 
@@ -211,13 +230,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     return (weights @ v).view(batch, heads, length, head_dim)
 
 
-def rotary_angles(start: int, end: int, head_dim: int, device: torch.device) -> Rotation:
-    """Cosine and sine, each (T, head_dim) float32, for positions start to end - 1 (Su et al. 2021).
+def rotary_angles(positions: Tensor, head_dim: int) -> Rotation:
+    """Cosine and sine of positions (Su et al. 2021), float32: (T,) -> (T, head_dim), (B, T) -> (B, 1, T, head_dim).
 
     Both halves of the features have the same angles; the sine of the first half is negated, as `rotate` needs it.
     """
-    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)  # (head_dim / 2,)
-    angles = torch.outer(torch.arange(start, end, device=device), frequencies)  # (T, head_dim / 2)
+    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)  # (head_dim / 2,)
+    angles = positions.unsqueeze(-1) * frequencies  # (..., T, head_dim / 2)
+    angles = angles.unsqueeze(-3) if positions.ndim > 1 else angles
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

@@ -15,6 +15,7 @@ from src.engine.training.hyperparameters import describe_arguments
 from src.engine.training.optim.groups import Group, decay_groups
 from src.tasks.task import Task
 from src.text.gpt import check_sampling, sample
+from src.text.texts_together import TextsTogether
 
 Batch = tuple[Tensor, Tensor]
 
@@ -24,7 +25,8 @@ class LanguageModel(Task):
 
     Args:
         net: the network, (B, T) int64 tokens -> (B, T, vocab_size) float logits. It needs `block_size`, the longest
-            context, and `new_cache()`, which returns a cache for the second argument of `forward`.
+            context, and `new_cache()`, which returns a cache for the second argument of `forward`. With
+            `new_shared_cache(count)`, as in `GPT`, the service computes several texts at once.
 
     A batch is inputs (B, T) int64 and targets (B, T) int64; targets of -100 are ignored. Logs `{train,val,test}/loss`
     in nats per token, `{val,test}/perplexity`, and `{val,test}/bits_per_char` if the DataModule has `tokens_per_char`;
@@ -70,6 +72,10 @@ class LanguageModel(Task):
             self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage], sync_dist=True)
 
     check_sampling = staticmethod(check_sampling)
+
+    def generate_together(self, count: int) -> Any:
+        """An object whose `generate` computes up to `count` texts at once if the network can, else this task."""
+        return TextsTogether(self, count) if hasattr(self.net, "new_shared_cache") else self
 
     def parameter_groups(self) -> list[Group]:
         """Parameter groups for the optimizer."""

@@ -50,8 +50,8 @@ class DetectionTask(Task):
             import faster_coco_eval  # noqa: F401 # torchmetrics counts with it
         except ModuleNotFoundError as error:
             raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval") from error
-        # Not one of `metrics`: training makes no boxes.
-        self.precision = MeanAveragePrecision(backend="faster_coco_eval")
+        # Predicted and true boxes of each image. Not in a metric: its lists must have the same length in all processes.
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
     def detector(self) -> Any:
@@ -75,11 +75,11 @@ class DetectionTask(Task):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self.precision.reset()
+        self._seen = []
 
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
-        self.precision.reset()
+        self._seen = []
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -92,26 +92,37 @@ class DetectionTask(Task):
         images, targets = batch
         self.metrics.add(stage, self.check(self.step(batch))[1])
         preds = self(images)
-        counted = ~targets[:, 0, 0].isnan()
-        found = [rows[rows[:, 4] > 0] for rows in preds[counted].float()]
-        true = [rows[rows[:, 4] >= 0] for rows in targets[counted].float()]
-        self.precision.update(
-            [{"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()} for rows in found],
-            [{"boxes": rows[:, :4], "labels": rows[:, 4].long()} for rows in true],
-        )
+        for found, true in zip(preds.float().cpu(), targets.float().cpu(), strict=True):
+            if not true[0, 0].isnan():
+                self._seen.append((found[found[:, 4] > 0], true[true[:, 4] >= 0]))
         return {"inputs": images, "target": targets, "preds": preds}
+
+    def average_precision(self, by_class: bool = False) -> dict[str, Tensor]:
+        """torchmetrics' values for the images of all processes since the epoch began; all processes must call it."""
+        everyone = [self._seen]
+        if self._trainer is not None and self.trainer.world_size > 1:
+            everyone *= self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, self._seen)
+        metric = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=by_class, sync_on_compute=False)
+        for found, true in (image for part in everyone for image in part):
+            box = {"boxes": found[:, :4], "scores": found[:, 4], "labels": found[:, 5].long()}
+            metric.update([box], [{"boxes": true[:, :4], "labels": true[:, 4].long()}])
+        values: dict[str, Tensor] = metric.compute()
+        return values
 
     def log_metrics(self, stage: str) -> None:
         """Log the metrics, after the test also the average precision of each class that occurs."""
         super().log_metrics(stage)
-        self.precision.class_metrics = stage == "test" and self.detector.num_classes <= LISTED
-        found = self.precision.compute()
-        scores = {f"{stage}/{name}": found[name].to(self.device) for name in ("map", "map_50")}
-        self.log_dict(scores, prog_bar=stage == "val")
-        if self.precision.class_metrics:
+        if not self.metrics.has_seen(stage):
+            return
+        by_class = stage == "test" and self.detector.num_classes <= LISTED
+        found = self.average_precision(by_class)
+        scores = {f"{stage}/{name}": found[name] for name in ("map", "map_50")}
+        if by_class:
             labels = self.label_names(self.detector.num_classes)
-            by_class = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=True)
-            self.log_dict({f"test/map_{labels[number]}": score.to(self.device) for number, score in by_class})
+            values = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=True)
+            scores |= {f"test/map_{labels[number]}": value for number, value in values}
+        self.log_dict({name: value.to(self.device) for name, value in scores.items()}, prog_bar=stage == "val")
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Boxes (B, 100, 6) float: see `Detector`."""

@@ -311,5 +311,5 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
 def report_copies(parts: dict[str, list[Path]]) -> None:
     """Log how many image files are also in another part, by their content."""
     keys = iter(content_keys([file for files in parts.values() for file in files]))
-    names = {part: [str(file) for file in files] for part, files in parts.items()}
-    report_duplicates({part: [next(keys) for _ in files] for part, files in parts.items()}, names, "images")
+    by_part = {part: [next(keys) for _ in files] for part, files in parts.items()}
+    report_duplicates(by_part, "images", lambda part, index: str(parts[part][index]))

@@ -15,7 +15,7 @@ def stirred(**arguments: object) -> GPT:
     torch.manual_seed(0)
     net = GPT(**{**TINY, **arguments}).eval()  # type: ignore[arg-type]
     for parameter in net.parameters():
-        if parameter.ndim == 2:
+        if parameter.ndim >= 2:
             nn.init.normal_(parameter, std=0.2)
     return net
 
@@ -57,8 +57,9 @@ def test_dropped_attention_weights_are_zero_and_the_rest_scaled() -> None:
         assert found.float().std() > 0.02
 
 
-def test_a_later_token_never_changes_an_earlier_logit() -> None:
-    net = stirred()
+@pytest.mark.parametrize("conv_size", [0, 3])
+def test_a_later_token_never_changes_an_earlier_logit(conv_size: int) -> None:
+    net = stirred(conv_size=conv_size)
     tokens = torch.randint(50, (3, 16))
     before = net(tokens)
     for position in range(16):
@@ -75,14 +76,22 @@ def test_the_order_of_earlier_tokens_matters() -> None:
     assert not torch.allclose(net(tokens)[0, -1], net(tokens[:, [1, 0, 2, 3]])[0, -1], atol=1e-3)
 
 
+@pytest.mark.parametrize("conv_size", [0, 3])
 @pytest.mark.parametrize("pieces", [[16], [1] * 16, [5, 1, 6, 4]])
-def test_with_a_cache_the_logits_are_the_same(pieces: list[int]) -> None:
-    net = stirred()
+def test_with_a_cache_the_logits_are_the_same(pieces: list[int], conv_size: int) -> None:
+    net = stirred(conv_size=conv_size)
     tokens = torch.randint(50, (2, 16))
     cache = net.new_cache()
     found = torch.cat([net(part, cache) for part in tokens.split(pieces, dim=1)], dim=1)
     assert torch.allclose(found, net(tokens), atol=1e-5)
     assert len(cache) == 16
+
+
+def test_a_convolution_sees_the_tokens_before_and_none_but_these() -> None:
+    conv = gpt.CausalConvolution(1, size=2)
+    nn.init.constant_(conv.weight[0], 10)  # of the last token
+    nn.init.constant_(conv.weight[1], 100)  # of the one before it
+    assert conv(torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])).flatten().tolist() == [1, 12, 123, 234]
 
 
 def test_tied_weights_are_one() -> None:
@@ -120,6 +129,7 @@ def test_it_overfits_one_batch() -> None:
         ({"block_size": 1}, "block_size 1 is too small"),
         ({"d_model": 30, "num_heads": 4}, "d_model 30 does not fit GPT with num_heads 4: give a multiple of 8"),
         ({"dropout": 1.0}, "dropout 1.0 is out of range"),
+        ({"conv_size": -1}, "conv_size -1 is out of range"),
     ],
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, object], message: str) -> None:

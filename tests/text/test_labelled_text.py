@@ -5,7 +5,9 @@ import json
 import operator
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -231,17 +233,21 @@ def test_a_checkpoints_labels_and_tokenizer_stay(tmp_path: Path) -> None:
 # Batches
 
 
+def tokenized(ids: list[Any], targets: list[int]) -> TokenizedTexts:
+    return TokenizedTexts(np.concatenate(ids), [len(one) for one in ids], targets)
+
+
 def lengths(count: int) -> TokenizedTexts:
     generator = torch.Generator().manual_seed(0)
     ids = [
         torch.full((int(length),), number % 256).numpy()
         for number, length in enumerate(torch.randint(1, 200, (count,), generator=generator))
     ]
-    return TokenizedTexts(ids, list(range(count)))
+    return tokenized(ids, list(range(count)))
 
 
 def test_a_batch_is_padded_and_masked() -> None:
-    texts = TokenizedTexts(ByteTokenizer().encode_batch(["abc", "d"], 9), [1, 0])
+    texts = tokenized(ByteTokenizer().encode_batch(["abc", "d"], 9), [1, 0])
     tokens, mask, targets = texts.__getitems__([0, 1])
     assert tokens.tolist() == [[97, 98, 99], [100, 0, 0]]
     assert mask.tolist() == [[True, True, True], [True, False, False]]
@@ -325,9 +331,9 @@ def test_reviews_are_downloaded_checked_and_split_by_line(tmp_path: Path, monkey
     assert data.data_source == "rt_polarity"
     assert data.labels == ["negative", "positive"]
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (320, 40, 40)
-    texts = [data.tokenizer.decode(ids.tolist()) for ids in data.test_set.ids]
-    assert texts[:3] == ["neg café 9", "neg café 19", "neg café 29"]
-    assert data.tokenizer.decode(data.val_set.ids[0].tolist()) == "neg café 8"
+    texts = [data.tokenizer.decode(data.test_set[index][0].tolist()) for index in range(3)]
+    assert texts == ["neg café 9", "neg café 19", "neg café 29"]
+    assert data.tokenizer.decode(data.val_set[0][0].tolist()) == "neg café 8"
     (tmp_path / "data" / "rt_polarity" / "rt-polarity.pos").write_text("cut short\n")
     with pytest.raises(InputError, match=r"rt-polarity.pos has 1 lines, not 200"):
         ready(data_dir=data_dir)

@@ -77,6 +77,53 @@ def test_beyond_the_block_the_last_half_of_the_context_is_read_once_more() -> No
     assert seen[13] == context[17 - 8 : 17]
 
 
+def asked(task: LanguageModel, numbers: list[int]) -> list[list[int]]:
+    """Texts with their own prompts, limits and seeds, of which one more begins in each turn."""
+    together = task.generate_together(4)
+    texts = []
+    for number in numbers:
+        prompt, generator = torch.arange(1, 2 + 5 * number), torch.Generator().manual_seed(number)
+        limits = {"temperature": 0.5 * number, "top_k": 20 - number, "top_p": 1 - 0.1 * number}
+        texts.append(together.generate(prompt, 30 + number, **limits, generator=generator))
+    found: list[list[int]] = [[] for _ in texts]
+    for turn in range(40):
+        for text, tokens in list(zip(texts, found, strict=True))[: turn + 1]:
+            tokens += [token for token in [next(text, None)] if token is not None]
+    return found
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("conv_size", [0, 2])
+def test_texts_generated_together_are_those_generated_alone(conv_size: int, bfloat16: bool) -> None:
+    task = LanguageModel(stirred(conv_size=conv_size, d_model=64))  # their contexts exceed its block of 16 tokens
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        together = asked(task, [0, 1, 2, 3])
+        assert together == [asked(task, [number])[0] for number in range(4)]
+    assert [len(text) for text in together] == [30, 31, 32, 33]
+    assert text_of(task, 30, use_cache=False, prompt=(1,)) == together[0] or bfloat16
+
+
+def test_texts_generated_together_share_steps_and_a_place_is_used_again() -> None:
+    task = LanguageModel(stirred())
+    together = task.generate_together(2)
+    rows: list[int] = []
+    task.net.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    texts = [together.generate(torch.tensor([number]), 9, temperature=0) for number in (1, 2)]
+    first = [list(pair) for pair in zip(*texts, strict=True)]
+    assert rows == [1] + [2, 1] + [2] * 8  # the second text begins with the first one's second token
+    third = list(together.generate(torch.tensor([1]), 9, temperature=0))
+    assert third == [pair[0] for pair in first]
+    with pytest.raises(ValueError, match="temperature -1 is out of range"):
+        together.generate(torch.tensor([1]), 9, temperature=-1)
+    with pytest.raises(InputError, match="the prompt is empty"):
+        together.generate(torch.tensor([], dtype=torch.long), 9)
+
+
+def test_a_network_without_a_shared_cache_generates_texts_one_by_one() -> None:
+    task = LanguageModel(nn.Linear(1, 1))
+    assert task.generate_together(8) is task
+
+
 def test_generation_leaves_the_model_as_it_was() -> None:
     task = LanguageModel(stirred(dropout=0.5)).train()
     assert text_of(task, 5, use_cache=True) == text_of(task, 5, use_cache=True)  # no dropout

@@ -32,3 +32,12 @@ def test_the_recipe_is_trained_and_tested_with_several_seeds(
     assert search(tmp_path, "seeds", "--n_trials=2", "--trainer.limit_test_batches=2") == 0
     assert re.search(r"mean \S+, standard deviation \S+ of 2: \S+, \S+", capsys.readouterr().out)
     assert len({trial.params["seed_everything"] for trial in trials(tmp_path, "seeds")}) == 2
+
+
+@pytest.mark.slow
+def test_learning_rates_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(tmp_path, "lr") == 0
+    assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path, "lr")}) == 6
+    shown = capsys.readouterr().out
+    assert "repeat the best run" in shown
+    assert len(re.findall(r"trials/version_\d", shown)) >= 5

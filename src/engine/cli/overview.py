@@ -81,7 +81,7 @@ def listed() -> Iterator[str]:
         ("DataModules: --data NAME", _described(_classes("LightningDataModule"))),
         ("Callbacks: --trainer.callbacks+=NAME", _described(_classes("Callback"))),
         ("Overlays: --config FILE, added to a recipe", configs("Overlays")),
-        ("Searches: python -m src.tune --config FILE", configs("Searches")),
+        ("Searches: --config FILE, of the command tune", configs("Searches")),
     ):
         if lines:
             yield from (title, _table(lines), "")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -125,20 +126,26 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 
 @rank_zero_only
-def report_duplicates(parts: dict[str, list[Any]], names: dict[str, list[str]], kind: str) -> None:
+def report_duplicates(parts: dict[str, list[Any]], kind: str, name: Callable[[str, int], str]) -> None:
     """Log how many samples are also in an earlier part, with one example.
 
     Args:
         parts: for each part, a key for each sample, equal for equal samples.
-        names: the names of the samples.
         kind: what the samples are, such as images.
+        name: gives the name of a sample, by part and index.
     """
+    hashes = np.fromiter((hash(key) for keys in parts.values() for key in keys), np.int64)
+    ordered = np.sort(hashes)  # eight bytes a sample: a dict of all would take more memory than short texts
+    repeated = np.isin(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
     first: dict[Any, tuple[str, str]] = {}
+    start = 0
     for part, keys in parts.items():
         found: dict[str, list[str]] = {}
-        for key, name in zip(keys, names[part], strict=True):
-            earlier, same = first.setdefault(key, (part, name))
+        own = repeated[start : start + len(keys)].nonzero()[0].tolist()
+        start += len(keys)
+        for key, shown in ((keys[index], name(part, index)) for index in own):
+            earlier, same = first.setdefault(key, (part, shown))
             if earlier != part:
-                found.setdefault(earlier, []).append(name if name == same else f"{name}, the same as {same}")
+                found.setdefault(earlier, []).append(shown if shown == same else f"{shown}, the same as {same}")
         for earlier, examples in found.items():
             announce(f"{len(examples):,} {PARTS[part]} {kind} are also {PARTS[earlier]} {kind}, such as {examples[0]}")

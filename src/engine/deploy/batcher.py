@@ -1,9 +1,12 @@
 """Combines concurrent requests into batches, and runs blocking work in threads."""
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 MAX_WAITING = 1024  # inputs in the queue
@@ -11,6 +14,13 @@ MAX_WAITING = 1024  # inputs in the queue
 
 class TooManyError(Exception):
     """Too much work is waiting."""
+
+
+def passable(error: BaseException) -> Exception:
+    """An error that asyncio can pass on: it does not end the event loop, nor is it taken for one of the service."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration | TimeoutError):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class Threads:
@@ -46,10 +56,7 @@ class Threads:
         try:
             return function(*args)
         except BaseException as error:
-            if isinstance(error, Exception) and not isinstance(error, StopIteration | TimeoutError):
-                raise
-            # asyncio cannot pass these on, or they would end the event loop, or be taken for the service's own.
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+            raise passable(error) from error
         finally:
             del self.started[call]
 
@@ -148,3 +155,120 @@ class Batcher:
             except TimeoutError:
                 break
         return batch
+
+
+class Turns:
+    """Reads several iterators of text in one thread, a piece of each in turn.
+
+    Args:
+        count: maximum number of iterators that are read at the same time.
+        limit: maximum number that are or wait to be read.
+        context: entered around all reading.
+    """
+
+    def __init__(self, count: int, limit: int, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.count = count
+        self.limit = limit
+        self.context = context
+        self.waiting: deque[Reading] = deque()
+        self.running: list[Reading] = []
+        self.lock = threading.Lock()  # of `waiting`, `running` and `since`
+        self.since: float | None = None  # when the present round started; None: the thread has nothing to do
+        self.pool = ThreadPoolExecutor(1)
+
+    async def __call__(self, start: Callable[[], Iterator[str]]) -> AsyncGenerator[str, None]:
+        """The text of the iterator that `start` returns in the thread, however slowly it is read.
+
+        Raises:
+            TooManyError: too many iterators are waiting.
+        """
+        one = Reading(start, asyncio.get_running_loop())
+        with self.lock:
+            if len(self.waiting) + len(self.running) >= self.limit:
+                raise TooManyError
+            self.waiting.append(one)
+            if self.since is None:
+                self.since = time.monotonic()
+                self.pool.submit(self._read)
+        try:
+            while not one.has_ended:
+                await one.news.wait()
+                one.news.clear()
+                if piece := one.take():
+                    yield piece
+            if one.error is not None:
+                raise one.error
+        finally:
+            one.is_wanted = False
+            with self.lock, suppress(ValueError):
+                self.waiting.remove(one)
+
+    def _read(self) -> None:
+        with self.context():
+            while True:
+                with self.lock:
+                    while self.waiting and len(self.running) < self.count:
+                        self.running.append(self.waiting.popleft())
+                    self.since = time.monotonic() if self.running else None
+                    if not self.running:
+                        return
+                ended = [one for one in self.running if not one.advance()]
+                with self.lock:
+                    self.running = [one for one in self.running if one not in ended]
+
+    def longest(self) -> float:
+        """For how many seconds the present round has been running."""
+        since = self.since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def stop(self) -> None:
+        """Start nothing more; what runs goes on."""
+        with self.lock:
+            self.waiting.clear()
+        self.pool.shutdown(wait=False)
+
+
+class Reading:
+    """An iterator of text, which a thread reads and a coroutine takes.
+
+    `has_ended` and `error`, if any, come after all text.
+    """
+
+    def __init__(self, start: Callable[[], Iterator[str]], loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.iterator = self._start(start)
+        self.is_wanted = True
+        self.unread: list[str] = []
+        self.news = asyncio.Event()
+        self.has_ended = False
+        self.error: Exception | None = None
+
+    def _start(self, start: Callable[[], Iterator[str]]) -> Generator[str, None, None]:
+        yield from start()  # in the thread
+
+    def advance(self) -> bool:
+        """Read a piece; returns whether there may be more, and somebody who wants it."""
+        piece, error = "", None
+        try:
+            if self.is_wanted:
+                piece = next(self.iterator)
+            else:
+                self.iterator.close()
+        except StopIteration:
+            self.is_wanted = False
+        except BaseException as wrong:
+            self.is_wanted, error = False, passable(wrong)
+        with suppress(RuntimeError):  # the event loop has ended
+            self.loop.call_soon_threadsafe(self._receive, piece, not self.is_wanted, error)
+        return self.is_wanted
+
+    def _receive(self, piece: str, has_ended: bool, error: Exception | None) -> None:
+        self.unread.append(piece)
+        self.has_ended, self.error = has_ended, error
+        self.news.set()
+
+    def take(self) -> str:
+        """The text that has been read since the last time."""
+        text = "".join(self.unread)
+        self.unread.clear()
+        return text

@@ -26,7 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import Send
 
-from src.engine.deploy.batcher import Batcher, Threads, TooManyError
+from src.engine.deploy.batcher import Batcher, Threads, TooManyError, Turns
 from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, describe, printable
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.requests import BODY_SECONDS, RequestReader
@@ -34,7 +34,7 @@ from src.engine.system.errors import InputError
 from src.engine.system.hardware import check_accelerator, choose_precision, device_of
 
 PAGE = Path(__file__).with_name("page.html")
-GENERATING = 2  # texts at the same time; more would slow all of them down
+GENERATING = 8  # texts at the same time
 MAX_GENERATING = 32  # texts that are or wait to be generated
 
 
@@ -88,19 +88,24 @@ class Service:
         self.inference = inference
         self.read = RequestReader(inference, options.token, int(options.max_body_mb * 10**6))
         self.timeout = options.timeout
-        # Creates a context for each use: several threads generate at the same time.
+        # Creates a context for each use, because several threads compute.
         self.autocast = partial(torch.autocast, inference.device.type, torch.bfloat16, enabled=bfloat16)
         self.batcher = Batcher(self._compute, options.max_batch_size, options.batch_timeout)
-        self.generating = Threads(GENERATING, MAX_GENERATING)
+        self.writing = Turns(GENERATING, MAX_GENERATING, self.autocast)
+        together = getattr(inference.task, "generate_together", None)
+        self.writer: Any = together(GENERATING) if together else inference.task
         self.error: BaseException | None = None
         facts = {
             "kind": inference.kind,
             "columns": list(getattr(inference.data, "columns", ())),
             "token": options.token is not None,
             "draws": getattr(inference.data, "drawn", False),
+            "suffixes": list(getattr(inference.data, "file_suffixes", ())),
             "title": getattr(inference.data, "input_title", ""),
         }
         page = PAGE.read_text(encoding="utf-8")
+        script = getattr(inference.data, "page_script", None)
+        page = page.replace("{{script}}", script.read_text(encoding="utf-8") if script else "")
         self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
     def app(self) -> Starlette:
@@ -148,8 +153,8 @@ class Service:
         if not task.cancelled():
             self.error = task.exception()
 
-    def _threads(self) -> list[Threads]:
-        return [self.batcher.thread, self.generating, self.read.small, self.read.large]
+    def _threads(self) -> list[Threads | Turns]:
+        return [self.batcher.thread, self.writing, self.read.small, self.read.large]
 
     def longest(self) -> float:
         """For how many seconds the longest computation has been running."""
@@ -175,7 +180,7 @@ class Service:
     @torch.inference_mode()
     def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
         sizes = []
-        if self.inference.kind == "image":
+        if self.inference.kind in ("image", "file"):
             parts = zip(*(tensors for tensors, *_ in values), strict=True)
             prepared = tuple(torch.cat(part) for part in parts)
             notes, sizes = [note for _, note, _ in values], [size for *_, size in values]
@@ -192,30 +197,7 @@ class Service:
         """Stream the continuation of a text."""
         async with asyncio.timeout(None) as deadline:
             options = await self.read(request, deadline, self.timeout)
-        return TextStream(self._pieces(options), self.timeout)
-
-    async def _pieces(self, options: dict[str, Any]) -> AsyncGenerator[str, None]:
-        """The pieces of a text that a thread generates, however slowly they are read."""
-        loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        is_wanted = True
-
-        def generate() -> None:
-            with self.autocast():
-                for piece in self._generate(options):
-                    if not is_wanted:
-                        return
-                    loop.call_soon_threadsafe(pieces.put_nowait, piece)
-
-        task = asyncio.create_task(self.generating(generate))
-        task.add_done_callback(lambda _: pieces.put_nowait(None))
-        try:
-            while (piece := await pieces.get()) is not None:
-                yield piece
-            await task
-        finally:
-            is_wanted = False
-            task.cancel()
+        return TextStream(self.writing(partial(self._generate, options)), self.timeout)
 
     def _generate(self, options: dict[str, Any]) -> Iterator[str]:
         tokenizer = self.inference.data.tokenizer
@@ -224,8 +206,7 @@ class Service:
         generator = torch.Generator()
         generator.seed() if seed is None else generator.manual_seed(seed)
         limits = {name: options[name] for name in ("temperature", "top_k", "top_p")}
-        task: Any = self.inference.task
-        ids = task.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
+        ids = self.writer.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
         yield from tokenizer.stream(ids)
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from src.engine.deploy import batcher
-from src.engine.deploy.batcher import Batcher, TooManyError
+from src.engine.deploy.batcher import Batcher, TooManyError, Turns
 
 
 def test_inputs_that_come_together_are_computed_together_and_answered_in_order() -> None:
@@ -119,3 +121,49 @@ def test_more_than_can_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         return len(found)
 
     assert asyncio.run(ask()) == 4
+
+
+async def joined(pieces: AsyncIterator[str]) -> str:
+    return "".join([piece async for piece in pieces])
+
+
+def test_texts_take_turns_and_more_than_can_be_read_wait() -> None:
+    order: list[str] = []
+    all_asked = threading.Event()
+
+    def spelled(word: str) -> Iterator[str]:
+        all_asked.wait(10)
+        for letter in word:
+            order.append(letter)
+            yield letter
+
+    async def ask() -> list[str]:
+        turns = Turns(2, 3, nullcontext)
+        texts = [turns(lambda word=word: spelled(word)) for word in ("aaa", "bb", "cc")]  # type: ignore[misc]
+        asyncio.get_running_loop().call_later(0.05, all_asked.set)
+        found = await asyncio.gather(*map(joined, texts))
+        turns.stop()
+        return found
+
+    assert asyncio.run(ask()) == ["aaa", "bb", "cc"]
+    assert "".join(order) in ("aababcc", "ababacc")  # the first may be a turn ahead; the third waits for a place
+
+
+@pytest.mark.parametrize("error", [ValueError("oh"), TimeoutError("oh"), SystemExit("oh")])
+def test_an_error_of_a_text_ends_this_text_only(error: BaseException) -> None:
+    def broken() -> Iterator[str]:
+        yield "a"
+        raise error
+
+    async def ask() -> list[Any]:
+        turns = Turns(2, 2, nullcontext)
+        texts = joined(turns(broken)), joined(turns(lambda: iter("bbb")))
+        found = await asyncio.gather(*texts, return_exceptions=True)
+        turns.stop()
+        assert turns.longest() == 0
+        return found
+
+    found = asyncio.run(ask())
+    assert isinstance(found[0], ValueError if isinstance(error, ValueError) else RuntimeError)
+    assert "oh" in str(found[0])
+    assert found[1] == "bbb"

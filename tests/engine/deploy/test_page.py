@@ -93,6 +93,7 @@ def answered(page: Any, facts: dict[str, Any]) -> list[Any]:
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_phone_shows_everything_with_contrast_and_names(kind: str, scheme: str) -> None:
@@ -112,6 +113,7 @@ def test_a_phone_shows_everything_with_contrast_and_names(kind: str, scheme: str
         assert faults(page) == {}
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough_for_a_table() -> None:
     with browser() as page:
         asked = answered(page, {"kind": "table", "draws": False, "columns": ["x", "y"], "token": False})
@@ -123,6 +125,7 @@ def test_the_keyboard_is_enough_for_a_table() -> None:
         assert [json.loads(one) for one in asked] == [{"x": 2.5, "y": 0}]
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough_for_a_text() -> None:
     with browser() as page:
         asked = answered(page, {"kind": "text", "draws": False, "columns": [], "token": False})

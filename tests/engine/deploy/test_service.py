@@ -156,7 +156,7 @@ def test_a_row_of_a_table_is_finite_numbers_for_all_columns() -> None:
         device=torch.device("cpu"),
         prepare=lambda rows: prepare_inputs(data, rows),
         predictions=lambda inputs: inputs[0].sum(dim=1),
-        rows=lambda sums: [{"sum": one} for one in sums.tolist()],
+        rows=lambda sums, sizes: [{"sum": one} for one in sums.tolist()],
     )
     with local(inference) as one:
         assert one.predict({"b": 2, "a": 1.5}).json == {"sum": 3.5}
@@ -319,24 +319,25 @@ def test_an_error_of_a_writer_is_an_answer_or_ends_the_text(capfd: pytest.Captur
 
 
 def test_readers_that_leave_or_wait_free_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "GENERATING", 2)
     monkeypatch.setattr(service, "MAX_GENERATING", 3)
 
     def pieces(prompt: str) -> Iterator[str]:
         return endless(prompt) if prompt == "to be" else iter(["la"])
 
     with local(writer(pieces)) as one:
-        places = one.service.generating
+        places = one.service.writing
         body = json.dumps(PROMPT).encode()
         request = b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
         readers = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(3)]
         for reader in readers:
             reader.sendall(request)
-        waited_for(lambda: places.free == 0 and len(places.started) == service.GENERATING)
+        waited_for(lambda: (len(places.running), len(places.waiting)) == (2, 1))
         refused = one.generate({"prompt": "or"})
         assert refused.status == 503
         for reader in readers:
             reader.close()
-        waited_for(lambda: places.free == 3)
+        waited_for(lambda: not places.running and not places.waiting)
         assert one.generate({"prompt": "or"}).body == b"la"
 
 
