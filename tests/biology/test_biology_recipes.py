@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.biology.sequences import SequenceDataModule
 from src.engine.deploy.predicting import predict
 from tests.conftest import Run, fit, once, write
 from tests.engine.deploy.exports import example, written
@@ -60,7 +61,7 @@ def test_a_model_of_molecules_is_exported(drugs: str, tmp_path: Path, monkeypatc
 def test_the_page_takes_a_molecule_and_the_service_says_what_is_wrong_with_one(drugs: str) -> None:
     with service(drugs) as one, browser() as page:
         page.goto(f"http://127.0.0.1:{one.port}/")
-        assert page.locator("#title").text_content() == "Enter a sequence (smiles)"
+        assert page.locator("#title").text_content() == SequenceDataModule().input_title == "Enter a sequence (smiles)"
         assert page.locator("#go").text_content() == "Predict"
         page.fill("#area", "OCOCOO")
         page.click("#go")
