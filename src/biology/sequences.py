@@ -138,7 +138,7 @@ class SequenceDataModule(LightningDataModule):
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
         rank_zero_info(f"{sizes} sequences of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
-        if options.predicts == "class":
+        if is_class:
             report_classes(self.labels, {part: [int(one[0]) for one in self.sets[part].targets] for part in PARTS})
         texts = {part: [record.sequence for record in parts[part]] for part in PARTS}
         report_duplicates(texts, "sequences", lambda part, index: f"{texts[part][index][:60]!r}")
