@@ -303,7 +303,7 @@ def test_a_detector_is_exported_with_its_boxes(
     form: str, detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, said = written(detector, form, tmp_path)
-    difference = re.search(r"largest difference (\S+) over 64 validation samples", said)
+    difference = re.search(r"largest difference (\S+) over 21 validation samples", said)
     assert difference
     assert float(difference[1]) <= 1e-4
     shown = example(output, str(scenes[0] / "00.png"), monkeypatch)
