@@ -270,8 +270,8 @@ def test_predict_writes_a_row_for_each_box_in_pixels_of_the_file(
     (drawn,) = {row["picture"] for row in rows if row["input"] == str(folder / "00.png")}
     with Image.open(tmp_path / drawn) as image:
         assert image.size == (128, 64)
-        assert len(set(image.convert("RGB").getdata())) > len(
-            set(Image.open(folder / "00.png").convert("RGB").getdata())
+        assert len(set(image.convert("RGB").get_flattened_data())) > len(
+            set(Image.open(folder / "00.png").convert("RGB").get_flattened_data())
         )
 
 
