@@ -28,7 +28,7 @@ class Detector(nn.Module):
     """A detector of torchvision that takes and returns tensors of a fixed shape.
 
     Args:
-        net: an SSD, RetinaNet, FCOS or Faster R-CNN of torchvision for `num_classes` + 1 classes, the first one unused.
+        net: an SSD, RetinaNet, FCOS or FasterRCNN of torchvision for `num_classes` + 1 classes, the first one unused.
         num_classes: number of classes.
         image_size: S, height and width of the images in pixels, a multiple of 32.
 
@@ -98,7 +98,7 @@ class Detector(nn.Module):
         return best_boxes(boxes, scores[:, :, 1:], self.net.score_thresh, self.net.nms_thresh)
 
     def _two_stages(self, x: Tensor) -> Tensor:
-        """The boxes of a Faster R-CNN, image by image."""
+        """The boxes of a FasterRCNN, image by image."""
         was_training = self.training
         found = self.net.eval()(list(x))
         self.net.train(was_training)
@@ -145,7 +145,7 @@ class TorchvisionDetector(Detector):
     """A detector of torchvision, such as ssdlite320_mobilenet_v3_large, with a head for your classes.
 
     Args:
-        name: torchvision's name of the network: an SSD, SSDlite, RetinaNet, FCOS or Faster R-CNN.
+        name: torchvision's name of the network: an SSD, SSDlite, RetinaNet, FCOS or FasterRCNN.
         weights: `DEFAULT` or another name of torchvision's weights, downloaded; or a file with weights of this network,
             of any number of classes. Batch norms then keep their statistics. Default: none, train from scratch.
         num_classes: number of classes.

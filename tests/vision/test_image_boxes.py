@@ -111,12 +111,12 @@ def test_boxes_follow_what_is_done_to_their_image(options: dict[str, bool], tmp_
             assert 0 <= y1 < y2 <= 1
             inside = image[:, round(y1 * 64) + 2 : round(y2 * 64) - 2, round(x1 * 64) + 2 : round(x2 * 64) - 2]
             if inside.numel():
-                assert (inside[0 if label else 1] > 1.5).all()  # in the box is the colour that its label says
+                assert (inside[0 if label else 1] > 200).all()  # in the box is the colour that its label says
             shown[
                 :, max(round(y1 * 64) - 2, 0) : round(y2 * 64) + 2, max(round(x1 * 64) - 2, 0) : round(x2 * 64) + 2
             ] = 1
     if "crop" in options:  # a crop leaves out boxes whose centre is outside
-        assert (images[red == 0] < 0).all()  # and outside of all boxes there is none
+        assert (images[red == 0] < 60).all()  # and outside of all boxes there is none
 
 
 def test_images_without_boxes_and_boxes_at_the_edge_count(tmp_path: Path) -> None:

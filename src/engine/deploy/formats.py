@@ -150,16 +150,15 @@ class Exported:
     def largest_difference(self, samples: list[Sample]) -> float:
         """The largest difference of an output from the checkpoint's, by the task's `difference` if it has one.
 
-        Infinity if an output is NaN. Numbers that are no logits may be large, in a unit of their own: there it is
-        relative to the largest.
+        Infinity if an output is NaN. Of numbers that are no logits, and may be large, it is relative to the largest.
         """
-        task = self.reference.inference.task
+        task: Any = self.reference.inference.task
         with exporting(self.reference):
             outputs = [self.runtime(*inputs) for inputs, _ in samples]
         others = [self.reference.net(*inputs) for inputs, _ in samples]
         if hasattr(task, "difference"):
-            differences = map(task.difference, outputs, others)
-            return float(torch.stack(list(differences)).max().nan_to_num(nan=torch.inf))
+            differences = torch.stack([*map(task.difference, outputs, others)])
+            return float(differences.max().nan_to_num(nan=torch.inf))
         found, expected = (torch.cat([one.flatten() for one in some]) for some in (outputs, others))
         scale = 1.0 if self.reference.has_logits else expected.abs().max().clamp(min=1)
         return float(((found - expected).abs().max() / scale).nan_to_num(nan=torch.inf))
