@@ -1,4 +1,4 @@
-"""For the tests of your own DataModule: `check_prepare(MyDataModule(), raw)` and `check_folds`."""
+"""For the tests of your own DataModule, such as `check_prepare(MyDataModule(), raw)`."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -71,6 +71,15 @@ def test_other_rates_and_channels_are_said_once(tmp_path: Path, messages: list[s
     assert re.search(r"3 recordings are changed, such as .*other0\.wav: mean of 2 channels$", said[1])
 
 
+def test_copies_in_several_parts_are_reported(tmp_path: Path, messages: list[str]) -> None:
+    folder = own_sounds(tmp_path / "sounds", 4)
+    for file in list((folder / "low").glob("[0-9]*")):
+        (folder / "low" / f"copy{file.name}").write_bytes(file.read_bytes())
+    ready(path=str(folder))
+    (line,) = [line for line in messages if "sounds are also" in line and "test" in line.split(" are ")[0]]
+    assert re.search(r"^1 test sounds are also training sounds, such as .*\.\w+, the same as ", line)
+
+
 def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:
     folder = own_sounds(tmp_path / "sounds")
     rows = [(str(file), file.parent.name) for file in sorted(folder.rglob("*.[wfW]*"))]
