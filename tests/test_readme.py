@@ -176,6 +176,8 @@ def test_a_sharded_checkpoint_is_made_one_file_as_the_readme_says(
 def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     words = shlex.split(re.sub("--accelerator (gpu|mps)", "--accelerator cpu", command))[2:]
+    if "src.train" in command and show(words):
+        return
     if "src.generate" in command:
         generating.generate([*words, "--max_new_tokens", "3"])
         return
