@@ -26,14 +26,9 @@ def reference(package: str) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Leave out pages that a project does not have, and add those that the navigation does not list."""
-    there = {path.name for path in Path(config.docs_dir).glob("*.md")} | {"changelog.md"}
-    listed = {page for group in config.nav for page in _pages(group)}
-    for group in config.nav:
-        for title, pages in group.items():
-            if isinstance(pages, list):
-                group[title] = [page for page in pages if there >= set(_pages(page))]
-    if more := sorted(there - listed):
+    """Add the pages of the reference, and those that the navigation does not list."""
+    there = {path.name for path in Path(config.docs_dir).glob("*.md")}
+    if more := sorted(there - {page for group in config.nav for page in _pages(group)}):
         config.nav.append({"More": more})
     config.nav.append({"Reference": [{package: f"reference/{name}.md"} for name, package in packages().items()]})
     return config

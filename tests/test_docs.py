@@ -43,6 +43,9 @@ SEARCHED = {
     "learning rate": "search",
     "Hugging Face": "own_code",
     "hydra": "coming_from",
+    "s3": "remote_files",
+    "object detection": "detection",
+    "compare runs": "compare",
     "WeightedCrossEntropy": "reference/tasks",
 }
 
@@ -153,8 +156,7 @@ def test_a_search_finds_what_a_newcomer_looks_for(shown: tuple[Any, str]) -> Non
     page.goto(address)
     page.keyboard.press("/")
     missing = {}
-    there = {page.stem for page in PAGES} | {"", "reference/tasks"}
-    for words, expected in ((words, page) for words, page in SEARCHED.items() if page in there):
+    for words, expected in SEARCHED.items():
         page.locator("input.md-search__input").fill("")
         page.wait_for_function("!document.querySelector('.md-search-result__item')")
         page.keyboard.type(words)
