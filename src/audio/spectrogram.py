@@ -71,7 +71,7 @@ def changed_sounds(
     padded = F.pad(waveforms, (1, 2))  # silence before and after
     places = (places + 1).clamp(0, samples + 1)
     before, share = places.long(), places.frac()
-    moved = padded.gather(1, before) * (1 - share) + padded.gather(1, before + 1) * share
+    moved: Tensor = padded.gather(1, before) * (1 - share) + padded.gather(1, before + 1) * share
     noise = torch.empty_like(moved).normal_(generator=generator)
     noise *= max_noise * torch.pow(10, -3 * draws[2]) * waveforms.std(dim=1, keepdim=True)
     varied: Tensor = moved + noise

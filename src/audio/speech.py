@@ -85,6 +85,8 @@ class Synthesiser:
         self.pieces: list[Any] = []
         self.callback = CALLBACK(self._collect)  # kept: the library calls it
         self.library.espeak_SetSynthCallback(self.callback)
+        # Some voices have noise of its own generator, seeded by the time, others of C's.
+        self.seeds = [self.library.espeak_ng_SetRandSeed, getattr(self.library, "srand", lambda _: None)]
 
     def _collect(self, samples: Any, count: int, _: Any) -> int:
         if samples and count:
@@ -95,7 +97,8 @@ class Synthesiser:
         """A text by a voice such as `de+f2`, a language and a speaker."""
         self.pieces.clear()
         library, said = self.library, text.encode()
-        library.espeak_ng_SetRandSeed(ctypes.c_long(0))  # it is seeded by the time
+        for seed in self.seeds:
+            seed(ctypes.c_long(0))
         failed = library.espeak_SetVoiceByName(voice.encode())
         failed = failed or library.espeak_SetParameter(RATE, rate, 0) or library.espeak_SetParameter(PITCH, pitch, 0)
         size = ctypes.c_size_t(len(said) + 1)
