@@ -59,7 +59,7 @@ def runnable(commands: list[str]) -> list[str]:
 READ = ("audio.md", "detection.md", "remote_files.md")
 ALL = "\n".join(text for page, text in TEXTS.items() if page.name not in READ)
 SHOWN = re.findall(r"python (-m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*)", ALL)
-SHOWN = [command for command in SHOWN if '"$@"' not in command]
+SHOWN = [command for command in SHOWN if '"$@"' not in command and not re.search(r"(s3|https)://", command)]
 LONG = re.findall(TRAIN, FIGURES)  # test_configs.py runs every recipe
 COMMANDS = [one for one in runnable(SHOWN) if one not in runnable(LONG) and "--format checkpoint" not in one]
 # What starts the program on several devices; the program's own part is read here.

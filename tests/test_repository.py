@@ -1,9 +1,11 @@
 """What a newcomer finds when he clones: the lock file, the Makefile, short files."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -218,3 +220,14 @@ def test_no_file_is_longer_than_one_reads() -> None:
     assert len(files) > 100
     long = {str(path.relative_to(ROOT)): count for path in files if (count := len(path.read_text().splitlines())) > 400}
     assert not long
+
+
+def test_uv_runs_the_commands_from_pyproject_toml() -> None:
+    uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
+    if not uv or not (ROOT / ".venv").exists():
+        pytest.skip("uv or .venv is missing")
+    command = [uv, "run", "--no-sync", "--offline", "python", "-m", "src.train", "--list"]
+    environment = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "configs/default.yaml" in done.stdout

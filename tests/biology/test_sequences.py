@@ -13,7 +13,7 @@ from src.biology import sequence_sources
 from src.biology.sequences import HIDDEN, SequenceDataModule
 from src.engine.system.errors import InputError
 from tests.conftest import trainer, write
-from tests.contract import check_prepare
+from tests.contract import check_folds, check_prepare
 
 DNA = {"kind": "dna", "predicts": "class"}
 FASTA = "# a comment\n>one\nACGT\nACG\n\n>two\nccc\n>three\nGGU\n>four\nTTT\n"
@@ -57,6 +57,18 @@ def test_a_folder_of_files_has_a_class_per_file(tmp_path: Path) -> None:
     assert data.network_arguments() == {"vocab_size": 5, "num_classes": 2, "pooled": True}
     found = [target for part in data.sets.values() for target in part.targets]
     assert torch.cat(found).bincount().tolist() == [4, 3]
+
+
+def test_folds_keep_copies_of_a_sequence_together(tmp_path: Path) -> None:
+    letters = random.Random(0)
+    texts = ["".join(letters.choices("ACGT", k=12)) for _ in range(40)]
+    path = table(tmp_path / "dna.csv", [f"{text},{number % 2}" for number, text in enumerate([*texts, *texts[:20]])])
+
+    def parts(fold: int | None) -> list[list[str]]:
+        data = prepared(path, **DNA, fold=fold, folds=3)
+        return [[record.sequence for record in part.records] for part in data.sets.values()]
+
+    check_folds(parts, 3)
 
 
 def test_a_table_may_be_compressed(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from src.engine.system.errors import InputError
 from src.vision.boxes import COLUMNS
 from src.vision.image_boxes import ImageBoxesDataModule
 from tests.conftest import picture, write
-from tests.contract import check_prepare
+from tests.contract import check_folds, check_prepare
 
 RECIPE = (
     f"--config={ROOT / 'configs' / 'vision' / 'digit_detection.yaml'}",
@@ -90,6 +90,16 @@ def test_a_table_a_coco_file_and_a_folder_with_one_give_the_same_boxes(tmp_path:
             number = int(part.files[0].stem)
             true = torch.tensor([[5 + number, 10, 35 + number, 40, 1], [55 + number, 10, 85 + number, 40, 0]])
             torch.testing.assert_close(targets[0], true / torch.tensor([100, 50, 100, 50, 1]))
+
+
+def test_folds_keep_copies_of_an_image_together(tmp_path: Path) -> None:
+    path = table(tmp_path / "boxes.csv", squares(tmp_path, 40))  # some images are the same
+
+    def parts(fold: int | None) -> list[list[bytes]]:
+        data = ready(path, fold=fold, folds=3)
+        return [[file.read_bytes() for file in part.files] for part in (data.train_set, data.val_set, data.test_set)]
+
+    check_folds(parts, 3)
 
 
 def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:
