@@ -151,7 +151,7 @@ def test_folds_keep_copies_of_a_text_together(tmp_path: Path, has_own_parts: boo
     def texts(fold: int | None) -> list[list[str]]:
         data = ready(path=path, **own, fold=fold, folds=4)
         sets = (data.train_set, data.val_set, data.test_set)
-        return [[data.tokenizer.decode(one.tolist()) for one in part.ids] for part in sets]
+        return [[data.tokenizer.decode(part[index][0].tolist()) for index in range(len(part))] for part in sets]
 
     check_folds(texts, 4)
 
