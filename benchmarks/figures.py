@@ -54,6 +54,7 @@ SCRIPTS = {
     "drugs": "biology.py",
     "genomes": "biology.py",
     "proteins": "biology.py",
+    "spoken words": "audio.py",
     "": f"ablation.py --data_dir {FOLDER}",
 }
 RECIPE_ROWS = ("test/", "train_seconds", "total_seconds", "reference speed")  # written by recipes.py

@@ -43,6 +43,7 @@ ALL = {
     "serving": Benchmark(("vision",)),
     "search": Benchmark(("vision",)),
     "biology": Benchmark(("biology",)),
+    "audio": Benchmark(("audio",)),
     "recipes": Benchmark(("vision",), takes_data=True, words=("--recipes", "mnist_fast", "default")),
 }
 FOLDER = Path(__file__).parent

@@ -22,7 +22,8 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
 
     Args:
         data: the DataModule.
-        raw: the raw samples of its first test batch, or more, in order: PIL images, texts, or rows (dicts) of a table.
+        raw: the raw samples of its first test batch, or more, in order: PIL images, texts, rows (dicts) of a table, or
+            what `read_file` returns.
     """
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", devices=1, limit_test_batches=1, enable_checkpointing=False, **quiet)
@@ -32,6 +33,8 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
     prepared, notes = prepare_inputs(data, raw[:count])
     if input_kind(data) == "image":
         prepared = (normalise(prepared[0], *pixel_statistics(data)),)
+    elif hasattr(data, "features"):
+        prepared = (data.features(*prepared),)
     for number, (found, expected) in enumerate(zip(prepared, probe.batch, strict=False)):
         torch.testing.assert_close(found, expected, msg=lambda why, at=number: f"input {at} of prepare: {why}")
     assert len(notes) == count

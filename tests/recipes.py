@@ -10,7 +10,9 @@ from src.engine.system.errors import InputError
 FOUND = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 SEARCHES = [path for path in FOUND if path.startswith("configs/tune/")]
 DELETED = {
-    name for name in ("vision", "text", "multimodal", "biology") if not (ROOT / "src" / name / "__init__.py").is_file()
+    name
+    for name in ("vision", "text", "audio", "multimodal", "biology")
+    if not (ROOT / "src" / name / "__init__.py").is_file()
 }
 
 

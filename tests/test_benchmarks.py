@@ -42,6 +42,7 @@ ROWS = {
     "serving": "serving",
     "search": "search",
     "biology": "drugs",
+    "audio": "spoken words",
     "recipes": "mnist_fast",
 }
 

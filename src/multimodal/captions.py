@@ -1,6 +1,6 @@
 """Images with captions: your own, or MNIST digits with captions in many phrasings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -94,6 +94,7 @@ class CaptionDataModule(LightningDataModule):
     """
 
     input_kind = "image"
+    modalities: Sequence[str] = ("image", "text")
 
     def __init__(
         self,
@@ -144,7 +145,7 @@ class CaptionDataModule(LightningDataModule):
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
         by_target = self.path is None
-        self.sets = {
+        self.sets: dict[str, Any] = {
             part: CaptionedImages(images, self._encode(captions), matching, by_target)
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
@@ -207,13 +208,13 @@ class CaptionDataModule(LightningDataModule):
         workers = self.files.workers(data.images, self.trainer, report=part == "train") if self.files else 0
         return batch_loader(data, batches, num_workers=workers)
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise images, or augment a training batch of MNIST images."""
         data = self.files or self.digits
         data.trainer = self.trainer
         images, *rest = batch
         images, _ = data.on_after_batch_transfer((images, rest[-1]), dataloader_idx)
-        return (images, *rest)  # type: ignore[return-value]
+        return (images, *rest)
 
     def _mnist_parts(self, stage: str) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """For each part: images, captions, and the indices of the captions that match each digit."""
@@ -234,6 +235,7 @@ class CaptionDataModule(LightningDataModule):
         keys = content_keys(files) if self.fold[0] else None
         folded = with_fold(stratified_split(targets, (0.1, 0.1)), targets, *self.fold, keys)
         parts = dict(zip(PHRASINGS, folded, strict=True))
+        self.rows_of = parts
         report_copies({part: [files[index] for index in indices] for part, indices in parts.items()})
         for part, indices in parts.items():
             own = [files[index] for index in indices]

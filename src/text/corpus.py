@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from src import ROOT
-from src.engine.data.download import DownloadError
+from src.engine.data.download import DownloadError, unwritable, write_atomically
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.data.split import check_fold, split_sizes
 from src.engine.data.tables import not_utf8, open_utf8
 from src.engine.system.errors import InputError
-from src.text.sources import find_texts, python_reference, tiny_shakespeare, unwritable, write_atomically
+from src.text.sources import find_texts, python_reference, tiny_shakespeare
 from src.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,

@@ -2,18 +2,12 @@
 
 import glob
 import hashlib
-import os
 import tarfile
 import tempfile
-import uuid
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
-import torch
-from filelock import FileLock
-
-from src.engine.data.download import downloading
+from src.engine.data.download import download, write_atomically
 from src.engine.data.images import is_hidden
 from src.engine.system.errors import InputError
 from src.engine.system.remote import local_path
@@ -62,7 +56,7 @@ def tiny_shakespeare(data_dir: Path) -> Path:
     """
     path = data_dir / "tiny_shakespeare" / "input.txt"
     if not path.is_file():
-        _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
+        download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != SHAKESPEARE_SHA256:
             raise InputError(
@@ -85,7 +79,7 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
     if not any(path.exists() for path in paths.values()):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "rt-polaritydata.tar.gz"
-            _download(POLARITY_URL, POLARITY_SHA256, archive)
+            download(POLARITY_URL, POLARITY_SHA256, archive)
             with tarfile.open(archive) as tar:
                 for suffix, path in paths.items():
                     member = tar.extractfile(f"rt-polaritydata/rt-polarity.{suffix}")
@@ -136,47 +130,3 @@ def language_names() -> tuple[list[tuple[str, str]], int]:
                     found[name].add(str(locale.english_name))
     unique = [(name, languages.pop()) for name, languages in sorted(found.items()) if len(languages) == 1]
     return unique, len(found) - len(unique)
-
-
-def _download(url: str, sha256: str, path: Path) -> None:
-    """Download a file and verify its checksum; if that fails, nothing is left."""
-    new_folders = [parent for parent in path.parents if not parent.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():
-                with downloading():
-                    torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-    except OSError as error:
-        raise unwritable(path.parent, error) from error
-    finally:
-        with suppress(OSError):
-            path.with_name(f".{path.name}.lock").unlink()
-        for folder in new_folders:
-            try:
-                folder.rmdir()
-            except OSError:  # not empty, or never created
-                break
-
-
-def write_atomically(path: Path, content: bytes, option: str = "data_dir") -> None:
-    """Write a temporary file and rename it when complete.
-
-    Raises:
-        InputError: the folder cannot be written; `option` is the option that sets it.
-    """
-    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path.parent, error, option) from error
-    finally:
-        with suppress(OSError):  # already renamed
-            partial.unlink()
-
-
-def unwritable(folder: Path, error: OSError, option: str = "data_dir") -> InputError:
-    """The error for a folder that cannot be written."""
-    return InputError(f"data folder {folder} cannot be written ({error.strerror}): give another with --data.{option}")

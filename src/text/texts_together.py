@@ -58,8 +58,8 @@ class TextsTogether:
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")
         check_sampling(max_new_tokens, temperature, top_k, top_p)
-        limits = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-        return self._read(Text(prompt.tolist(), max_new_tokens, partial(sample, **limits)))
+        draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        return self._read(Text(prompt.tolist(), max_new_tokens, draw))
 
     def _read(self, text: Text) -> Iterator[int]:
         row = self.texts.index(None)

@@ -14,7 +14,9 @@ from tests.engine.deploy.exports import example, written
 from tests.engine.deploy.served import browser, service
 
 Train = Callable[..., Run]
-DRUGS, GENOMES, PROTEINS = (f"--config=configs/biology/{name}.yaml" for name in ("drugs", "genomes", "proteins"))
+DRUGS = "--config=configs/biology/drugs.yaml"
+GENOMES = "--config=configs/biology/genomes.yaml"
+PROTEINS = "--config=configs/biology/proteins.yaml"
 
 
 def molecules(folder: Path) -> str:
@@ -77,7 +79,12 @@ def test_classes_of_sequences_are_learned_and_predicted_from_fasta(train: Train,
         write(folder / f"{name}.fa", "".join(f">{number}\n{one}\n" for number, one in enumerate(found)))
     data = (f"--data.path={folder}", "--data.predicts=class", "--data.reverse_complement=true", "--data.batch_size=16")
     run = train(
-        GENOMES, "--model=Classifier", "--model.net=TextEncoder", "--model.net.d_model=32", *data, "--max_epochs=4"
+        GENOMES,
+        "--model=src.tasks.classifier.Classifier",
+        "--model.net=TextEncoder",
+        "--model.net.d_model=32",
+        *data,
+        "--max_epochs=4",
     )
     assert run.metrics["test/acc"] > 0.9
     inputs, output = write(tmp_path / "a.fa", ">a\nGGCGGC\n>b\nTTTAAT\n>c\nGGN\n"), tmp_path / "out.csv"

@@ -25,7 +25,9 @@ Ranges = dict[str, tuple[float, float]]
 """The values that become black and white, by the kind of a deep image: `integer` or `float`."""
 
 
-def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
+def image_files(
+    folder: Path, skipped: Counter[str] | None = None, suffixes: tuple[str, ...] = IMG_EXTENSIONS
+) -> Iterator[Path]:
     """The image files in a folder and its subfolders, sorted; hidden ones, and macOS's `__MACOSX`, are left out.
 
     Links are followed, except to a folder that contains them.
@@ -33,6 +35,7 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     Args:
         folder: where to look.
         skipped: counts everything else by its suffix, and links and folders that lead nowhere.
+        suffixes: of other files than images.
     """
     skipped = Counter() if skipped is None else skipped
     unreadable = "folders that cannot be read"
@@ -45,7 +48,7 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
             file = Path(parent, name)
             if not file.is_file():
                 skipped["broken links" if file.is_symlink() else "special files"] += 1
-            elif name.lower().endswith(IMG_EXTENSIONS):
+            elif name.lower().endswith(suffixes):
                 yield file
             else:
                 skipped[file.suffix.lower() or name] += 1
@@ -60,20 +63,25 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def skipped_line(skipped: Mapping[str, int]) -> str:
+def skipped_line(skipped: Mapping[str, int], wanted: str = "images") -> str:
     """What `image_files` skipped, as one line."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-    return f"Skipped files that are not images: {kinds}"
+    return f"Skipped files that are not {wanted}: {kinds}"
 
 
 def image_error(path: Path, problem: Exception) -> str:
     """Why an image cannot be used, in training and prediction alike."""
+    return file_error(path, problem, "not a readable image: ")
+
+
+def file_error(path: Path, problem: Exception, prefix: str = "") -> str:
+    """Why a file cannot be used."""
     if isinstance(problem, FileNotFoundError):
         return "no such file"
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         return "the file is empty"
     detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"not a readable image: {detail[:200]}"
+    return f"{prefix}{detail[:200]}"
 
 
 class DeepImage(NamedTuple):
@@ -165,8 +173,11 @@ class Shrink(NamedTuple):
         return image.reduce(factor) if factor > 1 else image
 
 
-def reader(data: Any) -> Callable[[Any], Image.Image]:
-    """`read_image` as a DataModule needs it, by its attributes `value_ranges` and `shrink`, if it has them."""
+def reader(data: Any) -> Callable[[Any], Any]:
+    """A DataModule's `read_file`, else `read_image` by its attributes `value_ranges` and `shrink`, if it has them."""
+    if hasattr(data, "read_file"):
+        read: Callable[[Any], Any] = data.read_file
+        return read
     return partial(read_image, ranges=getattr(data, "value_ranges", None), shrink=getattr(data, "shrink", None))
 
 

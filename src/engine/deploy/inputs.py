@@ -12,7 +12,16 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, image_error, image_files, original_size, read_image, read_mask
+from src.engine.data.images import (
+    IMG_EXTENSIONS,
+    UNREADABLE,
+    file_error,
+    image_error,
+    image_files,
+    original_size,
+    read_image,
+    read_mask,
+)
 from src.engine.data.loading import already_a_batch
 from src.engine.data.tables import TABLES, open_utf8, stream_columns, suffix_of
 from src.engine.system.errors import InputError, SampleError
@@ -34,13 +43,19 @@ class Input(NamedTuple):
     truth: Any = None
 
 
-def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str] | None = None) -> Iterator[Input]:
+def find_images(
+    paths: list[str],
+    truth: str | None = None,
+    skipped: Counter[str] | None = None,
+    suffixes: tuple[str, ...] = IMG_EXTENSIONS,
+) -> Iterator[Input]:
     """Image files; folders give all image files in them and in their subfolders, sorted.
 
     Args:
         paths: files and folders.
         truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
         skipped: see `image_files`.
+        suffixes: of other files than images.
     """
     masks = Path(truth) if truth and Path(truth).is_dir() else None
 
@@ -53,11 +68,12 @@ def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str
             yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
         found = False
-        for file in image_files(path, skipped):
+        for file in image_files(path, skipped, suffixes):
             found = True
             yield Input(str(file), file, truth=truth and true_value(file, path))
         if not found:
-            yield Input(given, None, "no image in this folder")
+            what = "image" if suffixes is IMG_EXTENSIONS else f"{' or '.join(suffixes)} file"
+            yield Input(given, None, f"no {what} in this folder")
 
 
 def read_texts(
@@ -201,7 +217,8 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
                 try:
                     good.append(self.read(one.value) if isinstance(one.value, Path) else one.value)
                 except UNREADABLE as problem:
-                    error = image_error(one.value, problem)
+                    refuses = isinstance(problem, SampleError)
+                    error = (file_error if refuses else image_error)(one.value, problem)
                 else:
                     truths.append(self._truth(one))
             errors.append(error)

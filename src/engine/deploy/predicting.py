@@ -46,7 +46,7 @@ def predict(args: list[str]) -> int:
     skipped: Counter[str] = Counter()
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
-    total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
+    total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind in ("image", "file") else None
     finds_boxes = getattr(inference.task, "finds_boxes", False)
     if options.truth and finds_boxes:
         raise InputError("--truth: boxes are compared by the stage test of src.train only: leave it out")
@@ -76,7 +76,7 @@ def predict(args: list[str]) -> int:
         names = f", {len(inference.labels)} labels" if inference.labels else ""
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
         if skipped:
-            print(skipped_line(skipped), file=sys.stderr)
+            print(skipped_line(skipped, "images" if inference.kind == "image" else "inputs"), file=sys.stderr)
     read = reader(inference.data)
     data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, read)
     trainer.predict(inference, data, return_predictions=False)
@@ -98,12 +98,14 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
     """Returns a new iterator over the inputs at each call."""
     from src.engine.deploy.inputs import find_images, read_numbers, read_texts
 
-    if inference.kind == "image":
+    if inference.kind in ("image", "file"):
         if options.truth and options.truth != "folder" and not Path(options.truth).is_dir():
             raise InputError(
                 f"--truth {options.truth}: give a folder of masks with the names of the images, or the word folder:"
                 " each image's folder is its class"
             )
+        if inference.kind == "file":
+            return partial(find_images, options.inputs, options.truth, suffixes=tuple(inference.data.file_suffixes))
         return partial(find_images, options.inputs, options.truth)
     truth = options.truth.split(",") if options.truth else []
     text_column = options.text_column or getattr(inference.data, "text_column", "text")

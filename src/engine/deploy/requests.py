@@ -80,7 +80,7 @@ class RequestReader:
             form = request.headers.get("content-type", "")
             form = form if form.partition(";")[0].strip().lower() == "multipart/form-data" else ""
             is_image = self.kind == "image" and not form and not _is_json(body)
-            if len(body) < SMALL_BODY and not form and not is_image:
+            if len(body) < SMALL_BODY and not form and not is_image and self.kind != "file":
                 return self._decode(body, form, is_large=False)
             weight = len(body)
             if is_image or weight < LARGE_PIXELS:
@@ -111,6 +111,8 @@ class RequestReader:
             raise HTTPException(422, f"the body is empty: send {self._expected()}")
         if self.kind == "image" and not _is_json(body):
             return self._image(body, is_large)
+        if self.kind == "file":
+            return self._file(body)
         value = _json(body, self._expected())
         readers = {"image": self._pixels, "text": self._text, "prompt": self._prompt, "table": self._row}
         return readers[self.kind](value)
@@ -118,6 +120,7 @@ class RequestReader:
     def _expected(self) -> str:
         return {
             "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
+            "file": f"a file: {', '.join(getattr(self.data, 'file_suffixes', ()))}",
             "text": 'JSON such as {"text": "..."}',
             "prompt": 'JSON such as {"prompt": "...", "max_new_tokens": 100}',
             "table": f"JSON numbers for all columns: {json.dumps(dict.fromkeys(getattr(self.data, 'columns', ()), 0))}",
@@ -181,6 +184,14 @@ class RequestReader:
             raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
         tensors, notes = prepare_inputs(self.data, [image])
         return tensors, notes[0], original_size(image)
+
+    def _file(self, body: bytearray | bytes) -> Prepared:
+        try:
+            value = self.data.read_file(io.BytesIO(body))
+        except (OSError, ValueError) as error:
+            raise HTTPException(422, f"not a usable file: {error}; send {self._expected()}") from error
+        tensors, notes = prepare_inputs(self.data, [value])
+        return tensors, notes[0], (0, 0)
 
     def _row(self, value: Any) -> dict[str, float]:
         """The numbers of a table's row, by column."""

@@ -100,9 +100,12 @@ class Service:
             "columns": list(getattr(inference.data, "columns", ())),
             "token": options.token is not None,
             "draws": getattr(inference.data, "drawn", False),
+            "suffixes": list(getattr(inference.data, "file_suffixes", ())),
             "title": getattr(inference.data, "input_title", ""),
         }
         page = PAGE.read_text(encoding="utf-8")
+        script = getattr(inference.data, "page_script", None)
+        page = page.replace("{{script}}", script.read_text(encoding="utf-8") if script else "")
         self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
     def app(self) -> Starlette:
@@ -177,7 +180,7 @@ class Service:
     @torch.inference_mode()
     def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
         sizes = []
-        if self.inference.kind == "image":
+        if self.inference.kind in ("image", "file"):
             parts = zip(*(tensors for tensors, *_ in values), strict=True)
             prepared = tuple(torch.cat(part) for part in parts)
             notes, sizes = [note for _, note, _ in values], [size for *_, size in values]

@@ -22,7 +22,7 @@ class InputError(ValueError):
 
 
 class SampleError(InputError):
-    """A DataModule's `prepare` cannot use an input: `src.predict` notes it in its row, a service answers it."""
+    """A DataModule's `prepare` or `read_file` cannot use an input: it is noted in its row, or answered."""
 
 
 class UnwritableError(InputError):
