@@ -109,7 +109,7 @@ def split_files(
     split = stratified_split([classes.index(one.label) for one in files], shares)
     parts = dict(zip(PARTS, split, strict=True))
     found = {part: [keys[number] for number in own] for part, own in parts.items()}
-    report_duplicates(found, {part: [files[number].name for number in own] for part, own in parts.items()}, kind)
+    report_duplicates(found, kind, lambda part, index: files[parts[part][index]].name)
     return {part: [(values[number], files[number].label) for number in own] for part, own in parts.items()}
 
 
