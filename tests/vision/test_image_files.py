@@ -1,18 +1,63 @@
-"""How image files are decoded, shrunk and cached."""
+"""Image files: as small as is enough, the same pixels everywhere, and a cache."""
 
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from src.engine.data.images import Shrink, read_image, reader
+from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
 from src.vision import image_folder
-from src.vision.image_files import central_box, random_box
-from tests.vision.test_image_folder import photos, ready
+from src.vision.image_files import ImageFiles, central_box, random_box
+from tests.conftest import picture
+from tests.vision.test_image_folder import ready
+
+
+def in_epoch(numbers: list[int], epoch: int) -> Indices:
+    """A batch's indices, with the seed of an epoch."""
+    indices = Indices(numbers)
+    indices.epoch_seed = epoch
+    return indices
+
+
+def photos(folder: Path, count: int = 5, size: tuple[int, int] = (500, 375)) -> str:
+    """Two classes of JPEGs with detail of many sizes."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        for number in range(count):
+            layers = [random.integers(0, 256, (side, side, 3), np.uint8) for side in (4, 16, 64)]
+            scaled = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC), float) for one in layers]
+            Image.fromarray((sum(scaled) / 3).astype(np.uint8)).save(folder / name / f"{number}.jpg")
+    return str(folder)
+
+
+def test_only_training_images_are_cropped_and_flipped(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for number in range(5):
+            path = tmp_path / name / f"{number}.png"
+            picture(path, 0, "L")
+            with Image.open(path) as image:
+                changed = Image.linear_gradient("L").rotate(30).resize(image.size)
+            changed.save(path)
+
+    def changes(images: ImageFiles) -> bool:
+        first, second = (images.__getitems__(in_epoch([0], epoch))[0] for epoch in (1, 2))
+        return not torch.equal(first, second)
+
+    data = ready(path=str(tmp_path), image_size=16, crop=0.3, flip=False)
+    assert changes(data.train_set)
+    assert not changes(data.val_set)
+    assert not changes(ready(path=str(tmp_path), image_size=16, crop=1.0, flip=False).train_set)
+    flipped = ready(path=str(tmp_path), image_size=16, crop=1.0).train_set
+    versions = [flipped.__getitems__(in_epoch([0], epoch))[0] for epoch in range(20)]
+    assert {torch.equal(one, versions[0]) or torch.equal(one, versions[0].flip(-1)) for one in versions} == {True}
+    assert {torch.equal(one, versions[0]) for one in versions} == {True, False}
 
 
 def test_prediction_decodes_as_validation_does(tmp_path: Path) -> None:

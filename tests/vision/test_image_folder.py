@@ -7,10 +7,8 @@ import torch
 from PIL import Image
 
 from src.engine.data.images import read_image
-from src.engine.data.loading import Indices
 from src.engine.deploy.inputs import Input, PreparedInputs, find_images
 from src.engine.system.errors import InputError
-from src.vision.image_files import ImageFiles
 from src.vision.image_folder import ImageFolderDataModule
 from tests.conftest import picture, pictures
 from tests.contract import check_prepare
@@ -20,25 +18,6 @@ def ready(**arguments: object) -> ImageFolderDataModule:
     data = ImageFolderDataModule(**arguments)  # type: ignore[arg-type]
     data.setup("fit")
     return data
-
-
-def in_epoch(numbers: list[int], epoch: int) -> Indices:
-    """A batch's indices, with the seed of an epoch."""
-    indices = Indices(numbers)
-    indices.epoch_seed = epoch
-    return indices
-
-
-def photos(folder: Path, count: int = 5, size: tuple[int, int] = (500, 375)) -> str:
-    """Two classes of JPEGs with detail of many sizes."""
-    random = np.random.default_rng(0)
-    for name in ("a", "b"):
-        (folder / name).mkdir()
-        for number in range(count):
-            layers = [random.integers(0, 256, (side, side, 3), np.uint8) for side in (4, 16, 64)]
-            scaled = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC), float) for one in layers]
-            Image.fromarray((sum(scaled) / 3).astype(np.uint8)).save(folder / name / f"{number}.jpg")
-    return str(folder)
 
 
 def test_folders_are_classes_and_the_split_is_stratified(tmp_path: Path) -> None:
@@ -69,29 +48,6 @@ def test_pictures_of_any_size_and_mode_become_one_batch(tmp_path: Path, workers:
     red = images[targets == 1].mean(dim=(0, 2, 3))
     assert red[0].item() == pytest.approx((1 - 0.485) / 0.229, abs=0.05)
     assert red[1].item() == pytest.approx(-0.456 / 0.224, abs=0.05)
-
-
-def test_only_training_images_are_cropped_and_flipped(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        for number in range(5):
-            path = tmp_path / name / f"{number}.png"
-            picture(path, 0, "L")
-            with Image.open(path) as image:
-                changed = Image.linear_gradient("L").rotate(30).resize(image.size)
-            changed.save(path)
-
-    def changes(images: ImageFiles) -> bool:
-        first, second = (images.__getitems__(in_epoch([0], epoch))[0] for epoch in (1, 2))
-        return not torch.equal(first, second)
-
-    data = ready(path=str(tmp_path), image_size=16, crop=0.3, flip=False)
-    assert changes(data.train_set)
-    assert not changes(data.val_set)
-    assert not changes(ready(path=str(tmp_path), image_size=16, crop=1.0, flip=False).train_set)
-    flipped = ready(path=str(tmp_path), image_size=16, crop=1.0).train_set
-    versions = [flipped.__getitems__(in_epoch([0], epoch))[0] for epoch in range(20)]
-    assert {torch.equal(one, versions[0]) or torch.equal(one, versions[0].flip(-1)) for one in versions} == {True}
-    assert {torch.equal(one, versions[0]) for one in versions} == {True, False}
 
 
 def test_a_table_of_paths_and_labels_works(tmp_path: Path) -> None:
