@@ -1,7 +1,7 @@
 """Generates several texts at once."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ class Text:
 
     context: list[int]
     wanted: int
-    sample: Any
+    sample: Callable[[Tensor], int]
     unread: deque[int] = field(default_factory=deque)
     has_started: bool = False
 
@@ -58,8 +58,8 @@ class TextsTogether:
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")
         check_sampling(max_new_tokens, temperature, top_k, top_p)
-        limits = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "generator": generator}
-        return self._read(Text(prompt.tolist(), max_new_tokens, partial(sample, **limits)))
+        draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        return self._read(Text(prompt.tolist(), max_new_tokens, draw))
 
     def _read(self, text: Text) -> Iterator[int]:
         row = self.texts.index(None)
