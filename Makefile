@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage test-slow lint tensorboard bench figures lock clean
+.PHONY: help train test coverage test-slow lint tensorboard docs bench figures lock clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -20,13 +20,13 @@ help:  ## list the commands
 train: .venv/.$(KIND)  ## set up if needed, then train and test the default recipe
 	@$(BIN)/python -m src.train $(ARGS)
 
-test: .venv/.$(KIND)-dev  ## set up if needed, then run the tests
+test: .venv/.$(KIND)-dev  ## set up if needed, then run the quick tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-coverage: .venv/.$(KIND)-dev  ## run the same tests and list the lines of src they do not run; takes 1.5 times as long
-	@$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term
+coverage: .venv/.$(KIND)-dev  ## run all tests and list the lines of src that they do not run
+	@$(BIN)/python -m pytest --dist worksteal --cov --cov-report=term $(ARGS)
 
-test-slow: .venv/.$(KIND)-dev  ## run the slow tests
+test-slow: .venv/.$(KIND)-dev  ## run the tests that take long: trainings, projects, every command of the documentation
 	@$(BIN)/python -m pytest -m slow --dist worksteal $(ARGS)
 
 lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-commit hooks do
@@ -34,6 +34,9 @@ lint: .venv/.$(KIND)-dev  ## format, lint, check types and files, as the pre-com
 
 tensorboard: .venv/.$(KIND)  ## show the curves of all runs
 	@$(BIN)/tensorboard --logdir logs $(ARGS)
+
+docs: .venv/.$(KIND)-dev  ## build the documentation and show it at http://127.0.0.1:8000
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
 
 bench: .venv/.$(KIND)-dev  ## run the benchmarks and write benchmarks/results.json
 	@$(BIN)/python benchmarks/run.py $(ARGS)

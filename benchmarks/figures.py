@@ -43,12 +43,18 @@ SCRIPTS = {
     "training: GPT, context": "gpt2.py",
     "training": f"overhead.py --data_dir {FOLDER}",
     "batches of MNIST": f"data_path.py --data_dir {FOLDER}",
+    "JPEGs": "data_path.py",
+    "table of texts": "table_start.py",
     "generation": "generation.py",
     "growth": f"growth.py --data_dir {FOLDER}",
     "memory: a run": f"memory.py --data_dir {FOLDER}",
     "memory": "text_memory.py --megabytes 5 500",
     "serving": "serving.py",
     "search": "search.py",
+    "drugs": "biology.py",
+    "genomes": "biology.py",
+    "proteins": "biology.py",
+    "spoken words": "audio.py",
     "": f"ablation.py --data_dir {FOLDER}",
 }
 RECIPE_ROWS = ("test/", "train_seconds", "total_seconds", "reference speed")  # written by recipes.py

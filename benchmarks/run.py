@@ -34,6 +34,7 @@ ALL = {
     "overhead": Benchmark(("vision", "text"), takes_data=True),
     "gpt2": Benchmark(("text",)),
     "data_path": Benchmark(("vision",), takes_data=True),
+    "table_start": Benchmark(("text",)),
     "generation": Benchmark(("text",)),
     "growth": Benchmark(("vision", "text"), takes_data=True),
     "memory": Benchmark(("vision",), takes_data=True),
@@ -41,6 +42,8 @@ ALL = {
     "ablation": Benchmark(("vision", "text"), takes_data=True),
     "serving": Benchmark(("vision",)),
     "search": Benchmark(("vision",)),
+    "biology": Benchmark(("biology",)),
+    "audio": Benchmark(("audio",)),
     "recipes": Benchmark(("vision",), takes_data=True, words=("--recipes", "mnist_fast", "default")),
 }
 FOLDER = Path(__file__).parent

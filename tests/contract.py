@@ -1,6 +1,7 @@
-"""For your own DataModule's test: `check_prepare(MyDataModule(), raw)`."""
+"""For the tests of your own DataModule: `check_prepare(MyDataModule(), raw)` and `check_folds`."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
 
     Args:
         data: the DataModule.
-        raw: the raw samples of its first test batch, or more, in order: PIL images, texts, or rows (dicts) of a table.
+        raw: the raw samples of its first test batch, or more, in order: PIL images, texts, rows (dicts) of a table, or
+            what `read_file` returns.
     """
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", devices=1, limit_test_batches=1, enable_checkpointing=False, **quiet)
@@ -31,6 +33,27 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
     prepared, notes = prepare_inputs(data, raw[:count])
     if input_kind(data) == "image":
         prepared = (normalise(prepared[0], *pixel_statistics(data)),)
+    elif hasattr(data, "features"):
+        prepared = (data.features(*prepared),)
     for number, (found, expected) in enumerate(zip(prepared, probe.batch, strict=False)):
         torch.testing.assert_close(found, expected, msg=lambda why, at=number: f"input {at} of prepare: {why}")
     assert len(notes) == count
+
+
+def check_folds(parts: Callable[[int | None], Sequence[Sequence[Any]]], folds: int) -> None:
+    """Check that folds share out training and validation part, without copies in both, and leave the test part alone.
+
+    Args:
+        parts: the samples of training, validation and test part for a fold, from 1, or for None. Any values that are
+            equal for equal samples, such as paths.
+        folds: number of folds.
+    """
+    usual = [Counter(part) for part in parts(None)]
+    validated: Counter[Any] = Counter()
+    for fold in range(1, folds + 1):
+        train, val, test = (Counter(part) for part in parts(fold))
+        assert test == usual[2], "the test part is another one"
+        assert train + val == usual[0] + usual[1], "samples are lost or added"
+        assert not train.keys() & val.keys(), "samples are in both parts"
+        validated += val
+    assert validated == usual[0] + usual[1], "a sample is not in exactly one fold"

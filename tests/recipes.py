@@ -9,7 +9,11 @@ from src.engine.system.errors import InputError
 
 FOUND = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
 SEARCHES = [path for path in FOUND if path.startswith("configs/tune/")]
-DELETED = {name for name in ("vision", "text", "multimodal") if not (ROOT / "src" / name / "__init__.py").is_file()}
+DELETED = {
+    name
+    for name in ("vision", "text", "audio", "multimodal", "biology")
+    if not (ROOT / "src" / name / "__init__.py").is_file()
+}
 
 
 def can_run(config: str) -> bool:

@@ -41,6 +41,8 @@ ROWS = {
     "ablation": "",
     "serving": "serving",
     "search": "search",
+    "biology": "drugs",
+    "audio": "spoken words",
     "recipes": "mnist_fast",
 }
 
@@ -65,6 +67,7 @@ def check_kept(results: Path, printed: str) -> dict[str, Any]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_benchmark_prints_a_table_and_keeps_its_values(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
     assert check_kept(results, benchmark("reference.py", "--quick", "--results", str(results)))

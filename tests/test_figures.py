@@ -55,6 +55,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     figures.main()
 
 
+@pytest.mark.slow
 def test_a_recipe_is_trained_again_and_compared(
     results: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""The README's guide to a project of one's own and its second page, docs/your_own.md, as they stand there."""
+"""The guides to a project of one's own, docs/own_project.md and docs/your_own.md, as they stand there."""
 
 import json
 import re
@@ -10,14 +10,15 @@ import pytest
 from src import ROOT
 from tests.conftest import copy_of_the_repository, in_copy
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PART = README[README.index("## Your own project") : README.index("## Make it yours")]
+PART = (ROOT / "docs" / "own_project.md").read_text(encoding="utf-8").partition("## Make it yours")[0]
 FILES = {
     re.findall(r"`((?:src|configs)/[\w/]+\.\w+)`", step)[0]: re.findall(r"```\w+\n(.*?)```", step, re.DOTALL)[0]
     for step in re.split(r"\n\*\*\d\. ", PART)[1:]
 }
 PAGE = (ROOT / "docs" / "your_own.md").read_text(encoding="utf-8")
 MORE = dict(re.findall(r"`((?:src|configs)/own/\w+\.\w+)`:\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+OWN_CODE = (ROOT / "docs" / "own_code.md").read_text(encoding="utf-8")  # see test_own_code.py
+PARTS = dict(re.findall(r"`((?:src|configs)/own/\w+\.\w+)`:\n\n```\w+\n(.*?)```", OWN_CODE, re.DOTALL))
 # What each example must reach, and how its raw test samples become files to predict on, with their true values.
 CSV = """
 import csv
@@ -94,9 +95,9 @@ def test_each_row_of_the_contract_has_a_test() -> None:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the repository with the files of both guides."""
+    """A copy of the repository with the files of the guides."""
     copy = copy_of_the_repository(tmp_path_factory.mktemp("guide") / "copy")
-    for name, text in {**FILES, **MORE}.items():
+    for name, text in {**FILES, **MORE, **PARTS}.items():
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_text(text, encoding="utf-8")
     return copy
@@ -104,7 +105,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_what_it_makes_learns_and_is_a_domain_like_any_other(copy: Path) -> None:
-    (command,) = set(re.findall(r"`python (-m src\.train --config [\w/]+\.yaml)`", PART))
+    (command,) = set(re.findall(r"`?python (-m src\.train --config [\w/]+\.yaml)[`\n]", PART))
     in_copy(copy, *shlex.split(command), "--accelerator=cpu")
     (folder,) = (copy / "logs" / "breast_cancer").glob("version_*")
     assert json.loads((folder / "metrics.json").read_text())["test/acc"] >= 0.95
@@ -126,10 +127,10 @@ def test_what_it_makes_learns_and_is_a_domain_like_any_other(copy: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_code_of_both_guides_passes_the_projects_checks(
+def test_the_code_of_the_guides_passes_the_projects_checks(
     copy: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    modules = [name for name in (*FILES, *MORE) if name.endswith(".py")]
+    modules = [name for name in (*FILES, *MORE, *PARTS) if name.endswith(".py")]
     in_copy(copy, "-m", "ruff", "check", *modules)
     in_copy(copy, "-m", "ruff", "format", "--check", *modules)
     in_copy(copy, "-m", "mypy", "--cache-dir", str(tmp_path_factory.getbasetemp() / "mypy"), *modules)

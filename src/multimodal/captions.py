@@ -1,7 +1,6 @@
 """Images with captions: your own, or MNIST digits with captions in many phrasings."""
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,15 +8,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.engine.data.images import Ranges, restored_ranges
+from src.engine.data.images import Ranges, content_keys, restored_ranges
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
-from src.engine.data.split import stratified_split
+from src.engine.data.split import stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
+from src.engine.system.remote import local_paths
 from src.text.labelled_text import padded
 from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
-from src.vision.image_folder import ImageFiles, ImageFolderDataModule, check_files, report_copies
+from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
 from src.vision.mnist import MNISTDataModule
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -81,6 +81,8 @@ class CaptionDataModule(LightningDataModule):
         image_size: S, height and width of your own images in pixels; MNIST is always 28.
         max_length: largest number of tokens per caption, at least 2.
         batch_size: pairs per batch over all processes, at least 1.
+        fold: see `MNISTDataModule`.
+        folds: see `MNISTDataModule`.
 
     Batches are images (B, C, S, S) float32 (C is 3 for your own images, 1 for MNIST), tokens (B, T) int64, mask (B, T)
     bool, and targets (B,) int64; a caption matches every image with the same target. MNIST's validation and test
@@ -92,6 +94,7 @@ class CaptionDataModule(LightningDataModule):
     """
 
     input_kind = "image"
+    modalities: Sequence[str] = ("image", "text")
 
     def __init__(
         self,
@@ -105,12 +108,16 @@ class CaptionDataModule(LightningDataModule):
         image_size: int = 64,
         max_length: int = 32,
         batch_size: int = 128,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         if max_length < 2:
             raise InputError(f"max_length {max_length} is too small: give at least 2")
         self.save_hyperparameters()
-        self.digits = MNISTDataModule(data_dir, source, batch_size, max_shift=max_shift, max_rotation=max_rotation)
+        shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
+        self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)
+        self.fold = (fold, folds)
         self.path = path
         self.columns = (image_column, caption_column)
         self.max_length = max_length
@@ -121,6 +128,7 @@ class CaptionDataModule(LightningDataModule):
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
         if hasattr(pixels, "notes"):
             self.notes = pixels.notes
+        self.shrink = getattr(pixels, "shrink", None)
         self.data_source = path or source
         self._restored = False
 
@@ -132,12 +140,12 @@ class CaptionDataModule(LightningDataModule):
         """Find and split images and captions, in every process."""
         if hasattr(self, "sets"):
             return
-        own = self._own_parts(Path(self.path).expanduser(), self.files) if self.path and self.files else None
+        own = self._own_parts(self.path, self.files) if self.path and self.files else None
         parts = list(own or self._mnist_parts(stage))
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
         by_target = self.path is None
-        self.sets = {
+        self.sets: dict[str, Any] = {
             part: CaptionedImages(images, self._encode(captions), matching, by_target)
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
@@ -184,7 +192,7 @@ class CaptionDataModule(LightningDataModule):
         data = self.sets["train"]
         # Drop a smaller last batch: the loss depends on the number of pairs in a batch.
         size = len(data) // self.batch_size * self.batch_size or len(data)
-        return batch_loader(data, Batches(size, self.batch_size, self.trainer, shuffled(len(data))))
+        return self._loader("train", Batches(size, self.batch_size, self.trainer, shuffled(len(data))))
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._in_order("val")
@@ -193,14 +201,20 @@ class CaptionDataModule(LightningDataModule):
         return self._in_order("test")
 
     def _in_order(self, part: str) -> DataLoader[Batch]:
-        return batch_loader(self.sets[part], Batches(len(self.sets[part]), self.batch_size, self.trainer))
+        return self._loader(part, Batches(len(self.sets[part]), self.batch_size, self.trainer))
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment a training batch of MNIST images."""
-        self.digits.trainer = self.trainer
+    def _loader(self, part: str, batches: Batches) -> DataLoader[Batch]:
+        data = self.sets[part]
+        workers = self.files.workers(data.images, self.trainer, report=part == "train") if self.files else 0
+        return batch_loader(data, batches, num_workers=workers)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise images, or augment a training batch of MNIST images."""
+        data = self.files or self.digits
+        data.trainer = self.trainer
         images, *rest = batch
-        images, _ = self.digits.on_after_batch_transfer((images, rest[-1]), 0) if self.path is None else (images, None)
-        return (images, *rest)  # type: ignore[return-value]
+        images, _ = data.on_after_batch_transfer((images, rest[-1]), dataloader_idx)
+        return (images, *rest)
 
     def _mnist_parts(self, stage: str) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """For each part: images, captions, and the indices of the captions that match each digit."""
@@ -212,16 +226,20 @@ class CaptionDataModule(LightningDataModule):
             count = len(captions) // len(NAMES)
             yield pixels, captions, [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
 
-    def _own_parts(self, path: Path, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
+    def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """The same for your own images, each with one matching caption."""
-        rows = read_table(str(path), *self.columns, "image_column")
-        files = [path.parent / name for name, _ in rows]
+        rows = read_table(path, *self.columns, "image_column")
+        files = local_paths([name for name, _ in rows], path)
         data.value_ranges = check_files(files, data.value_ranges)
-        parts = dict(zip(PHRASINGS, stratified_split([0] * len(rows), (0.1, 0.1)), strict=True))
+        targets = [0] * len(rows)
+        keys = content_keys(files) if self.fold[0] else None
+        folded = with_fold(stratified_split(targets, (0.1, 0.1)), targets, *self.fold, keys)
+        parts = dict(zip(PHRASINGS, folded, strict=True))
+        self.rows_of = parts
         report_copies({part: [files[index] for index in indices] for part, indices in parts.items()})
         for part, indices in parts.items():
             own = [files[index] for index in indices]
-            images = ImageFiles(own, [0] * len(own), data.transform(part), data.value_ranges)
+            images = data.dataset(own, [0] * len(own), part)
             yield images, [rows[index][1] for index in indices], [[number] for number in range(len(indices))]
 
     def _encode(self, texts: list[str]) -> list[Any]:

@@ -1,5 +1,6 @@
-"""Contrastive training of images and captions."""
+"""Contrastive training of images, captions and sounds."""
 
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -21,18 +22,20 @@ class ContrastiveModel(Task):
     """Trains and tests a network such as `CLIP` with the symmetric loss of Radford et al. (2021).
 
     Args:
-        net: returns image features and text features; has `image_features`, `text_features` and `scale`.
+        net: returns the features of its `modalities`, such as `["image", "text"]`; has `features(modality, *inputs)`
+            and `scale`.
 
-    A batch is images, tokens (B, T) int64, mask (B, T) bool, and targets (B,) int64; a caption matches every image with
-    the same target. In training, the pairs of all processes are compared. Logs:
+    A batch is the inputs of each modality in turn (a caption is tokens (B, T) int64 and mask (B, T) bool), and targets
+    (B,) int64; samples with the same target match. The loss is the mean over the pairs of the first modality with each
+    other one. In training, the pairs of all processes are compared. Logs:
 
     - `{train,val,test}/loss`
     - `{val,test}/image_to_text_r1` and `_r5`: share of images with a matching caption among the 1 or 5 nearest
-    - `{val,test}/text_to_image_r1` and `_r5`: the same for captions
+    - `{val,test}/text_to_image_r1` and `_r5`: the same for captions; and so on for every pair
     - `{val,test}/acc`: zero-shot accuracy with the DataModule's `prompts(stage)`, mean over the phrasings
 
     Raises:
-        InputError: `predictions` is called before `name_classes`.
+        InputError: the data has other modalities, or `predictions` is called before `name_classes`.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -41,36 +44,60 @@ class ContrastiveModel(Task):
         self.similarity: Tensor | None = None
         """After an evaluation: mean similarity of each class's images (rows) and prompts (columns), in [-1, 1]."""
         self._classes: Tensor | None = None
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, ...]] = []
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        found = getattr(getattr(self.trainer, "datamodule", None), "modalities", self.modalities)
+        if list(found) != self.modalities:
+            raise InputError(
+                f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}: give"
+                f" --model.net.modalities [{', '.join(found)}]"
+            )
+
+    @property
+    def modalities(self) -> list[str]:
+        """The network's modalities; the first one is predicted on."""
+        net: Any = self.net
+        return list(net.modalities)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of a batch."""
-        images, texts = self.net(*batch[:-1])  # (B, D)
+        features = torch.stack(self.net(*batch[:-1]))  # (modalities, B, D)
         targets = batch[-1]
         if self._trainer is not None and not self.trainer.training:
-            self._seen.append((images.detach().cpu(), texts.detach().cpu(), targets.cpu()))
-        all_images, all_texts, first = images, texts, 0  # first: row of this process's first pair
+            self._seen.append((*features.detach().cpu(), targets.cpu()))
+        everyone, first = features, 0  # first: row of this process's first pair
         if self._trainer is not None and self.trainer.training and self.trainer.world_size > 1:
-            gathered: Any = self.all_gather(torch.stack([images, texts]), sync_grads=True)  # (world, 2, B, D)
-            all_images, all_texts = gathered[:, 0].flatten(0, 1), gathered[:, 1].flatten(0, 1)  # (world * B, D)
-            first = self.global_rank * len(images)
-        pairs = torch.arange(first, first + len(images), device=images.device)
+            gathered: Any = self.all_gather(features, sync_grads=True)  # (world, modalities, B, D)
+            everyone = gathered.transpose(0, 1).flatten(1, 2)  # (modalities, world * B, D)
+            first = self.global_rank * len(targets)
+        pairs = torch.arange(first, first + len(targets), device=features.device)
         scale: Any = self.net.scale
-        loss = F.cross_entropy(scale * images @ all_texts.T, pairs)
-        loss = (loss + F.cross_entropy(scale * texts @ all_images.T, pairs)) / 2
+        losses = []
+        for other in range(1, len(features)):
+            losses.append(F.cross_entropy(scale * features[0] @ everyone[other].T, pairs))
+            losses.append(F.cross_entropy(scale * features[other] @ everyone[0].T, pairs))
+        loss = torch.stack(losses).mean()
         return loss, {"value": loss.detach(), "weight": (targets != IGNORED).sum()}
 
     def name_classes(self, tokens: Tensor, mask: Tensor) -> None:
-        """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class."""
+        """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class.
+
+        Raises:
+            InputError: the network takes no texts.
+        """
+        if "text" not in self.modalities:
+            raise InputError(f"{type(self.net).__name__} of {' and '.join(self.modalities)} takes no names of classes")
         self._classes = self._features(tokens, mask)
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Labels (B,) int64 and probabilities (B, classes) float32 of images."""
+        """Labels (B,) int64 and probabilities (B, classes) float32 of images, or of sounds."""
         if self._classes is None:
             raise InputError("no classes given: give one text per class")
         net: Any = self.net
         classes = self._classes.to(self.device)
-        probabilities = (net.scale * net.image_features(inputs[0]) @ classes.T).float().softmax(dim=1)
+        probabilities = (net.scale * net.features(self.modalities[0], *inputs) @ classes.T).float().softmax(dim=1)
         return {"labels": probabilities.argmax(dim=1), "probabilities": probabilities}
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
@@ -80,7 +107,7 @@ class ContrastiveModel(Task):
     @torch.no_grad()
     def _features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         net: Any = self.net
-        features: Tensor = net.text_features(tokens.to(self.device), mask.to(self.device))
+        features: Tensor = net.features("text", tokens.to(self.device), mask.to(self.device))
         return features
 
     def log_metrics(self, stage: str) -> None:
@@ -90,20 +117,22 @@ class ContrastiveModel(Task):
         if self.trainer.world_size > 1:
             gathered *= self.trainer.world_size
             torch.distributed.all_gather_object(gathered, seen)
-        images, texts, targets = (
+        *parts_of_features, targets = (
             torch.cat(part) for part in zip(*(batch for batches in gathered for batch in batches), strict=True)
         )
         real = targets != IGNORED  # not padding
-        images, texts, targets = images[real], texts[real], targets[real]
-        found = {}
-        for name, queries, keys in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+        features = {name: part[real] for name, part in zip(self.modalities, parts_of_features, strict=True)}
+        targets, found = targets[real], {}
+        for one, other in permutations(self.modalities, 2):
+            name, queries, keys = f"{one}_to_{other}", features[one], features[other]
             parts = torch.split(queries, ROWS)
             nearest = torch.cat([(part @ keys.T).topk(min(5, len(keys))).indices for part in parts])  # (N, 5)
             matches = targets[nearest] == targets[:, None]  # (N, 5)
             found[f"{stage}/{name}_r1"] = matches[:, 0].float().mean()
             found[f"{stage}/{name}_r5"] = matches.any(dim=1).float().mean()
         data: Any = getattr(self.trainer, "datamodule", None)
-        if prompts := data.prompts(stage) if hasattr(data, "prompts") else []:
+        images = features[self.modalities[0]]
+        if "text" in features and (prompts := data.prompts(stage) if hasattr(data, "prompts") else []):
             classes = torch.stack([self._features(*prompt).cpu() for prompt in prompts])  # (phrasings, classes, D)
             correct = [(images @ phrasing.T).argmax(dim=1) == targets for phrasing in classes]
             found[f"{stage}/acc"] = torch.stack(correct).float().mean()

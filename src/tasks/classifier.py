@@ -21,6 +21,24 @@ UNCHECKED: dict[str, Any] = {"validate_args": False, "ignore_index": IGNORED}
 ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 
 
+class WeightedCrossEntropy(nn.CrossEntropyLoss):
+    """Cross entropy with a weight per class, for unbalanced classes: the weighted mean over the targets.
+
+    Args:
+        class_weights: a number above 0 for each class.
+        label_smoothing: see `torch.nn.CrossEntropyLoss`.
+
+    Raises:
+        InputError: a weight is not above 0.
+    """
+
+    def __init__(self, class_weights: list[float], label_smoothing: float = 0.0) -> None:
+        if not all(0 < weight < float("inf") for weight in class_weights):
+            raise InputError(f"class_weights {class_weights}: give numbers above 0")
+        super().__init__(torch.tensor(class_weights, dtype=torch.float32), label_smoothing=label_smoothing)
+        self.class_weights = class_weights
+
+
 class Classifier(Task):
     """Trains and tests a network that returns class logits.
 
@@ -36,7 +54,7 @@ class Classifier(Task):
 
     Raises:
         InputError: `num_classes` is neither given nor an attribute of the network, or does not match the network or the
-            data; or the first targets are no class numbers.
+            data; the loss has another number of class weights; or the first targets are no class numbers.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
@@ -46,6 +64,9 @@ class Classifier(Task):
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
         self.loss = loss or self.configure_loss()
+        weights = getattr(self.loss, "class_weights", None)
+        if weights is not None and len(weights) != count:
+            raise InputError(f"class_weights {weights}: give {count} numbers, one per class")
 
     def configure_loss(self) -> nn.Module:
         """The default loss, on logits (B, num_classes) and targets (B,) int64."""
@@ -81,8 +102,10 @@ class Classifier(Task):
         return self._classify(batch)[:2]
 
     def count(self, targets: Tensor) -> Tensor | int:
-        """The number of targets that the loss averages over."""
-        return (targets != IGNORED).sum()
+        """The number of targets that the loss averages over, or the sum of their weights."""
+        counted = targets != IGNORED
+        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+        return counted.sum() if weight is None else (weight[targets.where(counted, 0)] * counted).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Logits (B, num_classes) and targets (B,) of a batch, for callbacks."""
@@ -105,7 +128,8 @@ class Classifier(Task):
         self._check_targets(logits, targets)
         weight: Tensor | int = len(targets)
         labels = targets
-        if targets.ndim > 1 or (self._trainer is not None and self.trainer.world_size > 1):
+        is_weighted = getattr(self.loss, "weight", None) is not None
+        if is_weighted or targets.ndim > 1 or (self._trainer is not None and self.trainer.world_size > 1):
             # A batch without targets, such as the padding of a process without data, has weight 0 and a finite loss.
             weight = self.count(targets)
             targets = torch.where(torch.as_tensor(weight > 0), targets, 0)

@@ -59,8 +59,8 @@ class SegmentationTask(Classifier):
 
     def count(self, targets: Tensor) -> Tensor | int:
         """The number of pixels, or for `DiceLoss` of images."""
-        counted = targets != IGNORED
-        return counted.flatten(1).any(1).sum() if isinstance(self.loss, DiceLoss) else counted.sum()
+        images = (targets != IGNORED).flatten(1).any(1)
+        return images.sum() if isinstance(self.loss, DiceLoss) else super().count(targets)
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         seen = self.check(self.step(batch))[1]

@@ -1,7 +1,6 @@
 """Plain text for language models: windows of tokens from a memory-mapped file."""
 
 import codecs
-import glob
 import hashlib
 import json
 import os
@@ -22,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from src import ROOT
-from src.engine.data.download import DownloadError
-from src.engine.data.images import is_hidden
+from src.engine.data.download import DownloadError, unwritable, write_atomically
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
+from src.engine.data.split import check_fold, split_sizes
 from src.engine.data.tables import not_utf8, open_utf8
 from src.engine.system.errors import InputError
-from src.text.sources import python_reference, tiny_shakespeare, unwritable, write_atomically
+from src.text.sources import find_texts, python_reference, tiny_shakespeare
 from src.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -53,16 +52,19 @@ class Windows(Dataset[Batch]):
         block_size: T, tokens per window.
         stride: tokens between the starts of two windows: 1 gives all full windows; T gives each token once, and the
             last window is padded.
+        gap: start and end of tokens that no window may touch; with stride 1 only.
     """
 
-    def __init__(self, tokens: npt.NDArray[Any], block_size: int, stride: int) -> None:
+    def __init__(self, tokens: npt.NDArray[Any], block_size: int, stride: int, gap: tuple[int, int] = (0, 0)) -> None:
         self.tokens = tokens
         self.block_size = block_size
         self.stride = stride
+        self.before = max(gap[0] - block_size, 0)  # windows before the gap
+        self.end = gap[1]
 
     def __len__(self) -> int:
         if self.stride < self.block_size:
-            return (len(self.tokens) - 1 - self.block_size) // self.stride + 1
+            return self.before + max((len(self.tokens) - self.end - 1 - self.block_size) // self.stride + 1, 0)
         return -(-(len(self.tokens) - 1) // self.stride)
 
     def __getitem__(self, index: int) -> Batch:
@@ -71,7 +73,9 @@ class Windows(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Inputs (B, T) int64 and targets (B, T) int64: the next tokens, or `IGNORED` after the last token."""
-        window = np.asarray(indices)[:, None] * self.stride + np.arange(self.block_size + 1)  # (B, T + 1)
+        starts = np.asarray(indices) * self.stride
+        starts = np.where(starts < self.before, starts, starts - self.before + self.end)
+        window = starts[:, None] + np.arange(self.block_size + 1)  # (B, T + 1)
         last = len(self.tokens) - 1
         tokens = torch.from_numpy(self.tokens[np.minimum(window, last)].astype(np.int64))
         targets = tokens[:, 1:].masked_fill(torch.from_numpy(window[:, 1:] > last), IGNORED)
@@ -104,6 +108,9 @@ class TextDataModule(LightningDataModule):
         block_size: T, tokens per window, at least 2.
         batch_size: windows per batch, all processes together, at least 1.
         final: train on the validation part too, for the final test result.
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the text before and after
+            it; default: none.
+        folds: number of folds, at least 2.
 
     The last tenth of the characters is the test part, the last tenth of the rest the validation part; no window crosses
     a border. Batches are inputs (B, T) int64 and targets (B, T) int64, the next tokens. Training windows are random;
@@ -125,6 +132,8 @@ class TextDataModule(LightningDataModule):
         block_size: int = 128,
         batch_size: int = 32,
         final: bool = False,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         if max_vocab_size < 257:
@@ -133,6 +142,9 @@ class TextDataModule(LightningDataModule):
             raise InputError(f"block_size {block_size} is too small: give at least 2 tokens")
         if batch_size < 1:
             raise InputError(f"batch_size {batch_size} is too small: give at least 1")
+        check_fold(fold, folds)
+        if final and fold is not None:
+            raise InputError(f"fold {fold} does not fit final, which has no validation part: give one of them")
         self.save_hyperparameters()
         self.path = path
         self.source = source
@@ -143,6 +155,8 @@ class TextDataModule(LightningDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.final = final
+        self.fold = (fold, folds)
+        self._fold_key = [f"fold {fold} of {folds}"] if fold is not None else []
         self.tokens_per_char: dict[str, float] = {}
         """Tokens per character in each part; set by `setup`."""
         self.data_source = path or source
@@ -157,14 +171,14 @@ class TextDataModule(LightningDataModule):
         files = self._find_files()
         stats = _file_stats(files)
         digest, characters = _hash_and_count(files)
-        splits = split_sizes(characters)
-        if not all(splits.values()):
+        splits = split_sizes(characters, *self.fold)
+        if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
             raise InputError(f"{self.data_source} has {characters} characters: too few to split, give a longer text")
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             with FileLock(self.cache_dir / ".lock"):
-                tokenizer = self._find_tokenizer(files, digest, splits["train"])
-                folder = self.cache_dir / _cache_key(digest, tokenizer.state)
+                tokenizer = self._find_tokenizer(files, digest, splits)
+                folder = self.cache_dir / _cache_key(digest, tokenizer.state, *self._fold_key)
                 if not folder.exists():
                     _write_tokens(files, splits, tokenizer, folder, stats)
         except OSError as error:
@@ -181,22 +195,29 @@ class TextDataModule(LightningDataModule):
         self.vocab_size = self.tokenizer.vocab_size
         facts = json.loads((self._folder / "facts.json").read_text(encoding="utf-8"))
         tokens = np.memmap(self._folder / "tokens.bin", dtype=facts["dtype"], mode="r").view(np.ndarray)
-        ends = np.cumsum([facts["tokens"][part] for part in PARTS])
-        parts = dict(zip(PARTS, np.split(tokens, ends[:-1]), strict=True))
+        counts, characters = facts["tokens"], facts["characters"]
+        ends = np.cumsum([*counts.values()])
+        parts = dict(zip(counts, np.split(tokens, ends[:-1]), strict=True))
+        gap = (0, 0)
+        if "after" in counts:
+            parts["train"], gap = tokens[: ends[2]], (counts["train"], int(ends[1]))
+            for sizes in (counts, characters):
+                sizes["train"] += sizes["after"]
         if self.final:
             parts["train"] = tokens[: ends[1]]
             rank_zero_info("Training on the validation part too: val/loss does not measure generalization")
         for part, minimum in (("train", self.block_size + 1), ("val", 2), ("test", 2)):
-            if len(parts[part]) < minimum:
+            length = max(gap[0], len(parts[part]) - gap[1]) if part == "train" else len(parts[part])
+            if length < minimum:
                 raise InputError(
-                    f"the {part} part of {self.data_source} has {len(parts[part])} tokens, block_size {self.block_size}"
+                    f"the {part} part of {self.data_source} has {length} tokens, block_size {self.block_size}"
                     f" needs {minimum}: give a longer text or a smaller --data.block_size"
                 )
         if self._restored is None:
             check_tokens(self.tokenizer, [parts["train"][:CHUNK]], self.tokenizer_name)
-        self.tokens_per_char = {part: facts["tokens"][part] / facts["characters"][part] for part in PARTS}
+        self.tokens_per_char = {part: counts[part] / characters[part] for part in PARTS}
         self.save_hyperparameters({"data_source": self.data_source})
-        self.train_set = Windows(parts["train"], self.block_size, stride=1)
+        self.train_set = Windows(parts["train"], self.block_size, stride=1, gap=gap)
         self.val_set, self.test_set = (Windows(parts[part], self.block_size, self.block_size) for part in PARTS[1:])
 
     def network_arguments(self) -> dict[str, Any]:
@@ -213,7 +234,7 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # As many windows per epoch as hold all tokens once.
-        count = max(1, len(self.train_set.tokens) // self.block_size)
+        count = max(1, (len(self.train_set) + self.block_size) // self.block_size)
         batches = Batches(count, self.batch_size, self.trainer, random_starts(self.train_set))
         return batch_loader(self.train_set, batches)
 
@@ -256,46 +277,20 @@ class TextDataModule(LightningDataModule):
             write_atomically(path, content, "cache_dir")
         return path
 
-    def _find_tokenizer(self, files: list[Path], digest: str, train_size: int) -> Tokenizer:
+    def _find_tokenizer(self, files: list[Path], digest: str, splits: dict[str, int]) -> Tokenizer:
         if self._restored is not None:
             return self._restored
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
         if self.tokenizer_name != "bpe":
             return restore_tokenizer(pretrained_tokenizer(self.tokenizer_name))
-        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size))}.json"
+        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size), *self._fold_key)}.json"
         if not cached.exists():
             rank_zero_info(f"Training byte-pair encoding with up to {self.max_vocab_size} tokens ...")
-            texts = (text for _, text in _pieces(files, {"train": train_size}))
+            read = {part: size for part, size in splits.items() if part != "test"}
+            texts = (text for part, text in _pieces(files, read) if part != "val")
             write_atomically(cached, train_bpe(texts, self.max_vocab_size).state.encode("utf-8"), "cache_dir")
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
-
-
-def find_texts(path: str) -> list[Path]:
-    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
-
-    Raises:
-        InputError: there are none.
-    """
-    given = Path(path).expanduser()
-    if given.is_dir():
-        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
-        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
-        problem = "no .txt file in this folder; use a glob for other files"
-    else:
-        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
-        files = sorted(file for name in names if (file := Path(name)).is_file())
-        problem = "no such file; give a file, a folder with .txt files, or a glob"
-    if not files:
-        raise InputError(f"--data.path {path}: {problem}")
-    return files
-
-
-def split_sizes(characters: int) -> dict[str, int]:
-    """Number of characters in each part of a text."""
-    development = characters * 9 // 10
-    train = development * 9 // 10
-    return {"train": train, "val": development - train, "test": characters - development}
 
 
 def _file_stats(files: list[Path]) -> list[tuple[int, int]]:

@@ -202,7 +202,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
         q: queries (B, heads, T, head_dim) of the last T of S tokens.
         k: keys (B, heads, S, head_dim).
         v: values (B, heads, S, head_dim).
-        mask: (B, 1, 1, S) bool, true for tokens to attend to; not together with `causal`.
+        mask: (B, 1, 1, S) or (B, 1, T, S) bool, true for tokens to attend to; not together with `causal`.
         causal: whether tokens attend only to themselves and earlier tokens.
         dropout: probability of zeroing an attention weight.
 
@@ -220,8 +220,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     if causal:
         bias = torch.full((length, total), -math.inf, dtype=q.dtype).triu(1 + total - length)  # (T, S)
     elif mask is not None:
-        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -math.inf)  # (B, 1, 1, S)
-        bias = bias.expand(batch, heads, 1, total).reshape(batch * heads, 1, total)
+        bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill(~mask, -math.inf)
+        bias = bias.expand(batch, heads, -1, total).reshape(batch * heads, -1, total)  # (B * heads, 1 or T, S)
     else:
         bias = torch.zeros(1, dtype=q.dtype)
     q, k, v = (part.reshape(batch * heads, -1, head_dim) for part in (q, k, v))

@@ -1,6 +1,7 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +16,8 @@ from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
-from src.engine.data.tables import Row, read_table
+from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
+from src.engine.data.tables import Columns, Row, read_columns
 from src.engine.system.errors import InputError
 from src.text.sources import language_names, rt_polarity
 from src.text.tokenizer import (
@@ -34,6 +35,7 @@ from src.text.tokenizer import (
 Batch = tuple[Tensor, Tensor, Tensor]
 
 TRAINED = {"bpe": train_bpe, "words": train_words}
+CHUNK = 10_000  # texts that are tokenized together
 POOL = 50  # number of batches that are sorted by length together
 
 
@@ -41,17 +43,19 @@ class TokenizedTexts(Dataset[Batch]):
     """Token sequences of any length, with class numbers.
 
     Args:
-        ids: token IDs of each text, (T,) each.
+        ids: token IDs of all texts, one after the other.
+        lengths: number of tokens of each text.
         targets: class number of each text.
     """
 
-    def __init__(self, ids: list[Ids], targets: list[int]) -> None:
+    def __init__(self, ids: Ids, lengths: list[int], targets: list[int]) -> None:
         self.ids = ids
+        self.lengths = torch.tensor(lengths)
+        self.ends = self.lengths.cumsum(0)
         self.targets = torch.tensor(targets)
-        self.lengths = torch.tensor([len(one) for one in ids])
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.targets)
 
     def __getitem__(self, index: int) -> Batch:
         tokens, mask, targets = self.__getitems__([index])
@@ -59,7 +63,8 @@ class TokenizedTexts(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Tokens (B, T) int64, mask (B, T) bool, true for tokens, and targets (B,) int64."""
-        tokens, mask = padded([self.ids[index] for index in indices])
+        ends, lengths = self.ends[indices].tolist(), self.lengths[indices].tolist()
+        tokens, mask = padded([self.ids[end - length : end] for end, length in zip(ends, lengths, strict=True)])
         return tokens, mask, self.targets[indices]
 
 
@@ -111,6 +116,8 @@ class LabelledTextDataModule(LightningDataModule):
         batch_size: texts per batch, all processes together, at least 1.
         val_share: share of `path` for validation, in (0, 1), stratified, the same in every run.
         test_share: share of `path` for test, in (0, 1).
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
 
     Batches are tokens (B, T) int64, padded to the longest text, mask (B, T) bool, true for tokens, and targets (B,)
     int64, indices of `labels`.
@@ -136,6 +143,8 @@ class LabelledTextDataModule(LightningDataModule):
         batch_size: int = 32,
         val_share: float = 0.1,
         test_share: float = 0.1,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         for name, value, minimum in (
@@ -146,6 +155,7 @@ class LabelledTextDataModule(LightningDataModule):
             if value < minimum:
                 raise InputError(f"{name} {value} is too small: give at least {minimum}")
         check_shares(val_share, test_share)
+        check_fold(fold, folds)
         if path is None and (val_path or test_path):
             raise InputError("--data.val_path and --data.test_path need --data.path, the table to train on")
         self.save_hyperparameters()
@@ -158,6 +168,7 @@ class LabelledTextDataModule(LightningDataModule):
         self.max_vocab_size = max_vocab_size
         self.max_length = max_length
         self.batch_size = batch_size
+        self.fold = (fold, folds)
         self.shares = {"val": val_share, "test": test_share}
         self.data_source = path or source
         """Path or source of the texts in use; set by `setup`."""
@@ -175,30 +186,37 @@ class LabelledTextDataModule(LightningDataModule):
             return
         if self.paths["train"] is None:
             parts = self._load_source()
-            self._check_labels({self.data_source: [row for rows in parts.values() for row in rows]})
+            self._check_labels({self.data_source: [label for _, labels in parts.values() for label in labels]})
         else:
             parts = self._load_tables()
-        self.labels = self._restored.get("labels") or sorted({label for _, label in parts["train"]}, key=_label_order)
+        if self.fold[0] is not None:
+            rows = {part: list(zip(*columns, strict=True)) for part, columns in parts.items()}
+            folded = fold_samples(rows, *self.fold, label=itemgetter(1), key=itemgetter(0))
+            parts = {part: _columns(own) for part, own in folded.items()}
+        self.labels = self._restored.get("labels") or sorted(set(parts["train"][1]), key=_label_order)
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
             raise InputError(
                 f"{self.data_source} has one label only, {self.labels[0]!r}: a classifier needs at least two, in column"
                 f" {self.label_column}"
             )
-        if empty := [name for part, name in PARTS.items() if not parts[part]]:
+        if empty := [name for part, name in PARTS.items() if not parts[part][0]]:
             raise InputError(f"no {empty[0]} texts in {self.data_source}: give more, or another share")
-        self.tokenizer = self._find_tokenizer(parts["train"])
+        self.tokenizer = self._find_tokenizer(parts["train"][0])
         self.vocab_size = self.tokenizer.vocab_size
         if "tokenizer" not in self._restored:
-            some = [text for text, _ in parts["train"][:CHECKED_TEXTS]]
+            some = parts["train"][0][:CHECKED_TEXTS]
             check_tokens(self.tokenizer, self.tokenizer.encode_batch(some, self.max_length), self.tokenizer_name)
-        sizes = ", ".join(f"{len(rows):,} {PARTS[part]}" for part, rows in parts.items())
+        sizes = ", ".join(f"{len(texts):,} {PARTS[part]}" for part, (texts, _) in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} texts of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
-        self.train_set, self.val_set, self.test_set = sets = [self._tokenize(rows) for rows in parts.values()]
-        report_classes(self.labels, {part: one.targets.tolist() for part, one in zip(parts, sets, strict=True)})
-        texts = {part: [text for text, _ in rows] for part, rows in parts.items()}
-        report_duplicates(texts, {part: [f"{text[:60]!r}" for text in rows] for part, rows in texts.items()}, "texts")
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        targets = {part: [numbers[label] for label in labels] for part, (_, labels) in parts.items()}
+        texts = {part: texts for part, (texts, _) in parts.items()}
+        del parts
+        report_classes(self.labels, targets)
+        report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
+        self.train_set, self.val_set, self.test_set = (self._tokenize(texts.pop(part), targets[part]) for part in PARTS)
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the texts."""
@@ -236,26 +254,37 @@ class LabelledTextDataModule(LightningDataModule):
     def _in_order(self, texts: TokenizedTexts) -> DataLoader[Batch]:
         return batch_loader(texts, Batches(len(texts), self.batch_size, self.trainer))
 
-    def _tokenize(self, rows: list[Row]) -> TokenizedTexts:
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        ids = self.tokenizer.encode_batch([text for text, _ in rows], self.max_length)
-        if empty := [text for (text, _), one in zip(rows, ids, strict=True) if not len(one)]:
+    def _tokenize(self, texts: list[str], targets: list[int]) -> TokenizedTexts:
+        """The tokens of texts, which are removed from the list: both together would take too much memory."""
+        dtype = np.min_scalar_type(self.vocab_size - 1)
+        parts: list[Ids] = []
+        lengths: list[int] = []
+        empty: list[str] = []
+        texts.reverse()
+        while texts:
+            some = texts[: -CHUNK - 1 : -1]
+            del texts[-CHUNK:]
+            ids = self.tokenizer.encode_batch(some, self.max_length)
+            empty += [text for text, one in zip(some, ids, strict=True) if not len(one)]
+            lengths += map(len, ids)
+            parts.append(np.concatenate(ids).astype(dtype))
+        if empty:
             raise InputError(
                 f"{len(empty):,} texts have no token in the tokenizer {self.tokenizer_name}, such as {empty[0][:60]!a}:"
                 " remove them, or give another --data.tokenizer"
             )
-        return TokenizedTexts(ids, [numbers[label] for _, label in rows])
+        return TokenizedTexts(np.concatenate(parts), lengths, targets)
 
-    def _find_tokenizer(self, rows: list[Row]) -> Tokenizer:
+    def _find_tokenizer(self, texts: list[str]) -> Tokenizer:
         if "tokenizer" in self._restored:
             return self.tokenizer
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
         if self.tokenizer_name in TRAINED:
-            return TRAINED[self.tokenizer_name]((text for text, _ in rows), self.max_vocab_size)
+            return TRAINED[self.tokenizer_name](iter(texts), self.max_vocab_size)
         return restore_tokenizer(pretrained_tokenizer(self.tokenizer_name))
 
-    def _load_source(self) -> dict[str, list[Row]]:
+    def _load_source(self) -> dict[str, Columns]:
         if self.source != "language_names":
             try:
                 parts = rt_polarity(self.data_dir)
@@ -268,41 +297,46 @@ class LabelledTextDataModule(LightningDataModule):
                 rank_zero_info(f"rt-polarity is not in {self.data_dir} and could not be downloaded: {error}")
             else:
                 self.data_source = "rt_polarity"
-                return parts
+                return {part: _columns(rows) for part, rows in parts.items()}
             announce("*** NOT REVIEWS: using names in 34 languages (CLDR); results are not comparable. ***")
         self.data_source = "language_names"
         rows, shared = language_names()
         rank_zero_info(f"Left out {shared:,} names that exist in several languages")
-        return self._split(rows, ("val", "test"))
+        return self._split(_columns(rows), ("val", "test"))
 
-    def _load_tables(self) -> dict[str, list[Row]]:
+    def _load_tables(self) -> dict[str, Columns]:
         given = {part: path for part, path in self.paths.items() if path is not None}
-        rows = {part: read_table(path, self.text_column, self.label_column) for part, path in given.items()}
-        self._check_labels({given[part]: found for part, found in rows.items()})
-        return self._split(rows.pop("train"), [part for part in ("val", "test") if part not in rows]) | rows
+        found = {part: read_columns(path, self.text_column, self.label_column) for part, path in given.items()}
+        self._check_labels({given[part]: labels for part, (_, labels) in found.items()})
+        return self._split(found.pop("train"), [part for part in ("val", "test") if part not in found]) | found
 
-    def _split(self, rows: list[Row], wanted: Sequence[str]) -> dict[str, list[Row]]:
-        labels = sorted({label for _, label in rows})
-        targets = [labels.index(label) for _, label in rows]
-        parts = stratified_split(targets, [self.shares[part] for part in wanted])
+    def _split(self, columns: Columns, wanted: Sequence[str]) -> dict[str, Columns]:
+        texts, labels = columns
+        numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+        parts = stratified_split([numbers[label] for label in labels], [self.shares[part] for part in wanted])
         found = {
-            part: [rows[index] for index in indices] for part, indices in zip(("train", *wanted), parts, strict=True)
+            part: ([texts[index] for index in indices], [labels[index] for index in indices])
+            for part, indices in zip(("train", *wanted), parts, strict=True)
         }
-        return {part: found.get(part, []) for part in PARTS}
+        return {part: found.get(part, ([], [])) for part in PARTS}
 
-    def _check_labels(self, tables: dict[str, list[Row]]) -> None:
+    def _check_labels(self, tables: dict[str, list[str]]) -> None:
         """Check the labels of each table, or source; the first is trained on."""
         (source, training), *_ = tables.items()
         restored = self._restored.get("labels", ())
-        check_labels((label for rows in tables.values() for _, label in rows), source, restored)
-        known = set(restored) or {label for _, label in training}
-        for name, rows in tables.items():
-            for number, (_, label) in enumerate(rows, start=1):
-                if label not in known:
-                    raise InputError(
-                        f"{name}, row {number}: label {label!r} is not in the training data, which has"
-                        f" {', '.join(sorted(known, key=_label_order)[:10])}{' ...' if len(known) > 10 else ''}"
-                    )
+        check_labels((label for labels in tables.values() for label in labels), source, restored)
+        known = set(restored) or set(training)
+        for name, labels in tables.items():
+            if unknown := set(labels) - known:
+                number, label = next((at, one) for at, one in enumerate(labels, start=1) if one in unknown)
+                raise InputError(
+                    f"{name}, row {number}: label {label!r} is not in the training data, which has"
+                    f" {', '.join(sorted(known, key=_label_order)[:10])}{' ...' if len(known) > 10 else ''}"
+                )
+
+
+def _columns(rows: list[Row]) -> Columns:
+    return [text for text, _ in rows], [label for _, label in rows]
 
 
 def _label_order(label: str) -> tuple[bool, float, str]:

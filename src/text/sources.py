@@ -1,19 +1,16 @@
-"""Downloads public texts; and texts to use without a network."""
+"""Finds texts: your own files, public ones to download, and some to use without a network."""
 
+import glob
 import hashlib
-import os
 import tarfile
 import tempfile
-import uuid
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 
-import torch
-from filelock import FileLock
-
-from src.engine.data.download import downloading
+from src.engine.data.download import download, write_atomically
+from src.engine.data.images import is_hidden
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -30,6 +27,26 @@ LANGUAGES = (
 )
 
 
+def find_texts(path: str) -> list[Path]:
+    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
+
+    Raises:
+        InputError: there are none.
+    """
+    given = local_path(path)
+    if given.is_dir():
+        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
+        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
+        problem = "no .txt file in this folder; use a glob for other files"
+    else:
+        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+        files = sorted(file for name in names if (file := Path(name)).is_file())
+        problem = "no such file; give a file, a folder with .txt files, or a glob"
+    if not files:
+        raise InputError(f"--data.path {path}: {problem}")
+    return files
+
+
 def tiny_shakespeare(data_dir: Path) -> Path:
     """The file of tiny Shakespeare (Karpathy 2015), downloaded if missing; its checksum is verified.
 
@@ -39,7 +56,7 @@ def tiny_shakespeare(data_dir: Path) -> Path:
     """
     path = data_dir / "tiny_shakespeare" / "input.txt"
     if not path.is_file():
-        _download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
+        download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
     with path.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != SHAKESPEARE_SHA256:
             raise InputError(
@@ -62,7 +79,7 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
     if not any(path.exists() for path in paths.values()):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "rt-polaritydata.tar.gz"
-            _download(POLARITY_URL, POLARITY_SHA256, archive)
+            download(POLARITY_URL, POLARITY_SHA256, archive)
             with tarfile.open(archive) as tar:
                 for suffix, path in paths.items():
                     member = tar.extractfile(f"rt-polaritydata/rt-polarity.{suffix}")
@@ -113,47 +130,3 @@ def language_names() -> tuple[list[tuple[str, str]], int]:
                     found[name].add(str(locale.english_name))
     unique = [(name, languages.pop()) for name, languages in sorted(found.items()) if len(languages) == 1]
     return unique, len(found) - len(unique)
-
-
-def _download(url: str, sha256: str, path: Path) -> None:
-    """Download a file and verify its checksum; if that fails, nothing is left."""
-    new_folders = [parent for parent in path.parents if not parent.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():
-                with downloading():
-                    torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-    except OSError as error:
-        raise unwritable(path.parent, error) from error
-    finally:
-        with suppress(OSError):
-            path.with_name(f".{path.name}.lock").unlink()
-        for folder in new_folders:
-            try:
-                folder.rmdir()
-            except OSError:  # not empty, or never created
-                break
-
-
-def write_atomically(path: Path, content: bytes, option: str = "data_dir") -> None:
-    """Write a temporary file and rename it when complete.
-
-    Raises:
-        InputError: the folder cannot be written; `option` is the option that sets it.
-    """
-    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        raise unwritable(path.parent, error, option) from error
-    finally:
-        with suppress(OSError):  # already renamed
-            partial.unlink()
-
-
-def unwritable(folder: Path, error: OSError, option: str = "data_dir") -> InputError:
-    """The error for a folder that cannot be written."""
-    return InputError(f"data folder {folder} cannot be written ({error.strerror}): give another with --data.{option}")

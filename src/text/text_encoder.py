@@ -1,4 +1,4 @@
-"""Transformer encoders for text classification: a single one and an ensemble."""
+"""Transformer encoders for texts and other sequences of tokens: a single one and an ensemble."""
 
 import math
 
@@ -19,9 +19,13 @@ class TextEncoder(nn.Module):
         num_layers: number of blocks.
         dropout: dropout probability after embedding, attention, feed-forward and mean, in [0, 1).
         token_dropout: probability of zeroing a whole token in training (Iyyer et al. 2015), in [0, 1).
+        num_convolutions: number of residual convolutions over five tokens before the blocks.
+        pooled: False: logits for each token.
 
     Shapes:
-        tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.
+        tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits, or (B, T, num_classes)
+        if not pooled. Padding within a row separates texts that do not see each other; a convolution passes over one
+        token of padding, but not over two.
 
     Raises:
         ValueError: an argument is out of range.
@@ -36,6 +40,8 @@ class TextEncoder(nn.Module):
         num_layers: int = 2,
         dropout: float = 0.1,
         token_dropout: float = 0.0,
+        num_convolutions: int = 0,
+        pooled: bool = True,
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "num_layers": num_layers, "num_classes": num_classes}
@@ -44,6 +50,8 @@ class TextEncoder(nn.Module):
             raise ValueError(
                 f"token_dropout {token_dropout} is out of range: give a probability of at least 0 and below 1"
             )
+        if num_convolutions < 0:
+            raise ValueError(f"num_convolutions {num_convolutions} is out of range: give at least 0")
         self.vocab_size = vocab_size
         self.num_classes = num_classes
         self.d_model = d_model
@@ -51,8 +59,11 @@ class TextEncoder(nn.Module):
         self.num_layers = num_layers
         self.dropout = dropout
         self.token_dropout = token_dropout
+        self.num_convolutions = num_convolutions
+        self.pooled = pooled
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.embedding_dropout = nn.Dropout(dropout)
+        self.convolutions = nn.ModuleList(Convolution(d_model, dropout) for _ in range(num_convolutions))
         self.blocks = nn.ModuleList(Block(d_model, num_heads, dropout, causal=False) for _ in range(num_layers))
         self.norm = nn.LayerNorm(d_model, bias=False)
         self.head_dropout = nn.Dropout(dropout)
@@ -66,18 +77,40 @@ class TextEncoder(nn.Module):
         if self.training and self.token_dropout:
             x = x * (torch.rand(tokens.shape, device=x.device) >= self.token_dropout).unsqueeze(2)
         x = self.embedding_dropout(x)
+        for convolution in self.convolutions:
+            x = convolution(x, mask)
         rotation = rotary_angles(torch.arange(tokens.shape[1], device=tokens.device), self.d_model // self.num_heads)
-        attended = mask[:, None, None, :]  # (B, 1, 1, T): padding is not attended to
+        text = torch.where(mask, (~mask).long().cumsum(dim=1), -1)  # (B, T): number of the text; -1 for padding
+        attended = text[:, None, :, None] == text[:, None, None, :]  # (B, 1, T, T)
         for block in self.blocks:
             x = block(x, rotation, attended)  # (B, T, C)
-        weight = mask.unsqueeze(2) / mask.sum(dim=1)[:, None, None]  # (B, T, 1)
-        mean = (self.norm(x) * weight).sum(dim=1)  # (B, C)
-        logits: Tensor = self.head(self.head_dropout(mean))  # (B, num_classes)
+        x = self.norm(x)
+        if self.pooled:
+            weight = mask.unsqueeze(2) / mask.sum(dim=1)[:, None, None]  # (B, T, 1)
+            x = (x * weight).sum(dim=1)  # (B, C)
+        logits: Tensor = self.head(self.head_dropout(x))  # (B, num_classes) or (B, T, num_classes)
         return logits
+
+
+class Convolution(nn.Module):
+    """A residual convolution over five tokens, with layer norm before and ReLU behind; padding counts as zero."""
+
+    def __init__(self, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.conv = nn.Conv1d(d_model, d_model, kernel_size=5, padding=2)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        hidden = (self.norm(x) * mask.unsqueeze(2)).transpose(1, 2)  # (B, C, T)
+        out: Tensor = x + self.dropout(self.conv(hidden).transpose(1, 2).relu())  # (B, T, C)
+        return out
 
 
 class TextEnsemble(nn.Module):
     """Several encoders of the same size whose probabilities are averaged (Lakshminarayanan et al. 2017).
+
+    With one output, a number to predict, the outputs are averaged.
 
     In training each encoder gets its own share of every batch, so a step costs as much as with a single encoder, but
     training needs `num_members` times as many epochs.
@@ -91,6 +124,7 @@ class TextEnsemble(nn.Module):
         num_layers: number of blocks of each encoder.
         dropout: as in `TextEncoder`.
         token_dropout: as in `TextEncoder`.
+        num_convolutions: as in `TextEncoder`.
 
     Shapes:
         tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.
@@ -109,6 +143,7 @@ class TextEnsemble(nn.Module):
         num_layers: int = 2,
         dropout: float = 0.1,
         token_dropout: float = 0.0,
+        num_convolutions: int = 0,
     ) -> None:
         super().__init__()
         if num_members < 1:
@@ -121,8 +156,9 @@ class TextEnsemble(nn.Module):
         self.num_layers = num_layers
         self.dropout = dropout
         self.token_dropout = token_dropout
-        sizes = (vocab_size, num_classes, d_model, num_heads, num_layers)
-        self.members = nn.ModuleList(TextEncoder(*sizes, dropout, token_dropout) for _ in range(num_members))
+        self.num_convolutions = num_convolutions
+        sizes = (vocab_size, num_classes, d_model, num_heads, num_layers, dropout, token_dropout, num_convolutions)
+        self.members = nn.ModuleList(TextEncoder(*sizes) for _ in range(num_members))
 
     @property
     def head(self) -> nn.ModuleList:
@@ -138,5 +174,7 @@ class TextEnsemble(nn.Module):
                 logits[i::count] = part
             return logits
         stacked = torch.stack([member(tokens, mask) for member in self.members])  # (members, B, num_classes)
+        if self.num_classes == 1:
+            return stacked.mean(dim=0)
         mean: Tensor = stacked.float().softmax(dim=-1).mean(dim=0).log()  # (B, num_classes)
         return mean

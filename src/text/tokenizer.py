@@ -4,6 +4,7 @@ import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: list[str], max_length: int) -> list[Ids]:
         """Token IDs of each text, cut to `max_length`."""
-        return [self.encode(text)[:max_length] for text in texts]
+        encoded = [text.encode("utf-8")[:max_length] for text in texts]
+        joined = np.frombuffer(b"".join(encoded), dtype=np.uint8)  # faster than one array per text
+        return [joined[end - len(one) : end] for one, end in zip(encoded, accumulate(map(len, encoded)), strict=True)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token IDs; bytes that are not UTF-8 become the replacement character."""

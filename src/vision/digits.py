@@ -23,7 +23,7 @@ def digit_pixels(image: Image.Image) -> tuple[Tensor, str]:
     Returns:
         Pixels (1, 28, 28) uint8, and a note if the picture was inverted, else "".
     """
-    grey, note = _light_ink(image)
+    grey, note = light_ink(image)
     if grey.shape != (SIDE, SIDE):
         grey = _fit(grey)
     return torch.from_numpy(grey.copy()).unsqueeze(0), note
@@ -31,10 +31,10 @@ def digit_pixels(image: Image.Image) -> tuple[Tensor, str]:
 
 def digit_note(image: Image.Image) -> str:
     """The note of `digit_pixels`, without the work for its pixels."""
-    return _light_ink(image)[1]
+    return light_ink(image)[1]
 
 
-def _light_ink(image: Image.Image) -> tuple[Any, str]:
+def light_ink(image: Image.Image) -> tuple[Any, str]:
     """(H, W) uint8, light ink on a dark ground, and a note if it was inverted."""
     grey = np.asarray(flatten(image).convert("L"))
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])

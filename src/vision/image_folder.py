@@ -6,91 +6,51 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from src.engine.data.images import (
     UNREADABLE,
     Ranges,
+    Shrink,
     content_keys,
     deep_image,
-    flatten,
     image_error,
     image_files,
     is_hidden,
-    read_image,
     restored_ranges,
     skipped_line,
     usual_range,
 )
 from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
+from src.engine.data.loading import (
+    Batches,
+    NumWorkers,
+    announce,
+    batch_loader,
+    check_num_workers,
+    cores_per_process,
+    file_workers,
+    shuffled,
+)
 from src.engine.data.prepare import normalise, pixel_statistics
-from src.engine.data.split import PARTS, check_shares, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
-from src.engine.system.randomness import derive_seed
-
-Batch = tuple[Tensor, Tensor]
+from src.engine.system.hardware import available_memory
+from src.engine.system.remote import local_path, local_paths
+from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_LISTED = 5  # unreadable files listed in one message
 PART_NAMES = {*PARTS, "training", "valid", "validation", "testing"}
-
-
-class ImageFiles(Dataset[Batch]):
-    """Image files, decoded on access.
-
-    Args:
-        files: paths of the images.
-        targets: class number of each image.
-        transform: maps a PIL image in RGB to pixels (3, H, W) uint8.
-        ranges: see `read_image`.
-    """
-
-    def __init__(self, files: list[Path], targets: list[int], transform: Any, ranges: Ranges) -> None:
-        self.files = files
-        self.targets = targets
-        self.transform = transform
-        self.ranges = ranges
-        self.statistics = pixel_statistics(ImageFolderDataModule)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Image (3, H, W) float, normalised, and target () int64."""
-        pixels, target = self._read(index)
-        return normalise(pixels, *self.statistics), target
-
-    def _read(self, index: int) -> Batch:
-        try:
-            rgb = flatten(read_image(self.files[index], self.ranges)).convert("RGB")
-        except UNREADABLE as error:
-            reason = image_error(self.files[index], error)
-            raise InputError(f"{self.files[index]} cannot be used ({reason}): remove or fix it") from error
-        return self.transform(rgb), torch.tensor(self.targets[index])
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """Images (B, 3, H, W) float and targets (B,) int64.
-
-        In training, the transform's randomness depends only on run seed, epoch and image.
-        """
-        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
-        samples = []
-        with torch.random.fork_rng(devices=[]):
-            for index in indices:
-                torch.default_generator.manual_seed(derive_seed(epoch_seed, index))
-                samples.append(self._read(index))
-        pixels, targets = default_collate(samples)
-        return normalise(pixels, *self.statistics), targets
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -105,12 +65,18 @@ class ImageFolderDataModule(LightningDataModule):
         batch_size: images per batch over all processes, at least 1.
         val_share: share of the images for validation, in (0, 1); stratified, the same split in every run.
         test_share: share of the images for testing, in (0, 1); val_share + test_share must be below 1.
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
         crop: smallest share of a training image's area that a random crop keeps, in (0, 1]; 1: no cropping.
         flip: mirror training images left to right with probability 0.5.
-        num_workers: processes that decode images; 0: decode in the training process.
+        num_workers: processes that decode images; 0: threads of the training process decode them; `auto`: 0 if the
+            network is on a CPU, else as many as there are cores for this process, less one, and at most 16.
+        cache: keep decoded training and validation images in memory, shrunk as far as `image_size` allows, if they take
+            at most half of the memory that is free.
 
-    Batches are images (B, 3, S, S) float32, normalised like ImageNet, and targets (B,) int64, indices into `labels`.
-    Validation and test scale an image's shorter side to S and crop the centre.
+    Batches are pixels (B, 3, S, S) uint8, which `on_after_batch_transfer` normalises like ImageNet to float32, and
+    targets (B,) int64, indices into `labels`. Validation and test scale an image's shorter side to S and crop the
+    centre.
 
     Raises:
         InputError: an argument is out of range, `path` does not exist, there are fewer than two classes or too few
@@ -131,7 +97,10 @@ class ImageFolderDataModule(LightningDataModule):
         test_share: float = 0.1,
         crop: float = 0.5,
         flip: bool = True,
-        num_workers: int = 0,
+        num_workers: NumWorkers = "auto",
+        cache: bool = False,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         for name, value, least in (("image_size", image_size, 4), ("batch_size", batch_size, 1)):
@@ -139,20 +108,24 @@ class ImageFolderDataModule(LightningDataModule):
                 raise InputError(f"{name} {value} is too small: give at least {least}")
         if not 0 < crop <= 1:
             raise InputError(f"crop {crop} is out of range: give a share of the area above 0 and up to 1")
-        if num_workers < 0:
-            raise InputError(f"num_workers {num_workers} is out of range: give at least 0")
+        check_num_workers(num_workers)
         check_shares(val_share, test_share)
+        check_fold(fold, folds)
         self.save_hyperparameters()
-        self.path = Path(path or "").expanduser()
+        self.path = Path()
         self.path_column = path_column
         self.label_column = label_column
         self.image_size = image_size
-        self._centre = v2.Compose([v2.Resize(image_size), v2.CenterCrop(image_size)])
+        self.shrink = Shrink(image_size)
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
+        self.fold = (fold, folds)
         self.crop = crop
         self.flip = flip
         self.num_workers = num_workers
+        self.cache = cache
+        self._is_cached: bool | None = None
+        self._statistics = pixel_statistics(self)
         self.data_source = path or ""
         self.labels: list[str] = []
         """The labels, in the order of their class numbers; set by `setup`."""
@@ -170,6 +143,7 @@ class ImageFolderDataModule(LightningDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
+        self.path = local_path(self.data_source)
         found = self._from_folder() if self.path.is_dir() else self._from_table()
         files, labels = [file for file, _ in found], [label for _, label in found]
         self.value_ranges = check_files(files, self.value_ranges)
@@ -184,7 +158,9 @@ class ImageFolderDataModule(LightningDataModule):
                 f"class {unknown[0][0]} of {unknown[0][1]} was not trained on: give {', '.join(self.labels)}"
             )
         targets = [numbers[label] for label in labels]
-        parts = dict(zip(PARTS, stratified_split(targets, self.shares), strict=True))
+        keys = content_keys(files) if self.fold[0] else None
+        folded = with_fold(stratified_split(targets, self.shares), targets, *self.fold, keys)
+        parts = dict(zip(PARTS, folded, strict=True))
         if empty := [part for part, indices in parts.items() if not indices]:
             raise InputError(f"{self.path} has {len(files)} images, too few for a {empty[0]} part: give 3 per class")
         sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in parts.items())
@@ -192,14 +168,19 @@ class ImageFolderDataModule(LightningDataModule):
         split = {part: ([files[i] for i in own], [targets[i] for i in own]) for part, own in parts.items()}
         report_classes(self.labels, {part: own for part, (_, own) in split.items()})
         report_copies({part: own for part, (own, _) in split.items()})
-        self.train_set, self.val_set, self.test_set = (
-            ImageFiles(*own, self.transform(part), self.value_ranges) for part, own in split.items()
-        )
+        self.train_set, self.val_set, self.test_set = (self.dataset(*own, part) for part, own in split.items())
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
-        transform = self.transform("test")
-        return torch.stack([transform(flatten(image).convert("RGB")) for image in inputs])
+        decoded = [np.asarray(rgb(image, self.shrink)) for image in inputs]
+        return torch.stack([resized(one, central_box(*one.shape[:2]), self.image_size) for one in decoded])
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise a whole batch, on the training device."""
+        pixels, targets = batch
+        if self._statistics[0].device != pixels.device:
+            self._statistics = self._statistics[0].to(pixels.device), self._statistics[1].to(pixels.device)
+        return normalise(pixels, *self._statistics), targets
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the data."""
@@ -227,21 +208,42 @@ class ImageFolderDataModule(LightningDataModule):
         return self._loader(self.test_set)
 
     def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
+        self._keep_decoded()
         order = shuffled(len(files)) if shuffle else None
         # Batch norm cannot train on a batch of one.
         batches = Batches(len(files), self.batch_size, self.trainer, order, drop_single=shuffle)
-        return batch_loader(files, batches, num_workers=self.num_workers)
+        return batch_loader(files, batches, num_workers=self.workers(files, self.trainer, report=shuffle))
 
-    def transform(self, part: str) -> Any:
-        """The transform of a part (`train`, `val` or `test`) from RGB images to pixels (3, S, S) uint8."""
-        size = self.image_size
-        if part == "train" and self.crop < 1:
-            first = [v2.RandomResizedCrop(size, scale=(self.crop, 1.0))]
-        else:
-            first = [self._centre]
-        if part == "train" and self.flip:
-            first.append(v2.RandomHorizontalFlip())
-        return v2.Compose([*first, v2.PILToTensor()])
+    def workers(self, files: ImageFiles, trainer: Any, report: bool) -> int:
+        """The number of worker processes that decode files; without, they are decoded by threads."""
+        workers, files.threads = file_workers(self.num_workers, trainer), cores_per_process(trainer)
+        if report:
+            by = f"{workers} worker processes" if workers else f"{files.threads} threads of the training process"
+            rank_zero_info(f"Images are decoded by {by} (num_workers {self.num_workers})")
+        return workers
+
+    def dataset(self, files: list[Path], targets: list[int], part: str) -> ImageFiles:
+        """The images of a part: `train`, `val` or `test`."""
+        if part != "train":
+            return ImageFiles(files, targets, self.shrink, self.value_ranges)
+        return ImageFiles(files, targets, Shrink(self.image_size, self.crop), self.value_ranges, self.flip)
+
+    def _keep_decoded(self) -> None:
+        """Give the training and validation part memory for decoded images, if enough is free."""
+        if not self.cache or self._is_cached is not None:
+            return
+        parts = (self.train_set, self.val_set)
+        sizes = [decoded_sizes(part.files, part.shrink) for part in parts]
+        processes = max(1, self.trainer.world_size // self.trainer.num_nodes) if self.trainer else 1
+        needed, free = 3 * processes * sum(map(sum, sizes)), available_memory()
+        self._is_cached = not free or needed <= free / 2
+        line = f"decoded images take {needed / 1e6:,.0f} MB of memory, of {free / 1e6:,.0f} MB that are free"
+        if not self._is_cached:
+            announce(f"--data.cache: {line}, which is more than half: they are decoded in each epoch")
+            return
+        rank_zero_info(f"Cache: {line}")
+        for part, own in zip(parts, sizes, strict=True):
+            part.cache = DecodedImages(own)
 
     def _from_folder(self) -> list[tuple[Path, str]]:
         classes = sorted(folder for folder in self.path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
@@ -266,7 +268,8 @@ class ImageFolderDataModule(LightningDataModule):
                 f"--data.path {self.path}: no such folder or table; give a folder with one folder per class"
             )
         rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
-        return [(self.path.parent / name, label) for name, label in rows]
+        files = local_paths([name for name, _ in rows], self.data_source)
+        return [(file, label) for file, (_, label) in zip(files, rows, strict=True)]
 
 
 def check_files(files: list[Path], known: Ranges) -> Ranges:
@@ -308,5 +311,5 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
 def report_copies(parts: dict[str, list[Path]]) -> None:
     """Log how many image files are also in another part, by their content."""
     keys = iter(content_keys([file for files in parts.values() for file in files]))
-    names = {part: [str(file) for file in files] for part, files in parts.items()}
-    report_duplicates({part: [next(keys) for _ in files] for part, files in parts.items()}, names, "images")
+    by_part = {part: [next(keys) for _ in files] for part, files in parts.items()}
+    report_duplicates(by_part, "images", lambda part, index: str(parts[part][index]))

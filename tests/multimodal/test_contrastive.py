@@ -19,7 +19,7 @@ from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
 from src.multimodal.contrastive import ContrastiveModel
 from tests.conftest import QUIET, Run, fit, once, program
-from tests.contract import check_prepare
+from tests.contract import check_folds, check_prepare
 from tests.multimodal.helpers import own_pairs
 
 Train = Callable[..., Run]
@@ -52,6 +52,19 @@ def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path, is_own: boo
     check_prepare(data, list(raw))
 
 
+@pytest.mark.parametrize("is_own", [False, True])
+def test_folds_share_out_all_images_but_those_of_the_test_part(tmp_path: Path, is_own: bool) -> None:
+    path = str(own_pairs(tmp_path / "own")) if is_own else None
+
+    def parts(fold: int | None) -> list[list[object]]:
+        data = CaptionDataModule(path, source="sample", image_size=16, fold=fold, folds=3)
+        data.setup("fit")
+        images = [part.images for part in data.sets.values()]
+        return [one.files if is_own else [image.numpy().tobytes() for image in one.images] for one in images]
+
+    check_folds(parts, 3)
+
+
 def test_no_phrasing_is_in_two_parts() -> None:
     parts = [set(phrasings) for phrasings in PHRASINGS.values()]
     assert not parts[0] & parts[1]
@@ -77,6 +90,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return once(tmp_path_factory, "clip", lambda folder: fit(folder, *words))
 
 
+@pytest.mark.slow
 def test_unseen_phrasings_classify_and_retrieve_digits(trained: str, train: Train) -> None:
     metrics = train("test", "--ckpt_path", trained).metrics
     assert metrics["test/acc"] > 0.9
@@ -119,6 +133,7 @@ def test_your_own_images_with_captions_train_and_bad_files_are_named(train: Trai
         train(CONFIG, *words)
 
 
+@pytest.mark.slow
 def test_the_similarity_matrix_is_drawn(train: Train) -> None:
     run = train(CONFIG, "--data.source=sample", "--trainer.limit_train_batches=3", "--max_epochs=1")
     events = EventAccumulator(str(run.folder), size_guidance={"images": 0})

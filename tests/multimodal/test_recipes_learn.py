@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.conftest import Run
 
 
+@pytest.mark.slow
 def test_unseen_captions_classify_digits(train: Callable[..., Run]) -> None:
     data = ("--data.source=sample", "--data.batch_size=32")
     short = ("--max_epochs=1", "--trainer.limit_train_batches=80", "--trainer.limit_val_batches=4")

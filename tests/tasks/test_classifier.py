@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassRecall
 
 from src.engine.system.errors import InputError
-from src.tasks.classifier import Classifier
+from src.tasks.classifier import Classifier, WeightedCrossEntropy
 from tests.conftest import trainer
 from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet
 
@@ -60,6 +60,32 @@ def test_metrics_equal_a_manual_computation(tmp_path: Path) -> None:
     for target, label in zip(targets, labels, strict=True):
         counts[target, label] += 1
     assert torch.equal(task.confusion.compute(), counts)
+
+
+def test_a_weighted_loss_is_averaged_over_the_weights_of_all_samples(tmp_path: Path) -> None:
+    weights = [1.0, 4.0, 0.5]
+    task = Classifier(net=ToyMLP(), loss=WeightedCrossEntropy(weights))
+    loader = batches(7)
+    (found,) = trainer(tmp_path).test(task, loader, verbose=False)
+    images, targets = loader.dataset.tensors  # type: ignore[attr-defined]
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(task(images), targets, torch.tensor(weights))
+    assert found["test/loss"] == pytest.approx(expected.item(), rel=1e-5)
+    ignored = torch.tensor([0, 1, -100, 1])
+    assert task.count(ignored) == 9.0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 2.0], "give 3 numbers, one per class"),
+        ([1.0, 0.0, 2.0], "give numbers above 0"),
+        ([1.0, -1.0, 2.0], "above 0"),
+    ],
+)
+def test_class_weights_must_fit_the_classes(weights: list[float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Classifier(net=ToyMLP(), loss=WeightedCrossEntropy(weights))
 
 
 def test_mean_squared_error_uses_one_hot_targets(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ def recipe() -> tuple[str, ...]:
     return (TOY,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds.TASKS)
 def test_two_processes_train_and_test_as_one_does(train: Train, tmp_path: Path, kind: str) -> None:
     words = (*kinds.options(kind), "--precision=64-true", "--max_epochs=1")
@@ -127,6 +128,7 @@ def test_it_draws_predicts_scores_and_exports(
     assert "written" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_score_all_inputs_or_say_why_not(train: Train, tmp_path: Path) -> None:
     run = train(*kinds.options("Masks"), "--max_epochs=1", "--precision=32-true")
     (images,), truth = write_inputs(kinds.MasksData(), tmp_path)

@@ -61,6 +61,7 @@ def predicted(task: Regressor, x: Tensor = X) -> Tensor:
         return task.eval().predictions(x)["values"]
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_scikit_learn_in_the_units_of_the_targets(tmp_path: Path) -> None:
     task, found = fitted(tmp_path, Numbers())
     preds = predicted(task)

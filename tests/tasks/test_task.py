@@ -46,6 +46,7 @@ def test_a_task_that_reads_its_loss_in_every_step_is_detected(
     assert all("item" in found for found in waits_by_step(parse("fit", *limits)))
 
 
+@pytest.mark.slow
 def test_metrics_do_not_depend_on_the_number_of_steps_per_update(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc", "f1")]
     found = []

@@ -11,11 +11,14 @@ from lightning.pytorch import Trainer
 
 from src import ROOT
 from src.engine.data.loading import IGNORED, Batches
+from src.engine.data.split import split_sizes
+from src.engine.system import remote
 from src.engine.system.errors import InputError
 from src.text import corpus, sources
-from src.text.corpus import TextDataModule, Windows, find_texts, random_starts, split_sizes
+from src.text.corpus import TextDataModule, Windows, random_starts
 from src.text.gpt import GPT
 from src.text.language_model import LanguageModel
+from src.text.sources import find_texts
 from tests.conftest import serving
 
 
@@ -47,6 +50,17 @@ def own(folder: Path, content: str | bytes, name: str = "own.txt") -> str:
 # Splits and windows
 
 
+def test_a_fold_without_the_validation_part_or_too_short_is_one_line(tmp_path: Path) -> None:
+    path = own(tmp_path, "abcdefghij" * 3)
+    for given, message in (
+        ({"fold": 1, "final": True}, "fold 1 does not fit final"),
+        ({"fold": 9, "folds": 5}, "fold 9 is out of range: give 1 to 5"),
+        ({"fold": 2, "folds": 3, "block_size": 20}, "train part .* has 9 tokens, block_size 20 needs 21"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ready(tmp_path, path=path, **given)
+
+
 def test_the_split_is_the_customary_one() -> None:
     assert split_sizes(1_115_394) == {"train": 903_468, "val": 100_386, "test": 111_540}
 
@@ -68,6 +82,41 @@ def test_tokens_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> No
     finally:
         os.umask(before)
     assert modes == {0o770}
+
+
+def test_texts_of_a_server_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
+    content = bytes(range(100)) * 10
+    for name in ("a.txt", "b.txt"):
+        own(tmp_path / "served", content, name)
+    with serving(tmp_path / "served") as url:
+        assert ready(tmp_path, path=f"{url}a.txt").train_set.tokens.tolist() == [*content[:810]]
+        assert [path.name for path in find_texts(url)] == ["a.txt", "b.txt"]
+
+
+def test_folds_are_pieces_of_the_text_and_no_window_touches_that_of_validation(tmp_path: Path) -> None:
+    content = bytes(range(100)) * 10
+    whole = ready(tmp_path, path=own(tmp_path, content))
+    seen: list[int] = []
+    for fold in (1, 2, 3, 4):
+        data = ready(tmp_path, path=own(tmp_path, content), fold=fold, folds=4)
+        seen += data.val_set.tokens.tolist()
+        assert data.test_set.tokens.tolist() == whole.test_set.tokens.tolist()
+        assert data.tokens_per_char == {"train": 1, "val": 1, "test": 1}
+        inputs, targets = data.train_set.__getitems__(list(range(len(data.train_set))))
+        starts = [n for n in range(900 - 8) if n + 8 < 225 * (fold - 1) or n >= 225 * fold]
+        assert inputs[:, 0].tolist() == [n % 100 for n in starts]
+        assert torch.equal(targets, (inputs + 1) % 100)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+        assert len(data.train_dataloader()) == -(-((len(starts) + 8) // 8) // 4)
+    assert bytes(seen) == content[:900]
+
+
+def test_the_byte_pairs_of_a_fold_are_those_of_its_training_part(tmp_path: Path) -> None:
+    given = {"path": own(tmp_path, "zqzq " * 180 + "abab " * 620), "tokenizer": "bpe", "max_vocab_size": 300}
+    states = [ready(tmp_path, **given, fold=fold, folds=4).tokenizer.state for fold in (1, 2)]
+    assert ["zqzq" in state for state in states] == [False, True]
+    assert ready(tmp_path, **given, fold=1, folds=4).tokenizer.state == states[0]  # from the cache
 
 
 def test_no_window_crosses_a_border(tmp_path: Path) -> None:

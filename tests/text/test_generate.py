@@ -87,6 +87,7 @@ def test_the_tokenizer_comes_from_the_checkpoint(
     assert torch.load(path, weights_only=True)["TextDataModule"]["tokenizer"].startswith("{")
 
 
+@pytest.mark.slow
 def test_it_streams_as_a_command(checkpoint: str) -> None:
     words = ("--ckpt_path", checkpoint, "--prompt", "Ünï", "--max_new_tokens", "5")
     done = program(*words, module="src.generate", REAL_INTERPRETER="1")

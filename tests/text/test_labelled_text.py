@@ -5,7 +5,9 @@ import json
 import operator
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -20,7 +22,7 @@ from src.text.labelled_text import LabelledTextDataModule, TokenizedTexts, by_le
 from src.text.sources import LANGUAGES, language_names
 from src.text.tokenizer import ByteTokenizer
 from tests.conftest import serving
-from tests.contract import check_prepare
+from tests.contract import check_folds, check_prepare
 
 ROWS = [(f"text {number}, with a comma", f"class {number % 3}") for number in range(60)]
 
@@ -137,6 +139,31 @@ def test_a_split_is_stratified_whole_and_the_same_every_time(tmp_path: Path) -> 
     assert [len(part) for part in stratified_split([0, 1, 1], [0.1, 0.1])] == [2, 1, 0]  # what there is trains first
 
 
+@pytest.mark.parametrize("has_own_parts", [False, True])
+def test_folds_keep_copies_of_a_text_together(tmp_path: Path, has_own_parts: bool) -> None:
+    rows = [(f"text {number % 50}", "ab"[number % 2]) for number in range(120)]
+    own = {}
+    for part in ("val", "test") if has_own_parts else ():
+        (tmp_path / part).mkdir()
+        own[f"{part}_path"] = table(tmp_path / part, ".csv", rows[:30])
+    path = table(tmp_path, ".csv", rows)
+
+    def texts(fold: int | None) -> list[list[str]]:
+        data = ready(path=path, **own, fold=fold, folds=4)
+        sets = (data.train_set, data.val_set, data.test_set)
+        return [[data.tokenizer.decode(one.tolist()) for one in part.ids] for part in sets]
+
+    check_folds(texts, 4)
+
+
+def test_the_vocabulary_of_a_fold_is_that_of_its_training_part(tmp_path: Path) -> None:
+    words = [f"{chr(97 + n // 10)}x{chr(97 + n % 10)}" for n in range(60)]
+    path = table(tmp_path, ".csv", [(f"same {word} {word}", "ab"[n % 2]) for n, word in enumerate(words)])
+    data = ready(path=path, tokenizer="words", fold=2, folds=3)
+    known = [word for word in words if f'"{word}"' in data.tokenizer.state]
+    assert len(known) == len(data.train_set) == 60 - len(data.val_set) - len(data.test_set)
+
+
 def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:
     texts = [f"text {'very ' * (number % 5)}long {number}" for number in range(20)]
     rows = "".join(f"{text},class {number % 2}\n" for number, text in enumerate(texts))
@@ -169,6 +196,7 @@ def test_texts_that_stand_in_two_parts_are_reported(tmp_path: Path, messages: li
     assert "1 test texts are also validation texts, such as 'new'" in messages
 
 
+@pytest.mark.slow
 def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: Path, messages: list[str]) -> None:
     path = table(tmp_path, ".csv", ROWS)  # type: ignore[arg-type]
     other = write(tmp_path / "other.csv", "text,label\nmine,Class 1\n")
@@ -205,17 +233,21 @@ def test_a_checkpoints_labels_and_tokenizer_stay(tmp_path: Path) -> None:
 # Batches
 
 
+def tokenized(ids: list[Any], targets: list[int]) -> TokenizedTexts:
+    return TokenizedTexts(np.concatenate(ids), [len(one) for one in ids], targets)
+
+
 def lengths(count: int) -> TokenizedTexts:
     generator = torch.Generator().manual_seed(0)
     ids = [
         torch.full((int(length),), number % 256).numpy()
         for number, length in enumerate(torch.randint(1, 200, (count,), generator=generator))
     ]
-    return TokenizedTexts(ids, list(range(count)))
+    return tokenized(ids, list(range(count)))
 
 
 def test_a_batch_is_padded_and_masked() -> None:
-    texts = TokenizedTexts(ByteTokenizer().encode_batch(["abc", "d"], 9), [1, 0])
+    texts = tokenized(ByteTokenizer().encode_batch(["abc", "d"], 9), [1, 0])
     tokens, mask, targets = texts.__getitems__([0, 1])
     assert tokens.tolist() == [[97, 98, 99], [100, 0, 0]]
     assert mask.tolist() == [[True, True, True], [True, False, False]]
@@ -299,9 +331,9 @@ def test_reviews_are_downloaded_checked_and_split_by_line(tmp_path: Path, monkey
     assert data.data_source == "rt_polarity"
     assert data.labels == ["negative", "positive"]
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (320, 40, 40)
-    texts = [data.tokenizer.decode(ids.tolist()) for ids in data.test_set.ids]
-    assert texts[:3] == ["neg café 9", "neg café 19", "neg café 29"]
-    assert data.tokenizer.decode(data.val_set.ids[0].tolist()) == "neg café 8"
+    texts = [data.tokenizer.decode(data.test_set[index][0].tolist()) for index in range(3)]
+    assert texts == ["neg café 9", "neg café 19", "neg café 29"]
+    assert data.tokenizer.decode(data.val_set[0][0].tolist()) == "neg café 8"
     (tmp_path / "data" / "rt_polarity" / "rt-polarity.pos").write_text("cut short\n")
     with pytest.raises(InputError, match=r"rt-polarity.pos has 1 lines, not 200"):
         ready(data_dir=data_dir)

@@ -23,6 +23,7 @@ def reviews(tmp_path: Path) -> str:
     return write(tmp_path / "reviews.csv", "\n".join(rows) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shakespeare_gpt", "shakespeare_gpt_fast"])
 def test_the_language_models_learn_more_than_how_frequent_letters_are(train: Train, name: str) -> None:
     data = ("--data.source=python_reference", "--data.block_size=64", "--trainer.limit_val_batches=2")
@@ -31,6 +32,7 @@ def test_the_language_models_learn_more_than_how_frequent_letters_are(train: Tra
     assert run.metrics["val/loss"] < 3.0  # nats; chance: 5.5, the frequencies of letters: 3.2
 
 
+@pytest.mark.slow
 def test_the_languages_of_names_are_told_apart(train: Train) -> None:
     short = ("--data.max_length=32", "--trainer.limit_train_batches=40", "--trainer.limit_val_batches=4")
     run = train("fit", "--config=configs/text/language_id.yaml", *short, "--max_epochs=1")
@@ -38,12 +40,14 @@ def test_the_languages_of_names_are_told_apart(train: Train) -> None:
     assert run.metrics["val/acc"] > 0.1  # chance: 0.03
 
 
+@pytest.mark.slow
 def test_sentiment_is_learned_from_scratch(train: Train, reviews: str) -> None:
     data = (f"--data.path={reviews}", "--data.batch_size=32")
     run = train("fit", "--config=configs/text/sentiment_transformer.yaml", *data, "--max_epochs=5")
     assert run.metrics["val/acc"] > 0.8  # chance: 0.5
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_is_fine_tuned_to_sentiment(train: Train, reviews: str) -> None:
     data = (f"--data.path={reviews}", "--data.max_length=16", "--data.batch_size=16")
     run = train("fit", "--config=configs/text/sentiment_pretrained.yaml", *data, "--max_epochs=1")

@@ -19,6 +19,7 @@ def scaling(code: str) -> str:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_script_computes() -> None:
     assert scaling("print(report())").strip() in (ROOT / "docs" / "scaling.md").read_text()
 

@@ -80,6 +80,7 @@ def test_adversarial_training_sees_each_text_alone() -> None:
     assert whole > encoder(0.0).step((tokens, mask, targets))[0]
 
 
+@pytest.mark.slow
 def test_adversarial_training_that_cannot_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"adversarial -1 is out of range"):
         encoder(-1)

@@ -48,6 +48,7 @@ def test_a_tokenizer_that_does_not_fit_a_network_is_one_line(train: Train, tmp_p
         train(*words, f"--data.path={table}", "--data.max_length=40", "--fast_dev_run")
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alone(
     train: Train, tmp_path: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_pretrained_network_brings_its_tokenizer_and_its_checkpoint_stands_alo
     assert all(torch.equal(value, run.weights[name]) for name, value in loaded.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_the_labels_it_was_trained_on(train: Train, tmp_path: Path) -> None:
     rows = "".join(f"{'abc'[n % 3] * 4},{'xyz'[n % 3]}\n" for n in range(60))
     first = write(tmp_path / "first.csv", f"text,label\n{rows}")

@@ -59,6 +59,7 @@ def test_a_language_model_is_not_for_prediction(writer: str, tmp_path: Path) -> 
         predict(["--ckpt_path", writer, str(tmp_path), "--output", str(tmp_path / "out.csv")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sentiments", "writer", "pretrained"])
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_a_model_of_texts_is_exported_to_every_format_with_its_tokenizer(
@@ -78,10 +79,12 @@ def test_a_model_of_texts_is_exported_to_every_format_with_its_tokenizer(
     check_free_sizes(checkpoint, tmp_path / f"model{SUFFIXES[form]}", shapes, 250 if kind == "writer" else 8)
 
 
+@pytest.mark.slow
 def test_a_text_encoder_of_int8_says_what_it_costs(sentiments: str, tmp_path: Path) -> None:
     check_int8(sentiments, tmp_path, 85, *own_data(sentiments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
 def test_a_pretrained_model_goes_back_to_transformers(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch

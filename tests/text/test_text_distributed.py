@@ -49,6 +49,7 @@ def losses(path: Path) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_language_model_as_one_does(
     train: Train, tmp_path: Path, writing: tuple[str, ...]
 ) -> None:
@@ -61,6 +62,7 @@ def test_two_processes_train_a_language_model_as_one_does(
     assert metrics(tmp_path / "two")["test/loss"] == pytest.approx(one.metrics["test/loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_text_classifier_as_one_does(train: Train, tmp_path: Path) -> None:
     rows = [f"{'abc'[i % 3] * (i % 7 + 1)},{'xyz'[i % 3 if i % 5 else 0]}" for i in range(101)]
     for name, part in (("train", rows[:90]), ("test", rows)):
@@ -78,6 +80,7 @@ def test_two_processes_train_a_text_classifier_as_one_does(train: Train, tmp_pat
     assert sum(int(count) for line in table.splitlines()[1:] for count in line.split(",")[1:]) == 101
 
 
+@pytest.mark.slow
 def test_fsdp2_trains_a_language_model_that_becomes_one_file(
     train: Train, tmp_path: Path, writing: tuple[str, ...]
 ) -> None:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from src.text.gpt import GPT, Block
-from src.text.text_encoder import TextEncoder
+from src.text.text_encoder import TextEncoder, TextEnsemble
 
 TINY = {"vocab_size": 50, "num_classes": 3, "d_model": 32, "num_heads": 2, "num_layers": 2}
 
@@ -36,6 +36,41 @@ def test_every_token_counts_wherever_it_stands() -> None:
         changed[0, position] = (changed[0, position] + 1) % 50
         assert not torch.allclose(net(changed, mask), net(tokens, mask), atol=1e-5)
     assert not torch.allclose(net(tokens.flip(1), mask), net(tokens, mask), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_texts_with_padding_between_them_do_not_see_each_other(dtype: torch.dtype) -> None:
+    net = stirred(num_convolutions=2, pooled=False)
+    tokens = torch.randint(50, (3, 7))
+    gap = torch.zeros(3, 2, dtype=torch.int64)
+    mask = torch.ones(3, 7, dtype=torch.bool)
+    other = torch.randint(50, (3, 5))
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        alone = net(tokens, mask)
+        joined = net(torch.cat([other, gap, tokens], 1), torch.cat([mask[:, :5], gap > 0, mask], 1))
+    assert alone.shape == (3, 7, 3)
+    assert torch.allclose(joined[:, 7:].float(), alone.float(), atol=1e-4 if dtype == torch.float32 else 0.1)
+    changed = tokens.roll(1, dims=1)
+    assert not torch.allclose(net(changed, mask), net(tokens, mask), atol=0.2)
+
+
+def test_convolutions_see_the_order_of_neighbours() -> None:
+    tokens, mask = torch.tensor([[1, 2, 3, 4, 5, 6]]), torch.ones(1, 6, dtype=torch.bool)
+    net = stirred(num_convolutions=1, num_layers=1)
+    for block in net.blocks:  # only the convolution is left
+        for name in ("attention", "feed_forward"):
+            nn.init.zeros_(getattr(block, name).proj.weight)
+    assert not torch.allclose(net(tokens, mask), net(tokens.flip(1), mask), atol=1e-4)
+    assert not any(isinstance(module, nn.Conv1d) for module in stirred().modules())
+
+
+def test_an_ensemble_for_numbers_returns_their_mean() -> None:
+    torch.manual_seed(0)
+    net = TextEnsemble(num_members=3, **{**TINY, "num_classes": 1}).eval()  # type: ignore[arg-type]
+    tokens, mask = torch.randint(50, (4, 9)), torch.ones(4, 9, dtype=torch.bool)
+    members = torch.stack([member(tokens, mask) for member in net.members])
+    assert torch.allclose(net(tokens, mask), members.mean(dim=0))
+    assert members.std() > 0
 
 
 def test_tokens_are_hidden_in_training_only() -> None:

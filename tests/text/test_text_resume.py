@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Run
 from tests.engine.runs.stops import differences_after_stops
 
@@ -29,12 +31,14 @@ READER = (
 )
 
 
+@pytest.mark.slow
 def test_a_language_model_that_is_stopped_goes_on_bit_by_bit(train: Train, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("it was the best of times, it was the worst of times\n" * 150)
     words = (*WRITER, f"--data.path={tmp_path / 'text.txt'}", f"--data.cache_dir={tmp_path}")
     assert differences_after_stops(train, tmp_path, words, (19, 20, 90)) == []  # it is validated every 20 steps
 
 
+@pytest.mark.slow
 def test_a_text_classifier_that_is_stopped_goes_on_bit_by_bit(train: Train, tmp_path: Path) -> None:
     rows = [f"{'abc'[number % 3] * (1 + number % 7)},{'xyz'[number % 3]}" for number in range(200)]
     (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")

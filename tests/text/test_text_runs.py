@@ -32,6 +32,7 @@ def shown(run: Run) -> Any:
     return EventAccumulator(str(run.folder), size_guidance={"images": 0, "tensors": 0, "scalars": 0}).Reload()
 
 
+@pytest.mark.slow
 def test_misclassified_texts_are_listed_with_their_labels(train: Train, tmp_path: Path) -> None:
     rows = [f"{'abc'[number % 3] * (1 + number % 7)},{'xyz'[number % 3]}" for number in range(90)]
     (tmp_path / "own.csv").write_text("text,label\n" + "\n".join(rows) + "\n")

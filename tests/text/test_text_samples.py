@@ -25,6 +25,7 @@ def own(tmp_path: Path) -> tuple[str, ...]:
     return f"--data.path={tmp_path / 'own.txt'}", f"--data.cache_dir={tmp_path / 'cache'}"
 
 
+@pytest.mark.slow
 def test_a_sample_follows_each_validation_and_changes_nothing(train: Train, own: tuple[str, ...]) -> None:
     run = train(*SHORT, *own)
     events = EventAccumulator(str(run.folder)).Reload()

@@ -23,6 +23,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return ByteTokenizer() if request.param == "bytes" else train_bpe([WORDS] * 20, 300)
 
 
+@pytest.mark.slow
 def test_all_of_unicode_comes_back_unchanged(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode(ALL)
     assert ids.max() < tokenizer.vocab_size

@@ -1,24 +1,50 @@
 import re
+from collections import Counter
 from pathlib import Path
+from random import Random
+from shutil import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from src.engine.data.images import read_image
-from src.engine.data.prepare import normalise, pixel_statistics
+from src.engine.data.images import Shrink, read_image, reader
+from src.engine.data.loading import Indices
 from src.engine.deploy.inputs import Input, PreparedInputs, find_images
+from src.engine.system import remote
 from src.engine.system.errors import InputError
+from src.vision import image_folder
+from src.vision.image_files import ImageFiles, central_box, random_box
 from src.vision.image_folder import ImageFolderDataModule
-from tests.conftest import picture, pictures
-from tests.contract import check_prepare
+from tests.conftest import picture, pictures, serving
+from tests.contract import check_folds, check_prepare
 
 
 def ready(**arguments: object) -> ImageFolderDataModule:
     data = ImageFolderDataModule(**arguments)  # type: ignore[arg-type]
     data.setup("fit")
     return data
+
+
+def in_epoch(numbers: list[int], epoch: int) -> Indices:
+    """A batch's indices, with the seed of an epoch."""
+    indices = Indices(numbers)
+    indices.epoch_seed = epoch
+    return indices
+
+
+def photos(folder: Path, count: int = 5, size: tuple[int, int] = (500, 375)) -> str:
+    """Two classes of JPEGs with detail of many sizes."""
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        for number in range(count):
+            layers = [random.integers(0, 256, (side, side, 3), np.uint8) for side in (4, 16, 64)]
+            scaled = [np.asarray(Image.fromarray(one).resize(size, Image.Resampling.BICUBIC), float) for one in layers]
+            Image.fromarray((sum(scaled) / 3).astype(np.uint8)).save(folder / name / f"{number}.jpg")
+    return str(folder)
 
 
 def test_folders_are_classes_and_the_split_is_stratified(tmp_path: Path) -> None:
@@ -33,6 +59,37 @@ def test_folders_are_classes_and_the_split_is_stratified(tmp_path: Path) -> None
     ]
 
 
+def test_folds_keep_copies_of_an_image_together(tmp_path: Path) -> None:
+    path = pictures(tmp_path, 12)
+    for number in range(3):
+        copy(tmp_path / "red" / f"{number}.{('png', 'jpg', 'bmp')[number]}", tmp_path / "red" / f"copy{number}.bin.png")
+
+    def parts(fold: int | None) -> list[list[bytes]]:
+        data = ready(path=path, image_size=16, fold=fold, folds=3)
+        return [[file.read_bytes() for file in part.files] for part in (data.train_set, data.val_set, data.test_set)]
+
+    check_folds(parts, 3)
+    assert Counter(ready(path=path, image_size=16, fold=3, folds=3).val_set.targets).keys() == {0, 1}
+
+
+def test_images_of_a_server_are_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
+    pictures(tmp_path / "served", 4)
+    rows = [f"{path.relative_to(tmp_path / 'served')},{path.parent.name}" for path in find_all(tmp_path / "served")]
+    (tmp_path / "served" / "table.csv").write_text("path,label\n" + "\n".join(rows))
+    here = ready(path=str(tmp_path / "served" / "table.csv"), image_size=16, val_share=0.25, test_share=0.25)
+    with serving(tmp_path / "served") as url:
+        for path in (f"{url}table.csv", url):
+            there = ready(path=path, image_size=16, val_share=0.25, test_share=0.25)
+            assert there.labels == ["green", "red"]
+            assert [file.name for file in there.test_set.files] == [file.name for file in here.test_set.files]
+            assert torch.equal(there.val_set[0][0], here.val_set[0][0])
+
+
+def find_all(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".jpg", ".bmp"))
+
+
 def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:
     data = ready(path=pictures(tmp_path), val_share=0.2, test_share=0.4, image_size=16)
     assert len(data.test_set) == 8
@@ -44,8 +101,8 @@ def test_pictures_of_any_size_and_mode_become_one_batch(tmp_path: Path, workers:
     data = ready(path=pictures(tmp_path), image_size=16, batch_size=20, num_workers=workers)
     images, targets = next(iter(data.train_dataloader()))
     assert images.shape == (16, 3, 16, 16)
-    assert images.dtype == torch.float32
-    assert targets.dtype == torch.int64
+    assert (images.dtype, targets.dtype) == (torch.uint8, torch.int64)
+    images, targets = data.on_after_batch_transfer((images, targets), 0)
     red = images[targets == 1].mean(dim=(0, 2, 3))
     assert red[0].item() == pytest.approx((1 - 0.485) / 0.229, abs=0.05)
     assert red[1].item() == pytest.approx(-0.456 / 0.224, abs=0.05)
@@ -57,14 +114,21 @@ def test_only_training_images_are_cropped_and_flipped(tmp_path: Path) -> None:
             path = tmp_path / name / f"{number}.png"
             picture(path, 0, "L")
             with Image.open(path) as image:
-                changed = Image.linear_gradient("L").resize(image.size)
+                changed = Image.linear_gradient("L").rotate(30).resize(image.size)
             changed.save(path)
-    data = ready(path=str(tmp_path), image_size=16, crop=0.3)
-    torch.manual_seed(0)
-    assert not torch.equal(data.train_set[0][0], data.train_set[0][0])
-    assert torch.equal(data.val_set[0][0], data.val_set[0][0])
-    plain = ready(path=str(tmp_path), image_size=16, crop=1.0, flip=False)
-    assert torch.equal(plain.train_set[0][0], plain.train_set[0][0])
+
+    def changes(images: ImageFiles) -> bool:
+        first, second = (images.__getitems__(in_epoch([0], epoch))[0] for epoch in (1, 2))
+        return not torch.equal(first, second)
+
+    data = ready(path=str(tmp_path), image_size=16, crop=0.3, flip=False)
+    assert changes(data.train_set)
+    assert not changes(data.val_set)
+    assert not changes(ready(path=str(tmp_path), image_size=16, crop=1.0, flip=False).train_set)
+    flipped = ready(path=str(tmp_path), image_size=16, crop=1.0).train_set
+    versions = [flipped.__getitems__(in_epoch([0], epoch))[0] for epoch in range(20)]
+    assert {torch.equal(one, versions[0]) or torch.equal(one, versions[0].flip(-1)) for one in versions} == {True}
+    assert {torch.equal(one, versions[0]) for one in versions} == {True, False}
 
 
 def test_a_table_of_paths_and_labels_works(tmp_path: Path) -> None:
@@ -147,9 +211,9 @@ def test_16_bit_greyscale_is_scaled_not_clipped(tmp_path: Path) -> None:
         for number in range(3):
             picture(tmp_path / name / f"{number}.png", value, "I;16")
     data = ready(path=str(tmp_path), image_size=8)
-    found = {data.val_set[index][1].item(): data.val_set[index][0][0].mean().item() for index in range(2)}
-    assert found[0] == pytest.approx((0.1 - 0.485) / 0.229, abs=0.05)
-    assert found[1] == pytest.approx((0.9 - 0.485) / 0.229, abs=0.05)
+    found = {data.val_set[index][1].item(): data.val_set[index][0][0].float().mean().item() for index in range(2)}
+    assert found[0] == pytest.approx(0.1 * 255, abs=1)
+    assert found[1] == pytest.approx(0.9 * 255, abs=1)
 
 
 def test_folders_named_like_parts_are_an_error(tmp_path: Path) -> None:
@@ -238,7 +302,7 @@ def test_deep_images_share_one_range_that_is_said_once_and_stays_in_the_checkpoi
     for part in (data.train_set, data.val_set, data.test_set):
         for file, (image, _) in zip(part.files, part, strict=False):
             wanted = 0.2 if file.parent.name == "dark" else 0.9
-            assert image[0, 4, 4].item() == pytest.approx((wanted - 0.485) / 0.229, abs=0.03), file
+            assert image[0, 4, 4].item() == pytest.approx(wanted * 255, abs=2), file
     other = ImageFolderDataModule(str(tmp_path))
     other.load_state_dict(data.state_dict())
     (bright,) = (read_image(picture(tmp_path / "bright.png", 255, "I;16"), other.value_ranges),)
@@ -257,8 +321,8 @@ def test_training_and_prediction_see_the_same_pixels_and_reasons(tmp_path: Path)
     data = ready(path=str(tmp_path), image_size=16)
     image, _ = data.test_set[0]
     (pixels,) = data.prepare([read_image(data.test_set.files[0])])
-    assert torch.equal(image, normalise(pixels, *pixel_statistics(data)))
-    assert image[0, 1, 8] < 0 < image[0, -2, 8]  # turned
+    assert torch.equal(image, pixels)
+    assert image[0, 1, 8] < 100 < image[0, -2, 8]  # turned
     huge = tmp_path / "a" / "huge.png"
     Image.new("1", (14_000, 14_000)).save(huge)
     inputs = PreparedInputs(lambda: iter([Input("huge", huge)]), lambda _: ((), []), None, 1, 0, 1)
@@ -266,3 +330,99 @@ def test_training_and_prediction_see_the_same_pixels_and_reasons(tmp_path: Path)
     assert "196000000 pixels" in reason
     with pytest.raises(InputError, match=rf"1 of 7 images cannot be used: {huge} \({re.escape(reason)}\)"):
         ready(path=str(tmp_path))
+
+
+def test_prediction_decodes_as_validation_does(tmp_path: Path) -> None:
+    data = ready(path=photos(tmp_path), image_size=64, val_share=0.2, test_share=0.2)
+    file = tmp_path / "a" / "0.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(file) as photo:
+        photo.save(tmp_path / "a" / "turned.jpg", exif=exif)
+        photo.convert("CMYK").save(tmp_path / "a" / "cmyk.jpg")
+        photo.convert("L").save(tmp_path / "a" / "grey.jpg", progressive=True)
+        photo.save(tmp_path / "a" / "large.png")
+        photo.putalpha(photo.convert("L"))
+        photo.save(tmp_path / "a" / "clear.png")
+    for name, size in {
+        "0.jpg": (125, 94),
+        "turned.jpg": (94, 125),
+        "cmyk.jpg": (125, 94),
+        "grey.jpg": (125, 94),
+    }.items():
+        assert reader(data)(tmp_path / "a" / name).size == size
+    for path in (tmp_path / "a").iterdir():
+        (trained_on, _) = data.dataset([path], [0], "val")[0]
+        assert torch.equal(data.prepare([reader(data)(path)])[0], trained_on), path
+        # An image that was decoded whole, as by a program that calls `prepare` itself, hardly differs.
+        (whole,) = data.prepare([read_image(path)])
+        assert (whole.float() - trained_on.float()).abs().mean() < (3 if path.suffix == ".jpg" else 1e-9), path
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.5, 0.08])
+def test_images_shrink_only_as_far_as_every_crop_keeps_its_pixels(crop: float) -> None:
+    random = Random(0)
+    for _ in range(500):
+        size, shrink = (random.randint(1, 900), random.randint(1, 900)), Shrink(random.randint(4, 300), crop)
+        image = shrink(Image.new("L", size))
+        assert shrink(image) is image or crop < 1
+        assert Image.new("L", size).reduce(shrink.factor(*size)).size == image.size
+        if image.size == size:
+            continue
+        boxes = [random_box(image.height, image.width, crop, random) for _ in range(5)] if crop < 1 else []
+        for _, _, height, width in (*boxes, central_box(image.height, image.width)):
+            assert min(height, width) >= shrink.size - 1  # rounded
+
+
+def test_batches_do_not_depend_on_threads_workers_or_cache(tmp_path: Path) -> None:
+    def batches(epoch: int, threads: int = 1, workers: int = 0, cache: bool = False, passes: int = 1) -> list[Any]:
+        data = ready(path=str(tmp_path), batch_size=4, image_size=32, num_workers=workers, cache=cache)
+        loader: Any = data.train_dataloader()
+        data.train_set.threads = threads
+        for earlier in range(passes - 1):
+            loader.sampler.set_epoch(10 + earlier)
+            list(loader)
+        loader.sampler.set_epoch(epoch)
+        torch.rand(1)  # the global generator plays no part
+        return list(loader)
+
+    photos(tmp_path)
+    expected = batches(3)
+    assert not torch.equal(expected[0][0], batches(4)[0][0])
+    for options in ({"threads": 3}, {"workers": 2}, {"cache": True, "passes": 2}, {"workers": 1, "cache": True}):
+        found = batches(3, **options)  # type: ignore[arg-type]
+        for (pixels, targets), (other, others) in zip(expected, found, strict=True):
+            assert torch.equal(pixels, other), options
+            assert torch.equal(targets, others), options
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cached_images_are_read_once_by_all_processes(tmp_path: Path, workers: int, messages: list[str]) -> None:
+    data = ready(path=photos(tmp_path), batch_size=4, image_size=32, num_workers=workers, cache=True)
+    loaders = data.train_dataloader(), data.val_dataloader()
+    for loader in loaders:
+        list(loader)
+    for file in tmp_path.rglob("*.jpg"):
+        file.unlink()
+    assert [len(list(loader)) for loader in loaders] == [2, 1]
+    assert len(data.train_set.__getitems__([0, 1, 2])[1]) == 3
+    with pytest.raises(InputError, match="no such file"):
+        list(data.test_dataloader())
+    (line,) = [line for line in messages if line.startswith("Cache")]
+    assert line.startswith("Cache: decoded images take 0 MB of memory, of")
+
+
+def test_images_that_do_not_fit_are_not_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    photos(tmp_path)
+    needed = 3 * 8 * 63 * 47  # six training and two validation images
+    for free, is_kept in ((2 * needed, True), (2 * needed - 1, False), (0, True)):
+        monkeypatch.setattr(image_folder, "available_memory", lambda found=free: found)
+        data = ready(path=str(tmp_path), image_size=32, cache=True)
+        data.train_dataloader()
+        assert (data.train_set.cache is not None) == is_kept
+    assert (
+        "--data.cache: decoded images take 0 MB of memory, of 0 MB that are free, which is more than half: they are"
+        in ("\n".join(messages))
+    )

@@ -28,6 +28,7 @@ def first_batch(run: Run) -> Any:
     return np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("L"))
 
 
+@pytest.mark.slow
 def test_the_first_batch_is_shown_after_augmentation(train: Train) -> None:
     words = ("fit", *CNN, "--max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
     still, again, moved = (first_batch(train(*words, *more)) for more in (STILL, STILL, ()))

@@ -18,6 +18,7 @@ from src.vision.image_classifier import ImageClassifier
 from src.vision.mlp import MLP
 from src.vision.mnist import ImageTensors, MNISTDataModule, distort
 from tests.conftest import serving
+from tests.contract import check_folds
 
 
 def idx(values: torch.Tensor) -> bytes:
@@ -347,3 +348,19 @@ def test_only_training_batches_are_augmented(tmp_path: Path, monkeypatch: pytest
     trainer.fit(task, data)
     trainer.test(task, data, verbose=False)
     assert sizes == [50, 50, 50]
+
+
+def test_folds_of_the_sample_and_of_the_official_files_share_out_all_but_the_test_part(
+    official: dict[str, bytes], tmp_path: Path
+) -> None:
+    place(official, tmp_path)
+    for given in ({"source": "sample"}, {"data_dir": str(tmp_path), "source": "official", "val_size": 20}):
+
+        def parts(fold: int | None, given: dict[str, object] = given) -> list[list[bytes]]:
+            data = ready(**given, fold=fold, folds=4)
+            found = (data.train_set, data.val_set, data.test_set)
+            return [[bytes([one.targets[n]]) + key for n, key in enumerate(keys(one))] for one in found]
+
+        check_folds(parts, 4)
+    counts = ready(source="sample", fold=2, folds=4).val_set.targets.bincount()
+    assert sorted(counts.tolist()) == [112] * 5 + [113] * 5

@@ -57,6 +57,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 def test_digits_of_any_size_and_mode_are_told_and_dark_ink_is_inverted(
     digits: str, samples: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_cnn_is_exported_to_every_format(
         check_free_sizes(digits, tmp_path / f"model{SUFFIXES[form]}", [(1, 1, 28, 28), (9, 1, 28, 28)], 250)
 
 
+@pytest.mark.slow
 def test_a_cnn_of_int8_is_smaller(digits: str, tmp_path: Path) -> None:
     output = check_int8(digits, tmp_path, least=85)
     assert output.stat().st_size < 0.6 * Path(digits).stat().st_size / 3  # the checkpoint has Adam's moments, too
@@ -120,6 +122,7 @@ def strokes_of_a_three() -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in upper + lower]
 
 
+@pytest.mark.slow
 def test_a_three_that_is_drawn_has_the_highest_bar(digit_service: Service) -> None:
     with browser() as page:
         page.goto(f"http://127.0.0.1:{digit_service.port}/")

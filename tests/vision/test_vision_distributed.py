@@ -24,6 +24,7 @@ EXACT = (
 )
 
 
+@pytest.mark.slow
 def test_two_processes_train_on_images_as_one_does(train: Callable[..., Run], tmp_path: Path) -> None:
     one = train(*EXACT, *spy(tmp_path / "one.json"))
     run_in(tmp_path / "two", *EXACT, *DDP, *spy(tmp_path / "two.json"))

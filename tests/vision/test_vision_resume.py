@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.conftest import Run
@@ -23,14 +24,17 @@ IMAGES = (
 )  # 32 steps an epoch
 
 
+@pytest.mark.slow
 def test_a_run_on_images_that_is_stopped_goes_on_bit_by_bit(train: Train, tmp_path: Path) -> None:
     assert differences_after_stops(train, tmp_path, IMAGES, (1, 31, 40)) == []
 
 
+@pytest.mark.slow
 def test_other_workers_change_no_image(train: Train, tmp_path: Path) -> None:
     assert differences_after_stops(train, tmp_path, IMAGES, (40,), goes_on=["--data.num_workers=2"]) == []
 
 
+@pytest.mark.slow
 def test_the_default_recipe_repeats_bitwise(train: Train) -> None:
     first = train("fit", *DEFAULT, "--max_epochs=1", "--trainer.limit_train_batches=6", "--trainer.limit_val_batches=1")
     again = train("fit", "--config", str(first.folder / "config.yaml"))

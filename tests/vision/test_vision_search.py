@@ -16,6 +16,7 @@ def search(folder: Path, name: str, *more: str) -> int:
     return tune([*words, "--accelerator=cpu", *more])
 
 
+@pytest.mark.slow
 def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
     assert search(tmp_path, "mnist", "--n_trials=1") == 0
     (trial,) = trials(tmp_path, "mnist")
@@ -24,9 +25,19 @@ def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
     assert set(trial.params) == {"model.net", own, "optimizer.lr", "data.batch_size"}
 
 
+@pytest.mark.slow
 def test_the_recipe_is_trained_and_tested_with_several_seeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search(tmp_path, "seeds", "--n_trials=2", "--trainer.limit_test_batches=2") == 0
     assert re.search(r"mean \S+, standard deviation \S+ of 2: \S+, \S+", capsys.readouterr().out)
     assert len({trial.params["seed_everything"] for trial in trials(tmp_path, "seeds")}) == 2
+
+
+@pytest.mark.slow
+def test_learning_rates_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search(tmp_path, "lr") == 0
+    assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path, "lr")}) == 6
+    shown = capsys.readouterr().out
+    assert "repeat the best run" in shown
+    assert len(re.findall(r"trials/version_\d", shown)) >= 5

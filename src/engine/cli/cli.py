@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
@@ -18,24 +17,24 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
-from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
+from src.engine.cli.matching import match_model_and_data
+from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
-from src.engine.data.loading import check_batch_size_of
+from src.engine.data.loading import announce, check_batch_size_of
 from src.engine.runs.checkpoint import (
     CONTENT_ERRORS,
     check_batches,
     check_fit,
     check_unfinished,
-    checkpoint_errors,
     read_checkpoint,
     reason_of,
-    restore_data,
 )
+from src.engine.runs.run_copy import RunCopy, claim_at, local_root
 from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
@@ -45,12 +44,13 @@ from src.engine.runs.runs import (
     lock_run,
     runs_of,
 )
-from src.engine.system.classes import Tree, as_list, import_class, short
+from src.engine.system.classes import Tree, as_list, short
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
+from src.engine.system.remote import is_address
 from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.default_callbacks import (
     add_default_callbacks,
@@ -86,6 +86,7 @@ class StarterCLI(LightningCLI):
         self.run_folder: Path | None = None  # of the run to continue
         self.evaluated: Path | None = None  # folder of the run whose checkpoint is evaluated
         self.lock: Any = None
+        self.copy: RunCopy | None = None  # if runs are copied to an address
         self.interruption = Interruption()
         self.record: RunRecord | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
@@ -100,10 +101,9 @@ class StarterCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 parser_kwargs={
-                    "prog": "python -m src.train",
-                    "usage": "python -m src.train [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]",
-                    "description": "Without a stage: fit, then test the best checkpoint. See README.md for examples."
-                    f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in config.SHORT_FLAGS)}.",
+                    "prog": PROGRAM,
+                    "usage": USAGE,
+                    "description": DESCRIPTION,
                     "exit_on_error": False,
                     "allow_abbrev": False,
                 },
@@ -221,36 +221,7 @@ class StarterCLI(LightningCLI):
         tune_hardware(trainer.accelerator)
         if trainer.logger and not isinstance(trainer.logger, bool):  # created once the run folder is known
             self.loggers, trainer.logger = as_list(trainer.logger), None
-        self._match_model_and_data()
-
-    def _match_model_and_data(self) -> None:
-        """Give the data a pretrained network's tokenizer, and the network the sizes that depend on the data.
-
-        Settings given by the user, a recipe or a checkpoint are not changed.
-        """
-        if self.config.data is None:
-            return
-        data: Any = self.config.data.get("init_args", {})
-        model: dict[str, Any] = {"model": self.config.model.get("init_args", {})}
-        if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
-            model = {"model.net": net.init_args, **model}
-        pretrained = model.get("model.net", {}).get("pretrained")
-        if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
-            data["tokenizer"] = pretrained
-        elif pretrained and data.get("tokenizer", pretrained) != pretrained:
-            rank_zero_info(f"Using the given tokenizer {data['tokenizer']}, not that of {pretrained}")
-        if not hasattr(import_class(self.config.data.class_path), "network_arguments"):
-            return
-        data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
-        with constructor_errors():
-            self.data = self.parser.instantiate(data_only).data
-        if self.checkpoint is not None:
-            with checkpoint_errors(self.config.ckpt_path):
-                restore_data(self.checkpoint, self.data)  # before new tokenizers and labels are made
-        for name, value in self.data.network_arguments().items():
-            key = next((key for key, arguments in model.items() if name in arguments), None)
-            if key is not None and f"{key}.{name}" not in self.given:
-                model[key][name] = value
+        match_model_and_data(self)
 
     def instantiate_classes(self) -> None:
         with constructor_errors():
@@ -314,18 +285,22 @@ class StarterCLI(LightningCLI):
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
-        root = Path(options["default_root_dir"] or ROOT / "logs")
+        address = options["default_root_dir"] if is_address(options["default_root_dir"]) else ""
+        root = local_root(options["default_root_dir"])
         if self.evaluated is not None:
-            folder = claim_folder(self.evaluated, str(self.stage))
+            folder = claim_folder(self.evaluated, stem=str(self.stage))
         elif self.run_folder is not None:
             folder = self.run_folder
         else:
             check_no_search(parent := runs_of(root, self.config.name))
-            folder = claim_folder(parent)
+            folder = claim_at(parent, address) if address else claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             for mark in hooks("mark_run"):
                 mark(folder)
+            if address and self.evaluated is None:
+                self.copy = RunCopy(folder, address)
+                options["callbacks"].append(self.copy)
             if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(
                     f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
@@ -370,8 +345,15 @@ class StarterCLI(LightningCLI):
             self._drop_empty_folder()
             raise
         finally:
+            problem = self.copy.copy() if self.copy is not None else ""
             if self.lock is not None:
                 self.lock.release()
+            if problem and sys.exc_info()[0] is not None:
+                announce(problem)
+        if problem:
+            raise InputError(problem)
+        if self.copy is not None:
+            rank_zero_info(f"Copied to {self.copy.address}")
 
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from src import ROOT
 from src.engine.cli.class_names import CLASS_KEYS, PARTS_OF_TRAINER, resolve_class, resolve_names, takes_class
 from src.engine.cli.keys import check_keys
+from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.runs.trust import PATHS
 from src.engine.system.classes import (
     Tree,
@@ -33,10 +34,8 @@ from src.engine.training.monitor_choice import DEFAULT_MONITOR, FOLLOWED
 Option = tuple[str, str | None]
 
 STAGES = ("fit", "validate", "test", "predict")
-# Trainer options with a short form on the command line.
-SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
 # Options without a value: the next argument is not read as one.
-BARE_FLAGS = ("-h", "--help", "--quiet", "--debug", "--print_config")
+BARE_FLAGS = ("-h", "--help", "--help_all", "--quiet", "--debug", "--print_config")
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 
@@ -81,6 +80,8 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
 
 def full_option(flag: str, value: str | None) -> str:
     """An option in the parser's form: short flags get the prefix `--trainer.`, a bare --fast_dev_run the value true."""
+    if flag == "--help_all":
+        return "--help"
     name = flag.removeprefix("--").partition(".")[0]
     full = f"--trainer.{flag.removeprefix('--')}" if name in SHORT_FLAGS else flag
     if value is None and full == "--trainer.fast_dev_run":

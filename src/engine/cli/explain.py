@@ -6,7 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.engine.cli.config import SHORT_FLAGS, Option, argument_flags, load_config
+from src.engine.cli.config import Option, argument_flags, load_config
+from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest
 from src.engine.system.errors import InputError
 
@@ -22,7 +23,10 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         files: the configuration files.
     """
     message = " ".join(message.split())
-    known = [f"--{name}" for name in (*SHORT_FLAGS, "config", "print_config", *parser.get_defaults().keys())]
+    known = [
+        f"--{name}"
+        for name in (*SHORT_FLAGS, "config", "print_config", "help_all", "list", *parser.get_defaults().keys())
+    ]
     known += argument_flags(tree)
     if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
         return f"{found[1]}: no such option{nearest(found[1], known)}"

@@ -11,6 +11,7 @@ from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.class_names import resolve_names
 from src.engine.runs.checkpoint import checkpoint_errors, model_arguments, own_configuration, run_configuration
+from src.engine.runs.run_copy import fetch_run, local_root
 from src.engine.runs.runs import (
     checkpoint_of,
     from_first_process,
@@ -24,6 +25,7 @@ from src.engine.runs.runs import (
 from src.engine.runs.trust import PATHS, Trust, names_in
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
+from src.engine.system.remote import is_address, local_path
 
 Loaded = list[tuple[Path, Tree]]
 
@@ -58,9 +60,13 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     given = dict(options)
     paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
     path = next((path for path in reversed(paths) if path), None)
+    path = str(local_path(path)) if path and is_address(path) else path
+    if is_address(given.get("--run")):
+        run = str(fetch_run(str(given["--run"])))
+        options, given = [*options, ("--run", run)], {**given, "--run": run}
     roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
     roots += [given.get("--trainer.default_root_dir")]
-    root = next((Path(root) for root in reversed(roots) if root), None)
+    root = next((local_root(root) for root in reversed(roots) if root), None)
     if stage not in (None, "fit"):
         return _to_evaluate(stage, path, root, loaded, options)
     if not (given.get("--run") or path in ("last", "auto")):

@@ -1,10 +1,18 @@
-"""Downloads with a time limit and a single error class."""
+"""Downloads with a time limit and a single error class; files that are complete or not there."""
 
+import os
 import re
 import socket
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from src.engine.system.errors import InputError
 
 TIMEOUT = 10.0  # seconds without an answer
 
@@ -29,3 +37,52 @@ def downloading() -> Iterator[None]:
         raise DownloadError(reasons[-1] if reasons else " ".join(str(error).split())) from error
     finally:
         socket.setdefaulttimeout(before)
+
+
+def download(url: str, sha256: str, path: Path) -> None:
+    """Download a file and verify its checksum; if that fails, nothing is left.
+
+    Raises:
+        DownloadError: it cannot be downloaded, or its checksum is another.
+        InputError: the folder cannot be written.
+    """
+    new_folders = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if not path.is_file():
+                with downloading():
+                    torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    finally:
+        with suppress(OSError):
+            path.with_name(f".{path.name}.lock").unlink()
+        for folder in new_folders:
+            try:
+                folder.rmdir()
+            except OSError:  # not empty, or never created
+                break
+
+
+def write_atomically(path: Path, content: bytes, option: str = "data_dir") -> None:
+    """Write a temporary file and rename it when complete.
+
+    Raises:
+        InputError: the folder cannot be written; `option` is the option that sets it.
+    """
+    partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        raise unwritable(path.parent, error, option) from error
+    finally:
+        with suppress(OSError):  # already renamed
+            partial.unlink()
+
+
+def unwritable(folder: Path, error: OSError, option: str = "data_dir") -> InputError:
+    """The error for a folder that cannot be written."""
+    return InputError(f"data folder {folder} cannot be written ({error.strerror}): give another with --data.{option}")

@@ -4,25 +4,30 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from src.engine.system.errors import InputError
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+SIZE = "original size"  # in the info of an image
+CROP_RATIO = 3 / 4  # of a random crop's sides: at least this, at most its inverse
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
 
 Ranges = dict[str, tuple[float, float]]
 """The values that become black and white, by the kind of a deep image: `integer` or `float`."""
 
 
-def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[Path]:
+def image_files(
+    folder: Path, skipped: Counter[str] | None = None, suffixes: tuple[str, ...] = IMG_EXTENSIONS
+) -> Iterator[Path]:
     """The image files in a folder and its subfolders, sorted; hidden ones, and macOS's `__MACOSX`, are left out.
 
     Links are followed, except to a folder that contains them.
@@ -30,6 +35,7 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
     Args:
         folder: where to look.
         skipped: counts everything else by its suffix, and links and folders that lead nowhere.
+        suffixes: of other files than images.
     """
     skipped = Counter() if skipped is None else skipped
     unreadable = "folders that cannot be read"
@@ -42,7 +48,7 @@ def image_files(folder: Path, skipped: Counter[str] | None = None) -> Iterator[P
             file = Path(parent, name)
             if not file.is_file():
                 skipped["broken links" if file.is_symlink() else "special files"] += 1
-            elif name.lower().endswith(IMG_EXTENSIONS):
+            elif name.lower().endswith(suffixes):
                 yield file
             else:
                 skipped[file.suffix.lower() or name] += 1
@@ -57,20 +63,25 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def skipped_line(skipped: Mapping[str, int]) -> str:
+def skipped_line(skipped: Mapping[str, int], wanted: str = "images") -> str:
     """What `image_files` skipped, as one line."""
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-    return f"Skipped files that are not images: {kinds}"
+    return f"Skipped files that are not {wanted}: {kinds}"
 
 
 def image_error(path: Path, problem: Exception) -> str:
     """Why an image cannot be used, in training and prediction alike."""
+    return file_error(path, problem, "not a readable image: ")
+
+
+def file_error(path: Path, problem: Exception, prefix: str = "") -> str:
+    """Why a file cannot be used."""
     if isinstance(problem, FileNotFoundError):
         return "no such file"
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         return "the file is empty"
     detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"not a readable image: {detail[:200]}"
+    return f"{prefix}{detail[:200]}"
 
 
 class DeepImage(NamedTuple):
@@ -130,29 +141,92 @@ def restored_ranges(state: Any) -> Ranges:
     return ranges
 
 
-def read_image(source: Any, ranges: Ranges | None = None) -> Image.Image:
+class Shrink(NamedTuple):
+    """Makes large images smaller by a whole number, where the network's input does not show it; JPEGs while decoding.
+
+    Args:
+        size: S, height and width of the network's input in pixels; the shorter side keeps at least as many.
+        crop: smallest share of the area that a random crop keeps; each side of any crop keeps at least S pixels. 1:
+            no cropping.
+    """
+
+    size: int
+    crop: float = 1.0
+
+    def factor(self, width: int, height: int) -> int:
+        """How many times smaller an image may become."""
+        side: float = min(width, height)
+        if self.crop < 1:
+            side = min(side, math.sqrt(self.crop * width * height * CROP_RATIO))
+        return max(1, int(side / self.size))
+
+    def draft(self, opened: Image.Image) -> None:
+        """Let the decoder of a JPEG that is not loaded yet give it half, a quarter or an eighth of its size."""
+        factor = self.factor(*opened.size)
+        if factor > 1:
+            opened.draft(None, (opened.width // factor, opened.height // factor))
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """An image, smaller if it may be."""
+        self.draft(image)
+        factor = self.factor(*image.size)
+        return image.reduce(factor) if factor > 1 else image
+
+
+def reader(data: Any) -> Callable[[Any], Any]:
+    """A DataModule's `read_file`, else `read_image` by its attributes `value_ranges` and `shrink`, if it has them."""
+    if hasattr(data, "read_file"):
+        read: Callable[[Any], Any] = data.read_file
+        return read
+    return partial(read_image, ranges=getattr(data, "value_ranges", None), shrink=getattr(data, "shrink", None))
+
+
+def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None = None) -> Image.Image:
     """Read an image as 8-bit RGB, RGBA or grey, rotated as its EXIF data says.
 
     Args:
         source: a path or an open file.
         ranges: the values that become black and white in deep images; default: by the values of the image.
+        shrink: makes large images smaller; default: none.
 
     Raises:
         OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not an image.
     """
     with Image.open(source) as opened:
-        if deep := deep_image(opened):
-            low, high = (ranges or {}).get(deep.kind) or usual_range(*deep[1:4])
-            values = np.nan_to_num(deep.values.astype(np.float64), nan=low).clip(low, high)
-            pixels = ((values - low) * (255 / (high - low))).round().astype(np.uint8)
-            return Image.fromarray(255 - pixels if deep.is_negative else pixels)
-        image = ImageOps.exif_transpose(opened)
-        if image.mode in ("LA", "PA", "La", "RGBa") or "transparency" in image.info:
-            image = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
-        elif image.mode not in ("L", "RGB", "RGBA"):
-            image = image.convert("L" if image.mode == "1" else "RGB")
+        size = upright_size(opened)
+        image = _eight_bits(opened, ranges, shrink)
         image.load()
-        return image
+    image = shrink(image) if shrink else image
+    image.info[SIZE] = size
+    return image
+
+
+def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shrink | None) -> Image.Image:
+    if deep := deep_image(opened):
+        low, high = (ranges or {}).get(deep.kind) or usual_range(*deep[1:4])
+        values = np.nan_to_num(deep.values.astype(np.float64), nan=low).clip(low, high)
+        pixels = ((values - low) * (255 / (high - low))).round().astype(np.uint8)
+        return Image.fromarray(255 - pixels if deep.is_negative else pixels)
+    if shrink:
+        shrink.draft(opened)
+    ImageOps.exif_transpose(opened, in_place=True)
+    if opened.mode in ("LA", "PA", "La", "RGBa") or "transparency" in opened.info:
+        return opened.convert("LA" if opened.mode == "La" else opened.mode).convert("RGBA")
+    if opened.mode not in ("L", "RGB", "RGBA"):
+        return opened.convert("L" if opened.mode == "1" else "RGB")
+    return opened
+
+
+def upright_size(opened: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image, rotated as its EXIF data says."""
+    is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    return (opened.height, opened.width) if is_turned else opened.size
+
+
+def original_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in its file of an image that `read_image` may have shrunk."""
+    size: tuple[int, int] = image.info.get(SIZE, image.size)
+    return size
 
 
 def read_mask(path: Path) -> Image.Image:

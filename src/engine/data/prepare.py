@@ -14,15 +14,16 @@ from src.engine.system.errors import InputError
 
 Inputs = tuple[Tensor, ...]
 
-KINDS = ("image", "text", "table")
+KINDS = ("image", "text", "table", "file")
 GUIDE = "see docs/your_own.md"
 
 
 def input_kind(data: Any) -> str:
-    """The type of a DataModule's raw inputs: `image` (a PIL image), `text` (str) or `table` (a dict of columns).
+    """The type of a DataModule's raw inputs: `image` (a PIL image), `text` (str), `table` (a dict of columns), `file`.
 
     Raises:
-        InputError: the DataModule has no method `prepare`, no `input_kind`, or for a table no `columns`.
+        InputError: the DataModule has no method `prepare`, no `input_kind`, for a table no `columns`, or for files no
+            `read_file` and `file_suffixes`.
     """
     kind = getattr(data, "input_kind", None)
     if kind not in KINDS or not hasattr(data, "prepare"):
@@ -32,6 +33,10 @@ def input_kind(data: Any) -> str:
         )
     if kind == "table" and not getattr(data, "columns", ()):
         raise InputError(f"{type(data).__name__} has no columns: give it the names of a table's columns; {GUIDE}")
+    if kind == "file" and not (hasattr(data, "read_file") and getattr(data, "file_suffixes", None)):
+        raise InputError(
+            f"{type(data).__name__} cannot read files: give it a method read_file, and file_suffixes; {GUIDE}"
+        )
     return str(kind)
 
 
@@ -43,7 +48,8 @@ def normalise(pixels: Tensor, mean: Tensor | float, std: Tensor | float) -> Tens
         mean: (C, 1, 1) or a number for all channels, on a scale of 0 to 1.
         std: (C, 1, 1) or a number, on a scale of 0 to 1.
     """
-    return (pixels.float() / 255).sub_(mean).div_(std)
+    # In place: on a CPU new memory costs more than the arithmetic.
+    return pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
 
 
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,10 @@
-"""Splits samples into parts with equal class proportions, and finds samples that are in several parts."""
+"""Splits samples into parts, and folds, with equal class proportions, and finds samples that are in several parts."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -36,6 +38,84 @@ def stratified_split(targets: Sequence[int], shares: Sequence[float]) -> list[li
     return [sorted(part) for part in parts]
 
 
+def with_fold(
+    parts: Sequence[Sequence[int]],
+    targets: Sequence[int],
+    fold: int | None,
+    folds: int,
+    keys: Sequence[Any] | None = None,
+) -> list[list[int]]:
+    """Parts for cross-validation: one fold of training and validation part to validate on, the other folds to train on.
+
+    Args:
+        parts: sample indices of the training, validation and test part; the last is not changed.
+        targets: class number of every sample; each fold gets its share of each class. All 0 if there are no classes.
+        fold: 1 to folds; None: the parts as they are.
+        folds: number of folds.
+        keys: a key of every sample; samples with equal keys, such as copies, are in the same fold.
+
+    Raises:
+        InputError: there are too few samples for a fold.
+    """
+    train, val, *rest = ([*part] for part in parts)
+    if fold is None:
+        return [train, val, *rest]
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    pool = sorted(train + val)
+    groups: dict[Any, list[int]] = {}
+    for index in (pool[place] for place in torch.randperm(len(pool), generator=generator).tolist()):
+        groups.setdefault(index if keys is None else keys[index], []).append(index)
+    dealt: list[list[int]] = [[] for _ in range(folds)]
+    counts = [Counter[int]() for _ in range(folds)]
+    for group in sorted(groups.values(), key=len, reverse=True):  # stable: groups of one size stay shuffled
+        label = targets[group[0]]
+        least = min(range(folds), key=lambda number: (counts[number][label], len(dealt[number])))
+        dealt[least] += group
+        counts[least].update(targets[index] for index in group)
+    if not all(dealt):
+        raise InputError(f"{len(groups)} different samples are too few for {folds} folds: give fewer --data.folds")
+    others = [index for number, one in enumerate(dealt) if number != fold - 1 for index in one]
+    return [sorted(others), sorted(dealt[fold - 1]), *rest]
+
+
+def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:
+    """Number of characters in each part of a text, in their order; with a fold, `after` is for training too."""
+    development = characters * 9 // 10
+    if fold is not None:
+        start, end = development * (fold - 1) // folds, development * fold // folds
+        parts = {"train": start, "val": end - start, "after": development - end}
+    else:
+        train = development * 9 // 10
+        parts = {"train": train, "val": development - train}
+    return {**parts, "test": characters - development}
+
+
+def fold_samples(
+    parts: dict[str, list[Any]],
+    fold: int | None,
+    folds: int,
+    label: Callable[[Any], Any],
+    key: Callable[[Any], Any],
+) -> dict[str, list[Any]]:
+    """`with_fold` for the samples of each part; `label` and `key` give the class and the key of a sample."""
+    if fold is None:
+        return parts
+    pool, first = parts["train"] + parts["val"], len(parts["train"])
+    labels = [label(one) for one in pool]
+    numbers = {one: number for number, one in enumerate(dict.fromkeys(labels))}
+    usual = (range(first), range(first, len(pool)))
+    folded = with_fold(usual, [numbers[one] for one in labels], fold, folds, [key(one) for one in pool])
+    return {**parts, **{part: [pool[index] for index in own] for part, own in zip(parts, folded, strict=False)}}
+
+
+def check_fold(fold: int | None, folds: int) -> None:
+    """Raise InputError if there is no such fold."""
+    if folds < 2:
+        raise InputError(f"folds {folds} is too small: give at least 2")
+    if fold is not None and not 1 <= fold <= folds:
+        raise InputError(f"fold {fold} is out of range: give 1 to {folds}, or more --data.folds")
+
+
 def check_shares(val_share: float, test_share: float) -> None:
     """Raise InputError if a share is out of range, or validation and test leave nothing to train on."""
     for name, share in (("val_share", val_share), ("test_share", test_share)):
@@ -46,20 +126,26 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 
 @rank_zero_only
-def report_duplicates(parts: dict[str, list[Any]], names: dict[str, list[str]], kind: str) -> None:
+def report_duplicates(parts: dict[str, list[Any]], kind: str, name: Callable[[str, int], str]) -> None:
     """Log how many samples are also in an earlier part, with one example.
 
     Args:
         parts: for each part, a key for each sample, equal for equal samples.
-        names: the names of the samples.
         kind: what the samples are, such as images.
+        name: gives the name of a sample, by part and index.
     """
+    hashes = np.fromiter((hash(key) for keys in parts.values() for key in keys), np.int64)
+    ordered = np.sort(hashes)  # eight bytes a sample: a dict of all would take more memory than short texts
+    repeated = np.isin(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
     first: dict[Any, tuple[str, str]] = {}
+    start = 0
     for part, keys in parts.items():
         found: dict[str, list[str]] = {}
-        for key, name in zip(keys, names[part], strict=True):
-            earlier, same = first.setdefault(key, (part, name))
+        own = repeated[start : start + len(keys)].nonzero()[0].tolist()
+        start += len(keys)
+        for key, shown in ((keys[index], name(part, index)) for index in own):
+            earlier, same = first.setdefault(key, (part, shown))
             if earlier != part:
-                found.setdefault(earlier, []).append(name if name == same else f"{name}, the same as {same}")
+                found.setdefault(earlier, []).append(shown if shown == same else f"{shown}, the same as {same}")
         for earlier, examples in found.items():
             announce(f"{len(examples):,} {PARTS[part]} {kind} are also {PARTS[earlier]} {kind}, such as {examples[0]}")

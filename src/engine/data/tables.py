@@ -1,8 +1,14 @@
-"""Reads columns of CSV, TSV, JSON Lines and Parquet files. Rows count from 1, without the header and empty lines."""
+"""Reads columns of CSV, TSV, JSON Lines and Parquet files, and of the first three with .gz.
+
+Rows count from 1, without the header and empty lines.
+"""
 
 import codecs
+import gzip
 import json
 import re
+import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -10,11 +16,15 @@ from typing import Any, BinaryIO
 
 from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
 
 Row = tuple[str, str]  # text or path, and label
+Columns = tuple[list[str], list[str]]  # the same by column: half the memory
 
+HEAD_BYTES = 2**20  # block size for the names of the columns
 STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+UNREADABLE = (ValueError, EOFError, zlib.error)  # what Python raises for a file of another format or an incomplete one
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
@@ -22,7 +32,7 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     """Texts and labels from a .csv, .tsv, .jsonl or .parquet file.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         text_column: column of texts, or of paths.
         label_column: column of labels.
         option: the option that sets `text_column`, for error messages.
@@ -30,20 +40,37 @@ def read_table(path: str, text_column: str, label_column: str, option: str = "te
     Raises:
         InputError: the file is missing or has another format, a column is missing, or a text or label is empty.
     """
-    file = Path(path).expanduser()
+    return list(zip(*read_columns(path, text_column, label_column, option), strict=True))
+
+
+def read_columns(path: str, text_column: str, label_column: str, option: str = "text_column") -> Columns:
+    """The same as two lists, in little more memory than the file has."""
+    file = local_path(path)
     if not file.is_file():
         raise InputError(f"{path}: no such file")
-    block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)  # a row must fit into a block
-    columns, options = (text_column, label_column), (f"--data.{option}", "--data.label_column")
-    rows = []
-    for number, (text, label) in enumerate(_rows(file, columns, options, block_size), start=1):
-        for value, column in ((text, text_column), (label, label_column)):
-            if value is None or not str(value).strip():
-                raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
-        rows.append((str(text), str(label).strip()))
-    if not rows:
+    wanted = (text_column, label_column), (f"--data.{option}", "--data.label_column")
+    try:
+        texts, labels = _columns(path, _rows(file, *wanted, STREAM_BYTES), wanted[0])
+    except InputError as error:
+        if "straddling" not in str(error):  # a row is longer than a block
+            raise
+        block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)
+        texts, labels = _columns(path, _rows(file, *wanted, block_size), wanted[0])
+    if not texts:
         raise InputError(f"{path} has no rows")
-    return rows
+    return texts, labels
+
+
+def _columns(path: str, rows: Iterator[tuple[Any, ...]], names: Sequence[str]) -> Columns:
+    texts, labels = [], []
+    for number, (text, label) in enumerate(rows, start=1):
+        if not (isinstance(text, str) and text.strip() and isinstance(label, str) and label.strip()):
+            for value, column in zip((text, label), names, strict=True):
+                if value is None or not str(value).strip():
+                    raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
+        texts.append(str(text))
+        labels.append(sys.intern(str(label).strip()))
+    return texts, labels
 
 
 def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, ...]]:
@@ -59,19 +86,25 @@ def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, .
     yield from _rows(path, list(columns), list(columns.values()), STREAM_BYTES)
 
 
+def suffix_of(path: Path) -> str:
+    """The suffix of a file's name in lower case, without .gz."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
 def open_utf8(path: Path) -> BinaryIO:
-    """A text file, behind its byte order mark if there is one.
+    """A text file, behind its byte order mark if there is one; .gz is unpacked.
 
     Raises:
         InputError: it looks like UTF-16.
     """
-    file = path.open("rb")
+    file: Any = (gzip.GzipFile if path.suffix.lower() == ".gz" else open)(path, "rb")
     start = file.read(4096)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
         file.close()
         raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-    return file
+    opened: BinaryIO = file
+    return opened
 
 
 def not_utf8(path: Path) -> InputError:
@@ -94,7 +127,7 @@ def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size
     """The values of columns, row by row; `options` say what to give if one is missing."""
     import pyarrow as pa
 
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix not in TABLES:
         raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")
     try:
@@ -112,7 +145,7 @@ def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, ValueError) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, *UNREADABLE) as error:
         if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
             raise not_utf8(path) from error
         if "Empty CSV" in str(error):
@@ -136,7 +169,7 @@ def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
     import pyarrow as pa
     from pyarrow import csv
 
-    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    own = "\t" if suffix_of(path) == ".tsv" else ","
     # In TSV no quoting: a text may begin with a quotation mark.
     parsing = csv.ParseOptions(delimiter=own, quote_char=False if own == "\t" else '"', newlines_in_values=own == ",")
     # One thread: otherwise errors do not name the row.
@@ -150,12 +183,22 @@ def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
         raise InputError(
             f"{path} seems to be separated by {others[0]}, not {SEPARATORS[own]}: its first line is {header}"
         )
-    with csv.open_csv(path, reading, parsing) as head:
-        names = head.schema.names
+    try:
+        names = _csv_names(path, parsing, min(HEAD_BYTES, block_size))
+    except pa.ArrowInvalid:  # the first row may be longer
+        names = _csv_names(path, parsing, block_size)
     # Read every column as text, so that a label 01 stays 01 and NA is not null.
     converting = csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
-    rows = _from_batches(csv.open_csv(path, reading, parsing, converting), columns)
-    return names, _count_lines(rows, path)
+    batches = csv.open_csv(path, reading, parsing, converting)
+    return names, _from_batches(_count_lines(batches, columns, path) if set(columns) <= {*names} else batches, columns)
+
+
+def _csv_names(path: Path, parsing: Any, block_size: int) -> list[str]:
+    from pyarrow import csv
+
+    with csv.open_csv(path, csv.ReadOptions(use_threads=False, block_size=block_size), parsing) as head:
+        names: list[str] = head.schema.names
+    return names
 
 
 def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
@@ -163,13 +206,21 @@ def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[tuple[Any, .
         yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
 
 
-def _count_lines(rows: Iterator[tuple[Any, ...]], path: Path) -> Iterator[tuple[Any, ...]]:
-    """The rows; in the end reports how many have several lines, as after a stray quotation mark."""
-    count = first = 0
-    for number, row in enumerate(rows, start=1):
-        if any("\n" in value or "\r" in value for value in row):
-            count, first = count + 1, first or number
-        yield row
+def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[Any]:
+    """The batches; in the end reports how many rows have several lines, as after a stray quotation mark."""
+    from pyarrow import compute
+
+    count = first = start = 0
+    for batch in batches:
+        found: set[int] = set()
+        for column in columns:
+            has_line = compute.match_substring_regex(batch.column(column), "[\n\r]")
+            if compute.any(has_line).as_py():
+                found |= {row for row, is_found in enumerate(has_line.to_pylist(), start + 1) if is_found}
+        if found:
+            count, first = count + len(found), first or min(found)
+        start += batch.num_rows
+        yield batch
     if count:
         announce(f"{path}: rows of several lines: {count:,}, the first is row {first}; check the quotation marks there")
 

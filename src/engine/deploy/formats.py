@@ -16,13 +16,12 @@ import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import instantiate_module
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import Dim
 
 from src.engine.data.loading import IGNORED
 from src.engine.data.prepare import GUIDE, Inputs
 from src.engine.deploy.inference import Inference
-from src.engine.deploy.pixels import Pixels
 from src.engine.system.classes import import_class
 from src.engine.system.errors import InputError
 
@@ -30,7 +29,8 @@ Sample = tuple[Inputs, Tensor]
 Runtime = Callable[..., Tensor]
 
 CALIBRATION = 512  # training samples to measure the range of activations
-INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",), "table": ("values",)}
+INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",)}
+INPUT_NAMES |= {"table": ("values",), "file": ("values",)}
 
 
 class Reference:
@@ -69,7 +69,9 @@ class Reference:
         found: list[Sample] = []
         loaders = getattr(data, f"{part}_dataloader")()
         for batch in loaders[0] if isinstance(loaders, list | tuple) else loaders:
-            inputs, targets = self._split(data.on_after_batch_transfer(batch, 0))
+            # With `features`, the batch of the loader has the inputs of `net`.
+            raw = batch if self.inference.features is not None else data.on_after_batch_transfer(batch, 0)
+            inputs, targets = self._split(raw)
             if self.kind == "image":
                 # Undo the normalisation; raw pixels are whole numbers.
                 pixels = ((inputs[0] * self.inference.pixels.std + self.inference.pixels.mean) * 255).round()
@@ -146,13 +148,19 @@ class Exported:
 
     @torch.no_grad()
     def largest_difference(self, samples: list[Sample]) -> float:
-        """The largest difference of an output from the checkpoint's; infinity if one is NaN.
+        """The largest difference of an output from the checkpoint's, by the task's `difference` if it has one.
 
-        Numbers that are no logits may be large, in a unit of their own: there it is relative to the largest.
+        Infinity if an output is NaN. Numbers that are no logits may be large, in a unit of their own: there it is
+        relative to the largest.
         """
+        task = self.reference.inference.task
         with exporting(self.reference):
-            found = torch.cat([self.runtime(*inputs).flatten() for inputs, _ in samples])
-        expected = torch.cat([self.reference.net(*inputs).flatten() for inputs, _ in samples])
+            outputs = [self.runtime(*inputs) for inputs, _ in samples]
+        others = [self.reference.net(*inputs) for inputs, _ in samples]
+        if hasattr(task, "difference"):
+            differences = map(task.difference, outputs, others)
+            return float(torch.stack(list(differences)).max().nan_to_num(nan=torch.inf))
+        found, expected = (torch.cat([one.flatten() for one in some]) for some in (outputs, others))
         scale = 1.0 if self.reference.has_logits else expected.abs().max().clamp(min=1)
         return float(((found - expected).abs().max() / scale).nan_to_num(nan=torch.inf))
 
@@ -264,10 +272,7 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
     loaded: Any = instantiate_module(import_class(spec["class_path"]), spec["init_args"])
     load_model(loaded, str(path))
     loaded.eval()
-    pixels = inference.pixels
-    net: nn.Module = loaded
-    if reference.kind == "image":
-        net = Pixels(loaded, pixels.mean, pixels.std).eval()
+    net = inference.on_prepared(loaded).eval()
     module, _, name = spec["class_path"].rpartition(".")
     lines = [
         f"import yaml; from {module} import {name}",
@@ -307,15 +312,12 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
             answer,
         ]
     data = type(reference.inference.data).__name__
-    if reference.kind == "table":
-        columns = ", ".join(map(str, reference.inference.data.columns))
-        return [
-            f"import numpy as np, {package}, sys",
-            f"# the numbers that {data}.prepare returns for a row with the columns {columns}",
-            "values = np.array([sys.argv[1:]], dtype=np.float32)",
-            f"logits = {call}",
-            answer,
-        ]
+    if reference.kind in ("table", "file"):
+        columns = ", ".join(map(str, getattr(reference.inference.data, "columns", ())))
+        lines = [f"# the numbers that {data}.prepare returns for a row with the columns {columns}"]
+        lines.append("values = np.array([sys.argv[1:]], dtype=np.float32)")
+        lines = list(getattr(reference.inference.data, "file_example", lines))
+        return [f"import numpy as np, {package}, sys", *lines, f"logits = {call}", answer]
     if reference.tokenizer is None:
         imported, ids = f"# give the tokens that {data}.prepare returns for a text", "sys.argv[1:]"
         first = f"import numpy as np, {package}, sys  {imported}"

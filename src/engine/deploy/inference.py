@@ -83,6 +83,7 @@ class Inference(LightningModule):
         self.kind = "prompt" if hasattr(task, "generate") else input_kind(self.data)
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
         self.pixels = Pixels(task, *pixel_statistics(self.data))
+        self.features: nn.Module | None = getattr(self.data, "features", None)
         if self.labels:
             self.name_classes(self.labels)
         if len(set(self.labels)) < len(self.labels):
@@ -116,8 +117,13 @@ class Inference(LightningModule):
     @property
     def net(self) -> nn.Module:
         """The model's `forward` on raw pixels (B, C, H, W), tokens (B, T) and mask (B, T), tokens (B, T) or values."""
-        model: nn.Module = self.pixels if self.kind == "image" else self.task
-        return model
+        return self.on_prepared(self.task)
+
+    def on_prepared(self, model: nn.Module) -> nn.Module:
+        """A model that takes what `prepare` returns, from one that takes the batches of the data."""
+        if self.kind == "image":
+            return Pixels(model, self.pixels.mean, self.pixels.std)
+        return model if self.features is None else nn.Sequential(self.features, model)
 
     def prepare(self, inputs: list[Any]) -> tuple[Inputs, list[str]]:
         """Tensors of a batch of raw inputs (pixels not normalised), and a note for each input."""
@@ -125,8 +131,7 @@ class Inference(LightningModule):
 
     def predictions(self, inputs: Inputs) -> Any:
         """What the model predicts for a prepared batch on this device, in one row per input."""
-        if self.kind == "image":
-            inputs = (self.pixels.normalise(inputs[0]),)
+        inputs = self._network_inputs(inputs)
         task: Any = self.task
         if hasattr(task, "predictions"):
             return task.predictions(*inputs)
@@ -135,6 +140,15 @@ class Inference(LightningModule):
             if name == "predict_step":
                 return task.predict_step(inputs[0] if len(inputs) == 1 else inputs, 0)
             return task(*inputs)
+
+    def _network_inputs(self, inputs: Inputs) -> Inputs:
+        """What the batches of the data hold, from what `prepare` returns."""
+        if self.kind == "image":
+            return (self.pixels.normalise(inputs[0]),)
+        if self.features is None:
+            return inputs
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return (self.features(*inputs),)
 
     @contextmanager
     def call_errors(self, method: str, inputs: Inputs) -> Iterator[None]:
@@ -160,8 +174,12 @@ class Inference(LightningModule):
             with torch.inference_mode():
                 self.rows(self.predictions(tuple(one.to(self.device) for one in inputs)))
 
-    def rows(self, predictions: Any) -> list[Row]:
+    def rows(self, predictions: Any, sizes: Sequence[tuple[int, int]] = ()) -> list[Row]:
         """Predictions as one dict per input: names and texts, numbers, lists of them, dicts of numbers, or a mask.
+
+        Args:
+            predictions: from `predictions`.
+            sizes: width and height of each image: `boxes` of a row are scaled from shares of them to pixels.
 
         Raises:
             InputError: the model has no method `prediction_rows`, and its predictions are no tensors (B, ...).
@@ -178,6 +196,9 @@ class Inference(LightningModule):
             )
         task: Any = self.task
         rows: list[Row] = task.prediction_rows(predictions, self.labels)
+        for row, (width, height) in zip(rows, sizes, strict=False):
+            for box in row.get("boxes", ()):
+                box |= {name: box[name] * (width if name[0] == "x" else height) for name in ("x1", "y1", "x2", "y2")}
         return rows
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> list[Row] | None:
@@ -186,9 +207,8 @@ class Inference(LightningModule):
         if inputs is None:
             return None
         if targets is not None:
-            normalised = (self.pixels.normalise(inputs[0]),) if self.kind == "image" else inputs
-            self.task.test_step((*normalised, targets), batch_idx)
-        return self.rows(self.predictions(inputs))
+            self.task.test_step((*self._network_inputs(inputs), targets), batch_idx)
+        return self.rows(self.predictions(inputs), batch["sizes"])
 
     def on_predict_epoch_end(self) -> None:
         """Compute `scores`, while the metrics are still on the device."""

@@ -3,21 +3,32 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.images import UNREADABLE, Ranges, image_error, image_files, read_image, read_mask
+from src.engine.data.images import (
+    IMG_EXTENSIONS,
+    UNREADABLE,
+    file_error,
+    image_error,
+    image_files,
+    original_size,
+    read_image,
+    read_mask,
+)
 from src.engine.data.loading import already_a_batch
-from src.engine.data.tables import TABLES, open_utf8, stream_columns
-from src.engine.system.errors import InputError
+from src.engine.data.tables import TABLES, open_utf8, stream_columns, suffix_of
+from src.engine.system.errors import InputError, SampleError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
 Targets = Callable[[list[Any], tuple[Any, ...]], Any]
+Readers = Mapping[str, Callable[[Path], Iterator[str]]]
 
 
 class Input(NamedTuple):
@@ -32,13 +43,19 @@ class Input(NamedTuple):
     truth: Any = None
 
 
-def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str] | None = None) -> Iterator[Input]:
+def find_images(
+    paths: list[str],
+    truth: str | None = None,
+    skipped: Counter[str] | None = None,
+    suffixes: tuple[str, ...] = IMG_EXTENSIONS,
+) -> Iterator[Input]:
     """Image files; folders give all image files in them and in their subfolders, sorted.
 
     Args:
         paths: files and folders.
         truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
         skipped: see `image_files`.
+        suffixes: of other files than images.
     """
     masks = Path(truth) if truth and Path(truth).is_dir() else None
 
@@ -51,23 +68,27 @@ def find_images(paths: list[str], truth: str | None = None, skipped: Counter[str
             yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
         found = False
-        for file in image_files(path, skipped):
+        for file in image_files(path, skipped, suffixes):
             found = True
             yield Input(str(file), file, truth=truth and true_value(file, path))
         if not found:
-            yield Input(given, None, "no image in this folder")
+            what = "image" if suffixes is IMG_EXTENSIONS else f"{' or '.join(suffixes)} file"
+            yield Input(given, None, f"no {what} in this folder")
 
 
-def read_texts(paths: list[str], column: str, truth: Sequence[str] = ()) -> Iterator[Input]:
+def read_texts(
+    paths: list[str], column: str, truth: Sequence[str] = (), readers: Readers | None = None
+) -> Iterator[Input]:
     """Texts from a column of tables, or the lines of other files; named by file and row, counted from 1.
 
     Args:
         paths: the files.
         column: the tables' column of texts.
         truth: the tables' columns of true values.
+        readers: what reads the texts of files with other suffixes, by suffix.
     """
     options = {column: "--text_column", **dict.fromkeys(truth, "--truth")}
-    for name, (text, *true), error in _rows(paths, options):
+    for name, (text, *true), error in _rows(paths, options, readers):
         is_text = isinstance(text, str) and text.strip()
         yield Input(name, text, error or ("" if is_text else _text_error(text)), _one_or_list(true))
 
@@ -100,7 +121,9 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tuple[Any, ...], str]]:
+def _rows(
+    paths: list[str], columns: dict[str, str], readers: Readers | None = None
+) -> Iterator[tuple[str, tuple[Any, ...], str]]:
     """Name, values and error of each row; for `columns` see `stream_columns`."""
     for given in paths:
         path = Path(given).expanduser()
@@ -109,8 +132,8 @@ def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tupl
             continue
         number = 0
         try:
-            is_table = path.suffix.lower() in TABLES
-            rows = stream_columns(path, columns) if is_table else _lines(path, len(columns))
+            is_table = suffix_of(path) in TABLES
+            rows = stream_columns(path, columns) if is_table else _lines(path, len(columns), readers or {})
             for number, values in enumerate(rows, start=1):
                 yield f"{given}:{number}", values, ""
         except (InputError, OSError) as error:
@@ -122,9 +145,12 @@ def _rows(paths: list[str], columns: dict[str, str]) -> Iterator[tuple[str, tupl
                 yield given, (None,) * len(columns), "nothing in this file"
 
 
-def _lines(path: Path, columns: int) -> Iterator[tuple[Any, ...]]:
+def _lines(path: Path, columns: int, readers: Readers) -> Iterator[tuple[Any, ...]]:
     if columns > 1:
         raise InputError(f"not a table: give {', '.join(TABLES)}")
+    if reader := readers.get(suffix_of(path)):
+        yield from ((text,) for text in reader(path))
+        return
     with open_utf8(path) as file:
         for line in file:
             try:
@@ -151,10 +177,10 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: inputs per batch.
         rank: number of this process, from 0.
         world: number of processes.
-        ranges: see `read_image`.
+        read: reads an image; see `reader`.
 
-    A batch has `names`, `errors` and `notes`, one per input, `inputs`, the tensors of inputs without error, or None if
-    there are none, and their `targets`, or None.
+    A batch has `names`, `errors` and `notes`, one per input; `inputs`, the tensors of inputs without error, or None if
+    there are none, their `targets`, or None, and the `sizes` of images, width and height.
     """
 
     def __init__(
@@ -165,7 +191,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         batch_size: int,
         rank: int,
         world: int,
-        ranges: Ranges | None = None,
+        read: Callable[[Path], Any] = read_image,
     ) -> None:
         self.inputs = inputs
         self.prepare = prepare
@@ -173,7 +199,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         self.batch_size = batch_size
         self.rank = rank
         self.world = world
-        self.ranges = ranges
+        self.read = read
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -189,21 +215,37 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             error = one.error
             if not error:
                 try:
-                    good.append(_read(one.value, self.ranges))
+                    good.append(self.read(one.value) if isinstance(one.value, Path) else one.value)
                 except UNREADABLE as problem:
-                    error = image_error(one.value, problem)
+                    refuses = isinstance(problem, SampleError)
+                    error = (file_error if refuses else image_error)(one.value, problem)
                 else:
                     truths.append(self._truth(one))
             errors.append(error)
-        inputs, good_notes = self.prepare(good) if good else (None, [])
+        try:
+            inputs, good_notes = self.prepare(good) if good else (None, [])
+        except SampleError:
+            return self._batch([self._refused(one) for one in chunk])
         notes = iter(good_notes)
         return {
             "names": [one.name for one in chunk],
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,
+            "sizes": [original_size(one) for one in good if isinstance(one, Image.Image)],
             "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
+
+    def _refused(self, one: Input) -> Input:
+        """The input, with an error if `prepare` refuses it."""
+        try:
+            if not one.error:
+                self.prepare([self.read(one.value) if isinstance(one.value, Path) else one.value])
+        except SampleError as error:
+            return one._replace(error=str(error))
+        except UNREADABLE:
+            pass  # `_batch` says why
+        return one
 
     def _truth(self, one: Input) -> Any:
         if self.prepare_targets is None:
@@ -212,10 +254,6 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             return read_mask(one.truth) if isinstance(one.truth, Path) else one.truth
         except UNREADABLE as problem:
             raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
-
-
-def _read(value: Any, ranges: Ranges | None = None) -> Any:
-    return read_image(value, ranges) if isinstance(value, Path) else value
 
 
 class InputsDataModule(LightningDataModule):
@@ -227,7 +265,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: inputs per batch of each process.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
         prepare_targets: a list of true values and the prepared inputs -> targets; None: there are none.
-        ranges: see `read_image`.
+        read: reads an image; see `reader`.
     """
 
     def __init__(
@@ -237,7 +275,7 @@ class InputsDataModule(LightningDataModule):
         batch_size: int,
         num_workers: int,
         prepare_targets: Targets | None = None,
-        ranges: Ranges | None = None,
+        read: Callable[[Path], Any] = read_image,
     ) -> None:
         super().__init__()
         self.inputs = inputs
@@ -245,10 +283,10 @@ class InputsDataModule(LightningDataModule):
         self.prepare_targets = prepare_targets
         self.batch_size = batch_size
         self.num_workers = num_workers
-        self.ranges = ranges
+        self.read = read
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size, self.ranges)
+        place = (self.trainer.global_rank, self.trainer.world_size, self.read)
         mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

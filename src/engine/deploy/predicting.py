@@ -10,6 +10,7 @@ from typing import Any
 
 from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, new_output, parse_words
 from src.engine.system.errors import InputError
+from src.engine.system.remote import is_address, local_path
 
 SOME_FAILED = 3  # exit code if some inputs cannot be used
 
@@ -23,7 +24,7 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
-    from src.engine.data.images import skipped_line
+    from src.engine.data.images import reader, skipped_line
     from src.engine.data.prepare import GUIDE, prepare_targets
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule
@@ -45,8 +46,13 @@ def predict(args: list[str]) -> int:
     skipped: Counter[str] = Counter()
     inputs = _inputs(options, inference)
     # Texts and tables are not counted: they would have to be read twice.
-    total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind == "image" else None
-    table = PredictionTable(new_output("--output", options.output), total)
+    total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind in ("image", "file") else None
+    finds_boxes = getattr(inference.task, "finds_boxes", False)
+    if options.truth and finds_boxes:
+        raise InputError("--truth: boxes are compared by the stage test of src.train only: leave it out")
+    if options.pictures and not finds_boxes:
+        raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
+    table = PredictionTable(new_output("--output", options.output), total, options.pictures)
     if options.truth:
         name, inference.is_scored = type(inference.task).__name__, True
         if hasattr(inference.task, "name_classes"):
@@ -70,9 +76,9 @@ def predict(args: list[str]) -> int:
         names = f", {len(inference.labels)} labels" if inference.labels else ""
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
         if skipped:
-            print(skipped_line(skipped), file=sys.stderr)
-    ranges = getattr(inference.data, "value_ranges", None)
-    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, ranges)
+            print(skipped_line(skipped, "images" if inference.kind == "image" else "inputs"), file=sys.stderr)
+    read = reader(inference.data)
+    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, read)
     trainer.predict(inference, data, return_predictions=False)
     if not trainer.is_global_zero:
         return 0
@@ -92,12 +98,14 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
     """Returns a new iterator over the inputs at each call."""
     from src.engine.deploy.inputs import find_images, read_numbers, read_texts
 
-    if inference.kind == "image":
+    if inference.kind in ("image", "file"):
         if options.truth and options.truth != "folder" and not Path(options.truth).is_dir():
             raise InputError(
                 f"--truth {options.truth}: give a folder of masks with the names of the images, or the word folder:"
                 " each image's folder is its class"
             )
+        if inference.kind == "file":
+            return partial(find_images, options.inputs, options.truth, suffixes=tuple(inference.data.file_suffixes))
         return partial(find_images, options.inputs, options.truth)
     truth = options.truth.split(",") if options.truth else []
     text_column = options.text_column or getattr(inference.data, "text_column", "text")
@@ -105,7 +113,7 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
     if inputs := set(truth) & set(columns):
         raise InputError(f"--truth {inputs.pop()}: this column is an input of the model; give another")
     if inference.kind == "text":
-        return partial(read_texts, options.inputs, text_column, truth)
+        return partial(read_texts, options.inputs, text_column, truth, getattr(inference.data, "readers", None))
     return partial(read_numbers, options.inputs, columns, truth)
 
 
@@ -125,6 +133,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
         help="also print the metrics, compared with this column of the tables (several: a,b), with the masks in this"
         " folder, or with the folders' names (the word folder)",
     )
+    parser.add_argument(
+        "--pictures", action="store_true", help="also write the images with the boxes found in them, beside the table"
+    )
     parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
     parser.add_argument("--batch_size", type=int, default=64, help="inputs per batch and process; default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read inputs; default: 0")
@@ -138,6 +149,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_minimum(options, batch_size=1, num_workers=0)
+    options.inputs = [str(local_path(given)) if is_address(given) else given for given in options.inputs]
     if not any(Path(given).expanduser().exists() for given in options.inputs):
         raise InputError(
             f"{options.inputs[0]}: no such file or folder; give images, folders of images, tables or files of texts"

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,20 +13,24 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
+from src.engine.data.images import flatten, read_image
 from src.engine.system.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
 # A dict in a row becomes one column per key: `probabilities` becomes `probability_a`, `probability_b`.
 SINGULAR = {"probabilities": "probability", "areas": "area"}
+BOX: dict[str, Any] = {"label": "", "score": 0.0, "x1": 0.0, "y1": 0.0, "x2": 0.0, "y2": 0.0}  # columns, with examples
 
 
 class PredictionTable(Callback):
     """Writes name, predictions, error and note of every input; masks are written as PNG files.
+
+    `boxes` in a prediction become one row per box, and a row without box if there are none.
 
     With several processes, each writes its share to a temporary file; at the end the first process merges them.
 
@@ -33,21 +38,24 @@ class PredictionTable(Callback):
         path: absolute path of the table, .csv, .jsonl or .parquet; the file appears when it is complete. Masks are
             written to the folder PATH_masks, for `out.csv` `out_masks`.
         total: number of inputs, for the progress bar.
+        draws: also write images with their boxes, to the folder PATH_pictures.
 
-    `rows`, `errors` and `notes` are counts, set in the first process at the end.
+    `rows` (inputs), `errors` and `notes` are counts, set in the first process at the end.
 
     Raises:
         InputError: the table has another suffix, or cannot be written.
     """
 
-    def __init__(self, path: Path, total: int | None = None) -> None:
+    def __init__(self, path: Path, total: int | None = None, draws: bool = False) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"--output {path.name}: give a name that ends in {', '.join(SUFFIXES)}")
         self.path = path
-        self.masks = path.with_name(f"{path.stem}_masks")
-        if self.masks.exists():
-            raise InputError(f"{self.masks} already exists: give another --output")
+        self.masks, self.pictures = (path.with_name(f"{path.stem}_{kind}") for kind in ("masks", "pictures"))
+        for folder in (self.masks, self.pictures):
+            if folder.exists():
+                raise InputError(f"{folder} already exists: give another --output")
         self.total = total
+        self.draws = draws
         self.rows = self.errors = self.notes = 0
         self.first_errors: list[str] = []
         self._writer: _Writer | None = None
@@ -104,7 +112,8 @@ class PredictionTable(Callback):
         if self._bar is not None:
             self._bar.close()
         self.remove_parts(trainer.world_size)
-        shutil.rmtree(self.masks, ignore_errors=True)  # it was not there before
+        for folder in (self.masks, self.pictures):
+            shutil.rmtree(folder, ignore_errors=True)  # it was not there before
 
     def remove_parts(self, world: int) -> None:
         """Remove the temporary files of all processes."""
@@ -120,26 +129,37 @@ class PredictionTable(Callback):
             if isinstance(value, dict):
                 columns |= {f"{SINGULAR.get(key, key)}_{part}": one for part, one in value.items()}
             elif isinstance(value, Tensor):
-                number = self._seen * trainer.world_size + trainer.global_rank + 1
-                file = self.masks / f"{number:06}_{Path(name).stem}.png"
-                try:
-                    self.masks.mkdir(exist_ok=True)
-                    mask_image(value).save(file)
-                except OSError as error:
-                    raise _unwritable(file, error) from error
-                columns[key] = f"{self.masks.name}/{file.name}"
+                columns[key] = self._save(mask_image(value), self.masks, name, trainer)
             else:
                 columns[key] = value
+        if self.draws:
+            columns["picture"] = self._save(box_image(name, columns["boxes"]), self.pictures, name, trainer)
         if taken := columns.keys() & {"input", "error", "note"}:
             raise InputError(f"a prediction is named {taken.pop()}, as a column of every table: rename it")
         return columns
+
+    def _save(self, image: Image.Image, folder: Path, name: str, trainer: Trainer) -> str:
+        """Write an image to a folder; returns its path in the table."""
+        number = self._seen * trainer.world_size + trainer.global_rank + 1
+        file = folder / f"{number:06}_{Path(name).stem}.png"
+        try:
+            folder.mkdir(exist_ok=True)
+            image.save(file)
+        except OSError as error:
+            raise _unwritable(file, error) from error
+        return f"{folder.name}/{file.name}"
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.name}.{rank}")
 
     def _write(self, writer: "_Writer", row: dict[str, Any], counts: bool) -> None:
         try:
-            writer.write(row)
+            if counts and "boxes" in row:
+                name, boxes, rest = row["input"], row["boxes"], {key: row[key] for key in row if key != "boxes"}
+                for box in boxes or [dict.fromkeys(BOX)]:
+                    writer.write({"input": name, **box, **rest})
+            else:
+                writer.write(row)
         except OSError as error:
             raise _unwritable(self.path, error) from error
         if counts:
@@ -181,7 +201,9 @@ class _Writer:
             import pyarrow as pa
             from pyarrow import parquet
 
-            self.schema = pa.schema([(name, _parquet_type(value)) for name, value in row.items()])
+            self.schema = pa.schema(
+                [(name, _parquet_type(BOX.get(name, value) if value is None else value)) for name, value in row.items()]
+            )
             self.table = parquet.ParquetWriter(self.file, self.schema)
 
     def _flush(self) -> None:
@@ -212,6 +234,18 @@ def mask_image(mask: Tensor) -> Image.Image:
     """Class numbers (H, W) as a grey image; of 16 bits if there are more than 256 classes."""
     numbers = mask.cpu().numpy()
     return Image.fromarray(numbers.astype(np.uint8 if numbers.max(initial=0) < 256 else np.uint16))
+
+
+def box_image(name: str, boxes: list[dict[str, Any]]) -> Image.Image:
+    """An image file with boxes drawn on it, each class in a colour of its own."""
+    image = flatten(read_image(Path(name).expanduser())).convert("RGB")
+    drawing = ImageDraw.Draw(image)
+    for box in boxes:
+        corners = box["x1"], box["y1"], box["x2"], box["y2"]
+        colour = f"hsl({zlib.crc32(box['label'].encode()) % 360}, 90%, 60%)"
+        drawing.rectangle(corners, outline=colour, width=max(1, round(max(image.size) / 400)))
+        drawing.text(corners[:2], f"{box['label']} {box['score']:.2f}", colour, anchor="lb")
+    return image
 
 
 def _parquet_type(value: Any) -> Any:

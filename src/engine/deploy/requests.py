@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from src.engine.data.images import read_image
+from src.engine.data.images import original_size, reader
 from src.engine.data.prepare import prepare_inputs
 from src.engine.deploy.batcher import Threads, TooManyError
 from src.engine.deploy.inference import Inference
@@ -35,6 +35,7 @@ MAX_TOKENS = 2048  # generated per request
 BODY_SECONDS = 15.0  # maximum time for a request body to arrive
 SMALL_BODY = 2**15  # bytes; smaller JSON is decoded at once, which is faster than in a thread
 LARGEST = sys.float_info.max
+Prepared = tuple[Any, str, tuple[int, int]]  # tensors of an image, a note, width and height
 # Options of a request to generate text.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
 
@@ -51,7 +52,7 @@ class RequestReader:
     def __init__(self, inference: Inference, token: str | None, max_bytes: int) -> None:
         self.kind = inference.kind
         self.data = inference.data
-        self.ranges = getattr(inference.data, "value_ranges", None)
+        self.read_image = reader(inference.data)
         self.check_sampling: Any = getattr(inference.task, "check_sampling", None)
         self.tokens = None if token is None else [token.encode("utf-8")]
         with suppress(UnicodeEncodeError):
@@ -79,7 +80,7 @@ class RequestReader:
             form = request.headers.get("content-type", "")
             form = form if form.partition(";")[0].strip().lower() == "multipart/form-data" else ""
             is_image = self.kind == "image" and not form and not _is_json(body)
-            if len(body) < SMALL_BODY and not form and not is_image:
+            if len(body) < SMALL_BODY and not form and not is_image and self.kind != "file":
                 return self._decode(body, form, is_large=False)
             weight = len(body)
             if is_image or weight < LARGE_PIXELS:
@@ -110,6 +111,8 @@ class RequestReader:
             raise HTTPException(422, f"the body is empty: send {self._expected()}")
         if self.kind == "image" and not _is_json(body):
             return self._image(body, is_large)
+        if self.kind == "file":
+            return self._file(body)
         value = _json(body, self._expected())
         readers = {"image": self._pixels, "text": self._text, "prompt": self._prompt, "table": self._row}
         return readers[self.kind](value)
@@ -117,6 +120,7 @@ class RequestReader:
     def _expected(self) -> str:
         return {
             "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
+            "file": f"a file: {', '.join(getattr(self.data, 'file_suffixes', ()))}",
             "text": 'JSON such as {"text": "..."}',
             "prompt": 'JSON such as {"prompt": "...", "max_new_tokens": 100}',
             "table": f"JSON numbers for all columns: {json.dumps(dict.fromkeys(getattr(self.data, 'columns', ()), 0))}",
@@ -145,20 +149,20 @@ class RequestReader:
         finally:
             self.held_bytes -= len(body)
 
-    def _image(self, body: bytearray | bytes, is_large: bool) -> tuple[Any, str] | int:
+    def _image(self, body: bytearray | bytes, is_large: bool) -> Prepared | int:
         try:
             with Image.open(io.BytesIO(body), formats=("PNG", "JPEG")) as header:
                 width, height = header.size
             pixels = width * height
             is_next = pixels <= (MAX_PIXELS if is_large else LARGE_PIXELS)
-            image = read_image(io.BytesIO(body), self.ranges) if is_next else None
+            image = self.read_image(io.BytesIO(body)) if is_next else None
         except Exception as error:  # a damaged file raises errors of many types
             raise HTTPException(422, f"not a usable image: it cannot be read; send {self._expected()}") from error
         if pixels > MAX_PIXELS:
             raise HTTPException(422, f"not a usable image: it has too many pixels; give at most {MAX_PIXELS:,}")
         return pixels if image is None else self._prepare(image)
 
-    def _pixels(self, value: Any) -> tuple[Any, str]:
+    def _pixels(self, value: Any) -> Prepared:
         wrong = HTTPException(422, f"not pixels: send {self._expected()}")
         value = value.get("pixels") if isinstance(value, dict) else value
         try:
@@ -175,11 +179,19 @@ class RequestReader:
             raise wrong
         return self._prepare(Image.fromarray(pixels.round().astype(np.uint8)))
 
-    def _prepare(self, image: Image.Image) -> tuple[Any, str]:
+    def _prepare(self, image: Image.Image) -> Prepared:
         if max(image.size) > MAX_RATIO * min(image.size):
             raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
         tensors, notes = prepare_inputs(self.data, [image])
-        return tensors, notes[0]
+        return tensors, notes[0], original_size(image)
+
+    def _file(self, body: bytearray | bytes) -> Prepared:
+        try:
+            value = self.data.read_file(io.BytesIO(body))
+        except (OSError, ValueError) as error:
+            raise HTTPException(422, f"not a usable file: {error}; send {self._expected()}") from error
+        tensors, notes = prepare_inputs(self.data, [value])
+        return tensors, notes[0], (0, 0)
 
     def _row(self, value: Any) -> dict[str, float]:
         """The numbers of a table's row, by column."""

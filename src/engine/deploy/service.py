@@ -100,8 +100,12 @@ class Service:
             "columns": list(getattr(inference.data, "columns", ())),
             "token": options.token is not None,
             "draws": getattr(inference.data, "drawn", False),
+            "suffixes": list(getattr(inference.data, "file_suffixes", ())),
+            "title": getattr(inference.data, "input_title", ""),
         }
         page = PAGE.read_text(encoding="utf-8")
+        script = getattr(inference.data, "page_script", None)
+        page = page.replace("{{script}}", script.read_text(encoding="utf-8") if script else "")
         self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
     def app(self) -> Starlette:
@@ -175,15 +179,16 @@ class Service:
 
     @torch.inference_mode()
     def _compute(self, values: list[Any]) -> list[tuple[dict[str, Any], str]]:
-        if self.inference.kind == "image":
-            parts = zip(*(tensors for tensors, _ in values), strict=True)
+        sizes = []
+        if self.inference.kind in ("image", "file"):
+            parts = zip(*(tensors for tensors, *_ in values), strict=True)
             prepared = tuple(torch.cat(part) for part in parts)
-            notes = [note for _, note in values]
+            notes, sizes = [note for _, note, _ in values], [size for *_, size in values]
         else:
             prepared, notes = self.inference.prepare(values)
         with self.autocast():
             predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
-        rows = self.inference.rows(predicted)
+        rows = self.inference.rows(predicted, sizes)
         return [
             ({name: _as_json(one) for name, one in row.items()}, note) for row, note in zip(rows, notes, strict=True)
         ]

@@ -15,14 +15,15 @@ from src.engine.runs.checkpoint import configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
+from src.engine.system.remote import local_path
 
 # Worker processes of a killed run notice it after 5 seconds, and hold its lock until then.
 WORKER_SECONDS = 8
 TRIALS = "trials"  # folder of a search's trials, in that of the search: no trial is ever the newest run
 
 
-def claim_folder(parent: Path, stem: str = "version") -> Path:
-    """Create the folder `parent/<stem>_N` with the next free N, safe when many runs start at once.
+def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
+    """Create the folder `parent/<stem>_N` with the next free N above `after`, safe when many runs start at once.
 
     Only the first process of a run creates it; the Trainer sends the path to the others.
 
@@ -33,7 +34,8 @@ def claim_folder(parent: Path, stem: str = "version") -> Path:
         return parent / f"{stem}_-1"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        number = max((version(folder) for folder in _versions(parent, stem)), default=-1) + 1
+        number = max((version(folder) for folder in _versions(parent, stem)), default=-1)
+        number = max(number, after) + 1
         while True:
             folder = parent / f"{stem}_{number}"
             try:
@@ -117,7 +119,7 @@ def find_checkpoint(given: str) -> Path:
     Raises:
         InputError: there is no run with that checkpoint.
     """
-    return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else Path(given).expanduser()
+    return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else local_path(given)
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:

@@ -5,7 +5,6 @@ import inspect
 import io
 import json
 import logging
-import math
 import os
 import socket
 import sys
@@ -31,15 +30,13 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import TRIALS, checkpoints_of, runs_of
 from src.engine.search.pruning import Pruning
-from src.engine.system.classes import nearest
+from src.engine.search.space import KINDS, REPEATED, check_space, check_types, suggest
+from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError, cause_of
 from src.engine.system.interruption import Interrupted
 from src.engine.system.metric_names import stage_of
 from src.engine.training.monitor_choice import DEFAULT_MONITOR
 
-KINDS = ("float", "int", "categorical")
-KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
-KNOWN |= dict.fromkeys(("recipe", "sampler", "pruner", "metric", "direction"), str)
 # Optuna's default reduction factor of 4 prunes most trials at their first report.
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
 HEARTBEAT = 30  # seconds between heartbeats; a trial is lost after twice as long without one
@@ -69,16 +66,18 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         InputError: a name or range of the search is invalid, or the study cannot be opened.
     """
     path, spec = config.load_config(options.config, dotted=True)
-    _check_types(spec, options.config)
+    check_types(spec, options.config)
     spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
-    spec |= {name: value for name in ("n_trials", "sampler", "pruner") if (value := getattr(options, name))}
-    _check_space(spec, options.config)
+    spec |= {name: value for name in ("recipe", "n_trials", "sampler", "pruner") if (value := getattr(options, name))}
+    check_space(spec, options.config)
     try:
         config.load_config(spec["recipe"])
     except InputError as error:
-        raise InputError(f"{options.config}: recipe: {str(error).removeprefix('--config ')}") from error
-    folder = runs_of(options.root or ROOT / "logs", options.name or path.stem)
+        given = "--recipe " if options.recipe else f"{options.config}: recipe: "
+        raise InputError(f"{given}{str(error).removeprefix('--config ')}") from error
+    name = f"{path.stem}_{Path(options.recipe).stem}" if options.recipe else path.stem
+    folder = runs_of(options.root or ROOT / "logs", options.name or name)
     if any(folder.glob("version_*")):
         raise InputError(f"{folder} holds runs of src.train: give another name, as in --name {folder.name}-search")
     cli = _build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
@@ -106,7 +105,23 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except Exception as error:  # every database has its own exceptions
         where = f"--storage {options.storage}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
+    _check_same(study, spec, folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
+
+
+def _check_same(study: optuna.Study, spec: dict[str, Any], folder: Path) -> None:
+    """Refuse to mix folds or seeds of different recipes or options in one study: the report gives their mean."""
+    spaces = {name: one for name, one in spec["space"].items() if name in REPEATED}
+    if not spaces:
+        return
+    own = {"recipe": spec["recipe"], "options": spec["options"], **spaces}
+    before = json.loads(study.user_attrs.get("same", "null")) or own
+    study.set_user_attr("same", json.dumps(before))
+    for name in {**before, **own}:
+        if own.get(name) != (old := before.get(name)):
+            raise InputError(
+                f"{folder} holds trials with {name} {short(old)}, not {short(own.get(name))}: give another --name"
+            )
 
 
 def _metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
@@ -137,50 +152,6 @@ def _open_database(url: str) -> Any:
             return open_it()
 
 
-def _check_types(spec: dict[str, Any], given: str) -> None:
-    for key, value in spec.items():
-        if key not in KNOWN:
-            raise InputError(f"{given}: {key} is not known{nearest(str(key), KNOWN)}")
-        if value is None:
-            continue
-        if type(value) is not KNOWN[key]:
-            raise InputError(f"{given}: {key} {json.dumps(value)}: expected {KNOWN[key].__name__}")
-        if key == "n_trials" and spec[key] < 1:
-            raise InputError(f"{given}: n_trials {value} is too small: give at least 1")
-
-
-def _check_space(spec: dict[str, Any], given: str) -> None:
-    space = spec.get("space")
-    if not space:
-        raise InputError(
-            f"{given}: space is missing: give names and ranges, as in {{optimizer.lr: {{float: [1e-4, 0.1]}}}}"
-        )
-    for name, one in space.items():
-        kinds = [kind for kind in KINDS if isinstance(one, dict) and kind in one]
-        if len(kinds) != 1:
-            raise InputError(f"{given}: {name} needs one of {', '.join(KINDS)}, as in {{float: [0.1, 0.9]}}")
-        values = one[kinds[0]]
-        if unknown := next((key for key in one if key not in (*KINDS, "log", "step", "when")), None):
-            raise InputError(f"{given}: {name}: {unknown} is not known: give {', '.join(KINDS)}, log, step or when")
-        if kinds[0] == "categorical":
-            if not isinstance(values, list) or not values:
-                raise InputError(f"{given}: {name}: categorical needs a list of values")
-        else:
-            right = (int,) if kinds[0] == "int" else (int, float)
-            numbers = isinstance(values, list) and len(values) == 2 and all(type(one) in right for one in values)
-            if not numbers or not -math.inf < values[0] <= values[1] < math.inf or (one.get("log") and values[0] <= 0):
-                raise InputError(f"{given}: {name}: {values} is not a range of {kinds[0]}: give [lowest, highest]")
-            if one.get("log") and "step" in one:
-                raise InputError(f"{given}: {name}: give log or step, not both")
-            if type(step := one.get("step", 1)) not in right or not 0 < step < math.inf:
-                raise InputError(f"{given}: {name}: step {step}: give {kinds[0]} above 0")
-        if not isinstance(one.get("when", {}), dict):
-            raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{optimizer: AdamW}}")
-        for other in one.get("when", {}):
-            if other not in space or list(space).index(other) > list(space).index(name):
-                raise InputError(f"{given}: {name}: {other} must be in space, before {name}")
-
-
 def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
     if name not in (known := _usable(module, what)):
         raise InputError(f"--{what} {name}: no such {what}{nearest(name, known) or f'; known: {known}'}")
@@ -204,23 +175,6 @@ def _usable(module: Any, what: str) -> list[str]:
                 if name != "GridSampler":  # its argument is the space
                     getattr(module, name)()
                 found.append(name)
-    return found
-
-
-def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
-    """Suggest the values of a trial; names whose `when` does not apply are left out."""
-    found: dict[str, Any] = {}
-    for name, one in space.items():
-        conditions = one.get("when", {}).items()
-        if not all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions):
-            continue
-        options = {key: one[key] for key in ("log", "step") if key in one}
-        if "categorical" in one:
-            found[name] = trial.suggest_categorical(name, one["categorical"])
-        elif "int" in one:
-            found[name] = trial.suggest_int(name, *one["int"], **options)
-        else:
-            found[name] = trial.suggest_float(name, *one["float"], **options)
     return found
 
 

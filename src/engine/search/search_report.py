@@ -5,8 +5,10 @@ import shlex
 import statistics
 import sys
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 import yaml
@@ -16,7 +18,10 @@ from rich.table import Table
 
 from src import ROOT
 from src.engine.cli.saved_config import dump
+from src.engine.runs.run_record import read_metrics
 from src.engine.search.search import DONE, Search, trials_of
+from src.engine.search.space import REPEATED
+from src.engine.system.metric_names import final_names, stage_of
 
 
 def finish(search: Search, signum: int) -> int:
@@ -40,7 +45,6 @@ def _print_results(search: Search) -> None:
         return
     sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
     ended.sort(key=lambda trial: sign * float(trial.value or 0))
-    values = [float(trial.value or 0) for trial in ended]
     table = Table("trial", search.study.user_attrs.get("metric", search.metric), *search.spec["space"], "run")
     for trial in ended[:5]:
         run = trial.user_attrs.get("run", "")
@@ -51,17 +55,15 @@ def _print_results(search: Search) -> None:
             run,
         )
     console.print(table)
-    if len(values) > 1 and "seed_everything" in search.spec["space"]:
-        console.print(
-            f"mean {statistics.mean(values):.4f}, standard deviation {statistics.stdev(values):.4f} of {len(values)}:"
-            f" {', '.join(f'{value:.4f}' for value in values)}"
-        )
+    for summary in _means(search, ended):
+        console.print(summary)
     importances: dict[str, float] = {}
     with suppress(Exception):  # too few trials, or all with the same result
         importances = optuna.importance.get_param_importances(
             search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
-    for name, share in importances.items():
+    for name in importances.keys() - {*REPEATED}:
+        share = importances[name]
         console.print(f"importance {name} {share:.2f}")
     best = Path(ended[0].user_attrs["run"])
     with suppress(OSError):
@@ -73,6 +75,34 @@ def _print_results(search: Search) -> None:
         (search.folder / "best.yaml").write_text(f"# The best trial of a search.\n{dump(tree)}")
         console.print(f"repeat the best run: python -m src.train --config {search.folder / 'best.yaml'}")
     _plot(search, console)
+
+
+def _means(search: Search, trials: list[Any]) -> Iterator[str]:
+    """Mean and standard deviation of each metric over seeds and folds, for each choice of the other settings.
+
+    Args:
+        search: the search.
+        trials: its complete trials, the best first.
+    """
+    if not set(REPEATED) & search.spec["space"].keys():
+        return
+    groups: dict[str, list[Any]] = {}
+    for trial in trials:
+        choice = [f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED]
+        groups.setdefault(", ".join(choice), []).append(trial)
+    metric = search.study.user_attrs.get("metric", search.metric)
+    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    best_first = sorted(groups.items(), key=lambda one: sign * statistics.mean(trial.value for trial in one[1]))
+    for others, group in best_first:
+        found = [read_metrics(Path(trial.user_attrs["run"])) for trial in sorted(group, key=lambda one: one.number)]
+        names = [name for name in final_names(found[0]) if stage_of(name)]
+        for name in (metric, *(name for name in names if name != metric)):
+            values = [one[name] for one in found if isinstance(one.get(name), float)]
+            if len(values) > 1:
+                yield (
+                    f"{f'{others}: ' if others else ''}{name} mean {statistics.mean(values):.4f}, standard deviation"
+                    f" {statistics.stdev(values):.4f} of {len(values)}: {', '.join(f'{value:.4f}' for value in values)}"
+                )
 
 
 def _plot(search: Search, console: Console) -> None:

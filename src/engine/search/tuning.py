@@ -10,6 +10,7 @@ from pathlib import Path
 from src.engine.cli.command import check_minimum, command_parser, parse_words, require
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
+from src.engine.system.remote import is_address
 
 WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set in worker processes
 
@@ -59,7 +60,8 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.tune", "Search settings and networks. Each trial is an ordinary run folder.")
     parser.add_argument("--config", help="what to search: a file of configs/tune")
-    parser.add_argument("--name", help="name of the study and its folder in logs/ (default: name of the config file)")
+    parser.add_argument("--recipe", help="what to train (default: the recipe in the config file)")
+    parser.add_argument("--name", help="name of the study and its folder in logs/ (default: names of the files given)")
     parser.add_argument("--n_trials", type=int, help="number of trials in total (as in the config file)")
     parser.add_argument("--timeout", type=float, help="seconds after which no new trial starts")
     parser.add_argument("--jobs", type=int, default=1, help="number of worker processes (%(default)s)")
@@ -80,5 +82,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed} is out of range: give 0 to {2**32 - 1}")
     root = dict(options.more).get("--trainer.default_root_dir")
+    if is_address(root):
+        raise InputError(f"--trainer.default_root_dir {root}: a search needs a folder of this machine")
     options.root = Path(root) if root else None
     return options

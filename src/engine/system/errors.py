@@ -21,6 +21,10 @@ class InputError(ValueError):
     """
 
 
+class SampleError(InputError):
+    """A DataModule's `prepare` or `read_file` cannot use an input: it is noted in its row, or answered."""
+
+
 class UnwritableError(InputError):
     """A checkpoint cannot be written."""
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from src.engine.system.errors import InputError
 
 # Names in torch of the CPU capabilities that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+
+# Files of Linux with a container's limit and use of memory, for both versions of control groups.
+CONTAINER_MEMORY = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -61,6 +68,25 @@ def return_freed_memory() -> None:
     """Make glibc return freed memory to the system; does nothing with another C library."""
     if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
         c_library.malloc_trim(0)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that programs can still take, or that the container's limit leaves; 0 if the system does not say."""
+    memory = Path("/proc/meminfo")
+    if not memory.is_file():
+        return 0
+    found = int(memory.read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) * 1024
+    for limit, used in CONTAINER_MEMORY:
+        try:
+            found = min(found, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return found
 
 
 def check_accelerator(given: Any) -> None:

@@ -92,3 +92,54 @@ def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
     shown = [Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in enumerate(labels[:20])]
     axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
+
+
+def box_figure(samples: list[Sample], labels: list[str]) -> Any:
+    """Images with true boxes (green) and predicted ones (orange, with their score), in rows of four.
+
+    Args:
+        samples: `target` (T, 5), x1, y1, x2, y2 as shares of width and height and class number, -1 where there is no
+            box; `preds` (K, 6), the same with a score before the class number.
+        labels: names of the classes.
+    """
+    from matplotlib.patches import Rectangle
+
+    figure = _figure(14, 3.7 * -(-len(samples) // 4))
+    for position, sample in enumerate(samples):
+        image = sample["inputs"].float()
+        low, high = image.aminmax()
+        axes = figure.add_subplot(-(-len(samples) // 4), 4, position + 1)
+        axes.imshow(((image - low) / (high - low).clamp(min=1e-6)).movedim(0, -1).numpy(), extent=(0, 1, 1, 0))
+        axes.set_axis_off()
+        true = [(*row[:4], f"{labels[int(row[4])]}") for row in sample["target"].tolist() if row[4] >= 0]
+        found = [(*row[:4], f"{labels[int(row[5])]} {row[4]:.2f}") for row in sample["preds"].float().tolist()]
+        for colour, boxes in (("limegreen", true), ("orange", found)):
+            for x1, y1, x2, y2, text in boxes:
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour))
+                below = colour == "limegreen"
+                axes.text(x1, y2 if below else y1, text, va="top" if below else "bottom", color=colour, fontsize=8)
+    return figure
+
+
+def letter_figure(effects: list[list[float]], letters: list[str]) -> Any:
+    """A figure with a column of letters for each place, as high as their effects; the largest is farthest out."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
+
+    figure = _figure(1.5 + 0.6 * len(effects), 3.5)
+    axes = figure.add_subplot(xlabel="place", ylabel="change of the prediction", xlim=(0.5, len(effects) + 0.5))
+    axes.set_xticks(range(1, len(effects) + 1))
+    axes.axhline(0, color="black", linewidth=1)
+    for place, column in enumerate(effects, start=1):
+        ends = {True: 0.0, False: 0.0}  # above and below the line
+        for height, letter in sorted(zip(column, letters, strict=True), key=lambda one: abs(one[0])):
+            path = TextPath((0, 0), letter, size=1)
+            box = path.get_extents()
+            scale = Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, abs(height) / box.height)
+            bottom = ends[height > 0] - (abs(height) if height < 0 else 0)
+            shown = scale.translate(place - 0.45, bottom).transform_path(path)
+            axes.add_patch(PathPatch(shown, color=f"C{letters.index(letter)}", linewidth=0))
+            ends[height > 0] += height
+    axes.autoscale_view(scalex=False)
+    return figure

@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from src.engine.system.batches import batch_size
 from src.engine.system.errors import InputError
+from src.engine.system.hardware import usable_cores
 
+MAX_WAIT = 0.2  # share of the time that training may wait for data without advice
+MIN_SECONDS = 20.0  # of training before advice: in a short run, starting up takes most of the time
+MIN_BLOCKED = 0.05  # if the program waits for the device this share of the time, the device does not wait for data
 # dtype by the start of the name of Lightning's precision; all others compute in float32.
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
 
@@ -29,7 +33,8 @@ class Throughput(Callback):
 
     Logs `speed/samples_per_second`; for sequences of tokens `speed/tokens_per_second`, padding included; and if
     Lightning knows the chip's peak, `speed/mfu`, the model FLOP utilisation (Chowdhery et al. 2022). Lightning's
-    ThroughputMonitor waits for the GPU in every step; this callback waits at log steps only.
+    ThroughputMonitor waits for the GPU in every step; this callback waits at log steps only. If training waits for data
+    more than a fifth of the time, prints once what to do.
 
     Raises:
         InputError: the run has no log steps.
@@ -43,6 +48,8 @@ class Throughput(Callback):
         self._started = 0.0
         self._batches = self._tokens = 0
         self._samples = 0.0  # NaN if batches do not say their size
+        self._waited_before = 0.0
+        self._totals: list[float] | None = None  # seconds of training, waited for data, and blocked by the device
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -55,10 +62,10 @@ class Throughput(Callback):
         self._logged_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart()
+        self._restart(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart()
+        self._restart(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,9 +79,12 @@ class Throughput(Callback):
         if trainer.global_step % self._every or trainer.global_step == self._logged_step:
             return
         self._logged_step = trainer.global_step
-        if trainer.strategy.root_device.type == "cuda":
+        before = time.perf_counter() if trainer.strategy.root_device.type == "cuda" else None
+        if before is not None:
             torch.cuda.synchronize()
-        per_second = trainer.world_size / (time.perf_counter() - self._started)
+        now = time.perf_counter()
+        self._add_waits(trainer, now - self._started, 0.0 if before is None else now - before)
+        per_second = trainer.world_size / (now - self._started)
         speed = {} if math.isnan(self._samples) else {"speed/samples_per_second": self._samples * per_second}
         if self._tokens:
             speed["speed/tokens_per_second"] = self._tokens * per_second
@@ -91,12 +101,41 @@ class Throughput(Callback):
             trainer.loggers if speed else ()
         ):  # directly, so that the values are logged before a checkpoint of this step
             logger.log_metrics(speed, trainer.global_step - 1)
-        self._restart()
+        self._restart(trainer)
 
-    def _restart(self) -> None:
+    def _add_waits(self, trainer: Trainer, seconds: float, blocked: float) -> None:
+        waited = getattr(trainer.profiler, "waited", None)  # type: ignore[attr-defined]
+        if self._totals is None:  # the first steps start worker processes and compile
+            self._totals = [0.0, 0.0, 0.0]
+        elif waited is not None and not math.isnan(self._totals[0]):
+            new = (seconds, waited - self._waited_before, blocked)
+            self._totals = total, waits, blocks = [a + b for a, b in zip(self._totals, new, strict=True)]
+            if total >= MIN_SECONDS and waits > MAX_WAIT * total and blocks < MIN_BLOCKED * total:
+                rank_zero_info(f"Training waits for data {waits / total:.0%} of the time: {faster_data(trainer)}")
+                self._totals[0] = math.nan  # say it once
+
+    def _restart(self, trainer: Trainer) -> None:
         self._started = time.perf_counter()
+        self._waited_before = getattr(trainer.profiler, "waited", 0.0)  # type: ignore[attr-defined]
         self._samples = 0.0
         self._batches = self._tokens = 0
+
+
+def faster_data(trainer: Any) -> str:
+    """What to do if training waits for data."""
+    data, loader = trainer.datamodule, trainer.train_dataloader
+    own = trainer.strategy.root_device.type != "cpu"  # a core for the training itself
+    most = max(1, usable_cores() // max(1, trainer.world_size // trainer.num_nodes) - own)
+    has_more = getattr(loader, "num_workers", 0) < most
+    options = ["--data.cache true"] if getattr(data, "cache", None) is False else []
+    given = getattr(data, "num_workers", None)
+    if has_more and given is not None and (own or given != "auto"):
+        options.append(f"--data.num_workers {most}")
+    if options:
+        return f"give {' or '.join(options)}"
+    if has_more and given is None:
+        return f"give the DataLoader of the training part num_workers={most}"
+    return "store smaller or simpler files, such as images of the size that is needed"
 
 
 def _flops_or_none(pl_module: LightningModule, batch: Any) -> float | None:

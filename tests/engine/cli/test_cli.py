@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.profilers import Profiler
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.cli.config import SHORT_FLAGS
+from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import choose_precision
 from tests.conftest import QUIET, Run, write
@@ -49,6 +49,7 @@ def test_without_a_stage_it_fits_tests_the_best_checkpoint_and_prints_a_table(tr
     assert "Seed set to 42" in run.messages
 
 
+@pytest.mark.slow
 def test_each_stage_runs_only_itself(train: Train) -> None:
     fitted = train("fit", *SHORT)
     assert "val/loss" in fitted.metrics
@@ -66,6 +67,7 @@ def test_each_stage_runs_only_itself(train: Train) -> None:
     assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
 
 
+@pytest.mark.slow
 def test_the_test_stage_needs_no_argument(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run with a checkpoint in .*logs: train one first"):
         train("test")

@@ -63,6 +63,7 @@ def step_of(folder: Path) -> int:
 # Signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "code", "word"),
     [
@@ -156,6 +157,7 @@ def test_a_checkpoint_without_a_checksum_is_read(tmp_path: Path) -> None:
     assert "weight" in read_checkpoint(str(tmp_path / "plain.ckpt"))["state_dict"]
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_is_reported_and_the_newest_good_one_is_used(train: Train, tmp_path: Path) -> None:
     fitted = train("fit", *TOY, "--max_epochs=2")
     last, best = (fitted.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
@@ -216,6 +218,7 @@ def test_a_checkpoint_with_code_is_refused_and_nothing_is_executed(train: Train,
 # The disk
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_run_continues_with_more_space(
     train: Train, tmp_path: Path, small_disk: Path
 ) -> None:
@@ -235,6 +238,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_run_continues_with_more
     assert "test/acc" in run.metrics
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path) -> None:
     words = (*TOY, "--max_epochs=50", "--trainer.log_every_n_steps=1")
     root = f"--trainer.default_root_dir={small_disk}"
@@ -246,6 +250,7 @@ def test_a_full_disk_at_a_log_write_is_one_line(tmp_path: Path, small_disk: Path
     assert step_of(folder) == STEPS
 
 
+@pytest.mark.slow
 def test_the_error_names_a_deleted_run_folder(tmp_path: Path) -> None:
     done = run_with_fault(tmp_path, "delete", 14, "--max_epochs=3")
     assert re.search(r"version_0 is gone, deleted or renamed during the run", one_line(done))
@@ -291,6 +296,7 @@ def test_a_nonfinite_weight_is_detected_before_the_loss_is_nonfinite() -> None:
         FiniteLoss().on_save_checkpoint(trainer, layer, {})
 
 
+@pytest.mark.slow
 def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tmp_path: Path) -> None:
     done = run_with_fault(tmp_path, "nan", 13, "--max_epochs=3")
     last = folder_of(tmp_path) / "checkpoints" / "last.ckpt"
@@ -353,6 +359,7 @@ def hold(folder: Path, locked: Connection) -> None:
     signal.pause()
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_refused(train: Train) -> None:
     fitted = train("fit", *TOY, "--max_epochs=1")
     locked, end = forked.CONTEXT.Pipe(duplex=False)

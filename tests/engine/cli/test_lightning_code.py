@@ -237,6 +237,7 @@ def test_two_processes_run_it(name: str, tmp_path: Path) -> None:
     assert isinstance(case.tested, str) or set(case.tested) <= found.keys()
 
 
+@pytest.mark.slow
 @each
 def test_a_search_tries_it_twice(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     case = CASES[name]

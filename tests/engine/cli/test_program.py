@@ -191,6 +191,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_a_user_error_ends_a_separate_process_with_exit_code_2(tmp_path: Path) -> None:
     broken_files(tmp_path)
     words = ("test", f"--config={RECIPE}", "--ckpt_path=half.ckpt", f"--trainer.default_root_dir={tmp_path / 'logs'}")
@@ -222,6 +223,7 @@ def test_an_interrupt_before_the_run_starts_prints_no_traceback(monkeypatch: pyt
     assert stop.value.code == 130
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "src.train", f"--config={RECIPE}", *QUIET, "--max_epochs=100000"]
     words.append(f"--trainer.default_root_dir={tmp_path}")

@@ -44,7 +44,7 @@ def test_many_classes_are_one_line_of_the_largest_and_the_smallest(messages: lis
 def test_samples_in_several_parts_are_reported_with_an_example(messages: list[str]) -> None:
     parts = {"train": [1, 2, 3], "val": [2, 9], "test": [9, 1, 2]}
     names = {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["e", "f", "g"]}
-    report_duplicates(parts, names, "images")
+    report_duplicates(parts, "images", lambda part, index: names[part][index])
     assert messages == [
         "1 validation images are also training images, such as d, the same as b",
         "1 test images are also validation images, such as e",

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.data.loading import IGNORED, Batched, Batches, announce, batch_loader, shuffled
+from src.engine.data import loading
+from src.engine.data.loading import (
+    IGNORED,
+    Batched,
+    Batches,
+    announce,
+    batch_loader,
+    check_num_workers,
+    file_workers,
+    shuffled,
+)
 from src.engine.system.errors import InputError
 
 
@@ -114,3 +124,17 @@ def test_neighbouring_seeds_do_not_share_the_order_of_an_epoch(monkeypatch: pyte
         orders.append([index for batch in batches for index in batch])
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
+
+
+def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(device: str, cores: int, processes: int = 1, nodes: int = 1, given: Any = "auto") -> int:
+        monkeypatch.setattr(loading, "usable_cores", lambda: cores)
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        return file_workers(given, SimpleNamespace(strategy=strategy, world_size=processes, num_nodes=nodes))
+
+    assert [chosen("cpu", 8), file_workers("auto", None)] == [0, 0]
+    assert [chosen("cuda", cores) for cores in (1, 2, 8, 128)] == [1, 1, 7, 16]
+    assert [chosen("cuda", 32, 4), chosen("cuda", 32, 8, nodes=2), chosen("cuda", 8, 16)] == [7, 7, 1]
+    assert chosen("cuda", 8, given=3) == 3
+    with pytest.raises(InputError, match="num_workers -1 is out of range: give at least 0, or auto"):
+        check_num_workers(-1)

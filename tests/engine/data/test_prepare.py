@@ -27,9 +27,11 @@ PIXELS = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     ("given", "message"),
     [
         (SimpleNamespace(input_kind="text"), "cannot prepare single inputs: give it a method prepare and input_kind ="),
-        (data(), "input_kind = 'image', 'text' or 'table'; see docs/your_own.md"),
+        (data(), "input_kind = 'image', 'text', 'table' or 'file'; see docs/your_own.md"),
         (data(input_kind="audio"), "cannot prepare single inputs"),
         (data(input_kind="table"), "has no columns: give it the names of a table's columns"),
+        (data(input_kind="file"), "cannot read files: give it a method read_file, and file_suffixes"),
+        (data(input_kind="file", read_file=len), "cannot read files"),
         (data(None, input_kind="text"), "prepare returns NoneType: give a tensor or a tuple of tensors"),
         (data([[1, 2]], input_kind="text"), "prepare returns list: give a tensor or a tuple of tensors"),
         (data((), input_kind="text"), "prepare returns tuple: give a tensor or a tuple of tensors"),

@@ -1,5 +1,6 @@
 """Tables of text and labels."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def test_a_byte_order_mark_is_no_part_of_a_table(tmp_path: Path, suffix: str, co
     path = write(tmp_path / f"own{suffix}", MARK + content)
     assert read_table(path, "text", "label") == [("first", "1")]
     assert list(stream_columns(Path(path), {"text": "--text_column"})) == [("first",)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
+def test_a_compressed_table_is_read_and_a_damaged_one_refused(tmp_path: Path, suffix: str) -> None:
+    lines = {".csv": "{0},{0}", ".tsv": "{0}\t{0}", ".jsonl": '{{"text": "{0}", "label": "{0}"}}'}[suffix]
+    head = {".csv": "text,label\n", ".tsv": "text\tlabel\n", ".jsonl": ""}[suffix]
+    text = (head + "".join(lines.format(number**5) + "\n" for number in range(9000))).encode()
+    path = tmp_path / f"own{suffix}.gz"
+    path.write_bytes(gzip.compress(text))
+    assert read_table(str(path), "text", "label") == [(str(number**5),) * 2 for number in range(9000)]
+    assert sum(1 for _ in stream_columns(path, {"text": "--text_column"})) == 9000
+    for content in (gzip.compress(text)[:-5000], text):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{path} is not a {suffix} file that can be read"):
+            read_table(str(path), "text", "label")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -57,7 +57,7 @@ def check_format(
         checkpoint: path.
         form: one of `SUFFIXES`.
         folder: empty.
-        value: an image or a text.
+        value: an image, a text, or a file.
         monkeypatch: of the test.
         more: further options.
         tokenizer: whether a tokenizer is written, too.
@@ -72,11 +72,13 @@ def check_format(
     beside |= {f"{output.name}.yaml"} if form == "safetensors" else set()
     assert {path.name for path in folder.iterdir()} == beside
     assert all(f"written {folder / name}" in said for name in beside)
-    given = value if isinstance(value, str) else "image.png"
-    if given != value:
+    inference = Inference(checkpoint, "forward", trust=[TRUSTED])
+    given = str(value) if isinstance(value, str | Path) else "image.png"
+    if given == "image.png":
         value.save(folder / given)
     shown = example(output, given, monkeypatch)
-    inference = Inference(checkpoint, "forward", trust=[TRUSTED])
+    if isinstance(value, Path):
+        value = inference.data.read_file(value)
     if form == "safetensors":
         assert shown.startswith(type(inference.task).__name__)
     elif inference.kind != "prompt":

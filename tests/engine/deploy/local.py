@@ -65,7 +65,7 @@ def classifier(compute: Callable[[list[int]], Any], prepare: Callable[[Image.Ima
         task=None,
         device=torch.device("cpu"),
         predictions=lambda inputs: compute(inputs[0].flatten().tolist()),
-        rows=lambda predictions: [row(one) for one in predictions],
+        rows=lambda predictions, sizes: [row(one) for one in predictions],
     )
 
 

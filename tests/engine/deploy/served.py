@@ -118,21 +118,21 @@ def raw(port: int, data: bytes, reads: bool = True) -> bytes:
 
 
 @contextlib.contextmanager
-def browser() -> Iterator[Any]:
-    """A page of a real browser without network beyond this machine."""
+def browser(*options: str, refuses: bool = False) -> Iterator[Any]:
+    """A page of a real browser without network beyond this machine; `refuses`: the service answers with an error."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = chromium()
     if path is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
     with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", *options])
         page = opened.new_page(viewport={"width": 820, "height": 520})
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         yield page
         opened.close()
-        assert not problems
+        assert not [one for one in problems if not (refuses and "the server responded with a status of 4" in one)]
 
 
 class Bar(NamedTuple):

@@ -61,6 +61,7 @@ def test_a_connection_that_waits_for_nothing_is_closed(begun: bytes, monkeypatch
         assert not one.server.server_state.connections
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_is_given_up() -> None:
     with local(classifier(even), longest=0.5) as one, connected(one) as opened:
         opened.settimeout(0.2)

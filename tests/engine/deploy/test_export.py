@@ -82,6 +82,7 @@ def recurrent(cell: str, folder: Path) -> str:
     return fit(folder, *words, f"--model.net.cell={cell}")
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_keeps_its_length_free(tmp_path: Path) -> None:
     checkpoint = recurrent("GRU", tmp_path)
     output, _ = written(checkpoint, "torch", tmp_path)
@@ -214,6 +215,7 @@ def test_a_disk_without_room_is_one_error_that_says_how_much_it_takes(
     assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 
+@pytest.mark.slow
 def test_as_a_command(toy_checkpoint: str, tmp_path: Path) -> None:
     words = (*of(toy_checkpoint), "--format", "torch", "--output", str(tmp_path / "model.pt2"))
     done = program(*words, module="src.export", REAL_INTERPRETER="1")

@@ -1,7 +1,25 @@
 """The page of the service, in a real browser."""
 
+import json
+from typing import Any
+
+import pytest
+
+from src.engine.deploy.service import PAGE
 from tests.engine.deploy.local import local, writer
 from tests.engine.deploy.served import TOKEN, Service, bars_of, browser, draw
+from tests.seen import PHONE, faults
+
+SITE = "http://127.0.0.1/"
+LONG = "a label much longer than the column of labels on a phone"
+
+STROKE_AND_CLEAR = """() => {
+  const canvas = document.getElementById("canvas");
+  canvas.setPointerCapture = () => {};
+  for (const name of ["pointerdown", "pointermove", "pointerup"])
+    canvas.dispatchEvent(new PointerEvent(name, {clientX: 80, clientY: 150}));
+  [...document.querySelectorAll("button")].find(one => one.textContent === "Clear").click();
+}"""
 
 
 def test_a_drawing_gets_bars_until_it_is_cleared(image_service: Service) -> None:
@@ -15,7 +33,8 @@ def test_a_drawing_gets_bars_until_it_is_cleared(image_service: Service) -> None
         assert page.locator(".best").get_attribute("data-label") == "right"
         assert max(bars, key=lambda label: bars[label].probability) == "right"
         assert max(bars, key=lambda label: bars[label].width) == "right"
-        page.get_by_text("Clear").click()
+        page.evaluate(STROKE_AND_CLEAR)
+        page.wait_for_timeout(600)  # for an answer to what was cleared
         assert page.locator(".row").count() == 0
 
 
@@ -45,3 +64,73 @@ def test_a_token_in_any_script_is_sent() -> None:
         page.fill("#area", "to be ")
         page.click("#go")
         page.wait_for_function("document.getElementById('text').textContent === 'to be la la'")
+
+
+KINDS = {
+    "drawing": {"kind": "image", "draws": True},
+    "image": {"kind": "image", "draws": False},
+    "table": {"kind": "table", "draws": False},
+    "text": {"kind": "text", "draws": False},
+    "prompt": {"kind": "prompt", "draws": False},
+}
+
+
+def answered(page: Any, facts: dict[str, Any]) -> list[Any]:
+    """Open the page with made-up answers; returns the bodies of what it will ask."""
+    html = PAGE.read_text(encoding="utf-8").replace("{{facts}}", json.dumps(facts))
+    answer = {"label": LONG, "probabilities": {LONG: 0.9, "b": 0.1}, "note": "dark ink was inverted"}
+    asked: list[Any] = []
+
+    def fulfill(route: Any) -> None:
+        if route.request.method == "GET":
+            route.fulfill(body=html, content_type="text/html")
+        else:
+            asked.append(route.request.post_data)
+            route.fulfill(json=answer)
+
+    page.route("**/*", fulfill)
+    page.goto(SITE)
+    return asked
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_phone_shows_everything_with_contrast_and_names(kind: str, scheme: str) -> None:
+    with browser() as page:
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size(PHONE)
+        columns = ["age", "a_column_whose_name_is_longer_than_a_phone_is_wide"]
+        answered(page, {**KINDS[kind], "columns": columns, "token": True})
+        assert faults(page) == {}
+        if kind == "drawing":
+            draw(page, [(20, 20), (200, 200)])
+        elif kind != "image":
+            page.click("#go")
+        if kind != "image":
+            page.get_by_text(LONG).first.wait_for()
+        page.evaluate("document.getElementById('message').textContent = 'something is wrong'")
+        assert faults(page) == {}
+
+
+@pytest.mark.slow
+def test_the_keyboard_is_enough_for_a_table() -> None:
+    with browser() as page:
+        asked = answered(page, {"kind": "table", "draws": False, "columns": ["x", "y"], "token": False})
+        page.keyboard.press("Tab")
+        page.keyboard.press("ControlOrMeta+A")
+        page.keyboard.type("2.5")
+        page.keyboard.press("Enter")
+        page.get_by_text(LONG).wait_for()
+        assert [json.loads(one) for one in asked] == [{"x": 2.5, "y": 0}]
+
+
+@pytest.mark.slow
+def test_the_keyboard_is_enough_for_a_text() -> None:
+    with browser() as page:
+        asked = answered(page, {"kind": "text", "draws": False, "columns": [], "token": False})
+        page.keyboard.type("fine")  # the field has the focus
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.get_by_text(LONG).wait_for()
+        assert [json.loads(one) for one in asked] == [{"text": "fine"}]

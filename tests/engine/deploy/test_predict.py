@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from pyarrow import parquet
 from src import predict as command
 from src.engine.data import tables
 from src.engine.deploy.predicting import predict
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, SampleError
 from tests.conftest import program
 from tests.engine.deploy.served import of, one_line, toy_samples
+from tests.engine.deploy.toys import ToyTexts
 from tests.forked import CONTEXT
 from tests.toy import ToyData
 
@@ -86,6 +88,7 @@ def test_images_of_any_size_and_mode_are_read_and_notes_are_kept(
     assert re.search(r"^40 .*column note$", capsys.readouterr().err, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_what_is_no_image_is_a_row_with_an_error_and_the_run_goes_on(
     toy_checkpoint: str, files: Any, tmp_path: Path
 ) -> None:
@@ -140,6 +143,42 @@ def test_texts_of_lines_and_tables_are_classified(toy_texts: str, text_files: li
         assert [row["label"] for row in part] == ["good", "bad", None, "good", "bad"]
         assert part[2]["error"] == "the text is empty"
         assert part[0]["probability_good"] == pytest.approx(rows[0]["probability_good"], abs=0.02)
+
+
+def test_a_text_that_cannot_be_prepared_is_an_error_in_its_row_only(
+    toy_texts: str, text_files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = ToyTexts.prepare
+
+    def strict(self: ToyTexts, inputs: list[str]) -> Any:
+        if bad := [text for text in inputs if "awful" in text]:
+            raise SampleError(f"{bad[0]!r} is not allowed")
+        return prepare(self, inputs)
+
+    monkeypatch.setattr(ToyTexts, "prepare", strict)
+    output = tmp_path / "out.jsonl"
+    assert predict([*of(toy_texts), text_files[0], "--output", str(output)]) == 3
+    rows = rows_of(output)
+    assert {text: row["error"] for text, row in zip(TEXTS, rows, strict=False) if "awful" in text} == {
+        text: f"{text!r} is not allowed" for text in TEXTS if "awful" in text
+    }
+    assert [row["label"] for row in rows] == ["good", None, None, "good", None, None]
+
+
+def test_files_that_the_data_reads_are_predicted_row_by_row(
+    toy_texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> Iterator[str]:
+        yield from path.read_text().split("/")
+        raise InputError("the file is incomplete")
+
+    monkeypatch.setattr(ToyTexts, "readers", {".own": read}, raising=False)
+    (tmp_path / "texts.own").write_text("a fine film/an awful film")
+    output = tmp_path / "out.csv"
+    assert predict([*of(toy_texts), str(tmp_path / "texts.own"), "--output", str(output)]) == 3
+    rows = rows_of(output)
+    assert [row["label"] for row in rows] == ["good", "bad", ""]
+    assert rows[2]["error"] == "the file is incomplete"
 
 
 def test_a_table_that_breaks_off_is_an_error_behind_its_good_rows(toy_texts: str, tmp_path: Path) -> None:
@@ -203,6 +242,7 @@ def measure(words: list[str], answer: Connection) -> None:
     answer.send(int(found[1]))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_texts(toy_texts: str, tmp_path: Path) -> None:
     def peak(rows: int) -> int:
         table, output = tmp_path / f"{rows}.csv", tmp_path / f"{rows}.out.csv"

@@ -332,6 +332,7 @@ def test_a_computation_that_never_ends_does_not_hold_it_up(toy_writer: str, tmp_
         assert found.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_when_it_is_killed_nothing_of_it_stays(toy_checkpoint: str) -> None:
     with service(toy_checkpoint, REAL_INTERPRETER="1") as found:
         port = found.port

@@ -156,7 +156,7 @@ def test_a_row_of_a_table_is_finite_numbers_for_all_columns() -> None:
         device=torch.device("cpu"),
         prepare=lambda rows: prepare_inputs(data, rows),
         predictions=lambda inputs: inputs[0].sum(dim=1),
-        rows=lambda sums: [{"sum": one} for one in sums.tolist()],
+        rows=lambda sums, sizes: [{"sum": one} for one in sums.tolist()],
     )
     with local(inference) as one:
         assert one.predict({"b": 2, "a": 1.5}).json == {"sum": 3.5}

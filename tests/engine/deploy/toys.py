@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.data.loading import Batches, batch_loader
+from src.engine.system.errors import SampleError
 from src.engine.training.hyperparameters import describe_arguments
 from src.tasks.classifier import Classifier
 from src.tasks.task import Task
@@ -226,6 +227,47 @@ class LateData(ToyData):
 
     def _loader(self, dataset: ToyImages, shuffle: bool = False) -> DataLoader[Any]:
         rows = ToyRows(dataset.pixels / 255, dataset.targets)
+        return batch_loader(rows, Batches(len(rows), self.batch_size, self.trainer))
+
+
+class Normalise(nn.Module):
+    """Pixels -> what the toy network takes."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return (pixels / 255 - MEAN) / STD
+
+
+class FileData(ToyData):
+    """As `ToyData`, but an image is a text file of 64 numbers, which are normalised on the device."""
+
+    input_kind = "file"
+    file_suffixes = (".numbers",)
+    file_example = (
+        "text = open(sys.argv[1]).read()",
+        "values = np.array(text.split(), np.float32).reshape(1, 1, 8, 8)",
+    )
+    features = Normalise()
+    page_script = Path(__file__).with_name("added.js")
+
+    @staticmethod
+    def read_file(source: Any) -> list[float]:
+        text = source.read_bytes() if isinstance(source, Path) else source.read()
+        numbers = [float(one) for one in text.split()]
+        if len(numbers) != SIDE * SIDE:
+            raise SampleError(f"it has {len(numbers)} numbers, not {SIDE * SIDE}")
+        return numbers
+
+    def prepare(self, inputs: Any) -> Tensor:
+        return torch.tensor(inputs).view(-1, 1, SIDE, SIDE)
+
+    def notes(self, inputs: Any) -> list[str]:
+        return [f"{len(one)} numbers" for one in inputs]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self.features(batch[0]), batch[1]
+
+    def _loader(self, dataset: ToyImages, shuffle: bool = False) -> DataLoader[Any]:
+        rows = ToyRows(dataset.pixels.float(), dataset.targets)
         return batch_loader(rows, Batches(len(rows), self.batch_size, self.trainer))
 
 

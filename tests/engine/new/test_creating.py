@@ -196,6 +196,7 @@ def test_the_first_commit_needs_no_identity_hooks_or_keys_of_the_user(
     assert git(project, "log", "--format=%s").stdout == "New project from lightning-starter\n"
 
 
+@pytest.mark.slow
 def test_without_arguments_a_terminal_is_asked_three_questions(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "src.new"]

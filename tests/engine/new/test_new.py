@@ -30,6 +30,7 @@ MACHINE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [*KINDS, *RECIPES, *ALONE, *MORE], ids=" ".join)
 def test_a_project_has_all_that_it_refers_to_and_starts(words: tuple[str, ...], tmp_path: Path) -> None:
     check(make(tmp_path / "mine", *words), "tumours" if "tumours" in words else "src")

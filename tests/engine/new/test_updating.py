@@ -84,6 +84,7 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     assert capsys.readouterr().out.strip() == ""
 
 
+@pytest.mark.slow
 def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
     both: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
         assert line in text
 
 
+@pytest.mark.slow
 def test_the_command_of_the_project_asks_the_clone(both: tuple[Path, Path]) -> None:
     template, project = both
     replace(template / SUMMARY, '"""', '"""Newer. ')

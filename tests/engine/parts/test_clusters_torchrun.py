@@ -22,6 +22,7 @@ def unused_port() -> int:
     return port
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run_again_from_its_checkpoint(tmp_path: Path) -> None:
     common = (*TOY, "--precision=32-true", "--save_every_n_steps=5", *DDP)
     run_in(tmp_path / "whole", *common)
@@ -38,6 +39,7 @@ def test_torchrun_starts_a_run_again_from_its_checkpoint(tmp_path: Path) -> None
     assert all(torch.equal(one[name], value) for name, value in other.items())
 
 
+@pytest.mark.slow
 def test_two_nodes_under_torchrun_are_one_run(tmp_path: Path, unused_port: int) -> None:
     train = [*TOY, *QUIET, "--num_nodes=2", "--strategy=ddp", "--devices=1"]
     train += [f"--trainer.default_root_dir={tmp_path / 'two'}"]

@@ -34,6 +34,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
     return compiled
 
 
+@pytest.mark.slow
 def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
     train: Train, eager: list[torch.nn.Module]
 ) -> None:

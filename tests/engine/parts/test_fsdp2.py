@@ -139,6 +139,7 @@ def test_only_whole_shards_become_one_file(tmp_path: Path, toy_checkpoint: str) 
 # FSDP2
 
 
+@pytest.mark.slow
 def test_fsdp2_trains_goes_on_and_becomes_one_file(
     train: Train, parse: Callable[..., StarterCLI], tmp_path: Path
 ) -> None:
@@ -193,6 +194,7 @@ def test_a_full_disk_at_a_sharded_checkpoint_is_one_line_per_process(
     assert all(damage(path) is None for path in found)
 
 
+@pytest.mark.slow
 def test_every_one_of_1001_samples_counts_once_with_shards_too(
     train: Train, tmp_path: Path, toy_checkpoint: str
 ) -> None:

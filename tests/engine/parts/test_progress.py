@@ -34,6 +34,7 @@ def build(tmp_path: Path, recipe: tuple[str, ...]) -> Build:
     return lambda *words: StarterCLI([*words, *recipe, "--accelerator=cpu", root], 0.0)
 
 
+@pytest.mark.slow
 def test_every_run_has_a_progress_bar_unless_it_names_another_or_none(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def on_a_terminal(tmp_path: Path, recipe: tuple[str, ...]) -> Callable[..., str]
     return run
 
 
+@pytest.mark.slow
 def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(on_a_terminal: Callable[..., str]) -> None:
     shown = on_a_terminal("--max_epochs=2")
     assert COLOUR.search(shown)
@@ -166,6 +168,7 @@ def test_no_lines_are_printed_without_a_progress_bar_or_under_quiet(
     assert "epoch 1" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quiet_prints_only_warnings_and_results(tmp_path: Path, recipe: tuple[str, ...]) -> None:
     short = ("--max_epochs=1", "--trainer.limit_train_batches=2", "--accelerator=cpu")
     done = program("--quiet", *recipe, *short, f"--trainer.default_root_dir={tmp_path}")

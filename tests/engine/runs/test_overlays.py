@@ -40,6 +40,7 @@ def test_the_same_command_is_the_same_run_whatever_it_adds(train: Train, added: 
     assert not list(first.folder.glob("config.resume-*"))
 
 
+@pytest.mark.slow
 def test_a_changed_early_stopping_replaces_that_of_the_run(train: Train) -> None:
     first = train("fit", "--config=configs/callbacks/early_stopping.yaml", "--max_epochs=1")
     changed = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.patience=7")
@@ -65,6 +66,7 @@ def test_a_second_checkpoint_callback_does_not_decide_what_is_tested(train: Trai
     assert str(tmp_path / "other") not in run.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", bytes(10_000)])
 def test_a_last_checkpoint_of_zeros_is_passed_over_for_the_best(train: Train, content: bytes) -> None:
     run = train("fit", "--max_epochs=2")

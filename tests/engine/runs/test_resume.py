@@ -26,6 +26,7 @@ TOY = ("--model.net.dropout=0.3", "--max_epochs=3")  # 10 steps an epoch
 INSIDE = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null", "--trainer.max_steps=26")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "steps"),
     [
@@ -42,6 +43,7 @@ def test_a_run_that_is_stopped_goes_on_bit_by_bit(
     assert differences_after_stops(train, tmp_path, (*TOY, *more), steps) == []
 
 
+@pytest.mark.slow
 def test_other_workers_change_nothing(train: Train, tmp_path: Path) -> None:
     words = (*TOY, "--max_epochs=2")
     assert differences_after_stops(train, tmp_path, words, (14,), goes_on=["--data.num_workers=2"]) == []
@@ -50,6 +52,7 @@ def test_other_workers_change_nothing(train: Train, tmp_path: Path) -> None:
     assert "num_workers: 0" in (folder / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_best_epoch_goes_on_bit_by_bit_too(train: Train, tmp_path: Path) -> None:
     whole = train("fit", *TOY, *EXACT)
     with pytest.raises(Interrupted):
@@ -61,6 +64,7 @@ def test_a_checkpoint_of_the_best_epoch_goes_on_bit_by_bit_too(train: Train, tmp
     assert differences(whole.folder, last.folder) == []
 
 
+@pytest.mark.slow
 def test_three_kills_at_random_moments_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +81,7 @@ def test_three_kills_at_random_moments_change_nothing(
 # Which run goes on
 
 
+@pytest.mark.slow
 def test_last_takes_the_newest_unfinished_run_of_the_recipe(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no unfinished run with a checkpoint"):
         train("fit", *TOY, "--ckpt_path=last")
@@ -138,6 +143,7 @@ def test_metrics_that_are_no_json_object_are_written_again(train: Train, content
     assert before["samples_per_second"] > 100
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_trains_on_is_unfinished_again(train: Train, tmp_path: Path) -> None:
     first = train(*TOY, "--max_epochs=1")
     with pytest.raises(Interrupted):
@@ -179,6 +185,7 @@ def test_a_run_that_stopped_early_says_so_and_is_finished(train: Train) -> None:
     assert "change the patience of EarlyStopping, or remove it, to train on" in line
 
 
+@pytest.mark.slow
 def test_a_changed_patience_lets_a_stopped_run_train_on(train: Train) -> None:
     run = train("fit", *TOY, *STOPS, "--trainer.callbacks.patience=1")
     again = train("fit", f"--run={run.folder}", "--trainer.callbacks.patience=3")
@@ -227,6 +234,7 @@ def test_a_run_given_with_another_recipe_says_that_its_own_is_used(train: Train)
     assert f"{run.folder} has --model.net ToyMLP, not ToyNet: it is continued with its own" in again.messages
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_in_a_run_folder_is_passed_over(train: Train) -> None:
     run = train("fit", *TOY, "--max_epochs=1")
     other = train("fit", "--max_epochs=2", "--name=other")

@@ -65,6 +65,7 @@ def test_the_last_checkpoint_is_the_last_step_even_where_it_is_not_the_best(trai
     assert torch.load(part.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_repeats_the_run_bitwise(train: Train) -> None:
     first = train("fit", *SHORT, "--config=configs/callbacks/early_stopping.yaml", "--name=mine", "--optimizer=SGD")
     saved = first.folder / "config.yaml"
@@ -79,6 +80,7 @@ def test_the_saved_configuration_repeats_the_run_bitwise(train: Train) -> None:
     assert not all(torch.equal(value, other.weights[name]) for name, value in first.weights.items())
 
 
+@pytest.mark.slow
 def test_convolutions_and_dropout_repeat_bitwise_too(train: Train) -> None:
     first = train("fit", "--model.net.dropout=0.5", "--max_epochs=1", "--trainer.limit_val_batches=1")
     again = train("fit", "--config", str(first.folder / "config.yaml"))
@@ -134,6 +136,7 @@ def test_several_best_checkpoints_are_kept_apart(train: Train) -> None:
 # Checkpoints and their own arguments
 
 
+@pytest.mark.slow
 def test_a_checkpoint_brings_its_own_model_arguments(train: Train, tmp_path: Path) -> None:
     fitted = train("fit", *SHORT, "--model.net.hidden=9")
     path = str(fitted.folder / "checkpoints" / "last.ckpt")
@@ -147,6 +150,7 @@ def test_a_checkpoint_brings_its_own_model_arguments(train: Train, tmp_path: Pat
     assert isinstance(line.model.loss, nn.CrossEntropyLoss)
 
 
+@pytest.mark.slow
 def test_without_a_recipe_the_checkpoints_own_configuration_is_it(train: Train, tmp_path: Path) -> None:
     fitted = train("fit", *SHORT, "--name=mine", "--data.batch_size=50")
     given = ("test", "--ckpt_path", str(fitted.folder / "checkpoints" / "last.ckpt"))
@@ -159,6 +163,7 @@ def test_without_a_recipe_the_checkpoints_own_configuration_is_it(train: Train, 
     assert train(*given, "--fast_dev_run").cli.datamodule.batch_size == 32  # with the toy recipe
 
 
+@pytest.mark.slow
 def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train, tmp_path: Path) -> None:
     path = str(train("fit", *SHORT).folder / "checkpoints" / "last.ckpt")
     with pytest.raises(InputError, match=r"the checkpoint already has 1 epochs: give more, as in --max_epochs 2"):
@@ -167,6 +172,7 @@ def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train, tmp_path:
         train("fit", "--ckpt_path", path, "--max_epochs=9", "--trainer.max_steps=3")
 
 
+@pytest.mark.slow
 def test_an_override_that_does_not_fit_the_weights_is_named(train: Train) -> None:
     fitted = train("fit", *SHORT)
     path = str(fitted.folder / "checkpoints" / "last.ckpt")
@@ -188,6 +194,7 @@ def test_a_checkpoint_of_the_command_line_loads_in_python(train: Train) -> None:
 # From elsewhere, and in several processes
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     two = ("--devices", "2", "--strategy", "ddp", f"--trainer.default_root_dir={logs}")

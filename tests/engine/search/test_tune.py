@@ -19,7 +19,7 @@ from src.engine.runs.run_record import read_metrics
 from src.engine.search.search import _retry_broken_trials, _take_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
-from tests.conftest import Run
+from tests.conftest import Run, write
 from tests.engine.search.studies import opened, run, search, trials, words
 from tests.toy import RECIPE
 
@@ -32,6 +32,7 @@ def recipe() -> tuple[str, ...]:
     return ()
 
 
+@pytest.mark.slow
 def test_a_search_finds_a_best_run_that_can_be_repeated(
     tmp_path: Path, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     assert again.folder == folder.with_name("own-best") / "version_0"
 
 
+@pytest.mark.slow
 def test_no_trial_is_the_newest_run(tmp_path: Path, train: Any) -> None:
     older: Run = train("fit", f"--config={RECIPE}", "--max_epochs=1")
     search(tmp_path, n_trials=1)
@@ -79,6 +81,7 @@ def test_no_trial_is_the_newest_run(tmp_path: Path, train: Any) -> None:
         train("fit", f"--config={RECIPE}", "--name=own", "--ckpt_path=last")
 
 
+@pytest.mark.slow
 def test_a_search_and_the_runs_of_a_recipe_never_share_a_folder(tmp_path: Path, train: Any) -> None:
     train("fit", f"--config={RECIPE}", "--max_epochs=1", "--name=own")
     with pytest.raises(InputError, match=r"own holds runs of src.train: give another name, as in --name own-search"):
@@ -97,6 +100,7 @@ def test_a_metric_that_does_not_select_the_checkpoint_is_that_of_the_best_checkp
     assert trial.value == read_metrics(folder)["val/loss"]
 
 
+@pytest.mark.slow
 def test_networks_are_chosen_and_what_goes_with_them_only(tmp_path: Path) -> None:
     space = {
         "model.net": {"categorical": NETS},
@@ -111,6 +115,7 @@ def test_networks_are_chosen_and_what_goes_with_them_only(tmp_path: Path) -> Non
     assert {trial.params["model.net"] for trial in ended} == set(NETS)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     space = {"data.batch_size": {"categorical": [64, 0, 100]}}
     assert run(tmp_path, "--sampler", "GridSampler", space=space, n_trials=3) == 0
@@ -128,11 +133,13 @@ def test_choices_that_a_study_cannot_change_are_the_error_of_their_trial(tmp_pat
     assert error.startswith("ValueError: CategoricalDistribution does not support dynamic value space")
 
 
+@pytest.mark.slow
 def test_a_search_in_which_every_trial_fails_fails(tmp_path: Path) -> None:
     assert run(tmp_path, metric="val/auc", direction="maximize", n_trials=1) == 1
     assert trials(tmp_path)[0].user_attrs["error"].startswith("InputError: metric val/auc is not logged")
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
     rates = [1e-2, 2e-2, 1e-7]  # two that learn, then one that does not
     options = {"model.net": NETS[0], "trainer.max_epochs": 3}
@@ -208,16 +215,86 @@ def test_a_value_that_a_class_refuses_is_one_line_before_the_first_trial(
     assert not list((tmp_path / "logs").rglob("version_*"))
 
 
+@pytest.mark.slow
 def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seeds = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler", "pruner": "NopPruner"}
     options = {"optimizer.lr": 1e-4, "trainer.max_epochs": 1}
     assert run(tmp_path, **seeds, options=options, metric="test/acc", direction="maximize", n_trials=2) == 0
-    (line,) = re.findall(r"mean (\S+), standard deviation (\S+) of 2: (\S+), (\S+)", capsys.readouterr().out)
+    pattern = r"^test/acc mean (\S+), standard deviation (\S+) of 2: (\S+), (\S+)$"
+    (line,) = re.findall(pattern, capsys.readouterr().out, re.MULTILINE)
     values = torch.tensor([float(line[2]), float(line[3])])
     assert values[0] != values[1]
     assert float(line[0]) == pytest.approx(values.mean().item(), abs=1e-4)
     assert float(line[1]) == pytest.approx(values.std().item(), abs=1e-4)
     assert len({trial.params["seed_everything"] for trial in trials(tmp_path)}) == 2
+
+
+FOLDS = {
+    "options": {"data": "tests.engine.search.toys.FoldedData", "data.folds": 3, "trainer.max_epochs": 2},
+    "space": {"data.fold": {"categorical": [1, 2, 3]}},
+    "sampler": "GridSampler",
+    "pruner": "NopPruner",
+    "n_trials": 3,
+}
+MEAN = r"^(.*?)(\S+) mean (\S+), standard deviation (\S+) of (\d+): (.*)$"
+
+
+def test_folds_become_a_mean_with_its_deviation_for_every_metric(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engine.search.studies.TINY", ("--accelerator=cpu",))
+    assert run(tmp_path, **FOLDS) == 0
+    shown = capsys.readouterr().out
+    assert "importance" not in shown
+    found = {name: (mean, deviation, values) for _, name, mean, deviation, _, values in re.findall(MEAN, shown, re.M)}
+    assert next(iter(found)) == "val/acc"
+    assert set(found) == {"val/acc", "val/f1", "val/loss"}
+    ended = trials(tmp_path)
+    runs = [read_metrics(Path(trial.user_attrs["run"])) for trial in ended]
+    for name, (mean, deviation, values) in found.items():
+        numbers = torch.tensor([one[name] for one in runs], dtype=torch.float64)
+        assert [float(value) for value in values.split(", ")] == pytest.approx(numbers.tolist(), abs=1e-4)
+        assert float(mean) == pytest.approx(numbers.mean().item(), abs=1e-4)
+        assert float(deviation) == pytest.approx(numbers.std().item(), abs=1e-4)
+    assert len({one["val/loss"] for one in runs}) == 3
+    assert not any(name.startswith("test") for one in runs for name in one)  # the test part is not looked at
+    # A search that goes on with other folds would mix them.
+    capsys.readouterr()
+    changed = {**FOLDS, "options": {**FOLDS["options"], "data.folds": 4}}  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"own holds trials with options .*'data.folds': 3.*: give another --name"):
+        run(tmp_path, **changed)
+    changed = {**FOLDS, "space": {"data.fold": {"categorical": [1, 2]}}}
+    with pytest.raises(InputError, match=r"own holds trials with data.fold .*\[1, 2, 3\].*, not .*\[1, 2\]"):
+        run(tmp_path, **changed)
+
+
+def test_each_choice_of_other_settings_has_a_mean_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engine.search.studies.TINY", ("--accelerator=cpu",))
+    rates = {"optimizer.lr": {"categorical": [0.00001, 0.01]}}
+    space = {**rates, "data.fold": {"categorical": [1, 2]}}
+    assert run(tmp_path, **{**FOLDS, "space": space, "n_trials": 4}) == 0
+    lines = [line for line in re.findall(MEAN, capsys.readouterr().out, re.M) if line[1] == "val/acc"]
+    assert [line[0] for line in lines] == ["optimizer.lr 0.01: ", "optimizer.lr 1e-05: "]  # the best mean first
+    assert [line[4] for line in lines] == ["2", "2"]
+
+
+def test_another_recipe_has_a_study_of_its_own(tmp_path: Path) -> None:
+    other = write(tmp_path / "wide.yaml", Path(RECIPE).read_text().replace("width: 8", "width: 16"))
+    options = {"trainer.max_epochs": 1}
+    space = {"seed_everything": {"categorical": [1, 2]}}
+    found = search(tmp_path, "--recipe", other, options=options, space=space, n_trials=1)
+    (folder,) = (Path(trial.user_attrs["run"]) for trial in found)
+    assert folder.parent == tmp_path / "logs" / "own_wide" / "trials"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["net"]["init_args"]["width"] == 16
+    with pytest.raises(InputError, match=r"^--recipe nowhere.yaml: no such file"):
+        search(tmp_path, "--recipe", "nowhere.yaml")
+
+
+def test_data_without_folds_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"data.fold: ToyData has no argument fold"):
+        run(tmp_path, **{**FOLDS, "options": {"trainer.max_epochs": 1}})
 
 
 def test_a_trial_whose_process_died_before_its_run_began_is_not_lost(tmp_path: Path) -> None:
@@ -245,6 +322,7 @@ def test_a_trial_of_a_living_process_is_left_alone_also_when_its_run_has_ended(t
     assert [one.state.name for one in trials(tmp_path)] == ["RUNNING"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler"])
 def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: str) -> None:
     drawn = []
@@ -254,6 +332,7 @@ def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: st
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.slow
 def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
     first, second = opened(tmp_path, n_trials=1), opened(tmp_path, n_trials=2)
     _take_trials(first, None)
@@ -263,6 +342,7 @@ def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
     assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path)}) == 3
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_machine_that_is_no_longer_heard_of_is_tried_once_more(tmp_path: Path) -> None:
     file = tmp_path / "study.db"
     url = f"--storage=sqlite:///{file}"

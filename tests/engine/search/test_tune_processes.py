@@ -37,6 +37,7 @@ def wait_for_a_checkpoint(folder: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_goes_on_once_from_its_checkpoint(tmp_path: Path) -> None:
     changes = {**paced(tmp_path, max_epochs=3), "n_trials": 2, "pruner": "NopPruner"}
     process = start(tmp_path, **changes)

@@ -6,13 +6,15 @@ import resource
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from src import ROOT
-from src.engine.system.hardware import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from src.engine.system import hardware
+from src.engine.system.hardware import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, available_memory, keep_freed_memory
 from tests import forked
 
 
@@ -89,3 +91,16 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None)
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{given or 'PASSIVE'} False\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_free_memory_is_no_more_than_a_container_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(hardware, "CONTAINER_MEMORY", ((str(limit), str(used)),))
+    whole = available_memory()
+    used.write_text("300\n")
+    for text, expected in (("1000\n", 700), ("200\n", 0)):
+        limit.write_text(text)
+        assert available_memory() == expected
+    limit.write_text("max\n")
+    assert available_memory() > whole / 2 > 0

@@ -25,6 +25,7 @@ def test_csv_is_written_to_the_run_folder(train: Train) -> None:
     assert [one["init_args"]["save_dir"] for one in logger] == ["."]
 
 
+@pytest.mark.slow
 def test_mlflow_writes_its_runs_to_a_file(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
@@ -37,6 +38,7 @@ def test_mlflow_writes_its_runs_to_a_file(train: Train, tmp_path: Path, monkeypa
     assert width == "4"
 
 
+@pytest.mark.slow
 def test_weights_and_biases_works_without_a_network(train: Train) -> None:
     wandb = pytest.importorskip("wandb")
     run = train(*SMALL, "--config=configs/logger/wandb.yaml")

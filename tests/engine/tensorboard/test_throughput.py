@@ -1,6 +1,7 @@
 import itertools
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.engine.system.errors import InputError
 from src.engine.tensorboard import throughput
-from src.engine.tensorboard.throughput import training_flops
+from src.engine.tensorboard.throughput import faster_data, training_flops
+from src.engine.training import default_callbacks
+from src.tasks.classifier import Classifier
 from tests.conftest import Run
 from tests.engine.training.toys import TOKENS
-from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet
+from tests.toy import CLASSES, SIDE, ToyImages, ToyMLP, ToyNet
 
 Train = Callable[..., Run]
+PROFILER = ("--trainer.profiler=simple",)
 SHORT = ("fit", "--max_epochs=1", "--trainer.limit_val_batches=1", "--trainer.log_every_n_steps=4")
 
 
@@ -68,3 +72,54 @@ def test_throughput_needs_log_steps(train: Train) -> None:
     assert not any(name.startswith("speed/") for name in run.metrics)
     with pytest.raises(InputError, match="Throughput needs log steps"):
         train(*short, "--trainer.callbacks+=Throughput")
+
+
+def waits(train: Train, monkeypatch: pytest.MonkeyPatch, share: float, *words: str) -> list[str]:
+    """What a run says if each step takes a second and waits for data for a share of it."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    monkeypatch.setattr(default_callbacks, "time", SimpleNamespace(perf_counter=lambda: clock["now"]))
+    read, step = ToyImages.__getitems__, Classifier.training_step
+
+    def slow_read(*args: Any) -> Any:
+        clock["now"] += share
+        return read(*args)
+
+    def slow_step(*args: Any) -> Any:
+        clock["now"] += 1 - share
+        return step(*args)
+
+    monkeypatch.setattr(ToyImages, "__getitems__", slow_read)
+    monkeypatch.setattr(Classifier, "training_step", slow_step)
+    run = train(*SHORT, "--max_epochs=3", "--data.batch_size=10", *words)  # 30 steps an epoch
+    return [line for line in run.messages if line.startswith("Training waits")]
+
+
+def test_a_run_that_waits_for_data_says_once_what_to_type(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "usable_cores", lambda: 4)
+    assert waits(train, monkeypatch, 0.3) == ["Training waits for data 30% of the time: give --data.num_workers 4"]
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.15, ()), (0.3, ("--max_epochs=1", "--trainer.limit_train_batches=20")), (0.3, PROFILER)]
+)
+def test_a_run_that_hardly_waits_or_is_short_says_nothing(
+    train: Train, monkeypatch: pytest.MonkeyPatch, share: float, words: tuple[str, ...]
+) -> None:
+    assert waits(train, monkeypatch, share, *words) == []
+
+
+def test_advice_names_only_options_that_exist_and_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    def advice(device: str = "cuda", workers: int = 0, processes: int = 1, **options: object) -> str:
+        monkeypatch.setattr(throughput, "usable_cores", lambda: 8)
+        strategy, loader = SimpleNamespace(root_device=torch.device(device)), SimpleNamespace(num_workers=workers)
+        sizes = {"world_size": processes, "num_nodes": 1}
+        return faster_data(
+            SimpleNamespace(datamodule=SimpleNamespace(**options), train_dataloader=loader, strategy=strategy, **sizes)
+        )
+
+    assert advice(cache=False, num_workers=0) == "give --data.cache true or --data.num_workers 7"
+    assert advice(cache=False, num_workers="auto", device="cpu") == "give --data.cache true"
+    assert advice(cache=True, num_workers=2, workers=2, processes=2) == "give --data.num_workers 3"
+    assert advice() == "give the DataLoader of the training part num_workers=7"
+    assert advice(cache=True, num_workers=7, workers=7).startswith("store smaller or simpler files")

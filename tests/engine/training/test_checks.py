@@ -63,6 +63,7 @@ def test_a_checkpoint_that_would_carry_the_metric_of_other_weights_is_refused(
         parse("fit", *words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

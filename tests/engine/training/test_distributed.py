@@ -65,6 +65,7 @@ def test_where_one_process_dies_the_other_ends(tmp_path: Path) -> None:
     assert not left_running(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
     told = inject_fault("terminate", 14, tmp_path / "told")
     done = run_in(tmp_path / "two", "fit", *TOY, *DDP, "--max_epochs=1000", *told, ok=False)
@@ -76,6 +77,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
     assert not left_running(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_killed_processes_go_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,6 +63,7 @@ def check_test_of_run(cli: StarterCLI, folder: Path) -> None:
     assert [tested[name] for name in names] == pytest.approx([trained[name] for name in names], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(callbacks.__all__))
 def test_every_callback_of_lightning_works_or_says_why_not(
     tmp_path: Path, error_of: Callable[..., str], name: str
@@ -133,6 +134,7 @@ def test_every_option_of_the_trainer_is_tested() -> None:
     assert set(OPTIONS) == set(inspect.signature(Trainer).parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reset_determinism")
 @pytest.mark.parametrize("name", [name for name, value in OPTIONS.items() if value is not None])
 def test_every_option_of_the_trainer_works_or_says_why_not(
@@ -155,6 +157,7 @@ def test_nothing_to_train_is_said(error_of: Callable[..., str], name: str) -> No
     )
 
 
+@pytest.mark.slow
 def test_a_backbone_is_unfrozen_and_the_run_continues(train: Train) -> None:
     words = ["fit", "--model=tests.engine.training.toys.BackboneClassifier", "--model.net=tests.toy.ToyNet", *SHORT]
     words += ["--trainer.callbacks+=BackboneFinetuning", "--trainer.callbacks.unfreeze_backbone_at_epoch=1"]

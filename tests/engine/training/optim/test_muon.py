@@ -108,6 +108,7 @@ def test_a_bad_argument_on_the_command_line_is_one_line(train: Callable[..., Run
         train("fit", "--max_epochs=1", "--optimizer=MuonWithAdamW", "--optimizer.adamw_lr=-1")
 
 
+@pytest.mark.slow
 def test_clipping_accumulation_and_resume_work_as_with_any_optimizer(train: Callable[..., Run]) -> None:
     words = ["fit", "--model=tests.engine.training.optim.toys.GroupedClassifier", "--model.net=tests.toy.ToyMLP"]
     words += ["--optimizer=MuonWithAdamW", "--optimizer.lr=0.01", "--lr_scheduler=null", "--data.size=224"]

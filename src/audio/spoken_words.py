@@ -1,0 +1,241 @@
+"""Spoken words with labels: your own recordings, Speech Commands, or digits of a speech synthesiser."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from src import ROOT
+from src.audio.recordings import SUFFIXES, Recording, clip, read_recording
+from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
+from src.audio.speech import VOICES, spoken_digits
+from src.audio.speech_commands import speech_commands
+from src.engine.data.download import DownloadError
+from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
+from src.engine.data.loading import announce
+from src.engine.data.split import check_shares
+from src.engine.system.errors import InputError
+from src.engine.system.randomness import derive_seed, run_seed, step_position
+
+Batch = tuple[Tensor, Tensor]
+Parts = dict[str, list[tuple[Tensor, str]]]
+
+
+class Clips(Dataset[Batch]):
+    """Sounds of one length in memory.
+
+    Args:
+        waveforms: (N, T) int16.
+        targets: (N,) int64 class numbers.
+    """
+
+    def __init__(self, waveforms: Tensor, targets: Tensor) -> None:
+        self.waveforms = waveforms
+        self.targets = targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Waveforms (B, T) float32 from -1 to 1, and targets (B,)."""
+        rows = torch.tensor(indices)
+        return self.waveforms[rows] / 2**15, self.targets[rows]
+
+
+class SpokenWordsDataModule(PartsDataModule):
+    """Recordings of single words, as log-mel spectrograms.
+
+    Args:
+        path: your own WAV or FLAC files: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table
+            of paths (relative to the table) and labels.
+        path_column: the table's column with the paths.
+        label_column: the table's column with the labels.
+        source: the sounds if no path is given: `speech_commands`, eight words by many speakers, downloaded if missing
+            (182 MB); `synthetic`, ten digits in five languages by the synthesiser espeak-ng; `auto`, the first, or the
+            second if the first is missing and cannot be downloaded.
+        data_dir: folder for the download. Default: `data/` in the project.
+        sample_rate: samples per second of the sounds; others are resampled. At least 2,000.
+        seconds: length of the sounds, above 0; the loudest part of a longer recording is used.
+        image_size: S, bands and frames of a spectrogram, at least 4.
+        batch_size: sounds per batch over all processes, at least 1.
+        val_share: share of your own recordings for validation, in (0, 1); stratified, the same in every run.
+        test_share: share of your own recordings for test, in (0, 1).
+        max_shift: largest random shift of a training sound in seconds, at least 0.
+        max_speed: largest random change of a training sound's speed, and so of its pitch, as a share of it, in [0, 1).
+        max_noise: largest random noise in a training sound, as a share of its volume, at least 0; down to a thousandth
+            of it.
+        max_mask: largest share of bands, and of frames, that is masked in a training spectrogram, in [0, 1).
+
+    Batches are spectrograms (B, 1, S, S) float32, made on the training device, and targets (B,) int64. In Speech
+    Commands no speaker, and in the synthetic digits no voice is in two parts. The sounds are held in memory, 32 KB a
+    second.
+
+    Raises:
+        InputError: an argument is out of range, or recordings cannot be used.
+    """
+
+    input_kind = "file"
+    file_suffixes = SUFFIXES
+    page_script = Path(__file__).with_name("microphone.js")
+    read_file = staticmethod(read_recording)
+
+    def __init__(
+        self,
+        path: str | None = None,
+        path_column: str = "path",
+        label_column: str = "label",
+        source: Literal["auto", "speech_commands", "synthetic"] = "auto",
+        data_dir: str | None = None,
+        sample_rate: int = 16000,
+        seconds: float = 1.0,
+        image_size: int = 40,
+        batch_size: int = 64,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        max_shift: float = 0.1,
+        max_speed: float = 0.15,
+        max_noise: float = 0.1,
+        max_mask: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("sample_rate", sample_rate, 2000),
+            ("image_size", image_size, 4),
+            ("batch_size", batch_size, 1),
+            ("max_shift", max_shift, 0),
+            ("max_noise", max_noise, 0),
+        ):
+            if not value >= least:
+                raise InputError(f"{name} {value} is too small: give at least {least}")
+        samples = round(seconds * sample_rate)
+        if samples < image_size:
+            raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")
+        for name, share in (("max_speed", max_speed), ("max_mask", max_mask)):
+            if not 0 <= share < 1:
+                raise InputError(f"{name} {share} is out of range: give a share of at least 0 and below 1")
+        check_shares(val_share, test_share)
+        self.save_hyperparameters()
+        self.path = Path(path).expanduser() if path else None
+        self.columns = (path_column, label_column)
+        self.source = source
+        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.sample_rate = sample_rate
+        self.samples = samples
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.shares = (val_share, test_share)
+        self.max_shift = max_shift * sample_rate
+        self.max_speed = max_speed
+        self.max_noise = max_noise
+        self.max_mask = max_mask
+        self.features = LogMel(image_size, samples, sample_rate)
+        self.file_example = (
+            'import soundfile; sound = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)[0].mean(1)'
+            f"  # {sample_rate} samples a second",
+            f"values = np.pad(sound, (0, max(0, {samples} - len(sound))))[None, :{samples}]",
+        )
+        self.data_source = path or source
+        """Path or source of the sounds in use; set by `setup`."""
+
+    def setup(self, stage: str) -> None:
+        """Read and split the sounds, in every process.
+
+        Raises:
+            InputError: there are no recordings, or some cannot be used.
+        """
+        if hasattr(self, "train_set"):
+            return
+        parts = self._own_parts(self.path) if self.path else self._source_parts()
+        labels = {part: [label for _, label in sounds] for part, sounds in parts.items()}
+        targets = self.number_labels(labels, self.data_source, "sounds")
+        self.save_hyperparameters({"data_source": self.data_source})
+        self.train_set, self.val_set, self.test_set = (
+            Clips(torch.stack([wave for wave, _ in sounds]), torch.tensor(targets[part]))
+            for part, sounds in parts.items()
+        )
+
+    def prepare(self, inputs: Sequence[Recording]) -> Tensor:
+        """Waveforms of recordings, (B, T) float32 from -1 to 1; `features` makes spectrograms of them."""
+        return torch.stack([self.clip(one) for one in inputs]) / 2**15
+
+    def notes(self, inputs: Sequence[Recording]) -> list[str]:
+        """Whether each recording was resampled, or had several channels."""
+        return ["; ".join(self._changes(one)) for one in inputs]
+
+    def network_arguments(self) -> dict[str, Any]:
+        """The network arguments that depend on the data."""
+        self.setup("fit")
+        return {"num_classes": self.num_classes, "in_channels": 1, "image_size": self.image_size}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Make the spectrograms of a batch, on its device; in training of changed sounds."""
+        waveforms, targets = batch
+        return self.spectrograms(waveforms), targets
+
+    def spectrograms(self, waveforms: Tensor) -> Tensor:
+        """(B, T) float -> (B, 1, S, S) float; in training with shift, noise and masks."""
+        sounds = waveforms.float()
+        features = self.features.to(sounds.device)
+        if self.trainer is None or not self.trainer.training:
+            return features(sounds).to(waveforms.dtype)  # type: ignore[no-any-return]
+        seed = derive_seed(run_seed(), *step_position(self.trainer))
+        generator = torch.Generator(sounds.device).manual_seed(seed)
+        changed = changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator)
+        images = features(changed)
+        return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
+
+    def clip(self, recording: Recording) -> Tensor:
+        """A sound of the right length and rate, (T,) int16."""
+        return clip(recording, self.samples, self.sample_rate)
+
+    def _changes(self, recording: Recording) -> list[str]:
+        rate, channels = recording.rate, recording.channels
+        found = [] if rate == self.sample_rate else [f"resampled from {rate:,} to {self.sample_rate:,} Hz"]
+        return found if channels == 1 else [*found, f"mean of {channels} channels"]
+
+    def _clipped(self, parts: dict[str, list[tuple[Recording, str]]]) -> Parts:
+        return {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in parts.items()}
+
+    def _source_parts(self) -> Parts:
+        if self.source != "synthetic":
+            try:
+                parts = speech_commands(self.data_dir)
+            except DownloadError as error:
+                if self.source == "speech_commands":
+                    raise InputError(
+                        f"Speech Commands could not be downloaded ({error}): put mini_speech_commands.zip into"
+                        f" {self.data_dir}, or give your own folder with --data.path"
+                    ) from error
+                rank_zero_info(f"Speech Commands is not in {self.data_dir} and could not be downloaded: {error}")
+            else:
+                self.data_source = "speech_commands"
+                return self._clipped(parts)
+        self.data_source = "synthetic"
+        count = sum(map(len, VOICES.values()))
+        announce(
+            f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices of espeak-ng; results do not compare. ***"
+        )
+        return self._clipped(spoken_digits())
+
+    def _own_parts(self, path: Path) -> Parts:
+        files = labelled_files(path, self.columns, SUFFIXES)
+        waves = self.read([one.name for one in files], [one.file for one in files])
+        return split_files(files, waves, [hash(wave.numpy().tobytes()) for wave in waves], self.shares, "sounds")
+
+    def read(self, names: Sequence[str], files: Sequence[Path]) -> list[Tensor]:
+        """The sounds of files, (T,) int16 each, reported; `names` are for messages."""
+
+        def read(file: Path) -> tuple[Tensor, list[str]]:
+            recording = read_recording(file)
+            return self.clip(recording), self._changes(recording)
+
+        sounds = read_all(names, files, read)
+        changes = [(name, change) for name, (_, own) in zip(names, sounds, strict=True) for change in own]
+        for kind in ("resampled", "mean"):
+            if found := [(name, change) for name, change in changes if change.startswith(kind)]:
+                rank_zero_info(f"{len(found):,} recordings are changed, such as {': '.join(found[0])}")
+        return [wave for wave, _ in sounds]

@@ -1,0 +1,1 @@
+"""Molecules, genomes and proteins as sequences."""

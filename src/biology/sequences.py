@@ -1,0 +1,305 @@
+"""Molecules, genomes and proteins as sequences, with numbers, classes or residues to predict."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from itertools import zip_longest
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from src.biology.sequence_sources import SOURCES, load_source
+from src.biology.smiles import TOKEN, read_smiles, write_smiles
+from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.loading import IGNORED, Batches, Indices, batch_loader, shuffled
+from src.engine.data.sequence_files import FASTA, FASTQ, Record, read_records, read_sequences
+from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
+from src.engine.system.errors import InputError, SampleError
+from src.engine.system.randomness import derive_seed
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+BASES, RESIDUES, HIDDEN = "ACGT", "ACDEFGHIKLMNPQRSTVWY", "X"  # X is an unknown residue
+# The tokens of each kind, numbered from 1; 0 is padding. Molecules may have any ASCII character in brackets.
+TOKENS = {"smiles": ["Cl", "Br", *map(chr, range(33, 127))], "dna": [*BASES], "protein": [*RESIDUES, "-", HIDDEN]}
+READ_AS: dict[str, dict[str, Any]] = {"smiles": {}, "dna": {"U": "T"}, "protein": {".": "-", "U": HIDDEN, "O": HIDDEN}}
+EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "protein": "residue: give X if unknown"}
+HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
+
+
+class SequenceDataModule(LightningDataModule):
+    """Sequences with what is to be predicted of them.
+
+    Args:
+        path: your own data: a table (.csv, .tsv, .jsonl, .parquet), FASTA or FASTQ, also with .gz; or a folder of them,
+            whose names are the classes of the sequences in them.
+        val_path: the same for validation. Default: `val_share` of `path`.
+        test_path: the same for test. Default: `test_share` of `path`.
+        source: the data if no path is given, see `load_source`.
+        kind: `smiles`, `dna` (or RNA) or `protein`.
+        predicts: `number`; `class`; `residues`, a class per residue; or `hidden`, the residues that are hidden, for the
+            aligned sequences of a family.
+        sequence_column: a table's column with the sequences.
+        label_column: a table's column with the numbers or classes; for `residues` one letter per residue, with or
+            without blanks. FASTA has these letters behind each sequence, in as many lines as it.
+        variants: in how many ways each molecule is written for validation, test and prediction, at least 1; the network
+            takes their mean. In training it is written in a new way each time. 1: always as it is given.
+        reverse_complement: train on a random strand, predict the mean of both; leave it off where the strand matters.
+        max_length: maximum tokens of a sequence, at least 1.
+        batch_size: sequences per batch, all processes together, at least 1.
+        val_share: share for validation, in (0, 1), the same in every run.
+        test_share: share for test, in (0, 1).
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
+
+    Batches are tokens (B, T) int64, mask (B, T) bool, true for tokens, and targets: (B,) float or int64, or (B, T)
+    int64, -100 where there is none.
+
+    Raises:
+        InputError: an argument is out of range, or a file or one of its rows cannot be used.
+    """
+
+    input_kind = "text"
+
+    def __init__(
+        self,
+        path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        source: Literal["solubility", "splice_sites", "ww_domains"] = "solubility",
+        kind: Literal["smiles", "dna", "protein"] = "smiles",
+        predicts: Literal["number", "class", "residues", "hidden"] = "number",
+        sequence_column: str = "sequence",
+        label_column: str = "label",
+        variants: int = 1,
+        reverse_complement: bool = False,
+        max_length: int = 512,
+        batch_size: int = 64,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        fold: int | None = None,
+        folds: int = 5,
+    ) -> None:
+        super().__init__()
+        for name, value in (("variants", variants), ("max_length", max_length), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"{name} {value} is too small: give at least 1")
+        check_shares(val_share, test_share)
+        check_fold(fold, folds)
+        self.per_residue = predicts in ("residues", "hidden")
+        fits = {"residues": ("dna", "protein"), "hidden": ("protein",)}.get(predicts, TOKENS)
+        if kind not in fits:
+            raise InputError(f"predicts {predicts} does not go with kind {kind}: give {' or '.join(fits)}")
+        if variants > 1 and kind != "smiles":
+            raise InputError(f"variants {variants} does not go with kind {kind}: leave it out")
+        if reverse_complement and (kind != "dna" or self.per_residue):
+            raise InputError("reverse_complement is for kind dna that predicts number or class: leave it out")
+        if path is None and (val_path or test_path):
+            raise InputError("--data.val_path and --data.test_path need --data.path, the data to train on")
+        self.save_hyperparameters()
+        self.options: Any = self.hparams
+        self.batch_size = batch_size
+        self.text_column = sequence_column
+        self.input_title = f"Enter a sequence ({kind})"
+        self.readers = dict.fromkeys((*FASTA, *FASTQ), read_sequences)
+        self.numbers = {token: number for number, token in enumerate(TOKENS[kind], start=1)}
+        self.vocab_size = len(self.numbers) + 1
+        self.labels: list[str] = []
+        """Names of the classes, or of the number; set by `setup`."""
+
+    def setup(self, stage: str) -> None:
+        """Read and split the sequences, in every process.
+
+        Raises:
+            InputError: a file or one of its rows cannot be used.
+        """
+        if hasattr(self, "sets"):
+            return
+        options, self.data_source = self.options, self.options.path or self.options.source
+        if options.path is None:
+            parts = load_source(options.source)
+        else:
+            column = self.text_column if options.predicts == "hidden" else options.label_column
+            how = (self.text_column, column, options.predicts == "residues")
+            paths = zip(PARTS, (options.path, options.val_path, options.test_path), strict=True)
+            parts = {part: list(read_records(path, *how)) for part, path in paths if path}
+        parts = self._split({part: [self._checked(one) for one in records] for part, records in parts.items()})
+        is_class = options.predicts == "class"
+        parts = fold_samples(
+            parts, options.fold, options.folds, lambda one: is_class and one.label, lambda one: one.sequence
+        )
+        self.sets = {part: Sequences(self, parts[part]) for part in PARTS}
+        sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
+        rank_zero_info(f"{sizes} sequences of {self.data_source}")
+        self.save_hyperparameters({"data_source": self.data_source})
+        if options.predicts == "class":
+            report_classes(self.labels, {part: [int(one[0]) for one in self.sets[part].targets] for part in PARTS})
+        texts = {part: [record.sequence for record in parts[part]] for part in PARTS}
+        report_duplicates(texts, "sequences", lambda part, index: f"{texts[part][index][:60]!r}")
+
+    def network_arguments(self) -> dict[str, Any]:
+        """The network arguments that depend on the sequences."""
+        self.setup("fit")
+        return {"vocab_size": self.vocab_size, "num_classes": len(self.labels), "pooled": not self.per_residue}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Use a checkpoint's labels; call it before `setup`."""
+        self.labels = list(state_dict["labels"])
+
+    def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
+        """Sequences -> tokens (B, T) int64 and mask (B, T) bool, true for tokens; an X stands for a hidden residue.
+
+        Raises:
+            SampleError: a sequence has other letters, is empty or too long.
+        """
+        return self.encode([self._clean(text) for text in inputs])
+
+    def encode(self, sequences: Sequence[str], rngs: Sequence[random.Random] = ()) -> tuple[Tensor, Tensor]:
+        """As `prepare`, for clean sequences; `rngs` draw how each is written in training."""
+        # Two tokens of padding separate the ways in which a sequence is written: they do not see each other.
+        texts = ["  ".join(self._written(one, rng)) for one, rng in zip_longest(sequences, rngs)]
+        rows = [torch.tensor([self.numbers.get(token, 0) for token in self._tokens(text)]) for text in texts]
+        tokens = pad_sequence(rows, batch_first=True)
+        return tokens, tokens > 0
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        batches = Batches(len(self.sets["train"]), self.batch_size, self.trainer, shuffled(len(self.sets["train"])))
+        return batch_loader(self.sets["train"], batches)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return batch_loader(self.sets["val"], Batches(len(self.sets["val"]), self.batch_size, self.trainer))
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return batch_loader(self.sets["test"], Batches(len(self.sets["test"]), self.batch_size, self.trainer))
+
+    predict_dataloader = test_dataloader
+
+    def _written(self, sequence: str, rng: random.Random | None) -> list[str]:
+        """The ways in which a sequence is written: one at random in training, else all."""
+        ways = [sequence]
+        if self.options.variants > 1:
+            molecule = read_smiles(sequence)
+            if rng:
+                return [write_smiles(molecule, rng)]
+            ways += [write_smiles(molecule, random.Random(seed)) for seed in range(1, self.options.variants)]
+        elif self.options.reverse_complement:
+            ways.append(sequence[::-1].translate(str.maketrans(BASES, BASES[::-1])))
+        return [rng.choice(ways)] if rng else ways
+
+    def _tokens(self, sequence: str) -> list[str]:
+        found = TOKEN.findall(sequence) if self.options.kind == "smiles" else sequence
+        return [one for token in found for one in ([token] if token in self.numbers else token)]
+
+    def _clean(self, text: str) -> str:
+        """A checked molecule; or a sequence in capital letters, without blanks and names as in FASTA."""
+        kind, limit = self.options.kind, self.options.max_length
+        lines = (line for line in text.upper().splitlines() if not line.startswith(">"))
+        letters = "".join("".join(lines).split()).translate(str.maketrans(READ_AS[kind]))
+        sequence = text.strip() if kind == "smiles" else letters
+        if not sequence:
+            raise SampleError("the sequence is empty: remove it")
+        if (length := len(self._tokens(sequence))) > limit:
+            raise SampleError(f"it has {length:,} tokens, more than max_length {limit:,}: cut it, or give another")
+        if kind != "smiles":
+            if wrong := [(place, one) for place, one in enumerate(sequence, start=1) if one not in self.numbers]:
+                raise SampleError(f"{wrong[0][1]!a} at position {wrong[0][0]} is no {EXPECTED[kind]}")
+            return sequence
+        try:
+            read_smiles(sequence)
+        except ValueError as error:
+            raise SampleError(f"{sequence[:60]!a} is not SMILES: {error}") from error
+        return sequence
+
+    def _checked(self, record: Record) -> Record:
+        """The record with a clean sequence, and a label that fits it."""
+        predicts, label = self.options.predicts, record.label
+        label = "".join(label.split()) if predicts == "residues" else label
+        try:
+            sequence = self._clean(record.sequence)
+            if predicts != "hidden" and not label:
+                raise InputError("it has no label: give a table, or for classes a folder of FASTA files, one per class")
+            if predicts == "residues" and len(label) != len(sequence):
+                raise InputError(f"it has {len(sequence)} residues and {len(label)} labels: give one for each")
+            if predicts == "number" and not math.isfinite(float(label)):
+                raise ValueError(label)
+        except InputError as error:
+            raise InputError(f"{record.place}: {error}") from error
+        except ValueError as error:
+            raise InputError(f"{record.place}: label {label!r} is no finite number") from error
+        return Record(record.place, sequence, label)
+
+    def _split(self, parts: dict[str, list[Record]]) -> dict[str, list[Record]]:
+        """Find the labels, and split the missing parts off the training part."""
+        predicts, records = self.options.predicts, parts["train"]
+        missing = [part for part in PARTS if part not in parts]
+        if predicts == "number":
+            found = [self.options.label_column if self.options.path else SOURCES[self.options.source][2]]
+        elif predicts == "hidden":
+            found = [*RESIDUES, "-"]
+        else:
+            labels = [label for one in records for label in (one.label if self.per_residue else [one.label])]
+            check_labels(labels, self.data_source, self.labels)
+            if len(found := sorted({*labels})) < 2:
+                raise InputError(f"{self.data_source} has one class only, {found[0]!r}: give at least two")
+        self.labels = self.labels or found
+        classes = [found.index(one.label) if predicts == "class" else 0 for one in records]
+        sizes = Counter(classes)
+        if few := [one for one, number in zip(records, classes, strict=True) if sizes[number] <= len(missing)]:
+            what = f" of class {few[0].label!r}" if predicts == "class" else ""
+            raise InputError(f"{few[0].place}: too few sequences{what}: give at least one for each part, or remove it")
+        indices = stratified_split(classes, [self.options[f"{part}_share"] for part in missing])
+        return parts | {part: [records[n] for n in one] for part, one in zip(("train", *missing), indices, strict=True)}
+
+
+class Sequences(Dataset[Batch]):
+    """The sequences of one part, with targets.
+
+    Args:
+        data: says how they are written, and what is predicted.
+        records: the sequences, checked.
+
+    Raises:
+        InputError: a label is not one of the training part.
+    """
+
+    def __init__(self, data: SequenceDataModule, records: list[Record]) -> None:
+        self.data, self.predicts, self.records = data, data.options.predicts, records
+        self.targets: list[Tensor] = []
+        for record in records if self.predicts != "hidden" else ():
+            labels = record.label if self.predicts == "residues" else [record.label]
+            if unknown := [label for label in labels if self.predicts != "number" and label not in data.labels]:
+                raise InputError(f"{record.place}: label {unknown[0]!r} is not in the training data: remove it")
+            values = [float(one) if self.predicts == "number" else data.labels.index(one) for one in labels]
+            self.targets.append(torch.tensor(values))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Tokens (B, T) int64, mask (B, T) bool and targets."""
+        seed = indices.epoch_seed if isinstance(indices, Indices) else 0  # 0: not in training
+        rngs = [random.Random(derive_seed(seed, index)) for index in indices]
+        tokens, mask = self.data.encode([self.records[index].sequence for index in indices], rngs if seed else ())
+        if self.predicts == "hidden":
+            return self._hide(tokens, mask, rngs, bool(seed))
+        targets = pad_sequence([self.targets[index] for index in indices], True, IGNORED)
+        return tokens, mask, targets if self.predicts == "residues" else targets[:, 0]
+
+    def _hide(self, tokens: Tensor, mask: Tensor, rngs: list[random.Random], trains: bool) -> Batch:
+        """Hide residues. In training all are targets, so that for a residue that is not hidden the network gives it."""
+        targets = torch.where(mask & (tokens < self.data.numbers[HIDDEN]), tokens - 1, IGNORED)
+        is_hidden = torch.zeros_like(mask)
+        for row, rng in enumerate(rngs):
+            known = (mask[row] & (tokens[row] <= len(RESIDUES))).nonzero().flatten().tolist()  # no gaps
+            is_hidden[row, rng.sample(known, math.ceil(HIDDEN_SHARE * len(known)))] = True
+        tokens = tokens.masked_fill(is_hidden, self.data.numbers[HIDDEN])
+        return tokens, mask, torch.where(is_hidden | trains, targets, IGNORED)

@@ -1,0 +1,179 @@
+"""Labelled files of your own: one folder per class, or a table of paths and labels; and data sets of three parts."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from src.engine.data.images import file_error, image_files, is_hidden, skipped_line
+from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.data.split import PARTS, report_duplicates, stratified_split
+from src.engine.data.tables import read_table
+from src.engine.system.errors import InputError
+
+T = TypeVar("T")
+
+MAX_LISTED = 5  # unreadable files listed in one message
+LEAST = 3  # files of a class, one for each part
+
+
+class LabelledFile(NamedTuple):
+    """A file, its label, and its name for messages: with the row of its table."""
+
+    name: str
+    file: Path
+    label: str
+
+
+def labelled_files(path: Path, columns: tuple[str, str], suffixes: tuple[str, ...]) -> list[LabelledFile]:
+    """The files in the folders of a folder, or in a table.
+
+    Args:
+        path: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table.
+        columns: the table's columns of paths, relative to the table, and of labels.
+        suffixes: of the files in folders.
+
+    Raises:
+        InputError: there is no such folder or table, there are no files, or a class has fewer than three.
+    """
+    if path.is_dir():
+        skipped: Counter[str] = Counter()
+        folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
+        found = [
+            LabelledFile(str(file), file, folder.name)
+            for folder in folders
+            for file in image_files(folder, skipped, suffixes)
+        ]
+        if not found:
+            raise InputError(
+                f"--data.path {path}: no {' or '.join(suffixes)} files in its folders; one folder per class is needed"
+            )
+        if skipped:
+            rank_zero_info(skipped_line(skipped, " or ".join(suffixes)))
+    elif path.is_file():
+        rows = enumerate(read_table(str(path), *columns, "path_column"), start=1)
+        found = [LabelledFile(f"{path}, row {row}: {name}", path.parent / name, label) for row, (name, label) in rows]
+    else:
+        raise InputError(f"--data.path {path}: no such folder or table; give a folder with one folder per class")
+    for label, count in Counter(one.label for one in found).items():
+        if count < LEAST:
+            name = next(one.name for one in found if one.label == label)
+            raise InputError(
+                f"class {label} has {count} of {LEAST} needed files, {name}: give more, for training, validation and"
+                " test, or remove it"
+            )
+    return found
+
+
+def read_all(names: Sequence[str], files: Sequence[Path], read: Callable[[Path], T]) -> list[T]:
+    """What `read` returns for each file, in threads.
+
+    Raises:
+        InputError: it has raised OSError or ValueError for some; the message has their `names`.
+    """
+
+    def tried(file: Path) -> tuple[Any, str]:
+        try:
+            return read(file), ""
+        except (OSError, ValueError) as error:
+            return None, file_error(file, error)
+
+    with ThreadPoolExecutor() as pool:
+        found = list(tqdm(pool.map(tried, files), "Reading files", len(files), delay=2.0, leave=False))
+    if bad := [f"{name} ({error})" for name, (_, error) in zip(names, found, strict=True) if error]:
+        more = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
+        raise InputError(f"{len(bad)} of {len(files)} files cannot be used: {', '.join(bad[:MAX_LISTED])}{more}")
+    return [value for value, _ in found]
+
+
+def split_files(
+    files: Sequence[LabelledFile], values: Sequence[T], keys: Sequence[Any], shares: Sequence[float], kind: str
+) -> dict[str, list[tuple[T, str]]]:
+    """Values and labels of each part, in equal class proportions; those with equal keys in several parts are reported.
+
+    Args:
+        files: the files.
+        values: what was read of each.
+        keys: equal for files with the same content.
+        shares: of validation and test.
+        kind: what they are, such as sounds, for messages.
+    """
+    classes = sorted({one.label for one in files})
+    split = stratified_split([classes.index(one.label) for one in files], shares)
+    parts = dict(zip(PARTS, split, strict=True))
+    found = {part: [keys[number] for number in own] for part, own in parts.items()}
+    report_duplicates(found, {part: [files[number].name for number in own] for part, own in parts.items()}, kind)
+    return {part: [(values[number], files[number].label) for number in own] for part, own in parts.items()}
+
+
+class PartsDataModule(LightningDataModule):
+    """Loads `train_set`, `val_set` and `test_set`, which `setup` sets, in batches of `batch_size`, with `labels`."""
+
+    batch_size: int
+    num_classes: int
+    train_set: Any
+    val_set: Any
+    test_set: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels: list[str] = []
+        """The labels, in the order of their class numbers; set by `setup`."""
+        self.restored: list[str] = []
+
+    def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
+        """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
+
+        Args:
+            parts: the label of each sample, by the name of the part.
+            source: where they are from, for messages.
+            kind: what the samples are, such as sounds.
+
+        Raises:
+            InputError: there is one class only, a class was not trained on, or labels look the same.
+        """
+        found = sorted({label for labels in parts.values() for label in labels})
+        check_labels(found, source, self.restored)
+        self.labels = self.restored or found
+        self.num_classes = len(self.labels)
+        if unknown := [label for label in found if label not in self.labels]:
+            raise InputError(f"class {unknown[0]} of {source} was not trained on: give {', '.join(self.labels)}")
+        if self.num_classes < 2:
+            raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
+        sizes = ", ".join(f"{len(labels):,} {PARTS[part]}" for part, labels in parts.items())
+        rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
+        targets = {part: [self.labels.index(label) for label in labels] for part, labels in parts.items()}
+        report_classes(self.labels, targets)
+        return targets
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Use a checkpoint's labels; call before `setup`."""
+        self.labels = self.restored = list(state_dict["labels"])
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.test_set)
+
+    def _loader(self, dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
+        order = shuffled(len(dataset)) if shuffle else None
+        # Batch norm cannot train on a batch of one.
+        batches = Batches(len(dataset), self.batch_size, self.trainer, order, drop_single=shuffle)
+        return batch_loader(dataset, batches)

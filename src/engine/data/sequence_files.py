@@ -1,0 +1,94 @@
+"""Reads sequences from FASTA, FASTQ and tables, each also compressed with gzip."""
+
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+from src.engine.data.tables import TABLES, UNREADABLE, open_utf8, read_table, suffix_of
+from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path
+
+FASTA = (".fa", ".fasta", ".fna", ".faa")
+FASTQ = (".fq", ".fastq")
+
+
+class Record(NamedTuple):
+    """A sequence with its file and row, and its label; "" if it has none."""
+
+    place: str
+    sequence: str
+    label: str = ""
+
+
+def read_sequences(path: Path) -> Iterator[str]:
+    """The sequences of a FASTA or FASTQ file.
+
+    Raises:
+        InputError: as `read_records`.
+    """
+    return (record.sequence for record in read_records(str(path), "", ""))
+
+
+def read_records(path: str, sequence_column: str, label_column: str, labelled: bool = False) -> Iterator[Record]:
+    """The sequences of a file, in order; those of FASTA and FASTQ have no labels, unless `labelled`.
+
+    Args:
+        path: the file; or a folder of them, whose names are the labels of the sequences in them.
+        sequence_column: a table's column of sequences.
+        label_column: a table's column of labels.
+        labelled: the second half of the lines of a FASTA record are its label.
+
+    Raises:
+        InputError: the file is missing, incomplete or of another format, or has no sequences.
+    """
+    file = local_path(path)
+    if not file.exists():
+        raise InputError(f"{path}: no such file")
+    if file.is_dir():
+        for one in sorted(one for one in file.iterdir() if one.is_file() and not one.name.startswith(".")):
+            name = one.with_suffix("").stem if one.suffix == ".gz" else one.stem
+            yield from (record._replace(label=name) for record in read_records(str(one), sequence_column, label_column))
+        return
+    suffix, number = suffix_of(file), 0
+    if suffix in TABLES:
+        rows = enumerate(read_table(path, sequence_column, label_column, "sequence_column"), start=1)
+        yield from (Record(f"{path}, row {number}", *row) for number, row in rows)
+        return
+    if suffix not in (*FASTA, *FASTQ):
+        raise InputError(f"{path}: give {', '.join((*FASTA, *FASTQ, *TABLES))}, or one of them and .gz")
+    try:
+        with open_utf8(file) as opened:
+            lines = (line.decode("utf-8") for line in opened)
+            found = _fasta(lines, labelled) if suffix in FASTA else _fastq(lines)
+            for number, (name, *row) in enumerate(found, start=1):
+                yield Record(f"{path}, record {number} ({name[:40]})", *row)
+    except InputError:
+        raise
+    except (OSError, *UNREADABLE) as error:
+        raise InputError(f"{path}, record {number + 1}: {' '.join(str(error).split())}") from error
+    if not number:
+        raise InputError(f"{path} has no sequences")
+
+
+def _fasta(lines: Iterator[str], labelled: bool) -> Iterator[tuple[str, str, str]]:
+    name, parts = None, list[str]()
+    for line in chain(map(str.strip, lines), ">"):
+        if line.startswith(">"):
+            if labelled and len(parts) % 2:
+                raise ValueError("it has an odd number of lines: give as many lines of labels as of the sequence")
+            half = len(parts) // (1 + labelled)
+            if name is not None:
+                yield name, "".join(parts[:half]), "".join(parts[half:])
+            name, parts = line[1:].strip(), []
+        elif line and line[0] not in "#;":  # not a comment
+            if name is None:
+                raise ValueError(f"it begins with {line[:20]!a}, not with >")
+            parts.append(line)
+
+
+def _fastq(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
+    while any(four := [line.strip() for line in islice(lines, 4)]):
+        if len(four) < 4 or four[0][:1] != "@" or four[2][:1] != "+" or len(four[1]) != len(four[3]):
+            raise ValueError("it is not @name, sequence, + and as many qualities, in four lines; it may be incomplete")
+        yield four[0][1:], four[1], ""

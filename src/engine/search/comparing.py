@@ -1,0 +1,209 @@
+"""What differs between runs, with a picture of their curves; runs of a folder, sorted by a metric."""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src import ROOT
+from src.engine.cli.command import command_parser, new_output, parse_words
+from src.engine.search.past_runs import PastRun, curves, find_folder, read_run, runs_in
+from src.engine.system.classes import nearest
+from src.engine.system.errors import InputError
+from src.engine.system.metric_names import STAGE, final_names
+
+LOWER = {"loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "seconds", "mb", "wer", "cer"}
+HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "ap", "map", "map50", "iou", "miou", "dice", "r2", "recall", "kappa"}
+HIGHER |= {"precision", "bleu", "second"}
+PLOTS = 12  # in one picture
+
+
+def compare(args: list[str]) -> int:
+    """Print the table, and write the picture; return the exit code.
+
+    Raises:
+        InputError: there are not two runs to compare, none has the metric, or the picture cannot be written.
+    """
+    options = _parse(args)
+    if options.best:
+        _print_best(options.best, options.mode, [find_folder(given) for given in options.runs or [ROOT / "logs"]])
+        return 0
+    output = new_output("--output", options.output) if options.output else None
+    runs = [read_run(find_folder(given)) for given in options.runs]
+    for run in runs:
+        if not run.settings:
+            raise InputError(f"{run.name} is {run.problem}: give a run folder such as logs/default/version_0")
+    _print_differences(runs)
+    for run in runs:
+        if run.problem:
+            print(f"{run.name} is {run.problem}")
+    path = _draw(runs, output)
+    print(
+        f"curves: {path}"
+        if path
+        else "no curves: the runs have logged no metric of training or validation to TensorBoard"
+    )
+    return 0
+
+
+def _parse(args: list[str]) -> argparse.Namespace:
+    parser = command_parser("src.compare", "What differs between runs: settings, results and curves.")
+    parser.add_argument("runs", nargs="*", help="run folders; with --best folders to search (default: logs)")
+    parser.add_argument(
+        "--best", metavar="METRIC", help="list all runs in the folders, the best first, as in --best val/acc"
+    )
+    parser.add_argument(
+        "--mode", choices=["min", "max"], help="which value is best (default: by the name of the metric)"
+    )
+    parser.add_argument("--output", help="picture of the curves (default: the next free logs/compare_N.png)")
+    options = parse_words(parser, args)
+    if options.best and options.output:
+        raise InputError(f"--output {options.output}: --best draws no picture")
+    if options.mode and not options.best:
+        raise InputError(f"--mode {options.mode} needs --best and a metric, as in --best val/acc")
+    if not options.best and len(options.runs) < 2:
+        raise InputError(
+            f"{'only one run' if options.runs else 'nothing'} to compare: give at least two run folders, or --best and"
+            " a metric, as in --best val/acc logs"
+        )
+    return options
+
+
+def _print_differences(runs: Sequence[PastRun]) -> None:
+    names = list(dict.fromkeys(name for run in runs for name in run.settings))
+    differ = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    results = final_names({name for run in runs for name in run.metrics})
+    rows = [(name, [str(run.settings.get(name, "")) for run in runs]) for name in differ]
+    rows = rows or [("(no setting differs)", [""] * len(runs))]
+    more = [(name, [_shown(run.metrics.get(name, "")) for run in runs]) for name in results]
+    _print_table(
+        ["", *(run.name for run in runs)], [[name, *values] for name, values in rows], [[n, *v] for n, v in more]
+    )
+
+
+def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:
+    runs = [read_run(path) for folder in folders for path in runs_in(folder)]
+    if not runs:
+        raise InputError(f"{', '.join(map(str, folders))}: no run in it; train one first with python -m src.train")
+    having = [
+        run for run in runs if isinstance(run.metrics.get(metric), float | int) and math.isfinite(run.metrics[metric])
+    ]
+    if not having:
+        known = final_names(
+            {name for run in runs for name, value in run.metrics.items() if isinstance(value, float | int)}
+        )
+        hint = nearest(metric, known) or f"; they have {', '.join(known) or 'no metric'}"
+        raise InputError(f"--best {metric}: no run has it{hint}")
+    mode = mode or _mode(metric, having)
+    having.sort(key=lambda run: run.metrics[metric], reverse=mode == "max")
+    best = "lowest" if mode == "min" else "highest"
+    rows = [
+        [
+            _shown(run.metrics[metric]),
+            _shown(run.metrics.get("best_epoch", "")),
+            run.name,
+            run.problem.partition(":")[0],
+        ]
+        for run in having
+    ]
+    _print_table([f"{metric} ({best} first)", "best epoch", "run", ""], rows)
+    for run in runs:
+        if run not in having:
+            print(f"{run.name} is {run.problem}" if run.problem else f"{run.name} {_lack(run, metric)}")
+
+
+def _lack(run: PastRun, metric: str) -> str:
+    return f"has {metric} {run.metrics[metric]}" if metric in run.metrics else f"has no {metric}"
+
+
+def _mode(metric: str, runs: Sequence[PastRun]) -> str:
+    """Whether `min` or `max` is the best: as the runs chose their best checkpoint, else by the name of the metric."""
+    words = set(re.split(r"[\W_]+", metric.lower()))
+    modes = {
+        str(run.settings.get("checkpoint.mode")) for run in runs if run.settings.get("checkpoint.monitor") == metric
+    }
+    modes = modes or ({"min"} if words & LOWER else set()) | ({"max"} if words & HIGHER else set())
+    if len(modes) != 1 or not modes <= {"min", "max"}:
+        raise InputError(f"--best {metric}: is the lowest or the highest value the best? give --mode min or --mode max")
+    return modes.pop()
+
+
+def _print_table(head: list[str], *parts: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console  # lazy import: keeps --help fast
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE_HEAD)
+    for part in parts:
+        for row in part:
+            table.add_row(*row)
+        table.add_section()
+    # Not folded to 80 columns in a pipe or file, so that it can be searched.
+    Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False).print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
+    return "null" if value is None else str(value)
+
+
+def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
+    """Draw the curves, one plot per metric, a colour per run: solid for validation, dashed for training."""
+    found = [curves(run.folder) for run in runs]
+    names = [name for name in dict.fromkeys(name for one in found for name in one) if STAGE.search(name)]
+    names = [name for name in names if name.removesuffix("_step") == name or name.removesuffix("_step") not in names]
+    plots: dict[str, list[str]] = {}
+    for name in names:
+        if "test" not in STAGE.search(name)[0].lower():  # type: ignore[index]
+            plots.setdefault(STAGE.sub("", name).strip("/_- "), []).append(name)
+    shown = sorted(plots, key=lambda plot: all("train" in name.lower() for name in plots[plot]))[:PLOTS]
+    if not shown:
+        return None
+    from matplotlib.figure import Figure  # lazy import: keeps --help fast
+
+    columns = min(3, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(5 * columns, 3.5 * lines + 0.3 * len(runs)), layout="constrained")
+    for number, plot in enumerate(shown):
+        axes = figure.add_subplot(lines, columns, number + 1, title=plot, xlabel="step")
+        for index, (run, own) in enumerate(zip(runs, found, strict=True)):
+            for name in (name for name in plots[plot] if name in own):
+                is_training = "train" in name.lower()
+                style = {"linestyle": "--" if is_training else "-", "marker": "." if len(own[name][0]) < 20 else ""}
+                label = "" if is_training and len(plots[plot]) > 1 else run.name
+                axes.plot(*own[name], color=f"C{index % 10}", linewidth=1, label=label, **style)  # type: ignore[arg-type]
+    handles = {
+        text: line for axes in figure.axes[::-1] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower left", title="dashed: training")
+    path = output or _free_path()
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): give another with --output") from error
+    except ValueError as error:  # of another format
+        path.unlink(missing_ok=True)
+        raise InputError(
+            f"--output {output}: {str(error).partition(' (')[0]}: give a name that ends with .png"
+        ) from error
+    return path
+
+
+def _free_path() -> Path:
+    """A new empty file `logs/compare_N.png`."""
+    number = 0
+    while True:
+        path = ROOT / "logs" / f"compare_{number}.png"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}): give another with --output") from error
+        else:
+            return path

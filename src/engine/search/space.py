@@ -1,0 +1,76 @@
+"""The file of a search: its keys, its space, and the values of a trial."""
+
+import json
+import math
+from typing import Any
+
+from src.engine.system.classes import nearest
+from src.engine.system.errors import InputError
+
+KINDS = ("float", "int", "categorical")
+KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
+KNOWN |= dict.fromkeys(("recipe", "sampler", "pruner", "metric", "direction"), str)
+REPEATED = ("seed_everything", "data.fold")  # settings whose values are repetitions: the report gives means
+
+
+def check_types(spec: dict[str, Any], given: str) -> None:
+    """Raise InputError if a key is not known or has a value of another type."""
+    for key, value in spec.items():
+        if key not in KNOWN:
+            raise InputError(f"{given}: {key} is not known{nearest(str(key), KNOWN)}")
+        if value is None:
+            continue
+        if type(value) is not KNOWN[key]:
+            raise InputError(f"{given}: {key} {json.dumps(value)}: expected {KNOWN[key].__name__}")
+        if key == "n_trials" and spec[key] < 1:
+            raise InputError(f"{given}: n_trials {value} is too small: give at least 1")
+
+
+def check_space(spec: dict[str, Any], given: str) -> None:
+    """Raise InputError if the space is missing or has a name without a usable range."""
+    space = spec.get("space")
+    if not space:
+        raise InputError(
+            f"{given}: space is missing: give names and ranges, as in {{optimizer.lr: {{float: [1e-4, 0.1]}}}}"
+        )
+    for name, one in space.items():
+        kinds = [kind for kind in KINDS if isinstance(one, dict) and kind in one]
+        if len(kinds) != 1:
+            raise InputError(f"{given}: {name} needs one of {', '.join(KINDS)}, as in {{float: [0.1, 0.9]}}")
+        values = one[kinds[0]]
+        if unknown := next((key for key in one if key not in (*KINDS, "log", "step", "when")), None):
+            raise InputError(f"{given}: {name}: {unknown} is not known: give {', '.join(KINDS)}, log, step or when")
+        if kinds[0] == "categorical":
+            if not isinstance(values, list) or not values:
+                raise InputError(f"{given}: {name}: categorical needs a list of values")
+        else:
+            right = (int,) if kinds[0] == "int" else (int, float)
+            numbers = isinstance(values, list) and len(values) == 2 and all(type(one) in right for one in values)
+            if not numbers or not -math.inf < values[0] <= values[1] < math.inf or (one.get("log") and values[0] <= 0):
+                raise InputError(f"{given}: {name}: {values} is not a range of {kinds[0]}: give [lowest, highest]")
+            if one.get("log") and "step" in one:
+                raise InputError(f"{given}: {name}: give log or step, not both")
+            if type(step := one.get("step", 1)) not in right or not 0 < step < math.inf:
+                raise InputError(f"{given}: {name}: step {step}: give {kinds[0]} above 0")
+        if not isinstance(one.get("when", {}), dict):
+            raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{optimizer: AdamW}}")
+        for other in one.get("when", {}):
+            if other not in space or list(space).index(other) > list(space).index(name):
+                raise InputError(f"{given}: {name}: {other} must be in space, before {name}")
+
+
+def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
+    """Suggest the values of a trial; names whose `when` does not apply are left out."""
+    found: dict[str, Any] = {}
+    for name, one in space.items():
+        conditions = one.get("when", {}).items()
+        if not all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions):
+            continue
+        options = {key: one[key] for key in ("log", "step") if key in one}
+        if "categorical" in one:
+            found[name] = trial.suggest_categorical(name, one["categorical"])
+        elif "int" in one:
+            found[name] = trial.suggest_int(name, *one["int"], **options)
+        else:
+            found[name] = trial.suggest_float(name, *one["float"], **options)
+    return found

@@ -1,0 +1,167 @@
+"""Reads the boxes of images from COCO JSON or a table, and checks them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from src.engine.data.images import UNREADABLE, upright_size
+from src.engine.data.loading import announce
+from src.engine.data.tables import TABLES, stream_columns
+from src.engine.system.errors import InputError
+
+COLUMNS = ("file", "x1", "y1", "x2", "y2", "label")
+MAX_LISTED = 5  # broken boxes listed in one message
+EDGE = 1.0  # pixels that a box may reach beyond the image, as rounded ones do; it is cut
+
+
+class Box(NamedTuple):
+    """A box as its file has it: where it stands there, the image, x1, y1, x2 and y2 in pixels, and its label."""
+
+    place: str
+    file: str
+    corners: tuple[Any, ...]
+    label: Any
+
+
+def box_targets(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Boxes (N, 4) and classes (N,) as targets (count, 5): class -1 in the rows behind the last box."""
+    rows = torch.cat([boxes.float(), classes[:, None].float()], dim=1)
+    return F.pad(rows, (0, 0, 0, count - len(rows)), value=-1)
+
+
+def annotation_file(path: Path) -> Path:
+    """The file itself, or the only JSON file or table in a folder.
+
+    Raises:
+        InputError: there is none, or more than one.
+    """
+    if path.is_file():
+        return path
+    found = [one for one in sorted(path.glob("*")) if one.suffix.lower() in (".json", *TABLES)] if path.is_dir() else []
+    if len(found) != 1:
+        has = f"has {', '.join(one.name for one in found)}" if found else "has no JSON file or table of boxes"
+        has = has if path.is_dir() else "no such file or folder"
+        raise InputError(f"--data.path {path}: {has}; give one COCO .json file or table, or a folder with one")
+    return found[0]
+
+
+def read_boxes(path: Path) -> tuple[list[str], list[Box]]:
+    """The names of all images, and their boxes.
+
+    Args:
+        path: a .json file in COCO's format, or a table with the columns file, x1, y1, x2, y2 and label; a row without
+            box and label names an image without objects.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path.suffix.lower() == ".json":
+        return _read_coco(path)
+    rows = list(stream_columns(path, dict.fromkeys(COLUMNS, f"a table with {', '.join(COLUMNS)}")))
+    boxes = [
+        Box(f"{path}, row {number}", str(file or ""), tuple(corners), label)
+        for number, (file, *corners, label) in enumerate(rows, start=1)
+    ]
+    nameless = next((box.place for box in boxes if not box.file.strip()), None)
+    if nameless:
+        raise InputError(f"{nameless}: column file is empty; fill it or remove the row")
+    named = [box for box in boxes if any(value not in ("", None) for value in (*box.corners, box.label))]
+    return list(dict.fromkeys(box.file for box in boxes)), named
+
+
+def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        files = {one["id"]: str(one["file_name"]) for one in content["images"]}
+        labels = {one["id"]: str(one["name"]) for one in content["categories"]}
+        crowds = [one for one in content["annotations"] if one.get("iscrowd")]
+        boxes = []
+        for number, one in enumerate(content["annotations"], start=1):
+            place = f"{path}, annotation {number} (id {one.get('id')})"
+            for name, known in (("image_id", files), ("category_id", labels)):
+                if one[name] not in known:
+                    raise InputError(f"{place}: {name} {one[name]} is not in the file: fix or remove it")
+            x, y, width, height = (float(value) for value in one["bbox"])
+            if not one.get("iscrowd"):
+                corners = (x, y, x + width, y + height)
+                boxes.append(Box(place, files[one["image_id"]], corners, labels[one["category_id"]]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} is not a COCO file of boxes ({reason}): give images with id and file_name, categories with id and"
+            " name, and annotations with image_id, category_id and bbox: [x, y, width, height]"
+        ) from error
+    if crowds:
+        announce(f"{path}: {len(crowds):,} annotations with iscrowd are left out")
+    return list(dict.fromkeys(files.values())), boxes
+
+
+def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tuple[list[float], str]]]:
+    """The boxes, as shares of width and height, and their labels by image.
+
+    Args:
+        boxes: from `read_boxes`.
+        folder: of the images, which can be opened.
+        path: the file of boxes, for messages.
+
+    Raises:
+        InputError: boxes are outside of their image, have no area, no label, or are no numbers.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    found: dict[str, list[tuple[list[float], str]]] = {}
+    broken = []
+    for box in boxes:
+        if box.file not in sizes:
+            sizes[box.file] = _size(folder / box.file)
+        size = sizes[box.file]
+        reason, corners = _check(box, size)
+        if reason:
+            broken.append(f"{box.place.removeprefix(f'{path}, ')} of {box.file}: {reason}")
+        else:
+            shares = [min(max(value / side, 0.0), 1.0) for value, side in zip(corners, 2 * size, strict=True)]
+            found.setdefault(box.file, []).append((shares, str(box.label).strip()))
+    if broken:
+        more = f"; and {len(broken) - MAX_LISTED:,} more" if len(broken) > MAX_LISTED else ""
+        raise InputError(
+            f"{path}: {len(broken):,} of {len(boxes):,} boxes cannot be used: {'; '.join(broken[:MAX_LISTED])}{more}"
+        )
+    return found
+
+
+def _size(file: Path) -> tuple[int, int]:
+    """Width and height of an image, rotated as its EXIF data says."""
+    try:
+        with Image.open(file) as image:
+            return upright_size(image)
+    except UNREADABLE as error:
+        raise InputError(f"{file} cannot be opened ({error})") from error
+
+
+def _check(box: Box, size: tuple[int, int]) -> tuple[str, list[float]]:
+    """What is wrong with a box, or "", and its corners."""
+    shown = ", ".join(f"{name} {value}" for name, value in zip(COLUMNS[1:5], box.corners, strict=True))
+    try:
+        corners = [float(value) for value in box.corners]
+    except (TypeError, ValueError):
+        return f"{shown}: not numbers", []
+    if not all(map(math.isfinite, corners)):
+        return f"{shown}: not finite numbers", []
+    if box.label is None or not str(box.label).strip():
+        return "it has no label", []
+    x1, y1, x2, y2 = corners
+    if x2 <= x1 or y2 <= y1:
+        return f"{shown}: it has no area; x2 and y2 are its right and lower edge", []
+    width, height = size
+    if min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE:
+        return f"{shown}: it is outside of the image, which is {width} x {height}", []
+    if max(corners) <= 1 and min(size) > 1:
+        return f"{shown}: it is within one pixel; give pixels, not shares of width and height", []
+    return "", corners

@@ -1,0 +1,157 @@
+"""Object detection."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.detection import MeanAveragePrecision
+
+from src.engine.system.errors import InputError
+from src.engine.tensorboard.figures import Sample, box_figure
+from src.tasks.classifier import check_classes
+from src.tasks.task import Task, names
+
+LISTED = 50  # classes whose average precision is logged one by one
+Batch = tuple[Tensor, Tensor]
+
+
+class DetectionTask(Task):
+    """Trains and tests a detector.
+
+    Args:
+        net: the network, a `Detector`.
+        threshold: predictions list the boxes with at least this score, in (0, 1); metrics count all.
+
+    A batch is images (B, 3, S, S) float and targets (B, T, 5) float: x1, y1, x2 and y2 as shares of width and height,
+    and the class number; class -1 in rows behind the last box. An image whose targets are all NaN does not count. Logs
+    `{train,val,test}/loss`, `{val,test}/map`, COCO's mean average precision (Lin et al. 2014) at overlaps of 0.5 to
+    0.95, `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each class. FCOS and SSD divide their loss by the
+    number of positive places in a batch, with several processes each by its own.
+
+    Raises:
+        InputError: `threshold` is out of range, the package that counts is missing, or the network has other classes
+            or another size of images than the data.
+    """
+
+    figure_samples = 8
+    finds_boxes = True
+    """Whether rows of predictions have `boxes`."""
+
+    def __init__(self, net: nn.Module, threshold: float = 0.5) -> None:
+        if not 0 < threshold < 1:
+            raise InputError(f"threshold {threshold} is out of range: give a score between 0 and 1")
+        if not hasattr(net, "losses"):
+            raise InputError(f"{type(net).__name__} has no method losses: give a Detector, such as TorchvisionDetector")
+        super().__init__(net.to(memory_format=torch.channels_last), MetricCollection({"loss": MeanMetric()}))
+        self.save_arguments(net=net, threshold=threshold)
+        self.threshold = threshold
+        try:
+            import faster_coco_eval  # noqa: F401 # torchmetrics counts with it
+        except ModuleNotFoundError as error:
+            raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval") from error
+        # Predicted and true boxes of each image. Not in a metric: its lists must have the same length in all processes.
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def detector(self) -> Any:
+        """The network."""
+        return self.net
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        check_classes(self, self.detector.num_classes)
+        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.detector.image_size)
+        if size != self.detector.image_size:
+            raise InputError(f"the data has image_size {size}, the network {self.detector.image_size}: give one only")
+
+    def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """The loss of a batch, and the arguments of the metrics' `update`."""
+        images, targets = batch
+        weight = (~targets[:, 0, 0].isnan()).sum()
+        known = [rows[rows[:, 4] >= 0] for rows in targets]  # also false for NaN
+        loss = self.detector.losses(images, [(rows[:, :4], rows[:, 4].long()) for rows in known])
+        return loss, {"value": loss.detach(), "weight": weight}
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._seen = []
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._seen = []
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Inputs, targets and predictions of a batch, for callbacks."""
+        return self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        images, targets = batch
+        self.metrics.add(stage, self.check(self.step(batch))[1])
+        preds = self(images)
+        for found, true in zip(preds.float().cpu(), targets.float().cpu(), strict=True):
+            if not true[0, 0].isnan():
+                self._seen.append((found[found[:, 4] > 0], true[true[:, 4] >= 0]))
+        return {"inputs": images, "target": targets, "preds": preds}
+
+    def average_precision(self, by_class: bool = False) -> dict[str, Tensor]:
+        """torchmetrics' values for the images of all processes since the epoch began; all processes must call it."""
+        everyone = [self._seen]
+        if self._trainer is not None and self.trainer.world_size > 1:
+            everyone *= self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, self._seen)
+        metric = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=by_class, sync_on_compute=False)
+        for found, true in (image for part in everyone for image in part):
+            box = {"boxes": found[:, :4], "scores": found[:, 4], "labels": found[:, 5].long()}
+            metric.update([box], [{"boxes": true[:, :4], "labels": true[:, 4].long()}])
+        values: dict[str, Tensor] = metric.compute()
+        return values
+
+    def log_metrics(self, stage: str) -> None:
+        """Log the metrics, after the test also the average precision of each class that occurs."""
+        super().log_metrics(stage)
+        if not self.metrics.has_seen(stage):
+            return
+        by_class = stage == "test" and self.detector.num_classes <= LISTED
+        found = self.average_precision(by_class)
+        scores = {f"{stage}/{name}": found[name] for name in ("map", "map_50")}
+        if by_class:
+            labels = self.label_names(self.detector.num_classes)
+            values = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=True)
+            scores |= {f"test/map_{labels[number]}": value for number, value in values}
+        self.log_dict({name: value.to(self.device) for name, value in scores.items()}, prog_bar=stage == "val")
+
+    def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Boxes (B, 100, 6) float: see `Detector`."""
+        return {"boxes": self(*inputs)}
+
+    def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
+        """The boxes with a score of at least `threshold`, as shares of width and height."""
+        labels = names(labels, self.detector.num_classes, type(self).__name__)
+        rows = []
+        for image in predictions["boxes"].float().cpu():
+            found = image[image[:, 4] >= self.threshold].tolist()
+            rows.append({"boxes": [{"label": labels[int(one[5])], "score": one[4], **corners(one)} for one in found]})
+        return rows
+
+    def difference(self, found: Tensor, expected: Tensor) -> Tensor:
+        """The largest difference of a box of one output from the nearest one of the other, in both directions.
+
+        Counts boxes with at least half of `threshold`: their order may differ where scores are nearly equal.
+        """
+        distances = torch.cdist(found, expected, p=torch.inf)  # (B, K, K)
+        sides = [(found, distances.amin(dim=2)), (expected, distances.amin(dim=1))]
+        return torch.stack([(nearest * (rows[:, :, 4] >= self.threshold / 2)).max() for rows, nearest in sides]).max()
+
+    def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
+        """Images with their true and predicted boxes."""
+        shown = [{**one, "preds": one["preds"][one["preds"][:, 4] >= self.threshold]} for one in samples]
+        return {"boxes": box_figure(shown, self.label_names(self.detector.num_classes))} if samples else {}
+
+
+def corners(row: list[float]) -> dict[str, float]:
+    """The corners of a box by name."""
+    return dict(zip(("x1", "y1", "x2", "y2"), row[:4], strict=True))

@@ -1,0 +1,196 @@
+"""Scenes of several MNIST digits at random places and in random sizes, with their boxes."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
+from src.engine.data.prepare import normalise, pixel_statistics
+from src.engine.system.errors import InputError
+from src.engine.system.randomness import derive_seed
+from src.vision.boxes import box_targets
+from src.vision.digits import digit_note, light_ink
+from src.vision.image_files import Batch
+from src.vision.image_folder import MEAN, STD
+from src.vision.mnist import MNISTDataModule
+
+MIN_SCALE, MAX_SCALE = 0.7, 2.0  # of a digit, which in MNIST is 20 pixels high or wide
+MARGIN = 1  # pixels of a box around the ink
+TRIES = 10  # to find a free place for a digit
+
+
+class DigitScenes(Dataset[Batch]):
+    """Scenes drawn on access.
+
+    Args:
+        digits: (N, 28, 28) uint8, light ink on a dark ground.
+        targets: (N,) int64 class numbers.
+        count: number of scenes.
+        size: S, height and width of a scene in pixels.
+        max_digits: T, most digits in a scene; there is at least one.
+        seed: scenes of another seed are others.
+    """
+
+    def __init__(self, digits: Tensor, targets: Tensor, count: int, size: int, max_digits: int, seed: int) -> None:
+        self.digits = digits.numpy()
+        self.targets = targets
+        self.count = count
+        self.size = size
+        self.max_digits = max_digits
+        self.seed = seed
+        self.statistics = pixel_statistics(DigitScenesDataModule)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        images, targets = self.__getitems__([index])
+        return images[0], targets[0]
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Images (B, 3, S, S) float and targets (B, T, 5); in training others in each epoch."""
+        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        scenes = [self.draw(derive_seed(self.seed, epoch_seed, index)) for index in indices]
+        pixels = torch.from_numpy(np.stack([scene for scene, _ in scenes]))[:, None].expand(-1, 3, -1, -1)
+        return normalise(pixels, *self.statistics), torch.stack([targets for _, targets in scenes])
+
+    def draw(self, seed: int) -> tuple[Any, Tensor]:
+        """A scene (S, S) uint8 and its targets (T, 5)."""
+        chance = random.Random(seed)
+        canvas = np.zeros((self.size, self.size), dtype=np.uint8)
+        boxes: list[tuple[int, int, int, int]] = []
+        classes = []
+        for _ in range(chance.randint(1, self.max_digits)):
+            number = chance.randrange(len(self.digits))
+            ink = self._scaled(self.digits[number], chance.uniform(MIN_SCALE, MAX_SCALE))
+            height, width = ink.shape[0] + 2 * MARGIN, ink.shape[1] + 2 * MARGIN
+            for _ in range(TRIES):
+                x1, y1 = chance.randint(0, self.size - width), chance.randint(0, self.size - height)
+                x2, y2 = x1 + width, y1 + height
+                if all(x2 <= a or c <= x1 or y2 <= b or d <= y1 for a, b, c, d in boxes):
+                    canvas[y1 + MARGIN : y2 - MARGIN, x1 + MARGIN : x2 - MARGIN] = ink
+                    boxes.append((x1, y1, x2, y2))
+                    classes.append(int(self.targets[number]))
+                    break
+        return canvas, box_targets(torch.tensor(boxes) / self.size, torch.tensor(classes), self.max_digits)
+
+    def _scaled(self, digit: Any, scale: float) -> Any:
+        """A digit (28, 28) without its margins, in another size."""
+        rows, columns = ((digit > 0).any(axis=axis).nonzero()[0] for axis in (1, 0))
+        ink = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        height, width = (max(1, round(side * scale)) for side in ink.shape)
+        return np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BILINEAR))
+
+
+class DigitScenesDataModule(LightningDataModule):
+    """Scenes of one to `max_digits` MNIST digits, light on black; digits of MNIST's test part are in test scenes only.
+
+    A scene depends only on seed and index; in training also on the epoch, so that no scene occurs twice.
+
+    Args:
+        data_dir: see `MNISTDataModule`.
+        source: see `MNISTDataModule`.
+        scenes: training scenes per epoch, at least 1.
+        eval_scenes: scenes for validation, and for testing, at least 1.
+        image_size: S, height and width of a scene in pixels, a multiple of 32, at least 64.
+        max_digits: T, most digits in a scene, at least 1.
+        batch_size: scenes per batch over all processes, at least 1.
+        num_workers: processes that draw scenes; 0: the training process draws them.
+        fold: see `MNISTDataModule`.
+        folds: see `MNISTDataModule`.
+
+    Batches are images (B, 3, S, S) float32, normalised like ImageNet, and targets (B, T, 5) float32: x1, y1, x2 and y2
+    as shares of width and height, and the digit; -1 in rows behind the last box.
+
+    Raises:
+        InputError: an argument is out of range, or there are no digits.
+    """
+
+    input_kind = "image"
+    num_classes = 10
+    labels: Sequence[str] = MNISTDataModule.labels
+    pixel_mean, pixel_std = MEAN, STD
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        source: Literal["auto", "official", "sample"] = "auto",
+        scenes: int = 8000,
+        eval_scenes: int = 1000,
+        image_size: int = 128,
+        max_digits: int = 6,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        fold: int | None = None,
+        folds: int = 5,
+    ) -> None:
+        super().__init__()
+        least = {"scenes": 1, "eval_scenes": 1, "image_size": 64, "max_digits": 1, "batch_size": 1, "num_workers": 0}
+        given = {**least, **{name: value for name, value in locals().items() if name in least}}
+        for name, value in given.items():
+            if value < least[name]:
+                raise InputError(f"{name} {value} is out of range: give at least {least[name]}")
+        self.save_hyperparameters()
+        self.digits = MNISTDataModule(data_dir, source, fold=fold, folds=folds)
+        self.scenes = scenes
+        self.eval_scenes = eval_scenes
+        self.image_size = image_size
+        self.max_digits = max_digits
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.data_source = "official"
+        """Source of the digits in use, `official` or `sample`; set by `setup`."""
+
+    def prepare_data(self) -> None:
+        """Find or download MNIST, once per machine."""
+        self.digits.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Load the digits, in every process."""
+        self.digits.setup(stage)
+        self.data_source = self.digits.data_source
+        self.save_hyperparameters({"data_source": self.data_source})
+        digits = (self.digits.train_set, self.digits.val_set, self.digits.test_set)
+        counts = (self.scenes, self.eval_scenes, self.eval_scenes)
+        self.train_set, self.val_set, self.test_set = (
+            DigitScenes(part.images, part.targets, count, self.image_size, self.max_digits, seed)
+            for seed, (part, count) in enumerate(zip(digits, counts, strict=True))
+        )
+
+    def network_arguments(self) -> dict[str, Any]:
+        """The network arguments that depend on the data."""
+        return {"num_classes": self.num_classes, "image_size": self.image_size}
+
+    def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
+        """Pixels (B, 3, S, S) uint8 of pictures of digits, scaled; dark ink on a light ground is inverted."""
+        size = (self.image_size, self.image_size)
+        greys = [Image.fromarray(light_ink(image)[0]).resize(size, Image.Resampling.BILINEAR) for image in inputs]
+        return torch.from_numpy(np.stack([np.asarray(grey) for grey in greys]))[:, None].repeat(1, 3, 1, 1)
+
+    def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
+        """Whether each picture was inverted."""
+        return [digit_note(image) for image in inputs]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.val_set)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.test_set)
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        return self._loader(self.test_set)
+
+    def _loader(self, scenes: DigitScenes, shuffle: bool = False) -> DataLoader[Batch]:
+        order = shuffled(len(scenes)) if shuffle else None
+        batches = Batches(len(scenes), self.batch_size, self.trainer, order, drop_single=shuffle)
+        return batch_loader(scenes, batches, num_workers=self.num_workers)

@@ -1,0 +1,195 @@
+"""Your own images with boxes: COCO JSON, or a table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from src.engine.data.images import Ranges, Shrink, content_keys
+from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.loading import Indices, NumWorkers
+from src.engine.data.split import PARTS, stratified_split, with_fold
+from src.engine.system.errors import InputError
+from src.engine.system.randomness import derive_seed
+from src.engine.system.remote import local_path, local_paths
+from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
+from src.vision.image_files import Batch, ImageFiles, rgb
+from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
+
+SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
+
+
+class BoxFiles(ImageFiles):
+    """Image files with boxes, decoded on access.
+
+    Args:
+        files: paths of the images.
+        targets: for each image boxes (N, 4) float, as shares of width and height, and classes (N,) int64.
+        transform: maps an image in RGB, and a dict of boxes and labels, to pixels (3, S, S) uint8 and that dict.
+        shrink: see `ImageFiles`.
+        ranges: see `read_image`.
+        count: number of boxes in the targets of an image, at least those of any image.
+    """
+
+    def __init__(
+        self, files: list[Path], targets: Any, transform: Any, shrink: Shrink, ranges: Ranges, count: int
+    ) -> None:
+        super().__init__(files, [], shrink, ranges)
+        self.boxes = targets
+        self.transform = transform
+        self.count = count
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Pixels (B, 3, S, S) uint8 and targets (B, count, 5) float.
+
+        In training, the transform's randomness depends only on run seed, epoch and image.
+        """
+        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        samples = []
+        with torch.random.fork_rng(devices=[]):
+            for index, decoded in zip(indices, self.in_threads(self.decoded, indices), strict=True):
+                torch.default_generator.manual_seed(derive_seed(epoch_seed, index))
+                samples.append(self._transformed(Image.fromarray(decoded), *self.boxes[index]))
+        pixels, targets = zip(*samples, strict=True)
+        return torch.stack(pixels), torch.stack(targets)
+
+    def _transformed(self, image: Image.Image, boxes: Tensor, classes: Tensor) -> Batch:
+        sides = torch.tensor([image.width, image.height] * 2)
+        given = tv_tensors.BoundingBoxes(boxes * sides, format="XYXY", canvas_size=(image.height, image.width))
+        pixels, found = self.transform(image, {"boxes": given, "labels": classes})
+        return pixels, box_targets(found["boxes"] / pixels.shape[-1], found["labels"], self.count)
+
+
+class ImageBoxesDataModule(ImageFolderDataModule):
+    """Your own images with labelled boxes, of any size, greyscale or colour.
+
+    Args:
+        path: a .json file in COCO's format; or a .csv, .tsv, .jsonl or .parquet table with the columns file, x1, y1,
+            x2, y2 (pixels) and label, one row per box; or a folder that holds one such file.
+        images: folder that the names of images are relative to; default: that of the file.
+        image_size: S, height and width of the network's input in pixels, a multiple of 32; images are scaled to it
+            without regard to their aspect ratio.
+        batch_size: images per batch over all processes, at least 1.
+        val_share: share of the images for validation, in (0, 1); the same split in every run.
+        test_share: share of the images for testing, in (0, 1); val_share + test_share must be below 1.
+        crop: cut out a random part of a training image that has a box (Liu et al. 2016), with probability 6/7.
+        flip: mirror training images left to right with probability 0.5.
+        num_workers: as for `ImageFolderDataModule`.
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
+        folds: number of folds, at least 2.
+
+    Batches are pixels (B, 3, S, S) uint8, which `on_after_batch_transfer` normalises, and targets (B, T, 5) float32:
+    x1, y1, x2 and y2 as shares of width and height, and the class, an index into `labels`; class -1 in rows behind the
+    last box.
+
+    Raises:
+        InputError: an argument is out of range, there are too few images, or files or boxes cannot be used.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        images: str | None = None,
+        image_size: int = 320,
+        batch_size: int = 8,
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        crop: bool = True,
+        flip: bool = True,
+        num_workers: NumWorkers = "auto",
+        fold: int | None = None,
+        folds: int = 5,
+    ) -> None:
+        super().__init__(
+            path,
+            image_size=image_size,
+            batch_size=batch_size,
+            val_share=val_share,
+            test_share=test_share,
+            flip=flip,
+            num_workers=num_workers,
+            fold=fold,
+            folds=folds,
+        )
+        self.save_hyperparameters()
+        self.images = images
+        self.is_cropped = crop
+
+    def setup(self, stage: str) -> None:
+        """Find, check and split images and boxes, in every process.
+
+        Raises:
+            InputError: there are too few images or no boxes, or some cannot be used.
+        """
+        if hasattr(self, "train_set"):
+            return
+        if not self.data_source:
+            raise InputError("no images given: give --data.path a COCO .json file or a table of boxes")
+        self.path = local_path(self.data_source)
+        path = annotation_file(self.path)
+        folder = local_path(self.images) if self.images else path.parent
+        names, boxes = read_boxes(path)
+        if not self.images and self.path.is_file():
+            local_paths(names, self.data_source)  # copies the images at an address to this folder
+        for box in boxes:
+            if not (folder / box.file).is_file():
+                raise InputError(f"{box.place}: {folder / box.file}: no such file; --data.images names their folder")
+        files = [folder / name for name in names]
+        self.value_ranges = check_files(files, self.value_ranges)
+        found = check_boxes(boxes, folder, path)
+        labels = [label for own in found.values() for _, label in own]
+        if not labels:
+            raise InputError(f"{path} has no boxes")
+        check_labels(labels, str(path), self._restored)
+        self.labels = self._restored or sorted(set(labels))
+        self.num_classes = len(self.labels)
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        if unknown := next((label for label in labels if label not in numbers), None):
+            raise InputError(f"class {unknown} of {path} was not trained on: give {', '.join(self.labels)}")
+        targets = [_tensors(found.get(name, []), numbers) for name in names]
+        keys = content_keys(files) if self.fold[0] else None
+        folded = with_fold(stratified_split([0] * len(names), self.shares), [0] * len(names), *self.fold, keys)
+        parts = dict(zip(PARTS, folded, strict=True))
+        if empty := [part for part, own in parts.items() if not any(len(targets[i][1]) for i in own)]:
+            raise InputError(f"{path} has {len(names):,} images, too few for a {PARTS[empty[0]]} part with boxes")
+        sizes = ", ".join(f"{len(own):,} {part}" for part, own in parts.items())
+        rank_zero_info(f"{self.num_classes} classes, {len(labels):,} boxes, {sizes} images of {path}")
+        classes = {part: [number for i in own for number in targets[i][1].tolist()] for part, own in parts.items()}
+        report_classes(self.labels, classes)
+        report_copies({part: [files[i] for i in own] for part, own in parts.items()})
+        count = max(len(own) for _, own in targets)
+        self.train_set, self.val_set, self.test_set = (
+            BoxFiles(
+                [files[i] for i in own],
+                [targets[i] for i in own],
+                self.transform(part),
+                Shrink(self.image_size, SMALLEST_CROP) if part == "train" and self.is_cropped else self.shrink,
+                self.value_ranges,
+                count,
+            )
+            for part, own in parts.items()
+        )
+
+    def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
+        """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
+        transform = self.transform("val")
+        return torch.stack([transform(rgb(image, self.shrink)) for image in inputs])
+
+    def transform(self, part: str) -> Any:
+        """The transform of a part (`train`, `val` or `test`) of images, and of their boxes."""
+        first: list[Any] = []
+        if part == "train":
+            first += [v2.RandomIoUCrop()] * self.is_cropped + [v2.RandomHorizontalFlip()] * self.flip
+            first += [v2.SanitizeBoundingBoxes()] * self.is_cropped
+        return v2.Compose([*first, v2.Resize((self.image_size, self.image_size)), v2.PILToTensor()])
+
+
+def _tensors(boxes: list[tuple[list[float], str]], numbers: dict[str, int]) -> tuple[Tensor, Tensor]:
+    corners = torch.tensor([corners for corners, _ in boxes]).reshape(-1, 4)
+    return corners, torch.tensor([numbers[label] for _, label in boxes], dtype=torch.int64)

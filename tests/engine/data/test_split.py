@@ -1,0 +1,67 @@
+"""Folds for cross-validation."""
+
+from collections import Counter
+
+import pytest
+
+from src.engine.data.split import check_fold, split_sizes, stratified_split, with_fold
+from src.engine.system.errors import InputError
+from tests.contract import check_folds
+
+
+@pytest.mark.parametrize("folds", [2, 3, 7])
+def test_each_fold_has_its_share_of_every_class(folds: int) -> None:
+    targets = [0] * 50 + [1] * 23 + [2] * 4
+    parts = stratified_split(targets, (0.1, 0.2))
+    check_folds(lambda fold: with_fold(parts, targets, fold, folds), folds)
+    pool = Counter(targets[index] for index in parts[0] + parts[1])
+    sizes = []
+    for fold in range(1, folds + 1):
+        train, val, test = with_fold(parts, targets, fold, folds)
+        assert train == sorted(train)
+        assert val == sorted(val)
+        assert test == parts[2]
+        found = Counter(targets[index] for index in val)
+        assert all(found[label] in (count // folds, -(-count // folds)) for label, count in pool.items())
+        sizes.append(len(val))
+    assert max(sizes) - min(sizes) <= 1
+    assert with_fold(parts, targets, 1, folds)[1] == with_fold(parts, targets, 1, folds)[1]
+    assert with_fold(parts, targets, 1, folds)[1] != list(range(sizes[0]))  # in random order
+
+
+def test_copies_stay_in_one_fold() -> None:
+    keys = [number % 20 for number in range(60)]
+    parts = [list(range(40)), list(range(40, 50)), list(range(50, 60))]
+
+    def samples(fold: int | None) -> list[list[int]]:
+        folded = with_fold(parts, [0] * 60, fold, 4, keys)
+        return [[keys[index] for index in part] for part in folded]
+
+    for fold in range(1, 5):
+        train, val, _ = samples(fold)
+        assert not {*train} & {*val}
+        assert 11 <= len(val) <= 14
+
+
+def test_wrong_folds_are_one_line() -> None:
+    for fold, folds, message in ((None, 1, "folds 1 is too small"), (0, 3, "fold 0 is out of range: give 1 to 3")):
+        with pytest.raises(InputError, match=message):
+            check_fold(fold, folds)
+    with pytest.raises(InputError, match="fold 6 is out of range"):
+        check_fold(6, 5)
+    with pytest.raises(InputError, match="2 different samples are too few for 3 folds"):
+        with_fold([[0, 1, 2], [3], [4]], [0] * 5, 1, 3, keys=["a", "a", "b", "b", "c"])
+
+
+def test_the_folds_of_a_text_are_pieces_of_its_first_nine_tenths() -> None:
+    for folds in (2, 5):
+        ends = []
+        for fold in range(1, folds + 1):
+            sizes = split_sizes(1003, fold, folds)
+            assert list(sizes) == ["train", "val", "after", "test"]
+            assert sum(sizes.values()) == 1003
+            assert sizes["test"] == split_sizes(1003)["test"]
+            ends += [sizes["train"], sizes["train"] + sizes["val"]]
+        assert ends[0] == 0
+        assert ends[1:-1:2] == ends[2::2]  # each begins where the last one ends
+        assert ends[-1] == 902

@@ -1,0 +1,170 @@
+"""Runs are copied to an address, and continued from there."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from src.engine.cli.cli import StarterCLI
+from src.engine.runs import run_copy
+from src.engine.runs.checkpoint import damage
+from src.engine.runs.run_copy import claim_at
+from src.engine.search.tuning import tune
+from src.engine.system import remote
+from src.engine.system.errors import InputError
+from tests.conftest import QUIET
+from tests.toy import RECIPE
+
+ADDRESS = "memory://bucket/logs"
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for module in (run_copy, remote):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def store() -> Iterator[Any]:
+    """An empty file system in memory."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.rm("/", recursive=True)
+
+
+def train(*words: str, address: str = ADDRESS) -> StarterCLI:
+    cli = StarterCLI([*words, f"--trainer.default_root_dir={address}", *QUIET, "--data.size=64"], time.perf_counter())
+    cli.run()
+    return cli
+
+
+def names(store: Any, run: str = "version_0") -> set[str]:
+    found = {
+        Path(name).relative_to(f"/bucket/logs/toy/{run}").as_posix() for name in store.find(f"/bucket/logs/toy/{run}")
+    }
+    return {name for name in found if not name.startswith(("claim-", "events"))}
+
+
+def test_a_run_is_here_and_at_the_address_and_goes_on_from_there(store: Any, project: Path) -> None:
+    cli = train(f"--config={RECIPE}", "--max_epochs=2")
+    folder = project / "logs" / "toy" / "version_0"
+    assert cli.record is not None
+    assert cli.record.folder == folder
+    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert names(store) == {name for name in here if not name.startswith(("events", "."))}
+    for name in ("metrics.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml"):
+        assert store.cat(f"/bucket/logs/toy/version_0/{name}") == (folder / name).read_bytes()
+    # On another machine: the run is fetched, continued, and copied to where it was.
+    shutil.move(project / "logs", project / "away")
+    given = f"{ADDRESS}/toy/version_0"
+    again = StarterCLI(["--run", given, "--ckpt_path=last", "--max_epochs=3", *QUIET], time.perf_counter())
+    again.run()
+    assert again.trainer.global_step == 6
+    assert damage(folder / "checkpoints" / "last.ckpt") is None
+    saved = store.cat("/bucket/logs/toy/version_0/checkpoints/last.ckpt")
+    assert saved == (folder / "checkpoints" / "last.ckpt").read_bytes()
+    assert saved != (project / "away/toy/version_0/checkpoints/last.ckpt").read_bytes()
+    assert "config.resume-1.yaml" in names(store)
+    # Fetched again, it is what is here; a run that differs is neither used nor overwritten.
+    assert run_copy.fetch_run(given) == folder
+    (folder / "config.yaml").write_text("seed_everything: 1\n")
+    with pytest.raises(InputError, match=r"version_0 is here and differs: give --run"):
+        run_copy.fetch_run(given)
+    assert (folder / "config.yaml").read_text() == "seed_everything: 1\n"
+
+
+def test_each_checkpoint_is_copied_while_the_run_goes_on(store: Any) -> None:
+    seen: list[bool] = []
+    cli = StarterCLI(
+        [
+            "fit",
+            f"--config={RECIPE}",
+            f"--trainer.default_root_dir={ADDRESS}",
+            *QUIET,
+            "--data.size=64",
+            "--max_epochs=3",
+        ],
+        time.perf_counter(),
+    )
+    model: Any = cli.model
+    step = model.training_step
+
+    def training_step(*args: Any) -> Any:
+        seen.append(store.exists("/bucket/logs/toy/version_0/checkpoints/last.ckpt"))
+        return step(*args)
+
+    model.training_step = training_step
+    cli.run()
+    assert seen == [False, False, True, True, True, True]
+
+
+def test_a_number_that_is_taken_here_or_at_the_address_is_not_used(store: Any, project: Path) -> None:
+    store.pipe("/bucket/logs/toy/version_4/config.yaml", b"a: 1\n")
+    (project / "logs" / "toy" / "version_1").mkdir(parents=True)
+    assert train("fit", f"--config={RECIPE}", "--max_epochs=1").record.folder.name == "version_5"  # type: ignore[union-attr]
+    assert store.cat("/bucket/logs/toy/version_4/config.yaml") == b"a: 1\n"
+    assert claim_at(project / "logs" / "toy", ADDRESS).name == "version_6"
+
+
+def test_a_run_that_is_faster_keeps_its_number(store: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = store.pipe_file
+
+    def two_at_once(path: str, content: bytes) -> None:
+        write(path, content)
+        if "version_0" in path:
+            write(path.replace("claim-", "claim-0"), content)
+
+    monkeypatch.setattr(type(store), "pipe_file", lambda _, path, content: two_at_once(path, content))
+    assert claim_at(project / "logs" / "toy", ADDRESS).name == "version_1"
+    assert not (project / "logs" / "toy" / "version_0").exists()
+    assert len(store.ls("/bucket/logs/toy/version_0")) == 1
+
+
+def test_an_address_that_fails_is_one_line_and_the_run_is_complete_here(
+    store: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionResetError("connection reset\nby peer")
+
+    monkeypatch.setattr(type(store), "put_file", fail)
+    with pytest.warns(UserWarning, match="trying again after the next checkpoint"), pytest.raises(InputError) as error:
+        train(f"--config={RECIPE}", "--max_epochs=2")
+    folder = project / "logs" / "toy" / "version_0"
+    assert str(error.value) == f"{folder} could not be copied to {ADDRESS}/toy/version_0: connection reset by peer"
+    assert "total_seconds" in json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--run", f"{ADDRESS}/toy/version_9"), "version_9: no run is there"),
+        (("--checkpoint.dirpath", f"{ADDRESS}/more"), "--checkpoint.dirpath memory://.* are written on this machine"),
+        (("--ckpt_path", f"{ADDRESS}/none.ckpt"), "memory://bucket/logs/none.ckpt cannot be read: no such file"),
+        (("--trainer.default_root_dir", "odd://a"), "odd://a cannot be written: Protocol not known: odd"),
+    ],
+)
+def test_what_an_address_cannot_do_is_one_line(store: Any, words: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(InputError, match=expected):
+        StarterCLI(["fit", f"--config={RECIPE}", *QUIET, *words], time.perf_counter())
+
+
+def test_a_search_at_an_address_is_one_line() -> None:
+    words = ["--config=configs/tune/seeds.yaml", f"--trainer.default_root_dir={ADDRESS}"]
+    with pytest.raises(
+        InputError, match=r"--trainer.default_root_dir memory://.*: a search needs a folder of this machine"
+    ):
+        tune(words)
+
+
+def test_a_checkpoint_at_an_address_is_tested(store: Any, toy_checkpoint: str, tmp_path: Path) -> None:
+    store.pipe("/bucket/model.ckpt", Path(toy_checkpoint).read_bytes())
+    words = ["test", f"--config={RECIPE}", "--ckpt_path=memory://bucket/model.ckpt", "--trust=tests.toy", *QUIET]
+    cli = StarterCLI([*words, f"--trainer.default_root_dir={tmp_path / 'logs'}"], time.perf_counter())
+    cli.run()
+    assert cli.trainer.callback_metrics["test/acc"] == 1
