@@ -72,7 +72,7 @@ class TextsTogether:
         finally:
             self.texts[row] = None
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _step(self) -> None:
         """Compute the next token of each text."""
         running = {row: text for row, text in enumerate(self.texts) if text and text.wanted}
