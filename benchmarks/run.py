@@ -42,6 +42,7 @@ ALL = {
     "ablation": Benchmark(("vision", "text"), takes_data=True),
     "serving": Benchmark(("vision",)),
     "search": Benchmark(("vision",)),
+    "sharing": Benchmark(("vision",)),
     "biology": Benchmark(("biology",)),
     "audio": Benchmark(("audio",)),
     "recipes": Benchmark(("vision",), takes_data=True, words=("--recipes", "mnist_fast", "default")),

@@ -41,6 +41,7 @@ ROWS = {
     "ablation": "",
     "serving": "serving",
     "search": "search",
+    "sharing": "sharing",
     "biology": "drugs",
     "audio": "spoken words",
     "recipes": "mnist_fast",
