@@ -51,6 +51,7 @@ SCRIPTS = {
     "memory": "text_memory.py --megabytes 5 500",
     "serving": "serving.py",
     "search": "search.py",
+    "sharing": "sharing.py",
     "drugs": "biology.py",
     "genomes": "biology.py",
     "proteins": "biology.py",

@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import serving
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from table import DATA_DIR, ROOT, describe, has_domain, parse
@@ -138,9 +139,16 @@ def gpt(options: Any) -> Values:
     """Training a GPT with 124 million weights, context 1,024, compiled, in tokens per second, with a plain loop."""
     from src.text.gpt import GPT
 
-    sizes = {"d_model": 768, "num_heads": 12, "num_layers": 12, "vocab_size": 50_304, "block_size": 1024}
+    sizes = {
+        "d_model": 768,
+        "num_heads": 12,
+        "num_layers": 12,
+        "vocab_size": 50_304,
+        "block_size": 1024,
+        "conv_size": 0,
+    }
     if options.quick:
-        sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "vocab_size": 256, "block_size": 64}
+        sizes = {"d_model": 32, "num_heads": 2, "num_layers": 2, "vocab_size": 256, "block_size": 64, "conv_size": 0}
     batch, steps, length = (4, 3, 64) if options.quick else (16, 40, 1024)
     words = ["fit", "--config=configs/text/shakespeare_gpt.yaml", f"--data.block_size={length}"]
     words += [f"--model.net.{name}={value}" for name, value in sizes.items()]
@@ -249,7 +257,6 @@ def resume(options: Any) -> Values:
 
 def deploy(options: Any) -> Values:
     """Images per second of src.predict as a whole process and within it, and answers per second of src.serve."""
-    import serving
     from PIL import Image
 
     from src.vision.mnist import MNISTDataModule

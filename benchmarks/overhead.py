@@ -58,7 +58,7 @@ def plain_text(data_dir: str | None, steps: int) -> float:
 
     data = prepared(TextDataModule(data_dir=data_dir, block_size=256))
     torch.manual_seed(0)
-    net = GPT(vocab_size=data.vocab_size, block_size=256, num_heads=2)
+    net = GPT(vocab_size=data.vocab_size, block_size=256, num_heads=2, conv_size=3)
     optimizer = MuonWithAdamW(decay_groups(net), lr=0.02, adamw_lr=0.01, momentum=0.9, ns_steps=3)
     rates = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, steps, cycle_momentum=False)

@@ -42,6 +42,8 @@ ALL = {
     "ablation": Benchmark(("vision", "text"), takes_data=True),
     "serving": Benchmark(("vision",)),
     "search": Benchmark(("vision",)),
+    "sharing": Benchmark(("vision",)),
+    "table_start": Benchmark(("text",)),
     "biology": Benchmark(("biology",)),
     "audio": Benchmark(("audio",)),
     "recipes": Benchmark(("vision",), takes_data=True, words=("--recipes", "mnist_fast", "default")),

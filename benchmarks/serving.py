@@ -61,10 +61,10 @@ class Server:
                 limited, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=file
             )
         atexit.register(self.stop)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300  # other programs may run
         while not self._is_ready():
             if time.monotonic() > end or self.process.poll() is not None:
-                sys.exit(f"server did not start: {' '.join(command)}")
+                sys.exit(f"server did not start: {' '.join(command)}: {log.read_text()[-2000:]}")
             time.sleep(0.2)
 
     def _is_ready(self) -> bool:

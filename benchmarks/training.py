@@ -23,16 +23,22 @@ from src.engine.system.hardware import choose_precision
 
 def samples_per_second(words: list[str]) -> float:
     """Samples per second in the training epoch of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        return float(train_quietly(words, folder)["samples_per_second"])
+
+
+def train_quietly(words: list[str], folder: str) -> dict[str, Any]:
+    """Run src.train in this process, with its run folder in `folder`; returns the content of `metrics.json`."""
     from src.engine.cli.cli import StarterCLI  # lazy import: reference.py does not need it
 
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    with tempfile.TemporaryDirectory() as folder, terminal(), warnings.catch_warnings(action="ignore"):
+    with terminal(), warnings.catch_warnings(action="ignore"):
         cli = StarterCLI([*words, f"--trainer.default_root_dir={folder}"], time.perf_counter())
         cli.run()
         assert cli.record is not None
-        metrics = json.loads((cli.record.folder / "metrics.json").read_text(encoding="utf-8"))
-        return float(metrics["samples_per_second"])
+        metrics: dict[str, Any] = json.loads((cli.record.folder / "metrics.json").read_text(encoding="utf-8"))
+        return metrics
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Train, validate, test or predict: `python -m src.train --help`."""
 
+import gc
 import os
 import sys
 import time
@@ -15,7 +16,11 @@ def main() -> None:
     if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
         print("Loading torch and Lightning ...", file=sys.stderr)
     try:
-        from src.engine.cli.program import run  # slow import, counted in the run's total time
+        gc.disable()  # during the slow imports, of which collecting garbage would take a seventh
+        try:
+            from src.engine.cli.program import run  # counted in the run's total time
+        finally:
+            gc.enable()
 
         run(started)
     except KeyboardInterrupt:

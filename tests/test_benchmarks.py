@@ -41,6 +41,8 @@ ROWS = {
     "ablation": "",
     "serving": "serving",
     "search": "search",
+    "sharing": "sharing",
+    "table_start": "table of texts",
     "biology": "drugs",
     "audio": "spoken words",
     "recipes": "mnist_fast",

@@ -13,6 +13,9 @@ class KeyValueCache:
     mask: Tensor | None = None
     """Which keys each new token attends to, (B, 1, 1, S) bool; None: all until itself."""
 
+    angles: tuple[Tensor, Tensor] | None = None
+    """Cosine and sine of all positions."""
+
     def __init__(self) -> None:
         self.kept: dict[tuple[int, str], Tensor] = {}  # by layer and name, (B, ..., tokens, features)
         self.length = 0
@@ -69,7 +72,7 @@ class SharedCache(KeyValueCache):
             self.kept[layer, name][row, ..., : value.shape[-2], :] = value[0]
 
     def begin(self, count: int, device: torch.device) -> Tensor:
-        """Prepare for one more token of each text; returns their positions (B, 1)."""
+        """Prepare for one more token of each text; returns their positions (B, 1, 1)."""
         self.positions = torch.tensor(self.lengths, device=device)  # (B,)
         self.rows = torch.arange(len(self.lengths), device=device)
         self.lengths = [length + count for length in self.lengths]
@@ -77,7 +80,7 @@ class SharedCache(KeyValueCache):
         self.size = -(-len(self) // self.PADDING) * self.PADDING  # S
         keys = torch.arange(self.size, device=device)
         self.mask = (keys <= self.positions[:, None])[:, None, None]  # (B, 1, 1, S)
-        return self.positions[:, None]
+        return self.positions[:, None, None]
 
     def extend(self, layer: int, name: str, new: Tensor, last: int | None = None) -> Tensor:
         if last is not None:

@@ -187,12 +187,21 @@ class GPT(nn.Module):
             raise ValueError(f"{total} tokens do not fit this GPT, whose block_size is {self.block_size}")
         x = self.embedding(tokens)  # (B, T, C)
         x = self.embedding_dropout(F.layer_norm(x, x.shape[-1:]))
-        positions = torch.arange(count, device=tokens.device) if cache is None else cache.begin(count, tokens.device)
-        rotation = rotary_angles(positions, self.d_model // self.num_heads)
+        rotation = self._rotation(tokens, cache)
         for layer, block in enumerate(self.blocks):
             x = block(x, rotation, None if cache is None else cache.mask, cache, layer)
         logits: Tensor = self.head(self.norm(x))  # (B, T, vocab_size)
         return logits
+
+    def _rotation(self, tokens: Tensor, cache: KeyValueCache | None) -> Rotation:
+        """The angles of the tokens' positions; with a cache, those of all positions are computed once."""
+        count, head_dim = tokens.shape[1], self.d_model // self.num_heads
+        if cache is None:
+            return rotary_angles(count, head_dim, tokens.device)
+        if cache.angles is None:
+            cache.angles = rotary_angles(self.block_size, head_dim, tokens.device)
+        positions = cache.begin(count, tokens.device)
+        return cache.angles[0][positions], cache.angles[1][positions]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
@@ -230,14 +239,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
     return (weights @ v).view(batch, heads, length, head_dim)
 
 
-def rotary_angles(positions: Tensor, head_dim: int) -> Rotation:
-    """Cosine and sine of positions (Su et al. 2021), float32: (T,) -> (T, head_dim), (B, T) -> (B, 1, T, head_dim).
+def rotary_angles(count: int, head_dim: int, device: torch.device) -> Rotation:
+    """Cosine and sine, each (T, head_dim) float32, for positions 0 to count - 1 (Su et al. 2021).
 
     Both halves of the features have the same angles; the sine of the first half is negated, as `rotate` needs it.
     """
-    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=positions.device) / head_dim)  # (head_dim / 2,)
-    angles = positions.unsqueeze(-1) * frequencies  # (..., T, head_dim / 2)
-    angles = angles.unsqueeze(-3) if positions.ndim > 1 else angles
+    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)  # (head_dim / 2,)
+    angles = torch.outer(torch.arange(count, device=device), frequencies)  # (T, head_dim / 2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

@@ -139,7 +139,7 @@ class LanguageModel(Task):
                     context = context[-(net.block_size // 2) :]
                     cache, processed = net.new_cache() if use_cache else None, 0
                 tokens = torch.tensor([context[processed:]], device=self.device)  # (1, T)
-                with torch.no_grad():
+                with torch.inference_mode():
                     logits = net(tokens, cache)[0, -1].float()  # (vocab_size,)
                 processed = len(context) if use_cache else 0
                 token = sample(logits.cpu(), temperature, top_k, top_p, generator)

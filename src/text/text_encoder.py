@@ -79,7 +79,7 @@ class TextEncoder(nn.Module):
         x = self.embedding_dropout(x)
         for convolution in self.convolutions:
             x = convolution(x, mask)
-        rotation = rotary_angles(torch.arange(tokens.shape[1], device=tokens.device), self.d_model // self.num_heads)
+        rotation = rotary_angles(tokens.shape[1], self.d_model // self.num_heads, tokens.device)
         text = torch.where(mask, (~mask).long().cumsum(dim=1), -1)  # (B, T): number of the text; -1 for padding
         attended = text[:, None, :, None] == text[:, None, None, :]  # (B, 1, T, T)
         for block in self.blocks:

@@ -1,7 +1,7 @@
 """Generates several texts at once."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ class Text:
 
     context: list[int]
     wanted: int
-    sample: Any
+    sample: Callable[[Tensor], int]
     unread: deque[int] = field(default_factory=deque)
     has_started: bool = False
 
@@ -72,7 +72,7 @@ class TextsTogether:
         finally:
             self.texts[row] = None
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _step(self) -> None:
         """Compute the next token of each text."""
         running = {row: text for row, text in enumerate(self.texts) if text and text.wanted}

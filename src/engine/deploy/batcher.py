@@ -56,7 +56,9 @@ class Threads:
         try:
             return function(*args)
         except BaseException as error:
-            raise passable(error) from error
+            if (other := passable(error)) is error:
+                raise
+            raise other from error
         finally:
             del self.started[call]
 
