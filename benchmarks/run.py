@@ -43,7 +43,6 @@ ALL = {
     "serving": Benchmark(("vision",)),
     "search": Benchmark(("vision",)),
     "sharing": Benchmark(("vision",)),
-    "table_start": Benchmark(("text",)),
     "biology": Benchmark(("biology",)),
     "audio": Benchmark(("audio",)),
     "recipes": Benchmark(("vision",), takes_data=True, words=("--recipes", "mnist_fast", "default")),
