@@ -114,7 +114,6 @@ def test_boxes_follow_what_is_done_to_their_image(options: dict[str, bool], tmp_
     images, targets = data.train_set.__getitems__(list(range(24)))
     assert not torch.equal(targets, plain.train_set.__getitems__(list(range(24)))[1])
     assert targets.shape == (24, 2, 5)
-    images, _ = data.on_after_batch_transfer((images, targets), 0)  # normalised: black is below 0
     red = torch.zeros_like(images)
     for image, rows, shown in zip(images, targets, red, strict=True):
         for x1, y1, x2, y2, label in rows[rows[:, 4] >= 0].tolist():

@@ -133,7 +133,7 @@ def test_an_error_of_an_exporter_is_one_short_line() -> None:
 
 
 def test_the_limit_is_relative_for_numbers_that_are_no_logits() -> None:
-    reference: Any = SimpleNamespace(net=lambda values: values, has_logits=False)
+    reference: Any = SimpleNamespace(net=lambda values: values, has_logits=False, inference=SimpleNamespace(task=None))
     samples = [((torch.tensor([[2e6], [1.0]]),), torch.zeros(2)), ((torch.tensor([[-5.0]]),), torch.zeros(1))]
 
     one_more = Exported(reference, lambda values: values + 1, [])
