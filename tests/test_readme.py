@@ -105,6 +105,10 @@ def make_runs(folder: Path) -> str:
         train("--config=configs/text/language_id.yaml", table)
         tiny = (f"--model.net.pretrained={data / 'model'}", "--data.max_length=16")
         train("--config=configs/text/sentiment_pretrained.yaml", table, *tiny)
+    if "audio" not in DELETED:
+        from tests.audio.helpers import own_sounds
+
+        own_sounds(data / "sounds")
     if "multimodal" not in DELETED:
         from tests.multimodal.helpers import own_pairs
 
@@ -134,7 +138,7 @@ def own_data(words: list[str], folder: Path) -> list[str]:
         return [*model, "--data.max_length=40", "--data.path", str(folder / "path" / "to" / "table.csv")]
     if "clip" in recipe:
         return ["--data.batch_size=16"]
-    if "language_id" in recipe or "biology" in recipe:
+    if "language_id" in recipe or "biology" in recipe or "audio" in recipe:
         return []
     if "image_folder" in recipe:
         return ["--data.image_size=32"]
