@@ -16,7 +16,7 @@ import pytest
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from tests.conftest import copy_of_the_repository
-from tests.recipes import DELETED, can_run
+from tests.recipes import DELETED, RECIPES, can_run
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 MOVED = re.findall(
@@ -59,11 +59,10 @@ def test_what_vs_code_starts_is_understood(entry: dict[str, object], monkeypatch
     if module != "src.train":
         assert module == "pytest"
         return
-    if not can_run("configs/default.yaml"):
-        pytest.skip("there is no default recipe")
-    words = [word.replace("${file}", "configs/default.yaml") for word in args if word not in ("last", "--ckpt_path")]
+    words = [word.replace("${file}", RECIPES[0]) for word in args if word not in ("last", "--ckpt_path")]
+    recipe = [] if can_run("configs/default.yaml") else ["--config", RECIPES[0]]
     with pytest.raises(SystemExit) as stop:
-        StarterCLI([*words, "--print_config"], time.perf_counter())
+        StarterCLI([*recipe, *words, "--print_config"], time.perf_counter())
     assert stop.value.code == 0
 
 

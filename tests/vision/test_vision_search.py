@@ -18,7 +18,7 @@ def search(folder: Path, name: str, *more: str) -> int:
 
 @pytest.mark.slow
 def test_the_search_of_the_readme_is_one(tmp_path: Path) -> None:
-    assert search(tmp_path, "mnist", "--n_trials=1") == 0
+    assert search(tmp_path, "mnist", "--n_trials=1", "--max_epochs=2") == 0
     (trial,) = trials(tmp_path, "mnist")
     assert trial.state.name == "COMPLETE"
     own = "model.net.hidden" if trial.params["model.net"] == "MLP" else "model.net.width"

@@ -103,10 +103,8 @@ class Service:
             "suffixes": list(getattr(inference.data, "file_suffixes", ())),
             "title": getattr(inference.data, "input_title", ""),
         }
-        page = PAGE.read_text(encoding="utf-8")
         script = getattr(inference.data, "page_script", None)
-        page = page.replace("{{script}}", script.read_text(encoding="utf-8") if script else "")
-        self.html = page.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
+        self.html = page(facts, script.read_text(encoding="utf-8") if script else "")
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -208,6 +206,12 @@ class Service:
         limits = {name: options[name] for name in ("temperature", "top_k", "top_p")}
         ids = self.writer.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
         yield from tokenizer.stream(ids)
+
+
+def page(facts: dict[str, Any], script: str = "") -> str:
+    """The HTML of the service's page; `script`: JavaScript of the data."""
+    html = PAGE.read_text(encoding="utf-8").replace("{{script}}", script)
+    return html.replace("{{facts}}", json.dumps(facts).replace("<", "\\u003c"))
 
 
 def _as_json(value: Any) -> Any:

@@ -1,11 +1,13 @@
 """The page of the service, in a real browser."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from src.engine.deploy.service import PAGE
+from src.engine.deploy.service import page as html_of
 from tests.engine.deploy.local import local, writer
 from tests.engine.deploy.served import TOKEN, Service, bars_of, browser, draw
 from tests.seen import PHONE, faults
@@ -66,6 +68,14 @@ def test_a_token_in_any_script_is_sent() -> None:
         page.wait_for_function("document.getElementById('text').textContent === 'to be la la'")
 
 
+def test_a_text_has_the_title_of_its_data() -> None:
+    reviews = SimpleNamespace(input_kind="text", input_title="Enter a review")
+    one = SimpleNamespace(kind="text", data=reviews, task=None, device=torch.device("cpu"))
+    with local(one) as running, browser() as page:
+        page.goto(f"http://127.0.0.1:{running.port}/")
+        assert page.locator("#title").text_content() == "Enter a review"
+
+
 KINDS = {
     "drawing": {"kind": "image", "draws": True},
     "image": {"kind": "image", "draws": False},
@@ -77,13 +87,12 @@ KINDS = {
 
 def answered(page: Any, facts: dict[str, Any]) -> list[Any]:
     """Open the page with made-up answers; returns the bodies of what it will ask."""
-    html = PAGE.read_text(encoding="utf-8").replace("{{facts}}", json.dumps(facts))
     answer = {"label": LONG, "probabilities": {LONG: 0.9, "b": 0.1}, "note": "dark ink was inverted"}
     asked: list[Any] = []
 
     def fulfill(route: Any) -> None:
         if route.request.method == "GET":
-            route.fulfill(body=html, content_type="text/html")
+            route.fulfill(body=html_of(facts), content_type="text/html")
         else:
             asked.append(route.request.post_data)
             route.fulfill(json=answer)

@@ -23,7 +23,9 @@ from tests.engine.new.projects import make
 
 TEMPLATE = Template(ROOT)
 RECIPES = recipes(TEMPLATE)
-FIRST, OTHER = list(RECIPES)[:2]  # the second one is not the default recipe
+FIRST = next(iter(RECIPES))
+OTHERS = [name for name in RECIPES if name != "default"]
+OTHER = OTHERS[0]
 DOMAIN = RECIPES[OTHER].split("/")[1]
 
 
@@ -86,7 +88,7 @@ def test_only_what_is_chosen_comes_along(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_the_default_recipe_of_its_project(tmp_path: Path) -> None:
-    first, second = list(RECIPES.items())[1:3]  # not the default recipe of the template
+    first, second = ((name, RECIPES[name]) for name in OTHERS[:2])
     project = make(tmp_path / "mine", "--recipe", first[0], "--recipe", second[0], "--with", "train")
     recipe = (project / first[1]).read_text()
     assert (project / "configs" / "default.yaml").read_text() == recipe
