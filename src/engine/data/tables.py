@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from src.engine.data.loading import announce
-from src.engine.data.texts import Texts, encode
+from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError
 from src.engine.system.remote import local_path
 
@@ -79,7 +79,7 @@ def _columns(path: str, batches: Iterator[Batch], names: Sequence[str]) -> Colum
                 if value is None or not str(value).strip():
                     row = len(labels) + 1
                     raise InputError(f"{path}, row {row}: column {column} is empty; fill it or remove the row")
-            encoded = encode(str(text))
+            encoded = str(text).encode()
             data += encoded
             lengths.append(len(encoded))
             labels.append(sys.intern(str(label).strip()))
@@ -281,8 +281,12 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(filter(bytes.strip, file), start=1):
             try:
                 row = json.loads(line.decode("utf-8"))
+                for value in row.values() if isinstance(row, dict) else ():
+                    str(value).encode()
             except UnicodeDecodeError:
                 raise
+            except UnicodeEncodeError as error:
+                raise ValueError(f"row {number} is not valid Unicode: it has half of a surrogate pair") from error
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"row {number}: {error}") from error
             if not isinstance(row, dict):

@@ -26,7 +26,7 @@ class Texts(Sequence[str]):
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
         """The texts of a list."""
-        encoded = [encode(text) for text in texts]
+        encoded = [text.encode() for text in texts]
         return cls(b"".join(encoded), [len(one) for one in encoded])
 
     def take(self, indices: npt.ArrayLike) -> "Texts":
@@ -41,7 +41,7 @@ class Texts(Sequence[str]):
         if isinstance(index, slice):
             return self.take(np.arange(len(self))[index])
         start = self.starts[index]
-        return str(memoryview(self.data[start : start + self.lengths[index]]), "utf-8", "surrogatepass")
+        return str(memoryview(self.data[start : start + self.lengths[index]]), "utf-8")
 
     def __iter__(self) -> Iterator[str]:
         view = memoryview(self.data)
@@ -49,11 +49,5 @@ class Texts(Sequence[str]):
             starts = self.starts[first : first + CHUNK]
             ends = starts + self.lengths[first : first + CHUNK]
             yield from [
-                str(view[start:end], "utf-8", "surrogatepass")
-                for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+                str(view[start:end], "utf-8") for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
             ]
-
-
-def encode(text: str) -> bytes:
-    """The UTF-8 bytes of a text."""
-    return text.encode("utf-8", "surrogatepass")  # JSON may have half of a surrogate pair

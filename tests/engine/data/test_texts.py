@@ -14,7 +14,7 @@ from tests.conftest import write
 
 
 def test_texts_are_like_a_list_of_strings() -> None:
-    strings = ["caf\xe9", "", "two\nlines", "half a pair \ud83d", "\U0001f600"]
+    strings = ["caf\xe9", "", "two\nlines", "three", "\U0001f600"]
     texts = Texts.of(strings)
     assert (len(texts), list(texts), list(texts[1:3]), texts[-1]) == (5, strings, strings[1:3], strings[-1])
     some = texts.take([4, 0, 4])
@@ -32,6 +32,13 @@ def test_every_type_of_strings_in_parquet_is_read(tmp_path: Path, kind: pa.DataT
     )
     texts, labels = read_columns(str(path), "text", "label")
     assert (list(texts), labels) == (strings, ["a", "b", "a"] * 3)
+
+
+def test_half_of_a_surrogate_pair_in_json_is_named(tmp_path: Path) -> None:
+    row = r'{"text": "half \ud83d", "label": "a"}'
+    path = write(tmp_path / "own.jsonl", '{"text": "x", "label": "a"}\n' + row)
+    with pytest.raises(InputError, match=r"own.jsonl.*row 2 is not valid Unicode: it has half of a surrogate pair"):
+        read_columns(path, "text", "label")
 
 
 def test_parquet_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
