@@ -5,6 +5,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from src.engine.data.images import is_hidden
 from src.engine.data.tables import TABLES, UNREADABLE, open_utf8, read_table, suffix_of
 from src.engine.system.errors import InputError
 from src.engine.system.remote import local_path
@@ -46,9 +47,13 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
     if not file.exists():
         raise InputError(f"{path}: no such file")
     if file.is_dir():
-        for one in sorted(one for one in file.iterdir() if one.is_file() and not one.name.startswith(".")):
+        files = sorted(one for one in file.iterdir() if one.is_file() and not is_hidden(one.name))
+        if not files:
+            raise InputError(f"{path} has no files of sequences; give one file per class")
+        for one in files:
             name = one.with_suffix("").stem if one.suffix == ".gz" else one.stem
-            yield from (record._replace(label=name) for record in read_records(str(one), sequence_column, label_column))
+            records = read_records(str(one), sequence_column, sequence_column)
+            yield from (record._replace(label=name) for record in records)
         return
     suffix, number = suffix_of(file), 0
     if suffix in TABLES:
@@ -88,7 +93,9 @@ def _fasta(lines: Iterator[str], labelled: bool) -> Iterator[tuple[str, str, str
 
 
 def _fastq(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
-    while any(four := [line.strip() for line in islice(lines, 4)]):
+    while four := [line.strip() for line in islice(lines, 4)]:
+        if not any(four):
+            continue  # blank lines, as at the end
         if len(four) < 4 or four[0][:1] != "@" or four[2][:1] != "+" or len(four[1]) != len(four[3]):
             raise ValueError("it is not @name, sequence, + and as many qualities, in four lines; it may be incomplete")
         yield four[0][1:], four[1], ""
