@@ -68,7 +68,7 @@ def test_a_folder_of_tables_needs_no_column_of_labels(tmp_path: Path) -> None:
 
 def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "gene").mkdir()
-    with pytest.raises(InputError, match="has no files of sequences; give one file per class"):
+    with pytest.raises(InputError, match=r"has no files of sequences; give one file per class"):
         prepared(tmp_path, **DNA)
 
 
@@ -78,7 +78,7 @@ def test_reads_behind_blank_lines_are_read_too(tmp_path: Path) -> None:
 
 
 def test_a_source_of_another_kind_is_refused() -> None:
-    with pytest.raises(InputError, match="splice_sites is of kind dna, not protein: give --data.kind dna"):
+    with pytest.raises(InputError, match=r"splice_sites is of kind dna, not protein: give --data\.kind dna"):
         SequenceDataModule(source="splice_sites", kind="protein", predicts="hidden").setup("fit")
 
 
@@ -211,9 +211,19 @@ FAMILY = {"kind": "protein", "predicts": "hidden"}
     ("name", "content", "options", "problem"),
     [
         ("a.csv", "sequence,label\nCC,1\nCX,2\n", {}, ", row 2: 'CX' is not SMILES: 'X' cannot stand at position 2"),
-        ("a.csv", "sequence,label\nC[é]C,1\n", {}, ", row 1: 'C[\\xe9]C' is not SMILES: '[' cannot stand at position 2"),
+        (
+            "a.csv",
+            "sequence,label\nC[é]C,1\n",
+            {},
+            ", row 1: 'C[\\xe9]C' is not SMILES: '[' cannot stand at position 2",
+        ),
         ("a.csv", "sequence,label\nC[ ]C,1\n", {}, ", row 1: 'C[ ]C' is not SMILES: '[' cannot stand at position 2"),
-        ("a.csv", "sequence,label\nC١CC١,1\n", {}, ", row 1: 'C\\u0661CC\\u0661' is not SMILES: '\\u0661' cannot"),
+        (
+            "a.csv",
+            "sequence,label\nC\u0661CC\u0661,1\n",
+            {},
+            ", row 1: 'C\\u0661CC\\u0661' is not SMILES: '\\u0661' cannot",
+        ),
         ("a.csv", "sequence,label\nMßK,1\n", RESIDUES, ", row 1: '\\xdf' at position 2 is no residue"),
         ("a.csv", "sequence,label\nCC,1e300\n", {}, ", row 1: label '1e300' is no finite number"),
         ("a.csv", "sequence,label\nCC,high\n", {}, ", row 1: label 'high' is no finite number"),
