@@ -112,7 +112,7 @@ class SpokenCaptionDataModule(CaptionDataModule):
                 matching = [(own.targets == digit).nonzero()[:, 0].tolist() for digit in range(len(self.labels))]
                 self.sets[part] = SpokenImages(self.sets[part], own.waveforms, matching)
             return
-        rows = read_table(self.path, self.sound_column, self.columns[1], "sound_column")
+        rows = read_table(self.path, self.sound_column, self.columns[1], ("sound_column", "caption_column"))
         names = [f"{self.path}, row {number}: {name}" for number, (name, _) in enumerate(rows, start=1)]
         waves = torch.stack(self.words.read(names, local_paths([name for name, _ in rows], self.path)))
         for part, indices in self.rows_of.items():

@@ -60,7 +60,7 @@ def labelled_files(path: str, columns: tuple[str, str], suffixes: tuple[str, ...
         if skipped:
             rank_zero_info(skipped_line(skipped, " or ".join(suffixes)))
     elif place.is_file():
-        rows = read_table(path, *columns, "path_column")
+        rows = read_table(path, *columns, ("path_column", "label_column"))
         names = [f"{path}, row {row}: {name}" for row, (name, _) in enumerate(rows, start=1)]
         files = local_paths([name for name, _ in rows], path)
         found = [LabelledFile(name, file, row[1]) for name, file, row in zip(names, files, rows, strict=True)]

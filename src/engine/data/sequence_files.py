@@ -57,7 +57,7 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
         return
     suffix, number = suffix_of(file), 0
     if suffix in TABLES:
-        rows = enumerate(read_table(path, sequence_column, label_column, "sequence_column"), start=1)
+        rows = enumerate(read_table(path, sequence_column, label_column, ("sequence_column", "label_column")), start=1)
         yield from (Record(f"{path}, row {number}", *row) for number, row in rows)
         return
     if suffix not in (*FASTA, *FASTQ):

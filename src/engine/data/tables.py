@@ -25,30 +25,32 @@ HEAD_BYTES = 2**20  # block size for the names of the columns
 STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 UNREADABLE = (ValueError, EOFError, zlib.error)  # what Python raises for a file of another format or an incomplete one
+OPTIONS = ("text_column", "label_column")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def read_table(path: str, text_column: str, label_column: str, option: str = "text_column") -> list[Row]:
+def read_table(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> list[Row]:
     """Texts and labels from a .csv, .tsv, .jsonl or .parquet file.
 
     Args:
         path: the file, or its address.
         text_column: column of texts, or of paths.
         label_column: column of labels.
-        option: the option that sets `text_column`, for error messages.
+        options: the options that set these columns, for error messages.
 
     Raises:
         InputError: the file is missing or has another format, a column is missing, or a text or label is empty.
     """
-    return list(zip(*read_columns(path, text_column, label_column, option), strict=True))
+    return list(zip(*read_columns(path, text_column, label_column, options), strict=True))
 
 
-def read_columns(path: str, text_column: str, label_column: str, option: str = "text_column") -> Columns:
+def read_columns(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> Columns:
     """The same as two lists, in little more memory than the file has."""
     file = local_path(path)
     if not file.is_file():
-        raise InputError(f"{path}: no such file")
-    wanted = (text_column, label_column), (f"--data.{option}", "--data.label_column")
+        is_folder = " is a folder: give a .csv, .tsv, .jsonl or .parquet file"
+        raise InputError(f"{path}{is_folder if file.is_dir() else ': no such file'}")
+    wanted = (text_column, label_column), [f"--data.{option}" for option in options]
     try:
         texts, labels = _columns(path, _rows(file, *wanted, STREAM_BYTES), wanted[0])
     except InputError as error:
