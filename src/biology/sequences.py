@@ -201,11 +201,10 @@ class SequenceDataModule(LightningDataModule):
         return [one for token in found for one in ([token] if token in self.numbers else token)]
 
     def _clean(self, text: str) -> str:
-        """A checked molecule; or a sequence in capital letters, without blanks and names as in FASTA."""
+        """A checked molecule; or a sequence in capital letters, without blanks and a name as in FASTA."""
         kind, limit = self.options.kind, self.options.max_length
-        lines = (line for line in text.splitlines() if not line.startswith(">"))
-        capitals = re.sub("[a-z]", lambda one: one[0].upper(), "".join("".join(lines).split()))  # ß is not SS
-        letters = capitals.translate(str.maketrans(READ_AS[kind]))
+        letters = "".join(re.sub(r"^\s*>.*", "", text).split())
+        letters = re.sub("[a-z]", lambda one: one[0].upper(), letters).translate(str.maketrans(READ_AS[kind]))
         sequence = text.strip() if kind == "smiles" else letters
         if not sequence:
             raise SampleError("the sequence is empty: remove it")

@@ -77,6 +77,13 @@ def test_reads_behind_blank_lines_are_read_too(tmp_path: Path) -> None:
     assert len(list(read_sequences(Path(path)))) == 6
 
 
+def test_a_name_as_in_fasta_is_left_out_and_a_second_sequence_is_refused(tmp_path: Path) -> None:
+    data = prepared(table(tmp_path / "a.csv", ["ACGT,1"] * 3), kind="dna")
+    assert data.prepare([">one>\nAC\ngt\n"])[0].tolist() == [[1, 2, 3, 4]]
+    with pytest.raises(InputError, match="'>' at position 3 is no base"):
+        data.prepare([">one\nAC\n>two\nGT"])
+
+
 def test_a_source_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError, match=r"splice_sites is of kind dna, not protein: give --data\.kind dna"):
         SequenceDataModule(source="splice_sites", kind="protein", predicts="hidden").setup("fit")
