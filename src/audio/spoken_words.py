@@ -131,9 +131,7 @@ class SpokenWordsDataModule(PartsDataModule):
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
         self.max_shift = max_shift * sample_rate
-        self.max_speed = max_speed
-        self.max_noise = max_noise
-        self.max_mask = max_mask
+        self.max_speed, self.max_noise, self.max_mask = max_speed, max_noise, max_mask
         self.features = LogMel(image_size, samples, sample_rate)
         self.file_example = (
             'import soundfile; sound = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)[0].mean(1)'
