@@ -35,7 +35,7 @@ class LogMel(nn.Module):
     def forward(self, waveforms: Tensor) -> Tensor:
         spectra = torch.stft(waveforms, BINS, self.step, WINDOW, self.window, pad_mode="constant", return_complex=True)
         power = torch.view_as_real(spectra).square().sum(dim=-1)[..., : self.size * self.spectra]
-        power = power.unflatten(-1, (self.size, self.spectra)).mean(dim=-1)  # (B, BINS / 2 + 1, S)
+        power = power.reshape(*power.shape[:2], self.size, self.spectra).mean(dim=-1)  # (B, BINS / 2 + 1, S)
         bands = torch.einsum("bft,fs->bst", power, self.filters)  # (B, S, S)
         loudness = 10 * bands.clamp(min=1e-10).log10()
         loudness = (loudness - loudness.amax(dim=(1, 2), keepdim=True)) / DECIBELS  # at most 0

@@ -70,6 +70,10 @@ def _columns(path: str, rows: Iterator[tuple[Any, ...]], names: Sequence[str]) -
             for value, column in zip((text, label), names, strict=True):
                 if value is None or not str(value).strip():
                     raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
+                if isinstance(value, list | dict):
+                    raise InputError(
+                        f"{path}, row {number}: column {column} is {str(value)[:40]}, not a text or number"
+                    )
         texts.append(str(text))
         labels.append(sys.intern(str(label).strip()))
     return texts, labels
