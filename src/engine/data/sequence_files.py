@@ -5,7 +5,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from src.engine.data.images import is_hidden
 from src.engine.data.tables import TABLES, UNREADABLE, open_utf8, read_table, suffix_of
 from src.engine.system.errors import InputError
 from src.engine.system.remote import local_path
@@ -47,7 +46,7 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
     if not file.exists():
         raise InputError(f"{path}: no such file")
     if file.is_dir():
-        files = sorted(one for one in file.iterdir() if one.is_file() and not is_hidden(one.name))
+        files = sorted(one for one in file.iterdir() if one.is_file() and not one.name.startswith("."))
         if not files:
             raise InputError(f"{path} has no files of sequences; give one file per class")
         for one in files:
