@@ -138,7 +138,7 @@ def test_a_molecule_is_written_anew_in_training_and_always_alike_in_evaluation(t
 
 
 def test_both_strands_are_seen(tmp_path: Path) -> None:
-    rows = [f"AACC{'GT'[number % 2]},{number}" for number in range(20)]
+    rows = [f"AACC{'GT'[number % 2]},{number}" for number in range(60)]
     path = table(tmp_path / "a.csv", rows)
     data = prepared(path, kind="dna", reverse_complement=True)
     tokens, mask = data.prepare(["AACCG"])
