@@ -218,9 +218,7 @@ HAS = [name for name, (_, _, domain) in gpu.PARTS.items() if has_domain(domain)]
 PROCESSES = ("default", "resume", "deploy")  # parts that start other processes
 
 
-@pytest.mark.parametrize(
-    "part", [pytest.param(name, marks=[pytest.mark.slow] * (name in PROCESSES)) for name in HAS]
-)
+@pytest.mark.parametrize("part", [pytest.param(name, marks=[pytest.mark.slow] * (name in PROCESSES)) for name in HAS])
 def test_each_part_for_a_gpu_runs_on_a_cpu_with_tiny_sizes(part: str) -> None:
     values = gpu.PARTS[part][0](SMALL)
     assert values

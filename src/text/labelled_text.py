@@ -1,6 +1,7 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,9 @@ from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.tables import Columns, Row, read_columns
+from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError
 from src.text.sources import language_names, rt_polarity
 from src.text.tokenizer import (
@@ -43,16 +45,17 @@ class TokenizedTexts(Dataset[Batch]):
     """Token sequences of any length, with class numbers.
 
     Args:
-        ids: token IDs of all texts, one after the other.
+        ids: token IDs of all texts.
         lengths: number of tokens of each text.
         targets: class number of each text.
+        starts: place of the first token of each text. Default: one text follows the other.
     """
 
-    def __init__(self, ids: Ids, lengths: list[int], targets: list[int]) -> None:
+    def __init__(self, ids: Ids, lengths: Any, targets: Any, starts: Any = None) -> None:
         self.ids = ids
-        self.lengths = torch.tensor(lengths)
-        self.ends = self.lengths.cumsum(0)
-        self.targets = torch.tensor(targets)
+        self.lengths = torch.as_tensor(lengths)
+        self.starts = self.lengths.cumsum(0) - self.lengths if starts is None else torch.as_tensor(starts)
+        self.targets = torch.as_tensor(targets)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -63,8 +66,8 @@ class TokenizedTexts(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Tokens (B, T) int64, mask (B, T) bool, true for tokens, and targets (B,) int64."""
-        ends, lengths = self.ends[indices].tolist(), self.lengths[indices].tolist()
-        tokens, mask = padded([self.ids[end - length : end] for end, length in zip(ends, lengths, strict=True)])
+        starts, ends = self.starts[indices], self.starts[indices] + self.lengths[indices]
+        tokens, mask = padded([self.ids[first:end] for first, end in zip(starts.tolist(), ends.tolist(), strict=True)])
         return tokens, mask, self.targets[indices]
 
 
@@ -81,17 +84,18 @@ def by_length(lengths: Tensor, batch_size: int) -> Order:
 
     def draw(generator: torch.Generator) -> Iterator[int]:
         order = torch.randperm(len(lengths), generator=generator)
-        batches: list[Tensor] = []
-        for start in range(0, len(order), POOL * batch_size):
-            part = order[start : start + POOL * batch_size]
-            part = part[lengths[part].argsort(stable=True)]
-            batches += [part[first : first + batch_size] for first in range(0, len(part), batch_size)]
+        pool = POOL * batch_size
+        whole = len(order) // pool * pool
+        # (pools, POOL * batch_size), and the incomplete pool
+        for part in (order[:whole].view(whole // pool, pool), order[None, whole:]):
+            part.copy_(part.gather(1, lengths[part].argsort(dim=1, stable=True)))
         # The incomplete batch comes last: anywhere else it would shift the borders of all later batches.
-        full = [batch for batch in batches if len(batch) == batch_size]
-        short = [batch for batch in batches if len(batch) < batch_size]
-        shuffled = [full[index] for index in torch.randperm(len(full), generator=generator)]
-        for batch in shuffled + short:
-            yield from batch.tolist()
+        full = len(order) // batch_size
+        batches, rest = order[: full * batch_size].view(full, batch_size), order[full * batch_size :]
+        shuffled = torch.randperm(full, generator=generator)
+        for first in range(0, full, 1000):
+            yield from batches[shuffled[first : first + 1000]].flatten().tolist()
+        yield from rest.tolist()
 
     return draw
 
@@ -205,18 +209,16 @@ class LabelledTextDataModule(LightningDataModule):
         self.tokenizer = self._find_tokenizer(parts["train"][0])
         self.vocab_size = self.tokenizer.vocab_size
         if "tokenizer" not in self._restored:
-            some = parts["train"][0][:CHECKED_TEXTS]
+            some = list(parts["train"][0][:CHECKED_TEXTS])
             check_tokens(self.tokenizer, self.tokenizer.encode_batch(some, self.max_length), self.tokenizer_name)
         sizes = ", ".join(f"{len(texts):,} {PARTS[part]}" for part, (texts, _) in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} texts of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        targets = {part: [numbers[label] for label in labels] for part, (_, labels) in parts.items()}
+        targets = {part: _class_numbers(labels, self.labels) for part, (_, labels) in parts.items()}
         texts = {part: texts for part, (texts, _) in parts.items()}
-        del parts
         report_classes(self.labels, targets)
         report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
-        self.train_set, self.val_set, self.test_set = (self._tokenize(texts.pop(part), targets[part]) for part in PARTS)
+        self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], targets[part]) for part in PARTS)
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the texts."""
@@ -254,16 +256,15 @@ class LabelledTextDataModule(LightningDataModule):
     def _in_order(self, texts: TokenizedTexts) -> DataLoader[Batch]:
         return batch_loader(texts, Batches(len(texts), self.batch_size, self.trainer))
 
-    def _tokenize(self, texts: list[str], targets: list[int]) -> TokenizedTexts:
-        """The tokens of texts, which are removed from the list: both together would take too much memory."""
+    def _tokenize(self, texts: Texts, targets: Tensor) -> TokenizedTexts:
         dtype = np.min_scalar_type(self.vocab_size - 1)
+        if isinstance(self.tokenizer, ByteTokenizer) and texts.lengths.all():  # the texts are the tokens
+            return TokenizedTexts(texts.data, texts.lengths.clip(max=self.max_length), targets, texts.starts)
         parts: list[Ids] = []
         lengths: list[int] = []
         empty: list[str] = []
-        texts.reverse()
-        while texts:
-            some = texts[: -CHUNK - 1 : -1]
-            del texts[-CHUNK:]
+        rest = iter(texts)
+        while some := list(islice(rest, CHUNK)):
             ids = self.tokenizer.encode_batch(some, self.max_length)
             empty += [text for text, one in zip(some, ids, strict=True) if not len(one)]
             lengths += map(len, ids)
@@ -275,7 +276,7 @@ class LabelledTextDataModule(LightningDataModule):
             )
         return TokenizedTexts(np.concatenate(parts), lengths, targets)
 
-    def _find_tokenizer(self, texts: list[str]) -> Tokenizer:
+    def _find_tokenizer(self, texts: Texts) -> Tokenizer:
         if "tokenizer" in self._restored:
             return self.tokenizer
         if self.tokenizer_name == "bytes":
@@ -312,19 +313,20 @@ class LabelledTextDataModule(LightningDataModule):
 
     def _split(self, columns: Columns, wanted: Sequence[str]) -> dict[str, Columns]:
         texts, labels = columns
-        numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
-        parts = stratified_split([numbers[label] for label in labels], [self.shares[part] for part in wanted])
+        targets = _class_numbers(labels, sorted(set(labels)))
+        named = np.array(labels, object)
+        parts = stratified_indices(targets, [self.shares[part] for part in wanted])
         found = {
-            part: ([texts[index] for index in indices], [labels[index] for index in indices])
+            part: (texts.take(indices), named[indices.numpy()].tolist())
             for part, indices in zip(("train", *wanted), parts, strict=True)
         }
-        return {part: found.get(part, ([], [])) for part in PARTS}
+        return {part: found.get(part, _columns([])) for part in PARTS}
 
     def _check_labels(self, tables: dict[str, list[str]]) -> None:
         """Check the labels of each table, or source; the first is trained on."""
         (source, training), *_ = tables.items()
         restored = self._restored.get("labels", ())
-        check_labels((label for labels in tables.values() for label in labels), source, restored)
+        check_labels(chain.from_iterable(tables.values()), source, restored)
         known = set(restored) or set(training)
         for name, labels in tables.items():
             if unknown := set(labels) - known:
@@ -336,7 +338,12 @@ class LabelledTextDataModule(LightningDataModule):
 
 
 def _columns(rows: list[Row]) -> Columns:
-    return [text for text, _ in rows], [label for _, label in rows]
+    return Texts.of(text for text, _ in rows), [label for _, label in rows]
+
+
+def _class_numbers(labels: list[str], classes: list[str]) -> Tensor:
+    numbers = {label: number for number, label in enumerate(classes)}
+    return torch.from_numpy(np.fromiter(map(numbers.__getitem__, labels), np.int64, len(labels)))
 
 
 def _label_order(label: str) -> tuple[bool, float, str]:

@@ -4,6 +4,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.data.loading import announce
@@ -43,15 +45,15 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
             announce(f"Labels {shown} of {source} differ only in case and are different classes: write them alike?")
 
 
-def report_classes(labels: Sequence[str], parts: Mapping[str, Sequence[int]]) -> None:
+def report_classes(labels: Sequence[str], parts: Mapping[str, npt.ArrayLike]) -> None:
     """Log the number of samples of each class, and the classes that a part lacks.
 
     Args:
         labels: names of the classes.
         parts: class number of each sample, by the name of the part.
     """
-    counts = {part: Counter(targets) for part, targets in parts.items()}
-    sizes = [(label, sum(count[number] for count in counts.values())) for number, label in enumerate(labels)]
+    counts = {part: np.bincount(np.asarray(own, np.int64), minlength=len(labels)) for part, own in parts.items()}
+    sizes = [(label, sum(int(count[number]) for count in counts.values())) for number, label in enumerate(labels)]
     shown = [f"{label} {size:,}" for label, size in sizes]
     if len(labels) > SHOWN:
         largest = sorted(sizes, key=lambda one: -one[1])

@@ -1,12 +1,14 @@
 """Splits samples into parts, and folds, with equal class proportions, and finds samples that are in several parts."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
@@ -24,18 +26,22 @@ def stratified_split(targets: Sequence[int], shares: Sequence[float]) -> list[li
         shares: fraction of each part except the first, which gets the rest. Every part with a share above 0 gets at
             least one sample of each class, if the class has enough; at least one stays in the first part.
     """
+    return [part.tolist() for part in stratified_indices(torch.as_tensor(targets), shares)]
+
+
+def stratified_indices(targets: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    """The same as tensors of indices (N,) int64, for millions of samples."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
-    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
-    members = torch.as_tensor(targets)
-    for label in sorted(set(targets)):
-        found = (members == label).nonzero().squeeze(1)
-        order = found[torch.randperm(len(found), generator=generator)].tolist()
+    parts = [[torch.empty(0, dtype=torch.int64)] for _ in range(len(shares) + 1)]
+    for label in np.unique(targets).tolist():
+        found = (targets == label).nonzero().squeeze(1)
+        order = found[torch.randperm(len(found), generator=generator)]
         for part, share in zip(parts[1:], shares, strict=True):
             count = min(max(round(share * len(found)), int(share > 0)), max(len(order) - 1, 0))
-            part += order[:count]
+            part.append(order[:count])
             order = order[count:]
-        parts[0] += order
-    return [sorted(part) for part in parts]
+        parts[0].append(order)
+    return [torch.cat(part).sort().values for part in parts]
 
 
 def with_fold(
@@ -126,7 +132,7 @@ def check_shares(val_share: float, test_share: float) -> None:
 
 
 @rank_zero_only
-def report_duplicates(parts: dict[str, list[Any]], kind: str, name: Callable[[str, int], str]) -> None:
+def report_duplicates(parts: Mapping[str, Sequence[Any]], kind: str, name: Callable[[str, int], str]) -> None:
     """Log how many samples are also in an earlier part, with one example.
 
     Args:
@@ -134,7 +140,7 @@ def report_duplicates(parts: dict[str, list[Any]], kind: str, name: Callable[[st
         kind: what the samples are, such as images.
         name: gives the name of a sample, by part and index.
     """
-    hashes = np.fromiter((hash(key) for keys in parts.values() for key in keys), np.int64)
+    hashes = np.fromiter(map(hash, chain.from_iterable(parts.values())), np.int64)
     ordered = np.sort(hashes)  # eight bytes a sample: a dict of all would take more memory than short texts
     repeated = np.isin(hashes, np.unique(ordered[1:][ordered[1:] == ordered[:-1]]))
     first: dict[Any, tuple[str, str]] = {}

@@ -9,17 +9,22 @@ import json
 import re
 import sys
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from src.engine.data.loading import announce
+from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError
 from src.engine.system.remote import local_path
 
 Row = tuple[str, str]  # text or path, and label
-Columns = tuple[list[str], list[str]]  # the same by column: half the memory
+Columns = tuple[Texts, list[str]]  # the same by column
+Batch = tuple[Any, ...]  # the values of some rows: for each column an Arrow array, or a list
 
 HEAD_BYTES = 2**20  # block size for the names of the columns
 STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
@@ -46,37 +51,63 @@ def read_table(path: str, text_column: str, label_column: str, options: Sequence
 
 def read_columns(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> Columns:
     """The same as two lists, in little more memory than the file has."""
+    import pyarrow as pa
+
     file = local_path(path)
     if not file.is_file():
         is_folder = " is a folder: give a .csv, .tsv, .jsonl or .parquet file"
         raise InputError(f"{path}{is_folder if file.is_dir() else ': no such file'}")
     wanted = (text_column, label_column), [f"--data.{option}" for option in options]
-    try:
-        texts, labels = _columns(path, _rows(file, *wanted, STREAM_BYTES), wanted[0])
-    except InputError as error:
-        if "straddling" not in str(error):  # a row is longer than a block
-            raise
-        block_size = min(max(file.stat().st_size + 1, 2**20), 2**31 - 1)
-        texts, labels = _columns(path, _rows(file, *wanted, block_size), wanted[0])
-    if not texts:
+    for block_size in (HEAD_BYTES, STREAM_BYTES, min(max(file.stat().st_size + 1, HEAD_BYTES), 2**31 - 1)):
+        try:
+            texts, labels = _columns(path, _batches(file, *wanted, block_size), wanted[0])
+            break
+        except InputError as error:
+            if "straddling" not in str(error) or block_size > STREAM_BYTES:
+                raise  # else a row is longer than a block
+    pa.default_memory_pool().release_unused()
+    if not labels:
         raise InputError(f"{path} has no rows")
     return texts, labels
 
 
-def _columns(path: str, rows: Iterator[tuple[Any, ...]], names: Sequence[str]) -> Columns:
-    texts, labels = [], []
-    for number, (text, label) in enumerate(rows, start=1):
-        if not (isinstance(text, str) and text.strip() and isinstance(label, str) and label.strip()):
+def _columns(path: str, batches: Iterator[Batch], names: Sequence[str]) -> Columns:
+    data, lengths, labels = bytearray(), array("q"), list[str]()
+    for batch in batches:
+        if _add_strings(batch, data, lengths, labels):
+            continue
+        for text, label in _rows(batch):
+            row = len(labels) + 1
             for value, column in zip((text, label), names, strict=True):
                 if value is None or not str(value).strip():
-                    raise InputError(f"{path}, row {number}: column {column} is empty; fill it or remove the row")
+                    raise InputError(f"{path}, row {row}: column {column} is empty; fill it or remove the row")
                 if isinstance(value, list | dict):
-                    raise InputError(
-                        f"{path}, row {number}: column {column} is {str(value)[:40]}, not a text or number"
-                    )
-        texts.append(str(text))
-        labels.append(sys.intern(str(label).strip()))
-    return texts, labels
+                    raise InputError(f"{path}, row {row}: column {column} is {str(value)[:40]}, not text or a number")
+            encoded = str(text).encode()
+            data += encoded
+            lengths.append(len(encoded))
+            labels.append(sys.intern(str(label).strip()))
+    return Texts(data, np.frombuffer(lengths, np.int64)), labels
+
+
+def _add_strings(batch: Batch, data: bytearray, lengths: "array[int]", labels: list[str]) -> bool:
+    """Add the rows of a batch without making strings of them; false if one is empty, or a column is not of strings."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    strings = {pa.string(): np.int32, pa.large_string(): np.int64}
+    if any(isinstance(one, list) or one.type not in strings or one.null_count or not len(one) for one in batch):
+        return False
+    texts, coded = batch[0], batch[1].dictionary_encode()
+    found = [sys.intern(name.strip()) for name in coded.dictionary.to_pylist()]
+    _, offsets, characters = texts.buffers()
+    ends = np.frombuffer(offsets, strings[texts.type])[texts.offset :][: len(texts) + 1].astype(np.int64)
+    if not all(found) or not np.diff(ends).all() or compute.any(compute.utf8_is_space(texts)).as_py():
+        return False
+    data += memoryview(characters)[ends[0] : ends[-1]]
+    lengths.frombytes(np.diff(ends).tobytes())
+    labels += map(found.__getitem__, coded.indices.to_pylist())
+    return True
 
 
 def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, ...]]:
@@ -89,7 +120,8 @@ def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, .
     Raises:
         InputError: the file cannot be read, or a column is missing.
     """
-    yield from _rows(path, list(columns), list(columns.values()), STREAM_BYTES)
+    for batch in _batches(path, list(columns), list(columns.values()), STREAM_BYTES):
+        yield from _rows(batch)
 
 
 def suffix_of(path: Path) -> str:
@@ -129,8 +161,12 @@ def not_utf8(path: Path) -> InputError:
     return InputError(f"{path} is not UTF-8: save it as UTF-8")
 
 
-def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[tuple[Any, ...]]:
-    """The values of columns, row by row; `options` say what to give if one is missing."""
+def _rows(batch: Batch) -> Iterator[tuple[Any, ...]]:
+    return zip(*(one if isinstance(one, list) else one.to_pylist() for one in batch), strict=True)
+
+
+def _batches(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[Batch]:
+    """The values of columns, in batches of rows; `options` say what to give if one is missing."""
     import pyarrow as pa
 
     suffix = suffix_of(path)
@@ -138,21 +174,21 @@ def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size
         raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")
     try:
         if suffix in (".csv", ".tsv"):
-            names, rows = _csv(path, columns, block_size)
+            names, batches = _csv(path, columns, block_size)
         else:
-            names, rows = _parquet(path, columns) if suffix == ".parquet" else _json(path, columns)
+            names, batches = _parquet(path, columns) if suffix == ".parquet" else _json(path, columns)
         for column, option in zip(columns, options, strict=True):
             if column not in names:
                 raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give {option}")
             if names.count(column) > 1:
                 raise InputError(f"{path} has several columns {column}: rename all but one")
-        yield from rows
+        yield from batches
     except InputError:
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, *UNREADABLE) as error:
-        if isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error):
+        if isinstance(error, UnicodeDecodeError) or "invalid utf8" in str(error).lower():
             raise not_utf8(path) from error
         if "Empty CSV" in str(error):
             raise InputError(f"{path} is empty or has no rows") from error
@@ -161,7 +197,7 @@ def _rows(path: Path, columns: Sequence[str], options: Sequence[str], block_size
         raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error
 
 
-Table = tuple[list[str], Iterator[tuple[Any, ...]]]  # names of all columns, and the rows of those that are wanted
+Table = tuple[list[str], Iterator[Batch]]  # names of all columns, and the values of those that are wanted
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Table:
@@ -207,9 +243,10 @@ def _csv_names(path: Path, parsing: Any, block_size: int) -> list[str]:
     return names
 
 
-def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[Batch]:
     for batch in batches:
-        yield from zip(*(batch.column(column).to_pylist() for column in columns), strict=True)
+        batch.validate(full=True)  # Parquet: texts may not be UTF-8
+        yield tuple(batch.column(column) for column in columns)
 
 
 def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[Any]:
@@ -220,6 +257,10 @@ def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[A
     for batch in batches:
         found: set[int] = set()
         for column in columns:
+            *_, characters = batch.column(column).buffers()
+            content = characters.to_pybytes() if characters else b""  # faster to search than the texts
+            if b"\n" not in content and b"\r" not in content:
+                continue
             has_line = compute.match_substring_regex(batch.column(column), "[\n\r]")
             if compute.any(has_line).as_py():
                 found |= {row for row, is_found in enumerate(has_line.to_pylist(), start + 1) if is_found}
@@ -235,7 +276,7 @@ def _json(path: Path, columns: Sequence[str]) -> Table:
     rows = _json_rows(path)
     head = list(islice(rows, 1))  # the first row names the columns
     names = list(head[0] if head else columns)
-    return names, (tuple(row.get(column) for column in columns) for row in chain(head, rows))
+    return names, (tuple([row.get(column)] for column in columns) for row in chain(head, rows))
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -244,8 +285,12 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(filter(bytes.strip, file), start=1):
             try:
                 row = json.loads(line.decode("utf-8"))
+                for value in row.values() if isinstance(row, dict) else ():
+                    str(value).encode()
             except UnicodeDecodeError:
                 raise
+            except UnicodeEncodeError as error:
+                raise ValueError(f"row {number} is not valid Unicode: it has half of a surrogate pair") from error
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"row {number}: {error}") from error
             if not isinstance(row, dict):

@@ -81,7 +81,7 @@ def test_another_encoding_is_named(tmp_path: Path, suffix: str, encoding: str) -
 def test_a_list_is_neither_text_nor_label(tmp_path: Path, value: str) -> None:
     for row in (f'{{"text": {value}, "label": "a"}}', f'{{"text": "a", "label": {value}}}'):
         path = write(tmp_path / "own.jsonl", f'{{"text": "a", "label": "b"}}\n{row}\n')
-        with pytest.raises(InputError, match=r"own\.jsonl, row 2: column \w+ is .'C'.*, not a text or number$"):
+        with pytest.raises(InputError, match=r"own\.jsonl, row 2: column \w+ is .'C'.*, not text or a number$"):
             read_table(path, "text", "label")
 
 

@@ -1,6 +1,7 @@
 """New projects for tests, and what runs in them: forked from a process that has imported the libraries."""
 
 import contextlib
+import multiprocessing
 import os
 import runpy
 import shutil
@@ -35,6 +36,7 @@ def _run(project: str, words: tuple[str, ...], output: str) -> None:
             del sys.modules[name]  # those of this template
         sys.path[:] = [project, *(path for path in sys.path if path not in ("", os.getcwd()))]
         os.chdir(project)
+        multiprocessing.set_start_method(None, force=True)  # workers are forks of this process, not of the template's
         os.environ |= {"PYTHONPATH": project, "REAL_INTERPRETER": "1"}
         sys.argv = [words[0], *words[1:]]
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
