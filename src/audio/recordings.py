@@ -12,6 +12,7 @@ from src.engine.system.errors import InputError, SampleError
 
 SUFFIXES = (".wav", ".flac")
 MAX_SAMPLES = 2**24  # of all channels of a file: a small file can hold a huge sound
+RATES = (1_000, 1_000_000)  # samples per second: a damaged file can have any
 UNKNOWN = 2_000_000_000  # a size in bytes that a program gives which does not know it yet
 
 
@@ -27,7 +28,7 @@ def read_recording(source: Path | BinaryIO) -> Recording:
     """A sound file; several channels are averaged.
 
     Raises:
-        SampleError: it is no sound, empty, incomplete or too long.
+        SampleError: it is no sound, empty, incomplete, too long or of an impossible rate.
         OSError: it cannot be opened.
         InputError: the package soundfile is not installed.
     """
@@ -44,6 +45,8 @@ def read_recording(source: Path | BinaryIO) -> Recording:
                 sizes = re.findall(r"^data : (\d+) \(should be (\d+)\)", sound.extra_info, re.MULTILINE)
         except soundfile.LibsndfileError as error:
             raise SampleError(f"not a sound that can be read to its end: {error.error_string.rstrip('.')}") from error
+    if not RATES[0] <= rate <= RATES[1]:
+        raise SampleError("it has {:,} samples per second: give {:,} to {:,}".format(rate, *RATES))
     if len(samples) > limit:
         raise SampleError(f"it is longer than {limit / rate:,.6g} s")
     if len(samples) < frames or any(int(real) < int(said) < UNKNOWN for said, real in sizes):

@@ -27,13 +27,15 @@ class LogMel(nn.Module):
     def __init__(self, size: int, samples: int, sample_rate: int) -> None:
         super().__init__()
         self.size = size
-        self.step = samples // size
+        self.spectra = -(-samples // size // WINDOW)  # in one frame: no part of a long sound is between two windows
+        self.step = samples // size // self.spectra
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("filters", mel_filters(size, sample_rate), persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
         spectra = torch.stft(waveforms, BINS, self.step, WINDOW, self.window, pad_mode="constant", return_complex=True)
-        power = torch.view_as_real(spectra).square().sum(dim=-1)[..., : self.size]  # (B, BINS / 2 + 1, S)
+        power = torch.view_as_real(spectra).square().sum(dim=-1)[..., : self.size * self.spectra]
+        power = power.reshape(*power.shape[:2], self.size, self.spectra).mean(dim=-1)  # (B, BINS / 2 + 1, S)
         bands = torch.einsum("bft,fs->bst", power, self.filters)  # (B, S, S)
         loudness = 10 * bands.clamp(min=1e-10).log10()
         loudness = (loudness - loudness.amax(dim=(1, 2), keepdim=True)) / DECIBELS  # at most 0

@@ -15,22 +15,9 @@ LANGUAGES = ("en-us", "de", "fr", "es", "it")
 # whispers. Those of validation and test are not heard in training.
 VOICES = {
     "train": (
-        *(
-            "Alex",
-            "Andrea",
-            "Diogo",
-            "Gene",
-            "Henrique",
-            "Hugo",
-            "Mario",
-            "adam",
-            "antonio",
-            "benjamin",
-            "ed",
-            "edward",
-        ),
-        *("f1", "grandma", "grandpa", "ian", "iven", "john", "klatt", "klatt4", "m1", "m2", "m4", "m6", "m8", "max"),
-        *("michel", "miguel", "norbert", "pablo", "pedro", "quincy", "rob", "sandro", "steph"),
+        *("Alex", "Andrea", "Diogo", "Gene", "Henrique", "Hugo", "Mario", "adam", "antonio", "benjamin", "ed"),
+        *("edward", "f1", "grandma", "grandpa", "ian", "iven", "john", "klatt", "klatt4", "m1", "m2", "m4", "m6", "m8"),
+        *("max", "michel", "miguel", "norbert", "pablo", "pedro", "quincy", "rob", "sandro", "steph"),
     ),
     "val": ("Mike", "Nguyen", "anika", "f4", "m5", "paul"),
     "test": ("Annie", "Denis", "Reed", "Storm", "announcer", "aunty", "david", "f2", "f5", "m3", "m7", "victor"),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src import ROOT
-from src.audio.recordings import SUFFIXES, Recording, clip, read_recording
+from src.audio.recordings import MAX_SAMPLES, SUFFIXES, Recording, clip, read_recording
 from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.audio.speech_commands import speech_commands
@@ -114,12 +114,14 @@ class SpokenWordsDataModule(PartsDataModule):
         samples = round(seconds * sample_rate)
         if samples < image_size:
             raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")
+        if samples > MAX_SAMPLES:
+            raise InputError(f"seconds {seconds} is too long: give at most {MAX_SAMPLES / sample_rate:,.6g}")
         for name, share in (("max_speed", max_speed), ("max_mask", max_mask)):
             if not 0 <= share < 1:
                 raise InputError(f"{name} {share} is out of range: give a share of at least 0 and below 1")
         check_shares(val_share, test_share)
         self.save_hyperparameters()
-        self.path = Path(path).expanduser() if path else None
+        self.path = path
         self.columns = (path_column, label_column)
         self.source = source
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
@@ -129,9 +131,7 @@ class SpokenWordsDataModule(PartsDataModule):
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
         self.max_shift = max_shift * sample_rate
-        self.max_speed = max_speed
-        self.max_noise = max_noise
-        self.max_mask = max_mask
+        self.max_speed, self.max_noise, self.max_mask = max_speed, max_noise, max_mask
         self.features = LogMel(image_size, samples, sample_rate)
         self.file_example = (
             'import soundfile; sound = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)[0].mean(1)'
@@ -221,7 +221,7 @@ class SpokenWordsDataModule(PartsDataModule):
         )
         return self._clipped(spoken_digits())
 
-    def _own_parts(self, path: Path) -> Parts:
+    def _own_parts(self, path: str) -> Parts:
         files = labelled_files(path, self.columns, SUFFIXES)
         waves = self.read([one.name for one in files], [one.file for one in files])
         return split_files(files, waves, [hash(wave.numpy().tobytes()) for wave in waves], self.shares, "sounds")

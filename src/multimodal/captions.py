@@ -150,7 +150,8 @@ class CaptionDataModule(LightningDataModule):
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
         if not self._restored:
-            check_tokens(self.tokenizer, self.sets["train"].captions, "words")
+            remedy = "give more captions, only words that occur at least twice are tokens"
+            check_tokens(self.tokenizer, self.sets["train"].captions, "words", remedy)
         self.save_hyperparameters({"data_source": self.data_source})
 
     def network_arguments(self) -> dict[str, Any]:
@@ -228,7 +229,7 @@ class CaptionDataModule(LightningDataModule):
 
     def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """The same for your own images, each with one matching caption."""
-        rows = read_table(path, *self.columns, "image_column")
+        rows = read_table(path, *self.columns, ("image_column", "caption_column"))
         files = local_paths([name for name, _ in rows], path)
         data.value_ranges = check_files(files, data.value_ranges)
         targets = [0] * len(rows)

@@ -1,7 +1,6 @@
 """Digits seen, spoken and written; or your own images, recordings and captions."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from src.engine.data.loading import Indices
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
+from src.engine.system.remote import local_paths
 from src.multimodal.captions import CaptionDataModule
 from src.multimodal.clip import INPUTS, Modality
 
@@ -112,10 +112,9 @@ class SpokenCaptionDataModule(CaptionDataModule):
                 matching = [(own.targets == digit).nonzero()[:, 0].tolist() for digit in range(len(self.labels))]
                 self.sets[part] = SpokenImages(self.sets[part], own.waveforms, matching)
             return
-        path = Path(self.path).expanduser()
-        rows = read_table(str(path), self.sound_column, self.columns[1], "sound_column")
-        names = [f"{path}, row {number}: {name}" for number, (name, _) in enumerate(rows, start=1)]
-        waves = torch.stack(self.words.read(names, [path.parent / name for name, _ in rows]))
+        rows = read_table(self.path, self.sound_column, self.columns[1], ("sound_column", "caption_column"))
+        names = [f"{self.path}, row {number}: {name}" for number, (name, _) in enumerate(rows, start=1)]
+        waves = torch.stack(self.words.read(names, local_paths([name for name, _ in rows], self.path)))
         for part, indices in self.rows_of.items():
             matching = [[number] for number in range(len(indices))]
             self.sets[part] = SpokenImages(self.sets[part], waves[indices], matching)

@@ -213,13 +213,19 @@ def pretrained_tokenizer(name: str) -> str:
     return state
 
 
-def check_tokens(tokenizer: Tokenizer, ids: Sequence[Ids], name: str) -> None:
+def check_tokens(
+    tokenizer: Tokenizer,
+    ids: Sequence[Ids],
+    name: str,
+    remedy: str = "it does not fit them, give another --data.tokenizer",
+) -> None:
     """Check that a tokenizer knows the training texts.
 
     Args:
         tokenizer: the tokenizer.
         ids: the token IDs of some of the texts.
         name: its name, for messages.
+        remedy: what to do if it does not, for the message.
 
     Raises:
         InputError: it has fewer than two different tokens for them, other than special ones such as `[UNK]`.
@@ -235,7 +241,7 @@ def check_tokens(tokenizer: Tokenizer, ids: Sequence[Ids], name: str) -> None:
     if len(known) < 2:
         raise InputError(
             f"the tokenizer {name} has {len(known)} different tokens for the training texts, not counting special ones"
-            f" such as {UNKNOWN}: it does not fit them, give another --data.tokenizer"
+            f" such as {UNKNOWN}: {remedy}"
         )
     if unknown is not None and (share := (found == unknown).mean()) > 0.5:
         announce(f"The tokenizer {name} does not know {share:.0%} of the tokens of the training texts")

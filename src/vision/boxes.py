@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.engine.data.images import UNREADABLE, upright_size
+from src.engine.data.images import UNREADABLE, is_hidden, upright_size
 from src.engine.data.loading import announce
-from src.engine.data.tables import TABLES, stream_columns
+from src.engine.data.tables import TABLES, stream_columns, suffix_of
 from src.engine.system.errors import InputError
 
 COLUMNS = ("file", "x1", "y1", "x2", "y2", "label")
@@ -21,12 +21,14 @@ EDGE = 1.0  # pixels that a box may reach beyond the image, as rounded ones do; 
 
 
 class Box(NamedTuple):
-    """A box as its file has it: where it stands there, the image, x1, y1, x2 and y2 in pixels, and its label."""
+    """A box as its file has it: where it stands there, the image, x1, y1, x2 and y2 in pixels, its label, and width and
+    height of the image if the file has them."""
 
     place: str
     file: str
     corners: tuple[Any, ...]
     label: Any
+    size: tuple[Any, Any] | None = None
 
 
 def box_targets(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
@@ -41,12 +43,11 @@ def annotation_file(path: Path) -> Path:
     Raises:
         InputError: there is none, or more than one.
     """
-    if path.is_file():
-        return path
-    found = [one for one in sorted(path.glob("*")) if one.suffix.lower() in (".json", *TABLES)] if path.is_dir() else []
+    files = sorted(one for one in path.glob("*") if not is_hidden(one.name)) if path.is_dir() else [path]
+    found = [one for one in files if suffix_of(one) in (".json", *TABLES) and one.is_file()]
     if len(found) != 1:
-        has = f"has {', '.join(one.name for one in found)}" if found else "has no JSON file or table of boxes"
-        has = has if path.is_dir() else "no such file or folder"
+        has = f"has {', '.join(one.name for one in found)}" if found else "no JSON file or table of boxes"
+        has = has if path.exists() else "no such file or folder"
         raise InputError(f"--data.path {path}: {has}; give one COCO .json file or table, or a folder with one")
     return found[0]
 
@@ -76,32 +77,46 @@ def read_boxes(path: Path) -> tuple[list[str], list[Box]]:
 
 
 def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
+    where, crowds, boxes = "", 0, []
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-        files = {one["id"]: str(one["file_name"]) for one in content["images"]}
-        labels = {one["id"]: str(one["name"]) for one in content["categories"]}
-        crowds = [one for one in content["annotations"] if one.get("iscrowd")]
-        boxes = []
+        images, categories = (_by_id(content, *one) for one in (("images", "file_name"), ("categories", "name")))
         for number, one in enumerate(content["annotations"], start=1):
+            where = f"annotation {number}: "
             place = f"{path}, annotation {number} (id {one.get('id')})"
-            for name, known in (("image_id", files), ("category_id", labels)):
+            for name, known in (("image_id", images), ("category_id", categories)):
                 if one[name] not in known:
                     raise InputError(f"{place}: {name} {one[name]} is not in the file: fix or remove it")
-            x, y, width, height = (float(value) for value in one["bbox"])
-            if not one.get("iscrowd"):
-                corners = (x, y, x + width, y + height)
-                boxes.append(Box(place, files[one["image_id"]], corners, labels[one["category_id"]]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if not (isinstance(one["bbox"], list) and len(one["bbox"]) == 4):
+                raise ValueError(f"bbox {one['bbox']!a:.60}")
+            x, y, width, height = map(float, one["bbox"])
+            if one.get("iscrowd"):
+                crowds += 1
+                continue
+            image, corners = images[one["image_id"]], (x, y, x + width, y + height)
+            size = (image["width"], image["height"]) if {"width", "height"} <= {*image} else None
+            boxes.append(Box(place, str(image["file_name"]), corners, categories[one["category_id"]]["name"], size))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path} is not a COCO file of boxes ({reason}): give images with id and file_name, categories with id and"
-            " name, and annotations with image_id, category_id and bbox: [x, y, width, height]"
+            f"{path} is not a COCO file of boxes ({where}{reason}): give images with id and file_name, categories with"
+            " id and name, and annotations with image_id, category_id and bbox: [x, y, width, height]"
         ) from error
     if crowds:
-        announce(f"{path}: {len(crowds):,} annotations with iscrowd are left out")
-    return list(dict.fromkeys(files.values())), boxes
+        announce(f"{path}: {crowds:,} annotations with iscrowd are left out")
+    return list(dict.fromkeys(str(image["file_name"]) for image in images.values())), boxes
+
+
+def _by_id(content: Any, kind: str, name: str) -> dict[Any, dict[str, Any]]:
+    """The images or categories of a COCO file by id; `name` is what they must have."""
+    found: dict[Any, dict[str, Any]] = {}
+    for one in content[kind]:
+        first = found.setdefault(one["id"], one)
+        if first[name] != one[name]:
+            raise ValueError(f"{kind} {first[name]!a} and {one[name]!a} have the same id, {one['id']!a}")
+    return found
 
 
 def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tuple[list[float], str]]]:
@@ -117,10 +132,12 @@ def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tu
     """
     sizes: dict[str, tuple[int, int]] = {}
     found: dict[str, list[tuple[list[float], str]]] = {}
-    broken = []
+    broken, resized = [], []
     for box in boxes:
         if box.file not in sizes:
             sizes[box.file] = _size(folder / box.file)
+            if box.size and box.size != sizes[box.file]:
+                resized.append("{} is {} x {}, there {} x {}".format(box.file, *sizes[box.file], *box.size))
         size = sizes[box.file]
         reason, corners = _check(box, size)
         if reason:
@@ -132,6 +149,11 @@ def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tu
         more = f"; and {len(broken) - MAX_LISTED:,} more" if len(broken) > MAX_LISTED else ""
         raise InputError(
             f"{path}: {len(broken):,} of {len(boxes):,} boxes cannot be used: {'; '.join(broken[:MAX_LISTED])}{more}"
+        )
+    if resized:
+        announce(
+            f"{path}: {len(resized):,} images have another size, such as {resized[0]}; its boxes are read as pixels of"
+            " the images, rotated as EXIF says"
         )
     return found
 
@@ -160,7 +182,8 @@ def _check(box: Box, size: tuple[int, int]) -> tuple[str, list[float]]:
     if x2 <= x1 or y2 <= y1:
         return f"{shown}: it has no area; x2 and y2 are its right and lower edge", []
     width, height = size
-    if min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE:
+    is_cut = min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE
+    if is_cut or min(x2, y2) <= 0 or x1 >= width or y1 >= height:
         return f"{shown}: it is outside of the image, which is {width} x {height}", []
     if max(corners) <= 1 and min(size) > 1:
         return f"{shown}: it is within one pixel; give pixels, not shares of width and height", []

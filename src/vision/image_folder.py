@@ -267,7 +267,7 @@ class ImageFolderDataModule(LightningDataModule):
             raise InputError(
                 f"--data.path {self.path}: no such folder or table; give a folder with one folder per class"
             )
-        rows = read_table(str(self.path), self.path_column, self.label_column, "path_column")
+        rows = read_table(str(self.path), self.path_column, self.label_column, ("path_column", "label_column"))
         files = local_paths([name for name, _ in rows], self.data_source)
         return [(file, label) for file, (_, label) in zip(files, rows, strict=True)]
 

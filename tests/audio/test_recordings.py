@@ -84,6 +84,7 @@ def test_a_length_that_a_program_did_not_know_is_no_error() -> None:
         (wav(tone(440))[:30], "not a sound that can be read to its end: .*No 'data' chunk"),
         (wav(tone(440), form="FLAC")[:5000], "not a sound that can be read to its end: .*lost sync"),
         (wav(tone(440)[:0]), "the file has no sound"),
+        (wav(tone(440), 2_000_000_000), "it has 2,000,000,000 samples per second: give 1,000 to 1,000,000"),
         (wav(np.full(100, np.nan), subtype="FLOAT"), "it has samples that are not finite numbers"),
     ],
 )

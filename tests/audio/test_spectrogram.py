@@ -30,6 +30,16 @@ def test_time_goes_from_left_to_right_and_silence_is_black() -> None:
     assert LogMel(16, 400, RATE)(torch.zeros(1, 400)).isfinite().all()
 
 
+def test_no_part_of_a_long_sound_is_between_two_windows() -> None:
+    waves = torch.zeros(50, 10 * RATE)
+    places = torch.arange(50) * 3190
+    for wave, place in zip(waves, places.tolist(), strict=True):
+        wave[place : place + 64] = 0.5
+    images = LogMel(40, 10 * RATE, RATE)(waves)
+    frames = images[:, 0].mean(dim=1).argmax(dim=1)
+    assert (frames - places / 4000).abs().max() <= 1
+
+
 def test_mel_bands_are_those_of_the_formula() -> None:
     filters = mel_filters(20, RATE)  # (513, 20)
     peaks = filters.argmax(dim=0) * RATE / 1024

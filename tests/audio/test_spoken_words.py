@@ -20,6 +20,7 @@ from src.audio.recordings import read_recording
 from src.audio.speech import LANGUAGES, VOICES, spoken_digits
 from src.audio.speech_commands import part_of
 from src.audio.spoken_words import SpokenWordsDataModule
+from src.engine.system import remote
 from src.engine.system.errors import InputError
 from tests.audio.helpers import RATE, TONES, own_sounds, tone
 from tests.conftest import Run, in_copy, serving
@@ -58,6 +59,17 @@ def test_folders_and_tables_give_the_same_sounds(tmp_path: Path, messages: list[
     own = ready(path=str(table_of(tmp_path, rows)), image_size=16)
     assert torch.equal(found.train_set.waveforms, own.train_set.waveforms)
     assert torch.equal(found.test_set.targets, own.test_set.targets)
+
+
+def test_folders_and_tables_may_be_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
+    folder = own_sounds(tmp_path / "web" / "sounds", 3)
+    files = [file.relative_to(folder.parent) for file in folder.rglob("*.[wfW]*")]
+    table_of(folder.parent, [(str(file), file.parent.name) for file in files])
+    with serving(folder.parent) as url:
+        for path in (f"{url}sounds/", f"{url}own.csv"):
+            data = ready(path=path, image_size=16)
+            assert [len(one) for one in (data.train_set, data.val_set, data.test_set)] == [2, 2, 2]
 
 
 def test_other_rates_and_channels_are_said_once(tmp_path: Path, messages: list[str]) -> None:
@@ -134,6 +146,7 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
         ("--data.max_mask=1", "max_mask 1.0 is out of range: give a share of at least 0 and below 1"),
         ("--data.max_speed=-0.1", "max_speed -0.1 is out of range"),
         ("--data.seconds=0", "seconds 0.0 is too short for 16 frames: give more"),
+        ("--data.seconds=1e9", "seconds 1000000000.0 is too long: give at most 1,048.58"),
         ("--data.sample_rate=1000", "sample_rate 1000 is too small: give at least 2000"),
         ("--data.max_shift=-1", "max_shift -1.0 is too small: give at least 0"),
         ("--data.val_share=0", "val_share 0.0 is out of range"),

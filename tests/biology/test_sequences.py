@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.biology import sequence_sources
 from src.biology.sequences import HIDDEN, SequenceDataModule
+from src.engine.data.sequence_files import read_sequences
 from src.engine.system.errors import InputError
 from tests.conftest import trainer, write
 from tests.contract import check_folds, check_prepare
@@ -57,6 +58,35 @@ def test_a_folder_of_files_has_a_class_per_file(tmp_path: Path) -> None:
     assert data.network_arguments() == {"vocab_size": 5, "num_classes": 2, "pooled": True}
     found = [target for part in data.sets.values() for target in part.targets]
     assert torch.cat(found).bincount().tolist() == [4, 3]
+
+
+def test_a_folder_of_tables_needs_no_column_of_labels(tmp_path: Path) -> None:
+    for name in ("gene", "noise", ".hidden"):
+        table(tmp_path / f"{name}.csv", ["ACG", "ACC", "ACT"], "sequence")
+    assert prepared(tmp_path, **DNA).labels == ["gene", "noise"]
+
+
+def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "gene").mkdir()
+    with pytest.raises(InputError, match=r"has no files of sequences; give one file per class"):
+        prepared(tmp_path, **DNA)
+
+
+def test_reads_behind_blank_lines_are_read_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.fq", FASTQ + "\n\n\n\n" + FASTQ + "\n")
+    assert len(list(read_sequences(Path(path)))) == 6
+
+
+def test_a_name_as_in_fasta_is_left_out_and_a_second_sequence_is_refused(tmp_path: Path) -> None:
+    data = prepared(table(tmp_path / "a.csv", ["ACGT,1"] * 3), kind="dna")
+    assert data.prepare([">one>\nAC\ngt\n"])[0].tolist() == [[1, 2, 3, 4]]
+    with pytest.raises(InputError, match="'>' at position 3 is no base"):
+        data.prepare([">one\nAC\n>two\nGT"])
+
+
+def test_a_source_of_another_kind_is_refused() -> None:
+    with pytest.raises(InputError, match=r"splice_sites is of kind dna, not protein: give --data\.kind dna"):
+        SequenceDataModule(source="splice_sites", kind="protein", predicts="hidden").setup("fit")
 
 
 def test_folds_keep_copies_of_a_sequence_together(tmp_path: Path) -> None:
@@ -108,7 +138,7 @@ def test_a_molecule_is_written_anew_in_training_and_always_alike_in_evaluation(t
 
 
 def test_both_strands_are_seen(tmp_path: Path) -> None:
-    rows = [f"AACC{'GT'[number % 2]},{number}" for number in range(20)]
+    rows = [f"AACC{'GT'[number % 2]},{number}" for number in range(60)]
     path = table(tmp_path / "a.csv", rows)
     data = prepared(path, kind="dna", reverse_complement=True)
     tokens, mask = data.prepare(["AACCG"])
@@ -188,6 +218,21 @@ FAMILY = {"kind": "protein", "predicts": "hidden"}
     ("name", "content", "options", "problem"),
     [
         ("a.csv", "sequence,label\nCC,1\nCX,2\n", {}, ", row 2: 'CX' is not SMILES: 'X' cannot stand at position 2"),
+        (
+            "a.csv",
+            "sequence,label\nC[é]C,1\n",
+            {},
+            ", row 1: 'C[\\xe9]C' is not SMILES: '[' cannot stand at position 2",
+        ),
+        ("a.csv", "sequence,label\nC[ ]C,1\n", {}, ", row 1: 'C[ ]C' is not SMILES: '[' cannot stand at position 2"),
+        (
+            "a.csv",
+            "sequence,label\nC\u0661CC\u0661,1\n",
+            {},
+            ", row 1: 'C\\u0661CC\\u0661' is not SMILES: '\\u0661' cannot",
+        ),
+        ("a.csv", "sequence,label\nMßK,1\n", RESIDUES, ", row 1: '\\xdf' at position 2 is no residue"),
+        ("a.csv", "sequence,label\nCC,1e300\n", {}, ", row 1: label '1e300' is no finite number"),
         ("a.csv", "sequence,label\nCC,high\n", {}, ", row 1: label 'high' is no finite number"),
         ("a.csv", "sequence,label\nCC,nan\n", {}, ", row 1: label 'nan' is no finite number"),
         ("a.csv", "sequence,label\nCCC,1\n", {"max_length": 2}, ", row 1: it has 3 tokens, more than max_length 2"),

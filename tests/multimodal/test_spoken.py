@@ -149,6 +149,13 @@ def test_your_own_triples_train_and_bad_sounds_are_named_with_their_row(train: T
         train(*words)
     with pytest.raises(InputError, match=r"no column audio, it has image, caption, sound: give --data\.sound_column"):
         train(*words, "--data.sound_column=audio")
+    with pytest.raises(InputError, match=r"no column said, it has image, caption, sound: give --data\.caption_column"):
+        train(*words, "--data.caption_column=said")
+    table.write_text("\n".join(table.read_text().splitlines()[:2]))
+    with pytest.raises(InputError, match=r"words has . different tokens .*: give more captions, only words that occur"):
+        train(*words)
+    with pytest.raises(InputError, match=r"own is a folder: give a \.csv"):
+        train(*words, f"--data.path={table.parent}")
 
 
 @pytest.mark.parametrize(

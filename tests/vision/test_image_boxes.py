@@ -156,6 +156,7 @@ def wrong(**change: Any) -> Callable[[list[dict[str, Any]]], None]:
             r"boxes.csv: 1 of 20 boxes .*: row 3 of 1.png: x1 6, .* outside of the image, which is 100 x 50",
         ),
         (wrong(y1=-20), "row 3 of 1.png: x1 6, y1 -20, x2 36, y2 40: it is outside of the image"),
+        (wrong(x1=100.2, x2=100.9), "row 3 of 1.png: .* it is outside of the image"),
         (wrong(x2=6), "row 3 of 1.png: .*it has no area; x2 and y2 are its right and lower edge"),
         (wrong(y2=2), "row 3 of 1.png: .*it has no area"),
         (wrong(x1="six"), "row 3 of 1.png: x1 six, y1 10, x2 36, y2 40: not numbers"),
@@ -195,7 +196,11 @@ def test_five_of_many_broken_boxes_are_named(tmp_path: Path) -> None:
     [
         ("annotations", {"bbox": [6, 10, 200, 30]}, r"annotation 3 \(id 102\) of 1.png: .*outside of the image"),
         ("annotations", {"bbox": [6, 10, 0, 30]}, r"annotation 3 \(id 102\) of 1.png: .*no area"),
-        ("annotations", {"bbox": [6, 10, 200]}, r"is not a COCO file of boxes \(not enough values"),
+        ("annotations", {"bbox": [6, 10, 200]}, r"not a COCO file of boxes \(annotation 3: bbox \[6, 10, 200\]\)"),
+        ("annotations", {"bbox": "6789"}, r"\(annotation 3: bbox '6789'\): give"),
+        ("annotations", {"bbox": [6, 10, 10**400, 30]}, r"\(annotation 3: int too large"),
+        ("annotations", {"image_id": [1]}, r"\(annotation 3: unhashable type"),
+        ("images", {"id": 10}, r"\(images '0.png' and '2.png' have the same id, 10\)"),
         ("annotations", {"image_id": 99}, r"annotation 3 \(id 102\): image_id 99 is not in the file"),
         ("annotations", {"category_id": 1}, r"annotation 3 \(id 102\): category_id 1 is not in the file"),
         ("images", {"file_name": "gone.png"}, "gone.png: no such file"),
@@ -212,6 +217,17 @@ def test_a_broken_annotation_is_named(key: str, change: dict[str, Any] | None, m
         ready(write(tmp_path / "boxes.json", json.dumps(content)))
 
 
+def test_images_of_another_size_than_the_file_says_are_reported(tmp_path: Path, messages: list[str]) -> None:
+    content = coco(squares(tmp_path))
+    for one in content["images"]:
+        one |= {"width": 100, "height": 50}
+    ready(write(tmp_path / "boxes.json", json.dumps(content)))
+    assert not any("another size" in line for line in messages)
+    content["images"][0] |= {"width": 50, "height": 100}
+    ready(write(tmp_path / "boxes.json", json.dumps(content)))
+    assert any("1 images have another size, such as 0.png is 100 x 50, there 50 x 100;" in line for line in messages)
+
+
 def test_crowds_are_left_out_and_said(tmp_path: Path, messages: list[str]) -> None:
     content = coco(squares(tmp_path))
     content["annotations"][2] |= {"iscrowd": 1, "bbox": [0, 0, 0, 0]}
@@ -225,7 +241,11 @@ def test_crowds_are_left_out_and_said(tmp_path: Path, messages: list[str]) -> No
     [
         ((), "no images given: give --data.path a COCO .json file or a table of boxes"),
         (("--data.path=gone",), "--data.path gone: no such file or folder; give one COCO .json file or table"),
-        (("--data.path=empty",), "--data.path empty: has no JSON file or table of boxes"),
+        (
+            ("--data.path=0.png",),
+            "--data.path 0.png: no JSON file or table of boxes; give one COCO .json file or table",
+        ),
+        (("--data.path=empty",), "--data.path empty: no JSON file or table of boxes"),
         (("--data.path=two",), "--data.path two: has a.csv, b.json; give one COCO .json file"),
         (("--data.path=text.json",), "text.json is not a COCO file of boxes (Expecting value"),
         (("--data.path=list.json",), "list.json is not a COCO file of boxes"),
@@ -245,7 +265,7 @@ def test_a_user_error_is_one_line(
     table(tmp_path / "boxes.csv", squares(tmp_path))
     for folder in ("empty", "two"):
         (tmp_path / folder).mkdir()
-    for path in ("two/a.csv", "two/b.json", "text.json"):
+    for path in ("two/a.csv", "two/b.json", "two/._b.json", "text.json"):
         write(tmp_path / path, "text")
     write(tmp_path / "list.json", "[1]")
     write(tmp_path / "other.csv", "a,b\n1,2\n")

@@ -219,7 +219,7 @@ def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shri
 
 def upright_size(opened: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image, rotated as its EXIF data says."""
-    is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    is_turned = opened.getexif().get(ExifTags.Base.Orientation) in range(5, 9)  # PIL turns for no other value
     return (opened.height, opened.width) if is_turned else opened.size
 
 

@@ -17,6 +17,7 @@ from src.engine.data.loading import Batches, batch_loader, shuffled
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.errors import InputError
+from src.engine.system.remote import local_path, local_paths
 
 T = TypeVar("T")
 
@@ -32,20 +33,21 @@ class LabelledFile(NamedTuple):
     label: str
 
 
-def labelled_files(path: Path, columns: tuple[str, str], suffixes: tuple[str, ...]) -> list[LabelledFile]:
+def labelled_files(path: str, columns: tuple[str, str], suffixes: tuple[str, ...]) -> list[LabelledFile]:
     """The files in the folders of a folder, or in a table.
 
     Args:
-        path: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table.
+        path: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table; or its address.
         columns: the table's columns of paths, relative to the table, and of labels.
         suffixes: of the files in folders.
 
     Raises:
         InputError: there is no such folder or table, there are no files, or a class has fewer than three.
     """
-    if path.is_dir():
+    place = local_path(path)
+    if place.is_dir():
         skipped: Counter[str] = Counter()
-        folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
+        folders = sorted(folder for folder in place.iterdir() if folder.is_dir() and not is_hidden(folder.name))
         found = [
             LabelledFile(str(file), file, folder.name)
             for folder in folders
@@ -57,9 +59,11 @@ def labelled_files(path: Path, columns: tuple[str, str], suffixes: tuple[str, ..
             )
         if skipped:
             rank_zero_info(skipped_line(skipped, " or ".join(suffixes)))
-    elif path.is_file():
-        rows = enumerate(read_table(str(path), *columns, "path_column"), start=1)
-        found = [LabelledFile(f"{path}, row {row}: {name}", path.parent / name, label) for row, (name, label) in rows]
+    elif place.is_file():
+        rows = read_table(path, *columns, ("path_column", "label_column"))
+        names = [f"{path}, row {row}: {name}" for row, (name, _) in enumerate(rows, start=1)]
+        files = local_paths([name for name, _ in rows], path)
+        found = [LabelledFile(name, file, row[1]) for name, file, row in zip(names, files, rows, strict=True)]
     else:
         raise InputError(f"--data.path {path}: no such folder or table; give a folder with one folder per class")
     for label, count in Counter(one.label for one in found).items():

@@ -46,13 +46,17 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
     if not file.exists():
         raise InputError(f"{path}: no such file")
     if file.is_dir():
-        for one in sorted(one for one in file.iterdir() if one.is_file() and not one.name.startswith(".")):
+        files = sorted(one for one in file.iterdir() if one.is_file() and not one.name.startswith("."))
+        if not files:
+            raise InputError(f"{path} has no files of sequences; give one file per class")
+        for one in files:
             name = one.with_suffix("").stem if one.suffix == ".gz" else one.stem
-            yield from (record._replace(label=name) for record in read_records(str(one), sequence_column, label_column))
+            records = read_records(str(one), sequence_column, sequence_column)
+            yield from (record._replace(label=name) for record in records)
         return
     suffix, number = suffix_of(file), 0
     if suffix in TABLES:
-        rows = enumerate(read_table(path, sequence_column, label_column, "sequence_column"), start=1)
+        rows = enumerate(read_table(path, sequence_column, label_column, ("sequence_column", "label_column")), start=1)
         yield from (Record(f"{path}, row {number}", *row) for number, row in rows)
         return
     if suffix not in (*FASTA, *FASTQ):
@@ -88,7 +92,9 @@ def _fasta(lines: Iterator[str], labelled: bool) -> Iterator[tuple[str, str, str
 
 
 def _fastq(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
-    while any(four := [line.strip() for line in islice(lines, 4)]):
+    while four := [line.strip() for line in islice(lines, 4)]:
+        if not any(four):
+            continue  # blank lines, as at the end
         if len(four) < 4 or four[0][:1] != "@" or four[2][:1] != "+" or len(four[1]) != len(four[3]):
             raise ValueError("it is not @name, sequence, + and as many qualities, in four lines; it may be incomplete")
         yield four[0][1:], four[1], ""

@@ -30,32 +30,34 @@ HEAD_BYTES = 2**20  # block size for the names of the columns
 STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 UNREADABLE = (ValueError, EOFError, zlib.error)  # what Python raises for a file of another format or an incomplete one
+OPTIONS = ("text_column", "label_column")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 
 
-def read_table(path: str, text_column: str, label_column: str, option: str = "text_column") -> list[Row]:
+def read_table(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> list[Row]:
     """Texts and labels from a .csv, .tsv, .jsonl or .parquet file.
 
     Args:
         path: the file, or its address.
         text_column: column of texts, or of paths.
         label_column: column of labels.
-        option: the option that sets `text_column`, for error messages.
+        options: the options that set these columns, for error messages.
 
     Raises:
         InputError: the file is missing or has another format, a column is missing, or a text or label is empty.
     """
-    return list(zip(*read_columns(path, text_column, label_column, option), strict=True))
+    return list(zip(*read_columns(path, text_column, label_column, options), strict=True))
 
 
-def read_columns(path: str, text_column: str, label_column: str, option: str = "text_column") -> Columns:
+def read_columns(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> Columns:
     """The same as two lists, in little more memory than the file has."""
     import pyarrow as pa
 
     file = local_path(path)
     if not file.is_file():
-        raise InputError(f"{path}: no such file")
-    wanted = (text_column, label_column), (f"--data.{option}", "--data.label_column")
+        is_folder = " is a folder: give a .csv, .tsv, .jsonl or .parquet file"
+        raise InputError(f"{path}{is_folder if file.is_dir() else ': no such file'}")
+    wanted = (text_column, label_column), [f"--data.{option}" for option in options]
     for block_size in (HEAD_BYTES, STREAM_BYTES, min(max(file.stat().st_size + 1, HEAD_BYTES), 2**31 - 1)):
         try:
             texts, labels = _columns(path, _batches(file, *wanted, block_size), wanted[0])
@@ -75,10 +77,12 @@ def _columns(path: str, batches: Iterator[Batch], names: Sequence[str]) -> Colum
         if _add_strings(batch, data, lengths, labels):
             continue
         for text, label in _rows(batch):
+            row = len(labels) + 1
             for value, column in zip((text, label), names, strict=True):
                 if value is None or not str(value).strip():
-                    row = len(labels) + 1
                     raise InputError(f"{path}, row {row}: column {column} is empty; fill it or remove the row")
+                if isinstance(value, list | dict):
+                    raise InputError(f"{path}, row {row}: column {column} is {str(value)[:40]}, not text or a number")
             encoded = str(text).encode()
             data += encoded
             lengths.append(len(encoded))

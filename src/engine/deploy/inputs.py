@@ -2,6 +2,7 @@
 
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -136,7 +137,7 @@ def _rows(
             rows = stream_columns(path, columns) if is_table else _lines(path, len(columns), readers or {})
             for number, values in enumerate(rows, start=1):
                 yield f"{given}:{number}", values, ""
-        except (InputError, OSError) as error:
+        except (InputError, OSError, EOFError, zlib.error) as error:  # the last two: an incomplete .gz
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             row = re.search(r"\brow (\d+)", reason)  # pyarrow reads ahead
             yield f"{given}:{row[1]}" if row else given, (None,) * len(columns), " ".join(reason.split())

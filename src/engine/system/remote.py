@@ -119,8 +119,13 @@ def _details(system: Any, found: dict[str, Any]) -> dict[str, Any]:
     """What a file system says about files; asked again for those of a list without versions."""
     if all(_version(info) for info in found.values()):
         return found
+
+    def info(path: str) -> Any:
+        with reading(system.unstrip_protocol(path)):
+            return system.info(path)
+
     with ThreadPoolExecutor(16) as pool:
-        return dict(zip(found, pool.map(system.info, found), strict=True))
+        return dict(zip(found, pool.map(info, found), strict=True))
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from src.engine.data.images import content_keys, image_error, image_files, read_image, restored_ranges, skipped_line
+from src.engine.data.images import (
+    content_keys,
+    image_error,
+    image_files,
+    original_size,
+    read_image,
+    restored_ranges,
+    skipped_line,
+)
 from src.engine.system.errors import InputError
 from tests.conftest import picture
 
@@ -146,6 +154,13 @@ def test_an_image_is_rotated_as_it_says(suffix: str, tmp_path: Path) -> None:
     pixels = np.asarray(read_image(tmp_path / f"turned.{suffix}"))
     assert pixels.shape == (40, 20)
     assert pixels[:18].min() > 200 > 50 > pixels[22:].max()
+
+
+def test_a_rotation_that_does_not_exist_is_none(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    Image.new("L", (40, 20)).save(tmp_path / "odd.png", exif=exif)
+    assert original_size(read_image(tmp_path / "odd.png")) == (40, 20)
 
 
 def test_links_are_followed_loops_are_not_and_what_is_skipped_is_counted(tmp_path: Path) -> None:

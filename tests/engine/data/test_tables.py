@@ -77,6 +77,14 @@ def test_another_encoding_is_named(tmp_path: Path, suffix: str, encoding: str) -
         read_table(str(path), "text", "label")
 
 
+@pytest.mark.parametrize("value", ['["C"]', '{"C": 1}'])
+def test_a_list_is_neither_text_nor_label(tmp_path: Path, value: str) -> None:
+    for row in (f'{{"text": {value}, "label": "a"}}', f'{{"text": "a", "label": {value}}}'):
+        path = write(tmp_path / "own.jsonl", f'{{"text": "a", "label": "b"}}\n{row}\n')
+        with pytest.raises(InputError, match=r"own\.jsonl, row 2: column \w+ is .'C'.*, not text or a number$"):
+            read_table(path, "text", "label")
+
+
 def test_rows_of_json_lines_keep_their_values_and_count_from_1(tmp_path: Path) -> None:
     date = "2020-01-01 00:00:00"
     path = write(tmp_path / "own.jsonl", f'{{"text": "{date}", "label": 1}}\n\n{{"text": "x", "label": "one"}}\n')

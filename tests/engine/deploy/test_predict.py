@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gzip
 import json
 import os
 import re
@@ -197,6 +198,19 @@ def test_a_table_that_breaks_off_is_an_error_behind_its_good_rows(toy_texts: str
     named = tmp_path / "named.csv"
     assert predict([*of(toy_texts), given[1], "--output", str(named), "--text_column", "speech"]) == 0
     assert rows_of(named)[0]["label"] == "good"
+
+
+def test_an_incomplete_file_is_a_row_and_nothing_else_is_said(
+    toy_texts: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    packed = gzip.compress("".join(f"film {number**9}\n" for number in range(500)).encode())
+    (tmp_path / "cut.txt.gz").write_bytes(packed[:300])
+    output = tmp_path / "out.csv"
+    assert predict([*of(toy_texts), str(tmp_path / "cut.txt.gz"), "--output", str(output)]) == 3
+    (tmp_path / "none.txt.gz").write_bytes(packed[:12])
+    assert "Compressed file ended before" in rows_of(output)[-1]["error"]
+    assert predict([*of(toy_texts), str(tmp_path / "none.txt.gz"), "--output", str(tmp_path / "none.csv")]) == 3
+    assert not any("returned None" in str(one.message) for one in recwarn)
 
 
 def test_classes_are_named_where_the_task_takes_their_names(

@@ -133,3 +133,5 @@ def test_what_cannot_be_read_is_one_line(folder: Path, root: Path, address: str,
     assert not list(root.rglob("*.csv"))
     with pytest.raises(InputError, match="cannot be read"):
         local_paths(["none.csv"], "memory://table.csv")
+    with serving(folder) as url, pytest.raises(InputError, match=rf"^{url}more/none\.txt cannot be read: no such file"):
+        local_paths(["more/a.txt", "more/none.txt"], f"{url}table.csv")
