@@ -122,7 +122,9 @@ class DetectionTask(Task):
             labels = self.label_names(self.detector.num_classes)
             values = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=True)
             scores |= {f"test/map_{labels[number]}": value for number, value in values}
-        self.log_dict({name: value.to(self.device) for name, value in scores.items()}, prog_bar=stage == "val")
+        self.log_dict(
+            {name: value.to(self.device) for name, value in scores.items()}, prog_bar=stage == "val", sync_dist=True
+        )
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Boxes (B, 100, 6) float: see `Detector`."""
