@@ -35,7 +35,7 @@ Option = tuple[str, str | None]
 
 STAGES = ("fit", "validate", "test", "predict")
 # Options without a value: the next argument is not read as one.
-BARE_FLAGS = ("-h", "--help", "--help_all", "--quiet", "--debug", "--print_config")
+BARE_FLAGS = ("-h", "--help", "--help_all", "--list", "--quiet", "--debug", "--print_config")
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 
@@ -72,7 +72,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
                 raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
             files.append(value)
         elif value is None and flag not in bare_flags and not flag.endswith((".help", "fast_dev_run")):
-            raise InputError(f"{flag} needs a value")
+            raise InputError(f"{flag} needs a value{nearest(flag, bare_flags)}")
         else:
             options.append((flag, value))
     return stage, files, options

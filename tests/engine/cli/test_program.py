@@ -87,6 +87,7 @@ def broken_files(folder: Path) -> None:
         ("--optimizer.params []", "AdamW has no argument params; it has lr, "),
         ("--optimizer.nope 1", "AdamW has no argument nope; it has lr, "),
         ("--optimizer.lr", "--optimizer.lr needs a value"),
+        ("--lists", "--lists needs a value, did you mean --list?"),
         ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler; add one"),
         # Values
         ("--accelerator tpu", "--accelerator tpu: this machine has none; it has cpu"),
