@@ -154,7 +154,7 @@ class SpokenWordsDataModule(PartsDataModule):
         return torch.stack([clip(one, self.samples, self.sample_rate) for one in inputs]) / 2**15
 
     def notes(self, inputs: Sequence[Recording]) -> list[str]:
-        """Whether each recording was resampled, or had several channels."""
+        """Whether each recording was resampled, had several channels, or is silent."""
         return ["; ".join(self._changes(one)) for one in inputs]
 
     def network_arguments(self) -> dict[str, Any]:
@@ -180,9 +180,10 @@ class SpokenWordsDataModule(PartsDataModule):
         return mask_bands(images, options.max_mask, generator).to(waveforms.dtype)
 
     def _changes(self, recording: Recording) -> list[str]:
-        rate, channels = recording.rate, recording.channels
+        samples, rate, channels = recording
         found = [] if rate == self.sample_rate else [f"resampled from {rate:,} to {self.sample_rate:,} Hz"]
-        return found if channels == 1 else [*found, f"mean of {channels} channels"]
+        found += [] if channels == 1 else [f"mean of {channels} channels"]
+        return found if samples.any() else [*found, "silent"]
 
     def _clipped(self, parts: dict[str, list[tuple[Recording, str]]]) -> Parts:
         return {

@@ -16,7 +16,7 @@ from espeakng_loader import get_data_path
 
 from src import ROOT
 from src.audio import speech_commands
-from src.audio.recordings import read_recording
+from src.audio.recordings import Recording, read_recording
 from src.audio.speech import LANGUAGES, VOICES, spoken_digits
 from src.audio.speech_commands import part_of
 from src.audio.spoken_words import SpokenWordsDataModule
@@ -81,6 +81,11 @@ def test_other_rates_and_channels_are_said_once(tmp_path: Path, messages: list[s
     assert len(said) == 2
     assert re.search(r"3 recordings are changed, such as .*other0\.wav: resampled from 44,100 to 16,000 Hz$", said[0])
     assert re.search(r"3 recordings are changed, such as .*other0\.wav: mean of 2 channels$", said[1])
+
+
+def test_a_silent_recording_has_a_note() -> None:
+    silence = Recording(torch.zeros(8000).numpy(), 8000, 1)
+    assert SpokenWordsDataModule().notes([silence]) == ["resampled from 8,000 to 16,000 Hz; silent"]
 
 
 def test_copies_in_several_parts_are_reported(tmp_path: Path, messages: list[str]) -> None:
