@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,3 +24,18 @@ def step_position(trainer: Any) -> tuple[int, int, int]:
     """Epoch, batch and process rank of a Trainer's current or next training step."""
     fit = trainer.fit_loop
     return fit.epoch_progress.current.processed, fit.epoch_loop.batch_progress.current.ready, trainer.global_rank
+
+
+@contextmanager
+def counting() -> Iterator[None]:
+    """Let metrics count with `torch.bincount` where algorithms must be deterministic.
+
+    What torchmetrics does there instead takes gigabytes and seconds a batch: samples times thresholds times bins. Sums
+    of whole numbers do not depend on their order.
+    """
+    was, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warns)

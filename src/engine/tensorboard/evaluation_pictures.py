@@ -11,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
+from src.engine.system.randomness import counting
 from src.engine.tensorboard.writers import writers
 
 WORST = 16  # number of mistakes shown
@@ -75,7 +76,8 @@ class EvaluationPictures(Callback):
         if self._curves is None or not isinstance(outputs, dict) or "logits" not in outputs:
             return  # a task may override its steps
         probabilities, targets = outputs["logits"].float().softmax(dim=1), outputs["targets"]  # (B, num_classes), (B,)
-        self._curves.update(probabilities, targets)
+        with counting():
+            self._curves.update(probabilities, targets)
         confidences, preds = probabilities.max(dim=1)
         wrong = ((preds != targets) & (targets != self._curves.ignore_index)).nonzero()[:, 0]
         for index in wrong[confidences[wrong].argsort(descending=True)[:WORST]].tolist():

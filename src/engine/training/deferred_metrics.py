@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from src.engine.system.errors import InputError
+from src.engine.system.randomness import counting
 
 # Nearly all the time of an update is overhead per call: a tenth of a training step for a small network.
 STEPS_PER_UPDATE = 50
@@ -97,9 +98,10 @@ class DeferredMetrics(nn.Module):
         for _, group in groupby(pending, _shape):  # as in images of several sizes
             steps = list(group)
             joined = {name: _join([seen[name] for seen in steps], device) for name in steps[0]}
-            metrics.update(**joined)
-            if stage != "train":
-                self.unlogged.update(**joined)
+            with counting():
+                metrics.update(**joined)
+                if stage != "train":
+                    self.unlogged.update(**joined)
 
 
 def _shape(seen: dict[str, Any]) -> list[Any]:

@@ -39,6 +39,23 @@ def test_images_have_a_grid_of_mistakes_and_a_curve_for_each_class(train: Train)
     assert not any(tag.startswith("val/") for tag in events.Tags()["images"])
 
 
+def test_deterministic_runs_count_as_fast_as_others(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    bincount, bins = torch.bincount, set()
+
+    def spy(values: torch.Tensor, minlength: int = 0) -> torch.Tensor:
+        bins.add(minlength)
+        return bincount(values, minlength=minlength)
+
+    monkeypatch.setattr(torch, "bincount", spy)
+    try:
+        train(*SMALL, "--max_epochs=1", "--trainer.deterministic=true")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    # Else torchmetrics compares each sample with each bin.
+    assert {3 * 3, 4 * 3 * evaluation_pictures.THRESHOLDS} <= bins  # of the confusion matrix, and of the curves
+
+
 def test_mistakes_that_are_not_images_are_listed_by_their_first_values(train: Train) -> None:
     run = train(*SMALL, *FLAT, "--max_epochs=1")
     with (run.folder / "confusion_matrix.csv").open() as file:
