@@ -1,7 +1,6 @@
 """Spoken words with labels: your own recordings, Speech Commands, or digits of a speech synthesiser."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +25,6 @@ Batch = tuple[Tensor, Tensor]
 Parts = dict[str, list[tuple[Tensor, str]]]
 
 
-@dataclass(eq=False)
 class Clips(Dataset[Batch]):
     """Sounds of one length in memory.
 
@@ -35,8 +33,9 @@ class Clips(Dataset[Batch]):
         targets: (N,) int64 class numbers.
     """
 
-    waveforms: Tensor
-    targets: Tensor
+    def __init__(self, waveforms: Tensor, targets: Tensor) -> None:
+        self.waveforms = waveforms
+        self.targets = targets
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -103,11 +102,14 @@ class SpokenWordsDataModule(PartsDataModule):
         max_mask: float = 0.1,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        self.options: Any = self.hparams
-        smallest = {"sample_rate": 2000, "image_size": 4, "batch_size": 1, "max_shift": 0, "max_noise": 0}
-        for name, least in smallest.items():
-            if not (value := self.options[name]) >= least:
+        for name, value, least in (
+            ("sample_rate", sample_rate, 2000),
+            ("image_size", image_size, 4),
+            ("batch_size", batch_size, 1),
+            ("max_shift", max_shift, 0),
+            ("max_noise", max_noise, 0),
+        ):
+            if not value >= least:
                 raise InputError(f"{name} {value} is too small: give at least {least}")
         samples = round(seconds * sample_rate)
         if samples < image_size:
@@ -118,11 +120,18 @@ class SpokenWordsDataModule(PartsDataModule):
             if not 0 <= share < 1:
                 raise InputError(f"{name} {share} is out of range: give a share of at least 0 and below 1")
         check_shares(val_share, test_share)
+        self.save_hyperparameters()
+        self.path = path
+        self.columns = (path_column, label_column)
+        self.source = source
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
         self.sample_rate = sample_rate
         self.samples = samples
         self.image_size = image_size
         self.batch_size = batch_size
+        self.shares = (val_share, test_share)
+        self.max_shift = max_shift * sample_rate
+        self.max_speed, self.max_noise, self.max_mask = max_speed, max_noise, max_mask
         self.features = LogMel(image_size, samples, sample_rate)
         self.file_example = (
             'import soundfile; sound = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)[0].mean(1)'
@@ -140,7 +149,7 @@ class SpokenWordsDataModule(PartsDataModule):
         """
         if hasattr(self, "train_set"):
             return
-        parts = self._own_parts(self.options.path) if self.options.path else self._source_parts()
+        parts = self._own_parts(self.path) if self.path else self._source_parts()
         labels = {part: [label for _, label in sounds] for part, sounds in parts.items()}
         targets = self.number_labels(labels, self.data_source, "sounds")
         self.save_hyperparameters({"data_source": self.data_source})
@@ -151,7 +160,7 @@ class SpokenWordsDataModule(PartsDataModule):
 
     def prepare(self, inputs: Sequence[Recording]) -> Tensor:
         """Waveforms of recordings, (B, T) float32 from -1 to 1; `features` makes spectrograms of them."""
-        return torch.stack([clip(one, self.samples, self.sample_rate) for one in inputs]) / 2**15
+        return torch.stack([self.clip(one) for one in inputs]) / 2**15
 
     def notes(self, inputs: Sequence[Recording]) -> list[str]:
         """Whether each recording was resampled, had several channels, or is silent."""
@@ -170,14 +179,18 @@ class SpokenWordsDataModule(PartsDataModule):
     def spectrograms(self, waveforms: Tensor) -> Tensor:
         """(B, T) float -> (B, 1, S, S) float; in training with shift, noise and masks."""
         sounds = waveforms.float()
-        features, options = self.features.to(sounds.device), self.options
+        features = self.features.to(sounds.device)
         if self.trainer is None or not self.trainer.training:
             return features(sounds).to(waveforms.dtype)  # type: ignore[no-any-return]
         seed = derive_seed(run_seed(), *step_position(self.trainer))
         generator = torch.Generator(sounds.device).manual_seed(seed)
-        shift = options.max_shift * self.sample_rate
-        images = features(changed_sounds(sounds, shift, options.max_speed, options.max_noise, generator))
-        return mask_bands(images, options.max_mask, generator).to(waveforms.dtype)
+        changed = changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator)
+        images = features(changed)
+        return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
+
+    def clip(self, recording: Recording) -> Tensor:
+        """A sound of the right length and rate, (T,) int16."""
+        return clip(recording, self.samples, self.sample_rate)
 
     def _changes(self, recording: Recording) -> list[str]:
         samples, rate, channels = recording
@@ -186,41 +199,40 @@ class SpokenWordsDataModule(PartsDataModule):
         return found if samples.any() else [*found, "silent"]
 
     def _clipped(self, parts: dict[str, list[tuple[Recording, str]]]) -> Parts:
-        return {
-            part: [(clip(one, self.samples, self.sample_rate), label) for one, label in sounds]
-            for part, sounds in parts.items()
-        }
+        return {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in parts.items()}
 
     def _source_parts(self) -> Parts:
-        if self.options.source != "synthetic":
+        if self.source != "synthetic":
             try:
-                self.data_source, parts = "speech_commands", speech_commands(self.data_dir)
-                return self._clipped(parts)
+                parts = speech_commands(self.data_dir)
             except DownloadError as error:
-                if self.options.source == "speech_commands":
+                if self.source == "speech_commands":
                     raise InputError(
                         f"Speech Commands could not be downloaded ({error}): put mini_speech_commands.zip into"
                         f" {self.data_dir}, or give your own folder with --data.path"
                     ) from error
                 rank_zero_info(f"Speech Commands is not in {self.data_dir} and could not be downloaded: {error}")
+            else:
+                self.data_source = "speech_commands"
+                return self._clipped(parts)
         self.data_source = "synthetic"
-        voices = f"{sum(map(len, VOICES.values()))} voices of espeak-ng"
-        announce(f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {voices}; results do not compare. ***")
+        count = sum(map(len, VOICES.values()))
+        announce(
+            f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices of espeak-ng; results do not compare. ***"
+        )
         return self._clipped(spoken_digits())
 
     def _own_parts(self, path: str) -> Parts:
-        options = self.options
-        files = labelled_files(path, (options.path_column, options.label_column), SUFFIXES)
+        files = labelled_files(path, self.columns, SUFFIXES)
         waves = self.read([one.name for one in files], [one.file for one in files])
-        shares = (options.val_share, options.test_share)
-        return split_files(files, waves, [hash(wave.numpy().tobytes()) for wave in waves], shares, "sounds")
+        return split_files(files, waves, [hash(wave.numpy().tobytes()) for wave in waves], self.shares, "sounds")
 
     def read(self, names: Sequence[str], files: Sequence[Path]) -> list[Tensor]:
         """The sounds of files, (T,) int16 each, reported; `names` are for messages."""
 
         def read(file: Path) -> tuple[Tensor, list[str]]:
             recording = read_recording(file)
-            return clip(recording, self.samples, self.sample_rate), self._changes(recording)
+            return self.clip(recording), self._changes(recording)
 
         sounds = read_all(names, files, read)
         changes = [(name, change) for name, (_, own) in zip(names, sounds, strict=True) for change in own]
