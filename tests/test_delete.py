@@ -18,7 +18,7 @@ FOLDERS = {domain: names.split() for names, domain in LINES}
 # What a machine may lack; every other reason would be a missing domain.
 MACHINE = (
     r"is not installed|no chromium|accelerator|GPU|FULL_DATA_DIR|g\+\+|cannot be mounted|started as root"
-    r"|could not import '(?!src)|C library|glibc|from /proc|malloc|uv or"
+    r"|could not import '(?!src)|C library|glibc|from /proc|malloc|uv or .venv is missing"
 )
 
 

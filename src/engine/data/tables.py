@@ -204,7 +204,13 @@ def _parquet(path: Path, columns: Sequence[str]) -> Table:
     from pyarrow import parquet
 
     table = parquet.ParquetFile(path)
-    return table.schema_arrow.names, _from_batches(table.iter_batches(columns=list(columns)), columns)
+    return table.schema_arrow.names, _from_batches(_valid(table.iter_batches(columns=list(columns))), columns)
+
+
+def _valid(batches: Any) -> Iterator[Any]:
+    for batch in batches:
+        batch.validate(full=True)  # texts may not be UTF-8; pyarrow's reader of CSV checks it itself
+        yield batch
 
 
 def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
@@ -245,7 +251,6 @@ def _csv_names(path: Path, parsing: Any, block_size: int) -> list[str]:
 
 def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[Batch]:
     for batch in batches:
-        batch.validate(full=True)  # Parquet: texts may not be UTF-8
         yield tuple(batch.column(column) for column in columns)
 
 
