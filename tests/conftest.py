@@ -262,14 +262,22 @@ def copy_of_the_repository(folder: Path) -> Path:
 
 
 def in_copy(folder: Path, *words: str) -> str:
-    """Run Python in a copy of the repository; returns its output."""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+    """Run Python in a copy of the repository, or in a project made from it; returns its output."""
+    done = python_in(folder, *words)
     reasons = "\n".join(line for line in done.stdout.splitlines() if re.match(r"E  |FAILED|ERROR", line))
-    assert done.returncode == 0, f"{reasons[-6000:]}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    assert done.returncode == 0, f"{reasons[-6000:]}\n{done.stdout[-5000:]}"
     return done.stdout
+
+
+def python_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in another repository than this one, forked from a process that has imported the libraries."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment |= {"PYTHONPATH": str(folder), "FORK": "1"}
+    output = folder.with_name(f"{folder.name}.txt")  # not a pipe: what it has started may go on
+    with output.open("w") as file:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=file, stderr=file, timeout=900, check=False)
+    return subprocess.CompletedProcess(words, done.returncode, output.read_text(errors="replace"), "")
 
 
 def wait_for(condition: str, path: Path, seconds: float) -> str:

@@ -13,9 +13,9 @@ import pytest
 from src import ROOT
 from src.engine.new.project import DEFAULT, kinds, recipes
 from src.engine.new.template import Template
-from tests.conftest import once
+from tests.conftest import in_copy, once, python_in
 from tests.engine.new.dangling import dangling
-from tests.engine.new.projects import environment, make, run
+from tests.engine.new.projects import environment, make
 
 TEMPLATE = Template(ROOT)
 KINDS = [("--kind", kind) for kind in kinds(ROOT)]
@@ -43,15 +43,14 @@ def check(project: Path, package: str = "src") -> None:
         done = subprocess.run(ruff, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
     assert len((project / "README.md").read_text().splitlines()) <= 80
-    printed = run(project, f"{package}.train", "--print_config", "--accelerator=cpu").stdout
+    printed = in_copy(project, "-m", f"{package}.train", "--print_config", "--accelerator=cpu")
     assert re.search(r"^model:\n  class_path: ", printed, re.MULTILINE), printed[-3000:]
 
 
 def run_tests(project: Path, *words: str) -> None:
     """Run tests of a project; none may fail, or skip for what the project lacks."""
-    done = run(project, "pytest", "-n0", "-q", "-rs", "-m", "not slow", "-p", "no:cacheprovider", *words)
-    assert done.returncode == 0, done.stdout[-4000:]
-    skipped = re.findall(r"^SKIPPED .*", done.stdout, re.MULTILINE)
+    said = in_copy(project, "-m", "pytest", "-n0", "-q", "-rs", "-m", "not slow", "-p", "no:cacheprovider", *words)
+    skipped = re.findall(r"^SKIPPED .*", said, re.MULTILINE)
     assert [line for line in skipped if not re.search(MACHINE, line)] == []
 
 
@@ -77,7 +76,7 @@ def test_the_commands_of_a_readme_work(tmp_path: Path) -> None:
         )
         short = [] if words[0] != "src.train" or "--help" in command or ".help" in command else ["--fast_dev_run"]
         if "--update" not in words and "--ckpt_path" not in words:
-            done = run(project, *words, *short)
+            done = python_in(project, "-m", *words, *short)
             assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}"
 
 
@@ -101,5 +100,5 @@ def test_a_random_project_passes_lint_and_its_tests(
     project = make(tmp_path / "mine", *words)
     check(project)
     cache = tmp_path_factory.getbasetemp() / "mypy"
-    assert run(project, "mypy", "--cache-dir", str(cache)).returncode == 0
+    in_copy(project, "-m", "mypy", "--cache-dir", str(cache))
     run_tests(project)
