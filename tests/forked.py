@@ -118,6 +118,8 @@ def _run(words: list[str], env: dict[str, str], cwd: str, fds: list[int], new_se
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     multiprocessing.set_start_method(None, force=True)  # so that its workers are its children, as usual
+    if os.environ["FORK"] != "0":
+        multiprocessing.context._concrete_contexts["spawn"] = CONTEXT  # type: ignore[assignment]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     rank_zero_only.rank = _get_rank() or 0  # Lightning reads it from the environment only when it is imported
@@ -161,10 +163,17 @@ def _run_python(words: list[str]) -> None:
     elif words[0] == "-c":
         sys.argv = ["-c", *words[2:]]
         sys.path.insert(0, "")
-        module = types.ModuleType("__main__")
-        sys.modules["__main__"] = module
-        exec(words[1], module.__dict__)
+        _execute(words[1])
     else:
-        sys.argv = words
-        sys.path.insert(0, os.path.dirname(os.path.abspath(words[0])))
-        runpy.run_path(words[0], run_name="__main__")
+        script = os.path.abspath(words[0])
+        sys.argv = [script, *words[1:]]
+        sys.path.insert(0, os.path.dirname(script))
+        with open(script, encoding="utf-8") as file:
+            _execute(compile(file.read(), script, "exec"), __file__=script)
+
+
+def _execute(code: Any, **names: Any) -> None:
+    module = types.ModuleType("__main__")
+    module.__dict__.update(names)
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)

@@ -18,7 +18,7 @@ from src.engine.data.download import DownloadError
 from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.split import check_shares
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
 Batch = tuple[Tensor, Tensor]
@@ -102,15 +102,10 @@ class SpokenWordsDataModule(PartsDataModule):
         max_mask: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("sample_rate", sample_rate, 2000),
-            ("image_size", image_size, 4),
-            ("batch_size", batch_size, 1),
-            ("max_shift", max_shift, 0),
-            ("max_noise", max_noise, 0),
-        ):
-            if not value >= least:
-                raise InputError(f"{name} {value} is too small: give at least {least}")
+        check_least(2000, sample_rate=sample_rate)
+        check_least(4, image_size=image_size)
+        check_least(1, batch_size=batch_size)
+        check_least(0, max_shift=max_shift, max_noise=max_noise)
         samples = round(seconds * sample_rate)
         if samples < image_size:
             raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")

@@ -21,7 +21,7 @@ from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Batches, Indices, batch_loader, shuffled
 from src.engine.data.sequence_files import FASTA, FASTQ, Record, read_records, read_sequences
 from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
-from src.engine.system.errors import InputError, SampleError
+from src.engine.system.errors import InputError, SampleError, check_least
 from src.engine.system.randomness import derive_seed
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -88,9 +88,7 @@ class SequenceDataModule(LightningDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__()
-        for name, value in (("variants", variants), ("max_length", max_length), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"{name} {value} is too small: give at least 1")
+        check_least(1, variants=variants, max_length=max_length, batch_size=batch_size)
         check_shares(val_share, test_share)
         check_fold(fold, folds)
         self.per_residue = predicts in ("residues", "hidden")

@@ -12,7 +12,7 @@ from src.engine.data.images import Ranges, content_keys, restored_ranges
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
 from src.engine.data.tables import read_table
-from src.engine.system.errors import InputError
+from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
 from src.engine.system.remote import local_paths
 from src.text.labelled_text import padded
@@ -112,8 +112,7 @@ class CaptionDataModule(LightningDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__()
-        if max_length < 2:
-            raise InputError(f"max_length {max_length} is too small: give at least 2")
+        check_least(2, max_length=max_length)
         self.save_hyperparameters()
         shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
         self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)

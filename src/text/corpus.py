@@ -25,7 +25,7 @@ from src.engine.data.download import DownloadError, unwritable, write_atomically
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.data.split import check_fold, split_sizes
 from src.engine.data.tables import not_utf8, open_utf8
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, check_least
 from src.text.sources import find_texts, python_reference, tiny_shakespeare
 from src.text.tokenizer import (
     ByteTokenizer,
@@ -136,12 +136,9 @@ class TextDataModule(LightningDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__()
-        if max_vocab_size < 257:
-            raise InputError(f"max_vocab_size {max_vocab_size} is too small: give at least 257: 256 bytes and one more")
-        if block_size < 2:
-            raise InputError(f"block_size {block_size} is too small: give at least 2 tokens")
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size} is too small: give at least 1")
+        check_least(257, max_vocab_size=max_vocab_size)
+        check_least(2, block_size=block_size)
+        check_least(1, batch_size=batch_size)
         check_fold(fold, folds)
         if final and fold is not None:
             raise InputError(f"fold {fold} does not fit final, which has no validation part: give one of them")

@@ -20,7 +20,7 @@ from src.engine.data.loading import Batches, Order, announce, batch_loader
 from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.tables import Columns, Row, read_columns
 from src.engine.data.texts import Texts
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, check_least
 from src.text.sources import language_names, rt_polarity
 from src.text.tokenizer import (
     CHECKED_TEXTS,
@@ -151,13 +151,9 @@ class LabelledTextDataModule(LightningDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__()
-        for name, value, minimum in (
-            ("max_vocab_size", max_vocab_size, 257),
-            ("max_length", max_length, 2),
-            ("batch_size", batch_size, 1),
-        ):
-            if value < minimum:
-                raise InputError(f"{name} {value} is too small: give at least {minimum}")
+        check_least(257, max_vocab_size=max_vocab_size)
+        check_least(2, max_length=max_length)
+        check_least(1, batch_size=batch_size)
         check_shares(val_share, test_share)
         check_fold(fold, folds)
         if path is None and (val_path or test_path):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.prepare import normalise, pixel_statistics
-from src.engine.system.errors import InputError
+from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import box_targets
 from src.vision.digits import digit_note, light_ink
@@ -132,11 +132,9 @@ class DigitScenesDataModule(LightningDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__()
-        least = {"scenes": 1, "eval_scenes": 1, "image_size": 64, "max_digits": 1, "batch_size": 1, "num_workers": 0}
-        given = {**least, **{name: value for name, value in locals().items() if name in least}}
-        for name, value in given.items():
-            if value < least[name]:
-                raise InputError(f"{name} {value} is out of range: give at least {least[name]}")
+        check_least(1, scenes=scenes, eval_scenes=eval_scenes, max_digits=max_digits, batch_size=batch_size)
+        check_least(64, image_size=image_size)
+        check_least(0, num_workers=num_workers)
         self.save_hyperparameters()
         self.digits = MNISTDataModule(data_dir, source, fold=fold, folds=folds)
         self.scenes = scenes

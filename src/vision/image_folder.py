@@ -42,7 +42,7 @@ from src.engine.data.loading import (
 from src.engine.data.prepare import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, check_least
 from src.engine.system.hardware import available_memory
 from src.engine.system.remote import local_path, local_paths
 from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
@@ -103,9 +103,8 @@ class ImageFolderDataModule(LightningDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__()
-        for name, value, least in (("image_size", image_size, 4), ("batch_size", batch_size, 1)):
-            if value < least:
-                raise InputError(f"{name} {value} is too small: give at least {least}")
+        check_least(4, image_size=image_size)
+        check_least(1, batch_size=batch_size)
         if not 0 < crop <= 1:
             raise InputError(f"crop {crop} is out of range: give a share of the area above 0 and up to 1")
         check_num_workers(num_workers)

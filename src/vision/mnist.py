@@ -24,7 +24,7 @@ from src.engine.data.labels import report_classes
 from src.engine.data.loading import Batches, NumWorkers, announce, batch_loader, check_num_workers, shuffled
 from src.engine.data.prepare import normalise
 from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 from src.vision.digits import digit_note, digit_pixels
 
@@ -127,14 +127,10 @@ class MNISTDataModule(LightningDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"batch_size {batch_size} is too small: give at least 1")
+        check_least(1, batch_size=batch_size)
+        check_least(0, max_shift=max_shift, max_warp=max_warp)
         if not 0 < val_size < 60_000:
             raise InputError(f"val_size {val_size} is out of range: give 1 to 59999 of the 60000 training digits")
-        if max_shift < 0:
-            raise InputError(f"max_shift {max_shift} is out of range: give at least 0 pixels")
-        if max_warp < 0:
-            raise InputError(f"max_warp {max_warp} is out of range: give at least 0 pixels")
         if not 0 <= max_rotation <= 180:
             raise InputError(f"max_rotation {max_rotation} is out of range: give 0 to 180 degrees")
         if not 0 <= max_scale < 1:

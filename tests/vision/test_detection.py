@@ -371,11 +371,11 @@ def test_the_page_draws_boxes_on_the_chosen_image(detector_service: Service, sce
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("--data.scenes=0", "scenes 0 is out of range: give at least 1"),
-        ("--data.image_size=32", "image_size 32 is out of range: give at least 64"),
+        ("--data.scenes=0", "scenes 0 is too small: give at least 1"),
+        ("--data.image_size=32", "image_size 32 is too small: give at least 64"),
         ("--data.image_size=100", "image_size 100 does not fit SmallFCOS: give a multiple of 32, such as 96"),
-        ("--data.max_digits=0", "max_digits 0 is out of range"),
-        ("--data.num_workers=-1", "num_workers -1 is out of range"),
+        ("--data.max_digits=0", "max_digits 0 is too small"),
+        ("--data.num_workers=-1", "num_workers -1 is too small"),
     ],
 )
 def test_a_user_error_is_one_line(word: str, message: str, error_of: Callable[..., str]) -> None:

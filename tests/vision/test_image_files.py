@@ -112,7 +112,9 @@ def test_batches_do_not_depend_on_threads_workers_or_cache(tmp_path: Path) -> No
             list(loader)
         loader.sampler.set_epoch(epoch)
         torch.rand(1)  # the global generator plays no part
-        return list(loader)
+        found = list(loader)
+        del loader  # a garbage collection would wait 5 s for each of its workers
+        return found
 
     photos(tmp_path)
     expected = batches(3)

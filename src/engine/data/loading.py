@@ -126,9 +126,13 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.given = getattr(self.sampler, "start", 0)
-        for batch in super().__iter__():
-            self.given += 1
-            yield batch
+        try:
+            for batch in super().__iter__():
+                self.given += 1
+                yield batch
+        except Exception as error:
+            # torch's frames, which hold the error themselves, would keep its workers for 5 s; its text has their trace.
+            raise error.with_traceback(None) from None
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and number of batches returned in it."""

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from src.engine.data.loading import announce
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, check_least
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}  # names of the parts, in code and in messages
 # Not the run's seed: the split is the same in every run.
@@ -116,8 +116,7 @@ def fold_samples(
 
 def check_fold(fold: int | None, folds: int) -> None:
     """Raise InputError if there is no such fold."""
-    if folds < 2:
-        raise InputError(f"folds {folds} is too small: give at least 2")
+    check_least(2, folds=folds)
     if fold is not None and not 1 <= fold <= folds:
         raise InputError(f"fold {fold} is out of range: give 1 to {folds}, or more --data.folds")
 

@@ -29,6 +29,13 @@ class UnwritableError(InputError):
     """A checkpoint cannot be written."""
 
 
+def check_least(least: float, **given: float) -> None:
+    """Raise InputError if an argument is below the least that works."""
+    for name, value in given.items():
+        if not value >= least:
+            raise InputError(f"{name} {value} is too small: give at least {least}")
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The original error: jsonargparse wraps errors of constructors."""
     cause = error
