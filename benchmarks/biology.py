@@ -64,7 +64,8 @@ def score(recipe: str, predicted: Any, true: Any) -> float:
 
 def baselines(recipe: str, data: Any) -> dict[str, float]:
     """The measure of each simple model."""
-    records = {part: found.records for part, found in data.sets.items()}
+    parts = {"train": data.train_set, "val": data.val_set, "test": data.test_set}
+    records = {part: found.records for part, found in parts.items()}
     fitted = [*records["train"], *records["val"]]
     if recipe == "proteins":
         columns = zip(*(record.sequence for record in fitted), strict=True)

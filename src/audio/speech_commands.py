@@ -7,8 +7,7 @@ import zipfile
 from pathlib import Path
 
 from src.audio.recordings import Recording, read_recording
-from src.engine.data.download import download
-from src.engine.system.errors import InputError
+from src.engine.data.download import published
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/data/mini_speech_commands.zip"
 SHA256 = "49650f2341b26d886b46b3f4fb8fed59e30300b17550f1ee4a768b3106cf93a0"
@@ -23,12 +22,7 @@ def speech_commands(data_dir: Path) -> dict[str, list[tuple[Recording, str]]]:
         DownloadError: the file is missing and cannot be downloaded.
         InputError: the folder cannot be written, or the file is not the published one.
     """
-    path = data_dir / "mini_speech_commands.zip"
-    if not path.is_file():
-        download(URL, SHA256, path)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != SHA256:
-            raise InputError(f"{path} is not the published file (its SHA-256 differs): remove it")
+    path = published(URL, SHA256, data_dir / "mini_speech_commands.zip")
     parts: dict[str, list[tuple[Recording, str]]] = {"train": [], "val": [], "test": []}
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):

@@ -18,11 +18,10 @@ from src.engine.data.download import DownloadError
 from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.split import check_shares
-from src.engine.system.errors import InputError, check_least
+from src.engine.system.errors import InputError, check_least, check_share
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
 Batch = tuple[Tensor, Tensor]
-Parts = dict[str, list[tuple[Tensor, str]]]
 
 
 class Clips(Dataset[Batch]):
@@ -111,9 +110,7 @@ class SpokenWordsDataModule(PartsDataModule):
             raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")
         if samples > MAX_SAMPLES:
             raise InputError(f"seconds {seconds} is too long: give at most {MAX_SAMPLES / sample_rate:,.6g}")
-        for name, share in (("max_speed", max_speed), ("max_mask", max_mask)):
-            if not 0 <= share < 1:
-                raise InputError(f"{name} {share} is out of range: give a share of at least 0 and below 1")
+        check_share(max_speed=max_speed, max_mask=max_mask)
         check_shares(val_share, test_share)
         self.save_hyperparameters()
         self.path = path
@@ -144,7 +141,14 @@ class SpokenWordsDataModule(PartsDataModule):
         """
         if hasattr(self, "train_set"):
             return
-        parts = self._own_parts(self.path) if self.path else self._source_parts()
+        if self.path:
+            files = labelled_files(self.path, self.columns, SUFFIXES)
+            waves = self.read([one.name for one in files], [one.file for one in files])
+            keys = [hash(wave.numpy().tobytes()) for wave in waves]
+            parts = split_files(files, waves, keys, self.shares, "sounds")
+        else:
+            found = self._source_parts()
+            parts = {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in found.items()}
         labels = {part: [label for _, label in sounds] for part, sounds in parts.items()}
         targets = self.number_labels(labels, self.data_source, "sounds")
         self.save_hyperparameters({"data_source": self.data_source})
@@ -168,8 +172,7 @@ class SpokenWordsDataModule(PartsDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Make the spectrograms of a batch, on its device; in training of changed sounds."""
-        waveforms, targets = batch
-        return self.spectrograms(waveforms), targets
+        return self.spectrograms(batch[0]), batch[1]
 
     def spectrograms(self, waveforms: Tensor) -> Tensor:
         """(B, T) float -> (B, 1, S, S) float; in training with shift, noise and masks."""
@@ -179,8 +182,7 @@ class SpokenWordsDataModule(PartsDataModule):
             return features(sounds).to(waveforms.dtype)  # type: ignore[no-any-return]
         seed = derive_seed(run_seed(), *step_position(self.trainer))
         generator = torch.Generator(sounds.device).manual_seed(seed)
-        changed = changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator)
-        images = features(changed)
+        images = features(changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator))
         return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
 
     def clip(self, recording: Recording) -> Tensor:
@@ -193,34 +195,20 @@ class SpokenWordsDataModule(PartsDataModule):
         found += [] if channels == 1 else [f"mean of {channels} channels"]
         return found if samples.any() else [*found, "silent"]
 
-    def _clipped(self, parts: dict[str, list[tuple[Recording, str]]]) -> Parts:
-        return {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in parts.items()}
-
-    def _source_parts(self) -> Parts:
+    def _source_parts(self) -> dict[str, list[tuple[Recording, str]]]:
         if self.source != "synthetic":
             try:
-                parts = speech_commands(self.data_dir)
-            except DownloadError as error:
-                if self.source == "speech_commands":
-                    raise InputError(
-                        f"Speech Commands could not be downloaded ({error}): put mini_speech_commands.zip into"
-                        f" {self.data_dir}, or give your own folder with --data.path"
-                    ) from error
-                rank_zero_info(f"Speech Commands is not in {self.data_dir} and could not be downloaded: {error}")
-            else:
                 self.data_source = "speech_commands"
-                return self._clipped(parts)
+                return speech_commands(self.data_dir)
+            except DownloadError as error:
+                problem = f"Speech Commands is not in {self.data_dir} and could not be downloaded ({error})"
+                if self.source == "speech_commands":
+                    raise InputError(f"{problem}: put mini_speech_commands.zip there, or give --data.path") from error
+                rank_zero_info(problem)
         self.data_source = "synthetic"
         count = sum(map(len, VOICES.values()))
-        announce(
-            f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices of espeak-ng; results do not compare. ***"
-        )
-        return self._clipped(spoken_digits())
-
-    def _own_parts(self, path: str) -> Parts:
-        files = labelled_files(path, self.columns, SUFFIXES)
-        waves = self.read([one.name for one in files], [one.file for one in files])
-        return split_files(files, waves, [hash(wave.numpy().tobytes()) for wave in waves], self.shares, "sounds")
+        announce(f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices; results do not compare. ***")
+        return spoken_digits()
 
     def read(self, names: Sequence[str], files: Sequence[Path]) -> list[Tensor]:
         """The sounds of files, (T,) int16 each, reported; `names` are for messages."""

@@ -9,16 +9,16 @@ from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from src.biology.sequence_sources import SOURCES, load_source
 from src.biology.smiles import TOKEN, read_smiles, write_smiles
+from src.engine.data.labelled_files import PartsDataModule
 from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import IGNORED, Batches, Indices, batch_loader, shuffled
+from src.engine.data.loading import IGNORED, Indices
 from src.engine.data.sequence_files import FASTA, FASTQ, Record, read_records, read_sequences
 from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
@@ -34,7 +34,7 @@ EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "p
 HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
 
 
-class SequenceDataModule(LightningDataModule):
+class SequenceDataModule(PartsDataModule):
     """Sequences with what is to be predicted of them.
 
     Args:
@@ -109,8 +109,6 @@ class SequenceDataModule(LightningDataModule):
         self.readers = dict.fromkeys((*FASTA, *FASTQ), read_sequences)
         self.numbers = {token: number for number, token in enumerate(TOKENS[kind], start=1)}
         self.vocab_size = len(self.numbers) + 1
-        self.labels: list[str] = []
-        """Names of the classes, or of the number; set by `setup`."""
 
     def setup(self, stage: str) -> None:
         """Read and split the sequences, in every process.
@@ -118,7 +116,7 @@ class SequenceDataModule(LightningDataModule):
         Raises:
             InputError: a file or one of its rows cannot be used.
         """
-        if hasattr(self, "sets"):
+        if hasattr(self, "train_set"):
             return
         options, self.data_source = self.options, self.options.path or self.options.source
         if options.path is None:
@@ -133,12 +131,14 @@ class SequenceDataModule(LightningDataModule):
         parts = fold_samples(
             parts, options.fold, options.folds, lambda one: is_class and one.label, lambda one: one.sequence
         )
-        self.sets = {part: Sequences(self, parts[part]) for part in PARTS}
+        self.train_set, self.val_set, self.test_set = sets = [Sequences(self, parts[part]) for part in PARTS]
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
         rank_zero_info(f"{sizes} sequences of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
         if is_class:
-            report_classes(self.labels, {part: [int(one[0]) for one in self.sets[part].targets] for part in PARTS})
+            report_classes(
+                self.labels, {part: list(map(int, one.targets)) for part, one in zip(PARTS, sets, strict=True)}
+            )
         texts = {part: [record.sequence for record in parts[part]] for part in PARTS}
         report_duplicates(texts, "sequences", lambda part, index: f"{texts[part][index][:60]!r}")
 
@@ -146,13 +146,6 @@ class SequenceDataModule(LightningDataModule):
         """The network arguments that depend on the sequences."""
         self.setup("fit")
         return {"vocab_size": self.vocab_size, "num_classes": len(self.labels), "pooled": not self.per_residue}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"labels": self.labels}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Use a checkpoint's labels; call it before `setup`."""
-        self.labels = list(state_dict["labels"])
 
     def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
         """Sequences -> tokens (B, T) int64 and mask (B, T) bool, true for tokens; an X stands for a hidden residue.
@@ -169,18 +162,6 @@ class SequenceDataModule(LightningDataModule):
         rows = [torch.tensor([self.numbers.get(token, 0) for token in self._tokens(text)]) for text in texts]
         tokens = pad_sequence(rows, batch_first=True)
         return tokens, tokens > 0
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        batches = Batches(len(self.sets["train"]), self.batch_size, self.trainer, shuffled(len(self.sets["train"])))
-        return batch_loader(self.sets["train"], batches)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return batch_loader(self.sets["val"], Batches(len(self.sets["val"]), self.batch_size, self.trainer))
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return batch_loader(self.sets["test"], Batches(len(self.sets["test"]), self.batch_size, self.trainer))
-
-    predict_dataloader = test_dataloader
 
     def _written(self, sequence: str, rng: random.Random | None) -> list[str]:
         """The ways in which a sequence is written: one at random in training, else all."""

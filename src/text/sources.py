@@ -1,13 +1,12 @@
 """Finds texts: your own files, public ones to download, and some to use without a network."""
 
 import glob
-import hashlib
 import tarfile
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from src.engine.data.download import download, write_atomically
+from src.engine.data.download import download, published, write_atomically
 from src.engine.data.images import is_hidden
 from src.engine.system.errors import InputError
 from src.engine.system.remote import local_path
@@ -54,16 +53,7 @@ def tiny_shakespeare(data_dir: Path) -> Path:
         DownloadError: it is missing and cannot be downloaded.
         InputError: the folder cannot be written, or the file is not the published one.
     """
-    path = data_dir / "tiny_shakespeare" / "input.txt"
-    if not path.is_file():
-        download(SHAKESPEARE_URL, SHAKESPEARE_SHA256, path)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != SHAKESPEARE_SHA256:
-            raise InputError(
-                f"{path} is not the published tiny Shakespeare (its SHA-256 differs): remove it, or use it as your"
-                f" own text with --data.path {path}"
-            )
-    return path
+    return published(SHAKESPEARE_URL, SHAKESPEARE_SHA256, data_dir / "tiny_shakespeare" / "input.txt")
 
 
 def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:

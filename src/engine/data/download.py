@@ -1,5 +1,6 @@
 """Downloads with a time limit and a single error class; files that are complete or not there."""
 
+import hashlib
 import os
 import re
 import socket
@@ -63,6 +64,21 @@ def download(url: str, sha256: str, path: Path) -> None:
                 folder.rmdir()
             except OSError:  # not empty, or never created
                 break
+
+
+def published(url: str, sha256: str, path: Path) -> Path:
+    """The path of a published file, downloaded if missing; its checksum is verified in any case.
+
+    Raises:
+        DownloadError: it is missing and cannot be downloaded.
+        InputError: the folder cannot be written, or the file is not the published one.
+    """
+    if not path.is_file():
+        download(url, sha256, path)
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+            raise InputError(f"{path} is not the published file (its SHA-256 differs): remove it, or give --data.path")
+    return path
 
 
 def write_atomically(path: Path, content: bytes, option: str = "data_dir") -> None:
