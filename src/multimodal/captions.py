@@ -12,9 +12,9 @@ from src.engine.data.images import Ranges, content_keys, restored_ranges
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
 from src.engine.data.tables import read_table
+from src.engine.system.addresses import local_paths
 from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
-from src.engine.system.remote import local_paths
 from src.text.labelled_text import padded
 from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
 from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies

@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 from src.audio.spoken_words import SpokenWordsDataModule
 from src.engine.data.loading import Indices
 from src.engine.data.tables import read_table
+from src.engine.system.addresses import local_paths
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
-from src.engine.system.remote import local_paths
 from src.multimodal.captions import CaptionDataModule
 from src.multimodal.clip import INPUTS, Modality
 

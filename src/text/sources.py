@@ -8,8 +8,8 @@ from pathlib import Path
 
 from src.engine.data.download import download, published, write_atomically
 from src.engine.data.images import is_hidden
+from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
-from src.engine.system.remote import local_path
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"

@@ -15,9 +15,9 @@ from src.engine.data.images import Ranges, Shrink, content_keys
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Indices, NumWorkers
 from src.engine.data.split import PARTS, stratified_split, with_fold
+from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
-from src.engine.system.remote import local_path, local_paths
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
 from src.vision.image_files import Batch, ImageFiles, rgb
 from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies

@@ -42,9 +42,9 @@ from src.engine.data.loading import (
 from src.engine.data.prepare import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
+from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.hardware import available_memory
-from src.engine.system.remote import local_path, local_paths
 from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.

@@ -20,7 +20,7 @@ from src.audio.recordings import Recording, read_recording
 from src.audio.speech import LANGUAGES, VOICES, spoken_digits
 from src.audio.speech_commands import part_of
 from src.audio.spoken_words import SpokenWordsDataModule
-from src.engine.system import remote
+from src.engine.parts import remote
 from src.engine.system.errors import InputError
 from tests.audio.helpers import RATE, TONES, own_sounds, tone
 from tests.conftest import Run, in_copy, serving

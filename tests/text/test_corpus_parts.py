@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.engine.system import remote
+from src.engine.parts import remote
 from src.engine.system.errors import InputError
 from src.text.sources import find_texts
 from tests.conftest import serving

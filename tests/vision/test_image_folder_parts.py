@@ -7,7 +7,7 @@ from shutil import copy
 import pytest
 import torch
 
-from src.engine.system import remote
+from src.engine.parts import remote
 from tests.conftest import pictures, serving
 from tests.contract import check_folds
 from tests.vision.test_image_folder import ready

@@ -34,7 +34,6 @@ from src.engine.runs.checkpoint import (
     read_checkpoint,
     reason_of,
 )
-from src.engine.runs.run_copy import RunCopy, claim_at, local_root
 from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import (
     WORKER_SECONDS,
@@ -44,13 +43,13 @@ from src.engine.runs.runs import (
     lock_run,
     runs_of,
 )
+from src.engine.system.addresses import at_address, is_address, local_root
 from src.engine.system.classes import Tree, as_list, short
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
-from src.engine.system.remote import is_address
 from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.default_callbacks import (
     add_default_callbacks,
@@ -86,7 +85,7 @@ class StarterCLI(LightningCLI):
         self.run_folder: Path | None = None  # of the run to continue
         self.evaluated: Path | None = None  # folder of the run whose checkpoint is evaluated
         self.lock: Any = None
-        self.copy: RunCopy | None = None  # if runs are copied to an address
+        self.copy: Any = None  # if runs are copied to an address
         self.interruption = Interruption()
         self.record: RunRecord | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
@@ -293,13 +292,13 @@ class StarterCLI(LightningCLI):
             folder = self.run_folder
         else:
             check_no_search(parent := runs_of(root, self.config.name))
-            folder = claim_at(parent, address) if address else claim_folder(parent)
+            folder = at_address("claim_at", address)(parent, address) if address else claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             for mark in hooks("mark_run"):
                 mark(folder)
             if address and self.evaluated is None:
-                self.copy = RunCopy(folder, address)
+                self.copy = at_address("RunCopy", address)(folder, address)
                 options["callbacks"].append(self.copy)
             if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(

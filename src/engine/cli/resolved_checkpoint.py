@@ -11,7 +11,6 @@ from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.class_names import resolve_names
 from src.engine.runs.checkpoint import checkpoint_errors, model_arguments, own_configuration, run_configuration
-from src.engine.runs.run_copy import fetch_run, local_root
 from src.engine.runs.runs import (
     checkpoint_of,
     from_first_process,
@@ -23,9 +22,9 @@ from src.engine.runs.runs import (
     runs_to_continue,
 )
 from src.engine.runs.trust import PATHS, Trust, names_in
+from src.engine.system.addresses import at_address, is_address, local_path, local_root
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
-from src.engine.system.remote import is_address, local_path
 
 Loaded = list[tuple[Path, Tree]]
 
@@ -62,7 +61,7 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     path = next((path for path in reversed(paths) if path), None)
     path = str(local_path(path)) if path and is_address(path) else path
     if is_address(given.get("--run")):
-        run = str(fetch_run(str(given["--run"])))
+        run = str(at_address("fetch_run", given["--run"])(str(given["--run"])))
         options, given = [*options, ("--run", run)], {**given, "--run": run}
     roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
     roots += [given.get("--trainer.default_root_dir")]

@@ -16,8 +16,8 @@ from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, batch_loader, shuffled
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
+from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError
-from src.engine.system.remote import local_path, local_paths
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from src.engine.data.tables import TABLES, UNREADABLE, open_utf8, read_table, suffix_of
+from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
-from src.engine.system.remote import local_path
 
 FASTA = (".fa", ".fasta", ".fna", ".faa")
 FASTQ = (".fq", ".fastq")

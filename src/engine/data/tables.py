@@ -19,8 +19,8 @@ import numpy as np
 
 from src.engine.data.loading import announce
 from src.engine.data.texts import Texts
+from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
-from src.engine.system.remote import local_path
 
 Row = tuple[str, str]  # text or path, and label
 Columns = tuple[Texts, list[str]]  # the same by column

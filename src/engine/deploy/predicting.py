@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, new_output, parse_words
+from src.engine.system.addresses import is_address, local_path
 from src.engine.system.errors import InputError
-from src.engine.system.remote import is_address, local_path
 
 SOME_FAILED = 3  # exit code if some inputs cannot be used
 

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from src import ROOT
 from src.engine.runs.checkpoint import configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
+from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.system.remote import local_path
 
 # Worker processes of a killed run notice it after 5 seconds, and hold its lock until then.
 WORKER_SECONDS = 8

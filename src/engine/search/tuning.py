@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from src.engine.cli.command import check_minimum, command_parser, parse_words, require
+from src.engine.system.addresses import is_address
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
-from src.engine.system.remote import is_address
 
 WORKER = "LIGHTNING_STARTER_TUNE_WORKER"  # set in worker processes
 

@@ -11,11 +11,11 @@ import fsspec
 import pytest
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.runs import run_copy
+from src.engine.parts import remote
+from src.engine.parts.remote import claim_at
 from src.engine.runs.checkpoint import damage
-from src.engine.runs.run_copy import claim_at
 from src.engine.search.tuning import tune
-from src.engine.system import remote
+from src.engine.system import addresses
 from src.engine.system.errors import InputError
 from tests.conftest import QUIET
 from tests.toy import RECIPE
@@ -25,7 +25,7 @@ ADDRESS = "memory://bucket/logs"
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (run_copy, remote):
+    for module in (remote, addresses):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     return tmp_path
 
@@ -72,10 +72,10 @@ def test_a_run_is_here_and_at_the_address_and_goes_on_from_there(store: Any, pro
     assert saved != (project / "away/toy/version_0/checkpoints/last.ckpt").read_bytes()
     assert "config.resume-1.yaml" in names(store)
     # Fetched again, it is what is here; a run that differs is neither used nor overwritten.
-    assert run_copy.fetch_run(given) == folder
+    assert remote.fetch_run(given) == folder
     (folder / "config.yaml").write_text("seed_everything: 1\n")
     with pytest.raises(InputError, match=r"version_0 is here and differs: give --run"):
-        run_copy.fetch_run(given)
+        remote.fetch_run(given)
     assert (folder / "config.yaml").read_text() == "seed_everything: 1\n"
 
 

@@ -10,9 +10,9 @@ import fsspec
 import pytest
 
 from src.engine.data.tables import read_table
-from src.engine.system import remote
+from src.engine.parts import remote
+from src.engine.system.addresses import is_address, local_path, local_paths
 from src.engine.system.errors import InputError
-from src.engine.system.remote import is_address, local_path, local_paths
 from tests.conftest import serving
 
 

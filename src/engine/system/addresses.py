@@ -1,0 +1,52 @@
+"""Addresses such as s3:// and https://, whose files and runs the engine's part `remote` copies."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src import ROOT
+from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
+
+
+def is_address(given: Any) -> bool:
+    """Whether a text is an address and not a path."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", str(given)) is not None
+
+
+def local_path(given: str | Path) -> Path:
+    """The path of a file or folder; what an address names is copied first.
+
+    Raises:
+        InputError: the address cannot be read.
+    """
+    path: Path = at_address("copy_of", given)(str(given)) if is_address(given) else Path(given).expanduser()
+    return path
+
+
+def local_paths(names: Sequence[str], table: str) -> list[Path]:
+    """The paths of files that a table names, relative to the table or as addresses; those at addresses are copied.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    found: list[Path] = [Path(table).expanduser().parent / name for name in names]
+    address = next(filter(is_address, (table, *names)), None)
+    return at_address("copies_of", address)(names, table) if address else found
+
+
+def local_root(root: Path | str | None) -> Path:
+    """The folder of runs on this machine: `logs/` if runs are copied to an address."""
+    return ROOT / "logs" if root is None or is_address(root) else Path(root)
+
+
+def at_address(name: str, given: object) -> Any:
+    """A function or class of the part for addresses.
+
+    Raises:
+        InputError: the part has been removed.
+    """
+    for found in hooks(name):
+        return found
+    raise InputError(f"{given}: the engine's part for addresses is not in this project: give a path of this machine")
