@@ -147,6 +147,18 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 
 
 @pytest.fixture(scope="session")
+def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder for mypy's cache of copies and projects, with what `make lint` has checked here."""
+
+    def copy(folder: Path) -> str:
+        if (ROOT / ".mypy_cache").is_dir():
+            shutil.copytree(ROOT / ".mypy_cache", folder, dirs_exist_ok=True)
+        return str(folder)
+
+    return once(tmp_path_factory, "mypy", copy)
+
+
+@pytest.fixture(scope="session")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a checkpoint of the toy recipe, trained until it makes no mistakes."""
     return once(tmp_path_factory, "toy", lambda folder: fit(folder, f"--config={toy.RECIPE}"))

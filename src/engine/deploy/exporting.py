@@ -50,6 +50,8 @@ def export(args: list[str]) -> None:
     from src.engine.runs.checkpoint import size_of
 
     inference = Inference(options.ckpt_path, "forward", data_options(options), options.trust)
+    if options.quantize and not hasattr(inference.task, "num_classes"):
+        raise InputError("--quantize int8 compares accuracies: it is for classifiers only; leave it out")
     print(f"Exporting {inference.path} as {options.format}", file=sys.stderr)
     reference = Reference(inference)
     # Checked early: on a full disk some writers end the process or raise unclear errors.

@@ -61,14 +61,15 @@ def test_the_tests_of_a_project_pass(words: tuple[str, ...], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_commands_of_a_readme_work(tmp_path: Path) -> None:
+def test_the_commands_of_a_readme_work(tmp_path: Path, mypy_cache: str) -> None:
     project = make(tmp_path / "mine", "--kind", "regression")
     environment(project)
     table = project / "path" / "to" / "files"
     table.parent.mkdir(parents=True)
     table.with_suffix(".csv").write_text("x1,x2,x3,x4,x5\n0.1,0.2,0.3,0.4,0.5\n")
     for words in (("train", "ARGS=--accelerator cpu"), ("test",), ("lint",)):
-        done = subprocess.run(["make", *words], cwd=project, capture_output=True, text=True, check=False)
+        env = {**os.environ, "MYPY_CACHE_DIR": mypy_cache}
+        done = subprocess.run(["make", *words], cwd=project, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for command in re.findall(r"`python -m ([^`]*)`", (project / "README.md").read_text()):
         words = shlex.split(
@@ -83,7 +84,7 @@ def test_the_commands_of_a_readme_work(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_a_random_project_passes_lint_and_its_tests(
-    number: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    number: int, tmp_path: Path, mypy_cache: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     seed = once(tmp_path_factory, "seed", lambda _: os.environ.get("SEED", str(random.randrange(10**6))))
     draw = random.Random(f"{seed} {number}")
@@ -99,6 +100,5 @@ def test_a_random_project_passes_lint_and_its_tests(
     print(*words)
     project = make(tmp_path / "mine", *words)
     check(project)
-    cache = tmp_path_factory.getbasetemp() / "mypy"
-    in_copy(project, "-m", "mypy", "--cache-dir", str(cache))
+    in_copy(project, "-m", "mypy", "--cache-dir", mypy_cache)
     run_tests(project)
