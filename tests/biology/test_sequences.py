@@ -125,7 +125,7 @@ def test_labels_of_residues_stand_behind_a_sequence_or_in_a_column(tmp_path: Pat
 def test_prepare_gives_what_a_test_batch_has(tmp_path: Path) -> None:
     rows = [f"{'C' * (number + 1)}N(C)C,{number}" for number in range(20)]
     data = prepared(table(tmp_path / "a.csv", rows), variants=3)
-    check_prepare(data, [record.sequence for record in data.sets["test"].records])
+    check_prepare(data, [record.sequence for record in data.test_set.records])
 
 
 def test_a_molecule_is_written_anew_in_training_and_always_alike_in_evaluation(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Files at addresses are read through copies."""
 
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -41,9 +40,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "served"
 
 
-def copied(caplog: pytest.LogCaptureFixture) -> list[str]:
-    found = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Copying")]
-    caplog.clear()
+def copied(messages: list[str]) -> list[str]:
+    found = [message for message in messages if message.startswith("Copying")]
+    messages.clear()
     return found
 
 
@@ -55,14 +54,13 @@ def test_an_address_has_a_protocol(given: str) -> None:
 
 
 def test_a_table_of_a_server_is_read_and_copied_again_only_if_it_has_changed(
-    folder: Path, root: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, root: Path, messages: list[str]
 ) -> None:
-    caplog.set_level(logging.INFO)
     with serving(folder) as url:
         assert read_table(f"{url}table.csv", "text", "label") == [("good", "1"), ("bad", "0")]
-        assert len(copied(caplog)) == 1
+        assert len(copied(messages)) == 1
         read_table(f"{url}table.csv", "text", "label")
-        assert copied(caplog) == []
+        assert copied(messages) == []
         (folder / "table.csv").write_text("text,label\nfine,1\nbad,0\n")  # of the same size
         os.utime(folder / "table.csv", (time.time() + 5, time.time() + 5))
         assert read_table(f"{url}table.csv", "text", "label")[0] == ("fine", "1")
@@ -71,9 +69,8 @@ def test_a_table_of_a_server_is_read_and_copied_again_only_if_it_has_changed(
 
 
 def test_a_folder_is_copied_with_what_is_in_it_and_without_what_is_gone(
-    store: fsspec.AbstractFileSystem, caplog: pytest.LogCaptureFixture
+    store: fsspec.AbstractFileSystem, messages: list[str]
 ) -> None:
-    caplog.set_level(logging.INFO)
     for name in ("a/1.txt", "a/2.txt", "b/deep/3.txt"):
         store.pipe(f"/data/{name}", name.encode())
     path = local_path("memory://data")
@@ -83,7 +80,7 @@ def test_a_folder_is_copied_with_what_is_in_it_and_without_what_is_gone(
         "b/deep/3.txt",
     ]
     assert (path / "b/deep/3.txt").read_text() == "b/deep/3.txt"
-    assert "Copying 3 of 3 files of memory://data to" in copied(caplog)[0]
+    assert "Copying 3 of 3 files of memory://data to" in copied(messages)[0]
     store.rm("/data/a/2.txt")
     store.pipe("/data/a/1.txt", b"changed")
     assert local_path("memory://data/") == path
