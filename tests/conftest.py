@@ -147,7 +147,7 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
 
 
 @pytest.fixture(scope="session")
-def mypy_cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+def checked_types(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder for mypy's cache of copies and projects, with what `make lint` has checked here."""
 
     def copy(folder: Path) -> str:

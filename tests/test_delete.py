@@ -23,12 +23,12 @@ MACHINE = (
 
 
 @pytest.fixture
-def copy(domain: str, tmp_path: Path, mypy_cache: str) -> Path:
+def copy(domain: str, tmp_path: Path, checked_types: str) -> Path:
     """A copy of the repository without a domain, after a type check."""
     copy = copy_of_the_repository(tmp_path / "copy")
     for name in FOLDERS[domain]:
         shutil.rmtree(copy / name, ignore_errors=True)  # may be gone already
-    in_copy(copy, "-m", "mypy", "--cache-dir", mypy_cache)
+    in_copy(copy, "-m", "mypy", "--cache-dir", checked_types)
     return copy
 
 

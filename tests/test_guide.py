@@ -127,11 +127,11 @@ def test_what_it_makes_learns_and_is_a_domain_like_any_other(copy: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_code_of_the_guides_passes_the_projects_checks(copy: Path, mypy_cache: str) -> None:
+def test_the_code_of_the_guides_passes_the_projects_checks(copy: Path, checked_types: str) -> None:
     modules = [name for name in (*FILES, *MORE, *PARTS) if name.endswith(".py")]
     in_copy(copy, "-m", "ruff", "check", *modules)
     in_copy(copy, "-m", "ruff", "format", "--check", *modules)
-    in_copy(copy, "-m", "mypy", "--cache-dir", mypy_cache, *modules)
+    in_copy(copy, "-m", "mypy", "--cache-dir", checked_types, *modules)
 
 
 @pytest.mark.slow

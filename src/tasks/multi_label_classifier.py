@@ -12,8 +12,9 @@ from torchmetrics.classification import (
 )
 
 from src.engine.data.loading import IGNORED
+from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import Sample, label_curves
+from src.engine.tensorboard.figures import label_curves
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
 from src.tasks.task import Task, names
 

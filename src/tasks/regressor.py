@@ -8,8 +8,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
+from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import Sample, regression_figures
+from src.engine.tensorboard.figures import regression_figures
 from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std
 from src.tasks.task import Task, names
 

@@ -9,7 +9,8 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from src.engine.data.loading import IGNORED
-from src.engine.tensorboard.figures import Sample, mask_figure
+from src.engine.system.batches import Sample
+from src.engine.tensorboard.figures import mask_figure
 from src.tasks.classifier import UNCHECKED, Batch, Classifier
 from src.tasks.task import names
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.engine.tensorboard.figures import Sample, sequence_figure
+from src.engine.system.batches import Sample
+from src.engine.tensorboard.figures import sequence_figure
 from src.tasks.classifier import Batch, Classifier
 from src.tasks.task import names
 

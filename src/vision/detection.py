@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
 
+from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import Sample, box_figure
+from src.engine.tensorboard.figures import box_figure
 from src.tasks.classifier import check_classes
 from src.tasks.task import Task, names
 

@@ -292,13 +292,13 @@ class StarterCLI(LightningCLI):
             folder = self.run_folder
         else:
             check_no_search(parent := runs_of(root, self.config.name))
-            folder = at_address("claim_at", address)(parent, address) if address else claim_folder(parent)
+            folder = at_address(hooks("claim_at"), address)(parent, address) if address else claim_folder(parent)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             for mark in hooks("mark_run"):
                 mark(folder)
             if address and self.evaluated is None:
-                self.copy = at_address("RunCopy", address)(folder, address)
+                self.copy = at_address(hooks("RunCopy"), address)(folder, address)
                 options["callbacks"].append(self.copy)
             if self.run_folder and (seconds := clock_lag(folder)):
                 rank_zero_info(

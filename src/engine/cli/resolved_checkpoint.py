@@ -25,6 +25,7 @@ from src.engine.runs.trust import PATHS, Trust, names_in
 from src.engine.system.addresses import at_address, is_address, local_path, local_root
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 
 Loaded = list[tuple[Path, Tree]]
 
@@ -61,7 +62,7 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     path = next((path for path in reversed(paths) if path), None)
     path = str(local_path(path)) if path and is_address(path) else path
     if is_address(given.get("--run")):
-        run = str(at_address("fetch_run", given["--run"])(str(given["--run"])))
+        run = str(at_address(hooks("fetch_run"), given["--run"])(str(given["--run"])))
         options, given = [*options, ("--run", run)], {**given, "--run": run}
     roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
     roots += [given.get("--trainer.default_root_dir")]

@@ -21,7 +21,7 @@ def local_path(given: str | Path) -> Path:
     Raises:
         InputError: the address cannot be read.
     """
-    path: Path = at_address("copy_of", given)(str(given)) if is_address(given) else Path(given).expanduser()
+    path: Path = at_address(hooks("copy_of"), given)(str(given)) if is_address(given) else Path(given).expanduser()
     return path
 
 
@@ -33,7 +33,7 @@ def local_paths(names: Sequence[str], table: str) -> list[Path]:
     """
     found: list[Path] = [Path(table).expanduser().parent / name for name in names]
     address = next(filter(is_address, (table, *names)), None)
-    return at_address("copies_of", address)(names, table) if address else found
+    return at_address(hooks("copies_of"), address)(names, table) if address else found
 
 
 def local_root(root: Path | str | None) -> Path:
@@ -41,12 +41,12 @@ def local_root(root: Path | str | None) -> Path:
     return ROOT / "logs" if root is None or is_address(root) else Path(root)
 
 
-def at_address(name: str, given: object) -> Any:
-    """A function or class of the part for addresses.
+def at_address(found: list[Any], given: object) -> Any:
+    """What the part for addresses defines.
 
     Raises:
         InputError: the part has been removed.
     """
-    for found in hooks(name):
-        return found
-    raise InputError(f"{given}: the engine's part for addresses is not in this project: give a path of this machine")
+    if not found:
+        raise InputError(f"{given}: this project has no part for addresses: give a path of this machine")
+    return found[0]

@@ -1,10 +1,14 @@
-"""Reads the size of a batch of any type."""
+"""The size of a batch of any type, and one sample of it."""
 
 import math
 from typing import Any
 
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+Sample = dict[str, Tensor]
+"""One test sample of a task: `target`, `preds`, and for most tasks `inputs`."""
 
 
 def batch_size(batch: Any) -> float:

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Sample = dict[str, Tensor]
-"""One test sample: `target`, `preds`, and for most tasks `inputs`."""
+from src.engine.system.batches import Sample
 
 MAX_CURVES = 20  # labels in one figure
 MAX_POSITIONS = 120  # of a sequence

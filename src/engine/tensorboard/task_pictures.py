@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.engine.tensorboard.figures import Sample
+from src.engine.system.batches import Sample
 from src.engine.tensorboard.writers import writers
 
 

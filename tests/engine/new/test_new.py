@@ -21,7 +21,7 @@ TEMPLATE = Template(ROOT)
 KINDS = [("--kind", kind) for kind in kinds(ROOT)]
 RECIPES = [("--recipe", recipe) for recipe in recipes(TEMPLATE)]
 LAST = next((words for words in RECIPES if words[1] == "shakespeare_gpt"), RECIPES[-1])
-PARTS = ("train", "predict", "export", "serve", "tune", "generate", "compile,clusters,fsdp2")
+PARTS = ("train", "predict", "export", "serve", "tune", "generate", "compile,clusters,fsdp2,remote")
 ALONE = [(*start, "--with", part) for start in (KINDS[0], LAST) for part in PARTS]
 MORE = [("--kind", "regression", "--package", "tumours"), (*RECIPES[1], *LAST)]
 # What a machine may lack; every other reason to skip would be something that the project lacks.
@@ -61,14 +61,14 @@ def test_the_tests_of_a_project_pass(words: tuple[str, ...], tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_the_commands_of_a_readme_work(tmp_path: Path, mypy_cache: str) -> None:
+def test_the_commands_of_a_readme_work(tmp_path: Path, checked_types: str) -> None:
     project = make(tmp_path / "mine", "--kind", "regression")
     environment(project)
     table = project / "path" / "to" / "files"
     table.parent.mkdir(parents=True)
     table.with_suffix(".csv").write_text("x1,x2,x3,x4,x5\n0.1,0.2,0.3,0.4,0.5\n")
     for words in (("train", "ARGS=--accelerator cpu"), ("test",), ("lint",)):
-        env = {**os.environ, "MYPY_CACHE_DIR": mypy_cache}
+        env = {**os.environ, "MYPY_CACHE_DIR": checked_types}
         done = subprocess.run(["make", *words], cwd=project, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for command in re.findall(r"`python -m ([^`]*)`", (project / "README.md").read_text()):
@@ -84,14 +84,16 @@ def test_the_commands_of_a_readme_work(tmp_path: Path, mypy_cache: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_a_random_project_passes_lint_and_its_tests(
-    number: int, tmp_path: Path, mypy_cache: str, tmp_path_factory: pytest.TempPathFactory
+    number: int, tmp_path: Path, checked_types: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     seed = once(tmp_path_factory, "seed", lambda _: os.environ.get("SEED", str(random.randrange(10**6))))
     draw = random.Random(f"{seed} {number}")
     print(f"SEED={seed}")  # to draw the same again
     chosen = draw.sample([*kinds(ROOT)], draw.randint(0, 1))
     more = draw.sample([*recipes(TEMPLATE)], draw.randint(1 - len(chosen), 2))
-    parts = draw.sample(["predict", "export", "serve", "tune", *DEFAULT[1:], "clusters", "fsdp2"], draw.randint(0, 5))
+    parts = draw.sample(
+        ["predict", "export", "serve", "tune", *DEFAULT[1:], "clusters", "fsdp2", "remote"], draw.randint(0, 5)
+    )
     words = [
         *(f"--kind={kind}" for kind in chosen),
         *(f"--recipe={recipe}" for recipe in more),
@@ -100,5 +102,5 @@ def test_a_random_project_passes_lint_and_its_tests(
     print(*words)
     project = make(tmp_path / "mine", *words)
     check(project)
-    in_copy(project, "-m", "mypy", "--cache-dir", mypy_cache)
+    in_copy(project, "-m", "mypy", "--cache-dir", checked_types)
     run_tests(project)
