@@ -1,15 +1,21 @@
-"""Screenshots of a run in TensorBoard, as in the README; needs Debian's chromium and the package playwright.
+"""Screenshots of a run in TensorBoard, of the service's page and of the documentation, as on a computer and on a phone.
 
-python scripts/screenshots.py LOGDIR FOLDER
+Needs Debian's chromium and the package playwright.
+
+python scripts/screenshots.py FOLDER [--logdir LOGDIR] [--ckpt_path PATH] [--site]
 """
 
+import argparse
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +27,12 @@ PAGES = {
     "pictures": ("images", (1180, 1130), "test/confusion matrix", "tf-image-loader img"),
     "hyperparameters": ("hparams", (1600, 420), "optimizer.lr", "tf-hparams-table-view"),
 }
+
+SIZES = {"": {"width": 820, "height": 520}, "_phone": {"width": 390, "height": 844}}
+PORT = 8765
+# A three, in shares of the canvas.
+THREE = [(0.3, 0.25), (0.45, 0.15), (0.65, 0.2), (0.68, 0.35), (0.5, 0.47), (0.7, 0.58), (0.72, 0.75), (0.5, 0.87)]
+THREE += [(0.28, 0.78)]
 
 # All text of a page, including shadow DOM, with "[image 640 x 480]" for each loaded image.
 TEXT = """
@@ -81,6 +93,79 @@ def take_screenshots(logdir: Path, folder: Path) -> dict[str, str]:
     return texts
 
 
-if __name__ == "__main__":
-    for name, text in take_screenshots(Path(sys.argv[1]), Path(sys.argv[2])).items():
+@contextmanager
+def served(*words: str) -> Iterator[str]:
+    """Run a server of pages as `python -m ...`; gives its address."""
+    command = [sys.executable, "-m", *words]
+    server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        address = f"http://127.0.0.1:{PORT}/"
+        for _ in range(600):
+            with suppress(OSError):
+                urllib.request.urlopen(address, timeout=5).close()
+                break
+            if server.poll() is not None:
+                raise RuntimeError(f"{' '.join(words)} has ended")
+            time.sleep(0.2)
+        yield address
+    finally:
+        server.kill()
+        server.wait()
+
+
+def shoot(address: str, folder: Path, name: str, act: Callable[[Any], None] = lambda _: None) -> list[Path]:
+    """Save a page as a computer and a phone show it, after `act` has done something on it; returns the files."""
+    from playwright.sync_api import sync_playwright
+
+    paths = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        for suffix, size in SIZES.items():
+            page = browser.new_page(viewport=size)  # type: ignore[arg-type]
+            page.goto(address)
+            page.wait_for_load_state("networkidle")
+            act(page)
+            paths.append(folder / f"{name}{suffix}.png")
+            page.screenshot(path=str(paths[-1]))
+        browser.close()
+    return paths
+
+
+def draw_three(page: Any) -> None:
+    """Draw a digit on the service's canvas, if the model takes drawings, and wait for the answer."""
+    canvas = page.locator("#canvas")
+    if not canvas.is_visible():
+        return
+    box = canvas.bounding_box()
+    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in THREE]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place, steps=4)
+    page.mouse.up()
+    page.wait_for_selector(".best")
+    page.wait_for_timeout(500)  # bars grow
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="for the pictures")
+    parser.add_argument("--logdir", type=Path, help="runs to show in TensorBoard")
+    parser.add_argument("--ckpt_path", help="a checkpoint to serve")
+    parser.add_argument("--site", action="store_true", help="build and show the documentation")
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name, text in take_screenshots(options.logdir, options.folder).items() if options.logdir else ():
         print(name, re.sub(r"\s+", " ", text)[:200])
+    if options.ckpt_path:
+        with served("src.serve", "--ckpt_path", options.ckpt_path, "--port", str(PORT)) as address:
+            print(*shoot(address, options.folder, "serve", draw_three))
+    if options.site:
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "--site-dir", folder], cwd=ROOT, check=True)
+            with served("http.server", str(PORT), "--bind", "127.0.0.1", "--directory", folder) as address:
+                print(*shoot(address, options.folder, "site"))
+
+
+if __name__ == "__main__":
+    main()

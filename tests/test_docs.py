@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from screenshots import shoot
 
 from src import ROOT
 from tests.conftest import once, serving
@@ -169,6 +171,14 @@ def test_a_search_finds_what_a_newcomer_looks_for(shown: tuple[Any, str]) -> Non
             missing[words] = found
     assert missing == {}
     assert all(urlsplit(url).hostname == "127.0.0.1" for url in asked)
+
+
+@pytest.mark.slow
+def test_pictures_of_the_site_are_made_on_a_computer_and_a_phone(shown: tuple[Any, str], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as thread:  # the browser of `shown` has this one
+        files = thread.submit(shoot, shown[1], tmp_path, "site").result()
+    assert [path.name for path in files] == ["site.png", "site_phone.png"]
+    assert all(path.stat().st_size > 20_000 for path in files)
 
 
 @pytest.mark.slow

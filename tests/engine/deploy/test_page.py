@@ -1,11 +1,15 @@
 """The page of the service, in a real browser."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from screenshots import draw_three, shoot
 
 from src.engine.deploy.service import page as html_of
 from tests.engine.deploy.local import local, writer
@@ -38,6 +42,21 @@ def test_a_drawing_gets_bars_until_it_is_cleared(image_service: Service) -> None
         page.evaluate(STROKE_AND_CLEAR)
         page.wait_for_timeout(600)  # for an answer to what was cleared
         assert page.locator(".row").count() == 0
+
+
+@pytest.mark.slow
+def test_pictures_of_the_page_show_drawing_and_answer_on_a_computer_and_a_phone(
+    image_service: Service, tmp_path: Path
+) -> None:
+    with browser():  # skips without one
+        pass
+    sizes = []
+    for path in shoot(f"http://127.0.0.1:{image_service.port}/", tmp_path, "serve", draw_three):
+        pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+        sizes.append(pixels.shape[1::-1])
+        assert (pixels.max(axis=2) < 40).sum() > 3000, "no drawing"
+        assert (pixels[..., 2] - pixels[..., 0] > 100).sum() > 500, "no bar"
+    assert sizes == [(820, 520), (390, 844)]
 
 
 def test_a_text_that_is_typed_gets_bars_where_a_token_is_given(text_service: Service) -> None:

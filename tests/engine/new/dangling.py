@@ -11,7 +11,7 @@ from typing import Any
 
 from src import ROOT
 
-SUFFIXES = {".py", ".md", ".yaml", ".toml", ".html", ".sbatch", ".cff", ""}
+SUFFIXES = {".py", ".md", ".yaml", ".toml", ".html", ".json", ".sbatch", ".cff", ""}
 MADE = {".git", ".venv", "logs", "data"}
 # What tests of error messages mistype, and a page that this template itself lacks yet.
 MISTAKES = {"configs/strategy/dp.yaml", "src.tasks.task.Tasks", "tests.toy.ToyNett"}
