@@ -1,6 +1,5 @@
 """The task of predicting numbers."""
 
-from itertools import islice
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
+from src.engine.data.loading import in_large_batches
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import regression_figures
@@ -59,7 +59,7 @@ class Regressor(Task):
             return
         limit: Any = self.trainer.limit_train_batches
         with torch.random.fork_rng(devices=[]):  # a shuffling loader draws a seed
-            batches = islice(data.train_dataloader(), limit if isinstance(limit, int) else None)
+            batches = in_large_batches(data.train_dataloader(), limit if isinstance(limit, int) else None)
             targets = torch.cat([self._columns(batch[-1], "targets") for batch in batches])
         mean, std = mean_and_std(targets, self._add_up)
         if mean.isnan().any():

@@ -4,7 +4,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ Order = Callable[[torch.Generator], Iterable[int]]
 NumWorkers = int | Literal["auto"]
 
 MAX_WORKERS = 16  # that are chosen; more can be given
+LARGE = 2**24  # bytes of several batches together
 IGNORED = -100  # target that losses and metrics ignore, as in torch
 
 
@@ -148,6 +149,26 @@ class ResumableLoader(DataLoader[Any]):
                 )
             self.sampler.set_epoch(epoch)
             self.sampler.start = given
+
+
+def in_large_batches(loader: Any, limit: int | None) -> Iterator[Any]:
+    """The batches of a loader in its order, several of them at once if this process builds them and they are small.
+
+    Args:
+        loader: of a training part.
+        limit: batches to read; None: all.
+    """
+    if not isinstance(loader, ResumableLoader) or loader.num_workers:
+        yield from islice(loader, limit)
+        return
+    left, count = islice(loader.sampler, limit), 1
+    while group := [one for one in islice(left, count) if not one.is_padding]:
+        indices = Indices(chain.from_iterable(group))
+        indices.epoch_seed, indices.is_padding = group[0].epoch_seed, False
+        batch = loader.dataset[indices]
+        used = sum(one.nbytes for one in batch if isinstance(one, torch.Tensor))
+        count = max(1, LARGE * len(group) // used) if used else 1
+        yield batch
 
 
 def check_num_workers(given: NumWorkers) -> None:

@@ -16,7 +16,7 @@ from src.engine.new.trimming import Gone, Suite
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
 
-COPIED = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
+COPIED: tuple[str, ...] = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
 COPIED += (".vscode/launch.json", ".vscode/settings.json")
 ALWAYS = ("train", "new")  # commands
 DEFAULT = (
