@@ -44,7 +44,7 @@ SCRIPTS = {
     "training": f"overhead.py --data_dir {FOLDER}",
     "batches of MNIST": f"data_path.py --data_dir {FOLDER}",
     "JPEGs": "data_path.py",
-    "table of texts": "table_start.py",
+    "table of": "table_start.py",
     "generation": "generation.py",
     "growth": f"growth.py --data_dir {FOLDER}",
     "memory: a run": f"memory.py --data_dir {FOLDER}",
