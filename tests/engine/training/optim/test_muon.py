@@ -53,6 +53,7 @@ def test_a_schedule_changes_both_learning_rates() -> None:
     optimizer = MuonWithAdamW(decay_groups(token_net()), lr=0.02, adamw_lr=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.01, 0.005}
+    optimizer.step()  # without gradients
     schedule.step()
     before = [p.clone() for group in optimizer.param_groups for p in group["params"]]
     for group in optimizer.param_groups:
