@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -241,8 +242,10 @@ class PretrainedLM(_Pretrained):
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
         start = 0 if cache is None else cache.get_seq_length()
         self._check_length(start + tokens.shape[1], "block_size")
+        body = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # without LoRA
+        name = "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"  # of older versions
         logits: Tensor = self.model(
-            input_ids=tokens, past_key_values=cache, use_cache=cache is not None
+            input_ids=tokens, use_cache=cache is not None, **{name: cache}
         ).logits  # (B, T, vocab_size)
         return logits
 
@@ -255,9 +258,10 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
         raise ValueError("LoRA needs the package peft: install it with pip install -e '.[pretrained]'") from error
     body: Any = model
     targets = None if body.config.model_type in KNOWN else ALL_LINEAR
-    adapted: nn.Module = get_peft_model(
-        body, LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task)
-    )
+    # GPT-2's layers are stored transposed.
+    is_transposed = any(type(layer).__name__ == "Conv1D" for layer in body.modules())
+    options = {"target_modules": targets, "task_type": task, "fan_in_fan_out": is_transposed}
+    adapted: nn.Module = get_peft_model(body, LoraConfig(r=rank, lora_alpha=alpha, **options))
     return adapted
 
 
