@@ -4,7 +4,7 @@ Both train the same network with the same optimizer, schedule, precision, memory
 data in memory, each run in its own process. Ours also logs, measures accuracy, validates, saves checkpoints and draws a
 progress bar in a pseudo-terminal. Compared is the speed within the training epoch.
 
-    python benchmarks/overhead.py [--data_dir FOLDER] [--pairs 9] [--quick]
+    python benchmarks/overhead.py [--data_dir FOLDER] [--precision 32-true] [--pairs 9] [--quick]
 """
 
 import os
@@ -25,11 +25,11 @@ from src.engine.training.optim.muon import MuonWithAdamW
 PLAIN = ("--model.net=CNN", "--data.max_shift=0", "--data.max_rotation=0", "--data.max_scale=0")
 
 
-def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: int, limits: tuple[float, ...]) -> float:
+def plain_images(build: Callable[[], nn.Module], options: Any, steps: int, limits: tuple[float, ...]) -> float:
     """Images per second of a hand-written loop for the default recipe."""
     from src.vision.mnist import MEAN, STD, MNISTDataModule, distort
 
-    digits = prepared(MNISTDataModule(data_dir=data_dir))
+    digits = prepared(MNISTDataModule(data_dir=options.data_dir))
     images = ((digits.train_set.images.float() / 255 - MEAN) / STD).unsqueeze(1)
     targets = digits.train_set.targets
     steps = min(len(targets) // 128, steps)
@@ -42,7 +42,7 @@ def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: in
     for step in range(steps):
         rows = order[step * 128 : (step + 1) * 128]
         batch = distort(images[rows], *limits) if any(limits) else images[rows]
-        with autocast():
+        with autocast(options.precision):
             loss = F.cross_entropy(net(batch), targets[rows], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -51,12 +51,12 @@ def plain_images(build: Callable[[], nn.Module], data_dir: str | None, steps: in
     return steps * 128 / (time.perf_counter() - start)
 
 
-def plain_text(data_dir: str | None, steps: int) -> float:
+def plain_text(options: Any, steps: int) -> float:
     """Tokens per second of a hand-written loop for the GPT recipe."""
     from src.text.corpus import TextDataModule
     from src.text.gpt import GPT
 
-    data = prepared(TextDataModule(data_dir=data_dir, block_size=256))
+    data = prepared(TextDataModule(data_dir=options.data_dir, block_size=256))
     torch.manual_seed(0)
     net = GPT(vocab_size=data.vocab_size, block_size=256, num_heads=2, conv_size=3)
     optimizer = MuonWithAdamW(decay_groups(net), lr=0.02, adamw_lr=0.01, momentum=0.9, ns_steps=3)
@@ -65,7 +65,7 @@ def plain_text(data_dir: str | None, steps: int) -> float:
     start = time.perf_counter()
     for _ in range(steps):
         tokens, targets = data.train_set.__getitems__(torch.randint(len(data.train_set), (8,)).tolist())
-        with autocast():
+        with autocast(options.precision):
             loss = F.cross_entropy(net(tokens).flatten(0, 1), targets.flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -103,7 +103,7 @@ def images(common: list[str], options: Any) -> list[Row]:
         ("default recipe", (), partial(VGG, width=16, dropout=0.1), (1.0, 8.0, 0.08, 0.0)),
         ("CNN without augmentation", PLAIN, CNN, (0.0,) * 4),
     ):
-        by_hand = plain(options, plain_images, build, options.data_dir, steps, limits)
+        by_hand = plain(options, plain_images, build, options, steps, limits)
         ours, theirs = alternate(in_own_process(samples_per_second, [*epoch, *words]), by_hand, options.pairs)
         rows.append(Row(f"training: {what}", "images/s", ours, "plain loop", theirs, "ratio at least 0.97"))
     return rows
@@ -114,17 +114,21 @@ def text(common: list[str], options: Any) -> list[Row]:
     steps = 5 if options.quick else 200
     words = [*common, "--config=configs/text/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
     words += [f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=1"]
-    by_hand = plain(options, plain_text, options.data_dir, steps)
+    by_hand = plain(options, plain_text, options, steps)
     ours, theirs = alternate(in_own_process(tokens_per_second, words), by_hand, options.pairs)
     return [Row("training: shakespeare_gpt", "tokens/s", ours, "plain loop", theirs, "ratio at least 0.97")]
 
 
 def main() -> None:
-    options = parse(__doc__, DATA_DIR)
-    folder = [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
-    common = ["fit", "--accelerator=cpu", *folder]
+    precision = ("--precision", {"help": "of both; default: what this CPU is chosen for", "choices": ["32-true"]})
+    options = parse(__doc__, DATA_DIR, precision)
+    common = ["fit", "--accelerator=cpu"]
+    common += [f"--data.data_dir={options.data_dir}"] if options.data_dir else []
+    common += [f"--precision={options.precision}"] if options.precision else []
     rows = images(common, options) if has_domain("vision") else []
     rows += text(common, options) if has_domain("text") else []
+    for row in rows:
+        row.what += f", {options.precision}" if options.precision else ""
     show(rows, options.results)
 
 

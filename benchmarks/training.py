@@ -68,7 +68,7 @@ def in_own_process(function: Callable[..., float], *args: Any) -> Callable[[], f
     return run
 
 
-def autocast() -> Any:
-    """The precision that a run on this CPU would choose."""
-    precision, _ = choose_precision("cpu")
+def autocast(precision: str | None = None) -> Any:
+    """A precision; default: the one that a run on this CPU would choose."""
+    precision = precision or choose_precision("cpu")[0]
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")

@@ -243,7 +243,8 @@ class PretrainedLM(_Pretrained):
         start = 0 if cache is None else cache.get_seq_length()
         self._check_length(start + tokens.shape[1], "block_size")
         body = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # without LoRA
-        name = "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"  # of older versions
+        is_new = "cache" in inspect.signature(body.forward).parameters
+        name = "cache" if is_new else "past_key_values"  # in older versions of transformers
         logits: Tensor = self.model(
             input_ids=tokens, use_cache=cache is not None, **{name: cache}
         ).logits  # (B, T, vocab_size)
