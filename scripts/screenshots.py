@@ -2,7 +2,7 @@
 
 Needs Debian's chromium and the package playwright.
 
-python scripts/screenshots.py FOLDER [--logdir LOGDIR] [--ckpt_path PATH] [--site]
+python scripts/screenshots.py FOLDER [--runs FOLDER] [--ckpt_path PATH] [--site]
 """
 
 import argparse
@@ -150,12 +150,12 @@ def draw_three(page: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="for the pictures")
-    parser.add_argument("--logdir", type=Path, help="runs to show in TensorBoard")
+    parser.add_argument("--runs", type=Path, help="runs to show in TensorBoard")
     parser.add_argument("--ckpt_path", help="a checkpoint to serve")
     parser.add_argument("--site", action="store_true", help="build and show the documentation")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    for name, text in take_screenshots(options.logdir, options.folder).items() if options.logdir else ():
+    for name, text in take_screenshots(options.runs, options.folder).items() if options.runs else ():
         print(name, re.sub(r"\s+", " ", text)[:200])
     if options.ckpt_path:
         with served("src.serve", "--ckpt_path", options.ckpt_path, "--port", str(PORT)) as address:
