@@ -157,7 +157,8 @@ def test_the_keyboard_is_enough_for_a_table() -> None:
 def test_the_keyboard_is_enough_for_a_text() -> None:
     with browser() as page:
         asked = answered(page, {"kind": "text", "draws": False, "columns": [], "token": False})
-        page.keyboard.type("fine")  # the field has the focus
+        page.wait_for_function("document.activeElement.id === 'area'")  # the field has the focus
+        page.keyboard.type("fine")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         page.get_by_text(LONG).wait_for()
