@@ -260,9 +260,9 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     body: Any = model
     targets = None if body.config.model_type in KNOWN else ALL_LINEAR
     # GPT-2's layers are stored transposed.
-    is_transposed = any(type(layer).__name__ == "Conv1D" for layer in body.modules())
-    options = {"target_modules": targets, "task_type": task, "fan_in_fan_out": is_transposed}
-    adapted: nn.Module = get_peft_model(body, LoraConfig(r=rank, lora_alpha=alpha, **options))
+    transposed = any(type(layer).__name__ == "Conv1D" for layer in body.modules())
+    lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task, fan_in_fan_out=transposed)
+    adapted: nn.Module = get_peft_model(body, lora)
     return adapted
 
 
