@@ -101,12 +101,10 @@ def test_the_frequency_of_splice_sites_is_learned_and_drawn(train: Train) -> Non
     pytest.importorskip("logomaker", reason="is not installed")
     run = train(GENOMES, "--max_epochs=3", "--data.batch_size=256", "--model.net.num_members=1")
     assert run.metrics["test/r2"] > 0.5
-    drawn = EventAccumulator(str(run.folder)).Reload().Tags()["images"]
-    assert {"test/sequence logo", "test/predicted and true"} <= {*drawn}
+    assert "test/sequence logo" in EventAccumulator(str(run.folder)).Reload().Tags()["images"]
 
 
 def test_hidden_residues_are_recovered(train: Train) -> None:
     pytest.importorskip("logomaker", reason="is not installed")
     run = train(PROTEINS, "--max_epochs=2")
     assert run.metrics["test/acc"] > 0.3  # the most frequent residue everywhere: 0.1
-    assert "test/sequences" in EventAccumulator(str(run.folder)).Reload().Tags()["images"]

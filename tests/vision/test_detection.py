@@ -23,6 +23,7 @@ from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import box_figure
+from src.engine.tensorboard.task_pictures import TaskPictures
 from src.vision.detection import DetectionTask
 from src.vision.digit_scenes import DigitScenesDataModule
 from src.vision.digits import INVERTED
@@ -196,6 +197,7 @@ def test_a_run_logs_precision_by_class_and_shows_boxes(train: Train) -> None:
     run = train(*SMALL, "--data.scenes=40", "--max_epochs=1")
     assert {"val/loss", "val/map", "val/map_50", "test/loss", "test/map", "test/map_50"} <= run.metrics.keys()
     assert any(name.startswith("test/map_") and name[-1].isdigit() for name in run.metrics)
+    assert any(isinstance(one, TaskPictures) for one in run.cli.trainer.callbacks)  # type: ignore[attr-defined]
     events: Any = EventAccumulator(str(run.folder), size_guidance={"images": 0}).Reload()
     assert {"test/boxes", "network/a batch after augmentation"} <= set(events.Tags()["images"])
 
