@@ -18,7 +18,7 @@ from src.engine.data.download import DownloadError
 from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.split import check_shares
-from src.engine.system.errors import InputError, check_least, check_share
+from src.engine.system.errors import InputError, check_fraction, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
 Batch = tuple[Tensor, Tensor]
@@ -110,7 +110,7 @@ class SpokenWordsDataModule(PartsDataModule):
             raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")
         if samples > MAX_SAMPLES:
             raise InputError(f"seconds {seconds} is too long: give at most {MAX_SAMPLES / sample_rate:,.6g}")
-        check_share(max_speed=max_speed, max_mask=max_mask)
+        check_fraction(max_speed=max_speed, max_mask=max_mask)
         check_shares(val_share, test_share)
         self.save_hyperparameters()
         self.path = path

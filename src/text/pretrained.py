@@ -233,6 +233,9 @@ class PretrainedLM(_Pretrained):
         super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha)
         if freeze_body:
             self.model.get_output_embeddings().requires_grad_(True)  # it may share the weights of the embedding
+        body = self.model.get_base_model() if lora_rank else self.model
+        is_new = "cache" in inspect.signature(body.forward).parameters
+        self.cache_name = "cache" if is_new else "past_key_values"  # in older versions of transformers
 
     def new_cache(self) -> Any:
         """An empty cache for `forward`."""
@@ -242,11 +245,8 @@ class PretrainedLM(_Pretrained):
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
         start = 0 if cache is None else cache.get_seq_length()
         self._check_length(start + tokens.shape[1], "block_size")
-        body = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model  # without LoRA
-        is_new = "cache" in inspect.signature(body.forward).parameters
-        name = "cache" if is_new else "past_key_values"  # in older versions of transformers
         logits: Tensor = self.model(
-            input_ids=tokens, use_cache=cache is not None, **{name: cache}
+            input_ids=tokens, use_cache=cache is not None, **{self.cache_name: cache}
         ).logits  # (B, T, vocab_size)
         return logits
 

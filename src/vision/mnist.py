@@ -24,7 +24,7 @@ from src.engine.data.labels import report_classes
 from src.engine.data.loading import Batches, NumWorkers, announce, batch_loader, check_num_workers, shuffled
 from src.engine.data.prepare import normalise
 from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
-from src.engine.system.errors import InputError, check_least, check_share
+from src.engine.system.errors import InputError, check_fraction, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 from src.vision.digits import digit_note, digit_pixels
 
@@ -133,7 +133,7 @@ class MNISTDataModule(LightningDataModule):
             raise InputError(f"val_size {val_size} is out of range: give 1 to 59999 of the 60000 training digits")
         if not 0 <= max_rotation <= 180:
             raise InputError(f"max_rotation {max_rotation} is out of range: give 0 to 180 degrees")
-        check_share(max_scale=max_scale)
+        check_fraction(max_scale=max_scale)
         check_num_workers(num_workers)
         if device_resident and num_workers not in (0, "auto"):
             raise InputError(

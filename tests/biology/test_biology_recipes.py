@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.biology.sequences import SequenceDataModule
 from src.engine.deploy.predicting import predict
+from src.engine.tensorboard.task_pictures import TaskPictures
 from tests.conftest import Run, fit, once, write
 from tests.engine.deploy.exports import example, written
 from tests.engine.deploy.served import browser, service
@@ -102,6 +103,16 @@ def test_the_frequency_of_splice_sites_is_learned_and_drawn(train: Train) -> Non
     run = train(GENOMES, "--max_epochs=3", "--data.batch_size=256", "--model.net.num_members=1")
     assert run.metrics["test/r2"] > 0.5
     assert "test/sequence logo" in EventAccumulator(str(run.folder)).Reload().Tags()["images"]
+
+
+@pytest.mark.parametrize(
+    ("config", "picture"), [(GENOMES, "test/predicted and true"), (PROTEINS, "test/sequences")], ids=["dna", "protein"]
+)
+def test_predictions_are_drawn(config: str, picture: str, train: Train) -> None:
+    pytest.importorskip("logomaker", reason="is not installed")
+    run = train(config, "--max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
+    assert any(isinstance(one, TaskPictures) for one in run.cli.trainer.callbacks)  # type: ignore[attr-defined]
+    assert picture in EventAccumulator(str(run.folder)).Reload().Tags()["images"]
 
 
 def test_hidden_residues_are_recovered(train: Train) -> None:

@@ -132,6 +132,8 @@ class ResumableLoader(DataLoader[Any]):
                 self.given += 1
                 yield batch
         except Exception as error:
+            if not self.num_workers:
+                raise
             # torch's frames, which hold the error themselves, would keep its workers for 5 s; its text has their trace.
             raise error.with_traceback(None) from None
 

@@ -36,7 +36,7 @@ def check_least(least: float, **given: float) -> None:
             raise InputError(f"{name} {value} is too small: give at least {least}")
 
 
-def check_share(**given: float) -> None:
+def check_fraction(**given: float) -> None:
     """Raise InputError if a share is below 0, or not below 1."""
     for name, value in given.items():
         if not 0 <= value < 1:

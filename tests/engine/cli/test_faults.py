@@ -342,6 +342,13 @@ class Broken:
         raise KeyError("no such digit")
 
 
+def test_an_error_without_workers_has_its_traceback_and_samples() -> None:
+    with pytest.raises(KeyError) as caught:
+        next(iter(batch_loader(Broken(), Batches(8, 4, None))))  # type: ignore[arg-type]
+    assert caught.traceback[-1].name == "__getitems__"
+    assert caught.value.__notes__ == ["in the batch of samples 0, 1, 2, 3"]
+
+
 def test_an_error_in_a_worker_has_message_traceback_and_samples() -> None:
     loader = batch_loader(Broken(), Batches(8, 4, None), num_workers=2)  # type: ignore[arg-type]
     with pytest.raises(KeyError) as caught:
