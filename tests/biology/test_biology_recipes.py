@@ -18,6 +18,7 @@ from tests.engine.deploy.served import browser, service
 Train = Callable[..., Run]
 DRUGS = "--config=configs/biology/drugs.yaml"
 GENOMES = "--config=configs/biology/genomes.yaml"
+SMALL_GENOMES = (GENOMES, "--data.batch_size=256", "--model.net.num_members=1")
 PROTEINS = "--config=configs/biology/proteins.yaml"
 
 
@@ -100,17 +101,19 @@ def test_classes_of_sequences_are_learned_and_predicted_from_fasta(train: Train,
 
 def test_the_frequency_of_splice_sites_is_learned_and_drawn(train: Train) -> None:
     pytest.importorskip("logomaker", reason="is not installed")
-    run = train(GENOMES, "--max_epochs=3", "--data.batch_size=256", "--model.net.num_members=1")
+    run = train(*SMALL_GENOMES, "--max_epochs=3")
     assert run.metrics["test/r2"] > 0.5
     assert "test/sequence logo" in EventAccumulator(str(run.folder)).Reload().Tags()["images"]
 
 
 @pytest.mark.parametrize(
-    ("config", "picture"), [(GENOMES, "test/predicted and true"), (PROTEINS, "test/sequences")], ids=["dna", "protein"]
+    ("config", "picture"),
+    [(SMALL_GENOMES, "test/predicted and true"), ((PROTEINS,), "test/sequences")],
+    ids=["dna", "protein"],
 )
-def test_predictions_are_drawn(config: str, picture: str, train: Train) -> None:
+def test_predictions_are_drawn(config: tuple[str, ...], picture: str, train: Train) -> None:
     pytest.importorskip("logomaker", reason="is not installed")
-    run = train(config, "--max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
+    run = train(*config, "--max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
     assert any(isinstance(one, TaskPictures) for one in run.cli.trainer.callbacks)  # type: ignore[attr-defined]
     assert picture in EventAccumulator(str(run.folder)).Reload().Tags()["images"]
 
