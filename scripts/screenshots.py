@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,8 +29,8 @@ PAGES = {
     "hyperparameters": ("hparams", (1600, 420), "optimizer.lr", "tf-hparams-table-view"),
 }
 
-SIZES = {"": {"width": 820, "height": 520}, "_phone": {"width": 390, "height": 844}}
-PORT = 8765
+PHONE = {"width": 390, "height": 844}
+SIZES = {"": {"width": 820, "height": 520}, "_phone": PHONE}
 # A three, in shares of the canvas.
 THREE = [(0.3, 0.25), (0.45, 0.15), (0.65, 0.2), (0.68, 0.35), (0.5, 0.47), (0.7, 0.58), (0.72, 0.75), (0.5, 0.87)]
 THREE += [(0.28, 0.78)]
@@ -93,13 +94,20 @@ def take_screenshots(logdir: Path, folder: Path) -> dict[str, str]:
     return texts
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
 @contextmanager
 def served(*words: str) -> Iterator[str]:
-    """Run a server of pages as `python -m ...`; gives its address."""
-    command = [sys.executable, "-m", *words]
+    """Run a server of pages as `python -m ... PORT`; gives its address."""
+    port = free_port()
+    command = [sys.executable, "-m", *words, str(port)]
     server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        address = f"http://127.0.0.1:{PORT}/"
+        address = f"http://127.0.0.1:{port}/"
         for _ in range(600):
             with suppress(OSError):
                 urllib.request.urlopen(address, timeout=5).close()
@@ -131,18 +139,24 @@ def shoot(address: str, folder: Path, name: str, act: Callable[[Any], None] = la
     return paths
 
 
+def draw(page: Any, points: list[tuple[float, float]]) -> None:
+    """Draw a line on the canvas of the service's page."""
+    box = page.locator("#canvas").bounding_box()
+    places = [(box["x"] + x, box["y"] + y) for x, y in points]
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place)
+    page.mouse.up()
+
+
 def draw_three(page: Any) -> None:
     """Draw a digit on the service's canvas, if the model takes drawings, and wait for the answer."""
     canvas = page.locator("#canvas")
     if not canvas.is_visible():
         return
     box = canvas.bounding_box()
-    places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in THREE]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place, steps=4)
-    page.mouse.up()
+    draw(page, [(x * box["width"], y * box["height"]) for x, y in THREE])
     page.wait_for_selector(".best")
     page.wait_for_timeout(500)  # bars grow
 
@@ -158,12 +172,12 @@ def main() -> None:
     for name, text in take_screenshots(options.runs, options.folder).items() if options.runs else ():
         print(name, re.sub(r"\s+", " ", text)[:200])
     if options.ckpt_path:
-        with served("src.serve", "--ckpt_path", options.ckpt_path, "--port", str(PORT)) as address:
+        with served("src.serve", "--ckpt_path", options.ckpt_path, "--port") as address:
             print(*shoot(address, options.folder, "serve", draw_three))
     if options.site:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run([sys.executable, "-m", "mkdocs", "build", "-q", "--site-dir", folder], cwd=ROOT, check=True)
-            with served("http.server", str(PORT), "--bind", "127.0.0.1", "--directory", folder) as address:
+            with served("http.server", "--bind", "127.0.0.1", "--directory", folder) as address:
                 print(*shoot(address, options.folder, "site"))
 
 

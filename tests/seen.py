@@ -2,7 +2,6 @@
 
 from typing import Any
 
-PHONE = {"width": 390, "height": 844}
 # Texts whose contrast with what is behind them is below 4.5, or 3 if they are large (WCAG 2.2, level AA).
 PALE = """() => {
   const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});

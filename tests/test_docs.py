@@ -12,12 +12,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from screenshots import shoot
+from screenshots import PHONE, shoot
 
 from src import ROOT
 from tests.conftest import once, serving
 from tests.engine.deploy.served import browser
-from tests.seen import PHONE, faults
+from tests.seen import faults
 
 pytest.importorskip("mkdocs")
 pytest.importorskip("mkdocstrings")

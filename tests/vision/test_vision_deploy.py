@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from screenshots import draw
 
 from src.engine.deploy.predicting import predict
 from src.vision.digits import INVERTED
@@ -15,7 +16,7 @@ from src.vision.mnist import MNISTDataModule
 from tests.conftest import fit, pictures
 from tests.contract import check_prepare
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8
-from tests.engine.deploy.served import Service, bars_of, browser, draw, service
+from tests.engine.deploy.served import Service, bars_of, browser, service
 
 Digits = tuple[list[Image.Image], list[str]]
 

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 import uvicorn
 from PIL import Image
+from screenshots import free_port
 
 from src.engine.deploy import connections, service
-from tests.engine.deploy.served import Client, free_port
+from tests.engine.deploy.served import Client
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
-from screenshots import chromium
+from screenshots import chromium, free_port
 
 from src import ROOT
 from tests.toy import ToyData, ToyImages
@@ -76,12 +76,6 @@ class Service(Client):
         found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{self.process.pid}/status").read_text())
         assert found is not None
         return int(found[1])
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextlib.contextmanager
@@ -150,17 +144,6 @@ def bars_of(page: Any) -> dict[str, Bar]:
         )
         for row in page.locator(".row").all()
     }
-
-
-def draw(page: Any, points: list[tuple[float, float]]) -> None:
-    """Draw a line on the canvas of the service's page."""
-    box = page.locator("#canvas").bounding_box()
-    places = [(box["x"] + x, box["y"] + y) for x, y in points]
-    page.mouse.move(*places[0])
-    page.mouse.down()
-    for place in places[1:]:
-        page.mouse.move(*place)
-    page.mouse.up()
 
 
 def one_line(

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from screenshots import draw_three, shoot
+from screenshots import PHONE, draw, draw_three, shoot
 
 from src.engine.deploy.service import page as html_of
 from tests.engine.deploy.local import local, writer
-from tests.engine.deploy.served import TOKEN, Service, bars_of, browser, draw
-from tests.seen import PHONE, faults
+from tests.engine.deploy.served import TOKEN, Service, bars_of, browser
+from tests.seen import faults
 
 SITE = "http://127.0.0.1/"
 LONG = "a label much longer than the column of labels on a phone"

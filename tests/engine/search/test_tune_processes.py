@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from screenshots import free_port
 
-from tests.engine.deploy.served import free_port
 from tests.engine.search.studies import search, start, trials
 
 
