@@ -323,9 +323,12 @@ def test_a_detector_is_exported_with_its_boxes(
         assert inference.task.difference(torch.from_numpy(found), expected) < 1e-4
 
 
-def test_a_detector_in_8_bits_is_refused(detector: str, tmp_path: Path) -> None:
+def test_a_detector_in_8_bits_is_refused_before_the_export(
+    detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(InputError, match="--quantize int8 compares accuracies: it is for classifiers only"):
         written(detector, "onnx", tmp_path, "--quantize=int8")
+    assert "Exporting" not in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ def check(project: Path, package: str = "src") -> None:
         ruff = [sys.executable, "-m", "ruff", *command, "--no-cache"]
         done = subprocess.run(ruff, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
+    assert f'"module": "{package}.train"' in (project / ".vscode" / "launch.json").read_text()
     assert len((project / "README.md").read_text().splitlines()) <= 80
     printed = in_copy(project, "-m", f"{package}.train", "--print_config", "--accelerator=cpu")
     assert re.search(r"^model:\n  class_path: ", printed, re.MULTILINE), printed[-3000:]
