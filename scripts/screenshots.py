@@ -105,7 +105,7 @@ def served(*words: str) -> Iterator[str]:
     """Run a server of pages as `python -m ... PORT`; gives its address."""
     port = free_port()
     command = [sys.executable, "-m", *words, str(port)]
-    server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}/"
         for _ in range(600):
@@ -113,7 +113,7 @@ def served(*words: str) -> Iterator[str]:
                 urllib.request.urlopen(address, timeout=5).close()
                 break
             if server.poll() is not None:
-                raise RuntimeError(f"{' '.join(words)} has ended")
+                sys.exit(f"error: {' '.join(words)} has ended, see above")
             time.sleep(0.2)
         yield address
     finally:

@@ -140,6 +140,4 @@ def test_a_project_without_this_part_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert local_paths(["a.png"], "folder/table.csv") == [Path("folder/a.png")]
     for read in (lambda: local_path("s3://bucket/a.csv"), lambda: local_paths(["s3://bucket/a.png"], "table.csv")):
         with pytest.raises(InputError, match=r"^s3://bucket/a\.\w+: this project has no part for addresses: give a"):
-            InputError, match=r"^s3://bucket/a\.\w+: this project has no part for addresses: give a path"
-        ):
             read()
