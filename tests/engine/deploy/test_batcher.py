@@ -160,6 +160,7 @@ def test_an_error_of_a_text_ends_this_text_only(error: BaseException) -> None:
         texts = joined(turns(broken)), joined(turns(lambda: iter("bbb")))
         found = await asyncio.gather(*texts, return_exceptions=True)
         turns.stop()
+        turns.pool.shutdown()  # waits: the thread tells of a text's end shortly before its own
         assert turns.longest() == 0
         return found
 
