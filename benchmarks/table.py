@@ -1,6 +1,7 @@
 """Shared by the benchmarks: options, alternating measurements, table and results file."""
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -98,7 +99,7 @@ def alternate(ours: Callable[[], float], theirs: Callable[[], float], pairs: int
 
 
 def show(rows: list[Row], results: Path | None = None) -> None:
-    """Print the rows and add them to a file, whose rows are replaced if machine, precision or versions differ."""
+    """Print the rows and add them to a file; one of another machine, precision or other versions is kept beside it."""
     table = Table("what", "unit", "ours", "baseline", "value of baseline", "ratio", "target")
     for row in rows:
         cells = [spread(row.ours), row.other, spread(row.theirs), spread(row.ratios)]
@@ -109,7 +110,10 @@ def show(rows: list[Row], results: Path | None = None) -> None:
     known = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     if known.get("machine") != describe():
         if known:
-            print(f"{results} had results of another machine or other versions and is replaced")
+            paths = (results.with_stem(f"{results.stem}_{number}") for number in itertools.count(1))
+            kept = next(path for path in paths if not path.exists())
+            results.rename(kept)
+            print(f"{results} had results of another machine or other versions: they are now in {kept}")
         known = {**known, "machine": describe(), "rows": {}}
     for row in rows:
         known["rows"][row.what] = {

@@ -146,10 +146,14 @@ def test_a_file_of_results_holds_one_machine_only(tmp_path: Path, capsys: pytest
     results = json.loads(path.read_text())
     assert list(results["rows"]) == ["one", "two"]
     path.write_text(json.dumps({**results, "machine": {**results["machine"], "cores": 1000}}))
-    assert "is replaced" not in capsys.readouterr().out
+    assert "another machine" not in capsys.readouterr().out
+    other = path.read_text()
+    kept = [tmp_path / "results_1.json", tmp_path / "results_2.json"]
+    kept[0].write_text("of an earlier time")
     show([Row("three", "s", [1.0])], path)
-    assert "is replaced" in capsys.readouterr().out
+    assert f"they are now in {kept[1]}" in capsys.readouterr().out
     assert list(json.loads(path.read_text())["rows"]) == ["three"]
+    assert [one.read_text() for one in kept] == ["of an earlier time", other]
 
 
 def test_ctrl_c_ends_a_benchmark_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
