@@ -16,7 +16,7 @@ def main() -> None:
     if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
         print("Loading torch and Lightning ...", file=sys.stderr)
     try:
-        gc.disable()  # during the slow imports, of which collecting garbage would take a seventh
+        gc.disable()  # during the slow imports: garbage collection would take a seventh of their time
         try:
             from src.engine.cli.program import run  # counted in the run's total time
         finally:

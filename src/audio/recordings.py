@@ -13,7 +13,7 @@ from src.engine.system.errors import InputError, SampleError
 SUFFIXES = (".wav", ".flac")
 MAX_SAMPLES = 2**24  # of all channels of a file: a small file can hold a huge sound
 RATES = (1_000, 1_000_000)  # samples per second: a damaged file can have any
-UNKNOWN = 2_000_000_000  # a size in bytes that a program gives which does not know it yet
+UNKNOWN = 2_000_000_000  # size in bytes that a program writes if it does not know the size yet
 
 
 class Recording(NamedTuple):

@@ -5,12 +5,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WINDOW = 512  # samples of one short-time spectrum, 32 ms at 16,000 a second
-BINS = 1024  # of which the spectrum is computed: twice as fine, so that no band is empty
-DECIBELS = 60.0  # from the loudest value of a sound to what counts as silence
+BINS = 1024  # FFT size, twice the window: otherwise some bands would be empty
+DECIBELS = 60.0  # this far below the loudest value of a sound is silence
 
 
 class LogMel(nn.Module):
-    """Spectrograms as square images, as quiet or loud as their sounds may be (mel scale: Stevens et al. 1937).
+    """Spectrograms as square images, independent of the loudness of the sounds (mel scale: Stevens et al. 1937).
 
     Args:
         size: S, number of bands and of frames, at least 4.
@@ -27,7 +27,7 @@ class LogMel(nn.Module):
     def __init__(self, size: int, samples: int, sample_rate: int) -> None:
         super().__init__()
         self.size = size
-        self.spectra = -(-samples // size // WINDOW)  # in one frame: no part of a long sound is between two windows
+        self.spectra = -(-samples // size // WINDOW)  # spectra per frame, so that the windows cover all of a long sound
         self.step = samples // size // self.spectra
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
         self.register_buffer("filters", mel_filters(size, sample_rate), persistent=False)
@@ -61,8 +61,8 @@ def changed_sounds(
         waveforms: (B, T) float.
         max_shift: at least 0, in samples.
         max_speed: largest change of the speed as a share of it, in [0, 1).
-        max_noise: largest volume of the noise as a share of the sound's; down to a thousandth of it, in decibels any
-            is as likely.
+        max_noise: largest volume of the noise, as a share of the sound's; drawn uniformly in decibels, at least a
+            thousandth of this.
         generator: source of randomness, on the device of the sounds.
     """
     count, samples = waveforms.shape

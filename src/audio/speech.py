@@ -72,7 +72,7 @@ class Synthesiser:
         self.pieces: list[Any] = []
         self.callback = CALLBACK(self._collect)  # kept: the library calls it
         self.library.espeak_SetSynthCallback(self.callback)
-        # Some voices have noise of its own generator, seeded by the time, others of C's.
+        # Some voices use espeak-ng's own noise generator, seeded by the time; others use C's.
         self.seeds = [self.library.espeak_ng_SetRandSeed, getattr(self.library, "srand", lambda _: None)]
 
     def _collect(self, samples: Any, count: int, _: Any) -> int:

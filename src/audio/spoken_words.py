@@ -65,8 +65,8 @@ class SpokenWordsDataModule(PartsDataModule):
         test_share: share of your own recordings for test, in (0, 1).
         max_shift: largest random shift of a training sound in seconds, at least 0.
         max_speed: largest random change of a training sound's speed, and so of its pitch, as a share of it, in [0, 1).
-        max_noise: largest random noise in a training sound, as a share of its volume, at least 0; down to a thousandth
-            of it.
+        max_noise: largest random noise in a training sound, as a share of its volume, at least 0; each sound's noise
+            is between a thousandth of this and this.
         max_mask: largest share of bands, and of frames, that is masked in a training spectrogram, in [0, 1).
 
     Batches are spectrograms (B, 1, S, S) float32, made on the training device, and targets (B,) int64. In Speech
@@ -107,7 +107,9 @@ class SpokenWordsDataModule(PartsDataModule):
         check_least(0, max_shift=max_shift, max_noise=max_noise)
         samples = round(seconds * sample_rate)
         if samples < image_size:
-            raise InputError(f"seconds {seconds} is too short for {image_size} frames: give more")
+            raise InputError(
+                f"seconds {seconds} is too short for {image_size} frames: give at least {image_size / sample_rate:.6g}"
+            )
         if samples > MAX_SAMPLES:
             raise InputError(f"seconds {seconds} is too long: give at most {MAX_SAMPLES / sample_rate:,.6g}")
         check_fraction(max_speed=max_speed, max_mask=max_mask)
@@ -207,7 +209,7 @@ class SpokenWordsDataModule(PartsDataModule):
                 rank_zero_info(problem)
         self.data_source = "synthetic"
         count = sum(map(len, VOICES.values()))
-        announce(f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices; results do not compare. ***")
+        announce(f"*** SYNTHETIC SPEECH, NOT RECORDINGS: digits by {count} voices; results are not comparable. ***")
         return spoken_digits()
 
     def read(self, names: Sequence[str], files: Sequence[Path]) -> list[Tensor]:

@@ -12,9 +12,9 @@ from src.engine.tensorboard.writers import writers
 class SequenceLogo(Callback):
     """Draws after the test how much each base at each place raises the prediction of a `Regressor`.
 
-    Every base is put at every place of the sequences of the first test batch. Its height is the mean prediction
-    relative to that of all bases: above the line it raises it. Sequences must have the same length; with
-    `reverse_complement` nothing is drawn.
+    Every base is put at every place of the sequences of the first test batch. Its height is its mean prediction
+    minus the mean of all bases at that place: bases above the line raise the prediction. Sequences must
+    have the same length; with `reverse_complement` nothing is drawn.
     """
 
     def on_test_batch_end(

@@ -35,7 +35,7 @@ HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
 
 
 class SequenceDataModule(PartsDataModule):
-    """Sequences with what is to be predicted of them.
+    """Sequences with targets: numbers, classes or residues.
 
     Args:
         path: your own data: a table (.csv, .tsv, .jsonl, .parquet), FASTA or FASTQ, also with .gz; or a folder of them,
@@ -48,7 +48,7 @@ class SequenceDataModule(PartsDataModule):
             aligned sequences of a family.
         sequence_column: a table's column with the sequences.
         label_column: a table's column with the numbers or classes; for `residues` one letter per residue, with or
-            without blanks. FASTA has these letters behind each sequence, in as many lines as it.
+            without blanks. In FASTA the letters follow each sequence, in as many lines as it has.
         variants: in how many ways each molecule is written for validation, test and prediction, at least 1; the network
             takes their mean. In training it is written in a new way each time. 1: always as it is given.
         reverse_complement: train on a random strand, predict the mean of both; leave it off where the strand matters.
@@ -188,7 +188,9 @@ class SequenceDataModule(PartsDataModule):
         if not sequence:
             raise SampleError("the sequence is empty: remove it")
         if (length := len(self._tokens(sequence))) > limit:
-            raise SampleError(f"it has {length:,} tokens, more than max_length {limit:,}: cut it, or give another")
+            raise SampleError(
+                f"it has {length:,} tokens, more than max_length {limit:,}: shorten it, or train with a larger one"
+            )
         if kind != "smiles":
             if wrong := [(place, one) for place, one in enumerate(sequence, start=1) if one not in self.numbers]:
                 raise SampleError(f"{wrong[0][1]!a} at position {wrong[0][0]} is no {EXPECTED[kind]}")
@@ -275,7 +277,7 @@ class Sequences(Dataset[Batch]):
         return tokens, mask, targets if self.predicts == "residues" else targets[:, 0]
 
     def _hide(self, tokens: Tensor, mask: Tensor, rngs: list[random.Random], trains: bool) -> Batch:
-        """Hide residues. In training all are targets, so that for a residue that is not hidden the network gives it."""
+        """Hide residues. In training all are targets, so the network learns to return visible ones as they are."""
         targets = torch.where(mask & (tokens < self.data.numbers[HIDDEN]), tokens - 1, IGNORED)
         is_hidden = torch.zeros_like(mask)
         for row, rng in enumerate(rngs):

@@ -149,8 +149,8 @@ class Classifier(Task):
         name = type(self).__name__
         if targets.dtype != torch.int64:
             raise InputError(
-                f"targets are {targets.dtype}, {name} takes class numbers, int64: convert them; for numbers, or"
-                " several labels per input, there are other tasks"
+                f"targets are {targets.dtype}, {name} takes class numbers, int64: convert them, or use another"
+                " task for numbers, or for several labels per input"
             )
         expected = (len(targets), self.num_classes, *targets.shape[1:])
         if logits.shape != expected:

@@ -1,4 +1,4 @@
-"""The task of choosing any number of labels for each input."""
+"""Multi-label classification."""
 
 from typing import Any
 
@@ -73,7 +73,7 @@ class MultiLabelClassifier(Task):
         if not logits.shape == targets.shape == (len(targets), self.num_classes):
             raise InputError(
                 f"{type(self.net).__name__} returns logits {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
-                f" {type(self).__name__} with {self.num_classes} labels needs {(len(targets), self.num_classes)} twice"
+                f" {type(self).__name__} needs {(len(targets), self.num_classes)} for both"
             )
         known = targets >= 0  # false for -100 and NaN
         weight = known.sum()
@@ -106,7 +106,7 @@ class MultiLabelClassifier(Task):
         ]
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
-        """Precision over recall for each label."""
+        """Precision against recall for each label."""
         curves: Any = self.metrics.unlogged["curves"]
         with curves.sync_context():
             return label_curves(curves.confmat.cpu(), self.label_names(self.num_classes))

@@ -1,4 +1,4 @@
-"""Statistics and metrics of numbers to predict; an unknown one (NaN or infinite) does not count."""
+"""Statistics and metrics for regression; unknown targets (NaN or infinite) do not count."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def mean_and_std(targets: Tensor, add_up: Callable[[Tensor], Tensor]) -> tuple[T
 
 
 class Deviations(Metric):
-    """A score, mean over the targets, from sums over the samples.
+    """Base class: a score computed from sums over the samples, then averaged over the targets.
 
     Args:
         num_targets: number of targets.
@@ -61,9 +61,9 @@ class RMSE(Deviations):
 
 
 class R2(Deviations):
-    """Coefficient of determination, from standardised numbers: in float32 large ones would lose their digits.
+    """Coefficient of determination, from standardised numbers: in float32 large numbers would lose precision.
 
-    Targets that do not vary have none.
+    Targets that do not vary are left out.
     """
 
     def update(self, outputs: Tensor, scaled: Tensor) -> None:

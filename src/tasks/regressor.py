@@ -1,4 +1,4 @@
-"""The task of predicting numbers."""
+"""Regression."""
 
 from typing import Any
 
@@ -115,5 +115,5 @@ class Regressor(Task):
         return [dict(zip(columns, row, strict=True)) for row in predictions["values"].tolist()]
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
-        """Predictions over true values, and residuals."""
+        """Predictions against true values, and residuals."""
         return regression_figures(samples, labels)

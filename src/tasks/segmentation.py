@@ -1,4 +1,4 @@
-"""The task of assigning a class to each pixel."""
+"""Semantic segmentation: a class for each pixel."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The task of assigning a class to each position of a sequence."""
+"""Sequence labelling: a class for each position."""
 
 from typing import Any
 

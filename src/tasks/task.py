@@ -80,7 +80,9 @@ class Task(LightningModule):
         They must include `weight`: the number of samples or tokens that the loss averages over. The arguments of
         several steps are joined along their first dimension.
         """
-        raise InputError(f"{type(self).__name__} has no method step: it returns the loss of a batch; {GUIDE}")
+        raise InputError(
+            f"{type(self).__name__} has no method step: write one that returns the loss of a batch; {GUIDE}"
+        )
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """What is predicted for network inputs: tensors with one row per input. Override it to name what they are."""

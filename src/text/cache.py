@@ -1,4 +1,4 @@
-"""What a GPT keeps of the tokens that it has processed."""
+"""Key-value caches of a GPT."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ KEYS_AND_VALUES = ("keys", "values")
 
 
 class KeyValueCache:
-    """What a GPT keeps of the tokens that it has processed, so that each new token takes one step only."""
+    """Caches what a GPT computed for earlier tokens, so that only new tokens are processed."""
 
     mask: Tensor | None = None
-    """Which keys each new token attends to, (B, 1, 1, S) bool; None: all until itself."""
+    """Which keys each new token attends to, (B, 1, 1, S) bool; None: itself and all earlier tokens."""
 
     angles: tuple[Tensor, Tensor] | None = None
     """Cosine and sine of all positions."""
@@ -30,7 +30,7 @@ class KeyValueCache:
         return torch.arange(self.length - count, self.length, device=device)
 
     def extend(self, layer: int, name: str, new: Tensor, last: int | None = None) -> Tensor:
-        """Append (B, ..., T, features) along the tokens; returns all so far, of which the `last` are kept or all."""
+        """Append (B, ..., T, features) along the tokens; returns all so far; only the `last` are kept, default: all."""
         past = self.kept.get((layer, name))
         if past is None:
             past = new.new_zeros((*new.shape[:-2], last or 0, new.shape[-1]))
@@ -40,10 +40,10 @@ class KeyValueCache:
 
 
 class SharedCache(KeyValueCache):
-    """What a GPT keeps of several texts of different lengths, each of which gets one token in each step.
+    """A cache for several texts of different lengths; each step adds one token to each text.
 
     Its shapes do not depend on which texts it holds, except that keys are padded to a multiple of `PADDING` tokens.
-    So the numbers of a text, to the last bit, do not depend on the other texts.
+    So the results for a text are bit-identical whatever the other texts are.
 
     Args:
         count: number of texts.
@@ -90,7 +90,7 @@ class SharedCache(KeyValueCache):
         return kept[:, :, : self.size]
 
     def _reserve(self, length: int) -> None:
-        """Make room for so many tokens of each text, and more: a matrix product of all of it could differ in bits."""
+        """Allocate memory for more tokens per text than needed: a product with all of it could differ in bits."""
         if length + self.PADDING > self.capacity:
             more = 2 * -(-(length + self.PADDING) // self.PADDING) * self.PADDING - self.capacity
             self.capacity += more

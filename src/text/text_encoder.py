@@ -93,7 +93,7 @@ class TextEncoder(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A residual convolution over five tokens, with layer norm before and ReLU behind; padding counts as zero."""
+    """A residual convolution over five tokens, with layer norm before and ReLU after; padding counts as zero."""
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()

@@ -140,7 +140,7 @@ def restore_tokenizer(state: str) -> Tokenizer:
     try:
         return SubwordTokenizer(state)
     except Exception as error:  # `tokenizers` raises Exception itself
-        raise InputError(f"its tokenizer cannot be read ({' '.join(str(error).split())[:100]})") from error
+        raise InputError(f"the tokenizer cannot be read ({' '.join(str(error).split())[:100]})") from error
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
@@ -203,7 +203,9 @@ def pretrained_tokenizer(name: str) -> str:
     except ValueError as error:
         raise InputError(str(error)) from error
     if not getattr(loaded, "is_fast", False):
-        raise InputError(f"the tokenizer of {name} has no fast version, which this project needs")
+        raise InputError(
+            f"the tokenizer of {name} has no fast version, which this project needs: give another --data.tokenizer"
+        )
     if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:  # what transformers makes without its files
         kind = "folder" if Path(name).expanduser().is_dir() else "model"
         raise InputError(

@@ -17,11 +17,11 @@ from src.engine.system.errors import InputError
 
 COLUMNS = ("file", "x1", "y1", "x2", "y2", "label")
 MAX_LISTED = 5  # broken boxes listed in one message
-EDGE = 1.0  # pixels that a box may reach beyond the image, as rounded ones do; it is cut
+EDGE = 1.0  # pixels by which a box may exceed the image, because of rounding; the box is clipped
 
 
 class Box(NamedTuple):
-    """A box as its file has it: where it stands there, the image, x1, y1, x2 and y2 in pixels, its label, and width and
+    """A box as read from a file: its place there, the image, x1, y1, x2 and y2 in pixels, its label, and width and
     height of the image if the file has them."""
 
     place: str
@@ -32,7 +32,7 @@ class Box(NamedTuple):
 
 
 def box_targets(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
-    """Boxes (N, 4) and classes (N,) as targets (count, 5): class -1 in the rows behind the last box."""
+    """Boxes (N, 4) and classes (N,) as targets (count, 5): class -1 in the rows after the last box."""
     rows = torch.cat([boxes.float(), classes[:, None].float()], dim=1)
     return F.pad(rows, (0, 0, 0, count - len(rows)), value=-1)
 
@@ -137,7 +137,7 @@ def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tu
         if box.file not in sizes:
             sizes[box.file] = _size(folder / box.file)
             if box.size and box.size != sizes[box.file]:
-                resized.append("{} is {} x {}, there {} x {}".format(box.file, *sizes[box.file], *box.size))
+                resized.append("{} is {} x {}, in this file {} x {}".format(box.file, *sizes[box.file], *box.size))
         size = sizes[box.file]
         reason, corners = _check(box, size)
         if reason:
@@ -152,8 +152,8 @@ def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tu
         )
     if resized:
         announce(
-            f"{path}: {len(resized):,} images have another size, such as {resized[0]}; its boxes are read as pixels of"
-            " the images, rotated as EXIF says"
+            f"{path}: {len(resized):,} images have another size, such as {resized[0]}; boxes are read as pixels of the"
+            " images, rotated as EXIF says"
         )
     return found
 

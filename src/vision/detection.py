@@ -25,14 +25,14 @@ class DetectionTask(Task):
         threshold: predictions list the boxes with at least this score, in (0, 1); metrics count all.
 
     A batch is images (B, 3, S, S) float and targets (B, T, 5) float: x1, y1, x2 and y2 as shares of width and height,
-    and the class number; class -1 in rows behind the last box. An image whose targets are all NaN does not count. Logs
+    and the class number; class -1 in rows after the last box. An image whose targets are all NaN does not count. Logs
     `{train,val,test}/loss`, `{val,test}/map`, COCO's mean average precision (Lin et al. 2014) at overlaps of 0.5 to
     0.95, `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each class. FCOS and SSD divide their loss by the
-    number of positive places in a batch, with several processes each by its own.
+    number of positive locations in a batch; with several processes, each uses its own number.
 
     Raises:
-        InputError: `threshold` is out of range, the package that counts is missing, or the network has other classes
-            or another size of images than the data.
+        InputError: `threshold` is out of range, the package faster-coco-eval is missing, or the network has other
+            classes or another size of images than the data.
     """
 
     figure_samples = 8
@@ -64,7 +64,9 @@ class DetectionTask(Task):
         check_classes(self, self.detector.num_classes)
         size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.detector.image_size)
         if size != self.detector.image_size:
-            raise InputError(f"the data has image_size {size}, the network {self.detector.image_size}: give one only")
+            raise InputError(
+                f"the data has image_size {size}, the network {self.detector.image_size}: give both the same"
+            )
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""

@@ -34,7 +34,7 @@ class Detector(nn.Module):
 
     Shapes:
         (B, 3, S, S) float, normalised as ImageNet's -> (B, 100, 6) float, the most confident boxes first: x1, y1, x2
-        and y2 as shares of width and height, score in [0, 1], class number. Rows behind the last box are 0.
+        and y2 as shares of width and height, score in [0, 1], class number. Rows after the last box are 0.
     """
 
     def __init__(self, net: Any, num_classes: int, image_size: int) -> None:

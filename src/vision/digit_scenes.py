@@ -34,8 +34,8 @@ class DigitScenes(Dataset[Batch]):
         targets: (N,) int64 class numbers.
         count: number of scenes.
         size: S, height and width of a scene in pixels.
-        max_digits: T, most digits in a scene; there is at least one.
-        seed: scenes of another seed are others.
+        max_digits: T, largest number of digits in a scene; there is at least one.
+        seed: another seed gives other scenes.
     """
 
     def __init__(self, digits: Tensor, targets: Tensor, count: int, size: int, max_digits: int, seed: int) -> None:
@@ -55,7 +55,7 @@ class DigitScenes(Dataset[Batch]):
         return images[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """Images (B, 3, S, S) float and targets (B, T, 5); in training others in each epoch."""
+        """Images (B, 3, S, S) float and targets (B, T, 5); in training, different ones in each epoch."""
         epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
         scenes = [self.draw(derive_seed(self.seed, epoch_seed, index)) for index in indices]
         pixels = torch.from_numpy(np.stack([scene for scene, _ in scenes]))[:, None].expand(-1, 3, -1, -1)
@@ -100,14 +100,14 @@ class DigitScenesDataModule(LightningDataModule):
         scenes: training scenes per epoch, at least 1.
         eval_scenes: scenes for validation, and for testing, at least 1.
         image_size: S, height and width of a scene in pixels, a multiple of 32, at least 64.
-        max_digits: T, most digits in a scene, at least 1.
+        max_digits: T, largest number of digits in a scene, at least 1.
         batch_size: scenes per batch over all processes, at least 1.
         num_workers: processes that draw scenes; 0: the training process draws them.
         fold: see `MNISTDataModule`.
         folds: see `MNISTDataModule`.
 
     Batches are images (B, 3, S, S) float32, normalised like ImageNet, and targets (B, T, 5) float32: x1, y1, x2 and y2
-    as shares of width and height, and the digit; -1 in rows behind the last box.
+    as shares of width and height, and the digit; -1 in rows after the last box.
 
     Raises:
         InputError: an argument is out of range, or there are no digits.

@@ -11,7 +11,7 @@ from src.engine.data.images import flatten
 
 INVERTED = "inverted: dark ink on a light ground"
 SIDE, BOX = 28, 20  # size in pixels of an MNIST image and of the square that its digit fits into
-FAINT = 24  # pixels above this value (of 255) are ink
+FAINT = 24  # contrast (of 255) up to which a picture is empty; after scaling to full contrast, ink is above twice this
 
 
 def digit_pixels(image: Image.Image) -> tuple[Tensor, str]:

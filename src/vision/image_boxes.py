@@ -85,7 +85,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         folds: number of folds, at least 2.
 
     Batches are pixels (B, 3, S, S) uint8, which `on_after_batch_transfer` normalises, and targets (B, T, 5) float32:
-    x1, y1, x2 and y2 as shares of width and height, and the class, an index into `labels`; class -1 in rows behind the
+    x1, y1, x2 and y2 as shares of width and height, and the class, an index into `labels`; class -1 in rows after the
     last box.
 
     Raises:
@@ -151,7 +151,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         self.num_classes = len(self.labels)
         numbers = {label: number for number, label in enumerate(self.labels)}
         if unknown := next((label for label in labels if label not in numbers), None):
-            raise InputError(f"class {unknown} of {path} was not trained on: give {', '.join(self.labels)}")
+            raise InputError(f"class {unknown} of {path} was not trained on: use only {', '.join(self.labels)}")
         targets = [_tensors(found.get(name, []), numbers) for name in names]
         keys = content_keys(files) if self.fold[0] else None
         folded = with_fold(stratified_split([0] * len(names), self.shares), [0] * len(names), *self.fold, keys)

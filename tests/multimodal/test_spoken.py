@@ -74,6 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return once(tmp_path_factory, "three", lambda folder: fit(folder, *words))
 
 
+@pytest.mark.slow
 def test_a_spoken_digit_finds_its_image_and_every_pair_is_reported(trained: str, train: Train) -> None:
     metrics = train("test", "--ckpt_path", trained).metrics
     pairs = [(one, other) for one in SAMPLES for other in SAMPLES if one != other]
@@ -105,6 +106,7 @@ def test_two_modalities_train_and_are_reported(names: str, train: Train) -> None
     assert ("val/acc" in run.metrics) == ("text" in names)
 
 
+@pytest.mark.slow
 def test_sounds_are_classified_by_texts(tmp_path: Path) -> None:
     words = (*SMALL, "--data.modalities=[sound,text]", "--trainer.callbacks=[]", "--max_epochs=2")
     checkpoint = fit(tmp_path, *words)

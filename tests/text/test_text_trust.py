@@ -44,7 +44,7 @@ def tampered(checkpoint: str, folder: Path, place: str, **values: Any) -> str:
 
 @pytest.mark.parametrize("state", ["", "garbage", 3, None, ["a"], "{}", "/etc/passwd", '{"model": {"type": "BPE"}}'])
 def test_a_tokenizer_that_is_none_is_one_line(state: object, sentiments: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"not a checkpoint of this project: its tokenizer cannot be read"):
+    with pytest.raises(InputError, match=r"not a checkpoint of this project: the tokenizer cannot be read"):
         Inference(tampered(sentiments, tmp_path, STATE, tokenizer=state))
 
 

@@ -202,11 +202,13 @@ def test_a_run_logs_precision_by_class_and_shows_boxes(train: Train) -> None:
     assert {"test/boxes", "network/a batch after augmentation"} <= set(events.Tags()["images"])
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_within_an_epoch_goes_on_bit_by_bit(train: Train, tmp_path: Path) -> None:
     words = (*SMALL, "--data.scenes=100", "--max_epochs=2")
     assert differences_after_stops(train, tmp_path, words, (2, 7), goes_on=words) == []
 
 
+@pytest.mark.slow
 def test_two_processes_count_every_image_once(detector: str, train: Train, tmp_path: Path) -> None:
     words = ("test", *SMALL, f"--ckpt_path={detector}", "--precision=64-true")
     one = train(*words).metrics
@@ -218,6 +220,7 @@ def test_two_processes_count_every_image_once(detector: str, train: Train, tmp_p
     assert {name: found[name] for name in names} == pytest.approx({name: one[name] for name in names}, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_train(tmp_path: Path) -> None:
     run_in(tmp_path / "two", *SMALL, "--data.scenes=41", "--max_epochs=1", *DDP)
     assert metrics(tmp_path / "two")["test/map"] >= 0
@@ -301,6 +304,7 @@ def test_pictures_are_for_boxes_and_truth_is_not(
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch", "safetensors"])
+@pytest.mark.slow
 def test_a_detector_is_exported_with_its_boxes(
     form: str, detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

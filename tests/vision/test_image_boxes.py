@@ -225,7 +225,9 @@ def test_images_of_another_size_than_the_file_says_are_reported(tmp_path: Path, 
     assert not any("another size" in line for line in messages)
     content["images"][0] |= {"width": 50, "height": 100}
     ready(write(tmp_path / "boxes.json", json.dumps(content)))
-    assert any("1 images have another size, such as 0.png is 100 x 50, there 50 x 100;" in line for line in messages)
+    assert any(
+        "1 images have another size, such as 0.png is 100 x 50, in this file 50 x 100;" in line for line in messages
+    )
 
 
 def test_crowds_are_left_out_and_said(tmp_path: Path, messages: list[str]) -> None:

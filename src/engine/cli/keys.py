@@ -1,4 +1,4 @@
-"""Checks the keys of a YAML file, of which its parser would silently take the last."""
+"""Checks the keys of a YAML file: of repeated keys, the parser would silently take the last."""
 
 import yaml
 

@@ -125,7 +125,7 @@ def _methods(name: str) -> dict[str, ast.FunctionDef]:
 
 
 def _is_network(name: str) -> bool:
-    """Whether a module can be named in a recipe: a layer has arguments without defaults, a loss is not in a domain."""
+    """Whether a module is a network for recipes: all arguments have defaults, and it is neither a task nor a loss."""
     made = _methods(name).get("__init__")
     needed = len(made.args.args) - 1 - len(made.args.defaults) if made else 0
     return not needed and project_classes()[name][0].split(".")[1] != "tasks" and not name.endswith("Loss")

@@ -114,14 +114,14 @@ def _to_continue(
     else:
         recipes = [one for one in loaded if config.is_recipe(one[1])]
         if _others(folder, loaded, options) and (others := _others(folder, recipes, [])):
-            rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own")
+            rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own settings")
     options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
     loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
     if folder is None:
         if not automatic:
             raise InputError(
-                f"--ckpt_path last: {parent} has no unfinished run with a checkpoint that is not in use; leave it out"
-                " to start a new run, or give the path of a checkpoint"
+                f"--ckpt_path last: {parent} has no unfinished run that has a checkpoint and is not in use; leave"
+                " --ckpt_path out to start a new run, or give the path of a checkpoint"
             )
         return ResolvedCheckpoint(loaded, options)
     _check_run(folder, run)

@@ -59,7 +59,7 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
         again = _written(parser, parser.parse_string(dump(tree)))
     except argparse.ArgumentError as error:
         reason = explain(str(error), parser, tree, [], [])
-        raise InputError(f"{reason}, as config.yaml would be read; give another value") from error
+        raise InputError(f"{reason} (when config.yaml is read back); give another value") from error
     if dump(again) != dump(tree):
         changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
         raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")

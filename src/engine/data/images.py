@@ -35,7 +35,7 @@ def image_files(
     Args:
         folder: where to look.
         skipped: counts everything else by its suffix, and links and folders that lead nowhere.
-        suffixes: of other files than images.
+        suffixes: endings of the files to find; default: those of images.
     """
     skipped = Counter() if skipped is None else skipped
     unreadable = "folders that cannot be read"
@@ -59,7 +59,7 @@ def _is_loop(folder: Path) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not meant for people."""
+    """Whether a file or folder is hidden, or macOS's `__MACOSX`."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -117,7 +117,11 @@ def deep_image(opened: ImageFile.ImageFile) -> DeepImage | None:
 
 
 def usual_range(kind: str, low: float, high: float) -> tuple[float, float]:
-    """Black and white for values in a range: if they fit 0 and 1 or 255 (floats), 0 and 255 to 65535 (integers)."""
+    """The values that become black and white, for an image with values from `low` to `high`.
+
+    Without negative values: 0, and the smallest of 1 and 255 (floats) or of 255 to 65535 (integers) that is at least
+    `high`, else `high`. With negative values: -1 and 1 for floats in [-1, 1], else `low` and `high`.
+    """
     if kind == "float" and -1 <= low < 0 and high <= 1:
         return -1.0, 1.0
     if low < 0:
@@ -130,19 +134,19 @@ def restored_ranges(state: Any) -> Ranges:
     """The ranges in a checkpoint.
 
     Raises:
-        InputError: they are none.
+        InputError: they are not valid ranges.
     """
     try:
         ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
     except (TypeError, ValueError) as error:
-        raise InputError(f"its value_ranges are {state!r:.80}") from error
+        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of numbers") from error
     if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
-        raise InputError(f"its value_ranges are {state!r:.80}")
+        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of finite numbers, black below white")
     return ranges
 
 
 class Shrink(NamedTuple):
-    """Makes large images smaller by a whole number, where the network's input does not show it; JPEGs while decoding.
+    """Shrinks large images by an integer factor, but never below the network's input size; JPEGs while decoding.
 
     Args:
         size: S, height and width of the network's input in pixels; the shorter side keeps at least as many.
@@ -224,7 +228,7 @@ def upright_size(opened: Image.Image) -> tuple[int, int]:
 
 
 def original_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in its file of an image that `read_image` may have shrunk."""
+    """The original width and height of an image that `read_image` may have shrunk."""
     size: tuple[int, int] = image.info.get(SIZE, image.size)
     return size
 

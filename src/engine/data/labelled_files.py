@@ -70,8 +70,8 @@ def labelled_files(path: str, columns: tuple[str, str], suffixes: tuple[str, ...
         if count < LEAST:
             name = next(one.name for one in found if one.label == label)
             raise InputError(
-                f"class {label} has {count} of {LEAST} needed files, {name}: give more, for training, validation and"
-                " test, or remove it"
+                f"class {label} has too few files, {count} of {LEAST}, such as {name}: give one each for training,"
+                " validation and test, or remove the class"
             )
     return found
 
@@ -148,7 +148,7 @@ class PartsDataModule(LightningDataModule):
         self.labels = self.restored or found
         self.num_classes = len(self.labels)
         if unknown := [label for label in found if label not in self.labels]:
-            raise InputError(f"class {unknown[0]} of {source} was not trained on: give {', '.join(self.labels)}")
+            raise InputError(f"class {unknown[0]} of {source} was not trained on: use only {', '.join(self.labels)}")
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
         sizes = ", ".join(f"{len(labels):,} {PARTS[part]}" for part, labels in parts.items())

@@ -134,7 +134,7 @@ class ResumableLoader(DataLoader[Any]):
         except Exception as error:
             if not self.num_workers:
                 raise
-            # torch's frames, which hold the error themselves, would keep its workers for 5 s; its text has their trace.
+            # Drop torch's frames: they refer to the error and would keep the workers for 5 s. Its text has the trace.
             raise error.with_traceback(None) from None
 
     def state_dict(self) -> dict[str, int]:
@@ -147,7 +147,8 @@ class ResumableLoader(DataLoader[Any]):
             epoch, given = state_dict["epoch"], state_dict["given"]
             if not 0 <= given <= len(self.sampler):
                 raise InputError(
-                    f"the checkpoint is at batch {given} of an epoch, which has {len(self.sampler)} batches"
+                    f"the checkpoint is at batch {given} of an epoch, which has {len(self.sampler)} batches:"
+                    " give the data and batch size it was saved with"
                 )
             self.sampler.set_epoch(epoch)
             self.sampler.start = given
@@ -232,7 +233,7 @@ def check_batch_size(batch_size: int, processes: int) -> None:
 
 
 def check_batch_size_of(data: Any, processes: int) -> None:
-    """Check that of a DataModule whose processes share each batch, as `Batches` has it; else each has its own."""
+    """Check the batch size of a DataModule that uses `Batches`; with any other, each process has its own batches."""
     if any(hasattr(sys.modules.get(cls.__module__), "Batches") for cls in type(data).__mro__):
         check_batch_size(getattr(data, "batch_size", 0), processes)
 

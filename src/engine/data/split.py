@@ -30,7 +30,7 @@ def stratified_split(targets: Sequence[int], shares: Sequence[float]) -> list[li
 
 
 def stratified_indices(targets: Tensor, shares: Sequence[float]) -> list[Tensor]:
-    """The same as tensors of indices (N,) int64, for millions of samples."""
+    """`stratified_split` with tensors of indices (N,) int64, for millions of samples."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts = [[torch.empty(0, dtype=torch.int64)] for _ in range(len(shares) + 1)]
     for label in np.unique(targets).tolist():

@@ -50,7 +50,7 @@ def read_table(path: str, text_column: str, label_column: str, options: Sequence
 
 
 def read_columns(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> Columns:
-    """The same as two lists, in little more memory than the file has."""
+    """`read_table` as two columns, in little more memory than the size of the file."""
     import pyarrow as pa
 
     file = local_path(path)
@@ -130,7 +130,7 @@ def suffix_of(path: Path) -> str:
 
 
 def open_utf8(path: Path) -> BinaryIO:
-    """A text file, behind its byte order mark if there is one; .gz is unpacked.
+    """A text file, opened after its byte order mark if there is one; .gz is unpacked.
 
     Raises:
         InputError: it looks like UTF-16.
@@ -229,7 +229,8 @@ def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
     others = [name for mark, name in SEPARATORS.items() if mark in header]
     if own not in header and others and not set(columns) & {header.strip('"')}:
         raise InputError(
-            f"{path} seems to be separated by {others[0]}, not {SEPARATORS[own]}: its first line is {header}"
+            f"{path} seems to be separated by {others[0]}, not {SEPARATORS[own]}: its first line is {header};"
+            f" separate it by {SEPARATORS[own]}"
         )
     try:
         names = _csv_names(path, parsing, min(HEAD_BYTES, block_size))

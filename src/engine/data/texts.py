@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-CHUNK = 10_000  # texts whose places are Python numbers at the same time
+CHUNK = 10_000  # texts whose offsets are Python numbers at the same time
 
 
 class Texts(Sequence[str]):

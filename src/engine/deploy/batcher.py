@@ -17,7 +17,7 @@ class TooManyError(Exception):
 
 
 def passable(error: BaseException) -> Exception:
-    """An error that asyncio can pass on: it does not end the event loop, nor is it taken for one of the service."""
+    """The error, or a RuntimeError in place of one that has a meaning of its own for asyncio."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration | TimeoutError):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
@@ -164,7 +164,7 @@ class Turns:
 
     Args:
         count: maximum number of iterators that are read at the same time.
-        limit: maximum number that are or wait to be read.
+        limit: maximum number of iterators that are read or waiting.
         context: entered around all reading.
     """
 

@@ -61,7 +61,7 @@ def export(args: list[str]) -> None:
     if free < need:
         raise InputError(
             f"--output {options.output} needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free:"
-            " free space, or give another"
+            " free some space, or give another --output"
         )
     writers: dict[str, Callable[[Reference, Path], Exported]] = {
         "onnx": onnx_file,

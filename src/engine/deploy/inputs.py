@@ -56,7 +56,7 @@ def find_images(
         paths: files and folders.
         truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
         skipped: see `image_files`.
-        suffixes: of other files than images.
+        suffixes: endings of the files to find; default: those of images.
     """
     masks = Path(truth) if truth and Path(truth).is_dir() else None
 

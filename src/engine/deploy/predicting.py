@@ -58,7 +58,7 @@ def predict(args: list[str]) -> int:
         if hasattr(inference.task, "name_classes"):
             raise InputError(f"--truth: {name} compares images with texts: leave it out")
         if not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
-            raise InputError(f"--truth: {name} has no metrics; a task has: {GUIDE}")
+            raise InputError(f"--truth: {name} has no metrics: make it a subclass of Task; {GUIDE}")
     targets = partial(prepare_targets, inference.data) if options.truth else None
     trainer = Trainer(
         accelerator=options.accelerator,
@@ -130,8 +130,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--text_column", help="column of the texts in tables; default: as in the run")
     parser.add_argument(
         "--truth",
-        help="also print the metrics, compared with this column of the tables (several: a,b), with the masks in this"
-        " folder, or with the folders' names (the word folder)",
+        help="also print metrics; the true values are in this column of the tables (several: a,b) or in this folder of"
+        " masks; the word folder: each image's folder is its class",
     )
     parser.add_argument(
         "--pictures", action="store_true", help="also write the images with the boxes found in them, beside the table"
@@ -142,7 +142,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--accelerator", default="auto", help="as in src.train; default: %(default)s")
     parser.add_argument("--devices", default="auto", help="as in src.train; default: %(default)s")
     parser.add_argument("--strategy", default="auto", help="as in src.train; default: %(default)s")
-    parser.add_argument("--precision", help="as in src.train; default: the best of the hardware")
+    parser.add_argument("--precision", help="as in src.train; default: the best that the hardware supports")
     options = parse_words(parser, args)
     if not options.inputs:
         raise InputError("no inputs given: give images, folders of images, tables or files of texts")

@@ -135,7 +135,9 @@ class PredictionTable(Callback):
         if self.draws:
             columns["picture"] = self._save(box_image(name, columns["boxes"]), self.pictures, name, trainer)
         if taken := columns.keys() & {"input", "error", "note"}:
-            raise InputError(f"a prediction is named {taken.pop()}, as a column of every table: rename it")
+            raise InputError(
+                f"a prediction is named {taken.pop()}, which is already a column of every table: rename it"
+            )
         return columns
 
     def _save(self, image: Image.Image, folder: Path, name: str, trainer: Trainer) -> str:
@@ -295,4 +297,6 @@ def _rename_new(source: Path, target: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"--output {path} cannot be written ({error.strerror or error}): free space, or give another")
+    return InputError(
+        f"--output {path} cannot be written ({error.strerror or error}): free some space, or give another --output"
+    )

@@ -27,8 +27,8 @@ from src.engine.system.hardware import return_freed_memory
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
 LARGE_PIXELS = 2**20  # larger images, and larger bodies, are decoded one at a time: an image can take 1 GB
 MAX_RATIO = 100  # of an image's sides: scaling the shorter one would make a huge image
-MAX_DECODING = 1024  # small bodies that are or wait to be decoded
-MAX_DECODING_PIXELS = 4 * MAX_PIXELS  # of large images, and bytes of large bodies, that are or wait to be decoded
+MAX_DECODING = 1024  # small bodies being decoded or waiting
+MAX_DECODING_PIXELS = 4 * MAX_PIXELS  # of large images, and bytes of large bodies, being decoded or waiting
 MAX_BODIES = 300_000_000  # bytes of all bodies
 MAX_TEXT = 100_000  # characters; a tokenizer reads all of a text before it is cut
 MAX_TOKENS = 2048  # generated per request

@@ -35,7 +35,7 @@ from src.engine.system.hardware import check_accelerator, choose_precision, devi
 
 PAGE = Path(__file__).with_name("page.html")
 GENERATING = 8  # texts at the same time
-MAX_GENERATING = 32  # texts that are or wait to be generated
+MAX_GENERATING = 32  # texts being generated or waiting
 
 
 class TextStream(StreamingResponse):
@@ -169,7 +169,7 @@ class Service:
         return HTMLResponse(self.html)
 
     async def predict(self, request: Request) -> Response:
-        """Label and probabilities of an image or a text."""
+        """The prediction for one input, as JSON."""
         async with asyncio.timeout(None) as deadline:
             value = await self.read(request, deadline, self.timeout)
             answer, note = await self.batcher(value)

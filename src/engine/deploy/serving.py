@@ -37,13 +37,18 @@ def _parse(args: list[str]) -> argparse.Namespace:
         help="requests must send `Authorization: Bearer TOKEN`; default: the variable SERVE_TOKEN, or none",
     )
     parser.add_argument("--max_body_mb", type=float, default=10.0, help="largest request, in MB; default: %(default)s")
-    parser.add_argument("--max_batch_size", type=int, default=32, help="requests per batch; default: %(default)s")
+    parser.add_argument("--max_batch_size", type=int, default=32, help="most requests per batch; default: %(default)s")
     parser.add_argument(
-        "--batch_timeout", type=float, default=0.005, help="seconds a batch waits; default: %(default)s"
+        "--batch_timeout",
+        type=float,
+        default=0.005,
+        help="seconds a batch waits for more requests; default: %(default)s",
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds per request; default: %(default)s")
     parser.add_argument("--accelerator", default="auto", help="as in src.train; default: %(default)s")
-    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help="default: the best of the hardware")
+    parser.add_argument(
+        "--precision", choices=["32-true", "bf16-mixed"], help="default: the best that the hardware supports"
+    )
     options = parse_words(parser, args)
     require("src.serve", "deploy", "uvicorn", "httptools", "starlette", "python_multipart")
     check_minimum(options, max_body_mb=0.001, max_batch_size=1, batch_timeout=0.0, timeout=0.1)

@@ -97,7 +97,7 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
     folder = Path(options.folder).expanduser().absolute()
     if not options.kind and not options.recipe:
         known = f"--kind {' or '.join(kinds(ROOT))}, or --recipe with one of {', '.join(recipes(Template(ROOT)))}"
-        raise InputError(f"{options.folder}: what shall it hold? Give {known}")
+        raise InputError(f"{options.folder}: nothing is chosen for this project: give {known}")
     if folder.exists() or folder.is_symlink():
         raise InputError(f"{options.folder} already exists: give another folder")
     if not folder.parent.is_dir():
@@ -154,14 +154,14 @@ def _ask(options: argparse.Namespace) -> None:
         raise InputError(f"{answer or 'no number'}: give 1 to {len(starts)}")
     kind, name, _ = starts[int(answer) - 1]
     options.kind, options.recipe = (name, []) if kind == "kind" else (None, [name])
-    print("\nWhat it can do beside training, and what each adds:")
+    print("\nWhat it can do besides training, and what each adds:")
     base = Project(ROOT, Choice("example", options.kind, options.recipe, []))
     for word in (word for word in parts(template) if word not in ALWAYS):
         more = Project(ROOT, Choice("example", options.kind, options.recipe, [word]))
         packages = ", ".join(sorted(more.requirements() - base.requirements()))
         if more.kept != base.kept:
             print(f"  {more.lines() - base.lines():6,} lines  {word}{f' (needs {packages})' if packages else ''}")
-    options.parts = input("Names with commas, or Enter for the usual ones: ").replace(" ", "") or None
+    options.parts = input("Names separated by commas, or Enter for the default: ").replace(" ", "") or None
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
@@ -176,8 +176,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--with",
         dest="parts",
-        help="commands and parts with commas, as in predict,serve; train is always there; default: as the kind says, or"
-        f" {','.join(DEFAULT)}",
+        help="commands and parts, separated by commas, as in predict,serve; train is always there; default: as the kind"
+        f" says, or {','.join(DEFAULT)}",
     )
     parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
     parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")

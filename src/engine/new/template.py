@@ -16,7 +16,7 @@ CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
 class Template:
-    """A clone of this template. Paths are relative to it, with slashes; those of a project are where they will be.
+    """A clone of this template. Paths are relative to it, with slashes; for files of `templates/`, to the project.
 
     Args:
         root: folder of the clone.

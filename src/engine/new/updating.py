@@ -56,7 +56,7 @@ def _noted(project: Path) -> dict[str, Any]:
         return dict(tomllib.loads(text)["tool"]["lightning-starter"])
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise InputError(
-            f"--update {project}: no project of this template, its pyproject.toml has no [tool.lightning-starter]"
+            f"--update {project}: not made from this template: its pyproject.toml has no [tool.lightning-starter]"
         ) from error
 
 

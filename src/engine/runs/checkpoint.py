@@ -285,7 +285,8 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
     """Give a DataModule its state in a checkpoint, such as tokenizer and labels.
 
     Raises:
-        InputError: it has another state, or none although it has a tokenizer, which would be loaded from elsewhere.
+        InputError: the state does not fit, has wrong labels, or is missing for a DataModule with a tokenizer, which
+            would then be loaded from elsewhere.
     """
     if state := checkpoint.get(type(data).__qualname__):
         data.load_state_dict(state)

@@ -84,7 +84,7 @@ class LastCheckpoint(Checkpoint):
             self._group = torch.distributed.new_group(backend="gloo")  # gloo never waits for a GPU
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Of another run: a ModelCheckpoint would load and delete the files that the checkpoint names.
+        # A checkpoint of another run: ModelCheckpoint would load and delete the files that it names.
         folders = {str(getattr(one, "dirpath", self.path.parent)) for one in trainer.checkpoint_callbacks}
         if str(Path(str(trainer.ckpt_path)).absolute().parent) not in folders:
             for state in checkpoint["callbacks"].values():

@@ -91,7 +91,7 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
-        if trainer.is_global_zero and is_finished(self.folder):  # it trains on, so what was final is no longer
+        if trainer.is_global_zero and is_finished(self.folder):  # it trains on, so its final values no longer hold
             gone = ("total_seconds", "stopped_early", "best_epoch")
             metrics = read_metrics(self.folder).items()
             kept = {name: value for name, value in metrics if name not in gone and stage_of(name) != "test"}

@@ -1,4 +1,4 @@
-"""Refuses to save what a checkpoint could not be loaded with."""
+"""Refuses to save values with which a checkpoint could not be loaded."""
 
 import io
 import pickle

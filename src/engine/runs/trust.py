@@ -26,7 +26,7 @@ LIBRARIES: tuple[tuple[str, Any, tuple[type, ...]], ...] = (
     ("torch.nn", nn, (nn.Module,)),
     ("lightning.pytorch.cli", lightning_cli, (lr_scheduler.ReduceLROnPlateau,)),
 )
-# In the engine only these: a class such as Inference loads what its arguments name.
+# Of the engine only these: a class such as Inference would load files named in its arguments.
 ENGINE, ENGINE_CLASSES = "src.engine.", "src.engine.training.optim."
 PLAIN = (type(None), bool, int, float, str)
 ANYTHING = (Any, object)
@@ -194,7 +194,7 @@ class _Check:
         if type(value) not in PLAIN:
             raise InputError(f"{place} is {_kind(value)}, but only plain values are allowed")
         if isinstance(value, int) and abs(value) > MAX_INTEGER:
-            raise InputError(f"{place} is above {MAX_INTEGER:,}, which is too large")
+            raise InputError(f"{place} is too large: its absolute value is above {MAX_INTEGER:,}")
         return value
 
 

@@ -16,7 +16,9 @@ REPEATED = ("seed_everything", "data.fold")  # settings whose values are repetit
 def check_types(spec: dict[str, Any], given: str) -> None:
     """Raise InputError if a key is not known or has a value of another type."""
     if {"model", "data"} & spec.keys():
-        raise InputError(f"{given} is a recipe: give it as --recipe, and as --config a search, a file with a space")
+        raise InputError(
+            f"{given} is a recipe: give it with --recipe, and with --config a search file, which has a space"
+        )
     for key, value in spec.items():
         if key not in KNOWN:
             raise InputError(f"{given}: {key} is not known{nearest(str(key), KNOWN)}")

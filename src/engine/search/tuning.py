@@ -62,12 +62,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--config", help="what to search: a file of configs/tune")
     parser.add_argument("--recipe", help="what to train (default: the recipe in the config file)")
     parser.add_argument("--name", help="name of the study and its folder in logs/ (default: names of the files given)")
-    parser.add_argument("--n_trials", type=int, help="number of trials in total (as in the config file)")
+    parser.add_argument("--n_trials", type=int, help="number of trials in total (default: that of the config file)")
     parser.add_argument("--timeout", type=float, help="seconds after which no new trial starts")
     parser.add_argument("--jobs", type=int, default=1, help="number of worker processes (%(default)s)")
     parser.add_argument("--storage", help="Optuna storage URL, to share a study (default: a file in its folder)")
-    parser.add_argument("--sampler", help="class name in optuna.samplers (as in the config file)")
-    parser.add_argument("--pruner", help="class name in optuna.pruners (as in the config file)")
+    parser.add_argument("--sampler", help="class name in optuna.samplers (default: that of the config file)")
+    parser.add_argument("--pruner", help="class name in optuna.pruners (default: that of the config file)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampler (%(default)s)")
     options = parse_words(parser, args, also="")
     require("src.tune", "tune", "optuna")
@@ -83,6 +83,6 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError(f"--seed {options.seed} is out of range: give 0 to {2**32 - 1}")
     root = dict(options.more).get("--trainer.default_root_dir")
     if is_address(root):
-        raise InputError(f"--trainer.default_root_dir {root}: a search needs a folder of this machine")
+        raise InputError(f"--trainer.default_root_dir {root}: a search needs a folder on this machine")
     options.root = Path(root) if root else None
     return options

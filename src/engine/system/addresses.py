@@ -48,5 +48,5 @@ def at_address(found: list[Any], given: object) -> Any:
         InputError: the part has been removed.
     """
     if not found:
-        raise InputError(f"{given}: this project has no part for addresses: give a path of this machine")
+        raise InputError(f"{given}: this project has no part for addresses: give a path on this machine")
     return found[0]

@@ -22,7 +22,7 @@ class InputError(ValueError):
 
 
 class SampleError(InputError):
-    """A DataModule's `prepare` or `read_file` cannot use an input: it is noted in its row, or answered."""
+    """A DataModule's `prepare` or `read_file` cannot use an input; the error goes to its row or to the client."""
 
 
 class UnwritableError(InputError):

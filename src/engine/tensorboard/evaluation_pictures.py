@@ -26,7 +26,7 @@ def callbacks(config: Any, stage: str | None) -> list[Callback]:
 
 
 class EvaluationPictures(Callback):
-    """After the test of a classifier, shows confusion matrix, most confident mistakes and precision-recall curves.
+    """Shows a classifier's confusion matrix, most confident mistakes and precision-recall curves after an evaluation.
 
     Class names come from the DataModule's `labels`. The confusion matrix, with true classes in rows, is also written to
     `confusion_matrix.csv` in the run folder. Does nothing for models that are not classifiers.

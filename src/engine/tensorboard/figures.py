@@ -18,7 +18,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, Any]:
-    """Predictions over true values and residuals over predictions, one plot per target; `target` (num_targets,)."""
+    """Predictions against true values, residuals against predictions, one plot per target; `target` (num_targets,)."""
     if not samples:
         return {}
     targets, preds = (torch.stack([sample[name].float() for sample in samples]) for name in ("target", "preds"))
@@ -39,7 +39,7 @@ def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, An
 
 
 def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
-    """Precision over recall of each label, from counts (thresholds, num_labels, 2, 2), targets in rows."""
+    """Precision against recall of each label, from counts (thresholds, num_labels, 2, 2), targets in rows."""
     figure = _figure(6, 5)
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     for number, label in enumerate(labels[:MAX_CURVES]):

@@ -26,7 +26,7 @@ OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
 
 
 class MonitorCheck(Callback):
-    """Checks after the sanity check that validation logs every monitored metric that is named like one of its own.
+    """Checks after the sanity check that validation logs every monitored metric named `val/...` or the like.
 
     Raises:
         InputError: a checkpoint, a callback or the schedule monitors a metric that validation does not log.
@@ -69,7 +69,7 @@ def check_settings(config: Any, trains: bool) -> None:
         if trains and trainer[name] == 0:
             raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
     if trains:
-        check_rhythm(config.checkpoint, trainer)
+        check_checkpoint_timing(config.checkpoint, trainer)
 
 
 def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
@@ -84,7 +84,7 @@ def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
             )
 
 
-def check_rhythm(checkpoint: Any, trainer: Any) -> None:
+def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
     """Check that the best checkpoint is chosen when its metric is new.
 
     Args:

@@ -226,7 +226,7 @@ def folder_of(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("GAN", "graphs") else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+    "name", [name if name == "graphs" else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 )
 def test_two_processes_run_it(name: str, tmp_path: Path) -> None:
     case = CASES[name]

@@ -125,7 +125,7 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
     [
         (
             "mine",
-            rf"mine: what shall it hold\? Give --kind classification or .* or --recipe with one of {FIRST}, ",
+            rf"mine: nothing is chosen for this project: give --kind classification or .* --recipe with one of {FIRST}",
         ),
         ("there --kind lightning", "there already exists: give another folder"),
         ("link --kind lightning", "link already exists: give another folder"),

@@ -118,7 +118,7 @@ def test_the_command_of_the_project_asks_the_clone(both: tuple[Path, Path]) -> N
 
 def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path, Path], tmp_path: Path) -> None:
     template, project = both
-    with pytest.raises(InputError, match="no project of this template"):
+    with pytest.raises(InputError, match="not made from this template"):
         update(template, tmp_path / "nowhere")
     (project / "README.md").write_text("changed")
     with pytest.raises(InputError, match="it has changes that are not committed"):

@@ -157,7 +157,7 @@ def test_what_an_address_cannot_do_is_one_line(store: Any, words: tuple[str, ...
 def test_a_search_at_an_address_is_one_line() -> None:
     words = ["--config=configs/tune/seeds.yaml", f"--trainer.default_root_dir={ADDRESS}"]
     with pytest.raises(
-        InputError, match=r"--trainer.default_root_dir memory://.*: a search needs a folder of this machine"
+        InputError, match=r"--trainer.default_root_dir memory://.*: a search needs a folder on this machine"
     ):
         tune(words)
 

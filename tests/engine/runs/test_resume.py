@@ -83,7 +83,7 @@ def test_three_kills_at_random_moments_change_nothing(
 
 @pytest.mark.slow
 def test_last_takes_the_newest_unfinished_run_of_the_recipe(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no unfinished run with a checkpoint"):
+    with pytest.raises(InputError, match="no unfinished run that has a checkpoint"):
         train("fit", *TOY, "--ckpt_path=last")
     with pytest.raises(Interrupted):
         train("fit", *TOY, *stopped_at(3, tmp_path))
@@ -231,7 +231,7 @@ def test_a_run_of_another_recipe_with_the_same_name_is_passed_over(
 def test_a_run_given_with_another_recipe_says_that_its_own_is_used(train: Train) -> None:
     run = train("fit", "--model.net=tests.toy.ToyMLP", "--max_epochs=1")
     again = train("fit", f"--run={run.folder}", "--max_epochs=2")
-    assert f"{run.folder} has --model.net ToyMLP, not ToyNet: it is continued with its own" in again.messages
+    assert f"{run.folder} has --model.net ToyMLP, not ToyNet: it is continued with its own settings" in again.messages
 
 
 @pytest.mark.slow

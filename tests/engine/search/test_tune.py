@@ -162,7 +162,7 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         ((), {"space": {"data.batch_size": {"int": [1, 2], "when": {"x": 1}}}}, r"x must be in space, before data"),
         ((), {"space": None}, r"space is missing"),
         ((), {"spaces": {}}, r"spaces is not known.*space"),
-        ((), {"model": {}}, r"is a recipe: give it as --recipe, and as --config a search"),
+        ((), {"model": {}}, r"is a recipe: give it with --recipe, and with --config a search"),
         (("--sampler", "TPE"), {}, r"--sampler TPE: no such sampler.*TPESampler"),
         (("--pruner", "None"), {}, r"--pruner None: no such pruner"),
         (("--sampler", "GridSampler"), {}, r"every entry of space must be categorical"),
