@@ -158,7 +158,7 @@ def test_a_loss_with_more_than_one_value_is_an_error() -> None:
     [
         (
             torch.ones(20),
-            r"targets are torch.float32, Classifier takes class numbers, int64: convert them; for numbers",
+            r"targets are torch.float32, Classifier takes class numbers, int64: convert them, or use another task",
         ),
         (torch.ones(20, dtype=torch.int32), r"targets are torch.int32, Classifier takes class numbers, int64"),
         (torch.full((20,), CLASSES), r"target 3 is no class of Classifier: give 0 to 2, or -100 to leave it out"),
