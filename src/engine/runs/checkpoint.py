@@ -285,8 +285,7 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
     """Give a DataModule its state in a checkpoint, such as tokenizer and labels.
 
     Raises:
-        InputError: the state does not fit, has wrong labels, or is missing for a DataModule with a tokenizer, which
-            would then be loaded from elsewhere.
+        InputError: the state does not fit, or a tokenizer is missing, which would be loaded from elsewhere.
     """
     if state := checkpoint.get(type(data).__qualname__):
         data.load_state_dict(state)
