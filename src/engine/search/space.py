@@ -17,7 +17,7 @@ def check_types(spec: dict[str, Any], given: str) -> None:
     """Raise InputError if a key is not known or has a value of another type."""
     if {"model", "data"} & spec.keys():
         raise InputError(
-            f"{given} is a recipe: give it with --recipe, and with --config a search file, which has a space"
+            f"{given} is a recipe: give it with --recipe, and with --config a search file, with the key space"
         )
     for key, value in spec.items():
         if key not in KNOWN:
