@@ -152,7 +152,7 @@ def test_a_run_is_repeated_by_its_configuration(words: tuple[str, ...], parse: P
         ),
         (
             added("tests.engine.runs.toys.WithObjects", "tag=1e3"),
-            r"1000\.0: expected str, as config\.yaml would be read",
+            r"1000\.0: expected str \(when config\.yaml is read back\)",
         ),
     ],
 )
