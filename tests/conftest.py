@@ -283,7 +283,8 @@ def in_copy(folder: Path, *words: str) -> str:
 
 def python_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run Python in another repository than this one, forked from a process that has imported the libraries."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    xdist = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID")  # not the number of workers, by which cores are divided
+    environment = {name: value for name, value in os.environ.items() if name not in xdist}
     environment |= {"PYTHONPATH": str(folder), "FORK": "1"}
     output = folder.with_name(f"{folder.name}.txt")  # not a pipe: what it has started may go on
     with output.open("w") as file:

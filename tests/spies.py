@@ -74,9 +74,9 @@ class FaultInjector(Callback):
 
     Args:
         step: optimizer steps before the fault.
-        kind: `kill`, `terminate` or `interrupt` this process with SIGKILL, SIGTERM or SIGINT; `kill worker`: kill a
-            loader process while another sends a batch; `nan`: set weights to NaN; `fill`: fill the disk of the run;
-            `delete`: delete the run folder.
+        kind: `kill`, `terminate` or `interrupt` this process with SIGKILL, SIGTERM or SIGINT; `terminate in validation`
+            when a validation begins; `kill worker`: kill a loader process while another sends a batch; `nan`:
+            set weights to NaN; `fill`: fill the disk of the run; `delete`: delete the run folder.
         marker: file created by the fault; nothing happens if it exists.
         rank: process in which the fault happens.
     """
@@ -87,10 +87,19 @@ class FaultInjector(Callback):
         self.marker = Path(marker)
         self.rank = rank
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def _is_due(self, trainer: Trainer) -> bool:
         if trainer.global_step != self.step or trainer.global_rank != self.rank or self.marker.exists():
-            return
+            return False
         self.marker.touch()
+        return True
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self.kind == "terminate in validation" and self._is_due(trainer):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.kind == "terminate in validation" or not self._is_due(trainer):
+            return
         if self.kind == "nan":
             with torch.no_grad():
                 next(pl_module.parameters()).fill_(torch.nan)

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
-from src.engine.data.loading import in_large_batches
+from src.engine.data.large_batches import in_large_batches
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import regression_figures

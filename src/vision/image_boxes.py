@@ -13,8 +13,9 @@ from torchvision.transforms import v2
 
 from src.engine.data.images import Ranges, Shrink, content_keys
 from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import Indices, NumWorkers
+from src.engine.data.loading import Indices
 from src.engine.data.split import PARTS, stratified_split, with_fold
+from src.engine.data.workers import NumWorkers
 from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed

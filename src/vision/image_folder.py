@@ -29,19 +29,11 @@ from src.engine.data.images import (
     usual_range,
 )
 from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import (
-    Batches,
-    NumWorkers,
-    announce,
-    batch_loader,
-    check_num_workers,
-    cores_per_process,
-    file_workers,
-    shuffled,
-)
+from src.engine.data.loading import Batches, announce, batch_loader, shuffled
 from src.engine.data.prepare import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
+from src.engine.data.workers import NumWorkers, check_num_workers, cores_per_process, file_workers
 from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.hardware import available_memory

@@ -9,7 +9,8 @@ import torch
 
 from src import ROOT
 from src.engine.deploy.exporting import export
-from src.engine.runs.checkpoint import load_model, read_checkpoint
+from src.engine.deploy.rebuild import load_model
+from src.engine.runs.checkpoint import read_checkpoint
 from tests.conftest import Run
 from tests.engine.runs.processes import DDP, metrics, only_run, run_in, spy
 

@@ -317,9 +317,9 @@ class StarterCLI(LightningCLI):
             best, last = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
             options["callbacks"].insert(0, best)
-            if "checkpoint.monitor" not in self.given:
-                options["callbacks"].append(MonitorChoice(best, saved_monitor(checkpoint)))
             options["callbacks"].append(last)
+        if "checkpoint.monitor" not in self.given:
+            options["callbacks"].append(MonitorChoice(self.config_init.checkpoint, saved_monitor(checkpoint)))
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

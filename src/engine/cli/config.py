@@ -181,7 +181,7 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         if value is None:
             left.append((flag, value))
         elif flag.endswith(".help"):
-            left.append((flag, resolve_class(value, key)))
+            left.append((flag, resolve_class(value, key.removesuffix(".help"))))
         elif is_class_setting(tree, key):
             over = None if value.lower() in ("none", "null") else parse_value(value)
             if isinstance(over, str) and over.endswith((".yaml", ".yml")):

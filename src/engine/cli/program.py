@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import suppress
@@ -81,16 +82,15 @@ def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> 
     Raises:
         NotFiniteError: no checkpoint or no retries left; the message names the last good checkpoint.
     """
-    optimizer = cli.config.get("optimizer")
+    lr = (cli.config.get("optimizer") or {}).get("init_args", {}).get("lr")
     folder = cli.record.folder if cli.record else None
     if folder is None or not any(checkpoints_of(folder)):
         raise NotFiniteError(f"{error}; there is no checkpoint of this run yet") from error
-    if not cli.config.retries or not optimizer:
+    if not cli.config.retries or lr is None:
         raise NotFiniteError(f"{error}. The last good checkpoint is {good_checkpoint(folder)[0]}") from error
-    lr = optimizer.init_args.lr / 2
     left = cli.config.retries - 1
     rank_zero_info(f"{error}. Retrying at half that rate from {good_checkpoint(folder)[0]}, {left} retries left")
-    return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr}", f"--retries={left}"]
+    return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr / 2}", f"--retries={left}"]
 
 
 def _hint(cli: StarterCLI | None, message: str) -> str:
@@ -106,7 +106,9 @@ def _continue_command(cli: StarterCLI | None) -> str:
     if cli is None or cli.record is None or not any(checkpoints_of(cli.record.folder)):
         return ""
     stage = f" {cli.stage}" if cli.stage else ""
-    return f"continue with: python -m src.train{stage} --ckpt_path last --run {relative(cli.record.folder)}"
+    return (
+        f"continue with: python -m src.train{stage} --ckpt_path last --run {shlex.quote(relative(cli.record.folder))}"
+    )
 
 
 def _end_processes(cli: StarterCLI | None, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """Finds the checkpoint and the run that a command line refers to."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def _to_continue(
 
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
     """Whether a run has the network and the data of the command line; if not, print one line."""
-    run = relative(folder)
+    run = shlex.quote(relative(folder))
     if others := _others(folder, loaded, options):
         rank_zero_info(f"{run} has {others}, so it is not continued: give --run {run} to continue it")
     return not others

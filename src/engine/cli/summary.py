@@ -1,5 +1,6 @@
 """The summary printed at the end of a run."""
 
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -40,6 +41,6 @@ def print_summary(trainer: Trainer, folder: Path | None, best: BestCheckpoint | 
             table.add_row("best epoch", str(epoch))
         tensorboard = Path(sys.executable).with_name("tensorboard")
         command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else relative(tensorboard)
-        table.add_row("see it", f"{command} --logdir {relative(folder.parents[1])}")
+        table.add_row("see it", f"{command} --logdir {shlex.quote(relative(folder.parents[1]))}")
     # Not folded to 80 columns in a pipe or log file, so that paths can be copied.
     Console(width=None if sys.stdout.isatty() else 1000).print(table)

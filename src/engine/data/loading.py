@@ -4,23 +4,18 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice
-from typing import Any, Literal
+from itertools import islice
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from src.engine.system.errors import InputError
-from src.engine.system.hardware import usable_cores
 from src.engine.system.randomness import derive_seed, run_seed
 
 Order = Callable[[torch.Generator], Iterable[int]]
 
-NumWorkers = int | Literal["auto"]
-
-MAX_WORKERS = 16  # that are chosen; more can be given
-LARGE = 2**24  # bytes of several batches together
 IGNORED = -100  # target that losses and metrics ignore, as in torch
 
 
@@ -152,50 +147,6 @@ class ResumableLoader(DataLoader[Any]):
                 )
             self.sampler.set_epoch(epoch)
             self.sampler.start = given
-
-
-def in_large_batches(loader: Any, limit: int | None) -> Iterator[Any]:
-    """The batches of a loader in its order, several of them at once if this process builds them and they are small.
-
-    Args:
-        loader: of a training part.
-        limit: batches to read; None: all.
-    """
-    if not isinstance(loader, ResumableLoader) or loader.num_workers:
-        yield from islice(loader, limit)
-        return
-    left, count = islice(loader.sampler, limit), 1
-    while group := [one for one in islice(left, count) if not one.is_padding]:
-        indices = Indices(chain.from_iterable(group))
-        indices.epoch_seed, indices.is_padding = group[0].epoch_seed, False
-        batch = loader.dataset[indices]
-        used = sum(one.nbytes for one in batch if isinstance(one, torch.Tensor))
-        count = max(1, LARGE * len(group) // used) if used else 1
-        yield batch
-
-
-def check_num_workers(given: NumWorkers) -> None:
-    """Raise InputError if a number of worker processes is below 0."""
-    if given != "auto" and given < 0:
-        raise InputError(f"num_workers {given} is out of range: give at least 0, or auto")
-
-
-def cores_per_process(trainer: Any) -> int:
-    """This machine's cores, divided among the processes of a Trainer (or None) on it."""
-    processes = max(1, trainer.world_size // trainer.num_nodes) if trainer else 1
-    return max(1, usable_cores() // processes)
-
-
-def file_workers(given: NumWorkers, trainer: Any) -> int:
-    """The number of worker processes for data that are read from files; `auto` is chosen.
-
-    A network on a CPU uses all cores itself, so that worker processes would slow it down: `auto` gives none, and the
-    dataset can use threads. Otherwise it leaves one core of this process for the training.
-    """
-    if given != "auto":
-        return given
-    on_cpu = trainer is None or trainer.strategy.root_device.type == "cpu"
-    return 0 if on_cpu else max(1, min(cores_per_process(trainer) - 1, MAX_WORKERS))
 
 
 def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_device: bool = False) -> DataLoader[Any]:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from src.engine.data.prepare import GUIDE, Inputs, input_kind, pixel_statistics, prepare_inputs
 from src.engine.deploy.pixels import Pixels
+from src.engine.deploy.rebuild import build, load_model
 from src.engine.runs.checkpoint import (
     checkpoint_errors,
-    load_model,
     model_arguments,
     own_configuration,
     read_checkpoint,
@@ -24,7 +24,7 @@ from src.engine.runs.checkpoint import (
     run_configuration,
 )
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import Trust, build, names_in
+from src.engine.runs.trust import Trust, names_in
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import InputError, constructor_errors
 from src.engine.training.hyperparameters import check_limits

@@ -20,9 +20,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src.engine.runs.safe_content import refuse_unloadable
-from src.engine.runs.trust import NO_TRUST, PATHS, Trust, build, checked_class, checked_spec
-from src.engine.system.classes import Tree, differences, import_class
-from src.engine.system.errors import InputError, UnwritableError, constructor_errors
+from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
+from src.engine.system.classes import Tree, differences
+from src.engine.system.errors import InputError, UnwritableError
 from src.engine.system.hooks import hooks
 
 # What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
@@ -309,40 +309,6 @@ def checkpoint_errors(given: str) -> Iterator[None]:
 def reason_of(error: BaseException) -> str:
     """Type and message of an error, in one short line."""
     return " ".join(f"{type(error).__name__} {error}".split())[:300]
-
-
-def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trust = NO_TRUST) -> LightningModule:
-    """The model of a checkpoint with its weights, on the CPU, in evaluation mode.
-
-    Args:
-        checkpoint: from `read_checkpoint`.
-        ability: name of a method that the model must have, such as `generate`.
-        given: the path as the user gave it, for messages.
-        trust: what the user trusts.
-
-    Raises:
-        InputError: the checkpoint does not store how to build its model, or the model has no such method.
-    """
-    for refuse_folder in hooks("refuse_folder"):
-        refuse_folder(given)
-    with checkpoint_errors(given):
-        spec = model_arguments(checkpoint, trust)
-    if not spec:
-        raise InputError(f"--ckpt_path {given} does not store the class of its model: load it in Python")
-    cls = import_class(spec["class_path"])
-    if not hasattr(cls, ability):
-        raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}; see docs/your_own.md")
-    try:
-        with constructor_errors():
-            model: LightningModule = build(spec)
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
-    except InputError:
-        raise
-    except CONTENT_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"--ckpt_path {given} does not fit the {cls.__name__} of this project: {reason}") from error
-    return model.eval()
 
 
 def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, arguments: Tree) -> None:

@@ -119,8 +119,14 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_inside = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if is_inside and self._is_due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        received = torch.tensor(self.interruption.received)  # during validation
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
+        self._signum = self._signum or int(received)
+        self._is_due |= bool(self._signum)
+        if self._is_due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -60,6 +60,7 @@ class RunRecord(Callback):
         self._validated = -1  # step of the last validation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)
         if not trainer.is_global_zero:
             return
         if not (self.folder / "config.yaml").exists():

@@ -74,8 +74,9 @@ def version(folder: Path) -> int:
 
 def run_of(checkpoint: Path) -> Path | None:
     """The run folder that contains a checkpoint, or None."""
-    folder = checkpoint.expanduser().absolute().parent.parent
-    return folder if (folder / "config.yaml").is_file() and checkpoint.parent.name == "checkpoints" else None
+    parent = checkpoint.expanduser().absolute().parent
+    folder = parent.parent
+    return folder if (folder / "config.yaml").is_file() and parent.name == "checkpoints" else None
 
 
 def newest_run(root: Path, name: str | None = None) -> Path:

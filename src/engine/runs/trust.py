@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
-from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import UnionType
@@ -16,7 +15,7 @@ from lightning.pytorch import cli as lightning_cli
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, project_classes
+from src.engine.system.classes import Tree, argument_types, import_class, project_classes
 from src.engine.system.errors import InputError
 
 # Where library classes are looked up, and the base classes allowed there.
@@ -165,10 +164,10 @@ class _Check:
         self.left -= 1
         if depth > MAX_DEPTH or self.left < 0:
             raise InputError(f"{place} is nested more than {MAX_DEPTH} levels deep, or has over {MAX_VALUES:,} values")
-        options = _options(hint)
+        options = options_of(hint)
         takes_anything = any(one in ANYTHING or one is UNKNOWN or isinstance(one, TypeVar) for one in options)
         if isinstance(value, dict) and "class_path" in value:
-            wanted = tuple(one for one in (*options, *_returned(hint)) if _is_class_type(one))
+            wanted = tuple(one for one in (*options, *returned_by(hint)) if _is_class_type(one))
             if not wanted:
                 raise InputError(f"{place} is a class, but only plain values are allowed")
             return self.spec(value, wanted, place, depth)
@@ -183,7 +182,7 @@ class _Check:
         if isinstance(value, dict):
             if not all(isinstance(name, str | int) for name in value):
                 raise InputError(f"{place} has a key that is neither text nor a number")
-            if cls := _dataclass(options):
+            if cls := dataclass_of(options):
                 return self.arguments(cls, value, place, depth)
             hints = [_inner(one, 1) for one in options if one in (dict, Mapping) or get_origin(one) in (dict, Mapping)]
             if not hints and not takes_anything:
@@ -198,48 +197,12 @@ class _Check:
         return value
 
 
-def build(spec: Tree) -> Any:
-    """Create the object of a spec that `checked_spec` returned; the only names looked up are its classes."""
-    return _maker(spec)()
-
-
-def _maker(spec: Tree) -> partial[Any]:
-    cls = import_class(spec["class_path"])
-    types = argument_types(cls)
-    return partial(cls, **{name: _built(one, types.get(name)) for name, one in (spec.get("init_args") or {}).items()})
-
-
-def _built(value: Any, hint: Any) -> Any:
-    """A value of a configuration as the argument of this type that jsonargparse would make of it."""
-    options = _options(hint)
-    if is_class(value):
-        maker, returned = _maker(value), _returned(hint)
-        # A function that makes an optimizer, or the object itself.
-        return maker if isinstance(maker.func, type) and issubclass(maker.func, returned) else maker()
-    if isinstance(value, list):
-        one = next((one for one in options if get_origin(one) in (list, tuple)), None)
-        built = [_built(item, get_args(one)[0] if get_args(one) else None) for item in value]
-        return tuple(built) if get_origin(one) is tuple else built
-    if isinstance(value, dict):
-        if cls := _dataclass(options):
-            return _maker({"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": value})()
-        inner = next((get_args(one)[1] for one in options if get_origin(one) is dict), None)
-        return {name: _built(item, inner) for name, item in value.items()}
-    if isinstance(value, str) and str not in options:
-        for one in options:
-            if isinstance(one, type) and issubclass(one, Enum | Path):
-                return one[value] if issubclass(one, Enum) else one(value)
-        if "." in value and any(_is_callable(one) for one in options):
-            return import_class(value)
-    return value
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
+def options_of(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a type, such as (int, None) for int | None; a type that is still text is UNKNOWN."""
     if get_origin(hint) in (Union, UnionType):
-        return tuple(one for part in get_args(hint) for one in _options(part))
+        return tuple(one for part in get_args(hint) for one in options_of(part))
     if get_origin(hint) is Annotated:
-        return _options(get_args(hint)[0])
+        return options_of(get_args(hint)[0])
     return (UNKNOWN if isinstance(hint, str | ForwardRef) else hint,)
 
 
@@ -254,12 +217,12 @@ def _is_class_type(hint: Any) -> bool:
     return isinstance(hint, type) and hint not in plain and get_origin(hint) is None and not issubclass(hint, Enum)
 
 
-def _dataclass(options: tuple[Any, ...]) -> type | None:
+def dataclass_of(options: tuple[Any, ...]) -> type | None:
     """The dataclass that jsonargparse makes of names and values, if one is among the alternatives of a type."""
     return next((one for one in options if isinstance(one, type) and is_dataclass(one)), None)
 
 
-def _is_callable(hint: Any) -> bool:
+def is_callable(hint: Any) -> bool:
     return Callable in (hint, get_origin(hint)) or get_origin(hint) is type
 
 
@@ -268,7 +231,7 @@ def _takes_text(text: str, options: tuple[Any, ...], takes_anything: bool) -> bo
 
     It would also read a file of that name.
     """
-    is_name = any(one is UNKNOWN or _is_callable(one) or _is_class_type(one) for one in options)
+    is_name = any(one is UNKNOWN or is_callable(one) or _is_class_type(one) for one in options)
     if is_name and (not text.isidentifier() or Path(text).exists()):
         return False
     if any(isinstance(one, type) and issubclass(one, Enum) and text in one.__members__ for one in options):
@@ -291,7 +254,7 @@ def _names_path(name: str, value: Any) -> bool:
 
 
 def _looks_like_path(name: str, value: Any, hint: Any) -> bool:
-    is_path = any(isinstance(one, type) and issubclass(one, PathLike) for one in _options(hint))
+    is_path = any(isinstance(one, type) and issubclass(one, PathLike) for one in options_of(hint))
     has_sign = name != "monitor" and isinstance(value, str) and bool(PATH_VALUE.search(value))  # not val/loss
     return has_sign or (is_path and isinstance(value, str))
 
@@ -300,8 +263,8 @@ def _kind(value: Any) -> str:
     return "empty" if value is None else f"of type {type(value).__name__}"
 
 
-def _returned(hint: Any) -> tuple[type, ...]:
+def returned_by(hint: Any) -> tuple[type, ...]:
     """The classes that a function of this type returns."""
-    functions = [one for one in _options(hint) if get_origin(one) is Callable and get_args(one)]
-    returned = [one for function in functions for one in _options(get_args(function)[-1])]
+    functions = [one for one in options_of(hint) if get_origin(one) is Callable and get_args(one)]
+    returned = [one for function in functions for one in options_of(get_args(function)[-1])]
     return tuple(one for one in returned if isinstance(one, type) and one is not type(None))

@@ -27,12 +27,14 @@ class MonitorChoice(Callback):
         self._stoppers: list[EarlyStopping] = []
         self._before: dict[str, Any] = {}
         self._is_settled = False
+        self._saves = True  # whether checkpoints are saved
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         everyone: Any = trainer.callbacks  # type: ignore[attr-defined]
-        if self.best not in everyone:  # the module or the configuration has its own
-            self._is_settled = True
-            self.best = next((one for one in everyone if isinstance(one, ModelCheckpoint)), self.best)
+        others = [one for one in everyone if isinstance(one, ModelCheckpoint)]
+        self._saves = bool(others)
+        if others and self.best not in others:  # the module or the configuration has its own
+            self._is_settled, self.best = True, others[0]
         self._stoppers += [one for one in everyone if isinstance(one, EarlyStopping) and one.monitor == FOLLOWED]
         for one in self._stoppers:
             if one.mode != self.best.mode:
@@ -64,6 +66,8 @@ class MonitorChoice(Callback):
         self._is_settled = True
         self.best.monitor = monitor
         self._follow(DEFAULT_MONITOR)
+        if not self._saves:
+            return
         if monitor is None:
             rank_zero_info(f"The best checkpoint is the last one, as {reason}: give --checkpoint.monitor for another")
         elif monitor != DEFAULT_MONITOR:

@@ -43,5 +43,5 @@ class StepSeeds(Callback):
     def _reseed(self, trainer: Trainer, between: int) -> None:
         seed = derive_seed(self._seed, *step_position(trainer), between)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower: it checks every kind of device
-        if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        if (device := trainer.strategy.root_device).type != "cpu":
+            torch.get_device_module(device).manual_seed(seed)

@@ -68,19 +68,22 @@ def step_of(folder: Path) -> int:
     ("kind", "code", "word"),
     [
         ("terminate", 143, "stopped by SIGTERM"),
+        ("terminate in validation", 143, "stopped by SIGTERM"),
         ("interrupt", 130, "stopped by Ctrl-C"),
     ],
 )
 def test_a_signal_finishes_the_step_saves_and_prints_how_to_continue(
     train: Train, tmp_path: Path, kind: str, code: int, word: str
 ) -> None:
-    done = run_with_fault(tmp_path, kind, 14, "--max_epochs=3")
+    tmp_path /= "with a space"
+    tmp_path.mkdir()
+    done = run_with_fault(tmp_path, kind, 17, "--max_epochs=3", "--trainer.val_check_interval=7")
     assert done.returncode == code
     assert "Traceback" not in done.stderr
     folder = folder_of(tmp_path)
     assert word in done.stderr
-    assert f"continue with: python -m src.train fit --ckpt_path last --run {folder}" in done.stderr
-    assert step_of(folder) == 15
+    assert f"continue with: python -m src.train fit --ckpt_path last --run '{folder}'" in done.stderr
+    assert step_of(folder) == 17 + ("validation" not in kind)
     run = train("fit", "--ckpt_path=last", f"--run={folder}")
     assert run.folder == folder
     assert step_of(folder) == 3 * STEPS
@@ -318,6 +321,9 @@ def test_a_retry_starts_from_last_ckpt_even_if_another_checkpoint_was_given(trai
     words = retry_arguments(run.cli, NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])
     given = dict(config.split_command_line(words)[2])  # the last of each wins
     assert (given["--ckpt_path"], given["--run"], given["--retries"]) == ("last", str(run.folder), "1")
+    del run.cli.config.optimizer.init_args["lr"]  # an optimizer without a learning rate
+    with pytest.raises(NotFiniteError, match=r"the loss is NaN\. The last good checkpoint is .*last\.ckpt$"):
+        retry_arguments(run.cli, NotFiniteError("the loss is NaN"), [])
 
 
 # Worker processes

@@ -168,6 +168,16 @@ def test_it_is_trained_and_tested(name: str, train: Train, write: Write) -> None
     assert all(metric.encode() in page for metric in case.tested)
 
 
+def test_early_stopping_watches_the_same_metric_where_no_checkpoint_is_saved(train: Train, write: Write) -> None:
+    run = train(
+        "fit", write("autoencoder"), "--trainer.callbacks+=EarlyStopping", "--trainer.enable_checkpointing=false"
+    )
+    (callback,) = run.cli.trainer.early_stopping_callbacks
+    assert (callback.monitor, callback.wait_count < 2) == ("val_loss", True)
+    assert not any("best checkpoint" in line for line in run.messages)
+    assert not list(run.folder.rglob("*.ckpt"))
+
+
 @each
 def test_ctrl_c_saves_and_the_run_goes_on(name: str, train: Train, write: Write, tmp_path: Path) -> None:
     case = CASES[name]

@@ -62,6 +62,7 @@ def broken_files(folder: Path) -> None:
         ("--model Clasifier", "--model Clasifier: no class of that name, did you mean Classifier"),
         ("--model null", "--model: a run needs a model"),
         ("--model tests.toy.ToyNet", "ToyNet is not a LightningModule; networks go to --model.net"),
+        ("--model.help Foo", "--model Foo: no class of that name; this project has "),
         ("--model.net Lineer", "--model.net Lineer: no class of that name, did you mean Linear"),
         ("--model.net tests.toy.ToyNett", "--model.net tests.toy.ToyNett: there is no class ToyNett in tests.toy"),
         ("--model.net ./mine.py", "--model.net ./mine.py: there is no class"),

@@ -9,16 +9,12 @@ import torch
 from torch import Tensor
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.data import loading
 from src.engine.data.loading import (
     IGNORED,
     Batched,
     Batches,
     announce,
     batch_loader,
-    check_num_workers,
-    file_workers,
-    in_large_batches,
     shuffled,
 )
 from src.engine.system.errors import InputError
@@ -98,28 +94,6 @@ def test_worker_processes_do_not_change_the_batches(workers: int) -> None:
     assert [targets.tolist() for _, targets in loader] == [list(batch) for batch in order]
 
 
-@pytest.mark.parametrize(("large", "calls"), [(2**24, 2), (8 * 24, 126), (3 * 8 * 24, 43)])
-def test_small_batches_are_read_together_in_the_same_order(
-    large: int, calls: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loading, "LARGE", large)  # a sample has 24 bytes
-    loader = batch_loader(Numbers(1001), Batches(1001, 8, None, shuffled(1001)))
-    expected = torch.cat([targets for _, targets in loader])
-    found = [targets for _, targets in in_large_batches(loader, None)]
-    assert len(found) == calls
-    assert torch.equal(torch.cat(found), expected)
-    assert torch.equal(torch.cat([targets for _, targets in in_large_batches(loader, 10)]), expected[:80])
-
-
-def test_the_padding_of_a_process_is_not_read_and_other_loaders_are_as_they_are() -> None:
-    data = Numbers(1001)
-    shares = [batch_loader(data, Batches(1001, 500, process(rank, 2))) for rank in range(2)]
-    read = [[len(targets) for _, targets in in_large_batches(share, None)] for share in shares]
-    assert read == [[250, 251], [250, 250]]
-    plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.arange(20)), 4)
-    assert [len(one) for (one,) in in_large_batches(plain, 3)] == [4, 4, 4]
-
-
 def test_batches_can_be_read_by_number_for_overfitting() -> None:
     data = Batched(Numbers(10), 4)
     assert [data[number][1].tolist() for number in range(len(data))] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
@@ -147,17 +121,3 @@ def test_neighbouring_seeds_do_not_share_the_order_of_an_epoch(monkeypatch: pyte
         orders.append([index for batch in batches for index in batch])
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
-
-
-def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    def chosen(device: str, cores: int, processes: int = 1, nodes: int = 1, given: Any = "auto") -> int:
-        monkeypatch.setattr(loading, "usable_cores", lambda: cores)
-        strategy = SimpleNamespace(root_device=torch.device(device))
-        return file_workers(given, SimpleNamespace(strategy=strategy, world_size=processes, num_nodes=nodes))
-
-    assert [chosen("cpu", 8), file_workers("auto", None)] == [0, 0]
-    assert [chosen("cuda", cores) for cores in (1, 2, 8, 128)] == [1, 1, 7, 16]
-    assert [chosen("cuda", 32, 4), chosen("cuda", 32, 8, nodes=2), chosen("cuda", 8, 16)] == [7, 7, 1]
-    assert chosen("cuda", 8, given=3) == 3
-    with pytest.raises(InputError, match="num_workers -1 is out of range: give at least 0, or auto"):
-        check_num_workers(-1)

@@ -13,7 +13,8 @@ from torch.distributed.checkpoint import state_dict_saver
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from src.engine.deploy.exporting import export
-from src.engine.runs.checkpoint import damage, load_model, read_checkpoint
+from src.engine.deploy.rebuild import load_model
+from src.engine.runs.checkpoint import damage, read_checkpoint
 from src.engine.runs.sharded import REST, read_index, read_whole, replace_folder, write_checksums
 from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError

@@ -14,7 +14,7 @@ from torch import nn
 from src import ROOT
 from src.engine.cli import cli
 from src.engine.cli.cli import StarterCLI
-from src.engine.runs.runs import claim_folder
+from src.engine.runs.runs import claim_folder, run_of
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import QUIET, Run, program, with_recipe, write
@@ -34,6 +34,14 @@ SHORT = (
 def recipe() -> tuple[str, ...]:
     """The toy recipe, whose checkpoints name classes of the tests."""
     return (f"--config={RECIPE}", "--trust=tests.toy")
+
+
+def test_the_run_of_a_checkpoint_is_found_from_its_own_folder_too(
+    toy_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(toy_checkpoint)
+    monkeypatch.chdir(path.parent)
+    assert run_of(path) == run_of(Path(path.name)) == path.parents[1]
 
 
 def train_without_recipe(folder: Path, *args: str) -> Run:

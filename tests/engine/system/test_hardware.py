@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src import ROOT
+from src import ROOT, others_are_busy
 from src.engine.system import hardware
 from src.engine.system.hardware import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, available_memory, keep_freed_memory
 from tests import forked
@@ -82,15 +82,32 @@ def test_a_service_uses_the_accelerator_it_finds(
         service.run_service(SimpleNamespace(accelerator=given, ckpt_path="best", trust=[]))
 
 
-@pytest.mark.parametrize("given", [None, "ACTIVE"])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(given: str | None) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_WAIT_POLICY": given} if given else {}
-    code = "import src, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "given", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE"}], ids=str
+)
+def test_how_threads_wait_is_chosen_before_torch_is_imported_and_kept(given: dict[str, str]) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    code = f"import src, os, sys; print({{n: os.environ.get(n) for n in {names}}}, 'torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"{given or 'PASSIVE'} False\n"
+    chosen = [given] if given else [{"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "300000"}]
+    assert done.stdout in [f"{dict.fromkeys(names) | one} False\n" for one in chosen]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("ready", "cores", "usable", "busy"), [(1, 2, 2, False), (2, 2, 2, True), (3, 8, 6, False), (4, 8, 6, True)]
+)
+def test_programs_that_need_the_same_cores_are_seen(
+    ready: int, cores: int, usable: int, busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
+    (tmp_path / "loadavg").write_text(f"0.11 1.11 1.54 {ready}/75 16102\n")
+    assert others_are_busy(tmp_path / "loadavg") is busy
+    assert not others_are_busy(tmp_path / "none")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

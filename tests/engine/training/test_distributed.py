@@ -78,6 +78,28 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_two_processes_retry_a_run_whose_loss_became_nan(tmp_path: Path) -> None:
+    nan = inject_fault("nan", 13, tmp_path / "happened", rank=1)
+    done = run_in(tmp_path / "two", "fit", *TOY, *DDP, "--max_epochs=3", "--retries=1", *nan)
+    assert done.stderr.count("Retrying at half that rate from") == 1
+    folder = only_run(tmp_path / "two")
+    assert "lr: 0.005" in (folder / "config.resume-1.yaml").read_text()
+    assert read_checkpoint(str(folder / "checkpoints" / "last.ckpt"))["global_step"] == 30
+    assert not left_running(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_signal_during_validation_stops_all_processes_after_it(tmp_path: Path) -> None:
+    told = inject_fault("terminate in validation", 17, tmp_path / "told", rank=1)
+    words = ("--max_epochs=1000", "--trainer.val_check_interval=7")
+    done = run_in(tmp_path / "two", "fit", *TOY, *DDP, *words, *told, ok=False)
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-3000:]
+    last = tmp_path / "two" / "toy" / "version_0" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(str(last))["global_step"] == 17
+    assert not left_running(tmp_path)
+
+
+@pytest.mark.slow
 def test_two_killed_processes_go_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
