@@ -246,6 +246,7 @@ def test_the_make_commands_of_the_readme_exist() -> None:
     assert {"train", "test", "tensorboard", "docs", "lint", "lock", "figures"} <= named <= targets
 
 
+@pytest.mark.slow
 def test_the_python_line_of_the_docs_loads_a_checkpoint(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     lines = re.findall(r"`((\w+)\.load_from_checkpoint\([^`]*\))`", CHECKPOINTS)

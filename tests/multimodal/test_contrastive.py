@@ -98,6 +98,7 @@ def test_unseen_phrasings_classify_and_retrieve_digits(trained: str, train: Trai
         assert 0.5 < metrics[f"test/{name}_r1"] <= metrics[f"test/{name}_r5"] <= 1
 
 
+@pytest.mark.slow
 def test_images_are_classified_by_your_own_labels(trained: str, tmp_path: Path) -> None:
     data = CaptionDataModule(source="sample")
     data.setup("test")
@@ -144,6 +145,7 @@ def test_the_similarity_matrix_is_drawn(train: Train) -> None:
     assert similarity.abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_export_of_a_contrastive_model_is_an_error(trained: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ContrastiveModel compares images with texts"):
         export(["--ckpt_path", trained, "--format", "onnx", "--output", str(tmp_path / "model.onnx")])

@@ -247,6 +247,7 @@ def hits(rows: list[dict[str, Any]], targets: list[Tensor]) -> int:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_predict_writes_a_row_for_each_box_in_pixels_of_the_file(
     suffix: str, detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path
@@ -280,6 +281,7 @@ def test_predict_writes_a_row_for_each_box_in_pixels_of_the_file(
         )
 
 
+@pytest.mark.slow
 def test_predict_of_two_processes_writes_the_same_table(
     detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path
 ) -> None:
@@ -293,6 +295,7 @@ def test_predict_of_two_processes_writes_the_same_table(
     assert (tmp_path / "two" / "out.csv").read_text() == (tmp_path / "out.csv").read_text()
 
 
+@pytest.mark.slow
 def test_pictures_are_for_boxes_and_truth_is_not(
     digits: str, detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path
 ) -> None:
@@ -327,6 +330,7 @@ def test_a_detector_is_exported_with_its_boxes(
         assert inference.task.difference(torch.from_numpy(found), expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_detector_in_8_bits_is_refused_before_the_export(
     detector: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,6 +345,7 @@ def detector_service(detector: str) -> Iterator[Service]:
         yield found
 
 
+@pytest.mark.slow
 def test_the_service_gives_boxes_in_pixels_of_the_image(
     detector_service: Service, scenes: tuple[Path, list[Tensor]]
 ) -> None:
@@ -355,6 +360,7 @@ def test_the_service_gives_boxes_in_pixels_of_the_image(
     assert detector_service.predict(file.getvalue()).json["note"] == INVERTED
 
 
+@pytest.mark.slow
 def test_the_page_draws_boxes_on_the_chosen_image(detector_service: Service, scenes: tuple[Path, list[Tensor]]) -> None:
     path = scenes[0] / "00.png"
     boxes = detector_service.predict(path.read_bytes()).json["boxes"]
