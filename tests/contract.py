@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from src.engine.data.prepare import input_kind, normalise, pixel_statistics, prepare_inputs
+from src.engine.data.pixels import normalise, pixel_statistics
+from src.engine.deploy.prepare import input_kind, prepare_inputs
 
 
 class Probe(LightningModule):

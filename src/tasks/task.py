@@ -10,9 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from src.engine.data.prepare import GUIDE
 from src.engine.system.batches import Sample
-from src.engine.system.errors import InputError
+from src.engine.system.errors import GUIDE, InputError
 from src.engine.training.deferred_metrics import DeferredMetrics, check_step
 from src.engine.training.hyperparameters import check_limits, describe_arguments
 

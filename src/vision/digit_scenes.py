@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
-from src.engine.data.prepare import normalise, pixel_statistics
+from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import box_targets

@@ -30,7 +30,7 @@ from src.engine.data.images import (
 )
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import Batches, announce, batch_loader, shuffled
-from src.engine.data.prepare import normalise, pixel_statistics
+from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.data.workers import NumWorkers, check_num_workers, cores_per_process, file_workers

@@ -22,7 +22,7 @@ from src import ROOT
 from src.engine.data.download import DownloadError, downloading
 from src.engine.data.labels import report_classes
 from src.engine.data.loading import Batches, announce, batch_loader, shuffled
-from src.engine.data.prepare import normalise
+from src.engine.data.pixels import normalise
 from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
 from src.engine.system.errors import InputError, check_fraction, check_least

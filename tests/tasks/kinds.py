@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.loading import IGNORED, Batches, batch_loader, shuffled
-from src.engine.data.prepare import normalise
+from src.engine.data.pixels import normalise
 
 HERE = __name__
 SIDE = 8

@@ -50,7 +50,7 @@ from src.engine.system.hardware import check_accelerator, check_strategy, choose
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
-from src.engine.training.checks import check_callbacks, check_settings, has_precision_plugin
+from src.engine.training.checks import DEFAULT_MONITOR, check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.default_callbacks import (
     add_default_callbacks,
     add_missing,
@@ -59,7 +59,6 @@ from src.engine.training.default_callbacks import (
     prepare_checkpoints,
 )
 from src.engine.training.hyperparameters import store_arguments
-from src.engine.training.monitor_choice import DEFAULT_MONITOR, MonitorChoice, saved_monitor
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -319,7 +318,8 @@ class StarterCLI(LightningCLI):
             options["callbacks"].insert(0, best)
             options["callbacks"].append(last)
         if "checkpoint.monitor" not in self.given:
-            options["callbacks"].append(MonitorChoice(self.config_init.checkpoint, saved_monitor(checkpoint)))
+            for choose_monitor in hooks("choose_monitor"):
+                options["callbacks"].append(choose_monitor(self.config_init.checkpoint, checkpoint))
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

@@ -29,7 +29,7 @@ from src.engine.system.classes import (
 )
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.training.monitor_choice import DEFAULT_MONITOR, FOLLOWED
+from src.engine.training.checks import DEFAULT_MONITOR
 
 Option = tuple[str, str | None]
 
@@ -234,7 +234,8 @@ def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     Those of the tree are changed in place; returns the options.
     """
     given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
-    settings = {"monitor": FOLLOWED, "mode": "min", **(tree.get("checkpoint") or {}), **given}
+    default = next(iter(hooks("FOLLOWED")), DEFAULT_MONITOR)
+    settings = {"monitor": default, "mode": "min", **(tree.get("checkpoint") or {}), **given}
     if not settings["monitor"]:  # no metric selects the best checkpoint
         settings |= {"monitor": DEFAULT_MONITOR, "mode": "min"}
     watched = {name: settings[name] for name in ("monitor", "mode")}

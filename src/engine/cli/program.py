@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.data.prepare import GUIDE
 from src.engine.runs.runs import checkpoints_of, good_checkpoint, relative
 from src.engine.system.errors import (
+    GUIDE,
     InputError,
     cause_of,
     machine_fault,

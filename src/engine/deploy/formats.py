@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.export import Dim
 
 from src.engine.data.loading import IGNORED
-from src.engine.data.prepare import GUIDE, Inputs
 from src.engine.deploy.inference import Inference
+from src.engine.deploy.prepare import Inputs
 from src.engine.system.classes import import_class
-from src.engine.system.errors import InputError
+from src.engine.system.errors import GUIDE, InputError
 
 Sample = tuple[Inputs, Tensor]
 Runtime = Callable[..., Tensor]

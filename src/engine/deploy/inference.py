@@ -12,8 +12,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from PIL import Image
 from torch import Tensor, nn
 
-from src.engine.data.prepare import GUIDE, Inputs, input_kind, pixel_statistics, prepare_inputs
+from src.engine.data.pixels import pixel_statistics
 from src.engine.deploy.pixels import Pixels
+from src.engine.deploy.prepare import Inputs, input_kind, prepare_inputs
 from src.engine.deploy.rebuild import build, load_model
 from src.engine.runs.checkpoint import (
     checkpoint_errors,
@@ -26,7 +27,7 @@ from src.engine.runs.checkpoint import (
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, names_in
 from src.engine.system.classes import Tree, import_class, nearest
-from src.engine.system.errors import InputError, constructor_errors
+from src.engine.system.errors import GUIDE, InputError, constructor_errors
 from src.engine.training.hyperparameters import check_limits
 
 Row = dict[str, Any]

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from src.engine.data.prepare import normalise
+from src.engine.data.pixels import normalise
 
 
 class Pixels(nn.Module):

@@ -25,10 +25,11 @@ def predict(args: list[str]) -> int:
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
     from src.engine.data.images import reader, skipped_line
-    from src.engine.data.prepare import GUIDE, prepare_targets
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule
     from src.engine.deploy.prediction_table import PredictionTable
+    from src.engine.deploy.prepare import prepare_targets
+    from src.engine.system.errors import GUIDE
     from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision
     from src.engine.system.quiet import silence_known_warnings
     from src.engine.training.deferred_metrics import DeferredMetrics

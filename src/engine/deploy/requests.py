@@ -19,9 +19,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from src.engine.data.images import original_size, reader
-from src.engine.data.prepare import prepare_inputs
 from src.engine.deploy.batcher import Threads, TooManyError
 from src.engine.deploy.inference import Inference
+from src.engine.deploy.prepare import prepare_inputs
 from src.engine.system.hardware import return_freed_memory
 
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image

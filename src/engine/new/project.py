@@ -24,6 +24,8 @@ DEFAULT = (
     "compile",
     "dashboard",
     "evaluation_pictures",
+    "hparams",
+    "monitors",
     "network_pictures",
     "progress",
     "task_pictures",

@@ -8,8 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from src.engine.data.prepare import GUIDE
-from src.engine.system.errors import InputError
+from src.engine.system.errors import GUIDE, InputError
 
 BARE_FLAGS = ("--compile",)
 

@@ -27,10 +27,9 @@ from src import ROOT
 from src.engine.runs.checkpoint import configurations
 from src.engine.system.batches import batch_size
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 from src.engine.system.metric_names import final_names, stage_of
 
-COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
-COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
 MEASURED = re.compile(".*_seconds|samples_per_second|peak_memory_mb")  # not metrics of the model
 
 
@@ -140,21 +139,14 @@ class RunRecord(Callback):
         return metrics
 
     def close(self, trainer: Trainer, **values: float | str) -> None:
-        """Add the last values, and write settings and final metrics to TensorBoard's HPARAMS page."""
+        """Add the last values, and let parts of the engine show the final metrics."""
         metrics = self.write(**values)
         names = final_names(name for name in metrics if not MEASURED.fullmatch(name))
         final = {name: metrics[name] for name in names if isinstance(metrics[name], float)}
-        if not final:
-            return
-        from torch.utils.tensorboard.summary import hparams  # lazy import: not needed at start
-
-        settings = hyperparameters(yaml.safe_load(self.config))
+        for show_final in hooks("show_final") if final else ():
+            show_final(trainer, self.config, final)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                # Private (torch 2.15): logger.log_hyperparams, which calls it too, logs the metrics a second time.
-                file = logger.experiment._get_file_writer()
-                for summary in hparams(settings, final):  # type: ignore[no-untyped-call]
-                    file.add_summary(summary, trainer.global_step)
                 logger.experiment.close()  # stops its thread: a search has many runs in one process
 
     def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
@@ -255,24 +247,6 @@ def _stop_reason(trainer: Trainer) -> str:
 
 def _without_hint(text: str) -> str:
     return text.removesuffix(" Signaling Trainer to stop.").removesuffix(".")
-
-
-def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:
-    """Settings in which runs may differ, keyed by option name."""
-    flat: dict[str, bool | float | str] = {}
-
-    def walk(node: Any, name: str) -> None:
-        if isinstance(node, dict):
-            if "class_path" in node:
-                flat[name] = str(node["class_path"]).rpartition(".")[2]
-            for key, value in (node.get("init_args", {}) if "class_path" in node else node).items():
-                walk(value, f"{name}.{key}".lstrip("."))
-        elif node is not None:
-            flat[name] = node if isinstance(node, bool | int | float | str) else str(node)
-
-    walk({key: tree.get(key) for key in COMPARED}, "")
-    walk({key: tree.get("trainer", {}).get(key) for key in COMPARED_OF_TRAINER}, "trainer")
-    return flat
 
 
 def describe_environment() -> str:

@@ -35,7 +35,7 @@ from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError, cause_of
 from src.engine.system.interruption import Interrupted
 from src.engine.system.metric_names import stage_of
-from src.engine.training.monitor_choice import DEFAULT_MONITOR
+from src.engine.training.checks import DEFAULT_MONITOR
 
 # Optuna's default reduction factor of 4 prunes most trials at their first report.
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}

@@ -13,6 +13,8 @@ from traceback import walk_tb
 from types import FrameType
 from typing import NoReturn
 
+GUIDE = "see docs/your_own.md"
+
 
 class InputError(ValueError):
     """Invalid input; the message says what was given and what would work.

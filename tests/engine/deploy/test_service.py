@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from src.engine.data.prepare import prepare_inputs
 from src.engine.deploy import batcher, requests, service
 from src.engine.deploy.batcher import Batcher
 from src.engine.deploy.inference import Inference
+from src.engine.deploy.prepare import prepare_inputs
 from src.engine.deploy.serving import _parse
 from src.engine.system.errors import InputError
 from tests.engine.deploy.local import Local, classifier, local, writer

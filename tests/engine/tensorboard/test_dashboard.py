@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.runs.run_record import hyperparameters
+from src.engine.parts.hparams import hyperparameters
 from src.engine.tensorboard.dashboard import joint_charts
 from tests.conftest import Run
 

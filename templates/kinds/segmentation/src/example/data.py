@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.loading import Batches, batch_loader, shuffled
-from src.engine.data.prepare import normalise
+from src.engine.data.pixels import normalise
 
 Batch = tuple[Tensor, Tensor]
 SIDE = 24  # height and width of an image in pixels

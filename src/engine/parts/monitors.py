@@ -6,8 +6,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-DEFAULT_MONITOR = "val/loss"
+from src.engine.training.checks import DEFAULT_MONITOR
+
 FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
+
+
+def choose_monitor(best: ModelCheckpoint, checkpoint: dict[str, Any]) -> Callback:
+    """The callback of a run whose configuration names no metric for its best checkpoint.
+
+    Args:
+        best: the callback that saves the best checkpoint.
+        checkpoint: the one from which the run continues, or empty.
+    """
+    return MonitorChoice(best, saved_monitor(checkpoint))
 
 
 class MonitorChoice(Callback):

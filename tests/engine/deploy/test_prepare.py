@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from src.engine.data.images import read_mask
-from src.engine.data.prepare import input_kind, prepare_inputs, prepare_targets
+from src.engine.deploy.prepare import input_kind, prepare_inputs, prepare_targets
 from src.engine.system.errors import InputError
 from tests.contract import check_prepare
 from tests.engine.deploy.toys import NotingData, ToyTexts
