@@ -142,7 +142,7 @@ def start_numbers(is_ours: bool, path: str) -> tuple[float, float]:
 
 def main() -> None:
     options = parse(__doc__)
-    count = 100_000 if options.quick else 1_000_000
+    count = 20_000 if options.quick else 1_000_000
     rows = []
     for kind, make, start, end in (
         ("texts", make_table, start_texts, "batch"),

@@ -48,7 +48,7 @@ def main() -> None:
         ("--folder", {"help": "folder for the texts; default: the system's temporary folder"}),
     )
     if options.quick:
-        options.megabytes, options.steps = [1, 20], 5
+        options.megabytes, options.steps = [1, 5], 5
 
     peaks: list[float] = []
     for megabytes in options.megabytes:

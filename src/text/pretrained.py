@@ -323,6 +323,8 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
         _check_path(name)
     problem = None if is_folder else _hub_problem()
     offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
+    if problem and cls.__name__.startswith("AutoModel"):  # it looks for adapters too, and would try for 23 s
+        options["adapter_kwargs"] = {"local_files_only": True}
     try:
         return cls.from_pretrained(found, trust_remote_code=False, local_files_only=offline, **options)
     except Exception as error:  # many types: network, files, formats, missing packages

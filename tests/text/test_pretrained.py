@@ -2,6 +2,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Event
 
@@ -182,7 +183,6 @@ def test_a_mistyped_folder_fails_at_once(models: Path, tmp_path: Path, monkeypat
         PretrainedClassifier(f"{models}/bert/config.json")
 
 
-@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     huggingface_hub = pytest.importorskip("huggingface_hub")  # of transformers
 
@@ -209,10 +209,13 @@ def test_too_long_a_text_says_what_fits(models: Path) -> None:
         PretrainedLM(str(models / "gpt2"))(tokens)
 
 
-@pytest.mark.slow
 def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="no/such-model is not a folder and could not be loaded from the Hugging Face"):
-        PretrainedClassifier("no/such-model")
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "sleep", lambda _: pytest.fail("the hub is asked again"))
+        with pytest.raises(
+            ValueError, match="no/such-model is not a folder and could not be loaded from the Hugging Face"
+        ):
+            PretrainedClassifier("no/such-model")
     with pytest.raises(ValueError, match=f"the folder {tmp_path} has no model that"):
         PretrainedClassifier(str(tmp_path))
     with pytest.raises(ValueError, match="freeze_body and lora_rank"):
