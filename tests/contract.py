@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.deploy.prepare import input_kind, prepare_inputs
+from src.engine.deploy.prepare import kind_of, prepare_inputs
 
 
 class Probe(LightningModule):
@@ -32,7 +32,7 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
     count = len(probe.batch[0])
     assert len(raw) >= count, f"the first test batch has {count} samples, and raw {len(raw)}"
     prepared, notes = prepare_inputs(data, raw[:count])
-    if input_kind(data) == "image":
+    if kind_of(data) == "image":
         prepared = (normalise(prepared[0], *pixel_statistics(data)),)
     elif hasattr(data, "features"):
         prepared = (data.features(*prepared),)

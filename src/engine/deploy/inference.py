@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.engine.data.pixels import pixel_statistics
 from src.engine.deploy.pixels import Pixels
-from src.engine.deploy.prepare import Inputs, input_kind, prepare_inputs
+from src.engine.deploy.prepare import Inputs, kind_of, prepare_inputs
 from src.engine.deploy.rebuild import build, load_model
 from src.engine.runs.checkpoint import (
     checkpoint_errors,
@@ -81,7 +81,7 @@ class Inference(LightningModule):
         with checkpoint_errors(str(self.path)):
             self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
-        self.kind = "prompt" if hasattr(task, "generate") else input_kind(self.data)
+        self.kind = "prompt" if hasattr(task, "generate") else kind_of(self.data)
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
         self.pixels = Pixels(task, *pixel_statistics(self.data))
         self.features: nn.Module | None = getattr(self.data, "features", None)

@@ -17,7 +17,7 @@ Inputs = tuple[Tensor, ...]
 KINDS = ("image", "text", "table", "file")
 
 
-def input_kind(data: Any) -> str:
+def kind_of(data: Any) -> str:
     """The type of a DataModule's raw inputs: `image` (a PIL image), `text` (str), `table` (a dict of columns), `file`.
 
     Raises:
@@ -54,7 +54,7 @@ def prepare_inputs(data: Any, inputs: Sequence[Any]) -> tuple[Inputs, list[str]]
         if not one.ndim or len(one) != len(inputs):
             raise InputError(f"{method} returns shape {tuple(one.shape)} for {len(inputs)} inputs: give one row each")
     pixels, *others = tensors
-    if input_kind(data) == "image" and (pixels.dtype != torch.uint8 or pixels.ndim != 4 or others):
+    if kind_of(data) == "image" and (pixels.dtype != torch.uint8 or pixels.ndim != 4 or others):
         returned = ", ".join(f"{one.dtype} {tuple(one.shape)}" for one in tensors)
         raise InputError(
             f"{method} returns {returned}: for images give one tensor, uint8 (B, C, H, W), 0 to 255, not normalised;"

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from src.engine.data.images import read_mask
-from src.engine.deploy.prepare import input_kind, prepare_inputs, prepare_targets
+from src.engine.deploy.prepare import kind_of, prepare_inputs, prepare_targets
 from src.engine.system.errors import InputError
 from tests.contract import check_prepare
 from tests.engine.deploy.toys import NotingData, ToyTexts
@@ -50,7 +50,7 @@ PIXELS = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
 )
 def test_a_data_module_that_breaks_the_contract_is_one_line(given: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        prepare_inputs(given, [input_kind(given)] * 2)
+        prepare_inputs(given, [kind_of(given)] * 2)
 
 
 def test_notes_are_kept_and_images_are_not_normalised() -> None:
