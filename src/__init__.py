@@ -19,7 +19,7 @@ def others_are_busy(loadavg: Path = Path("/proc/loadavg")) -> bool:
             ready.append(int(loadavg.read_text().split()[3].partition("/")[0]) - 1)  # without this one
             time.sleep(0.002)
         return min(ready) > (os.cpu_count() or 1) - len(os.sched_getaffinity(0))
-    except OSError:
+    except (OSError, ValueError, IndexError):
         return False
 
 

@@ -1,4 +1,4 @@
-"""For the tests of your own DataModule, such as `check_prepare(MyDataModule(), raw)`."""
+"""For the tests of your own DataModule."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence

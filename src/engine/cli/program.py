@@ -106,9 +106,8 @@ def _continue_command(cli: StarterCLI | None) -> str:
     if cli is None or cli.record is None or not any(checkpoints_of(cli.record.folder)):
         return ""
     stage = f" {cli.stage}" if cli.stage else ""
-    return (
-        f"continue with: python -m src.train{stage} --ckpt_path last --run {shlex.quote(relative(cli.record.folder))}"
-    )
+    run = shlex.quote(relative(cli.record.folder))
+    return f"continue with: python -m src.train{stage} --ckpt_path last --run {run}"
 
 
 def _end_processes(cli: StarterCLI | None, seconds: float) -> None:
