@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def others_are_busy(loadavg: Path = Path("/proc/loadavg")) -> bool:
     """Whether other programs keep some of the cores busy that threads of this one would run on.
 
-    False where the system (not Linux) does not say how many threads are ready to run.
+    False if the system does not say how many threads are ready to run. Only Linux does, for the whole machine.
     """
     try:
         ready = []

@@ -80,7 +80,8 @@ def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> 
     """The command line to retry a run from its last checkpoint at half the learning rate.
 
     Raises:
-        NotFiniteError: no checkpoint or no retries left; the message names the last good checkpoint.
+        NotFiniteError: no checkpoint, no retries left or no learning rate to halve; the message names the last good
+            checkpoint.
     """
     lr = (cli.config.get("optimizer") or {}).get("init_args", {}).get("lr")
     folder = cli.record.folder if cli.record else None

@@ -14,6 +14,9 @@ from src.engine.new.project import OWN
 from src.engine.new.template import commit_of, git
 from src.engine.system.errors import InputError
 
+# Up to the commits that have this file, all projects had what these parts do, so an update adds them.
+OLD_FILE, NEW_PARTS = "src/engine/training/monitor_choice.py", ("hparams", "monitors")
+
 
 def update(root: Path, project: Path) -> int:
     """Merge what has changed since the commit that a project notes; returns the exit code, 1 with conflicts.
@@ -38,7 +41,8 @@ def update(root: Path, project: Path) -> int:
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
             files.extractall(template, filter="data")
         _make(template, before, noted)
-        _make(root, after, noted)
+        more = NEW_PARTS if (template / OLD_FILE).is_file() else ()
+        _make(root, after, {**noted, "with": [*noted["with"], *more]})
         text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
         (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
         merged, conflicts = _merge(before, after, project, noted)

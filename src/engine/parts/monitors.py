@@ -24,8 +24,8 @@ def choose_monitor(best: ModelCheckpoint, checkpoint: dict[str, Any]) -> Callbac
 class MonitorChoice(Callback):
     """Selects the best checkpoint by `val/loss`, else by `val_loss`, else by the only loss that validation logs.
 
-    Without one, the last checkpoint is the best. Prints what it chose. EarlyStopping of `checkpoint.monitor` follows
-    it, or the module's own ModelCheckpoint.
+    Without one, the last checkpoint is the best. Prints what it chose, if checkpoints are saved. EarlyStopping of
+    `checkpoint.monitor` follows it, or the module's own ModelCheckpoint.
 
     Args:
         best: the callback that saves the best checkpoint.

@@ -24,7 +24,8 @@ class LastCheckpoint(Checkpoint):
     Also saves if Lightning then stops the run, because a metric that a callback monitors is missing.
 
     Loggers are flushed before each save, so that the curves of a continued run have no gap. With several processes, all
-    stop after the same step, the one after the step in which a signal arrived.
+    stop after the same step, the one after the step in which a signal arrived, or after the validation in which it
+    arrived.
 
     Args:
         folder: folder to save in.
@@ -50,6 +51,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._saved_step = 0
         self._global_step = 0
+        self._has_stepped = False  # in the last batch; else its gradients are still being accumulated
         self._is_due = False
         self._signum = 0
         self._group: Any = None
@@ -111,8 +113,8 @@ class LastCheckpoint(Checkpoint):
         is_step = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
         self._is_due |= bool(self._signum or is_time or is_step or _is_at_last_step(trainer))
         loop = trainer.fit_loop.epoch_loop
-        has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
-        if not self._is_due or not has_stepped:
+        self._has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
+        if not self._is_due or not self._has_stepped:
             return
         # Not just before a validation or the end of an epoch: Lightning would skip these in a continued run.
         if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
@@ -126,7 +128,7 @@ class LastCheckpoint(Checkpoint):
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
         self._signum = self._signum or int(received)
         self._is_due |= bool(self._signum)
-        if self._is_due and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if self._is_due and self._has_stepped and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

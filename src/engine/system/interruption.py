@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a training step is finished and saved first, everything else stops at once."""
+"""SIGTERM and Ctrl-C: a training step or its validation is finished and saved first, all else stops at once."""
 
 import os
 import signal

@@ -43,5 +43,6 @@ class StepSeeds(Callback):
     def _reseed(self, trainer: Trainer, between: int) -> None:
         seed = derive_seed(self._seed, *step_position(trainer), between)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower: it checks every kind of device
-        if (device := trainer.strategy.root_device).type != "cpu":
-            torch.get_device_module(device).manual_seed(seed)
+        kind = trainer.strategy.root_device.type
+        if kind != "cpu" and hasattr(torch, kind):  # torch has no module for some devices, such as TPUs
+            getattr(torch, kind).manual_seed(seed)

@@ -89,6 +89,17 @@ def test_a_signal_finishes_the_step_saves_and_prints_how_to_continue(
     assert step_of(folder) == 3 * STEPS
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("accumulated", "interval", "step"), [(4, 6, 2), (1, 10, 10)])
+def test_a_signal_in_validation_loses_no_gradients_and_ends_an_epoch(
+    accumulated: int, interval: int, step: int, tmp_path: Path
+) -> None:
+    words = (f"--trainer.accumulate_grad_batches={accumulated}", f"--trainer.val_check_interval={interval}")
+    done = run_with_fault(tmp_path, "terminate in validation", 1 if accumulated > 1 else 10, "--max_epochs=3", *words)
+    assert done.returncode == 143
+    assert step_of(folder_of(tmp_path)) == step
+
+
 def test_a_second_ctrl_c_stops_at_once() -> None:
     interruption = Interruption()
     interruption.waits = True

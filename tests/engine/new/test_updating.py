@@ -8,7 +8,7 @@ import pytest
 
 from src.engine.new.creating import commit
 from src.engine.new.template import git
-from src.engine.new.updating import update
+from src.engine.new.updating import NEW_PARTS, OLD_FILE, update
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
 
@@ -82,6 +82,27 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     save(project)
     assert update(template, project) == 0
     assert capsys.readouterr().out.strip() == ""
+
+
+@pytest.mark.slow
+def test_what_was_in_all_projects_before_it_became_a_part_stays(both: tuple[Path, Path]) -> None:
+    template, project = both
+    noted = git(template, "rev-parse", "HEAD").stdout.strip()
+    (template / OLD_FILE).write_text('"""What parts do now."""\n')
+    save(template)
+    replace(project / "pyproject.toml", noted, git(template, "rev-parse", "HEAD").stdout.strip())
+    save(project)
+    (template / OLD_FILE).unlink()
+    save(template)
+    assert update(template, project) == 0
+    for name in NEW_PARTS:
+        assert (project / "src" / "engine" / "parts" / f"{name}.py").is_file()
+        assert f'"{name}"' in (project / "pyproject.toml").read_text()
+    save(project)
+    replace(template / SUMMARY, '"""', '"""Newer. ')
+    save(template)
+    assert update(template, project) == 0
+    assert (project / "src" / "engine" / "parts" / "monitors.py").is_file()
 
 
 @pytest.mark.slow
