@@ -146,16 +146,21 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Pa
     return done.read_text()
 
 
-@pytest.fixture(scope="session")
-def checked_types(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder for mypy's cache of copies and projects, with what `make lint` has checked here."""
+@pytest.fixture
+def checked_types(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> str:
+    """A folder for mypy's cache of a copy or a project, in which all modules of the repository are checked.
 
-    def copy(folder: Path) -> str:
-        if (ROOT / ".mypy_cache").is_dir():
+    One per test: what mypy finds in another copy would replace it.
+    """
+
+    def check(folder: Path) -> str:
+        if (ROOT / ".mypy_cache").is_dir():  # of `make lint`
             shutil.copytree(ROOT / ".mypy_cache", folder, dirs_exist_ok=True)
+        in_copy(copy_of_the_repository(folder / "copy"), "-m", "mypy", "--cache-dir", str(folder))
         return str(folder)
 
-    return once(tmp_path_factory, "mypy", copy)
+    checked = once(tmp_path_factory, "mypy", check)
+    return shutil.copytree(checked, tmp_path / "mypy", ignore=lambda at, _: ["copy"] if at == checked else [])
 
 
 @pytest.fixture(scope="session")

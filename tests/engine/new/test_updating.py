@@ -46,6 +46,7 @@ def both(made: Path, tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "template", tmp_path / "mine"
 
 
+@pytest.mark.slow
 def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     both: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +138,7 @@ def test_the_command_of_the_project_asks_the_clone(both: tuple[Path, Path]) -> N
     assert "error: give a clone of the template" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path, Path], tmp_path: Path) -> None:
     template, project = both
     with pytest.raises(InputError, match="not made from this template"):
