@@ -32,7 +32,7 @@ def peak(tmp_path: Path, name: str, d_model: int, num_heads: int, num_layers: in
     words += ("--data.source=python_reference", "--optimizer=AdamW", "--optimizer.lr=1e-4", "--lr_scheduler=null")
     words += (
         "--precision=32-true",
-        "--trainer.max_steps=3",
+        "--trainer.max_steps=2",
         "--trainer.limit_val_batches=0",
         "--checkpoint.monitor=null",
     )
