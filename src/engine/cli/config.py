@@ -29,7 +29,7 @@ from src.engine.system.classes import (
 )
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.training.checks import DEFAULT_MONITOR
+from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 
 Option = tuple[str, str | None]
 
@@ -234,14 +234,18 @@ def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     Those of the tree are changed in place; returns the options.
     """
     given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
-    default = next(iter(hooks("FOLLOWED")), DEFAULT_MONITOR)
+    default = FOLLOWED if hooks("choose_monitor") else DEFAULT_MONITOR
     settings = {"monitor": default, "mode": "min", **(tree.get("checkpoint") or {}), **given}
     if not settings["monitor"]:  # no metric selects the best checkpoint
         settings |= {"monitor": DEFAULT_MONITOR, "mode": "min"}
     watched = {name: settings[name] for name in ("monitor", "mode")}
     for one in as_list((tree.get("trainer") or {}).get("callbacks")):
-        if is_class(one) and _stops_early(one["class_path"]) and "monitor" not in (one.get("init_args") or {}):
-            one["init_args"] = {**watched, **(one.get("init_args") or {})}
+        if is_class(one) and _stops_early(one["class_path"]):
+            own = one.get("init_args") or {}
+            if own.get("monitor") == FOLLOWED:  # as the run saved it that is continued here
+                one["init_args"] = {**own, **watched}
+            elif "monitor" not in own:
+                one["init_args"] = {**watched, **own}
     followed: list[Option] = []
     has_monitor = False  # of the callback to which the later options belong
     for flag, value in reversed(options):

@@ -6,9 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from src.engine.training.checks import DEFAULT_MONITOR
-
-FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
+from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 
 
 def choose_monitor(best: ModelCheckpoint, checkpoint: dict[str, Any]) -> Callback:

@@ -13,6 +13,7 @@ from src.engine.system.classes import as_list, import_class, nearest
 from src.engine.system.errors import InputError
 
 DEFAULT_MONITOR = "val/loss"
+FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
 # Callbacks of Lightning that a run refuses, and why.
 UNUSABLE: dict[type[Callback], str] = {
     BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"

@@ -180,6 +180,17 @@ def test_early_stopping_watches_the_same_metric_where_no_checkpoint_is_saved(tra
     assert not list(run.folder.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
+def test_early_stopping_follows_a_metric_that_is_first_named_when_the_run_goes_on(train: Train, write: Write) -> None:
+    first = train("fit", write("autoencoder"), "--trainer.callbacks+=EarlyStopping", "--max_epochs=1")
+    for words in (("--max_epochs=2",), ("--max_epochs=3", "--checkpoint.monitor=train_loss", "--checkpoint.mode=max")):
+        run = train("fit", f"--run={first.folder}", *words)
+        (callback,) = run.cli.trainer.early_stopping_callbacks
+        named = "--checkpoint.mode=max" in words
+        assert (callback.monitor, callback.mode) == (("train_loss", "max") if named else ("val_loss", "min"))
+        assert torch.isfinite(callback.best_score)
+
+
 @each
 def test_ctrl_c_saves_and_the_run_goes_on(name: str, train: Train, write: Write, tmp_path: Path) -> None:
     case = CASES[name]
