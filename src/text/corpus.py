@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -314,8 +315,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
         with open_utf8(path) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _decode(files: list[Path]) -> Iterator[str]:

@@ -193,7 +193,9 @@ class LabelledTextDataModule(LightningDataModule):
             rows = {part: list(zip(*columns, strict=True)) for part, columns in parts.items()}
             folded = fold_samples(rows, *self.fold, label=itemgetter(1), key=itemgetter(0))
             parts = {part: _columns(own) for part, own in folded.items()}
-        self.labels = self._restored.get("labels") or sorted(set(parts["train"][1]), key=_label_order)
+        self.labels = self._restored.get("labels") or sorted(
+            set(chain.from_iterable(labels for _, labels in parts.values())), key=_label_order
+        )
         self.num_classes = len(self.labels)
         if self.num_classes < 2:
             raise InputError(

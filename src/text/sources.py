@@ -3,11 +3,13 @@
 import glob
 import tarfile
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
 from src.engine.data.download import download, published, write_atomically
-from src.engine.data.images import is_hidden
+from src.engine.data.images import image_files, skipped_line
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
@@ -34,8 +36,10 @@ def find_texts(path: str) -> list[Path]:
     """
     given = local_path(path)
     if given.is_dir():
-        found = sorted(file for file in given.rglob("*.txt") if file.is_file())
-        files = [file for file in found if not any(map(is_hidden, file.relative_to(given).parts))]
+        skipped: Counter[str] = Counter()
+        files = sorted(image_files(given, skipped, (".txt",)))
+        if skipped:
+            rank_zero_info(skipped_line(skipped, ".txt"))
         problem = "no .txt file in this folder; use a glob for other files"
     else:
         names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)

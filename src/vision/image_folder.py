@@ -19,16 +19,16 @@ from src.engine.data.images import (
     UNREADABLE,
     Ranges,
     Shrink,
+    class_folders,
     content_keys,
     deep_image,
     image_error,
     image_files,
-    is_hidden,
     restored_ranges,
     skipped_line,
     usual_range,
 )
-from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.labels import check_labels, check_not_parts, report_classes
 from src.engine.data.loading import Batches, announce, batch_loader, shuffled
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
@@ -42,7 +42,6 @@ from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_LISTED = 5  # unreadable files listed in one message
-PART_NAMES = {*PARTS, "training", "valid", "validation", "testing"}
 
 
 class ImageFolderDataModule(LightningDataModule):
@@ -237,13 +236,9 @@ class ImageFolderDataModule(LightningDataModule):
             part.cache = DecodedImages(own)
 
     def _from_folder(self) -> list[tuple[Path, str]]:
-        classes = sorted(folder for folder in self.path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
-        if len(classes) > 1 and all(folder.name.lower() in PART_NAMES for folder in classes):
-            raise InputError(
-                f"--data.path {self.path}: the folders {', '.join(folder.name for folder in classes)} are parts, not"
-                f" classes: give one of them, to be split by val_share and test_share, or a table"
-            )
         skipped: Counter[str] = Counter()
+        classes = class_folders(self.path, skipped)
+        check_not_parts([folder.name for folder in classes], self.path)
         found = [(file, folder.name) for folder in classes for file in image_files(folder, skipped)]
         if not found:
             raise InputError(f"--data.path {self.path}: no images in its folders; give one folder of images per class")

@@ -61,6 +61,13 @@ def test_folders_and_tables_give_the_same_sounds(tmp_path: Path, messages: list[
     assert torch.equal(found.test_set.targets, own.test_set.targets)
 
 
+def test_folders_named_like_parts_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        own_sounds(tmp_path / name, 3)
+    with pytest.raises(InputError, match=r"test, train are parts, not classes: give one of them"):
+        ready(path=str(tmp_path))
+
+
 def test_folders_and_tables_may_be_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
     folder = own_sounds(tmp_path / "web" / "sounds", 3)

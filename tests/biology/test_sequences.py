@@ -72,6 +72,13 @@ def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
         prepared(tmp_path, **DNA)
 
 
+def test_files_named_like_parts_are_refused(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.fa", FASTA)
+    with pytest.raises(InputError, match=r"test, train are parts, not classes: give one of them"):
+        prepared(tmp_path, **DNA)
+
+
 def test_reads_behind_blank_lines_are_read_too(tmp_path: Path) -> None:
     path = write(tmp_path / "a.fq", FASTQ + "\n\n\n\n" + FASTQ + "\n")
     assert len(list(read_sequences(Path(path)))) == 6

@@ -1,5 +1,7 @@
 """Plain text: folds, and texts at an address."""
 
+import gzip
+import random
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,26 @@ def test_a_fold_without_the_validation_part_or_too_short_is_one_line(tmp_path: P
     ):
         with pytest.raises(InputError, match=message):
             ready(tmp_path, path=path, **given)
+
+
+def test_a_folder_gives_its_texts_and_says_what_it_skips(tmp_path: Path, messages: list[str]) -> None:
+    for name in ("texts/a.txt", "texts/B.TXT", "texts/notes.md", "texts/.hidden/no.txt", "more/c.txt"):
+        own(tmp_path / Path(name).parent, b"abc", Path(name).name)
+    (tmp_path / "texts" / "link").symlink_to(tmp_path / "more")
+    found = find_texts(str(tmp_path / "texts"))
+    assert [path.name for path in found] == ["B.TXT", "a.txt", "c.txt"]
+    assert messages == ["Skipped files that are not .txt: 1 .md"]
+
+
+@pytest.mark.parametrize("damage", ["incomplete", "changed"])
+def test_a_damaged_compressed_text_is_one_line(tmp_path: Path, damage: str) -> None:
+    packed = bytearray(gzip.compress(random.Random(0).randbytes(3000)))
+    if damage == "changed":
+        packed[1000:1100] = bytes(100)
+    else:
+        del packed[2000:]
+    with pytest.raises(InputError, match=r"own.txt.gz cannot be read \(\w"):
+        ready(tmp_path, path=own(tmp_path, bytes(packed), "own.txt.gz"))
 
 
 def test_texts_of_a_server_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

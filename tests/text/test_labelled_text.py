@@ -156,6 +156,15 @@ def test_folds_keep_copies_of_a_text_together(tmp_path: Path, has_own_parts: boo
     check_folds(texts, 4)
 
 
+def test_a_class_that_lies_wholly_in_the_validation_part_of_a_fold_is_a_class(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    path = table(tmp_path, ".csv", [*((f"text {n}", "ab"[n % 2]) for n in range(30)), ("alone", "c")])
+    for fold in range(1, 6):
+        assert ready(path=path, fold=fold, folds=5).labels == ["a", "b", "c"]
+    assert "No training samples of c" in messages
+
+
 def test_the_vocabulary_of_a_fold_is_that_of_its_training_part(tmp_path: Path) -> None:
     words = [f"{chr(97 + n // 10)}x{chr(97 + n % 10)}" for n in range(60)]
     path = table(tmp_path, ".csv", [(f"same {word} {word}", "ab"[n % 2]) for n, word in enumerate(words)])

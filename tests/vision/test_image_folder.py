@@ -138,7 +138,7 @@ def test_16_bit_greyscale_is_scaled_not_clipped(tmp_path: Path) -> None:
 def test_folders_named_like_parts_are_an_error(tmp_path: Path) -> None:
     pictures(tmp_path / "train")
     pictures(tmp_path / "val")
-    with pytest.raises(InputError, match="the folders train, val are parts, not classes"):
+    with pytest.raises(InputError, match="train, val are parts, not classes"):
         ready(path=str(tmp_path))
 
 
@@ -163,6 +163,16 @@ def test_hidden_folders_and_files_are_no_samples_and_other_files_are_counted(
     assert not any(".ipynb" in str(file) or "MACOSX" in str(file) or file.name.startswith(".") for file in files)
     assert "Skipped files that are not images: 1 .gif, 1 .txt" in messages
     assert sorted(one.name for one in find_images([str(tmp_path)])) == sorted(map(str, files))
+
+
+def test_what_lies_beside_the_folders_of_the_classes_is_counted(tmp_path: Path, messages: list[str]) -> None:
+    pictures(tmp_path / "all")
+    for number in range(3):
+        picture(tmp_path / "all" / f"{number}.png", (1, 2, 3))
+    (tmp_path / "all" / "horse").symlink_to(tmp_path / "not mounted")
+    assert ready(path=str(tmp_path / "all")).labels == ["green", "red"]
+    (line,) = (line for line in messages if line.startswith("Skipped"))
+    assert "1 broken links, 3 files outside of class folders" in line
 
 
 def test_what_a_folder_holds_is_said_in_few_lines(tmp_path: Path, messages: list[str]) -> None:

@@ -54,6 +54,21 @@ def image_files(
                 skipped[file.suffix.lower() or name] += 1
 
 
+def class_folders(path: Path, skipped: Counter[str]) -> list[Path]:
+    """The folders of a folder with one folder per class, sorted.
+
+    Args:
+        path: the folder.
+        skipped: counts what lies beside them, except what is hidden.
+    """
+    visible = sorted(one for one in path.iterdir() if not is_hidden(one.name))
+    folders = [one for one in visible if one.is_dir()]
+    for one in visible:
+        if not one.is_dir():
+            skipped["files outside of class folders" if one.is_file() else "broken links"] += 1
+    return folders
+
+
 def _is_loop(folder: Path) -> bool:
     return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
 

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from src.engine.data.images import file_error, image_files, is_hidden, skipped_line
-from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.images import class_folders, file_error, image_files, skipped_line
+from src.engine.data.labels import check_labels, check_not_parts, report_classes
 from src.engine.data.loading import Batches, batch_loader, shuffled
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
@@ -47,7 +47,8 @@ def labelled_files(path: str, columns: tuple[str, str], suffixes: tuple[str, ...
     place = local_path(path)
     if place.is_dir():
         skipped: Counter[str] = Counter()
-        folders = sorted(folder for folder in place.iterdir() if folder.is_dir() and not is_hidden(folder.name))
+        folders = class_folders(place, skipped)
+        check_not_parts([folder.name for folder in folders], path)
         found = [
             LabelledFile(str(file), file, folder.name)
             for folder in folders

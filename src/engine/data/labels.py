@@ -3,6 +3,7 @@
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from src.engine.data.split import PARTS
 from src.engine.system.errors import InputError
 
 SHOWN = 20  # classes in one line
+PART_NAMES = {*PARTS, "training", "valid", "validation", "testing"}
 VARIATION_SELECTORS = "\ufe0e\ufe0f"
 
 
@@ -27,10 +29,14 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
     Labels that differ only in case are reported: they may be different classes.
 
     Raises:
-        InputError: labels look the same: they differ only in Unicode form, invisible characters or blanks.
+        InputError: a label is not valid Unicode, such as the name of a folder in another encoding; or labels look the
+            same: they differ only in Unicode form, invisible characters or blanks.
     """
     counts = Counter(dict.fromkeys(known, 0))
     counts.update(labels)
+    for label in counts:
+        if any("\ud800" <= character <= "\udfff" for character in label):
+            raise InputError(f"label {label!a} of {source} is not valid Unicode: rename it")
     alike: dict[str, list[str]] = defaultdict(list)
     for label in counts:
         alike[_visible(label).lower()].append(label)
@@ -43,6 +49,15 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
             )
         if len(group) > 1:
             announce(f"Labels {shown} of {source} differ only in case and are different classes: write them alike?")
+
+
+def check_not_parts(names: Sequence[str], path: str | Path) -> None:
+    """Raise InputError if the names of folders or files, which are to be classes, are those of a data set's parts."""
+    if len(names) > 1 and all(name.lower() in PART_NAMES for name in names):
+        raise InputError(
+            f"--data.path {path}: {', '.join(names)} are parts, not classes: give one of them, to be split by val_share"
+            " and test_share, or a table"
+        )
 
 
 def report_classes(labels: Sequence[str], parts: Mapping[str, npt.ArrayLike]) -> None:

@@ -5,6 +5,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
+from src.engine.data.labels import check_not_parts
 from src.engine.data.tables import TABLES, UNREADABLE, open_utf8, read_table, suffix_of
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
@@ -49,8 +50,9 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
         files = sorted(one for one in file.iterdir() if one.is_file() and not one.name.startswith("."))
         if not files:
             raise InputError(f"{path} has no files of sequences; give one file per class")
-        for one in files:
-            name = one.with_suffix("").stem if one.suffix == ".gz" else one.stem
+        names = [one.with_suffix("").stem if one.suffix == ".gz" else one.stem for one in files]
+        check_not_parts(names, path)
+        for one, name in zip(files, names, strict=True):
             records = read_records(str(one), sequence_column, sequence_column)
             yield from (record._replace(label=name) for record in records)
         return

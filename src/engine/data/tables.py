@@ -79,9 +79,9 @@ def _columns(path: str, batches: Iterator[Batch], names: Sequence[str]) -> Colum
         for text, label in _rows(batch):
             row = len(labels) + 1
             for value, column in zip((text, label), names, strict=True):
-                if value is None or not str(value).strip():
+                if value is None or value != value or not str(value).strip():
                     raise InputError(f"{path}, row {row}: column {column} is empty; fill it or remove the row")
-                if isinstance(value, list | dict):
+                if isinstance(value, list | dict | bytes):
                     raise InputError(f"{path}, row {row}: column {column} is {str(value)[:40]}, not text or a number")
             encoded = str(text).encode()
             data += encoded
@@ -135,20 +135,25 @@ def open_utf8(path: Path) -> BinaryIO:
     Raises:
         InputError: it looks like UTF-16.
     """
-    file: Any = (gzip.GzipFile if path.suffix.lower() == ".gz" else open)(path, "rb")
+    file = _unpacked(path)
     start = file.read(4096)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
         file.close()
         raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
     file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-    opened: BinaryIO = file
-    return opened
+    return file
+
+
+def _unpacked(path: Path) -> BinaryIO:
+    opened: Any = (gzip.GzipFile if path.suffix.lower() == ".gz" else open)(path, "rb")
+    file: BinaryIO = opened
+    return file
 
 
 def not_utf8(path: Path) -> InputError:
     """The error for a text file that is not UTF-8, with its first wrong byte."""
     offset = 0
-    with path.open("rb") as file:
+    with _unpacked(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")

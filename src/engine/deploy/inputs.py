@@ -1,6 +1,7 @@
 """Reads the files to predict on."""
 
 import math
+import os
 import re
 import zlib
 from collections import Counter
@@ -61,7 +62,9 @@ def find_images(
     masks = Path(truth) if truth and Path(truth).is_dir() else None
 
     def true_value(file: Path, folder: Path) -> Any:
-        return masks / file.relative_to(folder).with_suffix(".png") if masks else file.resolve().parent.name
+        return (
+            masks / file.relative_to(folder).with_suffix(".png") if masks else Path(os.path.abspath(file)).parent.name
+        )
 
     for given in paths:
         path = Path(given).expanduser()

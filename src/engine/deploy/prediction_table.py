@@ -81,7 +81,7 @@ class PredictionTable(Callback):
         predicted = iter([] if outputs is None else outputs)
         for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
             values = {} if error else self._flatten(next(predicted), name, trainer)
-            row = {"input": name, **values, "error": error, "note": note}
+            row = {"input": _valid(name), **values, "error": _valid(error), "note": note}
             self._write(self._writer, row, counts=trainer.world_size == 1)
             self._seen += 1
         if self._bar is not None:
@@ -170,6 +170,11 @@ class PredictionTable(Callback):
             self.notes += bool(row["note"])
             if row["error"] and len(self.first_errors) < 3:
                 self.first_errors.append(f"{row['input']}: {row['error']}")
+
+
+def _valid(name: str) -> str:
+    """A file's name that UTF-8 can write: what is not valid in it becomes `\\udce9` or the like."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 class _Writer:

@@ -1,6 +1,8 @@
 """From raw inputs to the network: the same code for training, prediction, export and serving."""
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -96,9 +98,19 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         if len(inputs) > 1 and [len(one) for one in found] != inputs[1].sum(dim=1).tolist():
             raise InputError("a text has another number of labels than positions: give one label per position")
         return pad_sequence(found, batch_first=True, padding_value=IGNORED)
+    # Labels that are numbers are not values to compare with.
+    if len(numbers) > 1 and not any(isinstance(value, list) for value in values) and all(map(_is_number, numbers)):
+        unknown = next(value for value, text in zip(values, texts, strict=True) if not text or {*text} - numbers.keys())
+        raise InputError(f"the true value {unknown!r} is none of the labels of {name}, {', '.join(list(numbers)[:20])}")
     try:
         rows = [value if isinstance(value, list) else [value] for value in values]
         return torch.tensor([[torch.nan if one in ("", None) else float(one) for one in row] for row in rows])
     except (TypeError, ValueError) as error:
         known = f"the labels of {name} are {', '.join(list(numbers)[:20])}" if numbers else f"{name} has no labels"
         raise InputError(f"the true values are neither labels nor numbers ({error}); {known}; {GUIDE}") from error
+
+
+def _is_number(label: str) -> bool:
+    with suppress(ValueError):
+        return math.isfinite(float(label))
+    return False

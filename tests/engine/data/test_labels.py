@@ -18,6 +18,11 @@ def test_labels_that_look_the_same_are_an_error(other: str) -> None:
         check_labels([other], "own.csv", known=["caf\xe9"])
 
 
+def test_a_label_of_another_encoding_is_an_error() -> None:
+    with pytest.raises(InputError, match=r"label 'th\\udce9' of own is not valid Unicode: rename it"):
+        check_labels(["tea", "th\udce9"], "own")
+
+
 def test_labels_that_differ_in_case_are_reported(messages: list[str]) -> None:
     check_labels(["Good", "good", "good", "bad", "2", "\xb2"], "own.csv")
     (line,) = messages

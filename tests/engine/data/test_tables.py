@@ -3,7 +3,9 @@
 import gzip
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from src.engine.data.tables import read_table, stream_columns
 from src.engine.system.errors import InputError
@@ -94,3 +96,27 @@ def test_rows_of_json_lines_keep_their_values_and_count_from_1(tmp_path: Path) -
     assert [next(rows) for _ in range(5000)] == [("x",)] * 5000
     with pytest.raises(InputError, match=r"bad.jsonl is not a .jsonl file that can be read: row 5001: "):
         next(rows)
+
+
+def test_bytes_and_missing_numbers_are_neither_text_nor_label(tmp_path: Path) -> None:
+    path = str(tmp_path / "own.parquet")
+    for text, label, message in (
+        (b"good", "a", r"column text is b'good', not text or a number"),
+        ("good", b"a", r"column label is b'a', not text or a number"),
+        ("good", float("nan"), r"column label is empty; fill it or remove the row"),
+    ):
+        parquet.write_table(pa.table({"text": [text], "label": [label]}), path)
+        with pytest.raises(InputError, match=rf"own\.parquet, row 1: {message}"):
+            read_table(path, "text", "label")
+    path = write(tmp_path / "own.jsonl", '{"text": NaN, "label": "a"}\n')
+    with pytest.raises(InputError, match=r"row 1: column text is empty"):
+        read_table(path, "text", "label")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz"])
+def test_a_byte_that_is_not_utf8_is_found_in_the_text_of_a_compressed_table(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"own{suffix}"
+    content = "text,label\nfirst,1\ncaf\xe9,1\n".encode("latin-1")
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    with pytest.raises(InputError, match=r"is not UTF-8: byte 22 is 0xe9, in line 3"):
+        read_table(str(path), "text", "label")

@@ -102,6 +102,14 @@ def test_several_labels_in_a_text_become_a_padded_sequence() -> None:
         prepare_targets(LABELS, ["cat 7", "big dog"], (mask.long(), mask))
 
 
+def test_a_true_value_that_is_none_of_the_labels_is_named_where_they_are_numbers_too() -> None:
+    for unknown in ("7", "", "0.0"):
+        with pytest.raises(InputError, match=rf"^the true value '{unknown}' is none of the labels of .*, 0, 1$"):
+            prepare_targets(data(labels=["0", "1"]), ["1", unknown, "0"])
+    years = prepare_targets(data(labels=["2019", "2020"]), [["1.5", "2"], ["", "3"]])  # two columns of numbers
+    assert years.isnan().tolist() == [[False, False], [True, False]]
+
+
 def test_numbers_stay_numbers_and_empty_ones_are_unknown() -> None:
     named = SimpleNamespace(labels=("price",))
     found = prepare_targets(named, ["1.5", "", None, 2])

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pyarrow import parquet
 
 from src import predict as command
 from src.engine.deploy.inference import Inference
+from src.engine.deploy.inputs import find_images
 from src.engine.deploy.predicting import predict
 from src.engine.deploy.prediction_table import mask_image
 from src.engine.system.errors import InputError
@@ -45,6 +48,31 @@ def test_folders_are_the_true_classes_of_images(
     assert found["acc"] == pytest.approx(0.95)
     assert predict([*words, str(tmp_path / "b.csv"), "--num_workers=1"]) == 0
     assert scores(capsys.readouterr().out) == pytest.approx(found, rel=1e-3)
+
+
+def test_the_class_of_a_link_is_the_folder_in_which_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "dog" / "0.png", 3)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").symlink_to(tmp_path / "dog" / "0.png")
+    assert [one.truth for one in find_images([str(tmp_path)], "folder")] == ["cat", "dog"]
+    monkeypatch.chdir(tmp_path / "dog")
+    assert [one.truth for one in find_images(["0.png", "../cat"], "folder")] == ["dog", "cat"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes")
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_name_of_another_encoding_is_a_row_like_any_other(
+    suffix: str, toy_checkpoint: str, sorted_images: Path, tmp_path: Path
+) -> None:
+    image = next(sorted_images.rglob("*.png"))
+    for name in (b"caf\xe9.png", b"ok.png"):
+        (sorted_images.parent / os.fsdecode(name)).write_bytes(image.read_bytes())
+    given = [os.fsdecode(os.fsencode(tmp_path) + b"/" + name) for name in (b"caf\xe9.png", b"ok.png")]
+    table = tmp_path / f"out{suffix}"
+    assert predict([*of(toy_checkpoint), *given, "--output", str(table)]) == 0
+    content = parquet.read_table(table).to_pylist() if suffix == ".parquet" else table.read_text()
+    assert r"caf\udce9.png" in str(content).replace("\\\\", "\\")
+    assert "ok.png" in str(content)
 
 
 def test_a_column_is_the_truth_of_texts_and_rows_that_cannot_be_used_do_not_count(
