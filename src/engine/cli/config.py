@@ -103,6 +103,7 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     for key in ("model", "data"):
         if isinstance(recipe.get(key), dict) and not is_class(recipe[key]):
             raise InputError(f"{path} has model and data, so it is a recipe, but {key} has no class_path")
+    recipe = merge({}, recipe, "", [])
     return {"data": None, **recipe}, path.stem, [tree for _, tree in loaded if not is_recipe(tree)]
 
 
@@ -142,6 +143,11 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         tree = {}
     if not isinstance(tree, dict):
         raise InputError(f"--config {given} is not a configuration: it holds {type(tree).__name__}, not settings")
+    for name in ("trainer", "checkpoint"):
+        if name in tree and tree[name] is None:
+            del tree[name]  # all of its settings are comments
+        elif not isinstance(tree.get(name, {}), dict):
+            raise InputError(f"{given}: {name} is {tree[name]!r}: give its settings, as in {name}: {{NAME: VALUE}}")
     if short := [name for name in SHORT_FLAGS if name in tree]:
         raise InputError(f"{given}: {short[0]} belongs under trainer, as in trainer: {{{short[0]}: ...}}")
     try:
@@ -340,6 +346,8 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
                 values = ", ".join(f"{name}={short(value)}" for name, value in lost.items())
                 dropped.append(f"{key}: {new} starts from its own defaults; {old}'s {values} dropped")
             return over
+    if base is None and isinstance(over, dict) and not is_class(over):
+        base = {}  # so that `name+` becomes a list
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     merged = dict(base)

@@ -106,7 +106,7 @@ def _to_continue(
     automatic = path == "auto"
     folder = Path(run).expanduser().absolute() if run else None
     if folder is None:
-        name = given.get("--name") or config.choose_recipe(loaded, {})[1]
+        name = _given_name(loaded, given) or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
         runs = runs_to_continue(parent, automatic) if is_first else iter(())
@@ -135,6 +135,11 @@ def _to_continue(
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
+
+
+def _given_name(loaded: Loaded, given: dict[str, str | None]) -> str | None:
+    """The name of the runs, if an option or a file gives one."""
+    return next((name for name in (given.get("--name"), *(tree.get("name") for _, tree in loaded[::-1])) if name), None)
 
 
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
@@ -181,7 +186,7 @@ def _to_evaluate(
         folder = Path(run).expanduser().absolute()
     else:
         is_named = any(config.is_recipe(tree) for _, tree in loaded)
-        name = given.get("--name") or (config.choose_recipe(loaded, {})[1] if is_named else None)
+        name = _given_name(loaded, given) or (config.choose_recipe(loaded, {})[1] if is_named else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
     _check_run(folder, run)
     checkpoint = checkpoint_of(folder, path or "best")

@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import keyword
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -38,7 +40,7 @@ def new(args: list[str]) -> int | None:
     else:
         write(folder, files, {path for path in files if project.is_program(path)}, choice.author)
         print(f"written {folder}: {len(files)} files, {_lines(files, choice.package)} lines in {choice.package}/")
-        print(f"next: cd {options.folder} && make train")
+        print(f"next: cd {shlex.quote(str(options.folder))} && make train")
     return None
 
 
@@ -48,7 +50,7 @@ def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str
     Raises:
         InputError: the folder cannot be written, or git is not there.
     """
-    temporary = folder.with_name(f".{folder.name}-new")
+    temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         temporary.mkdir()
         try:

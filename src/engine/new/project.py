@@ -1,5 +1,6 @@
 """The files of a new project."""
 
+import json
 import re
 import time
 from collections.abc import Iterable
@@ -154,6 +155,7 @@ class Project:
         texts["LICENSE-lightning-starter"] = template.text("LICENSE")
         texts["LICENSE"] = self.license.read_text(encoding="utf-8")
         values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
+        values["quoted_author"] = json.dumps(choice.author, ensure_ascii=False)  # for YAML
         found = {"logs/.gitkeep": b""}
         for path, text in texts.items():
             if path in template.added or path in OWN:
@@ -253,8 +255,8 @@ def comment(text: str) -> str:
 
 
 def packaged(text: str, package: str) -> str:
-    """Text with the import name of a project in place of `src`."""
-    return text if package == "src" else re.sub(r"(?<![\w.-])src\b(?![=-])", package, text)
+    """Text with the import name of a project in place of `src`, except where it is said to be the template's."""
+    return text if package == "src" else re.sub(r'(?<![\w.-])src\b(?![=-]|"  # of the template)', package, text)
 
 
 def _named(text: str, name: str) -> str:

@@ -28,7 +28,10 @@ def update(root: Path, project: Path) -> int:
         InputError: the project notes no commit of this clone, or has changes that are not committed.
     """
     noted = _noted(project)
-    if git(project, "status", "--porcelain", check=False).stdout.strip():
+    status = git(project, "status", "--porcelain", check=False)
+    if status.returncode:
+        raise InputError(f"--update {project}: git does not know this folder, so nothing could be undone: commit first")
+    if status.stdout.strip():
         raise InputError(f"--update {project}: it has changes that are not committed; commit them first")
     if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
         raise InputError(
@@ -69,7 +72,13 @@ def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
     words = [str(folder), "--name", noted["name"], "--package", noted["package"], "--with", ",".join(noted["with"])]
     words += ["--kind", noted["kind"]] if noted["kind"] else []
     words += [word for recipe in noted["recipes"] for word in ("--recipe", recipe)]
-    command = [sys.executable, "-m", "src.new", *words]
+    # The project's own package may be installed; a new project could not have its name.
+    code = (
+        "import importlib.util as util, runpy; find = util.find_spec;"
+        f" util.find_spec = lambda name, *more: None if name == {noted['package']!r} else find(name, *more);"
+        " runpy.run_module('src.new', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, *words]
     done = subprocess.run(command, cwd=template, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"--update: {' '.join(done.stderr.split()).removeprefix('error: ')}")

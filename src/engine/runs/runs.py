@@ -45,8 +45,10 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
             else:
                 return folder
     except OSError as error:
+        hint = "" if stem == "version" else "its checkpoint by its path, with --ckpt_path, and "
         raise InputError(
-            f"run folder {parent} cannot be written ({error.strerror}): give another with --trainer.default_root_dir"
+            f"run folder {parent} cannot be written ({error.strerror}): give {hint}another with"
+            " --trainer.default_root_dir"
         ) from error
 
 

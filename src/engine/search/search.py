@@ -105,8 +105,18 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except Exception as error:  # every database has its own exceptions
         where = f"--storage {options.storage}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
+    _check_metric(study, {"metric": metric, "direction": direction}, folder)
     _check_same(study, spec, folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
+
+
+def _check_metric(study: optuna.Study, own: dict[str, str], folder: Path) -> None:
+    """Refuse to compare trials by another metric, or in another direction, than those before."""
+    before = json.loads(study.user_attrs.get("compared", "null")) or {**own, "direction": study.direction.name.lower()}
+    study.set_user_attr("compared", json.dumps(before))
+    for name, value in own.items():
+        if value not in (before[name], study.user_attrs.get(name)):  # a run may have chosen the metric
+            raise InputError(f"{folder} holds trials with {name} {before[name]}, not {value}: give another --name")
 
 
 def _check_same(study: optuna.Study, spec: dict[str, Any], folder: Path) -> None:
@@ -265,10 +275,12 @@ def _retry_broken_trials(search: Search) -> None:
 
 
 def _is_gone(process: str) -> bool:
-    """Whether a process `host:pid` of this machine has ended; False for other machines."""
+    """Whether a process `host:pid` of this machine has ended; False for other machines. It is asked between trials."""
     host, _, pid = process.rpartition(":")
     if host != socket.gethostname():
         return False
+    if int(pid) == os.getpid():  # an earlier process had the same number, as in a container that was started again
+        return True
     try:
         with suppress(PermissionError):  # it runs, as another user
             os.kill(int(pid), 0)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
 from torch import nn
 
 from src.engine.cli.cli import StarterCLI
+from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, with_recipe, write
 from tests.toy import RECIPE, ToyData, ToyMLP
@@ -66,6 +67,26 @@ def test_overlays_append_callbacks(parse: Parse) -> None:
     built = parse("--config=configs/callbacks/early_stopping.yaml", "--config=configs/callbacks/weight_averaging.yaml")
     names = [type(callback).__name__ for callback in built.trainer.callbacks]
     assert {"EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"} <= set(names)
+
+
+def test_overlays_append_callbacks_to_a_recipe_without_a_trainer_or_with_callbacks_of_its_own(
+    parse: Parse, tmp_path: Path
+) -> None:
+    tree = yaml.safe_load(Path("configs/default.yaml").read_text())
+    overlays = ("--config=configs/callbacks/early_stopping.yaml", "--config=configs/callbacks/weight_averaging.yaml")
+    for trainer, more in ((None, set()), ({"callbacks+": {"class_path": "Timer"}}, {"Timer"})):
+        recipe = write(tmp_path / "own.yaml", yaml.safe_dump({**tree, "trainer": trainer}))
+        names = {type(callback).__name__ for callback in parse(f"--config={recipe}", *overlays).trainer.callbacks}
+        assert {"EarlyStopping", "EMAWeightAveraging"} | more <= names
+
+
+def test_a_section_without_settings_changes_nothing_and_one_that_is_no_section_is_an_error(
+    parse: Parse, tmp_path: Path
+) -> None:
+    before = parse().config.trainer.max_epochs
+    assert parse("--config", write(tmp_path / "a.yaml", "trainer:\n  # later\n")).config.trainer.max_epochs == before
+    with pytest.raises(InputError, match=r"b.yaml: trainer is 3: give its settings, as in trainer: \{NAME: VALUE\}"):
+        parse("--config", write(tmp_path / "b.yaml", "trainer: 3\n"))
 
 
 def test_early_stopping_watches_the_validation_loss_if_no_metric_selects_the_best(parse: Parse) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from src import ROOT
 from src.engine.new import creating
@@ -48,12 +49,13 @@ def test_it_is_a_repository_with_one_commit_and_nothing_uncommitted(tmp_path: Pa
 
 
 def test_name_author_and_license_are_the_users(tmp_path: Path) -> None:
-    words = ("--kind", "regression", "--name", "house_prices", "--author", "Ada Lovelace", "--license", "Apache-2.0")
+    words = ("--kind", "regression", "--name", "house_prices", "--author", 'Ada: "Lovelace"', "--license", "Apache-2.0")
     project = make(tmp_path / "houses", *words)
     assert table(project)["project"]["name"] == "house_prices"
     assert table(project)["project"]["license"] == "Apache-2.0"
-    assert "Ada Lovelace" in (project / "LICENSE").read_text()
-    assert "Ada Lovelace" in (project / "CITATION.cff").read_text()
+    assert 'Ada: "Lovelace"' in (project / "LICENSE").read_text()
+    citation = yaml.safe_load((project / "CITATION.cff").read_text())
+    assert citation["authors"] == [{"name": 'Ada: "Lovelace"'}]
     # The licence of the engine asks for its notice.
     assert "lightning-starter authors" in (project / "LICENSE-lightning-starter").read_text()
     assert "class HousePricesNet(nn.Module)" in (project / "src" / "house_prices" / "network.py").read_text()

@@ -1,5 +1,6 @@
 """`src.new --update` merges a newer template into a project, and loses nothing of it."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,24 @@ def test_the_command_of_the_project_asks_the_clone(both: tuple[Path, Path]) -> N
     done = subprocess.run(command[:-1], cwd=project, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "error: give a clone of the template" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_package_of_ones_own_that_is_installed_is_updated(made: Path, tmp_path: Path) -> None:
+    template, project = tmp_path / "template", tmp_path / "own"
+    subprocess.run(["cp", "-r", made / "template", template], check=True)
+    words = ["-m", "src.new", "../own", "--kind", "lightning", "--package", "tumpkg", "--with", "train"]
+    subprocess.run([sys.executable, *words], cwd=template, check=True, env={"PATH": "/usr/bin:/bin"})
+    replace(template / SUMMARY, '"""', '"""Newer. ')
+    save(template)
+    command = [sys.executable, "-m", "tumpkg.new", "--update", "../template"]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(project)}  # as if it were installed
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert f"merged    {SUMMARY.replace('src/', 'tumpkg/', 1)}" in done.stdout
+    shutil.rmtree(project / ".git")
+    with pytest.raises(InputError, match="git does not know this folder, so nothing could be undone: commit first"):
+        update(template, project)
 
 
 @pytest.mark.slow

@@ -164,6 +164,23 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(train: Train, tmp_path: 
     assert read_checkpoint(str(best))["global_step"] == 10
 
 
+def test_a_run_with_the_name_of_its_recipe_is_found(train: Train, tmp_path: Path) -> None:
+    named = tmp_path / "named.yaml"
+    named.write_text("name: mine\n")
+    with pytest.raises(Interrupted):
+        train("fit", *TOY, f"--config={named}", "--ckpt_path=auto", *stopped_at(3, tmp_path))
+    again = train("fit", *TOY, f"--config={named}", "--max_epochs=1", "--ckpt_path=auto")
+    assert again.folder.parts[-2:] == ("mine", "version_0")
+    assert train("test", f"--config={named}").metrics["test/acc"] > 0
+
+
+def test_a_schedule_that_is_over_before_the_checkpoint_is_an_error(train: Train) -> None:
+    run = train("fit", *TOY, "--max_epochs=2", "--lr_scheduler=OneCycleLR")
+    problem = r"is at step 20 of its schedule, and this run's has 3 steps: give more --max_epochs"
+    with pytest.raises(InputError, match=problem):
+        train("fit", f"--run={run.folder}", "--max_epochs=3", "--lr_scheduler_interval=epoch")
+
+
 # Runs that EarlyStopping has stopped
 
 STOPS = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss", "--max_epochs=6")

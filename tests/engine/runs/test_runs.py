@@ -223,3 +223,9 @@ def test_runs_land_in_the_projects_logs_unless_told_otherwise(monkeypatch: pytes
     monkeypatch.setattr(cli, "claim_folder", lambda parent: seen.append(parent) or Path("/nowhere/x/version_0"))
     StarterCLI([f"--config={RECIPE}", "--accelerator=cpu"], time.perf_counter())
     assert seen == [ROOT / "logs" / "toy"]
+
+
+def test_a_run_that_cannot_be_written_is_tested_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"give its checkpoint by its path, with --ckpt_path"):
+        claim_folder(tmp_path / "file" / "version_0", stem="test")

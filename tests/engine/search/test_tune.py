@@ -317,7 +317,7 @@ def test_a_trial_of_a_living_process_is_left_alone_also_when_its_run_has_ended(t
     trial = found.study.ask()
     run_folder = tmp_path / "logs" / "own" / "trials" / "version_0"
     run_folder.mkdir()  # nobody holds its lock
-    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getppid()}")
     trial.set_user_attr("run", str(run_folder))
     _retry_broken_trials(found)
     assert [one.state.name for one in trials(tmp_path)] == ["RUNNING"]

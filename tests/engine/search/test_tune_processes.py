@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -14,7 +15,8 @@ from typing import Any
 import pytest
 from screenshots import free_port
 
-from tests.engine.search.studies import search, start, trials
+from src.engine.system.errors import InputError
+from tests.engine.search.studies import opened, search, start, trials
 
 
 def paced(folder: Path, max_epochs: int) -> dict[str, Any]:
@@ -129,3 +131,24 @@ def test_two_machines_share_a_study_in_postgresql(tmp_path: Path, data_base: str
         str(path) for folder in folders for path in (folder / "logs" / "shared" / "trials").glob("version_*")
     }
     assert all(any(Path(path).is_relative_to(folder) for path in runs) for folder in folders), "one did nothing"
+
+
+def test_a_trial_of_an_earlier_process_with_this_ones_number_is_not_lost(tmp_path: Path) -> None:
+    trial = opened(tmp_path).study.ask()
+    trial.suggest_int("model.net.hidden", 4, 32)
+    trial.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
+    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")  # as in a container that is started again
+    states = [one.state.name for one in search(tmp_path, n_trials=1)]
+    assert states == ["FAIL", "COMPLETE"]
+
+
+def test_a_search_that_goes_on_compares_by_the_same_metric_and_direction(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"metric": "val/acc", "direction": "maximize"}
+    search(tmp_path, n_trials=1, **given)
+    for changes, message in (
+        ({"metric": "val/loss", "direction": "minimize"}, "holds trials with metric val/acc, not val/loss"),
+        ({"metric": "val/acc", "direction": "minimize"}, "holds trials with direction maximize, not minimize"),
+    ):
+        with pytest.raises(InputError, match=f"{message}: give another --name"):
+            search(tmp_path, n_trials=2, **changes)
+    assert len(search(tmp_path, n_trials=2, **given)) == 2

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from torch.optim import Optimizer, lr_scheduler
 
+from src.engine.system.errors import InputError
+
 
 class OneCycleLR(lr_scheduler.OneCycleLR):
     """Warm up to the optimizer's learning rate, then anneal to nearly zero (Smith and Topin 2018).
@@ -56,7 +58,17 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         return super().get_lr()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position of a saved schedule, but not its length: a continued run may be longer."""
+        """Restore the position of a saved schedule, but not its length: a continued run may be longer.
+
+        Raises:
+            InputError: this run's schedule is over before that position.
+        """
+        position, total = state_dict.get("last_epoch", 0), self.total_steps
+        if position > total:
+            raise InputError(
+                f"the checkpoint is at step {position} of its schedule, and this run's has {total} steps: give more"
+                " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
+            )
         length = ("total_steps", "_schedule_phases")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
 
