@@ -154,13 +154,13 @@ def checked_types(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> s
     """
 
     def check(folder: Path) -> str:
+        cache = str(folder / "cache")
         if (ROOT / ".mypy_cache").is_dir():  # of `make lint`
-            shutil.copytree(ROOT / ".mypy_cache", folder, dirs_exist_ok=True)
-        in_copy(copy_of_the_repository(folder / "copy"), "-m", "mypy", "--cache-dir", str(folder))
-        return str(folder)
+            shutil.copytree(ROOT / ".mypy_cache", cache)
+        in_copy(copy_of_the_repository(folder / "copy"), "-m", "mypy", "--cache-dir", cache)
+        return cache
 
-    checked = once(tmp_path_factory, "mypy", check)
-    return shutil.copytree(checked, tmp_path / "mypy", ignore=lambda at, _: ["copy"] if at == checked else [])
+    return str(shutil.copytree(once(tmp_path_factory, "mypy", check), tmp_path / "mypy"))
 
 
 @pytest.fixture(scope="session")

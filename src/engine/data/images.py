@@ -61,11 +61,12 @@ def class_folders(path: Path, skipped: Counter[str]) -> list[Path]:
         path: the folder.
         skipped: counts what lies beside them, except what is hidden.
     """
-    visible = sorted(one for one in path.iterdir() if not is_hidden(one.name))
-    folders = [one for one in visible if one.is_dir()]
-    for one in visible:
-        if not one.is_dir():
-            skipped["files outside of class folders" if one.is_file() else "broken links"] += 1
+    folders = []
+    for one in sorted(one for one in path.iterdir() if not is_hidden(one.name)):
+        if one.is_dir():
+            folders.append(one)
+        else:
+            skipped["files outside of class folders" if one.exists() else "broken links"] += 1
     return folders
 
 

@@ -105,33 +105,30 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except Exception as error:  # every database has its own exceptions
         where = f"--storage {options.storage}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    _check_metric(study, {"metric": metric, "direction": direction}, folder)
-    _check_same(study, spec, folder)
+    compared = {"metric": metric, "direction": direction}
+    _check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
+    if repeated := {name: one for name, one in spec["space"].items() if name in REPEATED}:  # the report has their mean
+        recipe = {"recipe": spec["recipe"], "options": spec["options"], **repeated}
+        _check_same(study, "same", recipe, recipe, folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
 
 
-def _check_metric(study: optuna.Study, own: dict[str, str], folder: Path) -> None:
-    """Refuse to compare trials by another metric, or in another direction, than those before."""
-    before = json.loads(study.user_attrs.get("compared", "null")) or {**own, "direction": study.direction.name.lower()}
-    study.set_user_attr("compared", json.dumps(before))
-    for name, value in own.items():
-        if value not in (before[name], study.user_attrs.get(name)):  # a run may have chosen the metric
-            raise InputError(f"{folder} holds trials with {name} {before[name]}, not {value}: give another --name")
+def _check_same(study: optuna.Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
+    """Refuse to compare or average trials of different settings in one study.
 
-
-def _check_same(study: optuna.Study, spec: dict[str, Any], folder: Path) -> None:
-    """Refuse to mix folds or seeds of different recipes or options in one study: the report gives their mean."""
-    spaces = {name: one for name, one in spec["space"].items() if name in REPEATED}
-    if not spaces:
-        return
-    own = {"recipe": spec["recipe"], "options": spec["options"], **spaces}
-    before = json.loads(study.user_attrs.get("same", "null")) or own
-    study.set_user_attr("same", json.dumps(before))
+    Args:
+        study: keeps the settings of its first trials.
+        attribute: under which it keeps them.
+        first: the settings of a study that keeps none.
+        own: the settings of the next trials.
+        folder: of the search, for the message.
+    """
+    before = json.loads(study.user_attrs.get(attribute, "null")) or first
+    study.set_user_attr(attribute, json.dumps(before))
     for name in {**before, **own}:
-        if own.get(name) != (old := before.get(name)):
-            raise InputError(
-                f"{folder} holds trials with {name} {short(old)}, not {short(own.get(name))}: give another --name"
-            )
+        old, new = before.get(name), own.get(name)
+        if new not in (old, study.user_attrs.get(name, old)):  # a run may have chosen the metric
+            raise InputError(f"{folder} holds trials with {name} {short(old)}, not {short(new)}: give another --name")
 
 
 def _metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
