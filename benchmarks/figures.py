@@ -64,7 +64,7 @@ RECIPE_ROWS = ("test/", "train_seconds", "total_seconds", "reference speed")  # 
 def page(results: dict[str, Any]) -> str:
     """The text of docs/figures.md."""
     letter, machines = named_machines(results)
-    found = documented(results)
+    found = results["figures"]
     lines = [f"{HEAD}\nMachines:\n", *(f"- {name}: {text}" for name, text in machines.items())]
     for section in dict.fromkeys(entry["section"] for entry in found.values()):
         names = ["what", "figure", "precision", "machine", "date", "command"]
@@ -108,23 +108,6 @@ def named_machines(results: dict[str, Any]) -> tuple[str, dict[str, str]]:
     known = results["machines"]
     letter = next((name for name, text in known.items() if text == here), chr(ord("A") + len(known)))
     return letter, {**known, letter: here}
-
-
-def documented(results: dict[str, Any]) -> dict[str, Entry]:
-    """The entries by name; one that refers to a row of recipes.py gets the values of that row, or is left out."""
-    rows, found = results["rows"], {}
-    for name, entry in results["figures"].items():
-        if "row" not in entry:
-            found[name] = entry
-        elif row := rows.get(entry["row"]):
-            recipe = entry["row"].partition(":")[0]
-            train, total = (
-                f"{interval(rows[what]['ours'])} s ({interval(rows[f'{what}, scaled']['ours'])} scaled)"
-                for what in (f"{recipe}: train_seconds", f"{recipe}: total_seconds")
-            )
-            measured = {"values": row["ours"], "date": row["date"], "machine": named_machines(results)[0]}
-            found[name] = {**entry, **measured, "after": f"{train}; {total} for the whole process"}
-    return found
 
 
 def ratio(values: list[float]) -> str:
@@ -197,7 +180,7 @@ def main() -> None:
         PAGE.write_text(page(results), encoding="utf-8")
         print(f"written {PAGE}")
         return
-    found = {name: entry for name, entry in documented(results).items() if "metric" in entry}
+    found = {name: entry for name, entry in results["figures"].items() if "metric" in entry}
     for name in options.rerun:
         if name not in found:
             parser.error(f"--rerun {name}: no such recipe; give {', '.join(found)}")

@@ -126,13 +126,9 @@ class Classifier(Task):
         *inputs, targets = batch
         logits = self(*inputs)  # (B, num_classes, ...)
         self._check_targets(logits, targets)
-        weight: Tensor | int = len(targets)
-        labels = targets
-        is_weighted = getattr(self.loss, "weight", None) is not None
-        if is_weighted or targets.ndim > 1 or (self._trainer is not None and self.trainer.world_size > 1):
-            # A batch without targets, such as the padding of a process without data, has weight 0 and a finite loss.
-            weight = self.count(targets)
-            targets = torch.where(torch.as_tensor(weight > 0), targets, 0)
+        labels, weight = targets, self.count(targets)
+        # A batch without targets, such as the padding of a process without data, has weight 0 and a loss of 0.
+        targets = torch.where(torch.as_tensor(weight > 0), targets, 0)
         if isinstance(self.loss, ONE_HOT_LOSSES):
             if targets.ndim > 1:
                 name = type(self.loss).__name__
@@ -140,8 +136,7 @@ class Classifier(Task):
             loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
         else:
             loss = self.loss(logits, targets)
-        if targets.ndim > 1:
-            loss = loss * (weight > 0)
+        loss = loss * (weight > 0)
         preds = logits.detach().argmax(dim=1)
         return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
 

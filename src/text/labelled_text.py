@@ -1,5 +1,6 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
@@ -38,6 +39,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 TRAINED = {"bpe": train_bpe, "words": train_words}
 CHUNK = 10_000  # texts that are tokenized together
+CUT = 0.01  # share of the training texts from which cutting them off is reported
 POOL = 50  # number of batches that are sorted by length together
 
 
@@ -217,6 +219,12 @@ class LabelledTextDataModule(LightningDataModule):
         report_classes(self.labels, targets)
         report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
         self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], targets[part]) for part in PARTS)
+        count, total = int((self.train_set.lengths >= self.max_length).sum()), len(self.train_set)
+        if count >= CUT * total:
+            announce(
+                f"{count:,} of {total:,} training texts have {self.max_length} tokens or more: only these are used; for"
+                " more give a larger --data.max_length"
+            )
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the texts."""
@@ -347,6 +355,7 @@ def _class_numbers(labels: list[str], classes: list[str]) -> Tensor:
 def _label_order(label: str) -> tuple[bool, float, str]:
     """Sort key: numbers by value, then words."""
     try:
-        return False, float(label), label
+        number = float(label)
     except ValueError:
-        return True, 0.0, label
+        number = math.nan
+    return (True, 0.0, label) if math.isnan(number) else (False, number, label)  # "nan" is a word

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # Hub models that are also included in a Python package, in its folder `model`.
@@ -51,7 +52,8 @@ class _Pretrained(nn.Module):
         self.lora_alpha = lora_alpha
         auto = transformers_class(self.auto_class)
         if config is None:
-            model = load_from_hub(auto, pretrained, **options)
+            model, info = load_from_hub(auto, pretrained, output_loading_info=True, **options)
+            _check_weights(model, info, pretrained, self.peft_task)
         else:
             try:
                 known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
@@ -215,8 +217,8 @@ class PretrainedLM(_Pretrained):
         (B, T) int64 tokens -> (B, T, vocab_size) float logits for the next token.
 
     Raises:
-        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be loaded, or contexts are
-            longer than the model allows.
+        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be loaded, it sees later
+            tokens, as BERT does, or contexts are longer than the model allows.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -231,11 +233,23 @@ class PretrainedLM(_Pretrained):
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha)
+        if config is None and not self._hides_later_tokens():
+            raise ValueError(
+                f"{pretrained} sees the tokens that it has to predict: give a language model, such as GPT-2"
+            )
         if freeze_body:
             self.model.get_output_embeddings().requires_grad_(True)  # it may share the weights of the embedding
         body = self.model.get_base_model() if lora_rank else self.model
         is_new = "cache" in inspect.signature(body.forward).parameters
         self.cache_name = "cache" if is_new else "past_key_values"  # in older versions of transformers
+
+    @torch.no_grad()
+    def _hides_later_tokens(self) -> bool:
+        """Whether logits do not depend on later tokens: `transformers` also loads BERT and the like as such a model."""
+        self.eval()
+        first, second = (self.model(input_ids=torch.tensor([[2, 3, last]])).logits[0, :2] for last in (4, 5))
+        self.train()
+        return bool((first - second).abs().max() <= 1e-4 * first.abs().max())
 
     def new_cache(self) -> Any:
         """An empty cache for `forward`."""
@@ -262,8 +276,23 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     # GPT-2's layers are stored transposed.
     transposed = any(type(layer).__name__ == "Conv1D" for layer in body.modules())
     lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task, fan_in_fan_out=transposed)
+    if task == "SEQ_CLS":  # all of the head is new, peft knows only some of the names
+        layers = (name for name, layer in body.named_children() if any(True for _ in layer.parameters()))
+        lora.modules_to_save = [name for name in layers if name != body.base_model_prefix]
     adapted: nn.Module = get_peft_model(body, lora)
     return adapted
+
+
+def _check_weights(model: Any, info: dict[str, Any], name: str, task: str) -> None:
+    """Raise ValueError if parameters of a loaded model are random, except those of a new head and of a pooler."""
+    names = {one for one, _ in model.named_parameters()}
+    random = names & {*info["missing_keys"], *(one[0] for one in info["mismatched_keys"])}
+    body = f"{model.base_model_prefix}." if task == "SEQ_CLS" else ""
+    if lost := sorted(one for one in random if one.startswith(body) and ".pooler." not in one):
+        raise ValueError(
+            f"{len(lost)} of {len(names)} weights of {name} are missing or have other shapes, such as {lost[0]}: give a"
+            " model whose config.json and weights belong together"
+        )
 
 
 def _without(config: Any, names: re.Pattern[str]) -> Any:

@@ -75,6 +75,22 @@ def test_a_weighted_loss_is_averaged_over_the_weights_of_all_samples(tmp_path: P
     assert task.count(ignored) == 9.0
 
 
+def test_the_loss_is_the_mean_over_the_samples_whose_class_is_known(tmp_path: Path) -> None:
+    task = Classifier(net=ToyMLP())
+    images, targets = batches(7).dataset.tensors  # type: ignore[attr-defined]
+    targets[0] = -100
+    targets[8:] = -100
+    loader = DataLoader(TensorDataset(images, targets), batch_size=4)
+    (found,) = trainer(tmp_path).test(task, loader, verbose=False)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(task(images), targets)
+    assert found["test/loss"] == pytest.approx(expected.item(), rel=1e-5)
+    loss, _ = task.step((images[8:], targets[8:]))
+    loss.backward()
+    assert loss == 0
+    assert not any(value.grad.any() for value in task.parameters() if value.grad is not None)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [

@@ -206,6 +206,25 @@ def test_texts_that_stand_in_two_parts_are_reported(tmp_path: Path, messages: li
 
 
 @pytest.mark.slow
+def test_labels_are_sorted_by_value_and_a_word_of_numbers_is_a_word(tmp_path: Path) -> None:
+    labels = ["10", "nan", "2", "a", "1e1", "-inf"]
+    rows = [(f"text {number}", labels[number % 6]) for number in range(60)]
+    assert ready(path=table(tmp_path, ".csv", rows)).labels == ["-inf", "2", "10", "1e1", "a", "nan"]
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "words"])
+def test_texts_that_are_cut_off_are_counted(tmp_path: Path, messages: list[str], tokenizer: str) -> None:
+    rows = [(" ".join(["word", str(number % 7)] * 6), f"class {number % 2}") for number in range(60)]
+    path = table(tmp_path, ".csv", rows)
+    data = ready(path=path, max_length=10, tokenizer=tokenizer)
+    count = len(data.train_set)
+    said = f"{count} of {count} training texts have 10 tokens or more: only these are used; for more give a larger"
+    assert any(line.startswith(said) for line in messages)
+    del messages[:]
+    ready(path=path, max_length=100, tokenizer=tokenizer)
+    assert not any("tokens or more" in line for line in messages)
+
+
 def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: Path, messages: list[str]) -> None:
     path = table(tmp_path, ".csv", ROWS)  # type: ignore[arg-type]
     other = write(tmp_path / "other.csv", "text,label\nmine,Class 1\n")

@@ -1,5 +1,7 @@
 import importlib.util
+import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -121,6 +123,52 @@ def test_a_network_is_rebuilt_without_its_folder(models: Path, kind: str, option
 def test_a_head_of_another_size_is_replaced(models: Path, tmp_path: Path) -> None:
     PretrainedClassifier(str(models / "bert"), num_classes=5).model.save_pretrained(tmp_path / "five")
     assert PretrainedClassifier(str(tmp_path / "five"), num_classes=3)(*inputs()).shape == (2, 3)
+
+
+def test_weights_that_do_not_belong_to_the_configuration_are_refused(models: Path, tmp_path: Path) -> None:
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    for kind, changed in (("prefix", "wrapped.{}"), ("size", "{}")):
+        folder = tmp_path / kind
+        shutil.copytree(models / "bert", folder)
+        weights = load_file(folder / "model.safetensors")
+        if kind == "size":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 3}))
+        weights = {changed.format(name): value for name, value in weights.items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"weights of .* are missing or have other shapes, such as bert\.\w+"):
+            PretrainedClassifier(str(folder))
+    base = transformers.AutoModel.from_pretrained(models / "gpt2")
+    base.config.tie_word_embeddings = False
+    base.save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match=r"^1 of \d+ weights of .*headless are missing .*, such as lm_head.weight"):
+        PretrainedLM(str(tmp_path / "headless"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_an_encoder_is_refused_as_a_language_model(models: Path, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"sees the tokens that it has to predict: give a language model, such as"):
+        PretrainedLM(str(models / kind))
+
+
+def test_all_of_a_new_head_is_trained_with_lora(tmp_path: Path) -> None:
+    import transformers
+
+    size = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 40}
+    config = transformers.BartConfig(vocab_size=20, **size, **heads, pad_token_id=1, eos_token_id=2)
+    transformers.BartForSequenceClassification(config).save_pretrained(tmp_path / "bart")
+    net = PretrainedClassifier(str(tmp_path / "bart"), num_classes=3, lora_rank=2)
+    tokens = torch.randint(4, 12, (2, 5))
+    tokens[:, -1] = 2  # this head reads the end of the text
+    net(tokens, torch.ones(2, 5, dtype=torch.bool)).sum().backward()
+    trained = [
+        name.partition("classification_head.")[2] for name, value in net.named_parameters() if value.grad is not None
+    ]
+    layers = {name.removeprefix("modules_to_save.default.") for name in trained if name}
+    assert layers == {f"{layer}.{part}" for layer in ("dense", "out_proj") for part in ("weight", "bias")}
 
 
 def test_a_task_built_in_python_says_how_it_is_rebuilt(models: Path) -> None:

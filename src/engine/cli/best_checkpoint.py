@@ -47,7 +47,9 @@ class BestCheckpoint:
             if is_sharded(Path(self.path)):
                 path = self.path
             else:
-                model.load_state_dict(self.content["state_dict"], strict=model.strict_loading)
+                content = {name: value for name, value in self.content.items() if name != "half_epoch"}
+                model.on_load_checkpoint(content)
+                model.load_state_dict(content["state_dict"], strict=model.strict_loading)
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
@@ -108,6 +109,12 @@ def takes_class(class_path: str, argument: str, in_list: bool = False) -> bool:
     if any(issubclass(t, str | int | float | Enum | Path | timedelta) for t in options):
         return False
     return any(t not in (type(None), bytes, list, dict, tuple, set, object, Any) for t in options)
+
+
+def takes_mapping(class_path: str, argument: str) -> bool:
+    """Whether an argument of a class may be a dict, whose keys are no settings; so may one without annotation."""
+    annotation = argument_types(import_class(class_path)).get(argument, Any)
+    return any((get_origin(one) or one) in (dict, Mapping, Any) for one in (annotation, *get_args(annotation)))
 
 
 def _importable(module: str) -> bool:

@@ -52,10 +52,12 @@ from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
 from src.engine.training.checks import DEFAULT_MONITOR, check_callbacks, check_settings, has_precision_plugin
 from src.engine.training.default_callbacks import (
+    ModuleCheckpoints,
     add_default_callbacks,
     add_missing,
     checkpoint_callbacks,
     loggers,
+    own_checkpoint,
     prepare_checkpoints,
 )
 from src.engine.training.hyperparameters import store_arguments
@@ -253,6 +255,15 @@ class StarterCLI(LightningCLI):
             add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
+        self._best = self.config_init.checkpoint
+        if "checkpoint.monitor" not in self.given and (own := own_checkpoint(callbacks)):
+            self._best = own
+            unused = next((name for name in sorted(self.given) if name.startswith("checkpoint.")), None)
+            if unused and self.run_folder is self.evaluated is None:
+                raise InputError(
+                    f"--{unused}: the ModelCheckpoint in trainer.callbacks chooses the best checkpoint: give it"
+                    f" {unused.partition('.')[2]}, or give --checkpoint.monitor too"
+                )
         if not options["fast_dev_run"]:
             saves = trains and options["enable_checkpointing"] is not False
             prepare_checkpoints(self.config_init.checkpoint, callbacks, self.run_folder is not None, saves)
@@ -313,10 +324,10 @@ class StarterCLI(LightningCLI):
             trains = self.stage in (None, "fit") or self.config.ckpt_path is None
             path = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-            best, last = checkpoint_callbacks(self.config_init.checkpoint, path, self.interruption, *every)
+            best, last = checkpoint_callbacks(self._best, path, self.interruption, *every)
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
-            options["callbacks"].insert(0, best)
-            options["callbacks"].append(last)
+            options["callbacks"][:] = [best, *(one for one in options["callbacks"] if one is not best)]
+            options["callbacks"] += [ModuleCheckpoints(path), last]
         if "checkpoint.monitor" not in self.given:
             for choose_monitor in hooks("choose_monitor"):
                 options["callbacks"].append(choose_monitor(self.config_init.checkpoint, checkpoint))

@@ -14,7 +14,14 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping
 
 from src import ROOT
-from src.engine.cli.class_names import CLASS_KEYS, PARTS_OF_TRAINER, resolve_class, resolve_names, takes_class
+from src.engine.cli.class_names import (
+    CLASS_KEYS,
+    PARTS_OF_TRAINER,
+    resolve_class,
+    resolve_names,
+    takes_class,
+    takes_mapping,
+)
 from src.engine.cli.keys import check_keys
 from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.runs.trust import PATHS
@@ -327,11 +334,11 @@ def nest(key: str, value: Any) -> Tree:
     return {root: nest(rest, value) if rest else value}
 
 
-def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
-    """Merge the tree `over` into `base`; its values win.
+def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -> Any:
+    """Merge the tree `over` into `base`; its values win. `owner`: the class whose arguments these are.
 
     A class that replaces another starts from its own defaults: the lost arguments are added to `dropped`, one line per
-    class. `name+` appends to the list `name`.
+    class. `name+` appends to the list `name`. A dict that is an argument of a class replaces the old one as a whole.
     """
     if is_class(base) and isinstance(over, str):
         over = {"class_path": resolve_class(over, key)}
@@ -353,10 +360,14 @@ def merge(base: Any, over: Any, key: str, dropped: list[str]) -> Any:
     merged = dict(base)
     for name, value in over.items():
         path = f"{key}.{name}" if key and name != "init_args" else key or name
-        if name.endswith("+"):
+        is_dict = isinstance(value, dict) and not (is_class(value) or is_class(merged.get(name)))
+        if owner and is_dict and takes_mapping(owner, name):
+            merged[name] = value
+        elif name.endswith("+"):
             merged[name[:-1]] = [*as_list(merged.get(name[:-1])), *as_list(value)]
         else:
-            merged[name] = merge(merged.get(name), value, path, dropped)
+            inner = {**base, **over}.get("class_path", "") if name in ("init_args", "dict_kwargs") else ""
+            merged[name] = merge(merged.get(name), value, path, dropped, inner)
     return merged
 
 

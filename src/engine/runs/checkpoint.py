@@ -67,7 +67,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     refuse_unloadable(checkpoint)
     temporary = None
     try:
-        path.parent.mkdir(exist_ok=True)
+        # `checkpoints` of a run that is deleted meanwhile is not made again.
+        path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
         temporary = path.parent / f".{path.name}-{os.getpid()}"
@@ -326,7 +327,10 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
     if not model.strict_loading or is_overridden("configure_model", model):
         return  # weights may differ, or do not exist yet
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    loaded = {**checkpoint, "state_dict": {**checkpoint["state_dict"]}}
+    with suppress(Exception):  # it may need the Trainer
+        model.on_load_checkpoint(loaded)  # may add weights
+    saved = {name: tuple(value.shape) for name, value in loaded["state_dict"].items()}
     if own == saved:
         return
     changed = differences(before, arguments, "model")

@@ -54,6 +54,8 @@ class LastCheckpoint(Checkpoint):
         self._has_stepped = False  # in the last batch; else its gradients are still being accumulated
         self._is_due = False
         self._signum = 0
+        self._metrics: dict[str, Any] = {}  # of the checkpoint from which the run continues
+        self._has_ended = False  # whether that checkpoint is of the end of an epoch
         self._group: Any = None
         self._reduction: Any = None  # tensor and handle of the all_reduce started after the previous step
 
@@ -77,6 +79,8 @@ class LastCheckpoint(Checkpoint):
         # Lightning does not restore the loader's state if the loader was created to count a scheduler's steps.
         trainer.fit_loop._load_combined_loader_states()
         _start_next_epoch(trainer)
+        if self._has_ended:
+            _move_plateaus(trainer, trainer.current_epoch, self._metrics)
         self.interruption.install()
         self.interruption.waits = True
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
@@ -86,6 +90,9 @@ class LastCheckpoint(Checkpoint):
             self._group = torch.distributed.new_group(backend="gloo")  # gloo never waits for a GPU
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        self._has_ended = progress["processed"] > progress["completed"]
+        self._metrics = checkpoint.get("record", {}).get("metrics", {})
         # A checkpoint of another run: ModelCheckpoint would load and delete the files that it names.
         folders = {str(getattr(one, "dirpath", self.path.parent)) for one in trainer.checkpoint_callbacks}
         if str(Path(str(trainer.ckpt_path)).absolute().parent) not in folders:
@@ -133,8 +140,11 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # If max_steps ends a run within an epoch, it is saved there, so that a longer run continues there.
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or not _is_at_last_step(trainer):
+        is_whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if is_whole or not _is_at_last_step(trainer):
             self._save(trainer)
+        if is_whole and trainer.fit_loop.restarting:
+            _move_plateaus(trainer, trainer.current_epoch + 1, {**self._metrics, **trainer.callback_metrics})
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
@@ -168,6 +178,14 @@ class LastCheckpoint(Checkpoint):
 
 def _is_at_last_step(trainer: Trainer) -> bool:
     return 0 < trainer.max_steps <= trainer.global_step
+
+
+def _move_plateaus(trainer: Trainer, epochs: int, metrics: dict[str, Any]) -> None:
+    """Move the plateau schedules at the end of an epoch in which a run continues: Lightning 2.6.6 leaves this out."""
+    for one in trainer.lr_scheduler_configs if trainer.lightning_module.automatic_optimization else ():
+        is_due = one.reduce_on_plateau and one.interval == "epoch" and not epochs % one.frequency
+        if is_due and one.monitor in metrics:
+            trainer.lightning_module.lr_scheduler_step(one.scheduler, metrics[one.monitor])
 
 
 def _start_next_epoch(trainer: Trainer) -> None:

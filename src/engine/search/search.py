@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import socket
 import sys
@@ -30,7 +31,7 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import TRIALS, checkpoints_of, runs_of
 from src.engine.search.pruning import Pruning
-from src.engine.search.space import KINDS, REPEATED, check_space, check_types, suggest
+from src.engine.search.space import KINDS, REPEATED, by_name, check_space, check_types, says_where, suggest
 from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError, cause_of
 from src.engine.system.interruption import Interrupted
@@ -41,6 +42,13 @@ from src.engine.training.checks import DEFAULT_MONITOR
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
 HEARTBEAT = 30  # seconds between heartbeats; a trial is lost after twice as long without one
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class _Grid(optuna.samplers.GridSampler):
+    """Optuna's own raises an error when a trial that was broken is tried again as the last one."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Leave it to the search when to stop."""
 
 
 @dataclass
@@ -71,11 +79,14 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
     spec |= {name: value for name in ("recipe", "n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     check_space(spec, options.config)
+    given = by_name(options.more)
+    if both := next((name for name in given if name in spec["space"]), None):
+        raise InputError(f"--{both}: {options.config} searches it: remove it there, or from the command line")
     try:
         config.load_config(spec["recipe"])
     except InputError as error:
-        given = "--recipe " if options.recipe else f"{options.config}: recipe: "
-        raise InputError(f"{given}{str(error).removeprefix('--config ')}") from error
+        where = "--recipe " if options.recipe else f"{options.config}: recipe: "
+        raise InputError(f"{where}{str(error).removeprefix('--config ')}") from error
     name = f"{path.stem}_{Path(options.recipe).stem}" if options.recipe else path.stem
     folder = runs_of(options.root or ROOT / "logs", options.name or name)
     if any(folder.glob("version_*")):
@@ -88,8 +99,19 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     metric, direction = _metric_and_direction(spec, cli.config.checkpoint, options.config)
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    spec = {"sampler": "TPESampler", "pruner": "SuccessiveHalvingPruner", **spec}
+    repeated = {name: one for name, one in spec["space"].items() if name in REPEATED}  # the report has their mean
+    # Without those that a pruner stops, which are the worst, a mean would be too good.
+    spec = {"sampler": "TPESampler", "pruner": "NopPruner" if repeated else "SuccessiveHalvingPruner", **spec}
+    if repeated and spec["pruner"] != "NopPruner":
+        raise InputError(
+            f"--pruner {spec['pruner']} stops the worst trials: the mean over {', '.join(repeated)} needs all"
+        )
     sampler = _instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
+    if spec["sampler"] == "GridSampler":
+        size = math.prod(len(one["categorical"]) for one in spec["space"].values())
+        if size < spec["n_trials"] and probes:
+            print(f"n_trials {spec['n_trials']}: the space has {size} combinations, each runs once", file=sys.stderr)
+        spec["n_trials"] = min(size, spec["n_trials"])
     pruner = _instantiate(optuna.pruners, spec["pruner"], "pruner", None, None)
     try:
         file = str(folder / "study.log")
@@ -107,8 +129,9 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
     compared = {"metric": metric, "direction": direction}
     _check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
-    if repeated := {name: one for name, one in spec["space"].items() if name in REPEATED}:  # the report has their mean
-        recipe = {"recipe": spec["recipe"], "options": spec["options"], **repeated}
+    if repeated:
+        own = {name: value for name, value in given.items() if not says_where(name)}
+        recipe = {"recipe": spec["recipe"], "options": {**spec["options"], **own}, **repeated}
         _check_same(study, "same", recipe, recipe, folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
 
@@ -165,7 +188,7 @@ def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any
     if name == "GridSampler":
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
-        return module.GridSampler({key: one["categorical"] for key, one in space.items()}, seed=seed)
+        return _Grid({key: one["categorical"] for key, one in space.items()}, seed=seed)
     cls, arguments = getattr(module, name), dict(ARGUMENTS.get(name, {}))
     if seed is not None and "seed" in inspect.signature(cls).parameters:
         arguments["seed"] = seed
@@ -196,9 +219,9 @@ def _build_run(
     """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
     words = ["fit"] if stage_of(str(spec.get("metric"))) != "test" else []
     words += [f"--config={spec['recipe']}", "--quiet"]
-    for name, value in {**spec["options"], **values}.items():
-        words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+    words += _words(spec["options"])
     words += [f"{flag}={value}" for flag, value in more]
+    words += _words(values)
     words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"]
     if resume:
         words = [word for word in words if not word.startswith(("--config", "--name"))]
@@ -206,6 +229,10 @@ def _build_run(
     if probe:
         words.append("--fast_dev_run")
     return StarterCLI(words, time.perf_counter())
+
+
+def _words(settings: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
 
 
 def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:

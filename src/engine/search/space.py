@@ -4,12 +4,16 @@ import json
 import math
 from typing import Any
 
+from src.engine.cli.config import Option, full_option
+from src.engine.runs.trust import PATHS
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
 
 KINDS = ("float", "int", "categorical")
 KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
 KNOWN |= dict.fromkeys(("recipe", "sampler", "pruner", "metric", "direction"), str)
+# Options that may differ between the trials of a mean, besides paths of the data.
+ELSEWHERE = ("accelerator", "default_root_dir", "devices", "enable_progress_bar", "num_workers")
 REPEATED = ("seed_everything", "data.fold")  # settings whose values are repetitions: the report gives means
 
 
@@ -61,6 +65,19 @@ def check_space(spec: dict[str, Any], given: str) -> None:
         for other in one.get("when", {}):
             if other not in space or list(space).index(other) > list(space).index(name):
                 raise InputError(f"{given}: {name}: {other} must be in space, before {name}")
+
+
+def by_name(options: list[Option]) -> dict[str, str]:
+    """The values of command-line options by dotted name, such as `model.net.width`."""
+    words = (full_option(flag, value).replace(".init_args", "") for flag, value in options)
+    pairs = (word.removeprefix("--").partition("=") for word in words)
+    return {name.removesuffix(".class_path"): value for name, _, value in pairs}
+
+
+def says_where(name: str) -> bool:
+    """Whether a setting says where to train, not what."""
+    last = name.rpartition(".")[2]
+    return last in ELSEWHERE or (name.startswith("data.") and PATHS.search(last) is not None)
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:

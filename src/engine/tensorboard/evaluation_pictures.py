@@ -67,7 +67,8 @@ class EvaluationPictures(Callback):
 
     def _start(self, trainer: Trainer, task: Any) -> None:
         self._worst = []
-        if hasattr(task, "confusion") and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        unlogged = getattr(getattr(task, "metrics", None), "unlogged", ())
+        if "confusion" in unlogged and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             options: dict[str, Any] = {"ignore_index": task.confusion.ignore_index, "validate_args": False}
             curves = MulticlassPrecisionRecallCurve(task.num_classes, thresholds=THRESHOLDS, **options)
             self._curves = curves.to(task.device)
@@ -81,7 +82,9 @@ class EvaluationPictures(Callback):
         confidences, preds = probabilities.max(dim=1)
         wrong = ((preds != targets) & (targets != self._curves.ignore_index)).nonzero()[:, 0]
         for index in wrong[confidences[wrong].argsort(descending=True)[:WORST]].tolist():
-            inputs = batch[0][index][batch[1][index]] if len(batch) > 2 else batch[0][index]  # a text without padding
+            inputs = batch[0][index]
+            if batch[1].dtype == torch.bool and batch[1].shape == batch[0].shape:  # a text without padding
+                inputs = inputs[batch[1][index]]
             mistake = (float(confidences[index]), int(targets[index]), int(preds[index]), inputs.detach().cpu())
             self._worst.append(mistake)
         self._worst = sorted(self._worst, key=lambda mistake: -mistake[0])[:WORST]

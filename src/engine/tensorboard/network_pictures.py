@@ -31,7 +31,8 @@ class NetworkPictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._batch is None and trainer.is_global_zero:
             parts = batch if isinstance(batch, list | tuple) else (batch,)
-            self._batch = tuple(part[:MAX_IMAGES].detach().clone() for part in parts if isinstance(part, Tensor))
+            parts = [part for part in parts if isinstance(part, Tensor) and part.ndim]  # others have no samples
+            self._batch = tuple(part[:MAX_IMAGES].detach().clone() for part in parts)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.after_test:

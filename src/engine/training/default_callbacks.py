@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     Callback,
     Checkpoint,
@@ -86,6 +87,33 @@ def checkpoint_callbacks(
     return best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)
 
 
+class ModuleCheckpoints(Callback):
+    """Gives the ModelCheckpoints that a module adds the folder of the run, and names that can be written.
+
+    Args:
+        folder: for the checkpoints of the run.
+
+    Raises:
+        InputError: a checkpoint could not be saved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for one in trainer.checkpoint_callbacks:
+            if isinstance(one, ModelCheckpoint):
+                is_elsewhere = str(one.dirpath) != str(self.folder)
+                _prepare(one, "ModelCheckpoint", saves=stage == "fit" and is_elsewhere, may_have_files=True)
+                one.dirpath = one.dirpath or str(self.folder)
+
+
+def own_checkpoint(callbacks: list[Callback]) -> ModelCheckpoint | None:
+    """The ModelCheckpoint of the configuration that chooses the best checkpoint, if there is one."""
+    found = (one for one in callbacks if isinstance(one, ModelCheckpoint) and one.monitor)
+    return next(found, None)
+
+
 def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_continued: bool, saves: bool) -> None:
     """Check the file names of checkpoints, and make their folders.
 
@@ -102,15 +130,19 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
     others = [one for one in callbacks if isinstance(one, Checkpoint)]
     for one in (best, *others):
         flag = "--checkpoint" if one is best else "--trainer.callbacks"
-        if isinstance(one, ModelCheckpoint) and one.filename:
-            _name_files(one, f"{flag}.filename {one.filename}")
         if one is best and "://" in str(one.dirpath):
             raise InputError(
                 f"{flag}.dirpath {one.dirpath}: checkpoints are written on this machine; give the address as"
                 " --trainer.default_root_dir, to which the run is copied"
             )
-        if saves and (folder := getattr(one, "dirpath", None)) and "://" not in str(folder):
-            _make_folder(Path(folder), f"{flag}.dirpath {folder}", may_have_files=is_continued or one is not best)
+        _prepare(one, flag, saves, may_have_files=is_continued or one is not best)
+
+
+def _prepare(one: Checkpoint, flag: str, saves: bool, may_have_files: bool) -> None:
+    if isinstance(one, ModelCheckpoint) and one.filename:
+        _name_files(one, f"{flag}.filename {one.filename}")
+    if saves and (folder := getattr(one, "dirpath", None)) and "://" not in str(folder):
+        _make_folder(Path(folder), f"{flag}.dirpath {folder}", may_have_files)
 
 
 def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
@@ -148,19 +180,20 @@ def _make_folder(folder: Path, given: str, may_have_files: bool) -> None:
 
 
 def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:
-    """The TensorBoard logger and those of the configuration, for which `save_dir: .` is the run folder.
+    """The loggers of the configuration and TensorBoard's; for the former `save_dir: .` is the run folder.
 
     TensorBoard discards old values from `purge_step` on: a continued run logs them again.
     """
     made: list[Logger] = []
     for spec in specs:
-        arguments = dict(spec.get("init_args") or {})
+        arguments = {**(spec.get("init_args") or {}), **(spec.get("dict_kwargs") or {})}
         if arguments.get("save_dir") == ".":
             arguments["save_dir"] = str(folder)
         made.append(import_class(spec.class_path)(**arguments))
     if not any(isinstance(one, TensorBoardLogger) for one in made):
         names = (folder.parents[1], folder.parent.name, folder.name)
-        made.insert(0, TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
+        # Last: the module's `self.logger` is the first one, that of the configuration.
+        made.append(TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
     return made
 
 

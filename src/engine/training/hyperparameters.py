@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from src.engine.system.classes import Tree
+from src.engine.system.classes import Tree, is_class
 from src.engine.system.errors import InputError
 
 INSTANTIATOR = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}  # for load_from_checkpoint
@@ -19,9 +19,10 @@ def store_arguments(model: Any, data: Any, tree: Tree) -> None:
 
     Their `hparams` keep what is not plain, such as a path, a transform or a function that makes the optimizer.
     """
-    saved = [(model, _use_plain(model, tree["model"], {}))]
+    plain = {model: _use_plain(model, tree["model"], {})}
     if data is not None and data.hparams:
-        saved.append((data, _use_plain(data, tree["data"], saved[0][1])))
+        plain[data] = _use_plain(data, tree["data"], plain[model])
+    saved = [(module, one, deepcopy(_plain(module.hparams))) for module, one in plain.items()]
     model.on_save_checkpoint = partial(_save_plain, model.on_save_checkpoint, saved)
 
 
@@ -32,17 +33,20 @@ def _use_plain(module: Any, spec: Tree, logged: Tree) -> Tree:
         if isinstance(value, dict) and "class_path" in value:
             value["init_args"] = {**value.get("init_args", {}), **rebuild_arguments(getattr(module, name, None))}
     plain |= INSTANTIATOR
-    own = {name: value for name, value in module.hparams.items() if not _is_plain(value)}
+    # What is not plain, and what its constructor has changed.
+    own = {name: value for name, value in module.hparams.items() if name[0] != "_" and not is_class(value)}
     is_consistent = all(logged.get(name, value) == value for name, value in plain.items() if name != "_class_path")
     module.save_hyperparameters(plain, logger=is_consistent)
     module.hparams.update(own)
     return plain
 
 
-def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree]], checkpoint: Tree) -> None:
-    for module, plain in saved:
+def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree, Tree]], checkpoint: Tree) -> None:
+    """Save arguments as given: what a constructor changes, it changes again when a checkpoint is loaded."""
+    for module, plain, before in saved:
         names = {*inspect.signature(type(module)).parameters, *plain}  # of all arguments: some have default objects
-        own = {name: value for name, value in module.hparams.items() if _is_plain(value) or name not in names}
+        own = {name: value for name, value in module.hparams.items() if name not in names}
+        own |= {name: value for name, value in _plain(module.hparams).items() if before.get(name, _MISSING) != value}
         checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = {**plain, **own}
     hook(checkpoint)
 
@@ -99,6 +103,10 @@ def check_limits(net: nn.Module, data: Any) -> None:
 
 
 _MISSING = object()
+
+
+def _plain(values: Any) -> Tree:
+    return {name: value for name, value in values.items() if _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -19,6 +19,7 @@ from tests.engine.new.projects import environment, make
 
 TEMPLATE = Template(ROOT)
 KINDS = [("--kind", kind) for kind in kinds(ROOT)]
+README = ("--kind", "regression")  # the project whose README's commands are run
 RECIPES = [("--recipe", recipe) for recipe in recipes(TEMPLATE)]
 LAST = next((words for words in RECIPES if words[1] == "shakespeare_gpt"), RECIPES[-1])
 PARTS = ("train", "predict", "export", "serve", "tune", "generate", "compile,clusters,fsdp2,remote")
@@ -50,28 +51,34 @@ def check(project: Path, package: str = "src") -> None:
 
 def run_tests(project: Path, *words: str) -> None:
     """Run tests of a project; none may fail, or skip for what the project lacks."""
-    said = in_copy(project, "-m", "pytest", "-n0", "-q", "-rs", "-m", "not slow", "-p", "no:cacheprovider", *words)
+    check_skipped(
+        in_copy(project, "-m", "pytest", "-n0", "-q", "-rs", "-m", "not slow", "-p", "no:cacheprovider", *words)
+    )
+
+
+def check_skipped(said: str) -> None:
     skipped = re.findall(r"^SKIPPED .*", said, re.MULTILINE)
     assert [line for line in skipped if not re.search(MACHINE, line)] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [*KINDS, *RECIPES], ids=" ".join)
+@pytest.mark.parametrize("words", [*(kind for kind in KINDS if kind != README), *RECIPES], ids=" ".join)
 def test_the_tests_of_a_project_pass(words: tuple[str, ...], tmp_path: Path) -> None:
     run_tests(make(tmp_path / "mine", *words))
 
 
 @pytest.mark.slow
-def test_the_commands_of_a_readme_work(tmp_path: Path, checked_types: str) -> None:
-    project = make(tmp_path / "mine", "--kind", "regression")
+def test_the_commands_of_a_readme_work_its_tests_too(tmp_path: Path, checked_types: str) -> None:
+    project = make(tmp_path / "mine", *README)
     environment(project)
     table = project / "path" / "to" / "files"
     table.parent.mkdir(parents=True)
     table.with_suffix(".csv").write_text("x1,x2,x3,x4,x5\n0.1,0.2,0.3,0.4,0.5\n")
-    for words in (("train", "ARGS=--accelerator cpu"), ("test",), ("lint",)):
+    for words in (("train", "ARGS=--accelerator cpu"), ("test", "ARGS=-rs"), ("lint",)):
         env = {**os.environ, "MYPY_CACHE_DIR": checked_types}
         done = subprocess.run(["make", *words], cwd=project, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        check_skipped(done.stdout)
     for command in re.findall(r"`python -m ([^`]*)`", (project / "README.md").read_text()):
         words = shlex.split(
             command.replace("path/to/files", "path/to/files.csv").replace("accelerator gpu", "accelerator cpu")

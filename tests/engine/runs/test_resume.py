@@ -23,6 +23,8 @@ from tests.toy import RECIPE
 Train = Callable[..., Run]
 
 TOY = ("--model.net.dropout=0.3", "--max_epochs=3")  # 10 steps an epoch
+PLATEAU = ("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss", "--lr_scheduler.patience=0")
+PLATEAU += ("--lr_scheduler.threshold=10", "--lr_scheduler.factor=0.5")  # every epoch halves the learning rate
 INSIDE = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null", "--trainer.max_steps=26")
 
 
@@ -34,6 +36,8 @@ INSIDE = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=n
         pytest.param((), (9, 10, 19), id="at an epoch's end"),
         pytest.param(("--trainer.check_val_every_n_epoch=3",), (9, 19), id="at an epoch's end without validation"),
         pytest.param(("--trainer.max_steps=26",), (9, 19), id="at an epoch's end with max_steps"),
+        pytest.param(PLATEAU, (9, 14, 19), id="with a plateau schedule"),
+        pytest.param((*PLATEAU, "--trainer.max_steps=30"), (9, 14, 19), id="with a plateau schedule and max_steps"),
         pytest.param(INSIDE, (3, 4, 18), id="validated inside of an epoch"),
     ],
 )

@@ -105,13 +105,15 @@ def test_the_curve_is_the_precision_recall_curve_of_the_probabilities(tmp_path: 
     logger = TensorBoardLogger(tmp_path, name="", version="")
     state = {"fast_dev_run": False, "world_size": 1, "is_global_zero": True, "global_step": 0}
     trainer: Any = SimpleNamespace(loggers=[logger], default_root_dir=tmp_path, **state)
-    task: Any = SimpleNamespace(num_classes=3, confusion=confusion, device="cpu")
+    metrics = SimpleNamespace(unlogged={"confusion": confusion})
+    task: Any = SimpleNamespace(num_classes=3, confusion=confusion, metrics=metrics, device="cpu")
     pictures = EvaluationPictures()
     pictures.on_test_start(trainer, task)
     for part in range(4):
         rows = slice(50 * part, 50 * part + 50)
         outputs = {"logits": logits[rows], "targets": targets[rows]}
-        pictures.on_test_batch_end(trainer, task, outputs, (torch.zeros(50, 4), targets[rows]), part)
+        second = (torch.zeros(50, 3),) * (part % 2)  # another input
+        pictures.on_test_batch_end(trainer, task, outputs, (torch.zeros(50, 4), *second, targets[rows]), part)
     pictures.on_test_end(trainer, task)
     logger.experiment.close()
     events = shown(tmp_path)

@@ -1,0 +1,64 @@
+"""Searches over seeds, folds and grids, whose means are over all trials of the same settings."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.engine.system.errors import InputError
+from tests.engine.search.studies import opened, run, search
+
+SEEDS: dict[str, Any] = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler"}
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_broken_trial_of_a_grid_is_tried_again_also_as_the_last_one(tmp_path: Path, before: int) -> None:
+    if before:
+        search(tmp_path, **SEEDS, n_trials=before)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    trial = opened(tmp_path, **SEEDS, n_trials=2).study.ask()
+    trial.suggest_categorical("seed_everything", [1, 2])
+    trial.set_user_attr("process", f"{socket.gethostname()}:{dead.pid}")
+    ended = search(tmp_path, **SEEDS, n_trials=2)
+    assert sorted(one.state.name for one in ended) == ["COMPLETE", "COMPLETE", "FAIL"]
+    assert {one.params["seed_everything"] for one in ended if one.state.name == "COMPLETE"} == {1, 2}
+
+
+def test_a_grid_runs_each_combination_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, **SEEDS, n_trials=5) == 0
+    said = capsys.readouterr()
+    assert "n_trials 5: the space has 2 combinations, each runs once\n" in said.err
+    assert "2 complete" in said.out
+    assert " of 2: " in said.out
+
+
+def test_a_pruner_that_leaves_out_the_worst_is_refused_for_means(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^--pruner MedianPruner stops the worst trials: the mean over seed_everything"
+    ):
+        opened(tmp_path, "--pruner=MedianPruner", **SEEDS)
+    assert type(opened(tmp_path, **SEEDS).study.pruner).__name__ == "NopPruner"
+
+
+def test_a_mean_is_over_trials_with_the_same_options(tmp_path: Path) -> None:
+    opened(tmp_path, "--optimizer.lr=0.001", "--data.num_workers=0", **SEEDS)
+    opened(tmp_path, "--optimizer.lr=0.001", "--devices=1", **SEEDS)
+    with pytest.raises(InputError, match=r"holds trials with options .*'optimizer.lr': '0.001'.*, not .*'0.01'"):
+        opened(tmp_path, "--optimizer.lr=0.01", **SEEDS)
+
+
+@pytest.mark.parametrize("option", ["--optimizer.lr=0.1", "--optimizer.init_args.lr=0.1"])
+def test_an_option_cannot_set_what_is_searched(tmp_path: Path, option: str) -> None:
+    with pytest.raises(InputError, match=r"^--optimizer.lr: .*own.yaml searches it: remove it there"):
+        opened(tmp_path, option)
+
+
+def test_a_class_on_the_command_line_keeps_what_is_searched_of_it(tmp_path: Path) -> None:
+    space = {"model.net.hidden": {"int": [5, 5]}}
+    (trial,) = search(tmp_path, "--model.net=tests.toy.ToyMLP", space=space, n_trials=1)
+    assert trial.state.name == "COMPLETE"
+    assert "hidden: 5" in (Path(trial.user_attrs["run"]) / "config.yaml").read_text()
