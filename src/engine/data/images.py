@@ -3,9 +3,11 @@
 import hashlib
 import math
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,10 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, Unidentif
 from src.engine.system.errors import InputError
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
-UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+UNREADABLE = (  # what PIL raises for damaged files
+    *(OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError, struct.error, TypeError),
+    *(LookupError, EOFError, RuntimeError, AttributeError, AssertionError),
+)
 SIZE = "original size"  # in the info of an image
 CROP_RATIO = 3 / 4  # of a random crop's sides: at least this, at most its inverse
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
@@ -97,7 +102,7 @@ def file_error(path: Path, problem: Exception, prefix: str = "") -> str:
     if path.is_file() and not path.stat().st_size:
         return "the file is empty"
     detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"{prefix}{detail[:200]}"
+    return f"{prefix}{detail[:200] or type(problem).__name__}"
 
 
 class DeepImage(NamedTuple):
@@ -118,6 +123,7 @@ def deep_image(opened: ImageFile.ImageFile) -> DeepImage | None:
     is_signed_byte = opened.mode == "L" and form == 2
     if opened.mode[0] not in "IF" and not is_signed_byte:
         return None
+    _read_exif(opened)
     values = np.asarray(ImageOps.exif_transpose(opened))
     if is_signed_byte:
         values = values.view(np.int8)
@@ -210,7 +216,7 @@ def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None 
         shrink: makes large images smaller; default: none.
 
     Raises:
-        OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not an image.
+        `UNREADABLE`: not an image.
     """
     with Image.open(source) as opened:
         size = upright_size(opened)
@@ -237,9 +243,21 @@ def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shri
     return opened
 
 
+def _read_exif(opened: Image.Image) -> None:
+    """Read an image's EXIF data as far as possible, so that damage in it is no error later."""
+    if opened.format == "PNG":
+        opened.load()  # its EXIF data may follow the pixels, whose damage is an error
+    with suppress(Exception):
+        opened.getexif()  # later calls return what this one has read
+    for name in ("exif", "Raw profile type exif"):
+        opened.info.pop(name, None)  # else `exif_transpose` writes it anew, which damage can prevent
+
+
 def upright_size(opened: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image, rotated as its EXIF data says."""
-    is_turned = opened.getexif().get(ExifTags.Base.Orientation) in range(5, 9)  # PIL turns for no other value
+    _read_exif(opened)
+    # PIL turns for no other value, and has turned the size of a TIFF already.
+    is_turned = opened.getexif().get(ExifTags.Base.Orientation) in range(5, 9) and opened.format != "TIFF"
     return (opened.height, opened.width) if is_turned else opened.size
 
 
@@ -253,9 +271,10 @@ def read_mask(path: Path) -> Image.Image:
     """Read a mask as an image of class numbers (mode I): grey values as they are, a palette's as its numbers.
 
     Raises:
-        OSError, SyntaxError, ValueError, UnidentifiedImageError, DecompressionBombError: `UNREADABLE`, not a mask.
+        `UNREADABLE`: not a mask.
     """
     with Image.open(path) as opened:
+        _read_exif(opened)
         values = np.asarray(ImageOps.exif_transpose(opened))
     if values.ndim != 2:
         raise ValueError(f"it has {values.shape[2]} channels; a mask has one, of class numbers")

@@ -19,7 +19,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.export import Dim
 
-from src.engine.data.loading import IGNORED
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.prepare import Inputs
 from src.engine.system.classes import import_class
@@ -168,11 +167,13 @@ class Exported:
         """Accuracy on the validation part, in [0, 1]."""
         correct = total = 0
         for inputs, targets in self.reference.samples():
-            counted = targets != IGNORED
+            counted = targets >= 0  # false for -100 and NaN
             logits = self.runtime(*inputs)
             preds = (logits > 0) if logits.shape == targets.shape else logits.argmax(dim=1)
             correct += int((preds == targets)[counted].sum())
             total += int(counted.sum())
+        if not total:
+            raise InputError("--quantize int8: all targets of the validation part are unknown: leave it out")
         return correct / total
 
     def write_extras(self, path: Path) -> None:

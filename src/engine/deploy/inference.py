@@ -1,11 +1,13 @@
 """Loads a checkpoint for prediction, generation, export and serving."""
 
 import inspect
+import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -29,6 +31,8 @@ from src.engine.runs.trust import Trust, names_in
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import GUIDE, InputError, constructor_errors
 from src.engine.training.hyperparameters import check_limits
+
+NOT_FINITE = "the model's output is not a finite number"
 
 Row = dict[str, Any]
 
@@ -106,11 +110,14 @@ class Inference(LightningModule):
         """Set the classes of a model that compares images with texts.
 
         Raises:
-            InputError: the model has fixed classes.
+            InputError: the model has fixed classes, or cannot tell given labels apart.
         """
         task: Any = self.task
         if hasattr(task, "name_classes"):
-            task.eval().name_classes(*self.data.prepare_texts(labels))
+            texts = self.data.prepare_texts(labels)
+            if labels is not self.labels:
+                _check_labels(labels, texts)
+            task.eval().name_classes(*texts)
         elif labels != self.labels:
             raise InputError(f"{type(task).__name__} has fixed classes: give it no labels")
         self.labels = labels
@@ -143,13 +150,15 @@ class Inference(LightningModule):
             return task(*inputs)
 
     def _network_inputs(self, inputs: Inputs) -> Inputs:
-        """What the batches of the data hold, from what `prepare` returns."""
+        """What the batches of the data hold, from what `prepare` returns; images and features as the weights' type."""
+        dtype = next((one.dtype for one in self.task.parameters() if one.is_floating_point()), torch.float32)
         if self.kind == "image":
-            return (self.pixels.normalise(inputs[0]),)
+            return (self.pixels.normalise(inputs[0]).to(dtype),)
         if self.features is None:
             return inputs
+        inputs = tuple(one.float() if one.is_floating_point() else one for one in inputs)
         with torch.autocast(inputs[0].device.type, enabled=False):
-            return (self.features(*inputs),)
+            return (self.features.float()(*inputs).to(dtype),)
 
     @contextmanager
     def call_errors(self, method: str, inputs: Inputs) -> Iterator[None]:
@@ -225,6 +234,21 @@ class Inference(LightningModule):
             self.scores = {name: value.item() for name, value in metrics.items()}
 
 
+def _check_labels(labels: Sequence[str], texts: Inputs) -> None:
+    """Raise InputError if a label is empty to the model, or the same as another one."""
+    seen: dict[Any, str] = {}
+    for label, *row in zip(labels, *texts, strict=True):
+        if not label.strip() or (row[-1].dtype == torch.bool and not row[-1].any()):
+            raise InputError(f"--labels {label!r} is empty to this model: give a text with words it was trained on")
+        key = str([one.tolist() for one in row])
+        if key in seen:
+            raise InputError(
+                f"--labels {seen[key]!r} and {label!r} are the same to this model: give texts that differ in words it"
+                " was trained on"
+            )
+        seen[key] = label
+
+
 def _build_data(checkpoint: dict[str, Any], cls: type, spec: Tree, arguments: Tree) -> LightningDataModule:
     """The DataModule of a run with its tokenizer and labels; the data is not loaded."""
     known = inspect.signature(cls).parameters
@@ -234,3 +258,16 @@ def _build_data(checkpoint: dict[str, Any], cls: type, spec: Tree, arguments: Tr
         data: LightningDataModule = build({**spec, "init_args": {**spec.get("init_args", {}), **arguments}})
     restore_data(checkpoint, data)
     return data
+
+
+def is_finite(value: Any) -> bool:
+    """Whether all numbers in a prediction are finite."""
+    if isinstance(value, dict | list):
+        return all(map(is_finite, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def mask_image(mask: Tensor) -> Image.Image:
+    """Class numbers (H, W) as a grey image; of 16 bits if there are more than 256 classes."""
+    numbers = mask.cpu().numpy()
+    return Image.fromarray(numbers.astype(np.uint8 if numbers.max(initial=0) < 256 else np.uint16))

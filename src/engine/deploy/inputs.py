@@ -1,6 +1,5 @@
 """Reads the files to predict on."""
 
-import math
 import os
 import re
 import zlib
@@ -26,6 +25,7 @@ from src.engine.data.images import (
 )
 from src.engine.data.loading import already_a_batch
 from src.engine.data.tables import TABLES, open_utf8, stream_columns, suffix_of
+from src.engine.deploy.prepare import LARGEST
 from src.engine.system.errors import InputError, SampleError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
@@ -109,7 +109,8 @@ def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] 
     for name, values, error in _rows(paths, options):
         numbers = dict(zip(columns, map(_number, values), strict=False))
         if not error and (bad := [column for column, number in numbers.items() if number is None]):
-            error = f"column {bad[0]} is {values[list(columns).index(bad[0])]!r}, not a number"
+            value = values[list(columns).index(bad[0])]
+            error = f"column {bad[0]} is {value!r:.80}, not a finite number (largest: {LARGEST:.1e})"
         yield Input(name, numbers, error, _one_or_list(values[len(columns) :]))
 
 
@@ -120,9 +121,9 @@ def _one_or_list(values: Sequence[Any]) -> Any:
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST else None
 
 
 def _rows(

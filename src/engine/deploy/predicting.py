@@ -109,6 +109,8 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
             return partial(find_images, options.inputs, options.truth, suffixes=tuple(inference.data.file_suffixes))
         return partial(find_images, options.inputs, options.truth)
     truth = options.truth.split(",") if options.truth else []
+    if set(truth) == set(inference.labels):
+        truth = inference.labels  # the targets are in this order
     text_column = options.text_column or getattr(inference.data, "text_column", "text")
     columns = [text_column] if inference.kind == "text" else list(inference.data.columns)
     if inputs := set(truth) & set(columns):

@@ -11,17 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
 from src.engine.data.images import flatten, read_image
+from src.engine.deploy.inference import NOT_FINITE, is_finite, mask_image
+from src.engine.runs.runs import WORKER_SECONDS
 from src.engine.system.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
+STEM = 200  # largest number of bytes of an input's name in that of its mask or picture
 # A dict in a row becomes one column per key: `probabilities` becomes `probability_a`, `probability_b`.
 SINGULAR = {"probabilities": "probability", "areas": "area"}
 BOX: dict[str, Any] = {"label": "", "score": 0.0, "x1": 0.0, "y1": 0.0, "x2": 0.0, "y2": 0.0}  # columns, with examples
@@ -61,8 +64,14 @@ class PredictionTable(Callback):
         self._writer: _Writer | None = None
         self._bar: Any = None
         self._seen = 0
+        self._lock: FileLock | None = None  # held by the first process
+        self._is_ours = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        problem = trainer.strategy.broadcast(self._take() if trainer.is_global_zero else "")
+        if problem:
+            raise InputError(problem)
+        self._is_ours = True
         suffix = self.path.suffix.lower() if trainer.world_size == 1 else ".jsonl"
         self._writer = _Writer(self._part(trainer.global_rank), suffix)
         if trainer.is_global_zero:
@@ -80,8 +89,10 @@ class PredictionTable(Callback):
         assert self._writer is not None
         predicted = iter([] if outputs is None else outputs)
         for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
-            values = {} if error else self._flatten(next(predicted), name, trainer)
-            row = {"input": _valid(name), **values, "error": _valid(error), "note": note}
+            values = {} if error else next(predicted)
+            error = error or ("" if is_finite(values) else NOT_FINITE)
+            columns = {} if error else self._flatten(values, name, trainer)
+            row = {"input": _valid(name), **columns, "error": _valid(error), "note": note}
             self._write(self._writer, row, counts=trainer.world_size == 1)
             self._seen += 1
         if self._bar is not None:
@@ -111,6 +122,8 @@ class PredictionTable(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._bar is not None:
             self._bar.close()
+        if not self._is_ours:
+            return
         self.remove_parts(trainer.world_size)
         for folder in (self.masks, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)  # it was not there before
@@ -121,6 +134,28 @@ class PredictionTable(Callback):
         for path in (whole, *(self._part(rank) for rank in range(world))):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+        self._unlock()
+
+    def _take(self) -> str:
+        """Keep other runs from writing this table; returns why it cannot be written, or ""."""
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=WORKER_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            return f"--output {self.path} is being written by another run: give another name"
+        except OSError as error:
+            return str(_unwritable(self.path, error))
+        self._lock = lock
+        if not self.path.exists():
+            return ""
+        self._unlock()
+        return f"--output {self.path} already exists: give another name, or remove it"
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
 
     def _flatten(self, row: dict[str, Any], name: str, trainer: Trainer) -> dict[str, Any]:
         """The columns of a row; a mask (H, W) is written to a file."""
@@ -143,7 +178,8 @@ class PredictionTable(Callback):
     def _save(self, image: Image.Image, folder: Path, name: str, trainer: Trainer) -> str:
         """Write an image to a folder; returns its path in the table."""
         number = self._seen * trainer.world_size + trainer.global_rank + 1
-        file = folder / f"{number:06}_{Path(name).stem}.png"
+        stem = _valid(Path(name).stem).encode()[:STEM].decode(errors="ignore")
+        file = folder / f"{number:06}_{stem}.png"
         try:
             folder.mkdir(exist_ok=True)
             image.save(file)
@@ -235,12 +271,6 @@ class _Writer:
             self.file.close()
         except OSError as error:
             raise _unwritable(self.path, error) from error
-
-
-def mask_image(mask: Tensor) -> Image.Image:
-    """Class numbers (H, W) as a grey image; of 16 bits if there are more than 256 classes."""
-    numbers = mask.cpu().numpy()
-    return Image.fromarray(numbers.astype(np.uint8 if numbers.max(initial=0) < 256 else np.uint16))
 
 
 def box_image(name: str, boxes: list[dict[str, Any]]) -> Image.Image:

@@ -17,6 +17,7 @@ from src.engine.system.errors import GUIDE, InputError
 Inputs = tuple[Tensor, ...]
 
 KINDS = ("image", "text", "table", "file")
+LARGEST = torch.finfo(torch.float32).max
 
 
 def kind_of(data: Any) -> str:
@@ -79,12 +80,20 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         inputs: the prepared inputs.
 
     Raises:
-        InputError: masks differ in size, or a value is neither a label nor a number.
+        InputError: masks differ in size, a value is neither a label nor a number, or the DataModule cannot use it.
     """
-    if hasattr(data, "prepare_targets"):
-        targets: Tensor = data.prepare_targets(list(values))
-        return targets
     name = type(data).__name__
+    if hasattr(data, "prepare_targets"):
+        try:
+            targets: Tensor = data.prepare_targets(list(values))
+        except InputError:
+            raise
+        except (TypeError, ValueError, LookupError, OverflowError) as error:
+            raise InputError(
+                f"{name}.prepare_targets cannot use the true values, such as {values[0]!r:.80}"
+                f" ({type(error).__name__}: {error}); {GUIDE}"
+            ) from error
+        return targets
     if isinstance(values[0], Image.Image):
         if len({mask.size for mask in values}) > 1:
             raise InputError(f"masks differ in size: give {name} a method prepare_targets that resizes them; {GUIDE}")
@@ -104,10 +113,17 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         raise InputError(f"the true value {unknown!r} is none of the labels of {name}, {', '.join(list(numbers)[:20])}")
     try:
         rows = [value if isinstance(value, list) else [value] for value in values]
-        return torch.tensor([[torch.nan if one in ("", None) else float(one) for one in row] for row in rows])
-    except (TypeError, ValueError) as error:
+        return torch.tensor([[_true_number(one) for one in row] for row in rows])
+    except (TypeError, ValueError, OverflowError) as error:
         known = f"the labels of {name} are {', '.join(list(numbers)[:20])}" if numbers else f"{name} has no labels"
         raise InputError(f"the true values are neither labels nor numbers ({error}); {known}; {GUIDE}") from error
+
+
+def _true_number(value: Any) -> float:
+    number = math.nan if value in ("", None) else float(value)
+    if abs(number) > LARGEST:
+        raise OverflowError(f"{value!r:.80} is beyond {LARGEST:.1e}")
+    return number
 
 
 def _is_number(label: str) -> bool:

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -18,10 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from src.engine.data.images import original_size, reader
+from src.engine.data.images import UNREADABLE, original_size, reader
 from src.engine.deploy.batcher import Threads, TooManyError
 from src.engine.deploy.inference import Inference
-from src.engine.deploy.prepare import prepare_inputs
+from src.engine.deploy.prepare import LARGEST, prepare_inputs
 from src.engine.system.hardware import return_freed_memory
 
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
@@ -34,7 +33,6 @@ MAX_TEXT = 100_000  # characters; a tokenizer reads all of a text before it is c
 MAX_TOKENS = 2048  # generated per request
 BODY_SECONDS = 15.0  # maximum time for a request body to arrive
 SMALL_BODY = 2**15  # bytes; smaller JSON is decoded at once, which is faster than in a thread
-LARGEST = sys.float_info.max
 Prepared = tuple[Any, str, tuple[int, int]]  # tensors of an image, a note, width and height
 # Options of a request to generate text.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 100, "temperature": 0.8, "top_k": None, "top_p": None, "seed": None}
@@ -188,7 +186,7 @@ class RequestReader:
     def _file(self, body: bytearray | bytes) -> Prepared:
         try:
             value = self.data.read_file(io.BytesIO(body))
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise HTTPException(422, f"not a usable file: {error}; send {self._expected()}") from error
         tensors, notes = prepare_inputs(self.data, [value])
         return tensors, notes[0], (0, 0)
@@ -200,7 +198,8 @@ class RequestReader:
             raise HTTPException(422, f"not a row: send {self._expected()}")
         for name in columns:
             if type(value[name]) not in (int, float) or not -LARGEST <= value[name] <= LARGEST:
-                raise HTTPException(422, f"{name} is not a finite number: send {self._expected()}")
+                wrong = f"{name} is not a finite number (largest: {LARGEST:.1e})"
+                raise HTTPException(422, f"{wrong}: send {self._expected()}")
         return {name: float(value[name]) for name in columns}
 
     def _text(self, value: Any) -> str:
@@ -220,8 +219,8 @@ class RequestReader:
         numbers = [options[name] for name in ("temperature", "top_p") if options[name] is not None]
         if not all(type(one) is int for one in integers) or not all(type(one) in (int, float) for one in numbers):
             raise HTTPException(422, "max_new_tokens, top_k and seed must be integers, temperature and top_p numbers")
-        if options["temperature"] is None:
-            raise HTTPException(422, "temperature: give a number")
+        if options["temperature"] is None or options["temperature"] > LARGEST:
+            raise HTTPException(422, f"temperature: give a number, at most {LARGEST:.1e}")
         if options["max_new_tokens"] is None or options["max_new_tokens"] > MAX_TOKENS:
             raise HTTPException(422, f"max_new_tokens: give at most {MAX_TOKENS}")
         if options["seed"] is not None and not 0 <= options["seed"] < 2**63:

@@ -28,7 +28,7 @@ from starlette.types import Send
 
 from src.engine.deploy.batcher import Batcher, Threads, TooManyError, Turns
 from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, describe, printable
-from src.engine.deploy.inference import Inference
+from src.engine.deploy.inference import NOT_FINITE, Inference, is_finite, mask_image
 from src.engine.deploy.requests import BODY_SECONDS, RequestReader
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import check_accelerator, choose_precision, device_of
@@ -173,6 +173,8 @@ class Service:
         async with asyncio.timeout(None) as deadline:
             value = await self.read(request, deadline, self.timeout)
             answer, note = await self.batcher(value)
+        if not is_finite(answer):
+            raise HTTPException(500, NOT_FINITE)
         return JSONResponse({**answer, "note": note} if note else answer)
 
     @torch.inference_mode()
@@ -215,11 +217,11 @@ def page(facts: dict[str, Any], script: str = "") -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """A value of a row; a mask (H, W) becomes a PNG as a data URL."""
+    """A value of a row; a mask (H, W) becomes a PNG of class numbers as a data URL."""
     if not isinstance(value, torch.Tensor):
         return value
     file = io.BytesIO()
-    Image.fromarray(value.byte().cpu().numpy()).save(file, "PNG")
+    mask_image(value).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -222,3 +222,13 @@ def test_as_a_command(toy_checkpoint: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "largest difference" in done.stdout
     assert f"written {tmp_path / 'model.pt2'}" in done.stdout
+
+
+def test_the_accuracy_of_several_labels_counts_those_that_are_known() -> None:
+    targets = torch.tensor([[1, 0, torch.nan], [0, -100, 1]])
+    reference: Any = SimpleNamespace(samples=lambda: [((), targets)])
+    exported = Exported(reference, lambda: torch.tensor([[1.0, 1, 1], [-1, 1, 1]]), [])
+    assert exported.accuracy() == pytest.approx(3 / 4)
+    targets[:] = torch.nan
+    with pytest.raises(InputError, match="--quantize int8: all targets of the validation part are unknown: leave it"):
+        exported.accuracy()

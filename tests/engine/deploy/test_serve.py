@@ -274,6 +274,7 @@ def test_who_hangs_up_leaves_the_other_readers_alone(writer_service: Service) ->
         {**ASK, "max_new_tokens": 10**6},
         {**ASK, "max_new_tokens": "9"},
         {**ASK, "temperature": -1},
+        {**ASK, "temperature": 10**400},
         {**ASK, "top_p": "1"},
         {**ASK, "seed": -1},
         {**ASK, "tokens": 1},

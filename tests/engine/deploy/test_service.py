@@ -1,5 +1,6 @@
 """Faults of model and clients: each request gets an answer, and the others theirs."""
 
+import base64
 import contextlib
 import http.client
 import io
@@ -73,7 +74,8 @@ def test_an_image_that_the_model_cannot_take_gets_an_error_and_the_others_their_
         with asked(one, [[1]], [[13]], [[2]]) as answers:
             statuses = [answer.result().status for answer in answers]
         assert one.predict([[3]]).status == 200
-        assert one.predict([[13]]).json == {"detail": "internal error: see the log of the server"}
+        detail = "the model's output is not a finite number" if name == "NaN" else "internal error: see the log of the"
+        assert one.predict([[13]]).json["detail"].startswith(detail)
         assert one.ask("GET", "/health").status == 200
     # A batch with NaN, or too many classes, is not the fault of one image.
     assert statuses[1] == 500
@@ -160,7 +162,14 @@ def test_a_row_of_a_table_is_finite_numbers_for_all_columns() -> None:
     )
     with local(inference) as one:
         assert one.predict({"b": 2, "a": 1.5}).json == {"sum": 3.5}
-        for wrong in ({"a": 1}, [1, 2], {"a": 1, "b": 10**400}, {"a": 1, "b": math.nan}, {"a": 1, "b": True}):
+        for wrong in (
+            {"a": 1},
+            [1, 2],
+            {"a": 1, "b": 10**400},
+            {"a": 1, "b": 1e39},
+            {"a": 1, "b": math.nan},
+            {"a": 1, "b": True},
+        ):
             assert one.predict(wrong).status == 422
 
 
@@ -354,3 +363,18 @@ def test_a_text_too_long_for_a_tokenizer_is_refused() -> None:
     with local(writer(endless)) as one:
         refused = one.generate({"prompt": "a" * 100_001})
     assert (refused.status, refused.json["detail"]) == (422, "the text is too long: give at most 100,000 characters")
+
+
+def test_an_output_that_is_no_number_is_an_error_that_says_so() -> None:
+    with local(classifier(lambda pixels: [[math.nan, 0.5] for _ in pixels])) as one:
+        answer = one.predict([[1]])
+    assert (answer.status, answer.json) == (500, {"detail": "the model's output is not a finite number"})
+
+
+def test_a_mask_of_many_classes_keeps_their_numbers() -> None:
+    inference = classifier(even)
+    inference.rows = lambda predictions, sizes: [{"mask": torch.tensor([[300, 7]])} for _ in predictions]
+    with local(inference) as one:
+        mask = one.predict([[1]]).json["mask"]
+    with Image.open(io.BytesIO(base64.b64decode(mask.partition(",")[2]))) as image:
+        assert list(image.get_flattened_data()) == [300, 7]

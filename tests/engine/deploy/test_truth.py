@@ -1,11 +1,13 @@
 """Predictions beside true values, and what a table holds of predictions that are no single class."""
 
+import argparse
 import csv
 import json
 import os
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from src import predict as command
-from src.engine.deploy.inference import Inference
+from src.engine.deploy.inference import Inference, mask_image
 from src.engine.deploy.inputs import find_images
-from src.engine.deploy.predicting import predict
-from src.engine.deploy.prediction_table import mask_image
+from src.engine.deploy.predicting import _inputs, predict
 from src.engine.system.errors import InputError
 from tests.conftest import picture
 from tests.engine.deploy.served import TRUSTED, of, one_line, toy_samples
@@ -182,3 +183,11 @@ def test_a_prediction_named_like_a_column_of_every_table_is_one_line(
     ):
         predicted([{"mask": torch.zeros(2, 2), "note": 1.0}], tmp_path / "out.csv", monkeypatch, toy_checkpoint)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_columns_named_like_the_targets_may_be_given_in_any_order(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("in,large,small,other\n0,1,2,3\n")
+    inference = SimpleNamespace(kind="table", labels=["large", "small"], data=SimpleNamespace(columns=["in"]))
+    for truth, expected in (("small,large", ["1", "2"]), ("small,other", ["2", "3"]), ("large", "1")):
+        options = argparse.Namespace(inputs=[str(tmp_path / "a.csv")], truth=truth, text_column=None)
+        assert [one.truth for one in _inputs(options, inference)()] == [expected]

@@ -1,0 +1,121 @@
+"""The table of predictions: names that no file can have, numbers that are none, and two runs at the same time."""
+
+import csv
+import fcntl
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src.engine.deploy import prediction_table
+from src.engine.deploy.inference import Inference
+from src.engine.deploy.inputs import InputsDataModule
+from src.engine.deploy.predicting import predict
+from src.engine.system.errors import InputError
+from tests.conftest import picture
+from tests.engine.deploy.served import of
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def words(toy_checkpoint: str, tmp_path: Path) -> list[str]:
+    """The words of a run on two images, whose table is `out.csv`."""
+    for number in range(2):
+        picture(tmp_path / "images" / f"{number}.png", 90, "L")
+    return [*of(toy_checkpoint), str(tmp_path / "images"), "--output", str(tmp_path / "out.csv")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes")
+def test_masks_of_files_with_odd_and_long_names_are_written(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Inference, "rows", lambda *_: [{"mask": torch.ones(2, 2)}] * 4)
+    image = (tmp_path / "images" / "0.png").read_bytes()
+    for name in (b"caf\xe9.png", "é".encode() * 120 + b".png"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "images") + b"/" + name)).write_bytes(image)
+    assert predict(words) == 0
+    masks = [row["mask"] for row in table_of(tmp_path / "out.csv")]
+    assert masks[2:] == [r"out_masks/000003_caf\udce9.png", f"out_masks/000004_{'é' * 100}.png"]
+    assert all((tmp_path / mask).is_file() for mask in masks)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, [0.5, math.nan], {"a": -math.inf}])
+def test_a_prediction_that_is_no_number_is_an_error_in_its_row(
+    bad: Any, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {float: 1.0, list: [0.5, 1.0], dict: {"a": 1.0}}[type(bad)]
+    monkeypatch.setattr(Inference, "rows", lambda *_: [{"label": "left", "value": one} for one in (bad, good)])
+    assert predict(words) == 3
+    rows = table_of(tmp_path / "out.csv")
+    assert [row["label"] for row in rows] == ["", "left"]
+    assert [row["error"] for row in rows] == ["the model's output is not a finite number", ""]
+
+
+def test_a_second_run_with_the_same_table_is_refused_and_the_first_keeps_its_files(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction_table, "WORKER_SECONDS", 0)
+    (tmp_path / ".out.csv.0").write_text("rows of the first run")
+    (tmp_path / "out_masks").mkdir()
+    with (tmp_path / ".out.csv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (tmp_path / "out_masks").rename(tmp_path / "out_later")  # as if the first run had not written one yet
+        with pytest.raises(InputError, match=r"out\.csv is being written by another run: give another name"):
+            predict(words)
+    assert (tmp_path / ".out.csv.0").read_text() == "rows of the first run"
+    assert predict(words) == 0  # the first run was killed
+    assert len(table_of(tmp_path / "out.csv")) == 2
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_table_that_another_run_finishes_in_the_meantime_is_kept_with_its_masks(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = InputsDataModule.predict_dataloader
+
+    def finish(self: InputsDataModule) -> Any:
+        (tmp_path / "out.csv").write_text("mine")
+        (tmp_path / "out_masks").mkdir()
+        return load(self)
+
+    monkeypatch.setattr(InputsDataModule, "predict_dataloader", finish)
+    with pytest.raises(InputError, match=r"out\.csv already exists: give another name"):
+        predict(words)
+    assert (tmp_path / "out.csv").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out_masks"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["left", "middle", "lower"], "--labels 'left' and 'lower' are the same to this model: give texts that differ"),
+        (["left", "left"], "--labels 'left' and 'left' are the same to this model"),
+        (["left", "r"], "--labels 'r' is empty to this model: give a text with words it was trained on"),
+        (["left", "m "], ""),
+    ],
+)
+def test_labels_that_the_model_cannot_tell_apart_are_refused(
+    labels: list[str], message: str, toy_matcher: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference = Inference(toy_matcher, trust=["tests"])
+
+    def prepare_texts(texts: list[str]) -> Any:
+        tokens = torch.tensor(["lmr".index(text[0]) for text in texts])
+        return tokens[:, None], tokens[:, None] < 2  # the model knows no r
+
+    monkeypatch.setattr(inference.data, "prepare_texts", prepare_texts)
+    monkeypatch.setattr(type(inference.task), "name_classes", lambda *_: None)
+    if message:
+        with pytest.raises(InputError, match=message):
+            inference.name_classes(labels)
+    else:
+        inference.name_classes(labels)
+        assert inference.labels == labels
