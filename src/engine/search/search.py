@@ -219,9 +219,9 @@ def _build_run(
     """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
     words = ["fit"] if stage_of(str(spec.get("metric"))) != "test" else []
     words += [f"--config={spec['recipe']}", "--quiet"]
-    words += _words(spec["options"])
+    for name, value in {**spec["options"], **values}.items():
+        words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
-    words += _words(values)
     words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"]
     if resume:
         words = [word for word in words if not word.startswith(("--config", "--name"))]
@@ -229,10 +229,6 @@ def _build_run(
     if probe:
         words.append("--fast_dev_run")
     return StarterCLI(words, time.perf_counter())
-
-
-def _words(settings: dict[str, Any]) -> list[str]:
-    return [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in settings.items()]
 
 
 def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:

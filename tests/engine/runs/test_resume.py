@@ -36,8 +36,8 @@ INSIDE = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=n
         pytest.param((), (9, 10, 19), id="at an epoch's end"),
         pytest.param(("--trainer.check_val_every_n_epoch=3",), (9, 19), id="at an epoch's end without validation"),
         pytest.param(("--trainer.max_steps=26",), (9, 19), id="at an epoch's end with max_steps"),
-        pytest.param(PLATEAU, (9, 14, 19), id="with a plateau schedule"),
-        pytest.param((*PLATEAU, "--trainer.max_steps=30"), (9, 14, 19), id="with a plateau schedule and max_steps"),
+        pytest.param(PLATEAU, (9, 14, 25), id="with a plateau schedule"),
+        pytest.param((*PLATEAU, "--trainer.max_steps=30"), (9, 14, 25), id="with a plateau schedule and max_steps"),
         pytest.param(INSIDE, (3, 4, 18), id="validated inside of an epoch"),
     ],
 )

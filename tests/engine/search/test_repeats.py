@@ -55,12 +55,3 @@ def test_a_mean_is_over_trials_with_the_same_options(tmp_path: Path) -> None:
 def test_an_option_cannot_set_what_is_searched(tmp_path: Path, option: str) -> None:
     with pytest.raises(InputError, match=r"^--optimizer.lr: .*own.yaml searches it: remove it there"):
         opened(tmp_path, option)
-
-
-def test_a_class_on_the_command_line_keeps_what_is_searched_of_it(tmp_path: Path) -> None:
-    space = {"model.net.hidden": {"int": [5, 5]}}
-    (trial,) = search(
-        tmp_path, "--model.net=tests.toy.ToyMLP", space=space, options={"trainer.max_epochs": 1}, n_trials=1
-    )
-    assert trial.state.name == "COMPLETE"
-    assert "hidden: 5" in (Path(trial.user_attrs["run"]) / "config.yaml").read_text()
