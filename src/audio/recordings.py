@@ -13,11 +13,12 @@ from src.engine.system.errors import InputError, SampleError
 SUFFIXES = (".wav", ".flac")
 MAX_SAMPLES = 2**24  # of all channels of a file: a small file can hold a huge sound
 RATES = (1_000, 1_000_000)  # samples per second: a damaged file can have any
+QUIETEST = 2**-6  # loudest value of a sound that is kept as it is: quieter ones lose too much as 16 bits
 UNKNOWN = 2_000_000_000  # size in bytes that a program writes if it does not know the size yet
 
 
 class Recording(NamedTuple):
-    """A sound: samples (T,) float32 from -1 to 1, rate in samples per second, and number of channels in its file."""
+    """A sound: samples (T,) float32, rate in samples per second, and number of channels in its file."""
 
     samples: Any
     rate: int
@@ -60,7 +61,10 @@ def read_recording(source: Path | BinaryIO) -> Recording:
 
 
 def clip(recording: Recording, samples: int, sample_rate: int) -> Tensor:
-    """The loudest part of a recording, or all of it between silence: (samples,) int16 at `sample_rate`."""
+    """The loudest part of a recording, or all of it between silence: (samples,) int16 at `sample_rate`.
+
+    What is louder than 16 bits can hold, or very quiet, is scaled to their whole range.
+    """
     wave = torch.from_numpy(recording.samples)
     wanted = max(1, round(samples * recording.rate / sample_rate))  # at the recording's own rate
     if len(wave) > wanted:
@@ -71,6 +75,9 @@ def clip(recording: Recording, samples: int, sample_rate: int) -> Tensor:
         wave = wave[start : start + wanted]
     before = (wanted - len(wave)) // 2
     wave = F.pad(wave, (before, wanted - len(wave) - before))
+    peak = wave.abs().max()
+    if peak > 1 or 0 < peak < QUIETEST:
+        wave = wave / peak
     if recording.rate != sample_rate:
         # Through its spectrum, without the frequencies that the new rate cannot hold.
         wave = torch.fft.irfft(torch.fft.rfft(wave), n=samples) * (samples / wanted)

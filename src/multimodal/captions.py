@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -13,11 +12,11 @@ from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.addresses import local_paths
-from src.engine.system.errors import check_least
+from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded
 from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
-from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
+from src.vision.image_folder import ImageFolderDataModule, check_files
 from src.vision.mnist import MNISTDataModule
 
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,8 +42,8 @@ class CaptionedImages(Dataset[Batch]):
     Args:
         images: dataset whose `__getitems__` returns images and targets (B,).
         captions: token ids of the captions, each (T,).
-        matching: for each target, or each image, the indices of the matching captions.
-        by_target: whether `matching` is indexed by target; else by image, and the image's index is its target.
+        matching: for each target, or each index of `images`, the indices of the matching captions.
+        by_target: whether `matching` is indexed by target.
     """
 
     def __init__(self, images: Any, captions: list[Any], matching: list[list[int]], by_target: bool) -> None:
@@ -58,10 +57,9 @@ class CaptionedImages(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         images, targets = self.images.__getitems__(indices)
-        targets = targets if self.by_target else torch.tensor(list(indices))
         # In training, the choice of caption depends only on run seed, epoch and image; else only on the image.
         seed = indices.epoch_seed if isinstance(indices, Indices) else 0
-        matching = [self.matching[target] for target in targets.tolist()]
+        matching = [self.matching[at] for at in (targets.tolist() if self.by_target else indices)]
         chosen = [fits[derive_seed(seed, index) % len(fits)] for index, fits in zip(indices, matching, strict=True)]
         return images, *padded([self.captions[number] for number in chosen]), targets
 
@@ -85,12 +83,13 @@ class CaptionDataModule(LightningDataModule):
         folds: see `MNISTDataModule`.
 
     Batches are images (B, C, S, S) float32 (C is 3 for your own images, 1 for MNIST), tokens (B, T) int64, mask (B, T)
-    bool, and targets (B,) int64; a caption matches every image with the same target. MNIST's validation and test
-    captions use phrasings that are not in the training part.
+    bool, and targets (B,) int64; a caption matches every image with the same target. Your own image may have
+    several rows with captions: they have the same target and are in the same part. MNIST's validation and test captions
+    use phrasings that are not in the training part.
 
     Raises:
-        InputError: an argument is out of range, MNIST cannot be loaded (see `MNISTDataModule`), or the table or a file
-            in it cannot be used.
+        InputError: an argument is out of range, MNIST cannot be loaded (see `MNISTDataModule`), there are too few
+            images, or the table or a file in it cannot be used.
     """
 
     input_kind = "image"
@@ -129,6 +128,8 @@ class CaptionDataModule(LightningDataModule):
             self.notes = pixels.notes
         self.shrink = getattr(pixels, "shrink", None)
         self.data_source = path or source
+        self.repeats_images = path is not None
+        """Whether several samples with one target are of the same image, each with a caption of its own."""
         self._restored = False
 
     def prepare_data(self) -> None:
@@ -227,19 +228,22 @@ class CaptionDataModule(LightningDataModule):
             yield pixels, captions, [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
 
     def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
-        """The same for your own images, each with one matching caption."""
+        """The same for your own rows: of one image each, with the index of the matching caption of each."""
         rows = read_table(path, *self.columns, ("image_column", "caption_column"))
         files = local_paths([name for name, _ in rows], path)
         data.value_ranges = check_files(files, data.value_ranges)
-        targets = [0] * len(rows)
-        keys = content_keys(files) if self.fold[0] else None
-        folded = with_fold(stratified_split(targets, (0.1, 0.1)), targets, *self.fold, keys)
-        parts = dict(zip(PHRASINGS, folded, strict=True))
-        self.rows_of = parts
-        report_copies({part: [files[index] for index in indices] for part, indices in parts.items()})
-        for part, indices in parts.items():
+        keys = content_keys(files)
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        targets = [numbers[key] for key in keys]  # the rows of one image have the same
+        classes = [0] * len(numbers)
+        folded = with_fold(stratified_split(classes, (0.1, 0.1)), classes, *self.fold)
+        if not all(folded):
+            raise InputError(f"{path} has {len(numbers)} different images, too few for three parts: give at least 3")
+        parts = dict(zip(PHRASINGS, map(set, folded), strict=True))
+        self.rows_of = {part: [row for row, one in enumerate(targets) if one in own] for part, own in parts.items()}
+        for part, indices in self.rows_of.items():
             own = [files[index] for index in indices]
-            images = data.dataset(own, [0] * len(own), part)
+            images = data.dataset(own, [targets[index] for index in indices], part)
             yield images, [rows[index][1] for index in indices], [[number] for number in range(len(indices))]
 
     def _encode(self, texts: list[str]) -> list[Any]:

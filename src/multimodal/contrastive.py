@@ -3,6 +3,7 @@
 from itertools import permutations
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,17 +124,21 @@ class ContrastiveModel(Task):
         real = targets != IGNORED  # not padding
         features = {name: part[real] for name, part in zip(self.modalities, parts_of_features, strict=True)}
         targets, found = targets[real], {}
+        data: Any = getattr(self.trainer, "datamodule", None)
+        compared = dict.fromkeys(self.modalities, torch.arange(len(targets)))
+        if "image" in compared and getattr(data, "repeats_images", False):  # each image once
+            compared["image"] = torch.from_numpy(np.unique(targets.numpy(), return_index=True)[1])
         for one, other in permutations(self.modalities, 2):
-            name, queries, keys = f"{one}_to_{other}", features[one], features[other]
-            parts = torch.split(queries, ROWS)
-            nearest = torch.cat([(part @ keys.T).topk(min(5, len(keys))).indices for part in parts])  # (N, 5)
-            matches = targets[nearest] == targets[:, None]  # (N, 5)
+            name, queries, keys = f"{one}_to_{other}", compared[one], compared[other]
+            parts, others = torch.split(features[one][queries], ROWS), features[other][keys]
+            nearest = torch.cat([(part @ others.T).topk(min(5, len(keys))).indices for part in parts])  # (N, 5)
+            matches = targets[keys[nearest]] == targets[queries, None]  # (N, 5)
             found[f"{stage}/{name}_r1"] = matches[:, 0].float().mean()
             found[f"{stage}/{name}_r5"] = matches.any(dim=1).float().mean()
-        data: Any = getattr(self.trainer, "datamodule", None)
         images = features[self.modalities[0]]
         if "text" in features and (prompts := data.prompts(stage) if hasattr(data, "prompts") else []):
-            classes = torch.stack([self._features(*prompt).cpu() for prompt in prompts])  # (phrasings, classes, D)
+            with self.trainer.precision_plugin.tensor_init_context():  # new tensors have the type of the weights
+                classes = torch.stack([self._features(*prompt).cpu() for prompt in prompts])  # (phrasings, classes, D)
             correct = [(images @ phrasing.T).argmax(dim=1) == targets for phrasing in classes]
             found[f"{stage}/acc"] = torch.stack(correct).float().mean()
             means = torch.stack([images[targets == number].mean(dim=0) for number in range(classes.shape[1])])

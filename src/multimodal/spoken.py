@@ -25,7 +25,7 @@ class SpokenImages(Dataset[Batch]):
     Args:
         captioned: the images with captions.
         waveforms: (N, T) int16.
-        matching: for each target, the indices of the matching sounds.
+        matching: for each target, or each index, the indices of the matching sounds; see `CaptionedImages`.
     """
 
     def __init__(self, captioned: Any, waveforms: Tensor, matching: list[list[int]]) -> None:
@@ -41,7 +41,7 @@ class SpokenImages(Dataset[Batch]):
         """Images, waveforms (B, T) float32 from -1 to 1, tokens, mask, and targets (B,)."""
         images, tokens, mask, targets = self.captioned.__getitems__(indices)
         seed = indices.epoch_seed if isinstance(indices, Indices) else 0
-        matching = [self.matching[target] for target in targets.tolist()]
+        matching = [self.matching[at] for at in (targets.tolist() if self.captioned.by_target else indices)]
         chosen = [fits[derive_seed(seed, index, 1) % len(fits)] for index, fits in zip(indices, matching, strict=True)]
         return images, self.waveforms[chosen] / 2**15, tokens, mask, targets
 

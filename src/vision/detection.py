@@ -114,7 +114,7 @@ class DetectionTask(Task):
         return values
 
     def log_metrics(self, stage: str) -> None:
-        """Log the metrics, after the test also the average precision of each class that occurs."""
+        """Log the metrics, after the test also the average precision of each class that has true boxes."""
         super().log_metrics(stage)
         if not self.metrics.has_seen(stage):
             return
@@ -124,7 +124,8 @@ class DetectionTask(Task):
         if by_class:
             labels = self.label_names(self.detector.num_classes)
             values = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=True)
-            scores |= {f"test/map_{labels[number]}": value for number, value in values}
+            # torchmetrics gives -1 for a class without true boxes.
+            scores |= {f"test/map_{labels[number]}": value for number, value in values if value >= 0}
         self.log_dict(
             {name: value.to(self.device) for name, value in scores.items()}, prog_bar=stage == "val", sync_dist=True
         )

@@ -77,7 +77,8 @@ class Detector(nn.Module):
             return self._two_stages(x)
         transform = self.net.transform
         mean, std = (
-            torch.tensor(one, device=x.device)[:, None, None] for one in (transform.image_mean, transform.image_std)
+            torch.tensor(one, dtype=x.dtype, device=x.device)[:, None, None]
+            for one in (transform.image_mean, transform.image_std)
         )
         x = (x - mean) / std
         if transform.fixed_size is not None:

@@ -170,7 +170,10 @@ class ImageFolderDataModule(LightningDataModule):
         pixels, targets = batch
         if self._statistics[0].device != pixels.device:
             self._statistics = self._statistics[0].to(pixels.device), self._statistics[1].to(pixels.device)
-        return normalise(pixels, *self._statistics), targets
+        images = normalise(pixels, *self._statistics)
+        if self.trainer is not None:  # Lightning converts floats before this method, when these were uint8
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, targets
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the data."""

@@ -47,6 +47,15 @@ def test_files_are_predicted_and_those_that_cannot_be_used_say_why(
     assert rows_of(tmp_path / "none.csv")["none"]["error"] == "no .wav or .flac file in this folder"
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_sounds_are_predicted_with_weights_of_another_type(precision: str, tones: str, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", tone(3100), RATE)
+    soundfile.write(tmp_path / "b.wav", 1000 * tone(310), RATE, subtype="FLOAT")
+    words = ["--ckpt_path", tones, str(tmp_path), "--output", str(tmp_path / "out.csv"), "--accelerator=cpu"]
+    assert predict([*words, f"--precision={precision}"]) == 0
+    assert [row["label"] for row in rows_of(tmp_path / "out.csv").values()] == ["high", "low"]
+
+
 def test_folders_are_the_true_classes(tones: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(own_sounds(tmp_path / "sounds"))
     assert predict(["--ckpt_path", tones, folder, "--truth", "folder", "--output", str(tmp_path / "out.csv")]) == 0

@@ -63,6 +63,23 @@ def test_a_short_sound_is_put_in_the_middle_of_silence_and_the_loudest_part_of_a
     assert 3000 < loud[0] < 5000  # in the middle
 
 
+@pytest.mark.parametrize("rate", [RATE, 22050])
+def test_a_sound_that_16_bits_cannot_hold_is_scaled_and_others_keep_their_bits(rate: int) -> None:
+    sound = tone(440, 1, rate)[:, 0].astype("float32")
+    sound /= np.abs(sound).max()
+
+    def clipped(volume: float) -> torch.Tensor:
+        return clip(Recording(sound * np.float32(volume), rate, 1), RATE, RATE).float()
+
+    for volume in (32768, 1.01, 2**-7, 1e-6):  # whole numbers in a file of floats, and nearly silent
+        assert (clipped(volume) - clipped(1)).abs().max() <= 1
+    assert (clipped(0.25) - clipped(1) / 4).abs().max() <= 1
+    if rate == RATE:
+        for volume in (1, 0.25, 2**-6):
+            assert clipped(volume).tolist() == (sound * volume * 2**15).round().clip(max=2**15 - 1).tolist()
+    assert clip(Recording(np.zeros(rate, "float32"), rate, 1), RATE, RATE).count_nonzero() == 0
+
+
 def streamed() -> bytes:
     """A WAV file by a program that did not know its length, such as ffmpeg into a pipe."""
     found = bytearray(wav(tone(440)))

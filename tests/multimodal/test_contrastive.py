@@ -2,14 +2,19 @@
 
 import csv
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from src.engine.data.images import read_image
 from src.engine.deploy.exporting import export
@@ -18,9 +23,9 @@ from src.engine.system.errors import InputError
 from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
 from src.multimodal.contrastive import ContrastiveModel
-from tests.conftest import QUIET, Run, fit, once, program
+from tests.conftest import QUIET, Run, fit, once, program, trainer
 from tests.contract import check_folds, check_prepare
-from tests.multimodal.helpers import own_pairs
+from tests.multimodal.helpers import captions, own_pairs
 
 Train = Callable[..., Run]
 CONFIG = "--config=configs/multimodal/mnist_clip.yaml"
@@ -63,6 +68,74 @@ def test_folds_share_out_all_images_but_those_of_the_test_part(tmp_path: Path, i
         return [one.files if is_own else [image.numpy().tobytes() for image in one.images] for one in images]
 
     check_folds(parts, 3)
+
+
+@pytest.mark.parametrize("fold", [None, 2])
+def test_rows_of_one_image_are_in_one_part_and_have_one_target(fold: int | None, tmp_path: Path) -> None:
+    folder = own_pairs(tmp_path / "own").parent
+    shutil.copy(folder / "0.png", folder / "copy.png")
+    names = [f"{number}.png" for number in range(60)]
+    rows = [(name, f"caption {way} of {name}") for way in ("one", "two") for name in (*names, "copy.png")]
+    data = CaptionDataModule(str(captions(folder, rows)), image_size=16, fold=fold, folds=3)
+    data.setup("fit")
+    targets = {}
+    for part in data.sets:
+        *_, mask, found = data.sets[part].__getitems__(range(len(data.sets[part])))
+        own = [rows[row][0].replace("copy", "0") for row in data.rows_of[part]]
+        assert len({*own}) == len({*found.tolist()}) == len({*zip(own, found.tolist(), strict=True)})
+        assert not targets.keys() & {*own}
+        targets |= dict(zip(own, found.tolist(), strict=True))
+        assert mask.any(dim=1).all()
+    assert len({*targets.values()}) == 60
+    assert sum(map(len, data.sets.values())) == len(rows)
+
+
+def test_too_few_images_are_one_line(tmp_path: Path) -> None:
+    folder = own_pairs(tmp_path / "own").parent
+    path = captions(folder, [(f"{number % 2}.png", f"caption {number}") for number in range(20)])
+    with pytest.raises(InputError, match=r"captions\.csv has 2 different images, too few for three parts: give"):
+        CaptionDataModule(str(path), image_size=16).setup("fit")
+
+
+class Given(nn.Module):
+    """Returns features as they are given."""
+
+    modalities = ("image", "text")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
+        return features
+
+
+class SeveralCaptions(LightningDataModule):
+    """Three images with six captions each, of which the first image and caption is the nearest one of the second."""
+
+    modalities, repeats_images = ("image", "text"), True
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        images, targets = torch.eye(3).repeat_interleave(6, dim=0), torch.arange(3).repeat_interleave(6)
+        texts = 0.9 * images
+        texts[6:12] = torch.tensor([0.8, 0.5, 0.0])
+        texts[[0, 6]] = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.9, 0.0]])
+        return DataLoader([(images, texts, targets)], None)
+
+
+def test_every_caption_of_an_image_is_right_and_an_image_counts_once(tmp_path: Path) -> None:
+    (found,) = trainer(tmp_path).test(ContrastiveModel(Given()), SeveralCaptions(), verbose=False)
+    assert found["test/image_to_text_r1"] == 1  # not the caption of their own row
+    assert found["test/text_to_image_r1"] == pytest.approx(12 / 18)
+    assert found["test/text_to_image_r5"] == 1  # not five times the first image
+
+
+def test_images_with_captions_train_with_weights_of_another_type(train: Train, tmp_path: Path) -> None:
+    words = (CONFIG, "--data.source=sample", "--model.net.width=4", "--precision=bf16-true", "--max_epochs=1")
+    run = train("fit", *words, "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2")
+    assert 0 <= run.metrics["val/acc"] <= 1
+    own = (f"--data.path={own_pairs(tmp_path / 'own')}", "--data.image_size=16", "--model.net.hidden=16")
+    assert 0 <= train("fit", *words, *own).metrics["val/text_to_image_r1"] <= 1
 
 
 def test_no_phrasing_is_in_two_parts() -> None:
@@ -165,3 +238,12 @@ def test_two_processes_compare_the_pairs_of_both_and_match_one_process(train: Tr
     two = torch.load(path, weights_only=True)["state_dict"]
     for name, value in one.items():
         assert torch.allclose(value, two[name], atol=1e-6), name
+
+
+def test_labels_of_words_that_the_model_does_not_know_are_refused(trained: str, tmp_path: Path) -> None:
+    Image.new("L", (28, 28)).save(tmp_path / "a.png")
+    words = ["--ckpt_path", trained, str(tmp_path), "--output", str(tmp_path / "out.csv")]
+    with pytest.raises(InputError, match="--labels 'a cat' and 'a dog' are the same to this model: give texts that"):
+        predict([*words, "--labels", "a cat", "a three", "a dog"])
+    with pytest.raises(InputError, match="--labels ' ' is empty to this model"):
+        predict([*words, "--labels", "a three", " "])

@@ -153,11 +153,26 @@ def test_your_own_triples_train_and_bad_sounds_are_named_with_their_row(train: T
         train(*words, "--data.sound_column=audio")
     with pytest.raises(InputError, match=r"no column said, it has image, caption, sound: give --data\.caption_column"):
         train(*words, "--data.caption_column=said")
-    table.write_text("\n".join(table.read_text().splitlines()[:2]))
+    table.write_text("\n".join(table.read_text().splitlines()[:4]))
     with pytest.raises(InputError, match=r"words has . different tokens .*: give more captions, only words that occur"):
         train(*words)
     with pytest.raises(InputError, match=r"own is a folder: give a \.csv"):
         train(*words, f"--data.path={table.parent}")
+
+
+def test_rows_of_one_image_keep_their_own_sounds(tmp_path: Path) -> None:
+    table = triples(tmp_path / "own")
+    lines = table.read_text().splitlines()
+    again = [line.replace(f",{number}.wav", f",{(number + 1) % 60}.wav") for number, line in enumerate(lines[1:])]
+    table.write_text("\n".join([*lines, *again]))
+    data = SpokenCaptionDataModule(path=str(table), image_size=16)
+    data.setup("fit")
+    rows = [line.split(",") for line in [*lines[1:], *again]]
+    for part, own in data.rows_of.items():
+        _, found, _, _, targets = data.sets[part].__getitems__(range(len(own)))
+        sounds = torch.stack(data.words.read(own, [table.parent / rows[row][2] for row in own]))
+        assert torch.equal((found * 2**15).short(), sounds)
+        assert len({*targets.tolist()}) == len(own) / 2
 
 
 @pytest.mark.parametrize(

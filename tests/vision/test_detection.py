@@ -15,7 +15,8 @@ from onnxruntime import InferenceSession
 from PIL import Image, ImageOps
 from pyarrow import parquet
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from src import ROOT
 from src.engine.data.loading import Indices
@@ -27,12 +28,13 @@ from src.engine.tensorboard.task_pictures import TaskPictures
 from src.vision.detection import DetectionTask
 from src.vision.digit_scenes import DigitScenesDataModule
 from src.vision.digits import INVERTED
-from tests.conftest import Run, fit, once, program
+from tests.conftest import Run, fit, once, program, trainer
 from tests.contract import check_prepare
 from tests.engine.deploy.exports import example, written
 from tests.engine.deploy.served import Service, browser, service
 from tests.engine.runs.processes import DDP, metrics, run_in
 from tests.engine.runs.stops import differences_after_stops
+from tests.vision.fixed import Fixed
 
 Train = Callable[..., Run]
 RECIPE = f"--config={ROOT / 'configs' / 'vision' / 'digit_detection.yaml'}"
@@ -125,23 +127,6 @@ def test_prepare_gives_what_the_network_is_tested_on() -> None:
     check_prepare(data, [Image.fromarray(one.movedim(0, -1).numpy()) for one in raw])
 
 
-class Fixed(nn.Module):
-    """Finds the boxes that it is given."""
-
-    num_classes, image_size = 3, 32
-
-    def __init__(self, boxes: Tensor) -> None:
-        super().__init__()
-        self.boxes = boxes
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def losses(self, images: Tensor, targets: list[tuple[Tensor, Tensor]]) -> Tensor:
-        return self.weight + sum(len(classes) for _, classes in targets)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.boxes[: len(x)]
-
-
 def measured(boxes: list[list[list[float]]], targets: list[list[list[float]]]) -> dict[str, float]:
     task = DetectionTask(Fixed(torch.tensor(boxes)))
     task.test_step((torch.zeros(len(targets), 3, 32, 32), torch.tensor(targets)), 0)
@@ -200,6 +185,13 @@ def test_a_run_logs_precision_by_class_and_shows_boxes(train: Train) -> None:
     assert any(isinstance(one, TaskPictures) for one in run.cli.trainer.callbacks)  # type: ignore[attr-defined]
     events: Any = EventAccumulator(str(run.folder), size_guidance={"images": 0}).Reload()
     assert {"test/boxes", "network/a batch after augmentation"} <= set(events.Tags()["images"])
+
+
+def test_a_class_without_true_boxes_has_no_precision(tmp_path: Path) -> None:
+    found = torch.tensor([[[0.1, 0.1, 0.5, 0.5, 0.9, 1.0], [0.6, 0.6, 0.9, 0.9, 0.9, 2.0]]])
+    batch = (torch.zeros(1, 3, 32, 32), torch.tensor([[[0.1, 0.1, 0.5, 0.5, 1.0], END]]))
+    (logged,) = trainer(tmp_path).test(DetectionTask(Fixed(found)), DataLoader([batch], None), verbose=False)
+    assert {name for name in logged if name.startswith("test/map_")} == {"test/map_50", "test/map_1"}
 
 
 @pytest.mark.slow

@@ -54,6 +54,13 @@ def test_boxes_are_those_of_torchvision(name: str) -> None:
         assert not own[count:].any()
 
 
+@pytest.mark.parametrize("name", ["SmallFCOS", NAMES[0]])
+def test_weights_may_be_of_another_type(name: str) -> None:
+    found = detector(name).eval().bfloat16()
+    with torch.no_grad():
+        assert found(torch.randn(2, 3, 64, 64).bfloat16()).shape == (2, 100, 6)
+
+
 @pytest.mark.parametrize("name", ["SmallFCOS", NAMES[0], TWO_STAGES])
 def test_evaluation_gives_losses_and_leaves_the_layers_in_their_mode(name: str) -> None:
     found = detector(name).eval()

@@ -14,7 +14,7 @@ from src.engine.data.images import read_image
 from src.engine.system.errors import InputError
 from src.vision.boxes import COLUMNS
 from src.vision.image_boxes import ImageBoxesDataModule
-from tests.conftest import picture, write
+from tests.conftest import Run, picture, write
 from tests.contract import check_folds, check_prepare
 
 RECIPE = (
@@ -105,6 +105,13 @@ def test_folds_keep_copies_of_an_image_together(tmp_path: Path) -> None:
 def test_prepare_gives_what_the_network_is_tested_on(tmp_path: Path) -> None:
     data = ready(table(tmp_path / "boxes.csv", squares(tmp_path)), test_share=0.4)
     check_prepare(data, [read_image(file) for file in data.test_set.files])
+
+
+def test_boxes_train_with_weights_of_another_type(train: Callable[..., Run], tmp_path: Path) -> None:
+    path = table(tmp_path / "boxes.csv", squares(tmp_path))
+    small = ("--model.net.width=4", "--model.net.channels=32", "--max_epochs=1")
+    run = train(*RECIPE, f"--data.path={path}", *small, "--precision=bf16-true")
+    assert 0 <= run.metrics["test/map"] <= 1
 
 
 @pytest.mark.parametrize("options", [{"crop": False}, {"flip": False}, {}])

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.engine.cli.cli import StarterCLI
+from src.engine.deploy.predicting import predict
 from src.engine.tensorboard.network_pictures import MAX_IMAGES
 from src.engine.training import deferred_metrics
-from tests.conftest import Run
+from tests.conftest import Run, fit, pictures
 from tests.tasks.waits import LIMITS, check_that_only_log_steps_wait
 
 Train = Callable[..., Run]
@@ -43,6 +45,17 @@ def test_only_log_steps_wait_for_the_device_with_augmentation(
     # Metrics are due between log steps, but must not wait there.
     monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 7)
     check_that_only_log_steps_wait(parse("fit", *CNN, *LIMITS, "--data.batch_size=16"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_image_files_train_and_are_predicted_with_weights_of_any_type(precision: str, tmp_path: Path) -> None:
+    folder, option = pictures(tmp_path / "pictures"), f"--precision={precision}"
+    words = ("--config=configs/vision/image_folder.yaml", "--model.net=CNN", "--model.net.width=4", "--max_epochs=1")
+    checkpoint = fit(tmp_path, *words, "--data.image_size=16", f"--data.path={folder}", option)
+    output = tmp_path / "out.csv"
+    given = ["--ckpt_path", checkpoint, folder, "--truth", "folder", "--output", str(output)]
+    assert predict([*given, option, "--accelerator=cpu"]) == 0
+    assert output.read_text().count(".png,") >= 10
 
 
 def test_a_quiet_run_still_says_that_sample_data_is_not_mnist(train: Train) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.loading import Batches, batch_loader, shuffled
 from src.engine.data.pixels import normalise
+from src.engine.system.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
 SIDE = 24  # height and width of an image in pixels
@@ -76,8 +77,15 @@ class ExampleDataModule(LightningDataModule):
         return torch.from_numpy(np.stack(grey)).unsqueeze(1)
 
     def prepare_targets(self, values: list[Any]) -> Tensor:
-        """Targets (B, 3) of a column with true labels, such as `circle cross`."""
-        return torch.tensor([[int(label in str(value).split()) for label in self.labels] for value in values])
+        """Targets (B, 3) of a column with true labels, such as `circle cross`, or empty.
+
+        Raises:
+            InputError: a label is unknown.
+        """
+        found = [("" if value is None else str(value)).split() for value in values]
+        if unknown := next((label for own in found for label in own if label not in self.labels), None):
+            raise InputError(f"true label {unknown!r} is none of {', '.join(self.labels)}: separate labels by spaces")
+        return torch.tensor([[int(label in own) for label in self.labels] for own in found])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from src.engine.system.errors import InputError
 from src.example.data import MEAN, SIDE, STD, ExampleDataModule
 from src.example.network import ExampleNet
 from tests.conftest import Run
@@ -47,3 +48,9 @@ def test_an_image_file_is_prepared_like_the_images_of_training(data: ExampleData
 
 def test_true_labels_of_a_file_are_prepared_like_those_of_training(data: ExampleDataModule) -> None:
     assert data.prepare_targets(["circle cross", "", "square"]).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("unknown", ["Circle", "circle,cross", "0"])
+def test_an_unknown_true_label_is_an_error(unknown: str, data: ExampleDataModule) -> None:
+    with pytest.raises(InputError, match=f"true label '{unknown}' is none of circle, square, cross: separate"):
+        data.prepare_targets(["circle cross", f"square {unknown}"])

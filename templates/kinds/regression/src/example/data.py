@@ -1,7 +1,5 @@
 """Rows of numbers and a value for each: replace them with your own data."""
 
-from typing import Any
-
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -64,10 +62,6 @@ class ExampleDataModule(LightningDataModule):
     def prepare(self, inputs: list[dict[str, float]]) -> Tensor:
         """Features (B, 5) float of rows to predict on, which have the names of the columns."""
         return torch.tensor([[row[name] for name in self.columns] for row in inputs])
-
-    def prepare_targets(self, values: list[Any]) -> Tensor:
-        """Targets (B, 1) float of a column with true values."""
-        return torch.tensor([float(value) for value in values]).unsqueeze(1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train")

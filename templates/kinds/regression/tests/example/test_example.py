@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from src.engine.deploy.prepare import prepare_targets
 from src.example.data import ExampleDataModule
 from src.example.network import ExampleNet
 from tests.conftest import Run
@@ -37,7 +38,10 @@ def test_an_epoch_has_every_row_once_and_the_parts_share_none(data: ExampleDataM
 
 
 def test_a_row_of_a_file_is_prepared_like_the_rows_of_training(data: ExampleDataModule) -> None:
-    features, targets = next(iter(data.test_dataloader()))
+    features, _ = next(iter(data.test_dataloader()))
     rows = [dict(zip(data.columns, row, strict=True)) for row in features.tolist()]
     assert torch.equal(data.prepare(rows), features)
-    assert torch.equal(data.prepare_targets([str(value) for value in targets[:, 0].tolist()]), targets)
+
+
+def test_a_row_without_a_true_value_counts_as_unknown(data: ExampleDataModule) -> None:
+    assert prepare_targets(data, ["1.5", ""]).isnan().tolist() == [[False], [True]]

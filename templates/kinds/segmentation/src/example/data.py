@@ -73,8 +73,9 @@ class ExampleDataModule(LightningDataModule):
         return torch.from_numpy(np.stack(grey)).unsqueeze(1)
 
     def prepare_targets(self, values: list[Any]) -> Tensor:
-        """Targets (B, SIDE, SIDE) int64 of image files with true masks, whose pixels are class numbers."""
-        return torch.from_numpy(np.stack([np.array(image.convert("L")) for image in values])).long()
+        """Targets (B, SIDE, SIDE) int64 of image files with true masks of any size, whose pixels are class numbers."""
+        masks = [np.array(mask.resize((SIDE, SIDE), Image.Resampling.NEAREST)) for mask in values]
+        return torch.from_numpy(np.stack(masks)).long()
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader("train")

@@ -48,4 +48,11 @@ def test_an_image_file_is_prepared_like_the_images_of_training(data: ExampleData
 
 def test_true_masks_of_files_are_prepared_like_those_of_training(data: ExampleDataModule) -> None:
     _, masks = next(iter(data.test_dataloader()))
-    assert torch.equal(data.prepare_targets([Image.fromarray(mask.byte().numpy()) for mask in masks]), masks)
+    assert torch.equal(data.prepare_targets([Image.fromarray(mask.int().numpy()) for mask in masks]), masks)
+
+
+def test_a_true_mask_of_another_size_keeps_its_class_numbers(data: ExampleDataModule) -> None:
+    _, masks = next(iter(data.test_dataloader()))
+    large = torch.kron(masks + 300, torch.ones(2, 2, dtype=torch.int64)).int()  # (10, 2 * SIDE, 2 * SIDE)
+    given = [Image.fromarray(mask.numpy()) for mask in (large[0], (masks[1] + 300).int())]
+    assert torch.equal(data.prepare_targets(given), masks[:2] + 300)
