@@ -57,7 +57,7 @@ class Batches(DistributedSampler[Any]):
         self.count = count
         self.batch_size = batch_size
         self.order = order
-        self.start = 0  # batches to skip in the first epoch: trained on before the run was stopped
+        self.start = 0  # batches to skip once: trained on before the run was stopped
         if drop_single and count > batch_size and count % batch_size < 2 * world:
             self.count -= count % batch_size
 
@@ -66,11 +66,12 @@ class Batches(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # Drawn lazily: Lightning sets the epoch after creating the iterator.
-        epoch_seed, start = derive_seed(self.seed, self.epoch) if self.order else 0, self.start
+        epoch_seed = derive_seed(self.seed, self.epoch) if self.order else 0
+        start, self.start = self.start, 0  # next to a larger loader this one starts again within the epoch
         generator = torch.Generator().manual_seed(epoch_seed)
         samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
         for _ in range(start):
-            next(islice(samples, self.batch_size - 1, None))
+            next(islice(samples, self.batch_size - 1, None), None)
         for _ in range(start, len(self)):
             batch = list(islice(samples, self.batch_size))
             indices = Indices(batch[self.rank :: self.num_replicas] or batch[:1])

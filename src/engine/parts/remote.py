@@ -5,6 +5,7 @@ to its address after each checkpoint.
 """
 
 import json
+import os
 import random
 import re
 import shutil
@@ -64,12 +65,12 @@ def copies_of(names: Sequence[str], table: str) -> list[Path]:
     parent = table.rpartition("/")[0] if is_address(table) else ""
     wanted = [name if is_address(name) else f"{parent}/{name}" if parent else name for name in names]
     with reading(table if parent else next(filter(is_address, wanted))):
-        found: dict[str, Any] = {}
+        found: dict[Any, dict[str, str]] = {}  # by server
         for address in filter(is_address, wanted):
             system, path = file_system(address)
-            found.setdefault(address.partition("://")[0], (system, {}))[1][address] = path
+            found.setdefault(system, {})[address] = path
         copies: dict[str, Path] = {}
-        for system, paths in found.values():
+        for system, paths in found.items():
             _transfer(system, f"what {table} names", _details(system, {path: {} for path in paths.values()}))
             copies |= {address: _place(system, path) for address, path in paths.items()}
     return [copies.get(name) or Path(table).expanduser().parent / name for name in wanted]
@@ -136,8 +137,8 @@ class RunCopy(Callback):
     def copy(self) -> str:
         """Copy what has changed since the last time; returns what went wrong, or ""."""
         try:
-            found = [path for path in self.folder.rglob("*") if path.is_file() and not LEFT_OUT.fullmatch(path.name)]
-            files = {path.relative_to(self.folder).as_posix(): path for path in found}
+            found = [(path.relative_to(self.folder).as_posix(), path) for path in self.folder.rglob("*")]
+            files = {name: path for name, path in found if path.is_file() and not _is_left_out(name)}
             for name, path in files.items():
                 state = (path.stat().st_mtime_ns, path.stat().st_size)
                 if self._copied.get(name) != state:
@@ -150,6 +151,12 @@ class RunCopy(Callback):
         except Exception as error:  # each file system has its own exceptions
             return f"{self.folder} could not be copied to {self.address}: {' '.join(str(error).split())[:200]}"
         return ""
+
+
+def _is_left_out(name: str) -> bool:
+    """Whether a file of a run, or a folder that it is in, is of this machine only."""
+    parts = name.removesuffix("/.metadata").split("/")  # the index of a sharded checkpoint
+    return any(map(LEFT_OUT.fullmatch, parts))
 
 
 def claim_at(parent: Path, address: str) -> Path:
@@ -195,17 +202,22 @@ def fetch_run(given: str) -> Path:
             raise InputError(f"--run {given}: no run is there; give the address of a folder such as version_0")
         folder = ROOT.joinpath("logs", *Path(path).parts[-2:])
         wanted = {name: info["size"] for name, info in files.items() if not Path(name).name.startswith("claim-")}
-        if folder.exists():
-            here = {name: (folder / name).stat().st_size for name in wanted if (folder / name).is_file()}
-            if here != wanted or (folder / "config.yaml").read_bytes() != system.cat(f"{path}/config.yaml"):
-                raise InputError(f"--run {given}: {folder} is here and differs: give --run {folder}, or move it away")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):  # the processes of a run copy once
+            if folder.exists():
+                here = {name: (folder / name).stat().st_size for name in wanted if (folder / name).is_file()}
+                if here != wanted or (folder / "config.yaml").read_bytes() != system.cat(f"{path}/config.yaml"):
+                    raise InputError(
+                        f"--run {given}: {folder} is here and differs: give --run {folder}, or move it away"
+                    )
+                return folder
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as partial:
+                copy = Path(partial) / "run"
+                for name in wanted:
+                    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                    system.get_file(f"{path}/{name}", str(copy / name))
+                copy.rename(folder)
             return folder
-        partial = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-        for name in wanted:
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            system.get_file(f"{path}/{name}", str(partial / name))
-        partial.rename(folder)
-        return folder
 
 
 def _place(system: Any, path: str) -> Path:
@@ -217,7 +229,11 @@ def _place(system: Any, path: str) -> Path:
         raise InputError(f"{path} leads out of its folder: give an address without '..'")
     if query:
         parts.insert(-1, sha256(query.encode()).hexdigest()[:16])
-    return ROOT.joinpath("data", "remote", protocol, *(re.sub(r"[^\w.+= -]", "_", part) for part in parts))
+    if isinstance(host := getattr(system, "host", None), str):  # else it is in the path
+        parts.insert(0, host)
+    if os.name == "nt":  # names there have fewer characters
+        parts = [re.sub(r'[<>:"|?*\\%\x00-\x1f]', lambda one: f"%{ord(one[0]):02x}", part) for part in parts]
+    return ROOT.joinpath("data", "remote", protocol, *parts)
 
 
 def _details(system: Any, found: dict[str, Any]) -> dict[str, Any]:

@@ -121,3 +121,14 @@ def test_neighbouring_seeds_do_not_share_the_order_of_an_epoch(monkeypatch: pyte
         orders.append([index for batch in batches for index in batch])
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("given", [0, 3, 5])
+def test_a_loader_that_starts_again_within_an_epoch_starts_at_its_first_batch(given: int) -> None:
+    loader = batch_loader(Numbers(10), Batches(10, 2, None, shuffled(10)))  # type: ignore[arg-type]
+    first, second = ([batch[1].tolist() for batch in loader] for _ in range(2))
+    assert first == second
+    loader.load_state_dict({"epoch": 0, "given": given})  # type: ignore[attr-defined]
+    assert [batch[1].tolist() for batch in loader] == first[given:]
+    assert [batch[1].tolist() for batch in loader] == first
+    assert loader.state_dict() == {"epoch": 0, "given": 5}  # type: ignore[attr-defined]

@@ -34,6 +34,7 @@ def test_a_drawing_gets_bars_until_it_is_cleared(image_service: Service) -> None
     with browser() as page:
         page.goto(f"http://127.0.0.1:{image_service.port}/")
         draw(page, zigzag)
+        page.wait_for_selector('.best[data-label="right"]')  # not an answer to a part of the drawing
         bars = bars_of(page)
         assert list(bars) == ["left", "middle", "right"]
         assert page.locator(".best").get_attribute("data-label") == "right"

@@ -4,6 +4,8 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import fsspec
 import pytest
@@ -105,6 +107,17 @@ def test_files_that_a_table_names_are_beside_it_or_at_their_own_addresses(
     assert local_paths(["more/a.txt"], str(folder / "table.csv")) == [folder / "more/a.txt"]
     mixed = local_paths(["more/a.txt", "memory://own/c.txt"], str(folder / "table.csv"))
     assert [path.read_text() for path in mixed] == ["a", "c"]
+
+
+def test_names_and_servers_that_differ_have_copies_of_their_own(store: Any, root: Path) -> None:
+    names = ["<5mm/a.txt", ">5mm/a.txt", "cats & dogs/a(1).txt", "cats & dogs/a[1].txt"]
+    for name in names:
+        store.pipe_file(f"/cells/{name}", name.encode())
+    place = remote.copy_of("memory://cells/")
+    found = {path.relative_to(place).as_posix(): path.read_text() for path in place.rglob("*") if path.is_file()}
+    assert found == {name: name for name in names}
+    servers = [SimpleNamespace(protocol=("sftp", "ssh"), host=host) for host in ("lab-a", "lab-b")]
+    assert len({remote._place(server, "/data/x.parquet") for server in servers}) == 2
 
 
 def test_addresses_that_differ_in_their_query_have_copies_of_their_own(folder: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,40 @@ def test_a_run_is_here_and_at_the_address_and_goes_on_from_there(store: Any, pro
     with pytest.raises(InputError, match=r"version_0 is here and differs: give --run"):
         remote.fetch_run(given)
     assert (folder / "config.yaml").read_text() == "seed_everything: 1\n"
+
+
+def test_a_sharded_checkpoint_is_copied_whole_and_one_that_is_being_written_is_not(store: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "toy" / "version_0"
+    for name in ("last.ckpt", ".last.ckpt-new"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        for file in (".metadata", "__0_0.distcp", "meta.pt"):
+            (folder / "checkpoints" / name / file).write_text(file)
+    assert remote.RunCopy(folder, ADDRESS).copy() == ""
+    assert names(store) == {f"checkpoints/last.ckpt/{name}" for name in (".metadata", "__0_0.distcp", "meta.pt")}
+
+
+def test_processes_that_want_the_same_run_copy_it_once_and_nothing_is_left_of_a_failure(
+    store: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = f"{ADDRESS}/toy/version_0"
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        store.pipe_file(f"/bucket/logs/toy/version_0/{name}", name.encode())
+    get_file, fetched = store.get_file, []
+
+    def slow(source: str, *words: Any) -> None:
+        fetched.append(source)
+        time.sleep(0.05)
+        get_file(source, *words)
+
+    monkeypatch.setattr(type(store), "get_file", lambda _, *words: slow(*words))
+    with ThreadPoolExecutor(2) as pool:
+        assert {*pool.map(remote.fetch_run, [given, given])} == {project / "logs" / "toy" / "version_0"}
+    assert len(fetched) == 2
+    shutil.rmtree(project / "logs")
+    monkeypatch.setattr(type(store), "get_file", lambda *_: 1 / 0)
+    with pytest.raises(InputError, match="cannot be read"):
+        remote.fetch_run(given)
+    assert [path.name for path in (project / "logs" / "toy").iterdir()] in ([], [".version_0.lock"])
 
 
 def test_each_checkpoint_is_copied_while_the_run_goes_on(store: Any) -> None:
