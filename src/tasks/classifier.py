@@ -161,9 +161,19 @@ class Classifier(Task):
                     " leave it out"
                 )
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Probabilities (B, num_classes) float32, as the loss trains the logits."""
+        logits = logits.float()
+        chances = logits.softmax(dim=1)
+        if isinstance(self.loss, ONE_HOT_LOSSES):  # to 1 for the right class and 0 for others, or its log-odds
+            each = logits.clamp(min=0) if isinstance(self.loss, nn.MSELoss) else logits.sigmoid()
+            total = each.sum(dim=1, keepdim=True)
+            chances = torch.where(total > 0, each / total, chances)
+        return chances
+
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Labels (B,) int64 and probabilities (B, num_classes) float32."""
-        probabilities = self(*inputs).float().softmax(dim=1)  # (B, num_classes)
+        probabilities = self.probabilities(self(*inputs))  # (B, num_classes)
         return {"labels": probabilities.argmax(dim=1), "probabilities": probabilities}
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:

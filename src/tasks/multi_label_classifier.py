@@ -10,6 +10,8 @@ from torchmetrics.classification import (
     MultilabelF1Score,
     MultilabelPrecisionRecallCurve,
 )
+from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.utilities.data import dim_zero_cat
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
@@ -31,7 +33,8 @@ class MultiLabelClassifier(Task):
         threshold: a label applies if its probability is greater, in (0, 1).
 
     A batch is the network's inputs, then targets (B, num_classes) of 0 and 1; -100 or NaN where unknown. Logs
-    `{train,val,test}/{loss,map,f1}`, mean average precision and macro F1, and `test/f1_LABEL` for each label.
+    `{train,val,test}/{loss,map,f1}`, mean average precision and macro F1 of the labels that occur, and `test/f1_LABEL`
+    for each label.
 
     Raises:
         InputError: an argument is out of range, or logits and targets do not have the shape (B, num_classes).
@@ -57,8 +60,8 @@ class MultiLabelClassifier(Task):
         """The logged metrics; `update` takes `preds` (probabilities) and `target`, `value` (loss) and `weight`."""
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(),
-            "map": MultilabelAveragePrecision(num_classes, average="macro", **UNCHECKED),
-            "f1": MultilabelF1Score(num_classes, threshold, average="macro", **UNCHECKED),
+            "map": _MeanPrecision(num_classes, average="macro", **UNCHECKED),
+            "f1": _MeanF1(num_classes, threshold, average="macro", **UNCHECKED),
         }
         return MetricCollection(metrics)
 
@@ -110,3 +113,26 @@ class MultiLabelClassifier(Task):
         curves: Any = self.metrics.unlogged["curves"]
         with curves.sync_context():
             return label_curves(curves.confmat.cpu(), self.label_names(self.num_classes))
+
+
+class _MeanPrecision(MultilabelAveragePrecision):
+    """The mean over the labels that occur. torchmetrics counts others as 0, and raises if all targets are unknown."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)  # (N, num_classes)
+        occurs = (target == 1).any(dim=0)
+        count = int(occurs.sum())
+        if not count:
+            return preds.new_zeros(())
+        options: dict[str, Any] = {"average": "macro", **UNCHECKED}
+        return multilabel_average_precision(preds[:, occurs], target[:, occurs], count, **options)
+
+
+class _MeanF1(MultilabelF1Score):
+    """The mean over the labels that occur. torchmetrics counts others as 0."""
+
+    def compute(self) -> Tensor:
+        hits, wrong, missed = (dim_zero_cat(one).float() for one in (self.tp, self.fp, self.fn))  # (num_classes,)
+        scores = 2 * hits / (2 * hits + wrong + missed).clamp(min=1)
+        occurs = hits + missed > 0
+        return (scores * occurs).sum() / occurs.sum().clamp(min=1)

@@ -244,8 +244,9 @@ def rotary_angles(count: int, head_dim: int, device: torch.device) -> Rotation:
 
     Both halves of the features have the same angles; the sine of the first half is negated, as `rotate` needs it.
     """
-    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)  # (head_dim / 2,)
-    angles = torch.outer(torch.arange(count, device=device), frequencies)  # (T, head_dim / 2)
+    exact = torch.float32  # the default type may be of half precision
+    frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=exact) / head_dim)  # (head_dim / 2,)
+    angles = torch.outer(torch.arange(count, device=device, dtype=exact), frequencies)  # (T, head_dim / 2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

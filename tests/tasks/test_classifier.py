@@ -113,6 +113,16 @@ def test_mean_squared_error_uses_one_hot_targets(tmp_path: Path) -> None:
     assert found["test/loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.BCEWithLogitsLoss()])
+def test_probabilities_fit_a_loss_on_one_hot_targets(loss: nn.Module) -> None:
+    task = Classifier(net=ToyMLP(), loss=loss)
+    right = [0.0, 1.0, 0.0] if isinstance(loss, nn.MSELoss) else [-40.0, 40.0, -40.0]
+    found = task.probabilities(torch.tensor([right, [-3.0, -2.0, -1.0]]))
+    assert found[0].tolist() == pytest.approx([0, 1, 0], abs=1e-6)
+    assert found.sum(dim=1).tolist() == pytest.approx([1, 1])
+    assert found[1].argmax() == 2
+
+
 class SmoothedClassifier(Classifier):
     """A classifier with another default loss and one more metric."""
 

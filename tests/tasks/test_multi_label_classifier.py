@@ -54,6 +54,18 @@ def test_unknown_labels_are_left_out_one_by_one(tmp_path: Path, dtype: torch.dty
     assert found["test/loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("value", [0, -100])
+def test_a_label_that_does_not_occur_is_left_out_of_the_means(tmp_path: Path, value: int) -> None:
+    y = Y.clone()
+    y[:, 1] = value
+    probabilities, found = measured(tmp_path, y)
+    kept = [(Y[:, at], probabilities[:, at]) for at in (0, 2)]
+    assert found["test/map"] == pytest.approx(sum(average_precision_score(*part) for part in kept) / 2, rel=1e-5)
+    assert found["test/f1"] == pytest.approx(sum(f1_score(a, b > 0.5) for a, b in kept) / 2, rel=1e-5)
+    _, found = measured(tmp_path, torch.full_like(Y, value))
+    assert found["test/map"] == found["test/f1"] == 0
+
+
 def test_an_unknown_label_gives_no_gradient() -> None:
     task = MultiLabelClassifier(nn.Linear(4, 3), num_classes=3)
     y = Y.clone()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from src.text import gpt
-from src.text.gpt import GPT, attend
+from src.text.gpt import GPT, attend, rotary_angles
 
 TINY = {"vocab_size": 50, "block_size": 16, "d_model": 32, "num_heads": 2, "num_layers": 2}
 
@@ -140,3 +140,13 @@ def test_an_argument_out_of_range_is_named(arguments: dict[str, object], message
 def test_more_tokens_than_the_block_are_an_error() -> None:
     with pytest.raises(ValueError, match="17 tokens do not fit this GPT, whose block_size is 16"):
         stirred()(torch.zeros(1, 17, dtype=torch.long))
+
+
+def test_angles_are_exact_whatever_the_type_of_new_tensors() -> None:
+    expected = rotary_angles(300, 16, torch.device("cpu"))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = rotary_angles(300, 16, torch.device("cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))

@@ -34,6 +34,8 @@ def new(args: list[str]) -> int | None:
         _ask(options)
     folder, choice = _choice(options)
     project = Project(ROOT, choice)
+    if choice.kind and project.has(choice.name):
+        raise InputError(_taken("--name", choice.name, "--name tumours"))
     files = project.files()
     if options.dry_run:
         _list(files)
@@ -60,7 +62,7 @@ def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str
                 file.write_bytes(content)
                 if path in programs:
                     file.chmod(file.stat().st_mode | 0o111)
-            if not (temporary / "src").exists() and importlib.util.find_spec("ruff"):  # another name wraps other lines
+            if not (temporary / "src").exists():  # another name wraps other lines
                 subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "."], cwd=temporary, check=True)
                 shutil.rmtree(temporary / ".ruff_cache", ignore_errors=True)
             git(temporary, "init", "--quiet", "--initial-branch=main")
@@ -108,6 +110,8 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
     _check_name("--name" if options.name else f"{options.folder}: the name", name, "--name tumours")
     if options.package != "src":
         _check_name("--package", options.package, "--package tumours")
+        if importlib.util.find_spec("ruff") is None:
+            raise InputError("--package needs the package ruff, as another name wraps other lines: pip install ruff")
         if importlib.util.find_spec(options.package) is not None:
             raise InputError(f"--package {options.package}: an installed package has that name; give another")
     given = kinds(ROOT)[options.kind]["with"] if options.kind in kinds(ROOT) else DEFAULT
@@ -121,8 +125,12 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
 def _check_name(option: str, name: str, example: str) -> None:
     if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii() or name.lower() != name:
         raise InputError(f"{option} {name} is not the name of a module: give one such as {example}")
-    if name in TAKEN or (ROOT / "src" / name).exists():
-        raise InputError(f"{option} {name} is the name of something in the project: give another, as in {example}")
+    if name in TAKEN:
+        raise InputError(_taken(option, name, example))
+
+
+def _taken(option: str, name: str, example: str) -> str:
+    return f"{option} {name} is the name of something in the project: give another, as in {example}"
 
 
 def _list(files: dict[str, bytes]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from src.engine.new.pyproject import project_table, requirements
+from src.engine.new.pyproject import TO_TRAIN, project_table, requirements
 from src.engine.new.template import Template
 from src.engine.new.trimming import Gone, Suite
 from src.engine.system.classes import nearest
@@ -156,6 +156,8 @@ class Project:
         texts["LICENSE"] = self.license.read_text(encoding="utf-8")
         values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
         values["quoted_author"] = json.dumps(choice.author, ensure_ascii=False)  # for YAML
+        extras = [name for name in requirements(template.text("pyproject.toml"), self.packages()) if name in TO_TRAIN]
+        values["extras"] = f"[{','.join(extras)}]" if extras else ""
         found = {"logs/.gitkeep": b""}
         for path, text in texts.items():
             if path in template.added or path in OWN:
@@ -163,6 +165,11 @@ class Project:
                 text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
             found[packaged(path, choice.package)] = packaged(text, choice.package).encode()
         return found
+
+    def has(self, name: str) -> bool:
+        """Whether a module or a folder of tests of this name is there besides the user's own."""
+        paths = {*self.kept, *self.tests}
+        return name != EXAMPLE and any(re.match(rf"(src|tests)/{name}(/|\.py$)", path) for path in paths)
 
     def is_program(self, path: str) -> bool:
         """Whether a file is a program."""
@@ -262,4 +269,5 @@ def packaged(text: str, package: str) -> str:
 def _named(text: str, name: str) -> str:
     """Text of a kind with the name of the project in place of `example`."""
     camel = "".join(word.capitalize() for word in name.split("_"))
-    return re.sub(rf"\b{EXAMPLE}\b|(?<=test_){EXAMPLE}\b", name, re.sub(r"\bExample(?=[A-Z])", camel, text))
+    paths = rf"(?<=src[./]){EXAMPLE}\b|(?<=tests[./]){EXAMPLE}\b|(?<=test_){EXAMPLE}\b"
+    return re.sub(paths, name, re.sub(r"\bExample(?=[A-Z])", camel, text))

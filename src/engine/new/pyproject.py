@@ -14,7 +14,10 @@ TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ru
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "python-multipart": "multipart"}
 IMPORTED_AS |= {"types-pyyaml": "yaml", "types-tqdm": "tqdm", "mlflow-skinny": "mlflow"}
 LOADED_BY = {"plotly": "optuna", "scikit-learn": "optuna", "alembic": "mlflow", "sqlalchemy": "mlflow"}
-SECTIONS = ("setuptools.packages.find", "ruff", "ruff.lint", "ruff.lint.per-file-ignores", "mypy")
+SECTIONS: tuple[str, ...] = ("setuptools.packages.find", "setuptools.package-data")
+SECTIONS += ("ruff", "ruff.lint", "ruff.lint.per-file-ignores", "mypy")
+# Extras that a recipe needs to train, or its sample data; those of commands are installed when they are wanted.
+TO_TRAIN = ("sample", "pretrained", "detection", "audio", "biology")
 
 
 def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:

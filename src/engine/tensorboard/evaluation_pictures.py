@@ -52,12 +52,12 @@ class EvaluationPictures(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self._collect(outputs, batch)
+        self._collect(pl_module, outputs, batch)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self._collect(outputs, batch)
+        self._collect(pl_module, outputs, batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._draw(trainer, pl_module, "val")
@@ -73,10 +73,10 @@ class EvaluationPictures(Callback):
             curves = MulticlassPrecisionRecallCurve(task.num_classes, thresholds=THRESHOLDS, **options)
             self._curves = curves.to(task.device)
 
-    def _collect(self, outputs: Any, batch: Any) -> None:
+    def _collect(self, task: Any, outputs: Any, batch: Any) -> None:
         if self._curves is None or not isinstance(outputs, dict) or "logits" not in outputs:
             return  # a task may override its steps
-        probabilities, targets = outputs["logits"].float().softmax(dim=1), outputs["targets"]  # (B, num_classes), (B,)
+        probabilities, targets = task.probabilities(outputs["logits"]), outputs["targets"]  # (B, num_classes), (B,)
         with counting():
             self._curves.update(probabilities, targets)
         confidences, preds = probabilities.max(dim=1)

@@ -53,6 +53,12 @@ class OptimizerOverrides(Callback):
         if states is None:  # sharded checkpoint: the optimizers are restored already
             states = [{"param_groups": optimizer.param_groups} for optimizer in trainer.optimizers]
         groups = [group for state in states for group in state["param_groups"]]
+        has_groups = any("hidden" in group for group in groups)
+        if has_groups and "weight_decay" in self.optimizer and not self.before.get("weight_decay"):
+            raise InputError(
+                "--optimizer.weight_decay cannot be changed from 0 in a continued run: biases and norms, which have"
+                " none, could not be told from other weights; leave it out"
+            )
         for group in groups:
             for name in LEARNING_RATES:
                 if name in group:

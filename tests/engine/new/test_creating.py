@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ import yaml
 from src import ROOT
 from src.engine.new import creating
 from src.engine.new.creating import new
-from src.engine.new.project import kinds, recipes
+from src.engine.new.project import Choice, Project, kinds, recipes
 from src.engine.new.template import Template, commit_of, git
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
@@ -60,6 +60,42 @@ def test_name_author_and_license_are_the_users(tmp_path: Path) -> None:
     assert "lightning-starter authors" in (project / "LICENSE-lightning-starter").read_text()
     assert "class HousePricesNet(nn.Module)" in (project / "src" / "house_prices" / "network.py").read_text()
     assert "{{" not in (project / "README.md").read_text()
+
+
+def test_the_name_of_a_domain_is_free_where_the_project_has_none(tmp_path: Path) -> None:
+    project = make(tmp_path / DOMAIN, "--kind", "regression")
+    assert (project / "src" / DOMAIN / "network.py").is_file()
+
+
+def test_texts_that_come_along_keep_their_words(tmp_path: Path) -> None:
+    project = make(tmp_path / "mine", "--kind", "regression", "--license", "Apache-2.0", "--author", "Ada")
+    whole = (ROOT / "templates" / "licenses" / "Apache-2.0").read_text()
+    expected = whole.replace("{{author}}", "Ada").replace("{{year}}", time.strftime("%Y"))
+    assert (project / "LICENSE").read_text() == expected
+    assert "for example: make train" in (project / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_a_recipe_needs_is_installed_before_it_trains(recipe: str) -> None:
+    files = Project(ROOT, Choice("mine", recipes=[recipe])).files()
+    extras = tomllib.loads(files["pyproject.toml"].decode())["project"]["optional-dependencies"].keys()
+    installed = re.findall(r"--editable '\.(?:\[(.*)\])?'\n", files["Makefile"].decode())[0]
+    assert {*filter(None, installed.split(","))} == extras - {"deploy", "tune", "loggers", "dev"}
+
+
+def test_the_page_of_the_service_is_packed() -> None:
+    files = Project(ROOT, Choice("mine", "classification", parts=["serve"], package="mine")).files()
+    packed = tomllib.loads(files["pyproject.toml"].decode())["tool"]["setuptools"]["package-data"]["mine"]
+    pages = [path for path in files if path.startswith("mine/") and not path.endswith(".py")]
+    assert "mine/engine/deploy/page.html" in pages
+    assert all(any(PurePosixPath(path).match(pattern) for pattern in packed) for path in pages)
+
+
+def test_another_package_needs_ruff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = creating.importlib.util.find_spec
+    monkeypatch.setattr(creating.importlib.util, "find_spec", lambda name: None if name == "ruff" else find(name))
+    with pytest.raises(InputError, match=r"^--package needs the package ruff"):
+        make(tmp_path / "mine", "--kind", "regression", "--package", "tumours")
 
 
 def test_a_package_of_ones_own_is_named_everywhere(tmp_path: Path) -> None:
@@ -140,7 +176,9 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
         ("mine --kind lightning --name class", "--name class is not the name of a module"),
         ("mine --kind lightning --name Mine", "--name Mine is not the name of a module"),
         ("mine --kind lightning --name engine", "--name engine is the name of something in the project"),
-        (f"mine --kind lightning --name {DOMAIN}", f"--name {DOMAIN} is the name of something in the project"),
+        (f"mine --kind lightning --recipe {OTHER} --name {DOMAIN}", f"--name {DOMAIN} is the name of something in the"),
+        ("predict --kind regression", "--name predict is the name of something in the project"),
+        ("mine --kind lightning --name recipes", "--name recipes is the name of something in the project"),
         ("mine --kind lightning --package torch", "--package torch: an installed package has that name"),
         ("mine --kind lightning --package tests", "--package tests is the name of something in the project"),
         ("mine --kin lightning", "--kin: no such option, did you mean --kind?"),

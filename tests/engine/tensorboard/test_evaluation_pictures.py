@@ -106,7 +106,8 @@ def test_the_curve_is_the_precision_recall_curve_of_the_probabilities(tmp_path: 
     state = {"fast_dev_run": False, "world_size": 1, "is_global_zero": True, "global_step": 0}
     trainer: Any = SimpleNamespace(loggers=[logger], default_root_dir=tmp_path, **state)
     metrics = SimpleNamespace(unlogged={"confusion": confusion})
-    task: Any = SimpleNamespace(num_classes=3, confusion=confusion, metrics=metrics, device="cpu")
+    options = {"num_classes": 3, "confusion": confusion, "metrics": metrics, "device": "cpu"}
+    task: Any = SimpleNamespace(**options, probabilities=lambda logits: logits.softmax(1))
     pictures = EvaluationPictures()
     pictures.on_test_start(trainer, task)
     for part in range(4):

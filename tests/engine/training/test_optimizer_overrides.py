@@ -51,6 +51,15 @@ def test_a_parameter_group_with_its_own_value_keeps_it() -> None:
     assert [group["betas"] for group in groups] == [[0.8, 0.99]] * 2
 
 
+def test_weight_decay_cannot_be_changed_where_groups_cannot_be_told_apart() -> None:
+    saved, now = (
+        {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": value}}} for value in (0.0, 0.1)
+    )
+    checkpoint = {"optimizer_states": [{"param_groups": [{"weight_decay": 0.0, "hidden": False}]}], "lr_schedulers": []}
+    with pytest.raises(InputError, match="weight_decay cannot be changed from 0 in a continued run"):
+        OptimizerOverrides(saved, now).on_load_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
+
+
 def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> None:
     first = train(NEW, *SHORT, "--max_epochs=1", "--lr_scheduler.total_steps=9")
     path = last(first)

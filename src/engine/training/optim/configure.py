@@ -9,6 +9,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src.engine.system.errors import InputError
+from src.engine.training.checks import OF_EVALUATION
 
 Spec = dict[str, Any]
 
@@ -40,7 +41,10 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
             init_args[name] = _run_length(module, interval)
     schedule = _build(built, {"class_path": scheduler["class_path"], "init_args": init_args})
     if isinstance(schedule, ReduceLROnPlateau):
-        return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
+        # It moves when its metric is new, and waits for the first one.
+        every = module.trainer.check_val_every_n_epoch
+        moves = {"frequency": every or 1, "strict": every is not None} if OF_EVALUATION.match(schedule.monitor) else {}
+        return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor, **moves}}
     return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
 

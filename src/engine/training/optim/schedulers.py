@@ -4,6 +4,7 @@ On the command line they replace torch's classes of the same name. `total_steps`
 run's length; the learning rate is always the optimizer's.
 """
 
+import math
 from typing import Any, Literal
 
 from torch.optim import Optimizer, lr_scheduler
@@ -65,10 +66,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         """
         position, total = state_dict.get("last_epoch", 0), self.total_steps
         if position > total:
-            raise InputError(
-                f"the checkpoint is at step {position} of its schedule, and this run's has {total} steps: give more"
-                " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
-            )
+            raise InputError(_too_short(position, total))
         length = ("total_steps", "_schedule_phases")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
 
@@ -86,3 +84,27 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         if T_max is None:
             raise ValueError("CosineAnnealingLR needs T_max outside of a run")
         super().__init__(optimizer, T_max, eta_min)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position of a saved schedule, but not its length: a continued run may be longer.
+
+        Raises:
+            InputError: this run's schedule is over before that position.
+        """
+        position, length = state_dict.get("last_epoch", 0), self.T_max
+        is_changed = state_dict.get("T_max", length) != length
+        if is_changed and position > length:
+            raise InputError(_too_short(position, length))
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "T_max"})
+        if is_changed:  # else the learning rate of the checkpoint is the next one, bit by bit
+            share = (1 + math.cos(math.pi * position / length)) / 2
+            self._last_lr = [self.eta_min + (lr - self.eta_min) * share for lr in self.base_lrs]
+            for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+                group["lr"] = lr
+
+
+def _too_short(position: int, total: int) -> str:
+    return (
+        f"the checkpoint is at step {position} of its schedule, and this run's has {total} steps: give more"
+        " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
+    )

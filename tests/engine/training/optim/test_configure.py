@@ -90,6 +90,20 @@ def test_reduce_on_plateau_watches_a_metric_every_epoch(train: Train) -> None:
     assert (config.monitor, config.interval) == ("val/loss", "epoch")
 
 
+@pytest.mark.parametrize(
+    ("words", "moves"),
+    [
+        (("--trainer.check_val_every_n_epoch=2",), 2),
+        (("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=20"), 3),  # waits for the first
+    ],
+)
+def test_reduce_on_plateau_needs_no_metric_after_every_epoch(train: Train, words: tuple[str, ...], moves: int) -> None:
+    plateau = ("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss", "--lr_scheduler.threshold=10")
+    plateau += ("--lr_scheduler.patience=0", "--lr_scheduler.factor=0.5", "--optimizer.lr=0.01")
+    run = train("fit", *plateau, *words, "--max_epochs=4")
+    assert run.cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01 * 0.5**moves)
+
+
 def test_parameters_made_after_parsing_are_trained(parse: Callable[..., StarterCLI]) -> None:
     cli = parse("--lr_scheduler=null")
     late = torch.nn.Parameter(torch.zeros(3))

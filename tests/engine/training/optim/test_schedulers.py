@@ -1,6 +1,9 @@
+import math
+
 import pytest
 import torch
 
+from src.engine.system.errors import InputError
 from src.engine.training.optim.schedulers import CosineAnnealingLR, OneCycleLR
 
 
@@ -57,3 +60,28 @@ def test_a_longer_run_continues_a_cycle_to_its_own_end() -> None:
         groups.step()
         longer.step()
     assert groups.param_groups[0]["lr"] < 1e-5
+
+
+@pytest.mark.parametrize(("stopped", "length"), [(5, 20), (10, 20), (5, 7)])
+def test_a_cosine_of_another_length_falls_from_where_it_is_to_its_own_end(stopped: int, length: int) -> None:
+    groups = optimizer(0.1)
+    first = CosineAnnealingLR(groups, T_max=10, eta_min=0.01)
+    for _ in range(stopped):
+        groups.step()
+        first.step()
+    other = CosineAnnealingLR(groups, T_max=length, eta_min=0.01)
+    other.load_state_dict(first.state_dict())
+    rates = [groups.param_groups[0]["lr"]]
+    for _ in range(length - stopped):
+        groups.step()
+        other.step()
+        rates.append(groups.param_groups[0]["lr"])
+    expected = [0.01 + 0.09 * (1 + math.cos(math.pi * step / length)) / 2 for step in range(stopped, length + 1)]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_cosine_that_is_over_is_an_error() -> None:
+    groups = optimizer(0.1)
+    saved = {**CosineAnnealingLR(groups, T_max=10).state_dict(), "last_epoch": 8}
+    with pytest.raises(InputError, match=r"at step 8 of its schedule, and this run's has 5 steps: give more"):
+        CosineAnnealingLR(groups, T_max=5).load_state_dict(saved)

@@ -24,7 +24,7 @@ class ExampleNet(nn.Module):
             nn.MaxPool2d(2),
             nn.Conv2d(width, 2 * width, 3, padding=1),
             nn.ReLU(),
-            nn.AdaptiveMaxPool2d(4),
+            nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
         )
         self.head = nn.Linear(32 * width, num_classes)
