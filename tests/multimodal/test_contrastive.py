@@ -243,7 +243,7 @@ def test_two_processes_compare_the_pairs_of_both_and_match_one_process(train: Tr
 def test_labels_of_words_that_the_model_does_not_know_are_refused(trained: str, tmp_path: Path) -> None:
     Image.new("L", (28, 28)).save(tmp_path / "a.png")
     words = ["--ckpt_path", trained, str(tmp_path), "--output", str(tmp_path / "out.csv")]
-    with pytest.raises(InputError, match="--labels 'a cat' and 'a dog' are the same to this model: give texts that"):
+    with pytest.raises(InputError, match="labels 'a cat' and 'a dog' are the same to this model: give texts that"):
         predict([*words, "--labels", "a cat", "a three", "a dog"])
-    with pytest.raises(InputError, match="--labels ' ' is empty to this model"):
+    with pytest.raises(InputError, match="label ' ' is empty to this model"):
         predict([*words, "--labels", "a three", " "])

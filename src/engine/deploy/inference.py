@@ -239,11 +239,11 @@ def _check_labels(labels: Sequence[str], texts: Inputs) -> None:
     seen: dict[Any, str] = {}
     for label, *row in zip(labels, *texts, strict=True):
         if not label.strip() or (row[-1].dtype == torch.bool and not row[-1].any()):
-            raise InputError(f"--labels {label!r} is empty to this model: give a text with words it was trained on")
+            raise InputError(f"label {label!r} is empty to this model: give a text with words it was trained on")
         key = str([one.tolist() for one in row])
         if key in seen:
             raise InputError(
-                f"--labels {seen[key]!r} and {label!r} are the same to this model: give texts that differ in words it"
+                f"labels {seen[key]!r} and {label!r} are the same to this model: give texts that differ in words it"
                 " was trained on"
             )
         seen[key] = label

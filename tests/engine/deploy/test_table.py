@@ -96,9 +96,9 @@ def test_a_table_that_another_run_finishes_in_the_meantime_is_kept_with_its_mask
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["left", "middle", "lower"], "--labels 'left' and 'lower' are the same to this model: give texts that differ"),
-        (["left", "left"], "--labels 'left' and 'left' are the same to this model"),
-        (["left", "r"], "--labels 'r' is empty to this model: give a text with words it was trained on"),
+        (["left", "middle", "lower"], "labels 'left' and 'lower' are the same to this model: give texts that differ"),
+        (["left", "left"], "labels 'left' and 'left' are the same to this model"),
+        (["left", "r"], "label 'r' is empty to this model: give a text with words it was trained on"),
         (["left", "m "], ""),
     ],
 )

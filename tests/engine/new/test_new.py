@@ -3,12 +3,14 @@
 import os
 import random
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from src import ROOT
 from src.engine.new.project import DEFAULT, kinds, recipes
@@ -112,3 +114,12 @@ def test_a_random_project_passes_lint_and_its_tests(
     check(project)
     in_copy(project, "-m", "mypy", "--cache-dir", checked_types)
     run_tests(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classification", "multi_label", "segmentation"])
+def test_the_example_networks_are_exported_for_images_of_any_size(kind: str) -> None:
+    pytest.importorskip("onnxscript")
+    network = runpy.run_path(str(ROOT / "templates" / "kinds" / kind / "src" / "example" / "network.py"))["ExampleNet"]
+    for side in (28, 36):
+        assert torch.onnx.export(network().eval(), (torch.zeros(2, 1, side, side),), dynamo=True) is not None
