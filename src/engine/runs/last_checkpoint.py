@@ -90,8 +90,8 @@ class LastCheckpoint(Checkpoint):
             self._group = torch.distributed.new_group(backend="gloo")  # gloo never waits for a GPU
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
-        self._has_ended = progress["processed"] > progress["completed"]
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
+        self._has_ended = progress.get("processed", 0) > progress.get("completed", 0)
         self._metrics = checkpoint.get("record", {}).get("metrics", {})
         # A checkpoint of another run: ModelCheckpoint would load and delete the files that it names.
         folders = {str(getattr(one, "dirpath", self.path.parent)) for one in trainer.checkpoint_callbacks}

@@ -34,7 +34,7 @@ def _use_plain(module: Any, spec: Tree, logged: Tree) -> Tree:
             value["init_args"] = {**value.get("init_args", {}), **rebuild_arguments(getattr(module, name, None))}
     plain |= INSTANTIATOR
     # What is not plain, and what its constructor has changed.
-    own = {name: value for name, value in module.hparams.items() if name[0] != "_" and not is_class(value)}
+    own = {name: value for name, value in module.hparams.items() if not (name.startswith("_") or is_class(value))}
     is_consistent = all(logged.get(name, value) == value for name, value in plain.items() if name != "_class_path")
     module.save_hyperparameters(plain, logger=is_consistent)
     module.hparams.update(own)

@@ -225,7 +225,7 @@ USED: dict[str, tuple[Change, str]] = {
     "a schedule that is a number": (put("lr_schedulers", 3), "TypeError"),
     "a schedule with an optimizer": (put("lr_schedulers", [{"optimizer": "x"}]), "AttributeError"),
     "progress that is a number": (put("loops", 3), "AttributeError"),
-    "progress that is text": (put("loops/fit_loop", {"state_dict": "x"}), "KeyError"),
+    "progress that is text": (put("loops/fit_loop", {"state_dict": "x"}), "AttributeError"),
     "callbacks that are a list": (put("callbacks", ["x"]), "AttributeError"),
     "metrics that are numbers": (put("half_epoch", [3]), "TypeError"),
     "a version that is none": (put("pytorch-lightning_version", "x"), "InvalidVersion"),
