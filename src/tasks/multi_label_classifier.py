@@ -5,19 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import (
-    MultilabelAveragePrecision,
-    MultilabelF1Score,
-    MultilabelPrecisionRecallCurve,
-)
-from torchmetrics.functional.classification import multilabel_average_precision
-from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics.classification import MultilabelF1Score, MultilabelPrecisionRecallCurve
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import label_curves
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
+from src.tasks.label_metrics import MacroAveragePrecision, MacroF1
 from src.tasks.task import Task, names
 
 LISTED = 50  # labels whose F1 is logged one by one
@@ -60,8 +55,8 @@ class MultiLabelClassifier(Task):
         """The logged metrics; `update` takes `preds` (probabilities) and `target`, `value` (loss) and `weight`."""
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(),
-            "map": _MeanPrecision(num_classes, average="macro", **UNCHECKED),
-            "f1": _MeanF1(num_classes, threshold, average="macro", **UNCHECKED),
+            "map": MacroAveragePrecision(num_classes, average="macro", **UNCHECKED),
+            "f1": MacroF1(num_classes, threshold, average="macro", **UNCHECKED),
         }
         return MetricCollection(metrics)
 
@@ -113,26 +108,3 @@ class MultiLabelClassifier(Task):
         curves: Any = self.metrics.unlogged["curves"]
         with curves.sync_context():
             return label_curves(curves.confmat.cpu(), self.label_names(self.num_classes))
-
-
-class _MeanPrecision(MultilabelAveragePrecision):
-    """The mean over the labels that occur. torchmetrics counts others as 0, and raises if all targets are unknown."""
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)  # (N, num_classes)
-        occurs = (target == 1).any(dim=0)
-        count = int(occurs.sum())
-        if not count:
-            return preds.new_zeros(())
-        options: dict[str, Any] = {"average": "macro", **UNCHECKED}
-        return multilabel_average_precision(preds[:, occurs], target[:, occurs], count, **options)
-
-
-class _MeanF1(MultilabelF1Score):
-    """The mean over the labels that occur. torchmetrics counts others as 0."""
-
-    def compute(self) -> Tensor:
-        hits, wrong, missed = (dim_zero_cat(one).float() for one in (self.tp, self.fp, self.fn))  # (num_classes,)
-        scores = 2 * hits / (2 * hits + wrong + missed).clamp(min=1)
-        occurs = hits + missed > 0
-        return (scores * occurs).sum() / occurs.sum().clamp(min=1)

@@ -178,6 +178,7 @@ class StarterCLI(LightningCLI):
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         given = options
+        self.flags = [flag for flag, _ in options]
         tree, options = config.merge_options(tree, options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
@@ -255,13 +256,12 @@ class StarterCLI(LightningCLI):
             add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model)
         add_default_callbacks(options, self.stage, self.config.quiet)
-        self._best = self.config_init.checkpoint
-        if "checkpoint.monitor" not in self.given and (own := own_checkpoint(callbacks)):
-            self._best = own
-            unused = next((name for name in sorted(self.given) if name.startswith("checkpoint.")), None)
-            if unused and self.run_folder is self.evaluated is None:
+        self.best = self.config_init.checkpoint
+        if "checkpoint.monitor" not in self.given and (own := own_checkpoint(callbacks, checkpoint or {})):
+            self.best = own
+            if unused := next((flag for flag in self.flags if flag.startswith("--checkpoint.")), None):
                 raise InputError(
-                    f"--{unused}: the ModelCheckpoint in trainer.callbacks chooses the best checkpoint: give it"
+                    f"{unused}: the ModelCheckpoint in trainer.callbacks chooses the best checkpoint: give it"
                     f" {unused.partition('.')[2]}, or give --checkpoint.monitor too"
                 )
         if not options["fast_dev_run"]:
@@ -324,7 +324,7 @@ class StarterCLI(LightningCLI):
             trains = self.stage in (None, "fit") or self.config.ckpt_path is None
             path = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-            best, last = checkpoint_callbacks(self._best, path, self.interruption, *every)
+            best, last = checkpoint_callbacks(self.best, path, self.interruption, *every)
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
             options["callbacks"][:] = [best, *(one for one in options["callbacks"] if one is not best)]
             options["callbacks"] += [ModuleCheckpoints(path), last]

@@ -326,10 +326,10 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
     """
     if not model.strict_loading or is_overridden("configure_model", model):
         return  # weights may differ, or do not exist yet
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     loaded = {**checkpoint, "state_dict": {**checkpoint["state_dict"]}}
     with suppress(Exception):  # it may need the Trainer
-        model.on_load_checkpoint(loaded)  # may add weights
+        model.on_load_checkpoint(loaded)  # may add weights, or layers
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     saved = {name: tuple(value.shape) for name, value in loaded["state_dict"].items()}
     if own == saved:
         return

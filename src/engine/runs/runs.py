@@ -108,8 +108,11 @@ def checkpoint_of(folder: Path, which: str) -> Path:
     path = folder / "checkpoints" / f"{which}.ckpt"
     if which == "best" and found and path not in found:  # the run uses another file name
         states = read_checkpoint(str(found[0])).get("callbacks", {}).values()
-        names = [Path(state["best_model_path"]).name for state in states if state.get("best_model_path")]
-        path = next((other for other in found if other.name in names), path)
+        best = [Path(state["best_model_path"]) for state in states if state.get("best_model_path")]
+        names = [one.name for one in best]
+        elsewhere = [one for one in best if one.exists()]
+        path = next((one for one in [*found, *elsewhere] if one.name in names), path)
+        found += elsewhere
     if path not in found:
         have = ", ".join(sorted(other.name for other in found)) or "none"
         raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give a path to --ckpt_path")

@@ -96,7 +96,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         if probes and not one.get("when"):
             (values,) = (one[kind] for kind in KINDS if kind in one)
             _build_run(spec, {name: values[0]}, options.more, folder, probe=True)
-    metric, direction = _metric_and_direction(spec, cli.config.checkpoint, options.config)
+    metric, direction = _metric_and_direction(spec, cli.best, options.config)
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     repeated = {name: one for name, one in spec["space"].items() if name in REPEATED}  # the report has their mean
@@ -104,7 +104,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec = {"sampler": "TPESampler", "pruner": "NopPruner" if repeated else "SuccessiveHalvingPruner", **spec}
     if repeated and spec["pruner"] != "NopPruner":
         raise InputError(
-            f"--pruner {spec['pruner']} stops the worst trials: the mean over {', '.join(repeated)} needs all"
+            f"pruner {spec['pruner']} stops the worst trials: the mean over {', '.join(repeated)} needs all"
         )
     sampler = _instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
     if spec["sampler"] == "GridSampler":
@@ -130,9 +130,10 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     compared = {"metric": metric, "direction": direction}
     _check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
     if repeated:
-        own = {name: value for name, value in given.items() if not says_where(name)}
-        recipe = {"recipe": spec["recipe"], "options": {**spec["options"], **own}, **repeated}
+        recipe = {"recipe": spec["recipe"], "options": spec["options"], **repeated}
         _check_same(study, "same", recipe, recipe, folder)
+        own = {name: value for name, value in given.items() if not says_where(name)}
+        _check_same(study, "given", own, own, folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
 
 
@@ -351,7 +352,7 @@ def _follow_run(search: Search, cli: StarterCLI) -> None:
     """Take the metric that a run has chosen to select its best checkpoint, if neither search nor recipe names one."""
     best: Any = cli.trainer.checkpoint_callback
     is_named = search.metric != DEFAULT_MONITOR or search.spec.get("metric") or "checkpoint.monitor" in cli.given
-    if not is_named and getattr(best, "monitor", None) and best.mode == cli.config.checkpoint.mode:
+    if not is_named and getattr(best, "monitor", None) and best.mode == cli.best.mode:
         search.metric = best.monitor
         search.study.set_user_attr("metric", best.monitor)  # for the other processes, and the report
 

@@ -108,10 +108,18 @@ class ModuleCheckpoints(Callback):
                 one.dirpath = one.dirpath or str(self.folder)
 
 
-def own_checkpoint(callbacks: list[Callback]) -> ModelCheckpoint | None:
-    """The ModelCheckpoint of the configuration that chooses the best checkpoint, if there is one."""
-    found = (one for one in callbacks if isinstance(one, ModelCheckpoint) and one.monitor)
-    return next(found, None)
+def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> ModelCheckpoint | None:
+    """The ModelCheckpoint of the configuration that chooses the best checkpoint, if there is one.
+
+    Args:
+        callbacks: those of the configuration.
+        checkpoint: the one that is continued or tested, or empty. If its run had one more, that one chooses.
+    """
+    states = checkpoint.get("callbacks")
+    saved = [one for one in (states.values() if isinstance(states, dict) else ()) if "best_model_path" in str(one)]
+    found = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
+    able = (one for one in found if one.monitor and "://" not in str(one.dirpath))
+    return next(able, None) if len(saved) <= len(found) else None
 
 
 def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_continued: bool, saves: bool) -> None:

@@ -19,6 +19,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.runs.run_record import read_metrics
 from src.engine.system.errors import InputError
+from src.engine.training.default_callbacks import own_checkpoint
 from tests.conftest import Run
 from tests.engine.cli.lightning_basics import FEATURES, NumbersData
 
@@ -102,6 +103,20 @@ class Frozen(Own):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] |= {f"backbone.{name}": one for name, one in self.backbone.state_dict().items()}
+
+
+class Growing(Own):
+    """Builds a layer of the size that its checkpoint has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(1, 1)
+
+    def on_train_start(self) -> None:
+        self.extra = nn.Linear(3, 3)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.extra = nn.Linear(*checkpoint["state_dict"]["extra.weight"].shape)
 
 
 class Nested(Own):
@@ -220,6 +235,27 @@ def test_a_checkpoint_of_the_recipe_without_a_metric_is_one_more(own: Train) -> 
     assert {"best.ckpt", "last.ckpt", "step=3.ckpt", "step=12.ckpt"} <= names
 
 
+def test_such_a_run_is_repeated_from_its_configuration(own: Train, train: Train) -> None:
+    run = own("Own", callbacks=[checkpoint(monitor="val_acc", mode="max")])
+    again = train("--config", str(run.folder / "config.yaml"))
+    assert again.metrics["test_loss"] == run.metrics["test_loss"]
+
+
+def test_a_checkpoint_of_the_recipe_in_another_folder_is_the_best(own: Train, train: Train, tmp_path: Path) -> None:
+    run = own("Own", callbacks=[checkpoint(monitor="val_acc", mode="max", dirpath=str(tmp_path / "scratch"))])
+    (path,) = (tmp_path / "scratch").iterdir()
+    assert train("test", "--run", str(run.folder)).cli.config.ckpt_path == str(path)
+
+
+def test_a_run_that_had_one_more_checkpoint_keeps_it() -> None:
+    callbacks: list[Any] = [ModelCheckpoint(monitor="val_acc")]
+    states = {name: {"best_model_path": ""} for name in ("first", "second")}
+    assert own_checkpoint(callbacks, {}) is callbacks[0]
+    assert own_checkpoint(callbacks, {"callbacks": {"first": states["first"]}}) is callbacks[0]
+    assert own_checkpoint(callbacks, {"callbacks": states}) is None
+    assert own_checkpoint([ModelCheckpoint("s3://bucket", monitor="val_acc")], {}) is None
+
+
 def test_an_option_that_would_have_no_effect_is_said(own: Train) -> None:
     with pytest.raises(InputError, match=r"^--checkpoint.save_top_k: the ModelCheckpoint in trainer.callbacks chooses"):
         own("Own", "--checkpoint.save_top_k=3", callbacks=[checkpoint(monitor="val_loss")])
@@ -283,6 +319,12 @@ def test_weights_that_a_hook_adds_need_not_be_in_a_checkpoint(own: Train, train:
     assert "test_loss" in read_metrics(run.folder)
     train("test", "--run", str(run.folder))
     train("fit", "--run", str(run.folder), "--ckpt_path=last", "--max_epochs=3")
+
+
+def test_a_hook_may_build_layers_of_the_size_in_the_checkpoint(own: Train, train: Train) -> None:
+    run = own("Growing")
+    tested = train("test", "--run", str(run.folder))
+    assert tested.cli.model.extra.weight.shape == (3, 3)
 
 
 def test_hyperparameters_that_a_constructor_changes_stay_changed(own: Train) -> None:

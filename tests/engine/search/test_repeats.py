@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from src.engine.system.errors import InputError
+from tests.conftest import write
 from tests.engine.search.studies import opened, run, search
 
 SEEDS: dict[str, Any] = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler"}
@@ -37,9 +39,7 @@ def test_a_grid_runs_each_combination_once(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_pruner_that_leaves_out_the_worst_is_refused_for_means(tmp_path: Path) -> None:
-    with pytest.raises(
-        InputError, match=r"^--pruner MedianPruner stops the worst trials: the mean over seed_everything"
-    ):
+    with pytest.raises(InputError, match=r"^pruner MedianPruner stops the worst trials: the mean over seed_everything"):
         opened(tmp_path, "--pruner=MedianPruner", **SEEDS)
     assert type(opened(tmp_path, **SEEDS).study.pruner).__name__ == "NopPruner"
 
@@ -47,8 +47,22 @@ def test_a_pruner_that_leaves_out_the_worst_is_refused_for_means(tmp_path: Path)
 def test_a_mean_is_over_trials_with_the_same_options(tmp_path: Path) -> None:
     opened(tmp_path, "--optimizer.lr=0.001", "--data.num_workers=0", **SEEDS)
     opened(tmp_path, "--optimizer.lr=0.001", "--devices=1", **SEEDS)
-    with pytest.raises(InputError, match=r"holds trials with options .*'optimizer.lr': '0.001'.*, not .*'0.01'"):
+    with pytest.raises(InputError, match=r"holds trials with optimizer.lr .*0.001.*, not .*0.01"):
         opened(tmp_path, "--optimizer.lr=0.01", **SEEDS)
+
+
+def test_the_metric_is_that_of_the_recipes_own_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.engine.search.studies.TINY", ("--accelerator=cpu",))
+    own = {"class_path": "ModelCheckpoint", "init_args": {"monitor": "val_acc", "mode": "max"}}
+    tree = {
+        "model": {"class_path": "tests.engine.cli.test_own_module.Own"},
+        "data": {"class_path": "tests.engine.cli.lightning_basics.NumbersData"},
+        "trainer": {"max_epochs": 1, "callbacks": [own]},
+    }
+    recipe = write(tmp_path / "own_recipe.yaml", yaml.safe_dump(tree))
+    space = {"model.lr": {"float": [0.01, 0.1]}}
+    found = opened(tmp_path, "--recipe", recipe, space=space, options=None)
+    assert (found.metric, found.study.direction.name) == ("val_acc", "MAXIMIZE")
 
 
 @pytest.mark.parametrize("option", ["--optimizer.lr=0.1", "--optimizer.init_args.lr=0.1"])
