@@ -220,10 +220,10 @@ class LabelledTextDataModule(LightningDataModule):
         report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
         self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], targets[part]) for part in PARTS)
         count, total = int((self.train_set.lengths >= self.max_length).sum()), len(self.train_set)
-        if count >= CUT * total:
+        if count > CUT * total:
             announce(
-                f"{count:,} of {total:,} training texts have {self.max_length} tokens or more: only these are used; for"
-                " more give a larger --data.max_length"
+                f"{count:,} of {total:,} training texts have {self.max_length} tokens or more: longer ones are cut off;"
+                " for more give a larger --data.max_length"
             )
 
     def network_arguments(self) -> dict[str, Any]:

@@ -234,9 +234,7 @@ class PretrainedLM(_Pretrained):
     ) -> None:
         super().__init__(pretrained, config, freeze_body, lora_rank, lora_alpha)
         if config is None and not self._hides_later_tokens():
-            raise ValueError(
-                f"{pretrained} sees the tokens that it has to predict: give a language model, such as GPT-2"
-            )
+            raise ValueError(f"{pretrained} sees the tokens it has to predict: give a language model, such as GPT-2")
         if freeze_body:
             self.model.get_output_embeddings().requires_grad_(True)  # it may share the weights of the embedding
         body = self.model.get_base_model() if lora_rank else self.model
@@ -247,7 +245,8 @@ class PretrainedLM(_Pretrained):
     def _hides_later_tokens(self) -> bool:
         """Whether logits do not depend on later tokens: `transformers` also loads BERT and the like as such a model."""
         self.eval()
-        first, second = (self.model(input_ids=torch.tensor([[2, 3, last]])).logits[0, :2] for last in (4, 5))
+        tokens = torch.tensor([[2, 3, 4], [2, 3, 5]], device=self.embedding.weight.device)  # type: ignore[arg-type]
+        first, second = self.model(input_ids=tokens).logits[:, :2]
         self.train()
         return bool((first - second).abs().max() <= 1e-4 * first.abs().max())
 

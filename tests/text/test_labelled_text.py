@@ -218,7 +218,7 @@ def test_texts_that_are_cut_off_are_counted(tmp_path: Path, messages: list[str],
     path = table(tmp_path, ".csv", rows)
     data = ready(path=path, max_length=10, tokenizer=tokenizer)
     count = len(data.train_set)
-    said = f"{count} of {count} training texts have 10 tokens or more: only these are used; for more give a larger"
+    said = f"{count} of {count} training texts have 10 tokens or more: longer ones are cut off; for more give a larger"
     assert any(line.startswith(said) for line in messages)
     del messages[:]
     ready(path=path, max_length=100, tokenizer=tokenizer)

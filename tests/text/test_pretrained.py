@@ -149,7 +149,7 @@ def test_weights_that_do_not_belong_to_the_configuration_are_refused(models: Pat
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
 def test_an_encoder_is_refused_as_a_language_model(models: Path, kind: str) -> None:
-    with pytest.raises(ValueError, match=r"sees the tokens that it has to predict: give a language model, such as"):
+    with pytest.raises(ValueError, match=r"sees the tokens it has to predict: give a language model, such as"):
         PretrainedLM(str(models / kind))
 
 

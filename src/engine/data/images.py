@@ -245,7 +245,7 @@ def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shri
 
 def _read_exif(opened: Image.Image) -> None:
     """Read an image's EXIF data as far as possible, so that damage in it is no error later."""
-    if opened.format == "PNG":
+    if opened.format == "PNG" and "exif" not in opened.info:
         opened.load()  # its EXIF data may follow the pixels, whose damage is an error
     with suppress(Exception):
         opened.getexif()  # later calls return what this one has read

@@ -1,6 +1,7 @@
 """Writes predictions to a table, one row per input, in input order."""
 
 import csv
+import errno
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from src.engine.system.errors import InputError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems
 STEM = 200  # largest number of bytes of an input's name in that of its mask or picture
 # A dict in a row becomes one column per key: `probabilities` becomes `probability_a`, `probability_b`.
 SINGULAR = {"probabilities": "probability", "areas": "area"}
@@ -141,11 +143,14 @@ class PredictionTable(Callback):
         lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=WORKER_SECONDS)
         try:
             lock.acquire()
+            self._lock = lock
         except Timeout:
             return f"--output {self.path} is being written by another run: give another name"
+        except NotImplementedError:  # a file system without locks
+            pass
         except OSError as error:
-            return str(_unwritable(self.path, error))
-        self._lock = lock
+            if error.errno not in NO_LOCKS:
+                return str(_unwritable(self.path, error))
         if not self.path.exists():
             return ""
         self._unlock()

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from src.engine.data.images import UNREADABLE, original_size, reader
+from src.engine.data.images import original_size, reader
 from src.engine.deploy.batcher import Threads, TooManyError
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.prepare import LARGEST, prepare_inputs
@@ -186,7 +186,7 @@ class RequestReader:
     def _file(self, body: bytearray | bytes) -> Prepared:
         try:
             value = self.data.read_file(io.BytesIO(body))
-        except UNREADABLE as error:
+        except (OSError, ValueError) as error:  # others are faults of its code
             raise HTTPException(422, f"not a usable file: {error}; send {self._expected()}") from error
         tensors, notes = prepare_inputs(self.data, [value])
         return tensors, notes[0], (0, 0)

@@ -1,6 +1,7 @@
 """The table of predictions: names that no file can have, numbers that are none, and two runs at the same time."""
 
 import csv
+import errno
 import fcntl
 import math
 import os
@@ -119,3 +120,16 @@ def test_labels_that_the_model_cannot_tell_apart_are_refused(
     else:
         inference.name_classes(labels)
         assert inference.labels == labels
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError()])
+def test_a_table_is_written_where_files_cannot_be_locked(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(prediction_table.FileLock, "acquire", refuse)
+    table = prediction_table.PredictionTable(tmp_path / "o.csv", 1)
+    assert table._take() == ""
+    table._unlock()
