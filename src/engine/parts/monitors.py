@@ -6,6 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from src.engine.runs.checkpoint import best_states
 from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 
 
@@ -92,9 +93,6 @@ class MonitorChoice(Callback):
 
 def saved_monitor(checkpoint: dict[str, Any]) -> str | None:
     """The metric that selects the best checkpoint, as a checkpoint says; else the default."""
-    states = checkpoint.get("callbacks")
-    for state in states.values() if isinstance(states, dict) else ():
-        if isinstance(state, dict) and "best_model_path" in state:
-            monitor = state.get("monitor")
-            return monitor if isinstance(monitor, str) else None
-    return DEFAULT_MONITOR
+    states = best_states(checkpoint)
+    monitor = states[0].get("monitor") if states else DEFAULT_MONITOR
+    return monitor if isinstance(monitor, str) else None

@@ -211,6 +211,13 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     return dict(checkpoint)
 
 
+def best_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states of the ModelCheckpoints in a checkpoint; whatever else it holds is passed over."""
+    states = checkpoint.get("callbacks")
+    found = states.values() if isinstance(states, dict) else ()
+    return [one for one in found if isinstance(one, dict) and "best_model_path" in one]
+
+
 def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
     """Class and arguments of a checkpoint's model; empty if not stored.
 

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from src import ROOT
-from src.engine.runs.checkpoint import configurations, read_checkpoint
+from src.engine.runs.checkpoint import best_states, configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
@@ -107,12 +107,10 @@ def checkpoint_of(folder: Path, which: str) -> Path:
     found = list(checkpoints_of(folder))
     path = folder / "checkpoints" / f"{which}.ckpt"
     if which == "best" and found and path not in found:  # the run uses another file name
-        states = read_checkpoint(str(found[0])).get("callbacks", {}).values()
-        best = [Path(state["best_model_path"]) for state in states if state.get("best_model_path")]
-        names = [one.name for one in best]
-        elsewhere = [one for one in best if one.exists()]
-        path = next((one for one in [*found, *elsewhere] if one.name in names), path)
-        found += elsewhere
+        states = best_states(read_checkpoint(str(found[0])))
+        best = [Path(state["best_model_path"]) for state in states if state["best_model_path"]]
+        found += [one for one in best if one.exists()]  # in a folder that its callback names
+        path = next((one for one in found if one.name in {other.name for other in best}), path)
     if path not in found:
         have = ", ".join(sorted(other.name for other in found)) or "none"
         raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give a path to --ckpt_path")

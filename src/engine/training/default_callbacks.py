@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from src.engine.runs.checkpoint import WholeCheckpointIO
+from src.engine.runs.checkpoint import WholeCheckpointIO, best_states
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
@@ -115,11 +115,9 @@ def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> Mod
         callbacks: those of the configuration.
         checkpoint: the one that is continued or tested, or empty. If its run had one more, that one chooses.
     """
-    states = checkpoint.get("callbacks")
-    saved = [one for one in (states.values() if isinstance(states, dict) else ()) if "best_model_path" in str(one)]
     found = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
     able = (one for one in found if one.monitor and "://" not in str(one.dirpath))
-    return next(able, None) if len(saved) <= len(found) else None
+    return next(able, None) if len(best_states(checkpoint)) <= len(found) else None
 
 
 def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_continued: bool, saves: bool) -> None:
