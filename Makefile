@@ -7,7 +7,7 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 KIND := $(if $(LOCKED),locked,bounds)$(if $(TORCH),-$(TORCH))
-# Python compiles what it imports; pip need not compile all, unless Python may not write what it compiled.
+# pip skips compiling, as Python compiles on import, unless PYTHONDONTWRITEBYTECODE forbids it.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(if $(PYTHONDONTWRITEBYTECODE),,--no-compile)
 # The CPU build 2.x+cpu sorts above 2.x: pip installs it if this index can be reached, else the default build.
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu)

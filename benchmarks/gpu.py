@@ -267,7 +267,7 @@ def deploy(options: Any) -> Values:
     count = 20 if options.quick else 2000
     pixels = data.train_set.images[:count]
     with tempfile.TemporaryDirectory() as folder:
-        path = serving.train_fast_recipe(folder)
+        path = serving.train_fast_recipe(folder, options.quick)
         (pictures := Path(folder) / "images").mkdir()
         for number, image in enumerate(pixels):
             Image.fromarray(image.numpy()).save(pictures / f"{number}.png")

@@ -45,7 +45,7 @@ def trials_per_hour(jobs: int, trials: int, short: list[str]) -> float:
 
 def main() -> None:
     options = parse(__doc__, ("--studies", {"type": int, "default": 3, "help": "number of searches of each kind"}))
-    short = ["--n_trials=2", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"] if options.quick else []
+    short = ["--n_trials=1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"] if options.quick else []
     short += ["--trainer.limit_val_batches=1", "--trainer.check_val_every_n_epoch=1"] if options.quick else []
     kinds = {
         "search": ["--sampler=TPESampler", "--pruner=SuccessiveHalvingPruner"],

@@ -74,7 +74,7 @@ def main() -> None:
         os.environ.pop(name, None)
     steps, rows = (3 if options.quick else 120), []
     with tempfile.TemporaryDirectory() as folder:
-        path = train_fast_recipe(folder) if "serving" in options.only and not options.quick else ""
+        path = train_fast_recipe(folder, options.quick) if "serving" in options.only and not options.quick else ""
         kinds = {
             "training": partial(fit_seconds, [], steps),
             "ddp": partial(fit_seconds, ["--devices=2", "--strategy=ddp"], steps),

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def others_are_busy(loadavg: Path = Path("/proc/loadavg")) -> bool:
-    """Whether other programs keep some of the cores busy that threads of this one would run on.
+    """Whether other programs keep busy some of the cores that this one's threads would use.
 
     False if the system does not say how many threads are ready to run. Only Linux does, for the whole machine.
     """
@@ -23,8 +23,8 @@ def others_are_busy(loadavg: Path = Path("/proc/loadavg")) -> bool:
         return False
 
 
-# Threads that wait for others spin, which is fastest on a quiet machine. Next to busy programs they sleep instead, or
-# those that they wait for would not get a core. Set before torch is imported; the user's own setting stays, and the
+# Waiting threads spin, which is fastest on a quiet machine. Next to busy programs they sleep instead, or the threads
+# they wait for would get no core. Set before torch is imported; the user's own setting stays, and the
 # processes that this one starts keep what is set here. 300000 is what libgomp uses if nothing is set.
 if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ.update({"OMP_WAIT_POLICY": "PASSIVE"} if others_are_busy() else {"GOMP_SPINCOUNT": "300000"})

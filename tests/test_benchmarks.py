@@ -74,12 +74,6 @@ def check_kept(results: Path, printed: str) -> dict[str, Any]:
     return rows
 
 
-@pytest.mark.slow
-def test_a_benchmark_prints_a_table_and_keeps_its_values(tmp_path: Path) -> None:
-    results = tmp_path / "results.json"
-    assert check_kept(results, benchmark("reference.py", "--quick", "--results", str(results)))
-
-
 class Watched(torch.nn.Linear):
     """A network that keeps whether each of its batches was computed in mixed precision."""
 

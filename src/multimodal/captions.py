@@ -228,7 +228,7 @@ class CaptionDataModule(LightningDataModule):
             yield pixels, captions, [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
 
     def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
-        """The same for your own rows: of one image each, with the index of the matching caption of each."""
+        """As `_mnist_parts`, for your own table: each row is an image and its caption."""
         rows = read_table(path, *self.columns, ("image_column", "caption_column"))
         files = local_paths([name for name, _ in rows], path)
         data.value_ranges = check_files(files, data.value_ranges)

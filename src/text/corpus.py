@@ -142,7 +142,7 @@ class TextDataModule(LightningDataModule):
         check_least(1, batch_size=batch_size)
         check_fold(fold, folds)
         if final and fold is not None:
-            raise InputError(f"fold {fold} does not fit final, which has no validation part: give one of them")
+            raise InputError(f"fold {fold} and final cannot be combined: final has no validation part")
         self.save_hyperparameters()
         self.path = path
         self.source = source

@@ -42,7 +42,7 @@ def test_the_byte_pairs_of_a_fold_are_those_of_its_training_part(tmp_path: Path)
 def test_a_fold_without_the_validation_part_or_too_short_is_one_line(tmp_path: Path) -> None:
     path = own(tmp_path, "abcdefghij" * 3)
     for given, message in (
-        ({"fold": 1, "final": True}, "fold 1 does not fit final"),
+        ({"fold": 1, "final": True}, "fold 1 and final cannot be combined"),
         ({"fold": 9, "folds": 5}, "fold 9 is out of range: give 1 to 5"),
         ({"fold": 2, "folds": 3, "block_size": 20}, "train part .* has 9 tokens, block_size 20 needs 21"),
     ):

@@ -48,11 +48,12 @@ def test_two_halves_of_a_run_are_the_whole(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads private memory from /proc")
 def test_private_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     used = []
+    letters = np.random.default_rng(0).integers(97, 123, 2**20, dtype=np.uint8).tobytes()
     for megabytes in (5, 400):
         path = tmp_path / f"{megabytes}.txt"
         with open(path, "wb") as file:
             for _ in range(megabytes):
-                file.write(np.random.default_rng(0).integers(97, 123, 2**20, dtype=np.uint8).tobytes())
+                file.write(letters)
         command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "cache")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

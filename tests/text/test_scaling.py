@@ -14,9 +14,9 @@ from tests.conftest import QUIET, program
 
 def scaling(code: str) -> str:
     """What the script's functions say, in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'scripts'}"}
-    command = [sys.executable, "-c", f"from scaling import *; {code}"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FORK": "1"}
+    command = [sys.executable, "-c", f"import sys; sys.path.append('scripts'); from scaling import *; {code}"]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.slow

@@ -372,7 +372,7 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
 
 
 def without_repeats(parts: Any) -> Any:
-    """A parsed list of callbacks, loggers or plugins without repeats, which a continued run has from its first start.
+    """Remove repeats, which a continued run has from its first start, from a list of callbacks, loggers or plugins.
 
     Callbacks that monitor the same metric in the same way count as one; the arguments of the last one are kept.
     """

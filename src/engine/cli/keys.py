@@ -1,4 +1,4 @@
-"""Checks the keys of a YAML file: of repeated keys, the parser would silently take the last."""
+"""Checks a YAML file for repeated keys: the parser would silently use the last one."""
 
 import yaml
 

@@ -34,7 +34,7 @@ class LabelledFile(NamedTuple):
 
 
 def labelled_files(path: str, columns: tuple[str, str], suffixes: tuple[str, ...]) -> list[LabelledFile]:
-    """The files in the folders of a folder, or in a table.
+    """Find the files in class folders, or in a table.
 
     Args:
         path: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table; or its address.
@@ -78,7 +78,7 @@ def labelled_files(path: str, columns: tuple[str, str], suffixes: tuple[str, ...
 
 
 def read_all(names: Sequence[str], files: Sequence[Path], read: Callable[[Path], T]) -> list[T]:
-    """What `read` returns for each file, in threads.
+    """Call `read` for each file, in threads.
 
     Raises:
         InputError: it has raised OSError or ValueError for some; the message has their `names`.

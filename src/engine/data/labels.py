@@ -48,7 +48,7 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
                 " write them alike"
             )
         if len(group) > 1:
-            announce(f"Labels {shown} of {source} differ only in case and are different classes: write them alike?")
+            announce(f"Labels {shown} of {source} differ only in case and are different classes: is this a typo?")
 
 
 def check_not_parts(names: Sequence[str], path: str | Path) -> None:

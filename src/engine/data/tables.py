@@ -280,7 +280,7 @@ def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[A
         start += batch.num_rows
         yield batch
     if count:
-        announce(f"{path}: rows of several lines: {count:,}, the first is row {first}; check the quotation marks there")
+        announce(f"{path}: rows that span several lines: {count:,}, first row {first}; check its quotation marks")
 
 
 def _json(path: Path, columns: Sequence[str]) -> Table:

@@ -128,7 +128,7 @@ class Inference(LightningModule):
         return self.on_prepared(self.task)
 
     def on_prepared(self, model: nn.Module) -> nn.Module:
-        """A model that takes what `prepare` returns, from one that takes the batches of the data."""
+        """Wrap a model for loader batches so that it takes what `prepare` returns."""
         if self.kind == "image":
             return Pixels(model, self.pixels.mean, self.pixels.std)
         return model if self.features is None else nn.Sequential(self.features, model)
@@ -150,7 +150,7 @@ class Inference(LightningModule):
             return task(*inputs)
 
     def _network_inputs(self, inputs: Inputs) -> Inputs:
-        """What the batches of the data hold, from what `prepare` returns; images and features as the weights' type."""
+        """Turn what `prepare` returns into network inputs; images and features in the weights' dtype."""
         dtype = next((one.dtype for one in self.task.parameters() if one.is_floating_point()), torch.float32)
         if self.kind == "image":
             return (self.pixels.normalise(inputs[0]).to(dtype),)

@@ -68,7 +68,7 @@ def prepare_inputs(data: Any, inputs: Sequence[Any]) -> tuple[Inputs, list[str]]
 
 
 def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Tensor:
-    """Targets as the DataModule's batches have them, from the true values in files.
+    """Turn true values in files into targets like those of the DataModule.
 
     Uses the DataModule's `prepare_targets`, if it has one. Otherwise masks give class numbers (B, H, W); texts of the
     DataModule's `labels` give class numbers (B,), or (B, T) for several labels in one text; all else gives numbers

@@ -60,7 +60,7 @@ def _maker(spec: Tree) -> partial[Any]:
 
 
 def _built(value: Any, hint: Any) -> Any:
-    """A value of a configuration as the argument of this type that jsonargparse would make of it."""
+    """Convert a configuration value to an argument of this type, as jsonargparse does."""
     options = options_of(hint)
     if is_class(value):
         maker, returned = _maker(value), returned_by(hint)

@@ -81,7 +81,7 @@ class Service:
         options: command-line options of `src.serve`.
         bfloat16: compute in bfloat16 instead of float32.
 
-    `error` is what has ended the computing of batches, which must not happen.
+    `error` is the exception that has stopped the batcher, if any.
     """
 
     def __init__(self, inference: Inference, options: argparse.Namespace, bfloat16: bool) -> None:

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import keyword
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,13 +13,14 @@ from pathlib import Path
 
 from src import ROOT
 from src.engine.cli.command import command_parser, parse_words
-from src.engine.new.project import ALWAYS, DEFAULT, Choice, Project, kinds, parts, recipes
-from src.engine.new.template import Template, git
+from src.engine.new.project import ALWAYS, DEFAULT, Choice, Project, default_parts, kinds, parts, recipes
+from src.engine.new.pyproject import distributions
+from src.engine.new.template import Template, git, uncommitted
 from src.engine.new.updating import update
 from src.engine.system.errors import InputError
 
-# Names that a project's own folder or package cannot have: they are taken in every project.
-TAKEN = {"engine", "tasks", "train", "new", "tests", "configs", "src"}
+# Names that a project's own folder or package cannot have: they are taken in every project, or git ignores them.
+TAKEN = {"engine", "tasks", "train", "new", "tests", "configs", "src", "data", "logs", "build", "docs", "scripts"}
 
 
 def new(args: list[str]) -> int | None:
@@ -29,9 +31,12 @@ def new(args: list[str]) -> int | None:
     """
     options = _parse(args)
     if options.update:
-        return update(ROOT, Path(options.update).expanduser())
+        return update(ROOT, Path(options.update).expanduser().absolute())
     if not args and sys.stdin.isatty():
-        _ask(options)
+        try:
+            _ask(options)
+        except EOFError as error:
+            raise InputError("a question has no answer; nothing is written") from error
     folder, choice = _choice(options)
     project = Project(ROOT, choice)
     if choice.kind and project.has(choice.name):
@@ -42,7 +47,9 @@ def new(args: list[str]) -> int | None:
     else:
         write(folder, files, {path for path in files if project.is_program(path)}, choice.author)
         print(f"written {folder}: {len(files)} files, {_lines(files, choice.package)} lines in {choice.package}/")
-        print(f"next: cd {shlex.quote(str(options.folder))} && make train")
+        print(f"next: cd {shlex.quote(os.path.relpath(folder))} && make train")
+        if reason := uncommitted(ROOT):
+            print(f"this project cannot take updates: {reason}", file=sys.stderr)
     return None
 
 
@@ -50,7 +57,7 @@ def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str
     """Write a repository with a first commit, completely or not at all.
 
     Raises:
-        InputError: the folder cannot be written, or git is not there.
+        InputError: the folder cannot be written.
     """
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
@@ -73,9 +80,6 @@ def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except FileNotFoundError as error:
-        what = "git is not installed" if error.filename == "git" else f"{error.filename}: {error.strerror}"
-        raise InputError(f"{folder} cannot be written: {what}") from error
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error.stderr).split())
         raise InputError(f"{folder} cannot be written: {reason}; nothing is left of it") from error
@@ -111,10 +115,10 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
     if options.package != "src":
         _check_name("--package", options.package, "--package tumours")
         if importlib.util.find_spec("ruff") is None:
-            raise InputError("--package needs the package ruff, as another name wraps other lines: pip install ruff")
+            raise InputError("--package needs ruff, which reformats code for the new name: pip install ruff")
         if importlib.util.find_spec(options.package) is not None:
             raise InputError(f"--package {options.package}: an installed package has that name; give another")
-    given = kinds(ROOT)[options.kind]["with"] if options.kind in kinds(ROOT) else DEFAULT
+    given = kinds(ROOT)[options.kind]["with"] if options.kind in kinds(ROOT) else default_parts(ROOT, options.recipe)
     words = given if options.parts is None else [word for word in options.parts.split(",") if word]
     chosen = sorted({word for word in words if word not in ALWAYS})
     author = options.author or git(ROOT, "config", "user.name", check=False).stdout.strip() or f"the {name} authors"
@@ -123,14 +127,16 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
 
 
 def _check_name(option: str, name: str, example: str) -> None:
-    if not name.isidentifier() or keyword.iskeyword(name) or not name.isascii() or name.lower() != name:
+    if not re.fullmatch("[a-z]([a-z0-9_]*[a-z0-9])?", name) or keyword.iskeyword(name):
         raise InputError(f"{option} {name} is not the name of a module: give one such as {example}")
+    if name in distributions((ROOT / "pyproject.toml").read_text(encoding="utf-8")):
+        raise InputError(f"{option} {name}: a package that the project may need has that name; give another")
     if name in TAKEN:
         raise InputError(_taken(option, name, example))
 
 
 def _taken(option: str, name: str, example: str) -> str:
-    return f"{option} {name} is the name of something in the project: give another, as in {example}"
+    return f"{option} {name} is already used in the project: give another, as in {example}"
 
 
 def _list(files: dict[str, bytes]) -> None:
@@ -166,9 +172,10 @@ def _ask(options: argparse.Namespace) -> None:
     options.kind, options.recipe = (name, []) if kind == "kind" else (None, [name])
     print("\nWhat it can do besides training, and what each adds:")
     base = Project(ROOT, Choice("example", options.kind, options.recipe, []))
+    needed = base.requirements()
     for word in (word for word in parts(template) if word not in ALWAYS):
         more = Project(ROOT, Choice("example", options.kind, options.recipe, [word]))
-        packages = ", ".join(sorted(more.requirements() - base.requirements()))
+        packages = ", ".join(sorted(more.requirements() - needed))
         if more.kept != base.kept:
             print(f"  {more.lines() - base.lines():6,} lines  {word}{f' (needs {packages})' if packages else ''}")
     options.parts = input("Names separated by commas, or Enter for the default: ").replace(" ", "") or None
@@ -195,4 +202,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--license", default="MIT", help="licence of your code (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list the files with their lines and write nothing")
     parser.add_argument("--update", metavar="PROJECT", help="merge newer files into a project made by this command")
-    return parse_words(parser, args)
+    options = parse_words(parser, args)
+    others = [word for word in vars(options) if getattr(options, word) != parser.get_default(word)]
+    if options.update and (unused := {*others} - {"update", "debug", "more"}):
+        flags = [{"folder": options.folder, "parts": "--with"}.get(word, f"--{word}") for word in sorted(unused)]
+        raise InputError(f"--update takes no other option, was given {', '.join(flags).replace('_', '-')}")
+    return options

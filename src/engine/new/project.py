@@ -40,7 +40,7 @@ OWN = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
 
 @dataclass
 class Choice:
-    """What a project is made of; `pyproject.toml` notes it for updates.
+    """The choices for a project, stored in `pyproject.toml` for updates.
 
     Args:
         name: name of the project, and of the folder of its own code.
@@ -100,10 +100,6 @@ class Project:
         """Content of the tests that remain, by path."""
         template = self.template
         folders = {path.split("/")[1] for path in self.kept if path.startswith("src/")} | {"engine"}
-        data = {path for path in template.source if path.startswith("tests/") and not path.endswith(".py")}
-        data = {
-            path for path in data if all(one in self.kept for one in template.needs(path) if one.startswith("src/"))
-        }
         inits = {path for path in template.source if path.startswith("tests/") and path.endswith("__init__.py")}
         paths = [
             path
@@ -116,6 +112,14 @@ class Project:
             )
             and not re.match(r"tests/(engine|tasks)/(.+/)?test_", path)  # this template runs them
         ]
+        named = "\n".join(map(template.text, paths))
+        data = {
+            path
+            for path in template.source
+            if re.fullmatch(r"tests/.+\.(yaml|js)", path)
+            and PurePosixPath(path).name in named
+            and all(one in self.kept for one in template.needs(path) if one.startswith("src/"))
+        }
         other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
         gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
         found = Suite(template, gone, paths).trimmed(map(template.text, data))
@@ -191,12 +195,22 @@ class Project:
         }
         folders = [f"| `{folder}` | {what} |" for folder, what in found.items()]
         for name, value in (
+            ("longer", [self._longer()]),
             ("about", [about or comment(self.template.text(self.recipes[0]))]),
             ("folders", folders),
             ("recipes", shown),
         ):
             text = text.replace(f"{{{{{name}}}}}\n", "".join(f"{line}\n" for line in value))
         return "".join(line for line in text.splitlines(True) if not (line.startswith("|") and gone.find(line)))
+
+    def _longer(self) -> str:
+        """A row with the command that trains the default recipe for longer, with another learning rate."""
+        text = self.template.text(self.recipes[0] if self.choice.kind is None else "configs/default.yaml")
+        tree = yaml.safe_load(text)
+        steps = tree["trainer"].get("max_steps")
+        length = f"--trainer.max_steps {2 * steps}" if steps else "--max_epochs 20"
+        rate = "--optimizer.lr" if "optimizer" in tree else "--model.lr"
+        return f"| train longer, with another learning rate | `python -m src.train {length} {rate} 1e-3` |"
 
 
 def _one(option: str, name: str, known: dict[str, Any]) -> Any:
@@ -208,7 +222,7 @@ def _one(option: str, name: str, known: dict[str, Any]) -> Any:
 
 
 def kinds(root: Path) -> dict[str, dict[str, Any]]:
-    """What each kind of task says of itself, `about` and `with`, by name."""
+    """`about` and `with` of each kind of task, from its `kind.yaml`."""
     found = sorted((root / "templates/kinds").glob("*/kind.yaml"))
     return {path.parent.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in found}
 
@@ -220,12 +234,27 @@ def recipes(template: Template) -> dict[str, str]:
     return {PurePosixPath(path).stem: path for path in found if _has_its_classes(template, path)}
 
 
-def _has_its_classes(template: Template, path: str) -> bool:
-    """Whether model and data of a recipe are there: their domain may have been deleted."""
+def _classes(template: Template, path: str) -> list[str]:
+    """The names of model and data of a recipe."""
     tree = yaml.safe_load(template.text(path))
     parts = [tree[key] for key in ("model", "data")]
-    names = [part["class_path"] if isinstance(part, dict) else part for part in parts]
-    return all(name in template.classes or "." in name for name in names)
+    return [part["class_path"] if isinstance(part, dict) else part for part in parts]
+
+
+def _has_its_classes(template: Template, path: str) -> bool:
+    """Whether model and data of a recipe are there: their domain may have been deleted."""
+    return all(name in template.classes or "." in name for name in _classes(template, path))
+
+
+def default_parts(root: Path, names: list[str]) -> list[str]:
+    """The commands and parts of a project with these recipes; `generate` for language models."""
+    template = Template(root)
+    known = recipes(template)
+    models = [_classes(template, known[name])[0] for name in names if name in known]
+    texts = [template.text(template.classes[name]) for name in models if name in template.classes]
+    writes = [re.search(r"^    def generate\(", text, re.MULTILINE) is not None for text in texts]
+    commands = (["generate"] if any(writes) else []) + (["predict"] if not writes or not all(writes) else [])
+    return [*commands, *(part for part in DEFAULT if part != "predict")]
 
 
 def overlays(template: Template) -> set[str]:

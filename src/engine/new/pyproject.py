@@ -30,6 +30,13 @@ def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:
     return {name: group for name, group in found.items() if group}
 
 
+def distributions(text: str) -> set[str]:
+    """The packages that a `pyproject.toml` names, in lower case with underscores."""
+    project = tomllib.loads(text)["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return {_distribution(one).replace("-", "_") for group in groups for one in group}
+
+
 def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, str], root: Path) -> str:
     """The content of `pyproject.toml`.
 
@@ -57,8 +64,9 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     lines += [line for name, group in extras.items() for line in _array(name, group, text)]
     for section in SECTIONS:
         lines += ["", f"[tool.{section}]", *_section(text, f"tool.{section}")]
-    if choice.package != "src":  # a longer name, which comes after `tests`
-        lines += ["", "[tool.ruff.lint.pycodestyle]", f"max-line-length = {120 + len(choice.package) - len('src')}"]
+    if choice.package != "src":  # another name, longer or after `tests`
+        longest = 120 + max(0, len(choice.package) - len("src"))
+        lines += ["", "[tool.ruff.lint.pycodestyle]", f"max-line-length = {longest}"]
         lines += ["", "[tool.ruff.lint.isort]", 'no-lines-before = ["tests"]', 'sections = { tests = ["tests"] }']
         order = ["future", "standard-library", "third-party", "first-party", "tests", "local-folder"]
         lines += _lines({"section-order": order})

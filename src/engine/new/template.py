@@ -11,7 +11,10 @@ from typing import Any
 
 import yaml
 
+from src.engine.system.errors import InputError
+
 IGNORED = {".git", ".venv", "data", "logs", "build", "__pycache__"}
+JUNK = (".DS_Store", "~", ".swp")  # of desktops and editors
 CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
@@ -66,20 +69,13 @@ class Template:
         path = name.replace(".", "/")
         return next((one for one in (f"{path}.py", f"{path}/__init__.py") if one in self.source), None)
 
-    def texts(self, path: str) -> Iterator[str]:
+    def texts(self, path: str) -> tuple[str, ...]:
         """All text in a Python file, docstrings and parts of f-strings included."""
-        for node in ast.walk(_tree(self.root / self.source[path])):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
+        return _named(self.root / self.source[path])[0]
 
-    def named_modules(self, path: str) -> Iterator[str]:
+    def named_modules(self, path: str) -> tuple[str, ...]:
         """Dotted names of what a Python file imports, also within functions."""
-        for node in ast.walk(_tree(self.root / self.source[path])):
-            if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                yield node.module
-                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        return _named(self.root / self.source[path])[1]
 
     def needs(self, path: str) -> set[str]:
         """The files that a file needs: imported modules, classes named in YAML, data files beside a module."""
@@ -135,23 +131,44 @@ def commit_of(root: Path) -> str:
     return done.stdout.strip() if is_own else "unknown"
 
 
+def uncommitted(root: Path) -> str:
+    """Why an update could not know what a clone makes of a choice today, or ""."""
+    if commit_of(root) == "unknown":
+        return f"{root} has no history of git; make it with a clone"
+    if git(root, "status", "--porcelain").stdout:
+        return f"{root} has changes that are not committed; commit them and make it again"
+    return ""
+
+
 def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run git in a folder, whatever repository the environment names."""
+    """Run git in a folder, whatever repository the environment names.
+
+    Raises:
+        InputError: git is not installed.
+        CalledProcessError: git failed, and `check` is set.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=check)
+    try:
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=check)
+    except FileNotFoundError as error:
+        raise InputError("git is not installed, and a project starts with its history") from error
 
 
 @cache
 def _listed(root: Path) -> tuple[str, ...]:
     """The files of a clone that git does not ignore; of a copy without history, all but environment, data and runs."""
     if (root / ".git").exists():
-        found = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard").stdout.split("\0")
-        return tuple(sorted({path for path in found if path and (root / path).is_file()}))
+        done = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)
+        if done.returncode:
+            raise InputError(f"{root}: {' '.join(done.stderr.split())}")
+        found = {path for path in done.stdout.split("\0") if path and not path.endswith(JUNK)}
+        return tuple(sorted(path for path in found if (root / path).is_file()))
     paths = []
     for folder, folders, names in os.walk(root):
         ignored = {"__pycache__"} if Path(folder) != root else IGNORED  # src/engine/data is code
         folders[:] = [name for name in folders if name not in ignored and not name.endswith(("_cache", ".egg-info"))]
+        names = [name for name in names if not name.endswith(JUNK)]
         paths += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
     return tuple(sorted([*paths, "logs/.gitkeep"]))
 
@@ -162,8 +179,18 @@ def _read(path: Path) -> str:
 
 
 @cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(_read(path))
+def _named(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All text in a Python file, and the dotted names of what it imports."""
+    texts: list[str] = []
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(_read(path))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            texts.append(node.value)
+        elif isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return tuple(texts), tuple(modules)
 
 
 def _values(node: Any) -> Iterator[str]:

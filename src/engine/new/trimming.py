@@ -1,4 +1,4 @@
-"""Tests of a new project: those of this template whose subjects are all there."""
+"""Selects the tests of a new project: those whose code it has."""
 
 import ast
 import re

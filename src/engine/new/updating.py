@@ -33,10 +33,15 @@ def update(root: Path, project: Path) -> int:
         raise InputError(f"--update {project}: git does not know this folder, so nothing could be undone: commit first")
     if status.stdout.strip():
         raise InputError(f"--update {project}: it has changes that are not committed; commit them first")
+    if noted["commit"] == "unknown":
+        raise InputError(
+            f"--update {project}: it was made of a copy without history: write the commit that it was made of into its"
+            " pyproject.toml, below [tool.lightning-starter]"
+        )
     if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
         raise InputError(
-            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made of; give a whole"
-            " clone, as git fetch --unshallow makes it"
+            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from; give a full"
+            " clone (git fetch --unshallow)"
         )
     with tempfile.TemporaryDirectory() as name:
         before, after, template = (Path(name) / one for one in ("before", "after", "template"))
@@ -111,7 +116,9 @@ def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> t
                 base.touch()
             labels = ("-L", "yours", "-L", "before", "-L", "template")
             done = git(project, "merge-file", *labels, str(project / path), str(base), str(after / path), check=False)
-            if done.returncode:
+            if done.returncode > 127:  # else the number of conflicts
+                conflicts.append(f"{path}: {' '.join(done.stderr.split())}")
+            elif done.returncode:
                 conflicts.append(path)
             elif _read(project / path) != mine:
                 merged.append(path)

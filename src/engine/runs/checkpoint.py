@@ -155,7 +155,7 @@ def damage(path: Path) -> str | None:
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a checkpoint in a folder, of which a part of the engine reads the shards."""
+    """Whether a path is a sharded checkpoint, a folder that a part of the engine can read."""
     return path.is_dir() and any(is_checkpoint(path) for is_checkpoint in hooks("is_folder_checkpoint"))
 
 

@@ -189,7 +189,7 @@ def _move_plateaus(trainer: Trainer, epochs: int, metrics: dict[str, Any]) -> No
 
 
 def _start_next_epoch(trainer: Trainer) -> None:
-    """Continue a checkpoint of an epoch's end with the next epoch.
+    """Continue with the next epoch if the last one was complete.
 
     Private (Lightning 2.6.6): with max_steps, Lightning repeats that epoch without a step and counts it twice.
     """

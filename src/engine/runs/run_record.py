@@ -167,7 +167,7 @@ class RunRecord(Callback):
                 trainer.should_stop = True
                 rank_zero_info(
                     f"This run has stopped early ({_without_hint(state['stopping_reason_message'])}), so nothing is"
-                    f" left to train: change the patience of {type(callback).__name__}, or remove it, to train on"
+                    f" left to train: change the patience of {type(callback).__name__}, or remove it, to continue"
                 )
             else:
                 state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}

@@ -45,7 +45,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 class _Grid(optuna.samplers.GridSampler):
-    """Optuna's own raises an error when a trial that was broken is tried again as the last one."""
+    """Optuna's GridSampler, without its error when the last trial is a retry of a broken one."""
 
     def after_trial(self, *_: Any) -> None:
         """Leave it to the search when to stop."""

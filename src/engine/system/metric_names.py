@@ -1,4 +1,4 @@
-"""Tells from its name where a metric was logged; the names are the user's."""
+"""Tells from the name of a metric in which stage it was logged."""
 
 import re
 from collections.abc import Iterable

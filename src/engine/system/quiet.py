@@ -27,7 +27,7 @@ def hide_information() -> None:
 
 
 def _skip_closed_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Workers inherit this hook: their threads fail to send batches after a run ended, which reports why itself."""
+    """Hide errors of worker threads that fail to send batches after a run ended; workers inherit this hook."""
     in_thread = threading.current_thread() is not threading.main_thread()
     if not (in_thread and isinstance(error, ConnectionError | EOFError)):
         sys.__excepthook__(kind, error, trace)

@@ -16,7 +16,7 @@ DEFAULT_MONITOR = "val/loss"
 FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
 # Callbacks of Lightning that a run refuses, and why.
 UNUSABLE: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size after the schedule is made, and no configuration would say so: give"
+    BatchSizeFinder: "changes the batch size after the schedule is made, and config.yaml would not show it: give"
     " --data.batch_size",
     LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
     " --optimizer.lr",
@@ -52,7 +52,7 @@ class MonitorCheck(Callback):
 
 
 def check_settings(config: Any, trains: bool) -> None:
-    """Check Trainer and checkpoint settings that Lightning takes, but with which a run would not do what it says.
+    """Check Trainer and checkpoint settings that Lightning accepts but that would not do what they say.
 
     Raises:
         InputError: a setting is out of range or does not fit another one.
@@ -103,14 +103,14 @@ def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
         if checkpoint[name]:
             raise InputError(
                 f"--checkpoint.{name} {checkpoint[name]} saves between validations, when --checkpoint.monitor {monitor}"
-                " is that of other weights: leave it out and validate more often with --trainer.val_check_interval, or"
+                " is of older weights: leave it out and validate more often with --trainer.val_check_interval, or"
                 " give --checkpoint.monitor null"
             )
     at_epoch_end = trainer.val_check_interval in (None, 1.0) and every == 1
     if monitor.startswith("val") and checkpoint.save_on_train_epoch_end and not at_epoch_end:
         raise InputError(
-            f"--checkpoint.save_on_train_epoch_end true: --checkpoint.monitor {monitor} is not new at the end of every"
-            " epoch, as validation runs at other times: leave it out"
+            f"--checkpoint.save_on_train_epoch_end true: --checkpoint.monitor {monitor} is not computed at the end of"
+            " every epoch: leave it out"
         )
     if monitor.startswith("train") and not checkpoint.save_on_train_epoch_end and not at_epoch_end:
         raise InputError(

@@ -113,7 +113,7 @@ def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> Mod
 
     Args:
         callbacks: those of the configuration.
-        checkpoint: the one that is continued or tested, or empty. If its run had one more, that one chooses.
+        checkpoint: the one continued or tested, or empty. If it has more ModelCheckpoints, none of these chooses.
     """
     found = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
     able = (one for one in found if one.monitor and "://" not in str(one.dirpath))

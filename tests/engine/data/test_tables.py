@@ -29,7 +29,7 @@ def test_rows_of_several_lines_are_counted_and_the_first_is_named(tmp_path: Path
     found = read_table(path, "text", "label")
     assert len(found) == 27
     assert found[7][0].startswith("row 8,0\nrow 9,")
-    wanted = f"{path}: rows of several lines: 1, the first is row 8; check the quotation marks there"
+    wanted = f"{path}: rows that span several lines: 1, first row 8; check its quotation marks"
     assert messages == [wanted]
     assert len(list(stream_columns(Path(path), {"text": "--text_column"}))) == 27
     assert messages == [wanted, wanted]

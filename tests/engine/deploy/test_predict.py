@@ -386,4 +386,4 @@ def test_files_of_texts_that_cannot_be_read_are_one_row_and_strange_ones_are_rep
     assert errors["empty.txt"] == errors["rows.csv"] == "nothing in this file"
     assert "wide.txt seems to be UTF-16" in errors["wide.txt"]
     if workers == "0":  # otherwise printed by another process
-        assert [line for line in messages if "rows of several lines: 1, the first is row 2" in line]
+        assert [line for line in messages if "rows that span several lines: 1, first row 2" in line]

@@ -14,10 +14,13 @@ import pytest
 import yaml
 
 from src import ROOT
+from src.engine.cli.class_names import resolve_class
 from src.engine.new import creating
+from src.engine.new import template as template_module
 from src.engine.new.creating import new
-from src.engine.new.project import Choice, Project, kinds, recipes
+from src.engine.new.project import Choice, Project, default_parts, kinds, recipes
 from src.engine.new.template import Template, commit_of, git
+from src.engine.system.classes import import_class
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
 from tests.engine.new.projects import make
@@ -94,7 +97,7 @@ def test_the_page_of_the_service_is_packed() -> None:
 def test_another_package_needs_ruff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = creating.importlib.util.find_spec
     monkeypatch.setattr(creating.importlib.util, "find_spec", lambda name: None if name == "ruff" else find(name))
-    with pytest.raises(InputError, match=r"^--package needs the package ruff"):
+    with pytest.raises(InputError, match=r"^--package needs ruff, which"):
         make(tmp_path / "mine", "--kind", "regression", "--package", "tumours")
 
 
@@ -175,12 +178,18 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
         ("my-gpt --kind lightning", "my-gpt: the name my-gpt is not the name of a module"),
         ("mine --kind lightning --name class", "--name class is not the name of a module"),
         ("mine --kind lightning --name Mine", "--name Mine is not the name of a module"),
-        ("mine --kind lightning --name engine", "--name engine is the name of something in the project"),
-        (f"mine --kind lightning --recipe {OTHER} --name {DOMAIN}", f"--name {DOMAIN} is the name of something in the"),
-        ("predict --kind regression", "--name predict is the name of something in the project"),
-        ("mine --kind lightning --name recipes", "--name recipes is the name of something in the project"),
-        ("mine --kind lightning --package torch", "--package torch: an installed package has that name"),
-        ("mine --kind lightning --package tests", "--package tests is the name of something in the project"),
+        ("mine --kind lightning --name engine", "--name engine is already used in the project"),
+        (f"mine --kind lightning --recipe {OTHER} --name {DOMAIN}", f"--name {DOMAIN} is already used in the"),
+        ("predict --kind regression", "--name predict is already used in the project"),
+        ("mine --kind lightning --name recipes", "--name recipes is already used in the project"),
+        ("mine --kind lightning --package json", "--package json: an installed package has that name"),
+        ("mine --kind lightning --package data", "--package data is already used in the project"),
+        ("mine --kind lightning --name torch", "--name torch: a package that the project may need has that name"),
+        ("mine --kind lightning --name _mine", "--name _mine is not the name of a module"),
+        ("mine --kind lightning --name mine_", "--name mine_ is not the name of a module"),
+        ("--update there --dry-run", "--update takes no other option, was given --dry-run"),
+        ("mine --update there --with serve", "--update takes no other option, was given mine, --with"),
+        ("mine --kind lightning --package tests", "--package tests is already used in the project"),
         ("mine --kin lightning", "--kin: no such option, did you mean --kind?"),
         ("", "the folder is missing"),
     ],
@@ -195,6 +204,75 @@ def test_what_cannot_be_made_is_one_line_and_leaves_nothing(
     with pytest.raises(InputError, match=message):
         new(words.split())
     assert left_in(tmp_path) == ["link", "there"]
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("", "git is not installed"),
+        ("echo 'fatal: detected dubious ownership' >&2; exit 128", "fatal: detected dubious ownership"),
+    ],
+)
+def test_without_a_git_that_works_one_line_says_so(
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script:
+        (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    template_module._listed.cache_clear()
+    try:
+        with pytest.raises(InputError, match=message):
+            make(tmp_path / "mine", "--kind", "lightning")
+    finally:
+        template_module._listed.cache_clear()
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_file_that_is_no_text_is_left_out(tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy")
+    for name in ("tests/photo.png", "tests/.DS_Store", "templates/base/.DS_Store", "tests/notes.txt"):
+        (copy / name).write_bytes(b"\xff\x00")
+    files = Project(copy, Choice("mine", "regression")).files()
+    assert not [path for path in files if path.endswith((".png", ".DS_Store", "notes.txt"))]
+
+
+def test_what_an_update_cannot_know_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy")
+    assert "has no history of git" in template_module.uncommitted(copy)
+    git(copy, "init", "--quiet")
+    git(copy, "add", "README.md")
+    creating.commit(copy, "First", "Ada")
+    assert "has changes that are not committed" in template_module.uncommitted(copy)
+    git(copy, "add", "--all")
+    creating.commit(copy, "All", "Ada")
+    assert template_module.uncommitted(copy) == ""
+    monkeypatch.setattr(creating, "uncommitted", lambda _: "a reason")
+    make(tmp_path / "mine", "--kind", "lightning")
+    assert "this project cannot take updates: a reason" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_commands_of_a_recipe_fit_it(recipe: str) -> None:
+    readme = Project(ROOT, Choice("mine", recipes=[recipe], parts=default_parts(ROOT, [recipe]))).files()["README.md"]
+    tree = yaml.safe_load((ROOT / RECIPES[recipe]).read_text())
+    model = tree["model"]["class_path"] if isinstance(tree["model"], dict) else tree["model"]
+    writes = "generate" in vars(import_class(resolve_class(model, "model")))
+    assert ("python -m src.generate" in readme.decode()) == writes
+    assert ("python -m src.predict" in readme.decode()) != writes
+    assert ("--trainer.max_steps" in readme.decode()) == ("max_steps" in tree["trainer"])
+
+
+def test_a_kind_without_an_optimizer_has_its_rate_in_the_model() -> None:
+    for kind, flag in (("lightning", "--model.lr 1e-3"), ("regression", "--optimizer.lr 1e-3")):
+        assert f"--max_epochs 20 {flag}`" in Project(ROOT, Choice("mine", kind)).files()["README.md"].decode()
+
+
+def test_a_short_package_keeps_the_length_of_lines() -> None:
+    table = Project(ROOT, Choice("mine", "lightning", package="ml")).files()["pyproject.toml"].decode()
+    assert tomllib.loads(table)["tool"]["ruff"]["lint"]["pycodestyle"] == {"max-line-length": 120}
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])

@@ -1,5 +1,6 @@
 """`src.new --update` merges a newer template into a project, and loses nothing of it."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -140,6 +141,23 @@ def test_the_command_of_the_project_asks_the_clone(both: tuple[Path, Path]) -> N
 
 
 @pytest.mark.slow
+def test_a_project_inside_the_clone_is_named_from_where_one_is(both: tuple[Path, Path]) -> None:
+    template, project = both
+    replace(project / SUMMARY, "import shutil", "import shutil  # mine")
+    save(project)
+    replace(template / SUMMARY, '"""', '"""Newer. ')
+    save(template)
+    (template / "logs").mkdir(exist_ok=True)
+    project.rename(template / "logs" / "mine")
+    command = [sys.executable, "-m", "src.new", "--update", "logs/mine"]
+    done = subprocess.run(command, cwd=template, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"})
+    assert done.returncode == 0, done.stderr
+    text = (template / "logs" / "mine" / SUMMARY).read_text()
+    assert "Newer. " in text
+    assert "import shutil  # mine" in text
+
+
+@pytest.mark.slow
 def test_a_package_of_ones_own_that_is_installed_is_updated(made: Path, tmp_path: Path) -> None:
     template, project = tmp_path / "template", tmp_path / "own"
     subprocess.run(["cp", "-r", made / "template", template], check=True)
@@ -166,8 +184,13 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
     with pytest.raises(InputError, match="it has changes that are not committed"):
         update(template, project)
     git(project, "checkout", "--quiet", ".")
-    replace(project / "pyproject.toml", 'commit = "', 'commit = "abcdef')
+    noted = re.findall('commit = "(.*)"', (project / "pyproject.toml").read_text())[0]
+    replace(project / "pyproject.toml", noted, "unknown")
     save(project)
-    with pytest.raises(InputError, match=r"has no commit abcdef.*whole clone"):
+    with pytest.raises(InputError, match="it was made of a copy without history"):
+        update(template, project)
+    replace(project / "pyproject.toml", '"unknown"', f'"abcdef{noted}"')
+    save(project)
+    with pytest.raises(InputError, match=r"has no commit abcdef.*full clone"):
         update(template, project)
     assert git(project, "status", "--porcelain").stdout == ""

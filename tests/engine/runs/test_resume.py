@@ -203,7 +203,7 @@ def test_a_run_that_stopped_early_says_so_and_is_finished(train: Train) -> None:
     assert "test/acc" in again.metrics
     (line,) = (line for line in again.messages if "has stopped early" in line)
     assert reason in line
-    assert "change the patience of EarlyStopping, or remove it, to train on" in line
+    assert "change the patience of EarlyStopping, or remove it, to continue" in line
 
 
 @pytest.mark.slow
