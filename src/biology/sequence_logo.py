@@ -23,6 +23,8 @@ class SequenceLogo(Callback):
         tokens, mask, targets = batch
         if batch_idx or not (trainer.is_global_zero and mask.all() and targets.is_floating_point()):
             return
+        if pl_module.device_mesh is not None:  # sharded weights: all processes would have to compute
+            return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         effects = torch.zeros(tokens.shape[1], len(data.numbers))  # (T, bases)
         for place in range(len(effects)):

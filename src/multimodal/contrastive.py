@@ -28,7 +28,7 @@ class ContrastiveModel(Task):
 
     A batch is the inputs of each modality in turn (a caption is tokens (B, T) int64 and mask (B, T) bool), and targets
     (B,) int64; samples with the same target match. The loss is the mean over the pairs of the first modality with each
-    other one. In training, the pairs of all processes are compared. Logs:
+    other one. The pairs of all processes are compared. Logs:
 
     - `{train,val,test}/loss`
     - `{val,test}/image_to_text_r1` and `_r5`: share of images with a matching caption among the 1 or 5 nearest
@@ -68,19 +68,29 @@ class ContrastiveModel(Task):
         targets = batch[-1]
         if self._trainer is not None and not self.trainer.training:
             self._seen.append((*features.detach().cpu(), targets.cpu()))
-        everyone, first = features, 0  # first: row of this process's first pair
-        if self._trainer is not None and self.trainer.training and self.trainer.world_size > 1:
-            gathered: Any = self.all_gather(features, sync_grads=True)  # (world, modalities, B, D)
-            everyone = gathered.transpose(0, 1).flatten(1, 2)  # (modalities, world * B, D)
-            first = self.global_rank * len(targets)
-        pairs = torch.arange(first, first + len(targets), device=features.device)
+            features = features[:, targets != IGNORED]  # without padding
+        everyone, first = self._everyone(features)
+        pairs = torch.arange(first, first + features.shape[1], device=features.device)
         scale: Any = self.net.scale
         losses = []
         for other in range(1, len(features)):
             losses.append(F.cross_entropy(scale * features[0] @ everyone[other].T, pairs))
             losses.append(F.cross_entropy(scale * features[other] @ everyone[0].T, pairs))
-        loss = torch.stack(losses).mean()
+        loss = torch.stack(losses).mean() if len(pairs) else features.sum()
         return loss, {"value": loss.detach(), "weight": (targets != IGNORED).sum()}
+
+    def _everyone(self, features: Tensor) -> tuple[Tensor, int]:
+        """The features of all processes (modalities, N, D), and the row of this process's first pair."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return features, 0
+        own = features.shape[1]
+        counts = [own] * self.trainer.world_size
+        if not self.trainer.training:  # the parts of a batch may differ in size
+            torch.distributed.all_gather_object(counts, own)
+        padded = F.pad(features, (0, 0, 0, max(counts) - own))
+        gathered: Any = self.all_gather(padded, sync_grads=self.trainer.training)  # (world, modalities, B, D)
+        parts = [part[:, :count] for part, count in zip(gathered, counts, strict=True)]
+        return torch.cat(parts, dim=1), sum(counts[: self.global_rank])
 
     def name_classes(self, tokens: Tensor, mask: Tensor) -> None:
         """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class.

@@ -133,7 +133,8 @@ class Classifier(Task):
             if targets.ndim > 1:
                 name = type(self.loss).__name__
                 raise InputError(f"{name} takes one class per input, not {tuple(targets.shape)}: use CrossEntropyLoss")
-            loss = self.loss(logits, F.one_hot(targets, self.num_classes).to(logits.dtype))
+            known = (labels != IGNORED) | (torch.as_tensor(weight) == 0)
+            loss = self.loss(logits[known], F.one_hot(targets[known], self.num_classes).to(logits.dtype))
         else:
             loss = self.loss(logits, targets)
         loss = loss * (weight > 0)

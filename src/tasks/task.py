@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -185,7 +186,7 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the metrics' state in this epoch, from every process."""
-        states = [self.metrics.state()]
+        states = [move_data_to_device(self.metrics.state(), torch.device("cpu"))]
         if self._trainer is not None and self.trainer.world_size > 1:
             states *= self.trainer.world_size
             torch.distributed.all_gather_object(states, states[0])

@@ -207,7 +207,7 @@ def quantized_file(reference: Reference, path: Path) -> Exported:
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    original, prepared = path.rename(path.with_name("whole.onnx")), path.with_name("prepared.onnx")
+    original, prepared = path.rename(f"{path}.whole"), Path(f"{path}.prepared")
     with exporting(reference):
         if reference.kind == "image":
 

@@ -45,9 +45,10 @@ def predict(args: list[str]) -> int:
     precision: Any
     precision, reason = choose_precision(options.accelerator, options.precision)
     skipped: Counter[str] = Counter()
-    inputs = _inputs(options, inference)
-    # Texts and tables are not counted: they would have to be read twice.
-    total = sum(1 for _ in inputs(skipped=skipped)) if inference.kind in ("image", "file") else None
+    inputs, total = _inputs(options, inference), None
+    if inference.kind in ("image", "file"):  # listed before masks are written, perhaps to the same folder
+        found = list(inputs(skipped=skipped))
+        inputs, total = partial(iter, found), len(found)
     finds_boxes = getattr(inference.task, "finds_boxes", False)
     if options.truth and finds_boxes:
         raise InputError("--truth: boxes are compared by the stage test of src.train only: leave it out")

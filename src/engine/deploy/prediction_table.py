@@ -22,6 +22,7 @@ from src.engine.data.images import flatten, read_image
 from src.engine.deploy.inference import NOT_FINITE, is_finite, mask_image
 from src.engine.runs.runs import WORKER_SECONDS
 from src.engine.system.errors import InputError
+from src.engine.system.interruption import Interruption
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
@@ -74,6 +75,7 @@ class PredictionTable(Callback):
         if problem:
             raise InputError(problem)
         self._is_ours = True
+        Interruption().install()  # Lightning's handler of SIGTERM does not stop a prediction
         suffix = self.path.suffix.lower() if trainer.world_size == 1 else ".jsonl"
         self._writer = _Writer(self._part(trainer.global_rank), suffix)
         if trainer.is_global_zero:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -71,8 +70,8 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
     """Turn true values in files into targets like those of the DataModule.
 
     Uses the DataModule's `prepare_targets`, if it has one. Otherwise masks give class numbers (B, H, W); texts of the
-    DataModule's `labels` give class numbers (B,), or (B, T) for several labels in one text; all else gives numbers
-    (B, columns) float, NaN where a value is empty.
+    DataModule's `labels` give class numbers (B,), or (B, T) for several labels in one text, -100 for an empty one; all
+    else gives numbers (B, columns) float, NaN where a value is empty.
 
     Args:
         data: the DataModule.
@@ -99,18 +98,19 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
             raise InputError(f"masks differ in size: give {name} a method prepare_targets that resizes them; {GUIDE}")
         return torch.from_numpy(np.stack([np.asarray(mask) for mask in values])).long()
     numbers = {str(label): number for number, label in enumerate(getattr(data, "labels", ()))}
-    texts = [[str(value)] if str(value) in numbers else str(value).split() for value in values]
-    if all(text and numbers.keys() >= set(text) for text in texts):
-        found = [torch.tensor([numbers[label] for label in text]) for text in texts]
+    if len(numbers) > 1 and not any(isinstance(value, list) for value in values):
+        texts = ["" if value is None else str(value) for value in values]
+        labels = [[text] if text in numbers else text.split() for text in texts]
+        if unknown := next((one for one, text in zip(values, labels, strict=True) if {*text} - numbers.keys()), None):
+            known = ", ".join(list(numbers)[:20])
+            raise InputError(f"the true value {unknown!r:.80} is none of the labels of {name}, {known}")
+        found = [torch.tensor([numbers[label] for label in text] or [IGNORED]) for text in labels]
         if all(len(one) == 1 for one in found):
             return torch.cat(found)
-        if len(inputs) > 1 and [len(one) for one in found] != inputs[1].sum(dim=1).tolist():
+        lengths = inputs[1].sum(dim=1).tolist() if len(inputs) > 1 else map(len, found)
+        if any(text and len(text) != length for text, length in zip(labels, lengths, strict=True)):
             raise InputError("a text has another number of labels than positions: give one label per position")
         return pad_sequence(found, batch_first=True, padding_value=IGNORED)
-    # Labels that are numbers are not values to compare with.
-    if len(numbers) > 1 and not any(isinstance(value, list) for value in values) and all(map(_is_number, numbers)):
-        unknown = next(value for value, text in zip(values, texts, strict=True) if not text or {*text} - numbers.keys())
-        raise InputError(f"the true value {unknown!r} is none of the labels of {name}, {', '.join(list(numbers)[:20])}")
     try:
         rows = [value if isinstance(value, list) else [value] for value in values]
         return torch.tensor([[_true_number(one) for one in row] for row in rows])
@@ -124,9 +124,3 @@ def _true_number(value: Any) -> float:
     if abs(number) > LARGEST:
         raise OverflowError(f"{value!r:.80} is beyond {LARGEST:.1e}")
     return number
-
-
-def _is_number(label: str) -> bool:
-    with suppress(ValueError):
-        return math.isfinite(float(label))
-    return False

@@ -40,11 +40,15 @@ def refuse_folder(given: str) -> None:
 
 
 def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
-    """Raise InputError if a run cannot load its checkpoint because that is sharded."""
+    """Raise InputError if a run cannot load its checkpoint, or average its weights, because of shards."""
+    from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    if ckpt_path and not isinstance(trainer.strategy, ModelParallelStrategy):
-        refuse_folder(ckpt_path)
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        if ckpt_path:
+            refuse_folder(ckpt_path)
+    elif averaging := next((one for one in trainer.callbacks if isinstance(one, WeightAveraging)), None):
+        raise InputError(f"{type(averaging).__name__} copies whole weights, FSDP2 has shards: use another --strategy")
 
 
 def export_checkpoint(given: str, output: Path) -> None:

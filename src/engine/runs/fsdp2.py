@@ -1,5 +1,6 @@
 """Shards weights, gradients and optimizer state across all devices."""
 
+import inspect
 import shutil
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint as recompute
 
 from src.engine.runs.checkpoint import size_of, system_error, unwritable
 from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
-from src.engine.system.errors import UnwritableError
+from src.engine.system.errors import InputError, UnwritableError
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -63,8 +64,10 @@ class FSDP2Strategy(ModelParallelStrategy):
     def _shard(self, model: LightningModule) -> None:
         if getattr(model, "_is_sharded", False):
             return
-        for parameter in model.parameters():  # FSDP2 cannot shard channels-last parameters
-            parameter.data = parameter.data.contiguous()
+        for name, parameter in model.named_parameters():
+            if not parameter.ndim:
+                raise InputError(f"FSDP2 cannot shard the number {name}: give it shape (1,), or another --strategy")
+            parameter.data = parameter.data.contiguous()  # FSDP2 cannot shard channels-last parameters
         dtype = self.gather_dtype
         if dtype != torch.float32 and any(isinstance(module, BATCH_NORMS) for module in model.modules()):
             rank_zero_info("Weights are gathered in float32: batch norm needs weights and statistics of the same dtype")
@@ -75,7 +78,13 @@ class FSDP2Strategy(ModelParallelStrategy):
             if self.activation_checkpointing:
                 block.forward = partial(recompute, block.forward, use_reentrant=False)
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        # Each part by itself: a step may call the network, or a method of it, instead of the LightningModule.
+        for part in parts_of(model):
+            fully_shard(part, mesh=mesh, mp_policy=policy)
+            for name in _methods(part):
+                register_fsdp_forward_method(part, name)
+        if [*model.parameters(recurse=False)]:
+            fully_shard(model, mesh=mesh, mp_policy=policy)
         model._is_sharded = True  # type: ignore[assignment]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
@@ -127,6 +136,25 @@ class FSDP2Strategy(ModelParallelStrategy):
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{number}"])
         rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
         return rest
+
+
+def parts_of(model: nn.Module) -> list[nn.Module]:
+    """The modules with weights that a model calls itself: its children, and the members of containers among them."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        if isinstance(child, nn.ModuleDict):
+            found += parts_of(child)
+        elif not isinstance(child, nn.ModuleList) and any(True for _ in child.parameters()):  # a list's are blocks
+            found.append(child)
+    return found
+
+
+def _methods(module: nn.Module) -> set[str]:
+    """Names of the methods that the class of a module adds to those of all modules."""
+    classes = type(module).__mro__
+    own = [one for one in classes[: classes.index(nn.Module)] if not one.__module__.startswith("torch.")]
+    names = {name for cls in own for name, one in vars(cls).items() if inspect.isfunction(one)}
+    return {name for name in names if not name.startswith("_") and not hasattr(nn.Module, name)}
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -31,10 +31,20 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import TRIALS, checkpoints_of, runs_of
 from src.engine.search.pruning import Pruning
-from src.engine.search.space import KINDS, REPEATED, by_name, check_space, check_types, says_where, suggest
-from src.engine.system.classes import nearest, short
+from src.engine.search.space import (
+    KINDS,
+    REPEATED,
+    by_name,
+    check_choices,
+    check_same,
+    check_space,
+    check_types,
+    says_where,
+    suggest,
+)
+from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of
-from src.engine.system.interruption import Interrupted
+from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import stage_of
 from src.engine.training.checks import DEFAULT_MONITOR
 
@@ -80,7 +90,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec |= {name: value for name in ("recipe", "n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     check_space(spec, options.config)
     given = by_name(options.more)
-    if both := next((name for name in given if name in spec["space"]), None):
+    searched = by_name([(f"--{name}", "") for name in spec["space"]])
+    if both := next((name for name in given if name in searched), None):
         raise InputError(f"--{both}: {options.config} searches it: remove it there, or from the command line")
     try:
         config.load_config(spec["recipe"])
@@ -92,6 +103,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     if any(folder.glob("version_*")):
         raise InputError(f"{folder} holds runs of src.train: give another name, as in --name {folder.name}-search")
     cli = _build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
+    if cli.trainer.world_size > 1:  # its other processes would start trials of their own
+        raise InputError(f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1")
     for name, one in spec["space"].items():
         if probes and not one.get("when"):
             (values,) = (one[kind] for kind in KINDS if kind in one)
@@ -100,12 +113,15 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     repeated = {name: one for name, one in spec["space"].items() if name in REPEATED}  # the report has their mean
-    # Without those that a pruner stops, which are the worst, a mean would be too good.
-    spec = {"sampler": "TPESampler", "pruner": "NopPruner" if repeated else "SuccessiveHalvingPruner", **spec}
-    if repeated and spec["pruner"] != "NopPruner":
-        raise InputError(
-            f"pruner {spec['pruner']} stops the worst trials: the mean over {', '.join(repeated)} needs all"
-        )
+    # Without those that a pruner stops, which are the worst, or with those that a sampler repeats, which are the best,
+    # a mean would be too good.
+    usual = ("GridSampler", "NopPruner") if repeated else ("TPESampler", "SuccessiveHalvingPruner")
+    spec = {**dict(zip(("sampler", "pruner"), usual, strict=True)), **spec}
+    for what, does in (("sampler", "repeats some trials"), ("pruner", "stops the worst trials")) if repeated else ():
+        if spec[what] not in usual:
+            raise InputError(
+                f"{what} {spec[what]} {does}: the mean over {', '.join(repeated)} needs each once: leave {what} out"
+            )
     sampler = _instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
     if spec["sampler"] == "GridSampler":
         size = math.prod(len(one["categorical"]) for one in spec["space"].values())
@@ -128,31 +144,14 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         where = f"--storage {options.storage}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
     compared = {"metric": metric, "direction": direction}
-    _check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
+    check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
     if repeated:
         recipe = {"recipe": spec["recipe"], "options": spec["options"], **repeated}
-        _check_same(study, "same", recipe, recipe, folder)
+        check_same(study, "same", recipe, recipe, folder)
         own = {name: value for name, value in given.items() if not says_where(name)}
-        _check_same(study, "given", own, own, folder)
+        check_same(study, "given", own, own, folder)
+    check_choices(study, spec["space"], folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
-
-
-def _check_same(study: optuna.Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
-    """Refuse to compare or average trials of different settings in one study.
-
-    Args:
-        study: keeps the settings of its first trials.
-        attribute: under which it keeps them.
-        first: the settings of a study that keeps none.
-        own: the settings of the next trials.
-        folder: of the search, for the message.
-    """
-    before = json.loads(study.user_attrs.get(attribute, "null")) or first
-    study.set_user_attr(attribute, json.dumps(before))
-    for name in {**before, **own}:
-        old, new = before.get(name), own.get(name)
-        if new not in (old, study.user_attrs.get(name, old)):  # a run may have chosen the metric
-            raise InputError(f"{folder} holds trials with {name} {short(old)}, not {short(new)}: give another --name")
 
 
 def _metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
@@ -219,7 +218,7 @@ def _build_run(
 ) -> StarterCLI:
     """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
     words = ["fit"] if stage_of(str(spec.get("metric"))) != "test" else []
-    words += [f"--config={spec['recipe']}", "--quiet"]
+    words += [f"--config={spec['recipe']}", "--quiet", "--trainer.devices=1"]
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
@@ -255,6 +254,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
     """Run trials until there are enough. Returns the signal that stopped them, or 0."""
     end = time.monotonic() + timeout if timeout else None
     lock = FileLock(search.folder / ".ask")
+    Interruption().install()  # so that a trial that is being built is tried again
     while end is None or time.monotonic() < end:
         try:
             lock.acquire()  # until the trial has its values: otherwise processes could start too many trials

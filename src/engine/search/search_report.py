@@ -87,7 +87,8 @@ def _means(search: Search, trials: list[Any]) -> Iterator[str]:
     if not set(REPEATED) & search.spec["space"].keys():
         return
     groups: dict[str, list[Any]] = {}
-    for trial in trials:
+    # A grid repeats trials whose other values do not apply: `when`.
+    for trial in {str(sorted(trial.params.items(), key=str)): trial for trial in trials}.values():
         choice = [f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED]
         groups.setdefault(", ".join(choice), []).append(trial)
     metric = search.study.user_attrs.get("metric", search.metric)

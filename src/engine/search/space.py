@@ -2,11 +2,21 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
+
+from optuna import Study
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    check_distribution_compatibility,
+)
 
 from src.engine.cli.config import Option, full_option
 from src.engine.runs.trust import PATHS
-from src.engine.system.classes import nearest
+from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError
 
 KINDS = ("float", "int", "categorical")
@@ -80,6 +90,14 @@ def says_where(name: str) -> bool:
     return last in ELSEWHERE or (name.startswith("data.") and PATHS.search(last) is not None)
 
 
+def distribution(one: dict[str, Any]) -> BaseDistribution:
+    """Optuna's object for a range or choices of the space."""
+    options = {key: one[key] for key in ("log", "step") if key in one}
+    if "categorical" in one:
+        return CategoricalDistribution(one["categorical"])
+    return IntDistribution(*one["int"], **options) if "int" in one else FloatDistribution(*one["float"], **options)
+
+
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
     """Suggest the values of a trial; names whose `when` does not apply are left out."""
     found: dict[str, Any] = {}
@@ -95,3 +113,34 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
         else:
             found[name] = trial.suggest_float(name, *one["float"], **options)
     return found
+
+
+def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
+    """Refuse to compare or average trials of different settings in one study.
+
+    Args:
+        study: keeps the settings of its first trials.
+        attribute: under which it keeps them.
+        first: the settings of a study that keeps none.
+        own: the settings of the next trials.
+        folder: of the search, for the message.
+    """
+    before = json.loads(study.user_attrs.get(attribute, "null")) or first
+    study.set_user_attr(attribute, json.dumps(before))
+    for name in {**before, **own}:
+        old, new = before.get(name), own.get(name)
+        if new not in (old, study.user_attrs.get(name, old)):  # a run may have chosen the metric
+            raise InputError(f"{folder} holds trials with {name} {short(old)}, not {short(new)}: give another --name")
+
+
+def check_choices(study: Study, space: dict[str, Any], folder: Path) -> None:
+    """Refuse choices, or kinds of ranges, that differ from those of earlier trials: Optuna would fail in each trial."""
+    for name, before in {key: one for trial in study.trials for key, one in trial.distributions.items()}.items():
+        try:
+            if name in space:
+                check_distribution_compatibility(before, distribution(space[name]))
+        except ValueError as error:
+            choices = f" of {short([*before.choices])}" if hasattr(before, "choices") else ""
+            raise InputError(
+                f"{folder} holds trials with another kind of {name}{choices}: give another --name"
+            ) from error

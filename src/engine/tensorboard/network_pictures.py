@@ -49,7 +49,7 @@ class NetworkPictures(Callback):
         for writer in writers(trainer):
             if batch[0].ndim == 4 and batch[0].shape[1] in (1, 3):
                 writer.add_images("network/a batch after augmentation", _shown(batch[0]), trainer.global_step)
-            if first_conv is not None and batch[0].ndim == 4:
+            if first_conv is not None and batch[0].ndim == 4 and getattr(task, "device_mesh", None) is None:  # no shard
                 weights: Any = first_conv.weight.detach().float().cpu()  # (filters, channels, H, W)
                 weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
                 filters = torch.stack([_shown(one) for one in weights])

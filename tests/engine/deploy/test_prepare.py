@@ -105,7 +105,7 @@ def test_several_labels_in_a_text_become_a_padded_sequence() -> None:
 
 
 def test_a_true_value_that_is_none_of_the_labels_is_named_where_they_are_numbers_too() -> None:
-    for unknown in ("7", "", "0.0"):
+    for unknown in ("7", "0.0"):
         with pytest.raises(InputError, match=rf"^the true value '{unknown}' is none of the labels of .*, 0, 1$"):
             prepare_targets(data(labels=["0", "1"]), ["1", unknown, "0"])
     years = prepare_targets(data(labels=["2019", "2020"]), [["1.5", "2"], ["", "3"]])  # two columns of numbers
@@ -119,10 +119,23 @@ def test_numbers_stay_numbers_and_empty_ones_are_unknown() -> None:
     assert prepare_targets(SimpleNamespace(), [["1", 0], ["0", "1"]]).tolist() == [[1, 0], [0, 1]]
 
 
-@pytest.mark.parametrize("values", [["cat", "bird"], ["cat", ""], [["cat"]]])
-def test_a_true_value_that_is_neither_is_one_line(values: list[Any]) -> None:
+@pytest.mark.parametrize("empty", ["", None])
+def test_a_class_that_is_empty_is_left_out(empty: Any) -> None:
+    assert prepare_targets(LABELS, ["big dog", empty, "cat"]).tolist() == [1, -100, 0]
+    assert prepare_targets(data(labels=["0", "1"]), ["1", empty]).tolist() == [1, -100]
+    assert prepare_targets(LABELS, [empty]).tolist() == [-100]
+    mask = torch.tensor([[True, True], [True, True]])
+    assert prepare_targets(LABELS, ["cat 7", empty], (mask.long(), mask)).tolist() == [[0, 2], [-100, -100]]
+
+
+def test_a_true_value_that_is_neither_is_one_line() -> None:
+    for values, unknown in ((["cat", "bird"], "'bird'"), (["", "cat", 3.5], "3.5")):
+        with pytest.raises(
+            InputError, match=rf"^the true value {unknown} is none of the labels of \w+, cat, big dog, 7"
+        ):
+            prepare_targets(LABELS, values)
     with pytest.raises(InputError, match=r"neither labels nor numbers \(.*\); the labels of \w+ are cat, big dog, 7;"):
-        prepare_targets(LABELS, values)
+        prepare_targets(LABELS, [["cat"]])
 
 
 def test_a_data_module_may_read_true_values_itself() -> None:

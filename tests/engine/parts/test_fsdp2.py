@@ -15,6 +15,7 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.deploy.exporting import export
 from src.engine.deploy.rebuild import load_model
 from src.engine.runs.checkpoint import damage, read_checkpoint
+from src.engine.runs.run_record import read_metrics
 from src.engine.runs.sharded import REST, read_index, read_whole, replace_folder, write_checksums
 from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError
@@ -167,6 +168,38 @@ def test_fsdp2_trains_goes_on_and_becomes_one_file(
     assert torch.allclose(models[0](images), models[1](images), atol=1e-4)
     goes_on = train("fit", f"--ckpt_path={whole}", *exact, "--strategy=auto", "--devices=1", "--max_epochs=3")
     assert goes_on.cli.trainer.global_step == 30  # optimizer and all
+
+
+@pytest.mark.slow
+def test_what_a_module_calls_itself_is_sharded_by_itself(tmp_path: Path) -> None:
+    words = ("fit", "--model=tests.engine.parts.toys.PartsModule", "--data=tests.toy.ToyData", "--data.size=130")
+    words += ("--max_epochs=1", "--precision=32-true", "--config=configs/strategy/fsdp2.yaml")
+    words += ("--trainer.strategy.gather_dtype=float32",)
+    weights = []
+    for devices in (1, 2):
+        run_in(tmp_path / str(devices), *words, f"--devices={devices}")
+        weights.append(read_whole(only_run(tmp_path / str(devices)) / "checkpoints" / "last.ckpt")["state_dict"])
+        assert "total_seconds" in read_metrics(only_run(tmp_path / str(devices)))  # nothing failed after the last step
+    for name, value in weights[0].items():
+        assert torch.allclose(value, weights[1][name], atol=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("--model.has_number=true",),
+            r"FSDP2 cannot shard the number scale: give it shape \(1,\), or another --strategy",
+        ),
+        (("--trainer.callbacks=EMAWeightAveraging",), "EMAWeightAveraging copies whole weights, FSDP2 has shards"),
+    ],
+)
+def test_what_cannot_be_sharded_is_one_line(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    run = ("fit", "--model=tests.engine.parts.toys.PartsModule", "--data=tests.toy.ToyData", "--accelerator=cpu")
+    sharded_run = ("--config=configs/strategy/fsdp2.yaml", "--devices=1", f"--trainer.default_root_dir={tmp_path}")
+    done = program(*run, *sharded_run, *QUIET, *words)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert re.search(f"^error: {message}", done.stderr, re.MULTILINE), done.stderr
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -35,6 +36,46 @@ class BlockNet(nn.Module):
             x = x + block(x)
         logits: Tensor = self.head(x)  # (B, num_classes)
         return logits
+
+
+class PartsModule(LightningModule):
+    """Calls a method of its convolution and its head by name, never `forward`.
+
+    Args:
+        has_number: give it a parameter without a dimension.
+    """
+
+    def __init__(self, has_number: bool = False) -> None:
+        super().__init__()
+        self.body = Body()
+        self.head = nn.Linear(4 * SIDE * SIDE, CLASSES)
+        if has_number:
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, targets = batch
+        loss = nn.functional.cross_entropy(self.head(self.body.features(images)), targets)
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Body(nn.Module):
+    """A convolution whose features have a method.
+
+    Shapes:
+        (B, 1, 8, 8) float -> (B, 256) float.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+
+    def features(self, x: Tensor) -> Tensor:
+        found: Tensor = self.conv(x).relu().flatten(1)
+        return found
 
 
 class LateFullDisk(Callback):

@@ -1,5 +1,7 @@
 """Searches over seeds, folds and grids, whose means are over all trials of the same settings."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from src.engine.search import search as search_module
+from src.engine.search.search import _take_trials
 from src.engine.system.errors import InputError
 from tests.conftest import write
 from tests.engine.search.studies import opened, run, search
@@ -44,6 +48,63 @@ def test_a_pruner_that_leaves_out_the_worst_is_refused_for_means(tmp_path: Path)
     assert type(opened(tmp_path, **SEEDS).study.pruner).__name__ == "NopPruner"
 
 
+@pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler"])
+def test_a_sampler_that_repeats_trials_is_refused_for_means(tmp_path: Path, sampler: str) -> None:
+    seeds = {"space": SEEDS["space"]}
+    with pytest.raises(InputError, match=rf"^sampler {sampler} repeats some trials: the mean over seed_everything"):
+        opened(tmp_path, f"--sampler={sampler}", **seeds)
+    assert type(opened(tmp_path, **seeds).study.sampler).__bases__[0].__name__ == "GridSampler"
+
+
+def test_a_mean_counts_trials_of_the_same_values_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nets = ["tests.toy.ToyMLP", "tests.toy.ToyNet"]
+    hidden = {"categorical": [4, 8], "when": {"model.net": nets[0]}}
+    space = {"model.net": {"categorical": nets}, "model.net.hidden": hidden, **SEEDS["space"]}
+    assert run(tmp_path, space=space, n_trials=8) == 0
+    said = capsys.readouterr().out
+    assert "8 complete" in said
+    means = [line for line in said.splitlines() if "val/acc mean" in line]
+    assert sorted(line.partition(":")[0] for line in means) == [
+        "model.net tests.toy.ToyMLP, model.net.hidden 4",
+        "model.net tests.toy.ToyMLP, model.net.hidden 8",
+        "model.net tests.toy.ToyNet",
+    ]
+    assert all(" of 2: " in line for line in means)
+
+
+def test_a_trial_trains_in_one_process(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^a trial trains in one process, not in 2: give --devices 1"):
+        opened(tmp_path, "--devices=2", "--strategy=ddp")
+    options = {"model.net": "tests.toy.ToyMLP", "trainer.strategy": "ddp"}
+    assert opened(tmp_path, options=options).study is not None
+
+
+def test_choices_that_a_study_cannot_change_are_refused(tmp_path: Path) -> None:
+    search(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1)
+    for other in ({"categorical": [64, 50]}, {"int": [64, 100]}):
+        with pytest.raises(InputError, match=r"holds trials with another kind of data.batch_size of .*64, 100.*--name"):
+            opened(tmp_path, space={"data.batch_size": other})
+    assert opened(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}).study.trials
+
+
+def test_a_trial_that_ctrl_c_stops_while_it_is_built_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = opened(tmp_path, **SEEDS, n_trials=2)
+    handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(search_module, "_build_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+            assert _take_trials(found, None) == signal.SIGINT
+        assert [trial.state.name for trial in found.study.trials] == ["RUNNING"]
+        assert _take_trials(found, None) == 0
+    finally:
+        for signum, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(signum, handler)
+    complete = [trial for trial in found.study.trials if trial.state.name == "COMPLETE"]
+    assert {trial.params["seed_everything"] for trial in complete} == {1, 2}
+
+
 def test_a_mean_is_over_trials_with_the_same_options(tmp_path: Path) -> None:
     opened(tmp_path, "--optimizer.lr=0.001", "--data.num_workers=0", **SEEDS)
     opened(tmp_path, "--optimizer.lr=0.001", "--devices=1", **SEEDS)
@@ -63,6 +124,11 @@ def test_the_metric_is_that_of_the_recipes_own_checkpoint(tmp_path: Path, monkey
     space = {"model.lr": {"float": [0.01, 0.1]}}
     found = opened(tmp_path, "--recipe", recipe, space=space, options=None)
     assert (found.metric, found.study.direction.name) == ("val_acc", "MAXIMIZE")
+
+
+def test_an_option_cannot_set_what_is_searched_under_a_short_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--trainer.max_epochs: .*own.yaml searches it: remove it there"):
+        opened(tmp_path, "--max_epochs=1", space={"max_epochs": {"int": [2, 8]}})
 
 
 @pytest.mark.parametrize("option", ["--optimizer.lr=0.1", "--optimizer.init_args.lr=0.1"])

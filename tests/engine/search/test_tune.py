@@ -125,14 +125,6 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -
     assert failed.user_attrs["error"] == "InputError: batch_size 0 is too small: give at least 1"
 
 
-def test_choices_that_a_study_cannot_change_are_the_error_of_their_trial(tmp_path: Path) -> None:
-    search(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1)
-    first, second = search(tmp_path, space={"data.batch_size": {"categorical": [64, 50]}}, n_trials=2)
-    assert first.state.name == "COMPLETE"
-    error = second.user_attrs["error"]
-    assert error.startswith("ValueError: CategoricalDistribution does not support dynamic value space")
-
-
 @pytest.mark.slow
 def test_a_search_in_which_every_trial_fails_fails(tmp_path: Path) -> None:
     assert run(tmp_path, metric="val/auc", direction="maximize", n_trials=1) == 1
