@@ -4,8 +4,9 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -106,7 +107,7 @@ class SequenceDataModule(PartsDataModule):
         self.batch_size = batch_size
         self.text_column = sequence_column
         self.input_title = f"Enter a sequence ({kind})"
-        self.readers = dict.fromkeys((*FASTA, *FASTQ), read_sequences)
+        self.readers = dict.fromkeys((*FASTA, *FASTQ), self._read_unlabelled)
         self.numbers = {token: number for number, token in enumerate(TOKENS[kind], start=1)}
         self.vocab_size = len(self.numbers) + 1
 
@@ -154,6 +155,10 @@ class SequenceDataModule(PartsDataModule):
             SampleError: a sequence has other letters, is empty or too long.
         """
         return self.encode([self._clean(text) for text in inputs])
+
+    def _read_unlabelled(self, path: Path) -> Iterator[str]:
+        """The sequences of a file to predict on, which may be labelled as those of training."""
+        return read_sequences(path, self.labels if self.options.predicts == "residues" else ())
 
     def encode(self, sequences: Sequence[str], rngs: Sequence[random.Random] = ()) -> tuple[Tensor, Tensor]:
         """As `prepare`, for clean sequences; `rngs` draw how each is written in training."""

@@ -51,13 +51,14 @@ class _Pretrained(nn.Module):
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         auto = transformers_class(self.auto_class)
+        dtype = torch.get_default_dtype()  # not that of the file: small steps would be lost in bfloat16
         if config is None:
-            model, info = load_from_hub(auto, pretrained, output_loading_info=True, **options)
+            model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
             _check_weights(model, info, pretrained, self.peft_task)
         else:
             try:
                 known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
-                model = auto.from_config(known, trust_remote_code=False)
+                model = auto.from_config(known, trust_remote_code=False, dtype=dtype)
             except Exception as error:  # many types: missing packages, unknown names, sizes
                 raise ValueError(
                     f"config fits no model of transformers: {' '.join(str(error).split())[:200]}"
@@ -144,10 +145,8 @@ class _Pretrained(nn.Module):
 
     def _check_length(self, length: int, option: str) -> None:
         if self.block_size is not None and length > self.block_size:
-            raise ValueError(
-                f"{length} tokens do not fit {self.pretrained}, which takes {self.block_size}: give --data.{option}"
-                f" {self.block_size} or less"
-            )
+            limit = f"which takes {self.block_size}: give --data.{option} {self.block_size} or less"
+            raise ValueError(f"{length} tokens do not fit {self.pretrained}, {limit}")
 
 
 class PretrainedClassifier(_Pretrained):
@@ -189,10 +188,11 @@ class PretrainedClassifier(_Pretrained):
         )
         self.num_classes = num_classes
         self.dropout = dropout
-        if dropout is not None:
-            for module in self.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = dropout
+        for module in self.model.modules() if dropout is not None else ():
+            names = ["p"] if isinstance(module, nn.Dropout) else [name for name in vars(module) if "dropout" in name]
+            for name in names:  # some models store it as a number
+                if isinstance(getattr(module, name), float):
+                    setattr(module, name, dropout)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         self._check_length(tokens.shape[1], "max_length")

@@ -148,9 +148,10 @@ class TorchvisionDetector(Detector):
     Args:
         name: torchvision's name of the network: an SSD, SSDlite, RetinaNet, FCOS or FasterRCNN.
         weights: `DEFAULT` or another name of torchvision's weights, downloaded; or a file with weights of this network,
-            of any number of classes. Batch norms then keep their statistics. Default: none, train from scratch.
+            of any number of classes. Default: none, train from scratch.
         num_classes: number of classes.
         image_size: S, height and width of the images in pixels, a multiple of 32.
+        fixes_norms: whether batch norms keep their statistics; default: if there are `weights`.
 
     For shapes see `Detector`. SSD and SSDlite scale the images to the size that is in their name.
 
@@ -164,6 +165,7 @@ class TorchvisionDetector(Detector):
         weights: str | None = None,
         num_classes: int = 10,
         image_size: int = 320,
+        fixes_norms: bool | None = None,
     ) -> None:
         known = [one for one in models.list_models(module=models.detection) if one.split("_")[0] in KINDS]
         check_name(name, known)
@@ -175,8 +177,8 @@ class TorchvisionDetector(Detector):
         super().__init__(models.get_model(name, weights=None, **own), num_classes, image_size)
         self.name = name
         self.weights = weights
-        self.rebuild = {"weights": None}  # a checkpoint holds the weights
-        self.fixes_norms = weights is not None
+        self.fixes_norms = weights is not None if fixes_norms is None else fixes_norms
+        self.rebuild = {"weights": None, "fixes_norms": self.fixes_norms}  # a checkpoint holds the weights
         if weights is not None:
             file = weights_file(weights)
             state = build_net(name, weights, **options).state_dict() if file is None else read_weights(file)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+GOOGLE = ("googlenet", "inception_v3")  # with weights, they scale their inputs, and GoogLeNet has no auxiliary branches
 TIMEOUT = 10.0  # seconds without data after which a download fails
 
 
@@ -23,9 +24,11 @@ class TorchvisionNet(nn.Module):
         num_classes: number of logits.
         freeze_body: train only the last layer; the rest stays in eval mode (no dropout, fixed batch statistics).
         image_size: height and width of the images in pixels; if given, checked against the network at construction.
+        options: further arguments of torchvision's function, such as `image_size` of a ViT. Default: those that the
+            weights were trained with.
 
     Shapes:
-        (B, 3, H, W) float, normalised as ImageNet's -> (B, num_classes) float.
+        (B, 3, H, W) float, normalised as ImageNet's, or (B, 1, H, W), used three times -> (B, num_classes) float.
 
     Raises:
         ValueError: torchvision has no such network, the weights cannot be loaded or do not fit, or `image_size` does
@@ -39,6 +42,7 @@ class TorchvisionNet(nn.Module):
         num_classes: int = 10,
         freeze_body: bool = False,
         image_size: int | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_name(name, models.list_models(module=models))
@@ -47,9 +51,15 @@ class TorchvisionNet(nn.Module):
         self.num_classes = num_classes
         self.freeze_body = freeze_body
         self.image_size = image_size
-        self.rebuild = {"weights": None}  # a checkpoint holds the weights
         file = weights_file(weights)
-        self.net: nn.Module = build_net(name, weights if file is None else None)
+        if options is None:
+            options = {"transform_input": True} if file is not None and name in GOOGLE else {}
+        self.net: nn.Module = build_net(name, weights if file is None else None, **options)
+        kept = (
+            ("transform_input", "aux_logits") if name in GOOGLE else ("image_size",) if name.startswith("vit_") else ()
+        )
+        self.options = {**options, **{one: getattr(self.net, one) for one in kept}}
+        self.rebuild = {"weights": None, "options": self.options}  # a checkpoint holds the weights
         if file is not None:
             _load(self.net, read_weights(file), file, name)
         if freeze_body:
@@ -72,7 +82,7 @@ class TorchvisionNet(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Any = self.net(x)
+        logits: Any = self.net(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
         # In training, Inception and GoogLeNet also return auxiliary logits.
         result: Tensor = logits if isinstance(logits, Tensor) else logits.logits
         return result  # (B, num_classes)
@@ -116,12 +126,14 @@ def build_net(name: str, weights: str | None, **options: Any) -> nn.Module:
     Raises:
         ValueError: there are no weights of that name, or they cannot be downloaded.
     """
-    if weights is None and name in ("googlenet", "inception_v3"):
+    if weights is None and name in GOOGLE:
         options["init_weights"] = True
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets no timeout
     try:
         net: nn.Module = models.get_model(name, weights=weights, **options)
+    except TypeError as error:
+        raise ValueError(f"options {options} do not fit {name}: {error}") from error
     except (ValueError, KeyError) as error:
         names = [weight.name for weight in models.get_model_weights(name)]
         raise ValueError(

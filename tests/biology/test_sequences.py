@@ -117,6 +117,16 @@ def test_a_table_may_be_compressed(tmp_path: Path) -> None:
     )
 
 
+def test_labels_of_a_file_to_predict_on_are_left_out(tmp_path: Path) -> None:
+    data = SequenceDataModule(kind="protein", predicts="residues")
+    data.labels = ["C", "E", "H"]
+    path = Path(write(tmp_path / "a.fa", ">labelled\nMKVLA\nGI\nCCHHE\nEE\n>plain\nMKVL\nAGIV\n>short\nMK\n"))
+    assert list(data.readers[".fa"](path)) == ["MKVLAGI", "MKVLAGIV", "MK"]
+    data = SequenceDataModule(kind="protein", predicts="class")
+    data.labels = ["C", "E", "H"]
+    assert next(iter(data.readers[".fa"](path))) == "MKVLAGICCHHEEE"
+
+
 def test_labels_of_residues_stand_behind_a_sequence_or_in_a_column(tmp_path: Path) -> None:
     fasta = "".join(f">{number}\nMKV\nLA\nHHC\nCC\n" for number in range(5))
     rows = ["MKVLA,HHCCC", "MKVLA,H H C C C"] * 3

@@ -114,6 +114,18 @@ def test_mean_squared_error_uses_one_hot_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.BCEWithLogitsLoss()])
+def test_a_loss_on_one_hot_targets_leaves_out_unknown_ones(loss: nn.Module) -> None:
+    task = Classifier(net=ToyMLP(), loss=loss).eval()
+    images, targets = next(iter(batches(20)))
+    part = targets.clone()
+    part[::2] = -100
+    found, seen = task.step((images, part))
+    assert torch.allclose(found, task.step((images[1::2], targets[1::2]))[0])
+    assert seen["weight"] == len(targets) // 2
+    assert task.step((images, torch.full_like(targets, -100)))[0] == 0
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.BCEWithLogitsLoss()])
 def test_probabilities_fit_a_loss_on_one_hot_targets(loss: nn.Module) -> None:
     task = Classifier(net=ToyMLP(), loss=loss)
     right = [0.0, 1.0, 0.0] if isinstance(loss, nn.MSELoss) else [-40.0, 40.0, -40.0]

@@ -183,6 +183,27 @@ def test_dropout_may_be_set(models: Path) -> None:
     assert torch.equal(net(*inputs()), net(*inputs()))
 
 
+def test_dropout_that_is_a_number_may_be_set_too(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**size, num_attention_heads=2, num_key_value_heads=2)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "llama")
+    net = PretrainedClassifier(str(tmp_path / "llama"), dropout=0.5).train()
+    assert net.model.model.layers[0].self_attn.attention_dropout == 0.5
+    assert not torch.equal(net(*inputs()), net(*inputs()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_trained_in_float32(models: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(models / "gpt2", dtype=dtype)
+    model.save_pretrained(tmp_path / "half")
+    assert str(dtype).removeprefix("torch.") in (tmp_path / "half" / "config.json").read_text()
+    net = PretrainedLM(str(tmp_path / "half"))
+    rebuilt = PretrainedLM(**net.rebuild)
+    assert {p.dtype for one in (net, rebuilt) for p in one.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize("options", [{}, {"lora_rank": 2}, {"freeze_body": True}])
 def test_a_pretrained_language_model_generates_with_its_cache(models: Path, options: dict[str, int]) -> None:
     task = LanguageModel(PretrainedLM(str(models / "gpt2"), **options))  # type: ignore[arg-type]

@@ -103,10 +103,12 @@ def test_weights_for_other_classes_are_loaded_without_their_head(tmp_path: Path)
     assert {name: own[name].shape for name in own} == {
         name: value.shape for name, value in detector(NAMES[0]).net.state_dict().items()
     }
-    norms = [one for one in found.train().modules() if isinstance(one, torch.nn.BatchNorm2d)]
-    assert norms
-    assert not any(one.training for one in norms)
-    assert found.rebuild == {"weights": None}
+    assert found.rebuild == {"weights": None, "fixes_norms": True}
+    rebuilt = TorchvisionDetector(NAMES[0], num_classes=3, image_size=64, **found.rebuild)  # a run that continues
+    for one in (found, rebuilt):
+        norms = [module for module in one.train().modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert norms
+        assert not any(module.training for module in norms)
 
 
 def test_images_are_normalised_as_the_network_expects() -> None:

@@ -69,7 +69,45 @@ def test_a_checkpoint_does_not_need_the_weights_file(weights: Path) -> None:
         "num_classes": 3,
         "freeze_body": False,
         "image_size": None,
+        "options": {},
     }
+
+
+@pytest.mark.parametrize(("name", "size"), [("inception_v3", 299), ("googlenet", 224)])
+def test_a_network_with_weights_of_its_own_is_rebuilt_as_it_was_trained(
+    name: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without the download: torchvision then scales the inputs, and GoogLeNet has no auxiliary branches.
+    whole = models.get_model(name, weights=None, init_weights=False).state_dict()
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda *_, **__: whole)
+    net = TorchvisionNet(name, "DEFAULT", num_classes=3).eval()
+    arguments = ImageClassifier(net).hparams["net"]["init_args"]
+    rebuilt = TorchvisionNet(**arguments).eval()
+    rebuilt.load_state_dict(net.state_dict())
+    x = torch.rand(1, 3, size, size)
+    assert torch.equal(rebuilt(x), net(x))
+    assert net.net.transform_input
+
+
+def test_weights_of_a_file_are_used_as_torchvision_uses_them(tmp_path: Path) -> None:
+    torch.save(models.inception_v3(init_weights=False).state_dict(), tmp_path / "inception.pth")
+    assert TorchvisionNet("inception_v3", str(tmp_path / "inception.pth")).net.transform_input
+    assert not TorchvisionNet("inception_v3").net.transform_input
+
+
+def test_a_vit_of_another_size_is_rebuilt_with_it() -> None:
+    with torch.device("meta"):
+        net = TorchvisionNet("vit_b_16", options={"image_size": 64})
+        assert net.rebuild["options"] == {"image_size": 64}
+        assert net.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+    with pytest.raises(ValueError, match=r"options \{'side': 3\} do not fit resnet18: .*side"):
+        TorchvisionNet("resnet18", options={"side": 3})
+
+
+def test_an_image_of_one_channel_is_used_three_times() -> None:
+    net = TorchvisionNet("squeezenet1_1").eval()
+    x = torch.rand(2, 1, 64, 64)
+    assert torch.equal(net(x), net(x.expand(-1, 3, -1, -1)))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Reads sequences from FASTA, FASTQ and tables, each also compressed with gzip."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,23 +22,25 @@ class Record(NamedTuple):
     label: str = ""
 
 
-def read_sequences(path: Path) -> Iterator[str]:
-    """The sequences of a FASTA or FASTQ file.
+def read_sequences(path: Path, labels: Collection[str] = ()) -> Iterator[str]:
+    """The sequences of a FASTA or FASTQ file, without lines of labels, if these are given.
 
     Raises:
         InputError: as `read_records`.
     """
-    return (record.sequence for record in read_records(str(path), "", ""))
+    return (record.sequence for record in read_records(str(path), "", "", labels))
 
 
-def read_records(path: str, sequence_column: str, label_column: str, labelled: bool = False) -> Iterator[Record]:
+def read_records(
+    path: str, sequence_column: str, label_column: str, labelled: bool | Collection[str] = False
+) -> Iterator[Record]:
     """The sequences of a file, in order; those of FASTA and FASTQ have no labels, unless `labelled`.
 
     Args:
         path: the file; or a folder of them, whose names are the labels of the sequences in them.
         sequence_column: a table's column of sequences.
         label_column: a table's column of labels.
-        labelled: the second half of the lines of a FASTA record are its label.
+        labelled: the second half of the lines of a FASTA record are its label; or the letters of labels: if they are.
 
     Raises:
         InputError: the file is missing, incomplete or of another format, or has no sequences.
@@ -77,13 +79,15 @@ def read_records(path: str, sequence_column: str, label_column: str, labelled: b
         raise InputError(f"{path} has no sequences")
 
 
-def _fasta(lines: Iterator[str], labelled: bool) -> Iterator[tuple[str, str, str]]:
+def _fasta(lines: Iterator[str], labelled: bool | Collection[str]) -> Iterator[tuple[str, str, str]]:
     name, parts = None, list[str]()
     for line in chain(map(str.strip, lines), ">"):
         if line.startswith(">"):
-            if labelled and len(parts) % 2:
+            half = len(parts) // 2
+            if labelled is True and len(parts) % 2:
                 raise ValueError("it has an odd number of lines: give as many lines of labels as of the sequence")
-            half = len(parts) // (1 + labelled)
+            if labelled is not True and not _are_labels(parts[:half], parts[half:], labelled or ()):
+                half = len(parts)
             if name is not None:
                 yield name, "".join(parts[:half]), "".join(parts[half:])
             name, parts = line[1:].strip(), []
@@ -91,6 +95,11 @@ def _fasta(lines: Iterator[str], labelled: bool) -> Iterator[tuple[str, str, str
             if name is None:
                 raise ValueError(f"it begins with {line[:20]!a}, not with >")
             parts.append(line)
+
+
+def _are_labels(parts: list[str], others: list[str], letters: Collection[str]) -> bool:
+    """Whether the second half of the lines of a record consists of labels only, one per letter of the first."""
+    return [*map(len, parts)] == [*map(len, others)] and {*"".join(others)} <= {*letters} != set()
 
 
 def _fastq(lines: Iterator[str]) -> Iterator[tuple[str, str, str]]:
