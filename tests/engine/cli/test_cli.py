@@ -67,6 +67,12 @@ def test_each_stage_runs_only_itself(train: Train) -> None:
     assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
 
 
+@pytest.mark.parametrize(("stage", "flag"), [("test", "--ckpt_path"), ("fit", "--ckpt_path"), ("fit", "--run")])
+def test_an_empty_path_is_not_the_newest_run(train: Train, stage: str, flag: str) -> None:
+    with pytest.raises(InputError, match=f"^{flag} is empty: give a path, or leave it out"):
+        train(stage, f"{flag}=")
+
+
 @pytest.mark.slow
 def test_the_test_stage_needs_no_argument(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run with a checkpoint in .*logs: train one first"):

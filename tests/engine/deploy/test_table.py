@@ -5,6 +5,7 @@ import errno
 import fcntl
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
+from src.engine.system.interruption import Interrupted
 from tests.conftest import picture
 from tests.engine.deploy.served import of
 
@@ -58,6 +60,34 @@ def test_a_prediction_that_is_no_number_is_an_error_in_its_row(
     rows = table_of(tmp_path / "out.csv")
     assert [row["label"] for row in rows] == ["", "left"]
     assert [row["error"] for row in rows] == ["the model's output is not a finite number", ""]
+
+
+def test_masks_written_beside_the_images_are_no_inputs(
+    toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Inference, "rows", lambda _, found, *__: [{"mask": torch.zeros(2, 2)}] * len(found["labels"]))
+    for name in ("a", "b"):
+        picture(tmp_path / name / f"{name}.png", 90, "L")
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    options = ["--batch_size=1", f"--output={tmp_path / 'b' / 'out.csv'}"]
+    assert predict([*of(toy_checkpoint), *folders, *options]) == 0
+    assert [Path(row["input"]).name for row in table_of(tmp_path / "b" / "out.csv")] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_prediction_and_leaves_nothing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
+) -> None:
+    monkeypatch.setattr(Inference, "predict_step", lambda *_: os.kill(os.getpid(), signum))
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(Interrupted) as stop:
+            predict(words)
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+    assert stop.value.signum == signum
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_a_second_run_with_the_same_table_is_refused_and_the_first_keeps_its_files(
