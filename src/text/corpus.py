@@ -15,15 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from filelock import FileLock
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from src import ROOT
 from src.engine.data.download import DownloadError, unwritable, write_atomically
-from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
+from src.engine.data.loading import IGNORED, BatchDataset, BatchedDataModule, Batches, Order, announce, batch_loader
 from src.engine.data.split import check_fold, split_sizes
 from src.engine.data.tables import not_utf8, open_utf8
 from src.engine.system.errors import InputError, check_least
@@ -45,7 +44,7 @@ PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 Batch = tuple[Tensor, Tensor]
 
 
-class Windows(Dataset[Batch]):
+class Windows(BatchDataset):
     """Windows of a token sequence; a whole batch is read in one indexing operation.
 
     Args:
@@ -68,10 +67,6 @@ class Windows(Dataset[Batch]):
             return self.before + max((len(self.tokens) - self.end - 1 - self.block_size) // self.stride + 1, 0)
         return -(-(len(self.tokens) - 1) // self.stride)
 
-    def __getitem__(self, index: int) -> Batch:
-        inputs, targets = self.__getitems__([index])
-        return inputs[0], targets[0]
-
     def __getitems__(self, indices: list[int]) -> Batch:
         """Inputs (B, T) int64 and targets (B, T) int64: the next tokens, or `IGNORED` after the last token."""
         starts = np.asarray(indices) * self.stride
@@ -93,7 +88,7 @@ def random_starts(windows: Windows) -> Order:
     return draw
 
 
-class TextDataModule(LightningDataModule):
+class TextDataModule(BatchedDataModule):
     """Plain text for language modelling.
 
     Args:
@@ -235,18 +230,6 @@ class TextDataModule(LightningDataModule):
         count = max(1, (len(self.train_set) + self.block_size) // self.block_size)
         batches = Batches(count, self.batch_size, self.trainer, random_starts(self.train_set))
         return batch_loader(self.train_set, batches)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order(self.test_set)
-
-    def _in_order(self, windows: Windows) -> DataLoader[Batch]:
-        return batch_loader(windows, Batches(len(windows), self.batch_size, self.trainer))
 
     def _find_files(self) -> list[Path]:
         if self.path is not None:

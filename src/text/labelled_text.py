@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import Batches, Order, announce, batch_loader
+from src.engine.data.loading import BatchDataset, BatchedDataModule, Batches, Order, announce, batch_loader
 from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.tables import Columns, Row, read_columns
 from src.engine.data.texts import Texts
@@ -43,7 +42,7 @@ CUT = 0.01  # share of the training texts from which cutting them off is reporte
 POOL = 50  # number of batches that are sorted by length together
 
 
-class TokenizedTexts(Dataset[Batch]):
+class TokenizedTexts(BatchDataset):
     """Token sequences of any length, with class numbers.
 
     Args:
@@ -61,10 +60,6 @@ class TokenizedTexts(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.targets)
-
-    def __getitem__(self, index: int) -> Batch:
-        tokens, mask, targets = self.__getitems__([index])
-        return tokens[0], mask[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Tokens (B, T) int64, mask (B, T) bool, true for tokens, and targets (B,) int64."""
@@ -102,7 +97,7 @@ def by_length(lengths: Tensor, batch_size: int) -> Order:
     return draw
 
 
-class LabelledTextDataModule(LightningDataModule):
+class LabelledTextDataModule(BatchedDataModule):
     """Texts with labels, such as language, sentiment or topic.
 
     Args:
@@ -249,18 +244,6 @@ class LabelledTextDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)
         return batch_loader(self.train_set, Batches(len(self.train_set), self.batch_size, self.trainer, order))
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order(self.test_set)
-
-    def _in_order(self, texts: TokenizedTexts) -> DataLoader[Batch]:
-        return batch_loader(texts, Batches(len(texts), self.batch_size, self.trainer))
 
     def _tokenize(self, texts: Texts, targets: Tensor) -> TokenizedTexts:
         dtype = np.min_scalar_type(self.vocab_size - 1)

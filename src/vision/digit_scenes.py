@@ -6,12 +6,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
+from src.engine.data.loading import BatchDataset, BatchedDataModule, Indices
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
@@ -26,7 +24,7 @@ MARGIN = 1  # pixels of a box around the ink
 TRIES = 10  # to find a free place for a digit
 
 
-class DigitScenes(Dataset[Batch]):
+class DigitScenes(BatchDataset):
     """Scenes drawn on access.
 
     Args:
@@ -49,10 +47,6 @@ class DigitScenes(Dataset[Batch]):
 
     def __len__(self) -> int:
         return self.count
-
-    def __getitem__(self, index: int) -> Batch:
-        images, targets = self.__getitems__([index])
-        return images[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Images (B, 3, S, S) float and targets (B, T, 5); in training, different ones in each epoch."""
@@ -89,7 +83,7 @@ class DigitScenes(Dataset[Batch]):
         return np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BILINEAR))
 
 
-class DigitScenesDataModule(LightningDataModule):
+class DigitScenesDataModule(BatchedDataModule):
     """Scenes of one to `max_digits` MNIST digits, light on black; digits of MNIST's test part are in test scenes only.
 
     A scene depends only on seed and index; in training also on the epoch, so that no scene occurs twice.
@@ -175,20 +169,3 @@ class DigitScenesDataModule(LightningDataModule):
     def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
         """Whether each picture was inverted."""
         return [digit_note(image) for image in inputs]
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def _loader(self, scenes: DigitScenes, shuffle: bool = False) -> DataLoader[Batch]:
-        order = shuffled(len(scenes)) if shuffle else None
-        batches = Batches(len(scenes), self.batch_size, self.trainer, order, drop_single=shuffle)
-        return batch_loader(scenes, batches, num_workers=self.num_workers)

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from src.engine.data.images import CROP_RATIO, UNREADABLE, Ranges, Shrink, flatten, image_error, read_image
-from src.engine.data.loading import Indices
+from src.engine.data.loading import BatchDataset, Indices
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 
@@ -27,7 +27,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 CROP_TRIES = 10
 
 
-class ImageFiles(Dataset[Batch]):
+class ImageFiles(BatchDataset):
     """Image files, decoded on access.
 
     Args:
@@ -57,11 +57,6 @@ class ImageFiles(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.files)
-
-    def __getitem__(self, index: int) -> Batch:
-        """Pixels (3, S, S) uint8 and target () int64."""
-        pixels, targets = self.__getitems__([index])
-        return pixels[0], targets[0]
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Pixels (B, 3, S, S) uint8 and targets (B,) int64.

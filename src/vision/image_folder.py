@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
@@ -29,7 +28,7 @@ from src.engine.data.images import (
     usual_range,
 )
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
-from src.engine.data.loading import Batches, announce, batch_loader, shuffled
+from src.engine.data.loading import BatchedDataModule, Batches, announce, batch_loader, shuffled
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
@@ -44,7 +43,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_LISTED = 5  # unreadable files listed in one message
 
 
-class ImageFolderDataModule(LightningDataModule):
+class ImageFolderDataModule(BatchedDataModule):
     """Your own labelled images, of any size, greyscale or colour.
 
     Args:
@@ -187,18 +186,6 @@ class ImageFolderDataModule(LightningDataModule):
         """Use a checkpoint's labels and ranges of values instead of the files' own; call before `setup`."""
         self.labels = self._restored = list(state_dict["labels"])
         self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
 
     def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
         self._keep_decoded()

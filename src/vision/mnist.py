@@ -10,18 +10,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 
 from src import ROOT
 from src.engine.data.download import DownloadError, downloading
 from src.engine.data.labels import report_classes
-from src.engine.data.loading import Batches, announce, batch_loader, shuffled
+from src.engine.data.loading import BatchDataset, BatchedDataModule, Batches, announce, batch_loader, shuffled
 from src.engine.data.pixels import normalise
 from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
@@ -44,7 +43,7 @@ CHECKSUMS = {
 WARP_POINTS = 5
 
 
-class ImageTensors(Dataset[Batch]):
+class ImageTensors(BatchDataset):
     """Greyscale images and targets as two tensors; a batch is one index operation, without a loop over images.
 
     Args:
@@ -59,23 +58,19 @@ class ImageTensors(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> Batch:
-        images, targets = self.__getitems__([index])
-        return images[0], targets[0]
-
     def to(self, device: torch.device) -> None:
         """Move images and targets to a device; batches are then built there."""
         self.images, self.targets = self.images.to(device), self.targets.to(device)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these indices; a DataLoader calls this once instead of `__getitem__` B times."""
+        """Images (B, 1, 28, 28) float and targets (B,) int64."""
         rows = torch.tensor(indices)
         if self.images.is_cuda:
             rows = rows.pin_memory().to(self.images.device, non_blocking=True)
         return normalise(self.images[rows].unsqueeze(1), MEAN, STD), self.targets[rows]
 
 
-class MNISTDataModule(LightningDataModule):
+class MNISTDataModule(BatchedDataModule):
     """Handwritten digits, 28 x 28 greyscale, in ten classes, with the official train/test split.
 
     `val_size` of the 60,000 training digits, drawn with a fixed seed, are for validation; the 10,000 test digits are
@@ -214,18 +209,6 @@ class MNISTDataModule(LightningDataModule):
     def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
         """Whether each picture was inverted: see `digit_pixels`."""
         return [digit_note(image) for image in inputs]
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a whole training batch at once, on the training device."""

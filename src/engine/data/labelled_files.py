@@ -6,14 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from src.engine.data.images import class_folders, file_error, image_files, skipped_line
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
-from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.data.loading import BatchedDataModule
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.addresses import local_path, local_paths
@@ -118,14 +116,10 @@ def split_files(
     return {part: [(values[number], files[number].label) for number in own] for part, own in parts.items()}
 
 
-class PartsDataModule(LightningDataModule):
-    """Loads `train_set`, `val_set` and `test_set`, which `setup` sets, in batches of `batch_size`, with `labels`."""
+class PartsDataModule(BatchedDataModule):
+    """A DataModule with `labels`."""
 
-    batch_size: int
     num_classes: int
-    train_set: Any
-    val_set: Any
-    test_set: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,21 +158,3 @@ class PartsDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels; call before `setup`."""
         self.labels = self.restored = list(state_dict["labels"])
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test_set)
-
-    def _loader(self, dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
-        order = shuffled(len(dataset)) if shuffle else None
-        # Batch norm cannot train on a batch of one.
-        batches = Batches(len(dataset), self.batch_size, self.trainer, order, drop_single=shuffle)
-        return batch_loader(dataset, batches)

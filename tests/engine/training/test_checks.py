@@ -44,7 +44,7 @@ def test_a_metric_of_training_may_be_monitored(train: Train) -> None:
         (("--checkpoint.train_time_interval=00:01:00",), r"--checkpoint\.train_time_interval 0:01:00 saves between"),
         (
             ("--checkpoint.save_on_train_epoch_end=true", "--trainer.val_check_interval=4"),
-            r"--checkpoint\.save_on_train_epoch_end true: --checkpoint\.monitor val/acc is not new",
+            r"--checkpoint\.save_on_train_epoch_end true: --checkpoint\.monitor val/acc is not computed at",
         ),
         (
             ("--checkpoint.monitor=train/loss", "--trainer.check_val_every_n_epoch=2"),
