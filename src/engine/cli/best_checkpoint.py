@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -50,9 +50,24 @@ class BestCheckpoint:
                 content = {name: value for name, value in self.content.items() if name != "half_epoch"}
                 model.on_load_checkpoint(content)
                 model.load_state_dict(content["state_dict"], strict=model.strict_loading)
+                self.trainer.callbacks.append(_Weights(content["state_dict"]))  # type: ignore[attr-defined]
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None
             if not raised_by_lightning(error) or "dataloader" not in str(error):
                 raise
             rank_zero_info(f"Not tested: {error}")
+
+
+class _Weights(Callback):
+    """Loads weights when the test starts: the module may have built layers in `setup`, and builds them anew.
+
+    Args:
+        weights: the state dict of a checkpoint.
+    """
+
+    def __init__(self, weights: dict[str, Any]) -> None:
+        self.weights = weights
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.load_state_dict(self.weights, strict=pl_module.strict_loading)

@@ -50,7 +50,13 @@ from src.engine.system.hardware import check_accelerator, check_strategy, choose
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
-from src.engine.training.checks import DEFAULT_MONITOR, check_callbacks, check_settings, has_precision_plugin
+from src.engine.training.checks import (
+    DEFAULT_MONITOR,
+    TrainedCheck,
+    check_callbacks,
+    check_settings,
+    has_precision_plugin,
+)
 from src.engine.training.default_callbacks import (
     ModuleCheckpoints,
     add_default_callbacks,
@@ -252,6 +258,7 @@ class StarterCLI(LightningCLI):
                 )
             spec = (self.model, tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, *spec)
+            callbacks.append(TrainedCheck())
         for more in hooks("callbacks"):
             add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model)

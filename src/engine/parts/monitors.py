@@ -63,7 +63,8 @@ class MonitorChoice(Callback):
         if self._is_settled or trainer.state.fn != "fit":
             return
         logged = [name for name, one in trainer.callback_metrics.items() if self._before.get(name) is not one]
-        losses = [name for name in logged if "loss" in name.lower()]
+        halves = {f"{name}_{half}" for name in logged for half in ("step", "epoch")}  # of `on_step` with `on_epoch`
+        losses = [name for name in logged if "loss" in name.lower() and name not in halves]
         usual = [name for name in (DEFAULT_MONITOR, "val_loss") if name in losses]
         monitor = next(iter(usual or (losses if len(losses) == 1 else ())), None)
         if trainer.sanity_checking:  # not every module logs in it

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 UPDATES_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 30
@@ -165,12 +166,12 @@ class NetworkSummary(Callback):
             if count := _count(part):
                 table.add_row(name, type(part).__name__, count)
         table.add_section()
-        num_frozen = sum(one.numel() for one in net.parameters() if not one.requires_grad)
+        num_frozen = sum(one.numel() for one in net.parameters() if not is_lazy(one) and not one.requires_grad)
         frozen = f"{get_human_readable_count(num_frozen).strip()} frozen" if num_frozen else ""
         table.add_row("all", frozen, _count(net))
         Console().print(table)
 
 
 def _count(module: nn.Module) -> str:
-    count = sum(one.numel() for one in module.parameters())
+    count = sum(one.numel() for one in module.parameters() if not is_lazy(one))
     return get_human_readable_count(count).strip() if count else ""

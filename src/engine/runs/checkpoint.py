@@ -18,6 +18,7 @@ import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.nn.parameter import is_lazy
 
 from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
@@ -336,11 +337,16 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
     loaded = {**checkpoint, "state_dict": {**checkpoint["state_dict"]}}
     with suppress(Exception):  # it may need the Trainer
         model.on_load_checkpoint(loaded)  # may add weights, or layers
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    weights = model.state_dict()
+    if any(is_lazy(value) for value in weights.values()):
+        return  # their shapes are not known yet
+    own = {name: tuple(value.shape) for name, value in weights.items()}
     saved = {name: tuple(value.shape) for name, value in loaded["state_dict"].items()}
     if own == saved:
         return
     changed = differences(before, arguments, "model")
+    if not changed and own.items() <= saved.items() and is_overridden("setup", model):
+        return  # which may build the layers that are missing
     name = next(name for name in (*own, *saved) if own.get(name) != saved.get(name))
     detail = f"{name} is {saved.get(name, 'missing')} in the checkpoint and {own.get(name, 'missing')} in the model"
     cause = f"{' and '.join(changed)} does not fit" if changed else "the model does not fit"

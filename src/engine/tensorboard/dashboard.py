@@ -31,15 +31,24 @@ class Dashboard(Callback):
 
     def __init__(self) -> None:
         self._is_laid_out = False
+        self._logged = 0  # step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._logged = trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if not every or (trainer.global_step + 1) % every or optimizer is not trainer.optimizers[0]:
+        step = trainer.global_step + 1  # with several optimizers, the first one may never have a multiple
+        if not every or step // every == self._logged // every or optimizer is not trainer.optimizers[0]:
             return
+        self._logged = step
         norm: Any = torch.nn.utils.get_total_norm(
             [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
         )
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded model
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):  # it unscales in its step
+            norm = norm / scaler.get_scale()
         for logger in trainer.loggers:
             logger.log_metrics({"train/grad_norm": norm.item()}, trainer.global_step)
 

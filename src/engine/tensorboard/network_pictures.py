@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from src.engine.tensorboard.writers import writers
 
+MAX_FILTERS = 256
 MAX_IMAGES = 32  # shown of a batch
 
 
@@ -47,10 +48,11 @@ class NetworkPictures(Callback):
             return
         first_conv: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
         for writer in writers(trainer):
-            if batch[0].ndim == 4 and batch[0].shape[1] in (1, 3):
+            is_image = batch[0].ndim == 4 and batch[0].shape[1] in (1, 3)
+            if is_image:
                 writer.add_images("network/a batch after augmentation", _shown(batch[0]), trainer.global_step)
-            if first_conv is not None and batch[0].ndim == 4 and getattr(task, "device_mesh", None) is None:  # no shard
-                weights: Any = first_conv.weight.detach().float().cpu()  # (filters, channels, H, W)
+            if is_image and first_conv is not None and getattr(task, "device_mesh", None) is None:  # no shard
+                weights: Any = first_conv.weight[:MAX_FILTERS].detach().float().cpu()  # (filters, channels, H, W)
                 weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
                 filters = torch.stack([_shown(one) for one in weights])
                 large = nn.functional.interpolate(filters, scale_factor=12, mode="nearest")

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, Lea
 from lightning.pytorch.plugins import Precision
 from torch import nn
 
+from src.engine.data.loading import announce
 from src.engine.system.classes import as_list, import_class, nearest
 from src.engine.system.errors import InputError
 
@@ -49,6 +50,25 @@ class MonitorCheck(Callback):
                     f"{what} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
                     " (--trainer.num_sanity_val_steps 0 skips this check)"
                 )
+
+
+class TrainedCheck(Callback):
+    """Warns of parameters that are trainable, but not in the optimizer, such as those unfrozen during training."""
+
+    _has_warned = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx or self._has_warned:
+            return
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        own = pl_module.named_parameters()
+        if left := [name for name, one in own if one.requires_grad and id(one) not in held]:
+            self._has_warned = True
+            announce(
+                f"{len(left)} parameters, such as {left[0]}, are not in the optimizer and stay as they are: freeze"
+                " them in on_train_start, not before, or return them in parameter_groups"
+            )
 
 
 def check_settings(config: Any, trains: bool) -> None:

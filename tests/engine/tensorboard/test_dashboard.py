@@ -1,5 +1,6 @@
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.parts.hparams import hyperparameters
-from src.engine.tensorboard.dashboard import joint_charts
+from src.engine.tensorboard.dashboard import Dashboard, joint_charts
 from tests.conftest import Run
 
 Train = Callable[..., Run]
@@ -108,3 +109,29 @@ def test_hyperparameters_have_the_names_of_the_command_line() -> None:
         "data.sizes": "[1, 2]",
         "trainer.max_epochs": 3,
     }
+
+
+def norms(optimizer: str, steps: list[int], precision_plugin: Any = None) -> list[tuple[int, float]]:
+    """Step and gradient norm of what the dashboard logs, if the first optimizer of several steps at these steps."""
+    logged: list[tuple[int, float]] = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((step, values["train/grad_norm"])))
+    module: Any = torch.nn.Linear(2, 1, bias=False)
+    module.weight.grad = torch.tensor([[3.0, 4.0]])
+    own = getattr(torch.optim, optimizer)(module.parameters(), lr=0.1, fused=True)
+    trainer: Any = SimpleNamespace(global_step=0, log_every_n_steps=4, optimizers=[own, None], loggers=[logger])
+    trainer.precision_plugin = precision_plugin
+    dashboard = Dashboard()
+    dashboard.on_train_start(trainer, module)
+    for trainer.global_step in steps:
+        dashboard.on_before_optimizer_step(trainer, module, own)
+    return logged
+
+
+def test_the_gradient_norm_of_the_first_of_two_optimizers_is_logged() -> None:
+    assert norms("AdamW", [*range(8)]) == [(3, 5.0), (7, 5.0)]
+    assert norms("AdamW", [*range(0, 16, 2)]) == [(4, 5.0), (8, 5.0), (12, 5.0)]
+
+
+def test_the_gradient_norm_is_without_the_scale_of_the_loss() -> None:
+    plugin = SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 10.0))
+    assert norms("AdamW", [3], plugin) == [(3, 0.5)]  # a fused optimizer unscales within its step

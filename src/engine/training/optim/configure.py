@@ -1,9 +1,11 @@
 """Builds optimizer and schedule from the configuration when the Trainer asks for them."""
 
+import math
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import ReduceLROnPlateau, instantiate_class
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -51,7 +53,8 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
 def _fused(spec: Spec, module: LightningModule) -> Spec:
     """Make the optimizer fused, which is faster and as exact, unless its options are given or it would not work.
 
-    In mixed precision Lightning does not clip the gradients of a fused optimizer. Fused ones reject sparse gradients.
+    In mixed precision Lightning does not clip the gradients of a fused optimizer. Fused ones reject sparse gradients
+    and complex numbers.
     """
     init_args = spec.get("init_args") or {}
     is_set = init_args.get("fused", False) is not None or init_args.get("foreach") or init_args.get("differentiable")
@@ -62,6 +65,7 @@ def _fused(spec: Spec, module: LightningModule) -> Spec:
         or is_overridden("configure_gradient_clipping", module)
     ) and isinstance(trainer.precision_plugin, MixedPrecision)
     sparse = any(getattr(part, "sparse", False) for part in module.modules())
+    sparse = sparse or any(parameter.is_complex() for parameter in module.parameters())
     if is_set or clips or sparse or trainer.strategy.root_device.type not in ("cpu", "cuda"):
         return spec
     return {**spec, "init_args": {**init_args, "fused": True}}
@@ -97,8 +101,16 @@ def _build(first: Any, spec: Spec) -> Any:
 
 
 def _run_length(module: LightningModule, interval: str) -> int:
-    trainer = module.trainer
+    trainer: Any = module.trainer
     length = trainer.max_epochs if interval == "epoch" else trainer.estimated_stepping_batches
-    if length is None or length in (-1, float("inf")):
-        raise InputError("the learning-rate schedule needs the run's length: give --max_epochs or --trainer.max_steps")
+    accumulation = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    if accumulation and interval == "step" and 0 < length < math.inf and trainer.max_epochs not in (None, -1):
+        batches = [accumulation.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
+        steps = sum(math.ceil(trainer.num_training_batches / every) for every in batches)
+        length = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+    if length is None or length in (-1, math.inf):
+        known = "--max_epochs or --trainer.max_steps"
+        if interval == "step" and trainer.num_training_batches == math.inf:  # the loader has no length
+            known = "--trainer.max_steps or --trainer.limit_train_batches"
+        raise InputError(f"the learning-rate schedule needs the run's length: give {known}")
     return int(length)

@@ -46,7 +46,8 @@ class MuonWithAdamW(Optimizer):
         options: dict[str, Any] = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
         empty: list[dict[str, Any]] = [{"params": []}]
         muon = Muon(hidden or empty, lr=lr, weight_decay=weight_decay, **options)
-        adamw = AdamW(rest or empty, lr=adamw_lr, weight_decay=weight_decay, betas=betas, fused=True)
+        fused = not any(parameter.is_complex() for group in rest for parameter in group["params"])
+        adamw = AdamW(rest or empty, lr=adamw_lr, weight_decay=weight_decay, betas=betas, fused=fused)
         for part, is_muon in ((muon, True), (adamw, False)):
             for group in part.param_groups:
                 group["hidden"] = is_muon
