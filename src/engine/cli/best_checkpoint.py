@@ -39,7 +39,8 @@ class BestCheckpoint:
             if not is_overridden(name, instance):
                 rank_zero_info(f"Not tested: {type(instance).__name__} has no method {name}")
                 return
-        path = None
+        path, callbacks = None, self.trainer.callbacks  # type: ignore[attr-defined]
+        before = list(callbacks)
         if not self.content:
             rank_zero_info("Testing the last weights: no best checkpoint was saved")
         else:
@@ -50,13 +51,15 @@ class BestCheckpoint:
                 content = {name: value for name, value in self.content.items() if name != "half_epoch"}
                 model.on_load_checkpoint(content)
                 model.load_state_dict(content["state_dict"], strict=model.strict_loading)
-                self.trainer.callbacks.append(_Weights(content["state_dict"]))  # type: ignore[attr-defined]
+                callbacks.append(_Weights(content["state_dict"]))
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None
             if not raised_by_lightning(error) or "dataloader" not in str(error):
                 raise
             rank_zero_info(f"Not tested: {error}")
+        finally:
+            callbacks[:] = before
 
 
 class _Weights(Callback):

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from PIL import Image
 from torch import Tensor, nn
 
+from src.engine.data.loading import IGNORED
 from src.engine.data.pixels import pixel_statistics
 from src.engine.deploy.pixels import Pixels
 from src.engine.deploy.prepare import Inputs, kind_of, prepare_inputs
@@ -216,7 +217,7 @@ class Inference(LightningModule):
         inputs, targets = batch["inputs"], batch["targets"]
         if inputs is None:
             return None
-        if targets is not None:
+        if targets is not None and not (targets == IGNORED).all():
             self.task.test_step((*self._network_inputs(inputs), targets), batch_idx)
         return self.rows(self.predictions(inputs), batch["sizes"])
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +23,7 @@ from src.engine.data.images import flatten, read_image
 from src.engine.deploy.inference import NOT_FINITE, is_finite, mask_image
 from src.engine.runs.runs import WORKER_SECONDS
 from src.engine.system.errors import InputError
-from src.engine.system.interruption import Interruption
+from src.engine.system.interruption import Interrupted, Interruption
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
@@ -128,6 +129,9 @@ class PredictionTable(Callback):
             self._bar.close()
         if not self._is_ours:
             return
+        launcher: Any = trainer.strategy.launcher
+        if isinstance(exception, Interrupted) and hasattr(launcher, "kill"):
+            launcher.kill(signal.SIGTERM)  # the other processes, which may not have got it
         self.remove_parts(trainer.world_size)
         for folder in (self.masks, self.pictures):
             shutil.rmtree(folder, ignore_errors=True)  # it was not there before

@@ -77,8 +77,9 @@ def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
     words = [str(folder), "--name", noted["name"], "--package", noted["package"], "--with", ",".join(noted["with"])]
     words += ["--kind", noted["kind"]] if noted["kind"] else []
     words += [word for recipe in noted["recipes"] for word in ("--recipe", recipe)]
-    # The project's own package may be installed; a new project could not have its name.
+    # A new project could not have the name of this one, if its package is installed, or the name is taken since.
     code = (
+        "import src.engine.new.creating as creating; creating._check_name = lambda *_: None;"
         "import importlib.util as util, runpy; find = util.find_spec;"
         f" util.find_spec = lambda name, *more: None if name == {noted['package']!r} else find(name, *more);"
         " runpy.run_module('src.new', run_name='__main__')"

@@ -94,17 +94,21 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     if both := next((name for name in given if name in searched), None):
         raise InputError(f"--{both}: {options.config} searches it: remove it there, or from the command line")
     try:
-        config.load_config(spec["recipe"])
+        recipe = config.load_config(spec["recipe"])[1]
     except InputError as error:
         where = "--recipe " if options.recipe else f"{options.config}: recipe: "
         raise InputError(f"{where}{str(error).removeprefix('--config ')}") from error
+    devices = (recipe.get("trainer") or {}).get("devices")
+    spec["first"] = [] if isinstance(devices, list) else ["--trainer.devices=1"]  # options may say which device
     name = f"{path.stem}_{Path(options.recipe).stem}" if options.recipe else path.stem
     folder = runs_of(options.root or ROOT / "logs", options.name or name)
     if any(folder.glob("version_*")):
         raise InputError(f"{folder} holds runs of src.train: give another name, as in --name {folder.name}-search")
     cli = _build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
     if cli.trainer.world_size > 1:  # its other processes would start trials of their own
-        raise InputError(f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1")
+        raise InputError(
+            f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1 --num_nodes 1"
+        )
     for name, one in spec["space"].items():
         if probes and not one.get("when"):
             (values,) = (one[kind] for kind in KINDS if kind in one)
@@ -117,6 +121,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     # a mean would be too good.
     usual = ("GridSampler", "NopPruner") if repeated else ("TPESampler", "SuccessiveHalvingPruner")
     spec = {**dict(zip(("sampler", "pruner"), usual, strict=True)), **spec}
+    if repeated and not all("categorical" in one for one in spec["space"].values()):
+        raise InputError(f"{options.config}: a mean over {', '.join(repeated)} needs every entry of space categorical")
     for what, does in (("sampler", "repeats some trials"), ("pruner", "stops the worst trials")) if repeated else ():
         if spec[what] not in usual:
             raise InputError(
@@ -146,10 +152,12 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     compared = {"metric": metric, "direction": direction}
     check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
     if repeated:
-        recipe = {"recipe": spec["recipe"], "options": spec["options"], **repeated}
-        check_same(study, "same", recipe, recipe, folder)
+        same = {"recipe": spec["recipe"], "options": spec["options"], **repeated}
+        check_same(study, "same", same, same, folder)
         own = {name: value for name, value in given.items() if not says_where(name)}
         check_same(study, "given", own, own, folder)
+        if study.trials and not any("grid_id" in trial.system_attrs for trial in study.trials):
+            raise InputError(f"{folder} holds trials of a sampler that repeats some: give another --name")
     check_choices(study, spec["space"], folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
 
@@ -218,7 +226,7 @@ def _build_run(
 ) -> StarterCLI:
     """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
     words = ["fit"] if stage_of(str(spec.get("metric"))) != "test" else []
-    words += [f"--config={spec['recipe']}", "--quiet", "--trainer.devices=1"]
+    words += [f"--config={spec['recipe']}", "--quiet", *spec["first"]]
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]

@@ -58,7 +58,7 @@ class TrainedCheck(Callback):
     _has_warned = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx or self._has_warned:
+        if batch_idx or self._has_warned or pl_module.device_mesh is not None:  # shards are other parameters
             return
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         held = {id(parameter) for group in groups for parameter in group["params"]}

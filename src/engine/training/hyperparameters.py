@@ -66,9 +66,14 @@ def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
 def rebuild_arguments(module: Any) -> dict[str, Any]:
     """Arguments that a checkpoint stores instead of those the network was built with.
 
-    A network that was built from files lists in its attribute `rebuild` the arguments that build it without them.
+    A network that was built from files lists in its attribute `rebuild` the arguments that build it without them. A
+    subclass may not take all of them.
     """
-    return dict(getattr(module, "rebuild", {}))
+    if not (rebuild := getattr(module, "rebuild", {})):
+        return {}
+    known = inspect.signature(type(module)).parameters
+    takes_all = any(one.kind == one.VAR_KEYWORD for one in known.values())
+    return {name: value for name, value in rebuild.items() if takes_all or name in known}
 
 
 def _describe_module(module: nn.Module) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ class BlockNet(nn.Module):
 
 
 class PartsModule(LightningModule):
-    """Calls a method of its convolution and its head by name, never `forward`.
+    """Calls a method of its convolution and its head by name, never `forward`; two parts share their weights.
 
     Args:
         has_number: give it a parameter without a dimension.
@@ -49,14 +49,21 @@ class PartsModule(LightningModule):
         super().__init__()
         self.body = Body()
         self.head = nn.Linear(4 * SIDE * SIDE, CLASSES)
+        self.other = nn.Linear(4 * SIDE * SIDE, CLASSES)
+        self.other.weight = self.head.weight
         if has_number:
             self.scale = nn.Parameter(torch.tensor(1.0))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
-        loss = nn.functional.cross_entropy(self.head(self.body.features(images)), targets)
+        features = self.body.features(images)
+        loss = nn.functional.cross_entropy(self.head(features) + self.other(features), targets)
         self.log("train/loss", loss)
         return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, targets = batch
+        self.log("val/loss", nn.functional.cross_entropy(self.head(self.body.features(images)), targets))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -6,8 +6,10 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 
@@ -16,6 +18,7 @@ from src.engine.search.search import _take_trials
 from src.engine.system.errors import InputError
 from tests.conftest import write
 from tests.engine.search.studies import opened, run, search
+from tests.toy import RECIPE
 
 SEEDS: dict[str, Any] = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler"}
 
@@ -54,6 +57,25 @@ def test_a_sampler_that_repeats_trials_is_refused_for_means(tmp_path: Path, samp
     with pytest.raises(InputError, match=rf"^sampler {sampler} repeats some trials: the mean over seed_everything"):
         opened(tmp_path, f"--sampler={sampler}", **seeds)
     assert type(opened(tmp_path, **seeds).study.sampler).__bases__[0].__name__ == "GridSampler"
+
+
+def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a mean over seed_everything needs every entry of space categorical"):
+        opened(tmp_path, space={"seed_everything": {"int": [1, 5]}})
+    found = opened(tmp_path, **SEEDS)
+    found.study.add_trial(optuna.trial.create_trial(value=0.5))  # as another sampler adds them
+    with pytest.raises(InputError, match="holds trials of a sampler that repeats some: give another --name"):
+        opened(tmp_path, **SEEDS)
+
+
+def test_a_trial_uses_the_device_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(trainer=SimpleNamespace(world_size=1), best=SimpleNamespace(monitor="val/acc", mode="max"))
+    monkeypatch.setattr(search_module, "_build_run", lambda *_, **__: run)
+    tree = yaml.safe_load(Path(RECIPE).read_text())
+    tree["trainer"]["devices"] = [1]
+    recipe = write(tmp_path / "own_recipe.yaml", yaml.safe_dump(tree))
+    assert opened(tmp_path, f"--recipe={recipe}").spec["first"] == []
+    assert opened(tmp_path).spec["first"] == ["--trainer.devices=1"]
 
 
 def test_a_mean_counts_trials_of_the_same_values_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
