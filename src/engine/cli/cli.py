@@ -35,14 +35,7 @@ from src.engine.runs.checkpoint import (
     reason_of,
 )
 from src.engine.runs.run_record import RunRecord, is_finished
-from src.engine.runs.runs import (
-    WORKER_SECONDS,
-    check_no_search,
-    claim_folder,
-    clock_lag,
-    lock_run,
-    runs_of,
-)
+from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, clock_lag, lock_run, runs_of
 from src.engine.system.addresses import at_address, is_address, local_root
 from src.engine.system.classes import Tree, as_list, short
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning

@@ -1,7 +1,7 @@
 """Shards weights, gradients and optimizer state across all devices."""
 
+import inspect
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -28,7 +28,6 @@ from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 from src.engine.system.errors import InputError, UnwritableError
 
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -79,14 +78,10 @@ class FSDP2Strategy(ModelParallelStrategy):
             if self.activation_checkpointing:
                 block.forward = partial(recompute, block.forward, use_reentrant=False)
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        # FSDP2 would also cast the batches of the steps, targets too.
-        inner = {part for block in blocks_of(model) for part in block.modules()}
-        for part in {*model.modules()} - inner - {model} if dtype != torch.float32 else ():
-            if [*part.parameters(recurse=False)]:
-                part.register_forward_pre_hook(partial(_cast, dtype))
-        fully_shard(model, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
-        for name in STEPS:  # a step may call parts of the network instead of the LightningModule
-            register_fsdp_forward_method(model, name)
+        root = root_of(model)
+        fully_shard(root, mesh=mesh, mp_policy=policy)
+        for name in _methods(root) if root is not model else ():
+            register_fsdp_forward_method(root, name)
         model._is_sharded = True  # type: ignore[assignment]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
@@ -140,9 +135,19 @@ class FSDP2Strategy(ModelParallelStrategy):
         return rest
 
 
-def _cast(dtype: torch.dtype, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Floating point inputs as `dtype`."""
-    return tuple(one.to(dtype) if isinstance(one, Tensor) and one.is_floating_point() else one for one in inputs)
+def root_of(model: LightningModule) -> nn.Module:
+    """The network if it has all weights, as a step may call it, or a method of it, instead of the LightningModule."""
+    net = getattr(model, "net", None)
+    has_all = isinstance(net, nn.Module) and {*net.parameters()} == {*model.parameters()}
+    return net if has_all else model  # type: ignore[return-value]
+
+
+def _methods(module: nn.Module) -> set[str]:
+    """Names of the methods that the class of a module adds to those of all modules."""
+    classes = type(module).__mro__
+    own = [one for one in classes[: classes.index(nn.Module)] if not one.__module__.startswith("torch.")]
+    names = {name for cls in own for name, one in vars(cls).items() if inspect.isfunction(one)}
+    return {name for name in names if not name.startswith("_") and not hasattr(nn.Module, name)}
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -172,7 +172,7 @@ def test_fsdp2_trains_goes_on_and_becomes_one_file(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_may_call_parts_of_a_module_that_share_weights(tmp_path: Path, dtype: str) -> None:
+def test_a_step_may_call_a_method_of_the_network(tmp_path: Path, dtype: str) -> None:
     words = ("fit", "--model=tests.engine.parts.toys.PartsModule", "--data=tests.toy.ToyData", "--data.size=130")
     words += ("--max_epochs=1", "--precision=32-true", "--config=configs/strategy/fsdp2.yaml")
     words += (f"--trainer.strategy.gather_dtype={dtype}", "--optimizer=SGD", "--optimizer.lr=0.1")
@@ -184,7 +184,7 @@ def test_a_step_may_call_parts_of_a_module_that_share_weights(tmp_path: Path, dt
         assert "total_seconds" in read_metrics(only_run(tmp_path / str(devices)))  # nothing failed after the last step
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-5 if dtype == "float32" else 1e-2), name
-    assert torch.equal(weights[1]["head.weight"], weights[1]["other.weight"])
+    assert torch.equal(weights[1]["net.head.weight"], weights[1]["net.other.weight"])
 
 
 @pytest.mark.parametrize(

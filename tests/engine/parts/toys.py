@@ -38,8 +38,28 @@ class BlockNet(nn.Module):
         return logits
 
 
+class Scores(nn.Module):
+    """A convolution and two linear layers that share their weights.
+
+    Shapes:
+        (B, 1, 8, 8) float -> (B, 3) float, by `scores`; there is no `forward`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.head = nn.Linear(4 * SIDE * SIDE, CLASSES)
+        self.other = nn.Linear(4 * SIDE * SIDE, CLASSES)
+        self.other.weight = self.head.weight
+
+    def scores(self, x: Tensor) -> Tensor:
+        features = self.conv(x).relu().flatten(1)
+        found: Tensor = self.head(features) + self.other(features)
+        return found
+
+
 class PartsModule(LightningModule):
-    """Calls a method of its convolution and its head by name, never `forward`; two parts share their weights.
+    """Calls a method of its network, never `forward`.
 
     Args:
         has_number: give it a parameter without a dimension.
@@ -47,42 +67,22 @@ class PartsModule(LightningModule):
 
     def __init__(self, has_number: bool = False) -> None:
         super().__init__()
-        self.body = Body()
-        self.head = nn.Linear(4 * SIDE * SIDE, CLASSES)
-        self.other = nn.Linear(4 * SIDE * SIDE, CLASSES)
-        self.other.weight = self.head.weight
+        self.net = Scores()
         if has_number:
             self.scale = nn.Parameter(torch.tensor(1.0))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images, targets = batch
-        features = self.body.features(images)
-        loss = nn.functional.cross_entropy(self.head(features) + self.other(features), targets)
+        loss = nn.functional.cross_entropy(self.net.scores(images), targets)
         self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         images, targets = batch
-        self.log("val/loss", nn.functional.cross_entropy(self.head(self.body.features(images)), targets))
+        self.log("val/loss", nn.functional.cross_entropy(self.net.scores(images), targets))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-class Body(nn.Module):
-    """A convolution whose features have a method.
-
-    Shapes:
-        (B, 1, 8, 8) float -> (B, 256) float.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-
-    def features(self, x: Tensor) -> Tensor:
-        found: Tensor = self.conv(x).relu().flatten(1)
-        return found
 
 
 class LateFullDisk(Callback):
