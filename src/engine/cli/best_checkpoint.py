@@ -51,7 +51,7 @@ class BestCheckpoint:
                 content = {name: value for name, value in self.content.items() if name != "half_epoch"}
                 model.on_load_checkpoint(content)
                 model.load_state_dict(content["state_dict"], strict=model.strict_loading)
-                callbacks.append(_Weights(content["state_dict"]))
+                callbacks.insert(0, _Weights(content["state_dict"], model))
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None
@@ -63,14 +63,19 @@ class BestCheckpoint:
 
 
 class _Weights(Callback):
-    """Loads weights when the test starts: the module may have built layers in `setup`, and builds them anew.
+    """Loads the weights of layers that a module builds in `setup`, when the test starts: `setup` has built them anew.
 
     Args:
         weights: the state dict of a checkpoint.
+        model: has these weights.
     """
 
-    def __init__(self, weights: dict[str, Any]) -> None:
+    def __init__(self, weights: dict[str, Any], model: LightningModule) -> None:
         self.weights = weights
+        self.loaded = [*model.parameters(), *model.buffers()]
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.load_state_dict(self.weights, strict=pl_module.strict_loading)
+        known = {id(one) for one in self.loaded}
+        now = (*pl_module.named_parameters(), *pl_module.named_buffers())
+        new = {name: self.weights[name] for name, one in now if id(one) not in known and name in self.weights}
+        pl_module.load_state_dict(new, strict=False)

@@ -217,8 +217,12 @@ class Inference(LightningModule):
         inputs, targets = batch["inputs"], batch["targets"]
         if inputs is None:
             return None
-        if targets is not None and not (targets == IGNORED).all():
-            self.task.test_step((*self._network_inputs(inputs), targets), batch_idx)
+        if targets is not None:
+            try:
+                self.task.test_step((*self._network_inputs(inputs), targets), batch_idx)
+            except InputError:  # labels of positions, of which none are given, have no shape
+                if targets.is_floating_point() or (targets != IGNORED).any():
+                    raise
         return self.rows(self.predictions(inputs), batch["sizes"])
 
     def on_predict_epoch_end(self) -> None:

@@ -138,7 +138,8 @@ class FSDP2Strategy(ModelParallelStrategy):
 def root_of(model: LightningModule) -> nn.Module:
     """The network if it has all weights, as a step may call it, or a method of it, instead of the LightningModule."""
     net = getattr(model, "net", None)
-    has_all = isinstance(net, nn.Module) and {*net.parameters()} == {*model.parameters()}
+    is_callable = isinstance(net, nn.Module) and not isinstance(net, nn.ModuleList | nn.ModuleDict)
+    has_all = is_callable and {*net.parameters()} == {*model.parameters()}  # type: ignore[union-attr]
     return net if has_all else model  # type: ignore[return-value]
 
 

@@ -99,7 +99,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         where = "--recipe " if options.recipe else f"{options.config}: recipe: "
         raise InputError(f"{where}{str(error).removeprefix('--config ')}") from error
     devices = (recipe.get("trainer") or {}).get("devices")
-    spec["first"] = [] if isinstance(devices, list) else ["--trainer.devices=1"]  # options may say which device
+    is_one = isinstance(devices, list) and len(devices) == 1 and "trainer.accelerator" not in given
+    spec["first"] = [] if is_one else ["--trainer.devices=1"]  # options may say which device
     name = f"{path.stem}_{Path(options.recipe).stem}" if options.recipe else path.stem
     folder = runs_of(options.root or ROOT / "logs", options.name or name)
     if any(folder.glob("version_*")):
@@ -156,7 +157,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         check_same(study, "same", same, same, folder)
         own = {name: value for name, value in given.items() if not says_where(name)}
         check_same(study, "given", own, own, folder)
-        if study.trials and not any("grid_id" in trial.system_attrs for trial in study.trials):
+        ended = study.get_trials(deepcopy=False, states=DONE)
+        if ended and not any("grid_id" in trial.system_attrs for trial in ended):
             raise InputError(f"{folder} holds trials of a sampler that repeats some: give another --name")
     check_choices(study, spec["space"], folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)

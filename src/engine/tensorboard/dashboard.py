@@ -34,7 +34,7 @@ class Dashboard(Callback):
         self._logged = 0  # step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._logged = trainer.global_step
+        self._logged = max(0, trainer.global_step + 1 - len(trainer.optimizers))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]

@@ -30,6 +30,15 @@ class BuiltInSetup(Own):
         self.net = nn.Linear(FEATURES, 2)
 
 
+class Judged(BuiltInSetup):
+    """Has one more network in the test."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "test":
+            self.judge = nn.Linear(FEATURES, 1)
+
+
 class Unfrozen(Own):
     """Freezes its layer in the constructor, and unfreezes it in the second epoch."""
 
@@ -96,6 +105,12 @@ def of(tmp_path: Path) -> Callable[..., str]:
         return f"--config={path}"
 
     return option
+
+
+def test_layers_of_the_test_only_stay_as_they_are(train: Train, of: Callable[..., str]) -> None:
+    run = train(of(f"{HERE}.Judged"), "--max_epochs=1")
+    assert "test_loss" in run.metrics
+    assert "judge.weight" in run.cli.model.state_dict()
 
 
 def test_layers_built_in_setup_are_tested_and_continued_with_their_weights(

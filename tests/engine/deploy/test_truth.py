@@ -191,3 +191,17 @@ def test_columns_named_like_the_targets_may_be_given_in_any_order(tmp_path: Path
     for truth, expected in (("small,large", ["1", "2"]), ("small,other", ["2", "3"]), ("large", "1")):
         options = argparse.Namespace(inputs=[str(tmp_path / "a.csv")], truth=truth, text_column=None)
         assert [one.truth for one in _inputs(options, inference)()] == [expected]
+
+
+def test_a_batch_whose_labels_are_all_unknown_is_not_scored_if_it_has_no_shape() -> None:
+    def refuse(*_: Any) -> None:
+        raise InputError("the shapes differ")
+
+    fake: Any = SimpleNamespace(task=SimpleNamespace(test_step=refuse))
+    fake._network_inputs = fake.predictions = lambda inputs: inputs
+    fake.rows = lambda *_: ["a row"]
+    batch = {"inputs": (torch.zeros(2, 3),), "targets": torch.tensor([-100, -100]), "sizes": ()}
+    assert Inference.predict_step(fake, batch, 0) == ["a row"]
+    for targets in (torch.tensor([-100, 1]), torch.tensor([-100.0, -100.0])):
+        with pytest.raises(InputError, match="the shapes differ"):
+            Inference.predict_step(fake, {**batch, "targets": targets}, 0)

@@ -15,11 +15,13 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.deploy.exporting import export
 from src.engine.deploy.rebuild import load_model
 from src.engine.runs.checkpoint import damage, read_checkpoint
+from src.engine.runs.fsdp2 import root_of
 from src.engine.runs.run_record import read_metrics
 from src.engine.runs.sharded import REST, read_index, read_whole, replace_folder, write_checksums
 from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError
 from tests.conftest import QUIET, Run, program
+from tests.engine.parts.toys import PartsModule
 from tests.engine.runs.processes import only_run, run_in, spy
 from tests.engine.training.test_distributed import check_that_each_sample_counts_once
 from tests.spies import Payload
@@ -185,6 +187,14 @@ def test_a_step_may_call_a_method_of_the_network(tmp_path: Path, dtype: str) -> 
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], atol=1e-5 if dtype == "float32" else 1e-2), name
     assert torch.equal(weights[1]["net.head.weight"], weights[1]["net.other.weight"])
+
+
+def test_the_network_is_sharded_by_itself_if_it_has_all_weights_and_can_be_called() -> None:
+    module = PartsModule()
+    assert root_of(module) is module.net
+    assert root_of(PartsModule(has_number=True)).__class__ is PartsModule
+    module.net = torch.nn.ModuleList([module.net])  # type: ignore[assignment]
+    assert root_of(module) is module
 
 
 @pytest.mark.parametrize(

@@ -71,11 +71,13 @@ def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
 def test_a_trial_uses_the_device_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = SimpleNamespace(trainer=SimpleNamespace(world_size=1), best=SimpleNamespace(monitor="val/acc", mode="max"))
     monkeypatch.setattr(search_module, "_build_run", lambda *_, **__: run)
+    monkeypatch.setattr("tests.engine.search.studies.TINY", ())
     tree = yaml.safe_load(Path(RECIPE).read_text())
     tree["trainer"]["devices"] = [1]
     recipe = write(tmp_path / "own_recipe.yaml", yaml.safe_dump(tree))
     assert opened(tmp_path, f"--recipe={recipe}").spec["first"] == []
     assert opened(tmp_path).spec["first"] == ["--trainer.devices=1"]
+    assert opened(tmp_path, f"--recipe={recipe}", "--trainer.accelerator=gpu").spec["first"] == ["--trainer.devices=1"]
 
 
 def test_a_mean_counts_trials_of_the_same_values_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,7 +107,8 @@ def _run_length(module: LightningModule, interval: str) -> int:
     trainer: Any = module.trainer
     length = trainer.max_epochs if interval == "epoch" else trainer.estimated_stepping_batches
     accumulation = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
-    if accumulation and interval == "step" and 0 < length < math.inf and trainer.max_epochs not in (None, -1):
+    is_known = trainer.num_training_batches < math.inf and trainer.max_epochs not in (None, -1)
+    if accumulation and interval == "step" and is_known and 0 < length < math.inf:
         batches = [accumulation.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
         steps = sum(math.ceil(trainer.num_training_batches / every) for every in batches)
         length = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
