@@ -2,14 +2,13 @@
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from src import ROOT
-from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.data.loading import BatchDataset, BatchedDataModule, Batches, batch_loader, shuffled
 from src.engine.system.errors import InputError
 
 RECIPE = str(ROOT / "tests" / "toy.yaml")
@@ -68,7 +67,7 @@ class ToyMLP(nn.Module):
         return logits
 
 
-class ToyImages(Dataset[Batch]):
+class ToyImages(BatchDataset):
     """Noisy 8x8 images of a bar on the left, in the middle or on the right; indexed by batch."""
 
     def __init__(self, size: int, seed: int) -> None:
@@ -81,15 +80,11 @@ class ToyImages(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> Batch:
-        images, targets = self.__getitems__([index])
-        return images[0], targets[0]
-
     def __getitems__(self, indices: list[int]) -> Batch:
         return (self.pixels[indices].float() / 255 - MEAN) / STD, self.targets[indices]
 
 
-class ToyData(LightningDataModule):
+class ToyData(BatchedDataModule):
     """Training, validation and test splits of `ToyImages`.
 
     Args:
@@ -121,18 +116,6 @@ class ToyData(LightningDataModule):
         """Pixels (B, 1, 8, 8) uint8, not normalised."""
         pixels = [np.array(image.convert("L").resize((SIDE, SIDE))) for image in inputs]
         return torch.from_numpy(np.stack(pixels)).unsqueeze(1)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.val_set)
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.test_set)
 
     def _loader(self, dataset: ToyImages, shuffle: bool = False) -> DataLoader[Batch]:
         order = shuffled(len(dataset)) if shuffle else None

@@ -28,7 +28,7 @@ from src.engine.data.images import (
     usual_range,
 )
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
-from src.engine.data.loading import BatchedDataModule, Batches, announce, batch_loader, shuffled
+from src.engine.data.loading import BatchedDataModule, announce
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
@@ -189,10 +189,10 @@ class ImageFolderDataModule(BatchedDataModule):
 
     def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
         self._keep_decoded()
-        order = shuffled(len(files)) if shuffle else None
-        # Batch norm cannot train on a batch of one.
-        batches = Batches(len(files), self.batch_size, self.trainer, order, drop_single=shuffle)
-        return batch_loader(files, batches, num_workers=self.workers(files, self.trainer, report=shuffle))
+        return super()._loader(files, shuffle)
+
+    def _workers(self, files: ImageFiles, shuffle: bool) -> int:
+        return self.workers(files, self.trainer, report=shuffle)
 
     def workers(self, files: ImageFiles, trainer: Any, report: bool) -> int:
         """The number of worker processes that decode files; without, they are decoded by threads."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 GOOGLE = ("googlenet", "inception_v3")  # with weights, they scale their inputs, and GoogLeNet has no auxiliary branches
+KEPT = ("transform_input", "aux_logits", "image_size")  # options that weights bring, or that their shapes depend on
 TIMEOUT = 10.0  # seconds without data after which a download fails
 
 
@@ -55,10 +56,8 @@ class TorchvisionNet(nn.Module):
         if options is None:
             options = {"transform_input": True} if file is not None and name in GOOGLE else {}
         self.net: nn.Module = build_net(name, weights if file is None else None, **options)
-        kept = (
-            ("transform_input", "aux_logits") if name in GOOGLE else ("image_size",) if name.startswith("vit_") else ()
-        )
-        self.options = {**options, **{one: getattr(self.net, one) for one in kept}}
+        kept = KEPT if isinstance(self.net, models.GoogLeNet | models.Inception3 | models.VisionTransformer) else ()
+        self.options = {**options, **{one: getattr(self.net, one) for one in kept if hasattr(self.net, one)}}
         self.rebuild = {"weights": None, "options": self.options}  # a checkpoint holds the weights
         if file is not None:
             _load(self.net, read_weights(file), file, name)

@@ -205,7 +205,11 @@ class BatchedDataModule(LightningDataModule):
         order = shuffled(len(dataset)) if shuffle else None
         # Batch norm cannot train on a batch of one.
         batches = Batches(len(dataset), self.batch_size, self.trainer, order, drop_single=shuffle)
-        return batch_loader(dataset, batches, num_workers=getattr(self, "num_workers", 0))
+        return batch_loader(dataset, batches, num_workers=self._workers(dataset, shuffle))
+
+    def _workers(self, dataset: Any, shuffle: bool) -> int:
+        """The number of worker processes of a loader."""
+        return getattr(self, "num_workers", 0)
 
 
 def shuffled(count: int) -> Order:

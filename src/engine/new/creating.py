@@ -118,8 +118,12 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
             raise InputError("--package needs ruff, which reformats code for the new name: pip install ruff")
         if importlib.util.find_spec(options.package) is not None:
             raise InputError(f"--package {options.package}: an installed package has that name; give another")
-    given = kinds(ROOT)[options.kind]["with"] if options.kind in kinds(ROOT) else default_parts(ROOT, options.recipe)
-    words = given if options.parts is None else [word for word in options.parts.split(",") if word]
+    if options.parts is not None:
+        words = [word for word in options.parts.split(",") if word]
+    elif options.kind in kinds(ROOT):
+        words = kinds(ROOT)[options.kind]["with"]
+    else:
+        words = default_parts(ROOT, options.recipe)
     chosen = sorted({word for word in words if word not in ALWAYS})
     author = options.author or git(ROOT, "config", "user.name", check=False).stdout.strip() or f"the {name} authors"
     options.recipe = list(dict.fromkeys(options.recipe))

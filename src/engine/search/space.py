@@ -7,7 +7,6 @@ from typing import Any
 
 from optuna import Study
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
@@ -20,6 +19,9 @@ from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError
 
 KINDS = ("float", "int", "categorical")
+DISTRIBUTIONS: dict[str, Any] = dict(
+    zip(KINDS, (FloatDistribution, IntDistribution, CategoricalDistribution), strict=True)
+)
 KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
 KNOWN |= dict.fromkeys(("recipe", "sampler", "pruner", "metric", "direction"), str)
 # Options that may differ between the trials of a mean, besides paths of the data.
@@ -90,12 +92,12 @@ def says_where(name: str) -> bool:
     return last in ELSEWHERE or (name.startswith("data.") and PATHS.search(last) is not None)
 
 
-def distribution(one: dict[str, Any]) -> BaseDistribution:
-    """Optuna's object for a range or choices of the space."""
-    options = {key: one[key] for key in ("log", "step") if key in one}
+def _range(one: dict[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
+    """Kind of a range, and its arguments for Optuna by place and by name."""
     if "categorical" in one:
-        return CategoricalDistribution(one["categorical"])
-    return IntDistribution(*one["int"], **options) if "int" in one else FloatDistribution(*one["float"], **options)
+        return "categorical", [one["categorical"]], {}
+    kind = "int" if "int" in one else "float"
+    return kind, one[kind], {key: one[key] for key in ("log", "step") if key in one}
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
@@ -105,13 +107,8 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
         conditions = one.get("when", {}).items()
         if not all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions):
             continue
-        options = {key: one[key] for key in ("log", "step") if key in one}
-        if "categorical" in one:
-            found[name] = trial.suggest_categorical(name, one["categorical"])
-        elif "int" in one:
-            found[name] = trial.suggest_int(name, *one["int"], **options)
-        else:
-            found[name] = trial.suggest_float(name, *one["float"], **options)
+        kind, values, options = _range(one)
+        found[name] = getattr(trial, f"suggest_{kind}")(name, *values, **options)
     return found
 
 
@@ -136,9 +133,11 @@ def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[st
 def check_choices(study: Study, space: dict[str, Any], folder: Path) -> None:
     """Refuse choices, or kinds of ranges, that differ from those of earlier trials: Optuna would fail in each trial."""
     for name, before in {key: one for trial in study.trials for key, one in trial.distributions.items()}.items():
+        if name not in space:
+            continue
+        kind, values, options = _range(space[name])
         try:
-            if name in space:
-                check_distribution_compatibility(before, distribution(space[name]))
+            check_distribution_compatibility(before, DISTRIBUTIONS[kind](*values, **options))
         except ValueError as error:
             choices = f" of {short([*before.choices])}" if hasattr(before, "choices") else ""
             raise InputError(

@@ -65,11 +65,18 @@ def _fused(spec: Spec, module: LightningModule) -> Spec:
         or is_overridden("configure_gradient_clipping", module)
     ) and isinstance(trainer.precision_plugin, MixedPrecision)
     sparse = any(getattr(part, "sparse", False) for part in module.modules())
-    sparse = sparse or any(parameter.is_complex() for parameter in module.parameters())
+    is_complex = any(parameter.is_complex() for parameter in module.parameters())
     # Of shards, torch has fused steps of these only.
     name = spec["class_path"].rpartition(".")[2]
     is_unknown = module.device_mesh is not None and name not in ("Adam", "AdamW")
-    if is_set or clips or sparse or is_unknown or trainer.strategy.root_device.type not in ("cpu", "cuda"):
+    if (
+        is_set
+        or clips
+        or sparse
+        or is_complex
+        or is_unknown
+        or trainer.strategy.root_device.type not in ("cpu", "cuda")
+    ):
         return spec
     return {**spec, "init_args": {**init_args, "fused": True}}
 
