@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchvision import models
 
+from src.engine.training.hyperparameters import rebuild_arguments
 from src.vision.image_classifier import ImageClassifier
 from src.vision.torchvision_net import TorchvisionNet
 from tests.conftest import pictures
@@ -87,6 +88,17 @@ def test_a_network_with_weights_of_its_own_is_rebuilt_as_it_was_trained(
     x = torch.rand(1, 3, size, size)
     assert torch.equal(rebuilt(x), net(x))
     assert net.net.transform_input
+
+
+class Named(TorchvisionNet):
+    """Takes fewer arguments."""
+
+    def __init__(self, name: str = "squeezenet1_1", weights: str | None = None) -> None:
+        super().__init__(name, weights)
+
+
+def test_a_checkpoint_of_a_subclass_has_its_own_arguments_only() -> None:
+    assert rebuild_arguments(Named()) == {"weights": None}
 
 
 def test_weights_of_a_file_are_used_as_torchvision_uses_them(tmp_path: Path) -> None:

@@ -66,12 +66,14 @@ def test_masks_written_beside_the_images_are_no_inputs(
     toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Inference, "rows", lambda _, found, *__: [{"mask": torch.zeros(2, 2)}] * len(found["labels"]))
-    for name in ("a", "b"):
-        picture(tmp_path / name / f"{name}.png", 90, "L")
+    for name in ("a/1", "a/2", "a/3", "b/4"):  # the next batch is read while one is predicted
+        picture(tmp_path / f"{name}.png", 90, "L")
     folders = [str(tmp_path / name) for name in ("a", "b")]
     options = ["--batch_size=1", f"--output={tmp_path / 'b' / 'out.csv'}"]
     assert predict([*of(toy_checkpoint), *folders, *options]) == 0
-    assert [Path(row["input"]).name for row in table_of(tmp_path / "b" / "out.csv")] == ["a.png", "b.png"]
+    assert [Path(row["input"]).name for row in table_of(tmp_path / "b" / "out.csv")] == [
+        f"{number}.png" for number in range(1, 5)
+    ]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -79,7 +81,7 @@ def test_a_signal_ends_a_prediction_and_leaves_nothing(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: int
 ) -> None:
     monkeypatch.setattr(Inference, "predict_step", lambda *_: os.kill(os.getpid(), signum))
-    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         with pytest.raises(Interrupted) as stop:
             predict(words)

@@ -141,6 +141,16 @@ def test_the_command_of_the_project_asks_the_clone(both: tuple[Path, Path]) -> N
 
 
 @pytest.mark.slow
+def test_a_project_whose_name_is_taken_since_is_updated(both: tuple[Path, Path]) -> None:
+    template, project = both
+    replace(template / "src/engine/new/creating.py", 'TAKEN = {"engine"', 'TAKEN = {"mine", "engine"')
+    replace(template / SUMMARY, '"""', '"""Newer. ')
+    save(template)
+    assert update(template, project) == 0
+    assert "Newer. " in (project / SUMMARY).read_text()
+
+
+@pytest.mark.slow
 def test_a_project_inside_the_clone_is_named_from_where_one_is(both: tuple[Path, Path]) -> None:
     template, project = both
     replace(project / SUMMARY, "import shutil", "import shutil  # mine")
