@@ -9,7 +9,6 @@ import socket
 import sys
 import traceback
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 IDLE_SECONDS = 15.0  # a connection without a request; a request whose head is incomplete
 MAX_HEAD = 2**16  # bytes of a request besides its body
-MAX_DISCARDED = 2**24  # bytes of a refused body to read, because clients look for an answer after sending all of it
 MAX_CONNECTIONS = 1000
 OTHER_FILES = 100  # open files that are not connections
 SHUTDOWN_SECONDS = 6  # for open requests when the server stops
@@ -42,7 +40,6 @@ class Connection(HttpToolsProtocol):
 
     since = 0.0  # time of the last event: connected, request begun, head complete, answered
     overhead = 0  # bytes received since the last complete request that are not its body
-    discarded = 0  # bytes of bodies received after their answer
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -89,15 +86,11 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.overhead -= 2 * len(body)  # twice, for the lengths of small chunks
-        if self.cycle.response_complete:
-            self.discarded += len(body)
-            if self.discarded > MAX_DISCARDED:
-                self.drop()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self.overhead = self.discarded = 0
+        self.overhead = 0
 
     def on_response_complete(self) -> None:
         self.unanswered.popleft()
@@ -106,20 +99,18 @@ class Connection(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Prints a message when it is ready, closes late connections, and stops when the service has failed.
+    """Prints a message when it is ready, and closes late connections.
 
     Args:
         config: with `connection_options`.
         message: printed when it is ready.
         longest: seconds after which a request is given up.
-        has_failed: whether the service has failed.
     """
 
-    def __init__(self, config: uvicorn.Config, message: str, longest: float, has_failed: Callable[[], bool]) -> None:
+    def __init__(self, config: uvicorn.Config, message: str, longest: float) -> None:
         super().__init__(config)
         self.message = message
         self.longest = longest
-        self.has_failed = has_failed
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -131,7 +122,7 @@ class Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if isinstance(connection, Connection) and connection.is_late(now, self.longest):
                 connection.drop()
-        return await super().on_tick(counter) or self.has_failed()
+        return await super().on_tick(counter)
 
 
 class Guard:

@@ -4,17 +4,9 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from src.engine.cli.command import (
-    add_checkpoint,
-    command_parser,
-    data_options,
-    new_output,
-    parse_words,
-    require,
-)
+from src.engine.cli.command import add_checkpoint, command_parser, data_options, new_output, parse_words, require
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -37,15 +29,7 @@ def export(args: list[str]) -> None:
         if options.format == name:
             export_checkpoint(options.ckpt_path, output)
             return
-    from src.engine.deploy.formats import (
-        Exported,
-        Reference,
-        huggingface_folder,
-        onnx_file,
-        quantized_file,
-        safetensors_file,
-        torch_file,
-    )
+    from src.engine.deploy import formats
     from src.engine.deploy.inference import Inference
     from src.engine.runs.checkpoint import size_of
 
@@ -53,7 +37,7 @@ def export(args: list[str]) -> None:
     if options.quantize and not hasattr(inference.task, "num_classes"):
         raise InputError("--quantize int8 compares accuracies: it is for classifiers only; leave it out")
     print(f"Exporting {inference.path} as {options.format}", file=sys.stderr)
-    reference = Reference(inference)
+    reference = formats.Reference(inference)
     # Checked early: on a full disk some writers end the process or raise unclear errors.
     weights = size_of([*reference.net.parameters(), *reference.net.buffers()])
     need = weights * (QUANTIZE_FACTOR if options.quantize else 1) + EXTRA_BYTES
@@ -63,16 +47,10 @@ def export(args: list[str]) -> None:
             f"--output {options.output} needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free:"
             " free some space, or give another --output"
         )
-    writers: dict[str, Callable[[Reference, Path], Exported]] = {
-        "onnx": onnx_file,
-        "torch": torch_file,
-        "safetensors": safetensors_file,
-        "huggingface": huggingface_folder,
-    }
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
             path = Path(folder) / output.name
-            exported = writers[options.format](reference, path)
+            exported = formats.WRITERS[options.format](reference, path)
             samples = reference.samples(SAMPLES)
             difference = exported.largest_difference(samples)
             count = sum(len(targets) for _, targets in samples)
@@ -84,7 +62,7 @@ def export(args: list[str]) -> None:
                 )
             if options.quantize:
                 before = exported.accuracy()
-                exported = quantized_file(reference, path)
+                exported = formats.quantized_file(reference, path)
                 print(f"accuracy on the validation part {before:.2%} in float32 and {exported.accuracy():.2%} in int8")
             exported.write_extras(path)
             written = sorted(Path(folder).iterdir())

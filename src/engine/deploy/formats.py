@@ -33,11 +33,7 @@ INPUT_NAMES |= {"table": ("values",), "file": ("values",)}
 
 
 class Reference:
-    """A checkpoint's network in float32 on the CPU, and samples of its data for comparison.
-
-    Args:
-        inference: the loaded checkpoint.
-    """
+    """A checkpoint's network in float32 on the CPU, and samples of its data for comparison."""
 
     def __init__(self, inference: Inference) -> None:
         if hasattr(inference.task, "name_classes"):
@@ -59,6 +55,8 @@ class Reference:
         self.has_logits = self.kind == "prompt" or hasattr(inference.task, "num_classes")
         self.tokenizer: Any = getattr(inference.data, "tokenizer", None)
         self.example = self._example()
+        known, count = INPUT_NAMES[self.kind], len(self.example)
+        self.names = [*known[:count], *(f"input_{number}" for number in range(len(known), count))]
 
     def samples(self, count: int | None = None, part: str = "val") -> list[Sample]:
         """Batches of raw inputs and targets: the first `count` samples of a part, or all."""
@@ -120,13 +118,6 @@ class Reference:
         shapes = (self.free_dimensions(),) * len(self.names)
         parameters = inspect.signature(self.net.forward).parameters.values()
         return (shapes,) if any(one.kind is one.VAR_POSITIONAL for one in parameters) else shapes
-
-    @property
-    def names(self) -> list[str]:
-        """The names of the inputs."""
-        known = INPUT_NAMES[self.kind]
-        count = len(self.example)
-        return [*known[:count], *(f"input_{number}" for number in range(len(known), count))]
 
 
 class Exported:
@@ -249,7 +240,10 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
 
 def torch_file(reference: Reference, path: Path) -> Exported:
     """Write a program of torch.export."""
-    with exporting(reference), _recurrent_networks():
+    # Private (torch 2.15): by default a GRU or LSTM is exported as a copy of its cell for each position.
+    from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
+
+    with exporting(reference), register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
         program = torch.export.export(reference.net, reference.example, dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
@@ -283,16 +277,15 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
 
 
 def huggingface_folder(reference: Reference, path: Path) -> Exported:
-    """Write a folder that `transformers` can load.
-
-    Raises:
-        InputError: the network is not a `transformers` model.
-    """
+    """Write a folder that `transformers` can load."""
     net: Any = getattr(reference.inference.task, "net", None)
     if not hasattr(net, "write_huggingface"):
         raise InputError(f"--format huggingface: {type(net).__name__} is not a transformers model; give onnx or torch")
     runtime, lines = net.write_huggingface(path, reference.labels, reference.tokenizer)
     return Exported(reference, runtime, lines, tokenizer=False)
+
+
+WRITERS = {"onnx": onnx_file, "torch": torch_file, "safetensors": safetensors_file, "huggingface": huggingface_folder}
 
 
 def _example_lines(reference: Reference, path: Path, package: str, call: str) -> list[str]:
@@ -341,11 +334,7 @@ def _answer(reference: Reference) -> str:
 
 @contextmanager
 def exporting(reference: Reference) -> Iterator[None]:
-    """Hide what exporters print, and say in one line why they fail.
-
-    Raises:
-        InputError: a library cannot export the network, or cannot run what it has exported.
-    """
+    """Hide what exporters print; an error of theirs becomes an InputError of one line."""
     try:
         with silenced(), torch.no_grad():
             yield
@@ -363,25 +352,12 @@ def _cannot_export(reference: Reference, reason: str) -> InputError:
 
 
 @contextmanager
-def _recurrent_networks() -> Iterator[None]:
-    """Let torch.export keep the length of a GRU or LSTM free, as torch.onnx does.
-
-    Private (torch 2.15): by default they are exported as a copy of the cell for each position.
-    """
-    from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
-
-    with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
-        yield
-
-
-@contextmanager
 def silenced() -> Iterator[None]:
     """Hide warnings and log lines."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(disabled)

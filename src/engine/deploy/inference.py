@@ -29,6 +29,7 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, names_in
+from src.engine.system.batches import gathered
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import GUIDE, InputError, constructor_errors
 from src.engine.training.hyperparameters import check_limits
@@ -229,9 +230,7 @@ class Inference(LightningModule):
         """Compute `scores`, while the metrics are still on the device."""
         if not self.is_scored:
             return
-        seen: list[Any] = [self.task.metrics.has_seen("test")] * self.trainer.world_size
-        if self.trainer.world_size > 1:
-            torch.distributed.all_gather_object(seen, seen[0])
+        seen = gathered(self.task.metrics.has_seen("test"))
         if any(seen) and not all(seen):
             raise InputError("a process has no input that can be used: give more inputs, or --devices 1")
         if all(seen):
@@ -269,7 +268,7 @@ def is_finite(value: Any) -> bool:
     """Whether all numbers in a prediction are finite."""
     if isinstance(value, dict | list):
         return all(map(is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, float | np.floating) or math.isfinite(value)
 
 
 def mask_image(mask: Tensor) -> Image.Image:

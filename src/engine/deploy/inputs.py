@@ -5,6 +5,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,11 +72,9 @@ def find_images(
         if not path.is_dir():
             yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
-        found = False
-        for file in image_files(path, skipped, suffixes):
-            found = True
-            yield Input(str(file), file, truth=truth and true_value(file, path))
-        if not found:
+        files = list(image_files(path, skipped, suffixes))
+        yield from (Input(str(file), file, truth=truth and true_value(file, path)) for file in files)
+        if not files:
             what = "image" if suffixes is IMG_EXTENSIONS else f"{' or '.join(suffixes)} file"
             yield Input(given, None, f"no {what} in this folder")
 
@@ -85,11 +84,7 @@ def read_texts(
 ) -> Iterator[Input]:
     """Texts from a column of tables, or the lines of other files; named by file and row, counted from 1.
 
-    Args:
-        paths: the files.
-        column: the tables' column of texts.
-        truth: the tables' columns of true values.
-        readers: what reads the texts of files with other suffixes, by suffix.
+    `truth` are the tables' columns of true values, `readers` read the texts of files with other suffixes, by suffix.
     """
     options = {column: "--text_column", **dict.fromkeys(truth, "--truth")}
     for name, (text, *true), error in _rows(paths, options, readers):
@@ -98,13 +93,7 @@ def read_texts(
 
 
 def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] = ()) -> Iterator[Input]:
-    """Rows of tables as numbers by column; named by file and row, counted from 1.
-
-    Args:
-        paths: the tables.
-        columns: columns of the inputs.
-        truth: columns of true values.
-    """
+    """Rows of tables as numbers by column; named by file and row, counted from 1; `truth`: columns of true values."""
     options = dict.fromkeys(columns, "a table with all columns of the run") | dict.fromkeys(truth, "--truth")
     for name, values, error in _rows(paths, options):
         numbers = dict(zip(columns, map(_number, values), strict=False))
@@ -172,6 +161,7 @@ def _text_error(value: Any) -> str:
     return f"{type(value).__name__}, not a text"
 
 
+@dataclass(eq=False)
 class PreparedInputs(IterableDataset[dict[str, Any]]):
     """Batches of the inputs of one process, in order: every `world`-th input, starting at `rank`.
 
@@ -188,23 +178,13 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
     there are none, their `targets`, or None, and the `sizes` of images, width and height.
     """
 
-    def __init__(
-        self,
-        inputs: Callable[[], Iterator[Input]],
-        prepare: Prepare,
-        prepare_targets: Targets | None,
-        batch_size: int,
-        rank: int,
-        world: int,
-        read: Callable[[Path], Any] = read_image,
-    ) -> None:
-        self.inputs = inputs
-        self.prepare = prepare
-        self.prepare_targets = prepare_targets
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world = world
-        self.read = read
+    inputs: Callable[[], Iterator[Input]]
+    prepare: Prepare
+    prepare_targets: Targets | None
+    batch_size: int
+    rank: int = 0
+    world: int = 1
+    read: Callable[[Path], Any] = read_image
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -265,33 +245,16 @@ class InputsDataModule(LightningDataModule):
     """Inputs to predict on, distributed over the processes one by one.
 
     Args:
-        inputs: returns a new iterator over all inputs.
-        prepare: a list of raw inputs -> tensors and notes.
-        batch_size: inputs per batch of each process.
+        inputs: all of them.
         num_workers: processes that read and prepare inputs; 0: the predicting process does it.
-        prepare_targets: a list of true values and the prepared inputs -> targets; None: there are none.
-        read: reads an image; see `reader`.
     """
 
-    def __init__(
-        self,
-        inputs: Callable[[], Iterator[Input]],
-        prepare: Prepare,
-        batch_size: int,
-        num_workers: int,
-        prepare_targets: Targets | None = None,
-        read: Callable[[Path], Any] = read_image,
-    ) -> None:
+    def __init__(self, inputs: PreparedInputs, num_workers: int) -> None:
         super().__init__()
         self.inputs = inputs
-        self.prepare = prepare
-        self.prepare_targets = prepare_targets
-        self.batch_size = batch_size
         self.num_workers = num_workers
-        self.read = read
 
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
-        place = (self.trainer.global_rank, self.trainer.world_size, self.read)
-        mine = PreparedInputs(self.inputs, self.prepare, self.prepare_targets, self.batch_size, *place)
+        mine = replace(self.inputs, rank=self.trainer.global_rank, world=self.trainer.world_size)
         return DataLoader(mine, batch_size=None, num_workers=self.num_workers, collate_fn=already_a_batch)

@@ -1,6 +1,7 @@
 """Predict on your own files with a trained model: `python -m src.predict --help`."""
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ def predict(args: list[str]) -> int:
 
     from src.engine.data.images import reader, skipped_line
     from src.engine.deploy.inference import Inference
-    from src.engine.deploy.inputs import InputsDataModule
+    from src.engine.deploy.inputs import InputsDataModule, PreparedInputs
     from src.engine.deploy.prediction_table import PredictionTable
     from src.engine.deploy.prepare import prepare_targets
     from src.engine.system.errors import GUIDE
@@ -37,6 +38,8 @@ def predict(args: list[str]) -> int:
     silence_known_warnings()
     check_accelerator(options.accelerator)
     check_strategy(options.strategy)
+    if re.search("spawn|fork|notebook", options.strategy):
+        raise InputError(f"--strategy {options.strategy}: its processes cannot count their inputs together: give ddp")
     inference = Inference(options.ckpt_path, trust=options.trust)
     if options.labels:
         inference.name_classes(options.labels)
@@ -79,9 +82,8 @@ def predict(args: list[str]) -> int:
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
         if skipped:
             print(skipped_line(skipped, "images" if inference.kind == "image" else "inputs"), file=sys.stderr)
-    read = reader(inference.data)
-    data = InputsDataModule(inputs, inference.prepare, options.batch_size, options.num_workers, targets, read)
-    trainer.predict(inference, data, return_predictions=False)
+    prepared = PreparedInputs(inputs, inference.prepare, targets, options.batch_size, read=reader(inference.data))
+    trainer.predict(inference, InputsDataModule(prepared, options.num_workers), return_predictions=False)
     if not trainer.is_global_zero:
         return 0
     print(f"{table.rows:,} inputs written to {options.output}", file=sys.stderr)

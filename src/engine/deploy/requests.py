@@ -61,12 +61,7 @@ class RequestReader:
         self.small, self.large = Threads(2, MAX_DECODING), Threads(1, MAX_DECODING_PIXELS)
 
     async def __call__(self, request: Request, deadline: asyncio.Timeout, seconds: float) -> Any:
-        """The input in a request.
-
-        Args:
-            request: the request.
-            deadline: set to `seconds` from when the body has arrived.
-            seconds: see `deadline`.
+        """The input in a request; sets the deadline to `seconds` from when the body has arrived.
 
         Raises:
             HTTPException: the request cannot be used.

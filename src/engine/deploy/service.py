@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -24,10 +24,9 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Send
 
 from src.engine.deploy.batcher import Batcher, Threads, TooManyError, Turns
-from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, describe, printable
+from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, printable
 from src.engine.deploy.inference import NOT_FINITE, Inference, is_finite, mask_image
 from src.engine.deploy.requests import BODY_SECONDS, RequestReader
 from src.engine.system.errors import InputError
@@ -38,41 +37,6 @@ GENERATING = 8  # texts at the same time
 MAX_GENERATING = 32  # texts being generated or waiting
 
 
-class TextStream(StreamingResponse):
-    """Streams a text; an error before its first piece is an answer, a later one ends the connection.
-
-    Args:
-        pieces: the text.
-        seconds: maximum time of the whole answer.
-    """
-
-    def __init__(self, pieces: AsyncGenerator[str, None], seconds: float) -> None:
-        super().__init__(pieces, media_type="text/plain; charset=utf-8")
-        self.pieces = pieces
-        self.seconds = seconds
-
-    async def stream_response(self, send: Send) -> None:
-        """Send the text; called by `__call__`, which cancels it if the client leaves."""
-        start: Any = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        has_started = False
-        try:
-            async with aclosing(self.pieces), asyncio.timeout(self.seconds):
-                async for piece in self.pieces:
-                    if not has_started:
-                        has_started = True
-                        await send(start)
-                    await send(
-                        {"type": "http.response.body", "body": piece.encode(errors="replace"), "more_body": True}
-                    )
-                if not has_started:
-                    await send(start)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            if has_started:  # the connection is closed, so that the client sees that the text is incomplete
-                raise RuntimeError(f"a text was cut after {self.seconds:g} s: give a larger --timeout") from None
-            raise
-
-
 class Service:
     """The endpoints of a checkpoint.
 
@@ -80,8 +44,6 @@ class Service:
         inference: the loaded checkpoint.
         options: command-line options of `src.serve`.
         bfloat16: compute in bfloat16 instead of float32.
-
-    `error` is the exception that has stopped the batcher, if any.
     """
 
     def __init__(self, inference: Inference, options: argparse.Namespace, bfloat16: bool) -> None:
@@ -91,10 +53,10 @@ class Service:
         # Creates a context for each use, because several threads compute.
         self.autocast = partial(torch.autocast, inference.device.type, torch.bfloat16, enabled=bfloat16)
         self.batcher = Batcher(self._compute, options.max_batch_size, options.batch_timeout)
-        self.writing = Turns(GENERATING, MAX_GENERATING, self.autocast)
+        self.writing = Turns(GENERATING, MAX_GENERATING, lambda: self.autocast().__enter__())  # type: ignore[no-untyped-call]
         together = getattr(inference.task, "generate_together", None)
         self.writer: Any = together(GENERATING) if together else inference.task
-        self.error: BaseException | None = None
+        self.loop: asyncio.Task[None] | None = None
         facts = {
             "kind": inference.kind,
             "columns": list(getattr(inference.data, "columns", ())),
@@ -140,19 +102,14 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.batcher.run())
-        task.add_done_callback(self._loop_ended)
+        self.loop = asyncio.create_task(self.batcher.run())
         yield
-        task.cancel()
+        self.loop.cancel()
         for threads in self._threads():
             threads.stop()
 
-    def _loop_ended(self, task: "asyncio.Task[None]") -> None:
-        if not task.cancelled():
-            self.error = task.exception()
-
-    def _threads(self) -> list[Threads | Turns]:
-        return [self.batcher.thread, self.writing, self.read.small, self.read.large]
+    def _threads(self) -> list[Threads]:
+        return [self.batcher.thread, self.writing.thread, self.read.small, self.read.large]
 
     def longest(self) -> float:
         """For how many seconds the longest computation has been running."""
@@ -160,7 +117,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Health check: 503 if the model has stopped, or has been busy with the same requests for too long."""
-        if self.batcher.has_ended or self.longest() > 2 * self.timeout:
+        if self.loop is None or self.loop.done() or self.longest() > 2 * self.timeout:
             return PlainTextResponse("the model does not answer", 503)
         return PlainTextResponse("ok")
 
@@ -194,12 +151,25 @@ class Service:
         ]
 
     async def generate(self, request: Request) -> Response:
-        """Stream the continuation of a text."""
+        """Stream the continuation of a text; an error before its first piece is an answer, a later one ends it."""
         async with asyncio.timeout(None) as deadline:
             options = await self.read(request, deadline, self.timeout)
-        return TextStream(self.writing(partial(self._generate, options)), self.timeout)
+            pieces = self.writing(self._generate(options))
+            first = await anext(pieces, "")
+        stream = self._stream(first, pieces, deadline.when())
+        return StreamingResponse(stream, media_type="text/plain; charset=utf-8")
 
-    def _generate(self, options: dict[str, Any]) -> Iterator[str]:
+    async def _stream(self, piece: str, pieces: AsyncGenerator[str, None], end: float | None) -> AsyncIterator[bytes]:
+        async with aclosing(pieces):
+            while piece:
+                yield piece.encode(errors="replace")
+                try:
+                    async with asyncio.timeout_at(end):
+                        piece = await anext(pieces, "")
+                except TimeoutError:  # the connection is closed, so that the client sees that the text is incomplete
+                    raise RuntimeError(f"a text was cut after {self.timeout:g} s: give a larger --timeout") from None
+
+    def _generate(self, options: dict[str, Any]) -> Generator[str, None, None]:
         tokenizer = self.inference.data.tokenizer
         prompt = torch.from_numpy(tokenizer.encode(options["prompt"]).astype("int64"))
         seed = options["seed"]
@@ -207,7 +177,7 @@ class Service:
         generator.seed() if seed is None else generator.manual_seed(seed)
         limits = {name: options[name] for name in ("temperature", "top_k", "top_p")}
         ids = self.writer.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
-        yield from tokenizer.stream(ids)
+        yield from filter(None, tokenizer.stream(ids))
 
 
 def page(facts: dict[str, Any], script: str = "") -> str:
@@ -249,14 +219,10 @@ def run_service(options: argparse.Namespace) -> None:
         f"Serving {address}/ (a page to try it), POST {path}, GET /health; at most {limit:,} connections (this process"
         f" may open {files:,} files); Ctrl-C stops"
     )
-    server = Server(config, message, BODY_SECONDS + 3 * options.timeout, lambda: service.error is not None)
+    server = Server(config, message, BODY_SECONDS + 3 * options.timeout)
     try:
         server.run()
     finally:
         gc.unfreeze()
-        if service.error is not None:
-            print(f"error: the model has stopped: {describe(service.error)}", file=sys.stderr, flush=True)
         if service.longest():  # Python would wait for the thread
-            os._exit(0 if service.error is None else 1)
-    if service.error is not None:
-        sys.exit(1)
+            os._exit(0)

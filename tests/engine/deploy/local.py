@@ -31,7 +31,7 @@ def local(inference: Any, limit: int = 100, longest: float = 60, **options: Any)
     given = {"token": None, "max_body_mb": 1.0, "max_batch_size": 4, "batch_timeout": 0.01, "timeout": 20.0, **options}
     one = service.Service(inference, argparse.Namespace(**given), bfloat16=False)
     config = uvicorn.Config(one.app(), port=free_port(), **connections.connection_options(limit))
-    server = connections.Server(config, "ready", longest, lambda: one.error is not None)
+    server = connections.Server(config, "ready", longest)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started and thread.is_alive():

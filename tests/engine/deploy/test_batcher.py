@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import nullcontext
 from typing import Any
 
@@ -75,19 +75,6 @@ def test_too_few_or_too_many_outputs_are_an_error_of_the_batch_alone(outputs: An
     assert found[1] == 2
 
 
-def test_when_batches_end_nobody_waits_for_ever() -> None:
-    async def ask() -> list[Any]:
-        batches = Batcher(lambda values: values, max_size=2, wait=0)
-        waiting = asyncio.create_task(batches(1))
-        await asyncio.sleep(0)
-        batches._collect = None  # type: ignore[assignment,method-assign]
-        with pytest.raises(TypeError):
-            await batches.run()
-        return await asyncio.gather(waiting, batches(2), return_exceptions=True)
-
-    assert [str(one) for one in asyncio.run(ask())] == ["the model has stopped"] * 2
-
-
 def test_who_has_gone_away_is_not_computed_and_does_not_hold_up_the_others() -> None:
     seen: list[list[int]] = []
 
@@ -131,7 +118,7 @@ def test_texts_take_turns_and_more_than_can_be_read_wait() -> None:
     order: list[str] = []
     all_asked = threading.Event()
 
-    def spelled(word: str) -> Iterator[str]:
+    def spelled(word: str) -> Generator[str, None, None]:
         all_asked.wait(10)
         for letter in word:
             order.append(letter)
@@ -139,10 +126,10 @@ def test_texts_take_turns_and_more_than_can_be_read_wait() -> None:
 
     async def ask() -> list[str]:
         turns = Turns(2, 3, nullcontext)
-        texts = [turns(lambda word=word: spelled(word)) for word in ("aaa", "bb", "cc")]  # type: ignore[misc]
+        texts = [turns(spelled(word)) for word in ("aaa", "bb", "cc")]
         asyncio.get_running_loop().call_later(0.05, all_asked.set)
         found = await asyncio.gather(*map(joined, texts))
-        turns.stop()
+        turns.thread.stop()
         return found
 
     assert asyncio.run(ask()) == ["aaa", "bb", "cc"]
@@ -151,17 +138,17 @@ def test_texts_take_turns_and_more_than_can_be_read_wait() -> None:
 
 @pytest.mark.parametrize("error", [ValueError("oh"), TimeoutError("oh"), SystemExit("oh")])
 def test_an_error_of_a_text_ends_this_text_only(error: BaseException) -> None:
-    def broken() -> Iterator[str]:
+    def broken() -> Generator[str, None, None]:
         yield "a"
         raise error
 
     async def ask() -> list[Any]:
         turns = Turns(2, 2, nullcontext)
-        texts = joined(turns(broken)), joined(turns(lambda: iter("bbb")))
+        texts = joined(turns(broken())), joined(turns(letter for letter in "bbb"))
         found = await asyncio.gather(*texts, return_exceptions=True)
-        turns.stop()
-        turns.pool.shutdown()  # waits: the thread tells of a text's end shortly before its own
-        assert turns.longest() == 0
+        turns.thread.stop()
+        turns.thread.pool.shutdown()  # waits: the thread tells of a text's end shortly before its own
+        assert turns.thread.longest() == 0
         return found
 
     found = asyncio.run(ask())

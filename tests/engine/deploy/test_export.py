@@ -70,7 +70,7 @@ def test_a_file_that_computes_something_else_is_not_left(
         exported.runtime = lambda *inputs: runtime(*inputs) + 2e-4
         return exported
 
-    monkeypatch.setattr(formats, "torch_file", wrong)
+    monkeypatch.setitem(formats.WRITERS, "torch", wrong)
     with pytest.raises(InputError, match=r"outputs differ from the checkpoint's by 2\.0e-04, more than 1e-04"):
         export([*of(toy_checkpoint), "--format", "torch", "--output", str(tmp_path / "model.pt2")])
     assert not list(tmp_path.iterdir())

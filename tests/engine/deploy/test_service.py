@@ -18,13 +18,11 @@ import torch
 from PIL import Image
 
 from src.engine.deploy import batcher, requests, service
-from src.engine.deploy.batcher import Batcher
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.prepare import prepare_inputs
-from src.engine.deploy.serving import _parse
 from src.engine.system.errors import InputError
 from tests.engine.deploy.local import Local, classifier, local, writer
-from tests.engine.deploy.served import TRUSTED, Answer, of
+from tests.engine.deploy.served import TRUSTED, Answer
 from tests.toy import ToyData
 
 
@@ -110,20 +108,6 @@ def test_more_than_can_wait_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch
             assert [first[0].result().status, second[0].result().status] == [200, 200]
     assert (refused.status, refused.headers["retry-after"]) == (503, "1")
     assert "too many requests are waiting" in refused.json["detail"]
-
-
-def test_when_batches_end_the_process_ends_with_an_error(
-    toy_checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    async def fail(self: Batcher) -> Any:
-        raise MemoryError("no more")
-
-    monkeypatch.setattr(Batcher, "_collect", fail)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(SystemExit) as stop:
-        service.run_service(_parse(of(toy_checkpoint)))
-    assert stop.value.code == 1
-    assert "error: the model has stopped: MemoryError: no more (test_service.py:" in capsys.readouterr().err
 
 
 def test_labels_that_do_not_fit_the_classes_are_refused_at_the_start(
@@ -341,12 +325,12 @@ def test_readers_that_leave_or_wait_free_their_place(monkeypatch: pytest.MonkeyP
         readers = [socket.create_connection(("127.0.0.1", one.port)) for _ in range(3)]
         for reader in readers:
             reader.sendall(request)
-        waited_for(lambda: (len(places.running), len(places.waiting)) == (2, 1))
+        waited_for(lambda: not places.free)
         refused = one.generate({"prompt": "or"})
         assert refused.status == 503
         for reader in readers:
             reader.close()
-        waited_for(lambda: not places.running and not places.waiting)
+        waited_for(lambda: places.free == 3)
         assert one.generate({"prompt": "or"}).body == b"la"
 
 
