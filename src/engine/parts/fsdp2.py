@@ -8,31 +8,17 @@ from src.engine.system.errors import InputError
 EXPORT_FORMAT = ("checkpoint", ".ckpt", "checkpoint: a sharded checkpoint as one file")
 
 
-def is_folder_checkpoint(path: Path) -> bool:
-    """Whether a folder is a sharded checkpoint."""
-    from src.engine.runs.sharded import REST  # lazy import: takes 0.3 s
+def shard_reader(folder: Path) -> Any:
+    """The module that reads a folder, if it is a sharded checkpoint; else None."""
+    from src.engine.runs import sharded  # lazy import: takes 0.3 s
 
-    return (path / REST).is_file()
-
-
-def folder_damage(path: Path) -> str | None:
-    """What is wrong with a sharded checkpoint, or None."""
-    from src.engine.runs.sharded import shard_damage
-
-    return shard_damage(path)
-
-
-def read_folder(path: Path) -> dict[str, Any]:
-    """A sharded checkpoint without optimizer state, with weights on the meta device."""
-    from src.engine.runs.sharded import read_rest
-
-    return read_rest(path)
+    return sharded if (folder / sharded.REST).is_file() else None
 
 
 def refuse_folder(given: str) -> None:
     """Raise InputError if a checkpoint is sharded, so that only FSDP2 can load it."""
     path = Path(given).expanduser()
-    if path.is_dir() and is_folder_checkpoint(path):
+    if path.is_dir() and shard_reader(path):
         raise InputError(
             f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file"
             f" of it with python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
@@ -52,19 +38,15 @@ def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
 
 
 def export_checkpoint(given: str, output: Path) -> None:
-    """Write a sharded checkpoint as a single file, as a run in one process would write it.
-
-    Raises:
-        InputError: the checkpoint is not sharded or is damaged, or the file cannot be written.
-    """
+    """Write a sharded checkpoint as a single file, as a run in one process would write it."""
     from src.engine.runs.checkpoint import write_checkpoint
     from src.engine.runs.runs import find_checkpoint
-    from src.engine.runs.sharded import read_whole
 
     folder = find_checkpoint(given)
-    if not folder.is_dir() or not is_folder_checkpoint(folder):
+    shards = shard_reader(folder)
+    if shards is None:
         raise InputError(f"--ckpt_path {given} is not a sharded checkpoint: give a folder of shards")
-    if problem := folder_damage(folder):
+    if problem := shards.shard_damage(folder):
         raise InputError(f"--ckpt_path {given} is damaged ({problem}); give another one")
-    write_checkpoint(read_whole(folder), output)
+    write_checkpoint(shards.read_whole(folder), output)
     print(f"written {output}")

@@ -1,15 +1,17 @@
 """Writes checkpoints completely or not at all, and reads them without trusting them."""
 
 import errno
-import hashlib
 import inspect
+import io
 import os
 import pickle
 import shutil
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
-from src.engine.runs.safe_content import refuse_unloadable
-from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
+from src.engine.runs.trust import NO_TRUST, PATHS, PLAIN, Trust, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences
 from src.engine.system.errors import InputError, UnwritableError
 from src.engine.system.hooks import hooks
@@ -34,22 +35,13 @@ CONFIGURED: dict[str, tuple[type, ...]] = {
 }
 TRAINER_KEYS = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
 TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
-# A checkpoint file ends with this mark and the SHA-256 of all bytes before the digest. Both are stored as the comment
-# of the zip archive, which torch ignores.
-MARK = b"sha256="
-COMMENT = len(MARK) + 64
 # What odd content of a checkpoint raises in the code that uses it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 CONTENT_ERRORS += (ValueError,)  # type: ignore[assignment]
-END = 22  # bytes of the archive's last record without the comment
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under its name only when it is complete on the disk, with a checksum.
-
-    Raises:
-        UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
-    """
+    """Writes a checkpoint under its name only when it is complete on the disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if "://" in str(path):
@@ -59,44 +51,55 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and its checksum.
+    """Write a checkpoint; torch adds a checksum to each of its parts.
 
     Raises:
         InputError: the checkpoint holds something that could not be loaded again.
         UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
     """
     refuse_unloadable(checkpoint)
-    temporary = None
+    temporary = path.parent / f".{path.name}-{os.getpid()}"
     try:
         # `checkpoints` of a run that is deleted meanwhile is not made again.
         path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
-        temporary = path.parent / f".{path.name}-{os.getpid()}"
         with temporary.open("xb") as file:  # not by tempfile, which overrides the user's umask
             torch.save(checkpoint, file)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.comment = MARK + b"0" * 64
-        digest = _digest(temporary)
-        with temporary.open("r+b") as file:
-            file.seek(-64, os.SEEK_END)
-            file.write(digest.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)  # before the free space is measured
         if system_error(error) is None:
             raise
-        _remove(temporary)
         raise unwritable(path, size_of(checkpoint), error) from error
-    finally:
-        _remove(temporary)
 
 
-def _remove(path: Path | None) -> None:
-    if path is not None:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+def refuse_unloadable(value: Any, key: str = "") -> None:
+    """Raise InputError, with the key, if something in a checkpoint cannot be loaded with `weights_only=True`."""
+    if type(value) in (dict, OrderedDict, list, tuple):
+        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
+            place = f"{key}.{name}" if key else str(name)
+            refuse_unloadable(name, place)
+            refuse_unloadable(one, place)
+    elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN and not _loads(value):
+        raise InputError(
+            f"{key} of the checkpoint is of type {type(value).__name__}, which cannot be loaded safely: save only"
+            " numbers, text, tensors, and lists and dicts of them; earlier checkpoints are unchanged"
+        )
+
+
+def _loads(value: Any) -> bool:
+    file = io.BytesIO()
+    try:
+        torch.save(value, file)
+        file.seek(0)
+        torch.load(file, weights_only=True)
+    except (pickle.PickleError, AttributeError, TypeError):
+        return False
+    return True
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -120,44 +123,30 @@ def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
 
 def size_of(value: Any) -> int:
     """Bytes of all tensors in a tree of dicts and lists."""
-    if isinstance(value, torch.Tensor):
-        return value.nbytes
     children = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(size_of(child) for child in children)
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file without its last 64 bytes, which hold the digest."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size - 64
-    with path.open("rb") as file:
-        while left and (chunk := file.read(min(left, 2**20))):
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
+    return value.nbytes if isinstance(value, torch.Tensor) else sum(map(size_of, children))
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file or folder, or None. A file without a checksum passes."""
+    """What is wrong with a checkpoint file or folder, or None; a file of another kind passes."""
     if path.is_dir():
-        return next((damage_of(path) for damage_of in hooks("folder_damage")), "it is a folder")
+        shards = shards_of(path)
+        return shards.shard_damage(path) if shards else "it is a folder"
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(-min(size, END + COMMENT), os.SEEK_END)
-            end = file.read()
-        if end[-COMMENT : -COMMENT + len(MARK)] == MARK:
-            return None if _digest(path).encode() == end[-64:] else "its checksum does not match its content"
-        if end[-END:-18] == b"PK\5\6" and end[-2:] == b"\0\0":
-            return None  # a zip archive without a comment, as torch.save writes
-        return "it is truncated, or its end is damaged" if is_zip(path) else None
+        if not is_zip(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            return "its checksum does not match its content" if archive.testzip() else None
     except OSError as error:
-        return error.strerror
+        return error.strerror or str(error)
+    except Exception:  # whatever zipfile raises for damaged headers
+        return "it is truncated, or its end is damaged"
 
 
-def is_sharded(path: Path) -> bool:
-    """Whether a path is a sharded checkpoint, a folder that a part of the engine can read."""
-    return path.is_dir() and any(is_checkpoint(path) for is_checkpoint in hooks("is_folder_checkpoint"))
+def shards_of(path: Path) -> Any:
+    """The module that reads sharded checkpoints if a path is one, a folder; else None."""
+    found = (reader(path) for reader in hooks("shard_reader")) if path.is_dir() else ()
+    return next(filter(None, found), None)
 
 
 def is_zip(path: Path) -> bool:
@@ -173,20 +162,17 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         InputError: the file is missing, truncated, not a checkpoint, or holds pickled code.
     """
     path = Path(given).expanduser()
-    if not path.is_file() and not is_sharded(path):
+    shards = shards_of(path)
+    if not path.is_file() and not shards:
         raise InputError(
             f"--ckpt_path {given}: no such file; give one such as logs/default/version_0/checkpoints/best.ckpt"
         )
     if problem := damage(path):
         raise InputError(f"--ckpt_path {given} is damaged or truncated ({problem}); give another one")
+    load = shards.read_rest if shards else partial(torch.load, map_location="cpu", weights_only=True, mmap=True)
     try:
-        checkpoint: Any
-        if path.is_dir():
-            (read_folder,) = hooks("read_folder")
-            checkpoint = read_folder(path)
-        else:
-            with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
-                checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns about files that it then refuses
+            checkpoint: Any = load(path)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
@@ -234,10 +220,9 @@ def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree
     arguments = {name: saved[name] for name in inspect.signature(cls).parameters if name in saved}
     skipped: list[str] = []
     spec = checked_spec({"class_path": path, "init_args": arguments}, (LightningModule,), trust, "model", skipped)
-    if others := [
-        name for name in skipped if not PATHS.search(name.rpartition(".")[2])
-    ]:  # without it, the model would be another one
-        raise InputError(f"its {others[0]} looks like a path, which is read only from your own runs (`best`, `last`)")
+    # Without it, the model would be another one.
+    if other := next((name for name in skipped if not PATHS.search(name.rpartition(".")[2])), None):
+        raise InputError(f"its {other} looks like a path, which is read only from your own runs (`best`, `last`)")
     return spec
 
 

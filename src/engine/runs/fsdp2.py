@@ -20,11 +20,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.engine.runs.checkpoint import size_of, system_error, unwritable
-from src.engine.runs.safe_content import refuse_unloadable
+from src.engine.runs.checkpoint import refuse_unloadable, size_of, system_error, unwritable
 from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 from src.engine.system.errors import InputError, UnwritableError
 
@@ -62,7 +61,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         model.configure_model = partial(self._shard, model)
 
     def _shard(self, model: LightningModule) -> None:
-        if getattr(model, "_is_sharded", False):
+        root = root_of(model)
+        if isinstance(root, FSDPModule):
             return
         for name, parameter in model.named_parameters():
             if not parameter.ndim:
@@ -78,11 +78,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             if self.activation_checkpointing:
                 block.forward = partial(recompute, block.forward, use_reentrant=False)
             fully_shard(block, mesh=mesh, mp_policy=policy)
-        root = root_of(model)
         fully_shard(root, mesh=mesh, mp_policy=policy)
         for name in _methods(root) if root is not model else ():
             register_fsdp_forward_method(root, name)
-        model._is_sharded = True  # type: ignore[assignment]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         refuse_unloadable(checkpoint)

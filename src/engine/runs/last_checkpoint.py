@@ -63,17 +63,10 @@ class LastCheckpoint(Checkpoint):
         # After the checkpoint callbacks of the module: last.ckpt has their state, and the Trainer's is the first one.
         trainer.callbacks = [*(one for one in trainer.callbacks if one is not self), self]  # type: ignore[attr-defined]
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interruption.install()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interruption.install()
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.interruption.install()
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.interruption.install()
+
+    on_sanity_check_start = on_test_start = on_predict_start = on_validation_start
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning does not restore the loader's state if the loader was created to count a scheduler's steps.
@@ -85,20 +78,13 @@ class LastCheckpoint(Checkpoint):
         self.interruption.waits = True
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self._global_step = trainer.global_step
-        self._is_due, self._signum, self._reduction = False, 0, None
-        if trainer.world_size > 1 and self._group is None:
+        if trainer.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")  # gloo never waits for a GPU
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
         self._has_ended = progress.get("processed", 0) > progress.get("completed", 0)
         self._metrics = checkpoint.get("record", {}).get("metrics", {})
-        # A checkpoint of another run: ModelCheckpoint would load and delete the files that it names.
-        folders = {str(getattr(one, "dirpath", self.path.parent)) for one in trainer.checkpoint_callbacks}
-        if str(Path(str(trainer.ckpt_path)).absolute().parent) not in folders:
-            for state in checkpoint["callbacks"].values():
-                if "best_model_path" in state:
-                    state.update(best_model_path="", dirpath=None)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finish_reduction()

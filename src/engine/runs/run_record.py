@@ -48,11 +48,13 @@ class RunRecord(Callback):
     Args:
         folder: run folder.
         config: complete configuration of the run, as YAML.
+        is_new: whether the run starts here, from a checkpoint of another run, if any.
     """
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, is_new: bool = False) -> None:
         self.folder = folder
         self.config = config
+        self.is_new = is_new
         self._samples = 0.0  # NaN if batches do not say their size
         self._train_time = 0.0
         self._resumed_at = 0.0
@@ -81,12 +83,14 @@ class RunRecord(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        is_own = checkpoint.get("config") in configurations(self.folder)
+        is_own = not self.is_new and checkpoint.get("config") in configurations(self.folder)
         if is_own and (record := checkpoint.get("record")):
             self._samples, self._train_time = record["samples"], record["train_time"]
             self._validated = record["validated"]
             self._write_training(trainer, **record["metrics"])
-        _own_best(trainer, checkpoint, is_own)
+        folders = {str(getattr(one, "dirpath", self.folder / "checkpoints")) for one in trainer.checkpoint_callbacks}
+        is_here = str(Path(str(trainer.ckpt_path)).absolute().parent) in folders
+        _own_best(trainer, checkpoint, is_own and is_here)
         self._stay_stopped(trainer, checkpoint, is_own)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,8 +128,7 @@ class RunRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_metrics(trainer)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_metrics(trainer)
+    on_predict_end = on_test_end
 
     def write(self, **values: float | str) -> dict[str, Any]:
         """Add values, such as `total_seconds`, to `metrics.json`; returns its content.
@@ -216,18 +219,18 @@ def best_metrics(checkpoint: dict[str, Any], monitor: str | None) -> dict[str, f
 
 
 def _own_best(trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
-    """Forget the best checkpoint of another run; follow that of this run if its folder was moved."""
-    callback: Any = trainer.checkpoint_callback
+    """Forget the checkpoints of another run, which Lightning would load and delete; follow those of a moved run."""
     states = checkpoint.get("callbacks") or {}
-    state = states.get(callback.state_key) if callback else None
-    if not state:
-        return
-    old, new = str(state["dirpath"]), str(callback.dirpath)
-    if not is_own:  # Lightning would keep the path of its file
-        del states[callback.state_key]
-    elif old != new and Path(state["best_model_path"].replace(old, new)).exists():
-        state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
-        state["best_k_models"] = {path.replace(old, new): score for path, score in state["best_k_models"].items()}
+    for callback in trainer.checkpoint_callbacks:
+        state: Any = states.get(callback.state_key)
+        if not state or "best_model_path" not in state:
+            continue
+        old, new = str(state["dirpath"]), str(getattr(callback, "dirpath", ""))
+        if not is_own:
+            del states[callback.state_key]
+        elif old != new and Path(state["best_model_path"].replace(old, new)).exists():
+            state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
+            state["best_k_models"] = {path.replace(old, new): score for path, score in state["best_k_models"].items()}
 
 
 def _logged(trainer: Trainer) -> dict[str, float]:
@@ -285,19 +288,16 @@ def _git_state() -> str:
 def _peak_memory_mb() -> float | None:
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
-    try:
+    with suppress(OSError):
         # Linux initialises `ru_maxrss` with the peak of the parent process; VmHWM is that of this process.
-        peak = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        peak = None
-    if peak is not None:
-        return int(peak[1]) / 2**10
-    try:
+        if peak := re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(peak[1]) / 2**10
+    with suppress(ImportError):  # not on Windows
         import resource
-    except ImportError:  # not on Windows
-        return None
-    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return highest / 2**20 if sys.platform == "darwin" else highest / 2**10  # bytes on macOS, else KiB
+
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return highest / 2**20 if sys.platform == "darwin" else highest / 2**10  # bytes on macOS, else KiB
+    return None
 
 
 def _write(path: Path, text: str) -> None:

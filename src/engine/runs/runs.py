@@ -34,15 +34,12 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
         return parent / f"{stem}_-1"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        number = max((version(folder) for folder in _versions(parent, stem)), default=-1)
-        number = max(number, after) + 1
+        number = max([after, *map(version, _versions(parent, stem))])
         while True:
+            number += 1
             folder = parent / f"{stem}_{number}"
-            try:
+            with suppress(FileExistsError):  # another run was faster
                 folder.mkdir()
-            except FileExistsError:  # another run was faster
-                number += 1
-            else:
                 return folder
     except OSError as error:
         hint = "" if stem == "version" else "its checkpoint by its path, with --ckpt_path, and "

@@ -6,15 +6,14 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import _nested_dict
+from torch.distributed.checkpoint import _nested_dict, filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, _EmptyStateDictLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
@@ -24,23 +23,15 @@ REST = "meta.pt"  # everything except weights and optimizer state
 INDEX = ".metadata"  # torch's index of the shards
 CHECKSUMS = "checksums.json"
 
-# All that torch writes to an index, apart from numbers, text and containers.
-ALLOWED = {
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "Metadata"),
-    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
-    *(("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype | torch.layout)),
+# All that torch writes to an index, apart from numbers, text and containers; of classes only its own dataclasses.
+ALLOWED = {("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout")}
+ALLOWED |= {("collections", "OrderedDict"), (metadata.__name__, "_MEM_FORMAT_ENCODING")}
+ALLOWED |= {("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype | torch.layout)}
+ALLOWED |= {
+    (module.__name__, name)
+    for module in (metadata, filesystem)
+    for name, value in vars(module).items()
+    if is_dataclass(value) and value.__module__ == module.__name__
 }
 
 
@@ -51,38 +42,27 @@ class _IndexUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an index of shards")
 
 
-class SafeReader(FileSystemReader):
-    """Reads a sharded checkpoint and checks its index.
+class SafeReader(filesystem.FileSystemReader):
+    """Reads a sharded checkpoint and checks its index."""
 
-    Raises:
-        InputError: the index is missing, damaged or has unexpected content.
-    """
-
-    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        metadata = read_index(Path(self.path))
-        if getattr(metadata, "storage_meta", None) is not None:
-            metadata.storage_meta.load_id = self.load_id  # type: ignore[union-attr]
-        return metadata
+    def read_metadata(self, *_: Any, **__: Any) -> metadata.Metadata:
+        return read_index(Path(self.path))
 
 
 class SafePlanner(DefaultLoadPlanner):
     """Loads only tensors and plain values from shards; torch's planner unpickles anything."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        loaded = torch.load(value, weights_only=True)
-        self.state_dict[read_item.dest_index.fqn] = loaded
-        if self.flatten_state_dict:
-            path = self.mappings[read_item.dest_index.fqn]
-            _nested_dict.set_element(self.original_state_dict, path, loaded)  # type: ignore[attr-defined]
+        element = torch.load(value, weights_only=True)
+        path = self.mappings[read_item.dest_index.fqn]
+        _nested_dict.set_element(self.original_state_dict, path, element)  # type: ignore[attr-defined]
 
 
-class _SafeEmptyPlanner(_EmptyStateDictLoadPlanner):
+class _SafeEmptyPlanner(SafePlanner, _EmptyStateDictLoadPlanner):
     """Like `SafePlanner`, for checkpoints of unknown content."""
 
-    load_bytes = SafePlanner.load_bytes
 
-
-def read_index(folder: Path) -> Metadata:
+def read_index(folder: Path) -> metadata.Metadata:
     """Read the index of a sharded checkpoint; nothing in it is executed.
 
     Raises:
@@ -91,12 +71,10 @@ def read_index(folder: Path) -> Metadata:
     try:
         with (folder / INDEX).open("rb") as file:
             index = _IndexUnpickler(file).load()
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, OSError, EOFError, ValueError, AttributeError, TypeError, LookupError) as error:
         raise InputError(f"{folder / INDEX} is not loaded: {error}") from error
-    except (OSError, EOFError, ValueError, AttributeError, TypeError, IndexError, KeyError) as error:
-        raise InputError(f"{folder / INDEX} cannot be read ({error})") from error
     places = getattr(index, "storage_data", None)
-    if not isinstance(index, Metadata) or not isinstance(places, dict):
+    if not isinstance(index, metadata.Metadata) or not isinstance(places, dict):
         raise InputError(f"{folder / INDEX} is not an index of shards")
     for shard in (getattr(place, "relative_path", None) for place in places.values()):
         if not isinstance(shard, str) or Path(shard).name != shard:
@@ -146,7 +124,7 @@ def read_rest(folder: Path) -> dict[str, Any]:
     sizes = {
         name.removeprefix("state_dict."): torch.empty(entry.size, device="meta")
         for name, entry in read_index(folder).state_dict_metadata.items()
-        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+        if name.startswith("state_dict.") and isinstance(entry, metadata.TensorStorageMetadata)
     }
     return {**checkpoint, "state_dict": sizes}
 

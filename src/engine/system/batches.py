@@ -1,8 +1,9 @@
-"""The size of a batch of any type, and one sample of it."""
+"""Batches of any type, and values of several processes."""
 
 import math
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -19,3 +20,12 @@ def batch_size(batch: Any) -> float:
         return extract_batch_size(batch)
     except (MisconfigurationException, RecursionError):
         return len(batch) if hasattr(batch, "__len__") else math.nan
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes of a run, which must all call this."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    everyone = [value] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, value)
+    return everyone

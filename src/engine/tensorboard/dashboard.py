@@ -53,18 +53,14 @@ class Dashboard(Callback):
             logger.log_metrics({"train/grad_norm": norm.item()}, trainer.global_step)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lay_out(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lay_out(trainer)  # there may be no validation
-
-    def _lay_out(self, trainer: Trainer) -> None:
         if self._is_laid_out or trainer.sanity_checking or not trainer.is_global_zero:
             return
         self._is_laid_out = True
         both = joint_charts(final_names(trainer.callback_metrics))
         for writer in writers(trainer):
             writer.add_custom_scalars({"training and validation": both, "optimizer": OPTIMIZER})
+
+    on_train_end = on_validation_end  # there may be no validation
 
 
 def joint_charts(names: list[str]) -> dict[str, list[Any]]:

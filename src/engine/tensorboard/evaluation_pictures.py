@@ -11,7 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
+from src.engine.system.batches import gathered
 from src.engine.system.randomness import counting
+from src.engine.tensorboard.figures import draw_image
 from src.engine.tensorboard.writers import writers
 
 WORST = 16  # number of mistakes shown
@@ -40,43 +42,27 @@ class EvaluationPictures(Callback):
         self._curves: Any = None
         self._worst: list[tuple[float, int, int, Tensor]] = []  # confidence, target, prediction, inputs
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, pl_module)
+    def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._worst = []
+        unlogged = getattr(getattr(pl_module, "metrics", None), "unlogged", ())
+        if "confusion" in unlogged and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            options: dict[str, Any] = {"ignore_index": pl_module.confusion.ignore_index, "validate_args": False}
+            curves = MulticlassPrecisionRecallCurve(pl_module.num_classes, thresholds=THRESHOLDS, **options)
+            self._curves = curves.to(pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._curves = None
         is_due = bool(self.every_n_epochs) and not (trainer.current_epoch + 1) % self.every_n_epochs
         if trainer.state.fn == TrainerFn.VALIDATING or (is_due and not trainer.sanity_checking):
-            self._start(trainer, pl_module)
+            self.on_test_start(trainer, pl_module)
 
     def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._collect(pl_module, outputs, batch)
-
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        self._collect(pl_module, outputs, batch)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, pl_module, "test")
-
-    def _start(self, trainer: Trainer, task: Any) -> None:
-        self._worst = []
-        unlogged = getattr(getattr(task, "metrics", None), "unlogged", ())
-        if "confusion" in unlogged and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            options: dict[str, Any] = {"ignore_index": task.confusion.ignore_index, "validate_args": False}
-            curves = MulticlassPrecisionRecallCurve(task.num_classes, thresholds=THRESHOLDS, **options)
-            self._curves = curves.to(task.device)
-
-    def _collect(self, task: Any, outputs: Any, batch: Any) -> None:
         if self._curves is None or not isinstance(outputs, dict) or "logits" not in outputs:
             return  # a task may override its steps
-        probabilities, targets = task.probabilities(outputs["logits"]), outputs["targets"]  # (B, num_classes), (B,)
+        probabilities = pl_module.probabilities(outputs["logits"])  # (B, num_classes)
+        targets = outputs["targets"]  # (B,)
         with counting():
             self._curves.update(probabilities, targets)
         confidences, preds = probabilities.max(dim=1)
@@ -89,17 +75,17 @@ class EvaluationPictures(Callback):
             self._worst.append(mistake)
         self._worst = sorted(self._worst, key=lambda mistake: -mistake[0])[:WORST]
 
-    def _draw(self, trainer: Trainer, task: Any, stage: str) -> None:
+    on_validation_batch_end = on_test_batch_end
+
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         if self._curves is None:
             return
+        stage = "test" if trainer.testing else "val"
         # All processes must call these.
-        counts = task.confusion.compute().cpu()
+        counts = pl_module.confusion.compute().cpu()
         with self._curves.sync_context():
             curves = self._curves.confmat.cpu()  # (thresholds, num_classes, 2, 2): targets in rows
-        everyone: list[Any] = [self._worst]
-        if trainer.world_size > 1:
-            everyone *= trainer.world_size
-            torch.distributed.all_gather_object(everyone, self._worst)
+        everyone = gathered(self._worst)
         self._curves = None
         if not trainer.is_global_zero:
             return
@@ -120,6 +106,8 @@ class EvaluationPictures(Callback):
                 writer.add_text(f"{stage}/worst mistakes", _table(worst, labels, decode), step)
             for number, label in enumerate(labels[:MAX_CURVES] if is_seen else ()):
                 _add_curve(writer, f"{stage}/precision and recall/{label}", curves[:, number], step)
+
+    on_validation_end = on_test_end
 
 
 def _write_table(path: Path, labels: list[str], counts: Tensor) -> None:
@@ -155,17 +143,10 @@ def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) 
     width, height = 2.0, 2.3  # of a cell, in inches: up to 1.7 for the image, the rest for its title
     figure = Figure(figsize=(4 * width, -(-len(worst) // 4) * height))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
     for position, (confidence, target, pred, image) in enumerate(worst):
-        low, high = image.aminmax()
-        shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)  # (H, W, C)
-        down, right = (1.7 / max(shown.shape[:2]) * size for size in shown.shape[:2])
+        down, right = (1.7 / max(image.shape[1:]) * size for size in image.shape[1:])
         x, y = (position % 4 + 0.5) * width, (position // 4 + 1) * height - 0.1  # centre of the image's lower edge
-        axes.imshow(
-            (shown[..., 0] if shown.shape[2] != 3 else shown).numpy(),
-            cmap="gray",
-            extent=(x - right / 2, x + right / 2, y, y - down),
-        )
+        draw_image(axes, image, extent=(x - right / 2, x + right / 2, y, y - down))
         title = f"{labels[target]} predicted as {labels[pred]}\nconfidence {confidence:.0%}"
         axes.text(x, y - down - 0.04, title, ha="center", va="bottom", fontsize=9)
     axes.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0), aspect="auto")

@@ -50,26 +50,26 @@ def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
     return {"precision and recall": figure}
 
 
+def draw_image(axes: Any, image: Tensor, **options: Any) -> None:
+    """Draw an image (C, H, W) of 1 or 3 channels, black at its lowest and white at its highest value, unframed."""
+    low, high = image.aminmax()
+    shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).movedim(0, -1)  # (H, W, C)
+    axes.imshow(shown.numpy(), cmap="gray", **options)
+    axes.set_axis_off()
+
+
 def mask_figure(samples: list[Sample], num_classes: int) -> Any:
     """Input image, true mask and predicted mask of each sample, one row per sample."""
     figure = _figure(6, 2 * len(samples))
-    for row, sample in enumerate(samples):
-        image, target = sample["inputs"], sample["target"]
-        low, high = image.aminmax()
-        shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).movedim(0, -1)  # (H, W, C)
-        truth = torch.where(target < 0, torch.nan, target.float())  # not drawn where ignored
-        parts = (
-            ("input", shown if shown.shape[2] == 3 else shown[..., 0]),
-            ("true", truth),
-            ("predicted", sample["preds"]),
-        )
-        for column, (title, values) in enumerate(parts):
-            axes = figure.add_subplot(len(samples), 3, 3 * row + column + 1)
-            colours: dict[str, Any] = {"cmap": "gray"} if not column else {"cmap": "tab20", "vmin": 0}
-            axes.imshow(values.numpy(), **colours, **({"vmax": max(num_classes - 1, 1)} if column else {}))
+    grid = figure.subplots(len(samples), 3, squeeze=False)
+    for axes, title in zip(grid[0], ("input", "true", "predicted"), strict=True):
+        axes.set_title(title)
+    for (first, *others), sample in zip(grid, samples, strict=True):
+        draw_image(first, sample["inputs"])
+        truth = torch.where(sample["target"] < 0, torch.nan, sample["target"].float())  # not drawn where ignored
+        for axes, mask in zip(others, (truth, sample["preds"]), strict=True):
+            axes.imshow(mask.numpy(), cmap="tab20", vmin=0, vmax=max(num_classes - 1, 1))
             axes.set_axis_off()
-            if not row:
-                axes.set_title(title)
     return figure
 
 
@@ -105,11 +105,8 @@ def box_figure(samples: list[Sample], labels: list[str]) -> Any:
 
     figure = _figure(14, 3.7 * -(-len(samples) // 4))
     for position, sample in enumerate(samples):
-        image = sample["inputs"].float()
-        low, high = image.aminmax()
         axes = figure.add_subplot(-(-len(samples) // 4), 4, position + 1)
-        axes.imshow(((image - low) / (high - low).clamp(min=1e-6)).movedim(0, -1).numpy(), extent=(0, 1, 1, 0))
-        axes.set_axis_off()
+        draw_image(axes, sample["inputs"], extent=(0, 1, 1, 0))
         true = [(*row[:4], f"{labels[int(row[4])]}") for row in sample["target"].tolist() if row[4] >= 0]
         found = [(*row[:4], f"{labels[int(row[5])]} {row[4]:.2f}") for row in sample["preds"].float().tolist()]
         for colour, boxes in (("limegreen", true), ("orange", found)):

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.engine.system.batches import Sample
+from src.engine.system.batches import Sample, gathered
 from src.engine.tensorboard.writers import writers
 
 
@@ -40,11 +39,7 @@ class TaskPictures(Callback):
         task: Any = pl_module
         if not hasattr(task, "figure_samples") or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        everyone: list[Any] = [self._samples]
-        if trainer.world_size > 1:
-            everyone *= trainer.world_size
-            torch.distributed.all_gather_object(everyone, self._samples)
-        samples = [sample for part in everyone for sample in part][: task.figure_samples]
+        samples = [sample for part in gathered(self._samples) for sample in part][: task.figure_samples]
         labels = [str(one) for one in getattr(getattr(trainer, "datamodule", None), "labels", None) or ()]
         figures = task.figures(samples, labels)  # in all processes: it may compute metrics
         for writer in writers(trainer):

@@ -44,7 +44,7 @@ class Throughput(Callback):
         self._every = 0
         self._logged_step = 0
         self._peak: float | None = None
-        self._batch_flops: float | None = None
+        self._batch_flops = 0.0
         self._started = 0.0
         self._batches = self._tokens = 0
         self._samples = 0.0  # NaN if batches do not say their size
@@ -60,12 +60,15 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged_step = trainer.global_step
+        self.on_train_epoch_start(trainer, pl_module)  # Lightning omits it in a run that continues within an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart(trainer)
+        self._started = time.perf_counter()
+        self._waited_before = getattr(trainer.profiler, "waited", 0.0)  # type: ignore[attr-defined]
+        self._samples = 0.0
+        self._batches = self._tokens = 0
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restart(trainer)
+    on_validation_end = on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,20 +91,20 @@ class Throughput(Callback):
         speed = {} if math.isnan(self._samples) else {"speed/samples_per_second": self._samples * per_second}
         if self._tokens:
             speed["speed/tokens_per_second"] = self._tokens * per_second
-        if self._peak:
-            if self._batch_flops is None:
-                self._batch_flops = _flops_or_none(pl_module, batch)
-            if self._batch_flops is None:
+        if self._peak and not self._batch_flops:
+            try:
+                self._batch_flops = training_flops(pl_module.net, batch)  # type: ignore[arg-type]
+            except Exception as error:  # not every network runs without real data
+                rank_zero_warn(f"speed/mfu is left out: the operations of a step cannot be counted ({error})")
                 self._peak = None
-            else:
-                flops = self._batch_flops * self._batches * per_second / trainer.world_size
-                speed["speed/mfu"] = flops / self._peak
+        if self._peak:
+            flops = self._batch_flops * self._batches * per_second / trainer.world_size
+            speed["speed/mfu"] = flops / self._peak
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in speed.items()})
-        for logger in (
-            trainer.loggers if speed else ()
-        ):  # directly, so that the values are logged before a checkpoint of this step
+        # Directly, so that the values are logged before a checkpoint of this step.
+        for logger in trainer.loggers if speed else ():
             logger.log_metrics(speed, trainer.global_step - 1)
-        self._restart(trainer)
+        self.on_train_epoch_start(trainer, pl_module)
 
     def _add_waits(self, trainer: Trainer, seconds: float, blocked: float) -> None:
         waited = getattr(trainer.profiler, "waited", None)  # type: ignore[attr-defined]
@@ -113,12 +116,6 @@ class Throughput(Callback):
             if total >= MIN_SECONDS and waits > MAX_WAIT * total and blocks < MIN_BLOCKED * total:
                 rank_zero_info(f"Training waits for data {waits / total:.0%} of the time: {faster_data(trainer)}")
                 self._totals[0] = math.nan  # say it once
-
-    def _restart(self, trainer: Trainer) -> None:
-        self._started = time.perf_counter()
-        self._waited_before = getattr(trainer.profiler, "waited", 0.0)  # type: ignore[attr-defined]
-        self._samples = 0.0
-        self._batches = self._tokens = 0
 
 
 def faster_data(trainer: Any) -> str:
@@ -136,14 +133,6 @@ def faster_data(trainer: Any) -> str:
     if has_more and given is None:
         return f"give the DataLoader of the training part num_workers={most}"
     return "store smaller or simpler files, such as images of the size that is needed"
-
-
-def _flops_or_none(pl_module: LightningModule, batch: Any) -> float | None:
-    try:
-        return training_flops(pl_module.net, batch)  # type: ignore[arg-type]
-    except Exception as error:  # not every network runs without real data
-        rank_zero_warn(f"speed/mfu is left out: the operations of a step cannot be counted ({error})")
-        return None
 
 
 def training_flops(net: torch.nn.Module, batch: Any) -> float:

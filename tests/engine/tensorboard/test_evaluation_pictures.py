@@ -103,7 +103,7 @@ def test_the_curve_is_the_precision_recall_curve_of_the_probabilities(tmp_path: 
     confusion = MulticlassConfusionMatrix(3, ignore_index=-100)
     confusion.update(logits, targets)
     logger = TensorBoardLogger(tmp_path, name="", version="")
-    state = {"fast_dev_run": False, "world_size": 1, "is_global_zero": True, "global_step": 0}
+    state = {"fast_dev_run": False, "testing": True, "world_size": 1, "is_global_zero": True, "global_step": 0}
     trainer: Any = SimpleNamespace(loggers=[logger], default_root_dir=tmp_path, **state)
     metrics = SimpleNamespace(unlogged={"confusion": confusion})
     options = {"num_classes": 3, "confusion": confusion, "metrics": metrics, "device": "cpu"}
