@@ -45,7 +45,8 @@ def resolve_class(name: str, key: str) -> str:
     if "." in name:
         if import_class(name) is None:
             module, _, leaf = name.rpartition(".")
-            near = nearest(leaf, project_classes(), prefix=f"{module}.") if _importable(module) else ""
+            is_module = import_class(f"{module}.__name__") is not None
+            near = nearest(leaf, project_classes(), prefix=f"{module}.") if is_module else ""
             raise InputError(f"--{key} {name}: there is no class {leaf} in {module}{near}")
         return name
     own = project_classes().get(name, [])
@@ -115,13 +116,3 @@ def takes_mapping(class_path: str, argument: str) -> bool:
     """Whether an argument of a class may be a dict, whose keys are no settings; so may one without annotation."""
     annotation = argument_types(import_class(class_path)).get(argument, Any)
     return any((get_origin(one) or one) in (dict, Mapping, Any) for one in (annotation, *get_args(annotation)))
-
-
-def _importable(module: str) -> bool:
-    if not all(part.isidentifier() for part in module.split(".")):
-        return False
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError:
-        return False
-    return True

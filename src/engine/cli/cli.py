@@ -21,7 +21,7 @@ from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.matching import match_model_and_data
-from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
+from src.engine.cli.overview import DESCRIPTION, OPTIONS, PROGRAM, USAGE
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
@@ -34,6 +34,7 @@ from src.engine.runs.checkpoint import (
     read_checkpoint,
     reason_of,
 )
+from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, clock_lag, lock_run, runs_of
 from src.engine.system.addresses import at_address, is_address, local_root
@@ -54,7 +55,6 @@ from src.engine.training.default_callbacks import (
     ModuleCheckpoints,
     add_default_callbacks,
     add_missing,
-    checkpoint_callbacks,
     loggers,
     own_checkpoint,
     prepare_checkpoints,
@@ -119,27 +119,8 @@ class StarterCLI(LightningCLI):
         return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
-        parser.add_argument(
-            "--ckpt_path",
-            type=str | None,
-            help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
-            " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
-        )
-        parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may use")
-        parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
-        parser.add_argument(
-            "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
-        )
-        parser.add_argument(
-            "--save_every_n_minutes", type=float, default=10.0, help="Also save last.ckpt every N minutes; 0: never"
-        )
-        parser.add_argument(
-            "--retries",
-            type=int,
-            default=0,
-            help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
-        )
+        for flag, (kind, default, text) in OPTIONS.items():
+            parser.add_argument(flag, type=kind, default=default, help=text)
         for add_arguments in hooks("add_arguments"):
             add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
@@ -182,10 +163,8 @@ class StarterCLI(LightningCLI):
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
-        sources = [
-            name for name in unused_paths if name.startswith("data.") and name != "data.tokenizer"
-        ]  # it is saved
-        if missing := [name for name in sources if name not in self.given]:
+        known = {"data.tokenizer", *self.given}  # the tokenizer is saved
+        if missing := [name for name in unused_paths if name.startswith("data.") and name not in known]:
             raise InputError(
                 f"--{missing[0]} is missing: paths are read from a checkpoint only if --run, or --ckpt_path best or"
                 " last, names one of your own runs"
@@ -198,6 +177,7 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
+        config.follow_checkpoint(self.config, "checkpoint.monitor" in self.given)
         for key in ("callbacks", "logger", "plugins"):
             self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
         refuse_nulls(self.config.as_dict())
@@ -230,7 +210,10 @@ class StarterCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the Trainer, its callbacks and the run folder."""
         self.datamodule = self.data or self.datamodule
-        text, tree = self._describe()
+        saved = self.config.clone()
+        saved.trainer.logger = self.loggers or saved.trainer.logger
+        text, tree = configuration_text(self.parser, saved, "checkpoint.monitor" in self.given)
+        store_arguments(self.model, self.datamodule, tree)  # of the configuration, also saved in checkpoints
         options = {**self.config_init.trainer, **kwargs}
         callbacks = options["callbacks"] = as_list(options["callbacks"])
         trains = self.stage in (None, "fit")
@@ -286,14 +269,6 @@ class StarterCLI(LightningCLI):
                 raise InputError(str(error)) from error
             raise
 
-    def _describe(self) -> tuple[str, Tree]:
-        """The configuration for the run folder, as text and tree; its model part is also saved in checkpoints."""
-        saved = self.config.clone()
-        saved.trainer.logger = self.loggers or saved.trainer.logger
-        described = configuration_text(self.parser, saved, "checkpoint.monitor" in self.given)
-        store_arguments(self.model, self.datamodule, described[1])
-        return described
-
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
         address = options["default_root_dir"] if is_address(options["default_root_dir"]) else ""
@@ -317,20 +292,21 @@ class StarterCLI(LightningCLI):
                     f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
                     " TensorBoard may show the curves in the wrong order"
                 )
-        self.record = RunRecord(folder, text)
+        self.record = RunRecord(folder, text, is_new=self.run_folder is None)
         options["callbacks"].append(self.record)
         if options["enable_checkpointing"] is not False:
             # Evaluation saves nothing, but Lightning warns if the folder is not that of the checkpoint.
             trains = self.stage in (None, "fit") or self.config.ckpt_path is None
             path = folder / "checkpoints" if trains else Path(self.config.ckpt_path).absolute().parent
             every = (self.config.save_every_n_steps, self.config.save_every_n_minutes)
-            best, last = checkpoint_callbacks(self.best, path, self.interruption, *every)
+            self.best.dirpath = self.best.dirpath or str(path)
+            last = LastCheckpoint(path, self.interruption, *every)
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
-            options["callbacks"][:] = [best, *(one for one in options["callbacks"] if one is not best)]
+            options["callbacks"][:] = [self.best, *(one for one in options["callbacks"] if one is not self.best)]
             options["callbacks"] += [ModuleCheckpoints(path), last]
         if "checkpoint.monitor" not in self.given:
-            for choose_monitor in hooks("choose_monitor"):
-                options["callbacks"].append(choose_monitor(self.config_init.checkpoint, checkpoint))
+            for monitor_choice in hooks("MonitorChoice"):
+                options["callbacks"].append(monitor_choice(self.config_init.checkpoint, checkpoint))
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of, machine_fault, raised_in, report
 from src.engine.system.interruption import Interrupted
 
@@ -64,8 +65,6 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
             raise InputError(f"{flag}: give a value")
         options.more.append((flag, value if equals else unknown.pop(0)))
     if unknown:
-        from src.engine.system.classes import nearest
-
         known = [f"--{name}" for name in vars(options)]
         raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
     return options

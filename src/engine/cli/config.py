@@ -33,6 +33,7 @@ from src.engine.system.classes import (
     nearest,
     project_classes,
     short,
+    walk,
 )
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
@@ -141,13 +142,11 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         raise InputError(f"--config {given}: no such file{nearest(named[0] if named else given, known)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        tree = parse_value(text)
+        tree = parse_value(text) or {}
     except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
     check_keys(text, given, dotted)
-    if tree is None:
-        tree = {}
     if not isinstance(tree, dict):
         raise InputError(f"--config {given} is not a configuration: it holds {type(tree).__name__}, not settings")
     for name in ("trainer", "checkpoint"):
@@ -203,14 +202,11 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             tree = merge(tree, nest(key, over), "", dropped)
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
-        elif value.lower() not in ("none", "null") and (
-            value in project_classes()
-            or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
-            or (key.rstrip("+") in PARTS_OF_TRAINER and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value))
-        ):
-            left.append((flag, resolve_class(value, key) if flag.startswith("--trainer.") else value))
         else:
-            left.append((flag, value))
+            may_be_class = key.startswith("trainer.") and value.lower() not in ("none", "null")
+            is_name = value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
+            is_path = key.rstrip("+") in PARTS_OF_TRAINER and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value)
+            left.append((flag, resolve_class(value, key) if may_be_class and (is_name or is_path) else value))
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
@@ -224,11 +220,7 @@ def other_parts(saved: Tree, tree: Tree) -> str:
     found = []
     paths = [name for name in (tree.get("data") or {}).get("init_args") or {} if PATHS.search(name)]
     for key in ("model", "model.net", "data", *(f"data.{name}" for name in paths)):
-        old: Any = saved
-        new: Any = tree
-        for name in key.split("."):
-            parents = (node.get("init_args") if is_class(node) else node for node in (old, new))
-            old, new = (node.get(name) if isinstance(node, dict) else None for node in parents)
+        old, new = _setting(saved, key), _setting(tree, key)
         classes = [import_class(node["class_path"]) if is_class(node) else node for node in (old, new)]
         if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
@@ -236,44 +228,42 @@ def other_parts(saved: Tree, tree: Tree) -> str:
 
 
 def merge_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """`merge_class_options` for a tree with bare names; every EarlyStopping gets its monitor."""
+    """`merge_class_options` for a tree with bare names; every EarlyStopping gets a monitor, see `follow_checkpoint`."""
     tree, left = merge_class_options(resolve_names(tree), options, dropped)
-    return tree, _follow_checkpoint(tree, left)
-
-
-def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
-    """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
-
-    Those of the tree are changed in place; returns the options.
-    """
-    given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
-    default = FOLLOWED if hooks("choose_monitor") else DEFAULT_MONITOR
-    settings = {"monitor": default, "mode": "min", **(tree.get("checkpoint") or {}), **given}
-    if not settings["monitor"]:  # no metric selects the best checkpoint
-        settings |= {"monitor": DEFAULT_MONITOR, "mode": "min"}
-    watched = {name: settings[name] for name in ("monitor", "mode")}
     for one in as_list((tree.get("trainer") or {}).get("callbacks")):
         if is_class(one) and _stops_early(one["class_path"]):
-            own = one.get("init_args") or {}
-            if own.get("monitor") == FOLLOWED:  # as the run saved it that is continued here
-                one["init_args"] = {**own, **watched}
-            elif "monitor" not in own:
-                one["init_args"] = {**watched, **own}
+            one["init_args"] = {"monitor": FOLLOWED, **(one.get("init_args") or {})}
     followed: list[Option] = []
-    has_monitor = False  # of the callback to which the later options belong
-    for flag, value in reversed(options):
-        has_monitor |= flag.replace(".init_args", "") == "--trainer.callbacks.monitor"
-        if flag.rstrip("+") == "--trainer.callbacks":
-            if _stops_early(value) and not has_monitor:
-                followed = [(f"{flag.rstrip('+')}.{name}", str(one)) for name, one in watched.items()] + followed
-            has_monitor = False
-        followed.insert(0, (flag, value))
-    return followed
+    for flag, value in left:
+        followed.append((flag, value))
+        if flag.rstrip("+") == "--trainer.callbacks" and _stops_early(value):
+            followed.append(("--trainer.callbacks.monitor", FOLLOWED))  # a later option can set another one
+    return tree, followed
+
+
+def follow_checkpoint(config: Namespace, is_named: bool) -> None:
+    """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
+
+    Args:
+        config: the parsed configuration, changed in place.
+        is_named: whether it names that metric; else the run may choose it later.
+    """
+    best = config.checkpoint
+    for one in as_list(config.trainer.callbacks):
+        if one.get("init_args", {}).get("monitor") == FOLLOWED:
+            one.init_args.mode = best.mode if best.monitor else "min"
+            if is_named or not hooks("MonitorChoice"):
+                one.init_args.monitor = best.monitor or DEFAULT_MONITOR
 
 
 def _stops_early(class_path: Any) -> bool:
+    """Whether a class is an EarlyStopping that must be told what to monitor."""
     cls = import_class(str(class_path))
-    return inspect.isclass(cls) and issubclass(cls, EarlyStopping)
+    if not (inspect.isclass(cls) and issubclass(cls, EarlyStopping)):
+        return False
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return parameters["monitor"].default is inspect.Parameter.empty if "monitor" in parameters else takes_any
 
 
 def _own_option(tree: Tree, key: str, leaf: str) -> str:
@@ -290,42 +280,20 @@ def _own_option(tree: Tree, key: str, leaf: str) -> str:
 
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
     """Dotted names, such as `model.net.width`, of all settings in a tree and in options."""
-    names = {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
-
-    def walk(node: Any, key: str) -> None:
-        for name, value in node.items() if isinstance(node, dict) else ():
-            path = f"{key}.{name}".lstrip(".")
-            names.add(path)
-            walk(value, key if name == "init_args" else path)
-
-    walk(tree, "")
-    return names
-
-
-def argument_flags(node: Any, flag: str = "-") -> list[str]:
-    """Option names, such as --optimizer.lr, for the arguments of all classes in a tree."""
-    flags: list[str] = []
-    if is_class(node):
-        cls = import_class(node["class_path"])
-        flags += [f"{flag}.{name}" for name in inspect.signature(cls).parameters] if cls else []
-        node = node.get("init_args") or {}
-    for name, value in node.items() if isinstance(node, dict) else ():
-        flags += argument_flags(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
-    return flags
+    of_options = {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
+    return of_options | {key for key, _ in walk(tree)}
 
 
 def is_class_setting(tree: Tree, key: str) -> bool:
     """Whether the setting with this dotted name, such as `model.net`, is a class."""
-    if key in CLASS_KEYS:
-        return True
-    node: Any = tree
-    *parents, leaf = key.split(".")
-    for name in parents:
-        node = node.get(name) if isinstance(node, dict) else None
-        if isinstance(node, dict) and "class_path" in node:
-            parent = node["class_path"]
-            node = {"class_path": parent, **(node.get("init_args") or {})}
-    return is_class(node) and takes_class(node["class_path"], leaf)
+    parent, _, leaf = key.rpartition(".")
+    node = _setting(tree, parent)
+    return key in CLASS_KEYS or (is_class(node) and takes_class(node["class_path"], leaf))
+
+
+def _setting(tree: Tree, key: str) -> Any:
+    """The value of the setting with a dotted name, or None."""
+    return next((value for name, value in walk(tree) if name == key), None)
 
 
 def nest(key: str, value: Any) -> Tree:

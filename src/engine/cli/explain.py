@@ -6,9 +6,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.engine.cli.config import Option, argument_flags, load_config
+from src.engine.cli.config import Option, load_config
 from src.engine.cli.overview import SHORT_FLAGS
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest
+from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, walk
 from src.engine.system.errors import InputError
 
 
@@ -27,7 +27,9 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         f"--{name}"
         for name in (*SHORT_FLAGS, "config", "print_config", "help_all", "list", *parser.get_defaults().keys())
     ]
-    known += argument_flags(tree)
+    for key, value in walk(tree):
+        if is_class(value):
+            known += [f"--{key}.{name}" for name in inspect.signature(import_class(value["class_path"])).parameters]
     if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
         return f"{found[1]}: no such option{nearest(found[1], known)}"
     if found := re.match(r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<leaf>[^']+)'", message):
@@ -64,27 +66,22 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
     return message
 
 
-def refuse_nulls(node: Any, flag: str = "-") -> None:
-    """Check that no argument of a class is null unless its type allows it; jsonargparse misses some.
+def refuse_nulls(tree: Tree) -> None:
+    """Check that no argument of a class is null unless its type allows it; jsonargparse misses that.
 
     Raises:
         InputError: an argument must not be null.
     """
-    if is_class(node):
-        cls = import_class(node["class_path"])
-        node = node.get("init_args") or {}
+    for key, node in walk(tree):
+        cls = import_class(node["class_path"]) if is_class(node) else None
         defaults = inspect.signature(cls).parameters if cls else {}
-        types = argument_types(cls)
-        for name in (name for name, value in node.items() if value is None and name in defaults):
-            hint = types.get(name, Any)
+        given = node.get("init_args") or {} if cls else {}
+        for name in (name for name, value in given.items() if value is None and name in defaults):
+            hint = argument_types(cls).get(name, Any)
             takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
             if defaults[name].default is not None and not takes_null:
                 choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
-                raise InputError(f"{flag}.{name} null: expected {', '.join(choices)}")
-    for name, value in node.items() if isinstance(node, dict) else ():
-        refuse_nulls(value, f"--{name}" if flag == "-" else f"{flag}.{name}")
-    for value in node if isinstance(node, list) else ():
-        refuse_nulls(value, flag)
+                raise InputError(f"--{key}.{name} null: expected {', '.join(choices)}")
 
 
 def _origin(key: str, options: list[Option], files: list[str]) -> str:

@@ -4,6 +4,8 @@ import yaml
 
 from src.engine.system.errors import InputError
 
+NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # tags of keys that may be names of settings
+
 
 def check_keys(text: str, given: str, dotted: bool) -> None:
     """Check that no key stands twice, and that no name of a setting has dots.
@@ -37,6 +39,8 @@ def _check(node: yaml.Node | None, given: str, plain: bool, arguments: bool = Fa
         if name in lines:
             raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
         lines[name] = line
+        if plain and key.tag not in NAMES:
+            raise InputError(f"--config {given}, line {line}: {name} is no name of a setting: put it in quotes")
         if plain and "." in name:
             nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
             raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")

@@ -1,6 +1,5 @@
 """Runs the command line of `src.train`: retries, signals and one-line errors."""
 
-import multiprocessing
 import os
 import re
 import shlex
@@ -34,7 +33,6 @@ def run(started: float) -> None:
     """Run the command line in `sys.argv`; an error that the user can fix is one line and exit code 2."""
     args = sys.argv[1:]
     silence_known_warnings()
-    others = set(multiprocessing.active_children())
     cli: StarterCLI | None = None
     try:
         words = args
@@ -55,7 +53,7 @@ def run(started: float) -> None:
         is_fixable = isinstance(cause, InputError) or raised_in(cause, "forward")
         if raised_by_lightning(cause) and (isinstance(cause, refused) or "dataloader" in str(cause)):
             hint, is_fixable = _hint(cli, str(cause)), True
-            cause = InputError(f"{cause}{hint}") if hint else cause
+            cause = InputError(f"{cause}; {hint}") if hint else cause
         for input_error in hooks("input_error"):
             if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
                 cause, is_fixable = fixable, True
@@ -69,11 +67,6 @@ def run(started: float) -> None:
             report(cause, getattr(rank_zero_only, "rank", 0))
         finally:
             _end_processes(cli, 5)  # they report the error too, and may end with this process
-    finally:
-        # Python would wait for a server of ServableModuleValidator that hangs.
-        for process in set(multiprocessing.active_children()) - others:
-            if not process.daemon:
-                process.kill()
 
 
 def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> list[str]:
@@ -97,9 +90,8 @@ def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> 
 def _hint(cli: StarterCLI | None, message: str) -> str:
     """What to do about an error of Lightning."""
     if re.search(r"method|dataloader|must be implemented", message):
-        return f"; {GUIDE}"
-    command = _continue_command(cli) if "metric" in message else ""
-    return f"; {command}" if command else ""
+        return GUIDE
+    return _continue_command(cli) if "metric" in message else ""
 
 
 def _continue_command(cli: StarterCLI | None) -> str:
@@ -132,5 +124,4 @@ def _exit_after_signal(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
         _end_processes(cli, 2)
         if command := _continue_command(cli):
             print(command, file=sys.stderr)
-    sys.stderr.flush()
     sys.exit(128 + stop.signum)

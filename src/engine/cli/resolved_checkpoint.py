@@ -65,17 +65,20 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
     path = next((path for path in reversed(paths) if path), None)
     path = str(local_path(path)) if path and is_address(path) else path
-    if is_address(given.get("--run")):
-        run = str(at_address(hooks("fetch_run"), given["--run"])(str(given["--run"])))
-        options, given = [*options, ("--run", run)], {**given, "--run": run}
+    run = given.get("--run")
+    if run and is_address(run):
+        run = str(at_address(hooks("fetch_run"), run)(run))
+    folder = Path(run).expanduser().absolute() if run else None
+    if folder and not folder.is_dir():
+        raise InputError(f"--run {run}: no such folder; give one such as logs/default/version_0")
     roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
     roots += [given.get("--trainer.default_root_dir")]
     root = next((local_root(root) for root in reversed(roots) if root), None)
     if stage not in (None, "fit"):
-        return _to_evaluate(stage, path, root, loaded, options)
-    if not (given.get("--run") or path in ("last", "auto")):
-        return ResolvedCheckpoint(loaded, options, path)
-    return _to_continue(path, root, loaded, options)
+        return _to_evaluate(stage, path, folder, root, loaded, options)
+    if folder or path in ("last", "auto"):
+        return _to_continue(path, folder, root, loaded, options)
+    return ResolvedCheckpoint(loaded, options, path)
 
 
 def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint) -> tuple[Tree, Tree, list[str]]:
@@ -102,14 +105,11 @@ def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint)
 
 
 def _to_continue(
-    path: str | None, root: Path | None, loaded: Loaded, options: list[config.Option]
+    path: str | None, folder: Path | None, root: Path | None, loaded: Loaded, options: list[config.Option]
 ) -> ResolvedCheckpoint:
-    given = dict(options)
-    run = given.get("--run")
     automatic = path == "auto"
-    folder = Path(run).expanduser().absolute() if run else None
     if folder is None:
-        name = _given_name(loaded, given) or config.choose_recipe(loaded, {})[1]
+        name = _given_name(loaded, options) or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
         runs = runs_to_continue(parent, automatic) if is_first else iter(())
@@ -128,7 +128,6 @@ def _to_continue(
                 " --ckpt_path out to start a new run, or give the path of a checkpoint"
             )
         return ResolvedCheckpoint(loaded, options)
-    _check_run(folder, run)
     if path in (None, "last", "auto"):
         checkpoint, lines = good_checkpoint(folder)
         for line in lines:
@@ -140,9 +139,10 @@ def _to_continue(
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
 
 
-def _given_name(loaded: Loaded, given: dict[str, str | None]) -> str | None:
+def _given_name(loaded: Loaded, options: list[config.Option]) -> str | None:
     """The name of the runs, if an option or a file gives one."""
-    return next((name for name in (given.get("--name"), *(tree.get("name") for _, tree in loaded[::-1])) if name), None)
+    names = (dict(options).get("--name"), *(tree.get("name") for _, tree in reversed(loaded)))
+    return next(filter(None, names), None)
 
 
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
@@ -173,33 +173,23 @@ def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
 
 
 def _to_evaluate(
-    stage: str, path: str | None, root: Path | None, loaded: Loaded, options: list[config.Option]
+    stage: str, path: str | None, folder: Path | None, root: Path | None, loaded: Loaded, options: list[config.Option]
 ) -> ResolvedCheckpoint:
     given = dict(options)
     if path not in (None, "best", "last"):
         evaluated = None if root else run_of(Path(path))
         return ResolvedCheckpoint(loaded, [*options, ("--ckpt_path", path)], path, evaluated=evaluated)
-    run = given.get("--run")
     if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
         return ResolvedCheckpoint(loaded, options)
-    if path is run is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
+    if path is None and folder is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
         return ResolvedCheckpoint(loaded, options)
-    if run:
-        folder = Path(run).expanduser().absolute()
-    else:
+    if folder is None:
         is_named = any(config.is_recipe(tree) for _, tree in loaded)
-        name = _given_name(loaded, given) or (config.choose_recipe(loaded, {})[1] if is_named else None)
+        name = _given_name(loaded, options) or (config.choose_recipe(loaded, {})[1] if is_named else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
-    _check_run(folder, run)
     checkpoint = checkpoint_of(folder, path or "best")
     rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
     return ResolvedCheckpoint(
         loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder, own_run=folder
     )
-
-
-def _check_run(folder: Path, given: str | None) -> None:
-    """Raise InputError if there is no such run."""
-    if not folder.is_dir():
-        raise InputError(f"--run {given}: no such folder; give one such as logs/default/version_0")

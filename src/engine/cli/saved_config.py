@@ -5,7 +5,7 @@ import inspect
 import re
 import warnings
 from enum import Enum
-from typing import Any, get_args
+from typing import get_args
 
 import lightning
 import yaml
@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from src.engine.cli.explain import explain
 from src.engine.runs.checkpoint import reason_of
-from src.engine.system.classes import Tree, argument_types, differences, import_class, is_class
+from src.engine.system.classes import Tree, argument_types, differences, import_class, is_class, walk
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -54,7 +54,6 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
         InputError: it holds a value that cannot be written, or that is read back as another.
     """
     tree = _written(parser, given)
-    head = f"# lightning=={lightning.__version__}\n"
     try:
         again = _written(parser, parser.parse_string(dump(tree)))
     except argparse.ArgumentError as error:
@@ -65,7 +64,7 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
         raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
     if not has_monitor:
         del tree["checkpoint"]["monitor"]
-    return head + dump(tree), tree
+    return f"# lightning=={lightning.__version__}\n{dump(tree)}", tree
 
 
 def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
@@ -80,26 +79,22 @@ def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
     return tree
 
 
-def _drop_objects(node: Any, flag: str = "-") -> None:
+def _drop_objects(tree: Tree) -> None:
     """Remove the arguments that jsonargparse cannot write, if they are defaults, as Lightning's `torch.device("cpu")`.
 
     Raises:
         InputError: such an argument is not a default.
     """
-    given = (node.get("init_args") or {} if is_class(node) else node) if isinstance(node, dict) else {}
-    for name, value in list(given.items()):
-        key = f"--{name}" if flag == "-" else f"{flag}.{name}"
-        if not isinstance(value, str) or not value.startswith(NOT_WRITTEN):
-            _drop_objects(value, key)
-            continue
-        text = value.removeprefix(NOT_WRITTEN)
-        cls = import_class(node["class_path"]) if is_class(node) else None
-        parameter = inspect.signature(cls).parameters.get(name) if cls else None
-        if parameter is not None and str(parameter.default) == text:
-            del given[name]
-        elif str in get_args(argument_types(cls).get(name)):
-            given[name] = text  # jsonargparse takes a text for a function
-        else:
-            raise InputError(f"{key} {text} cannot be written to config.yaml: give another value")
-    for one in node if isinstance(node, list) else ():
-        _drop_objects({"item": one} if isinstance(one, str) else one, flag)
+    for node in [value for _, value in walk(tree) if is_class(value)]:
+        cls, given = import_class(node["class_path"]), node.get("init_args") or {}
+        for name in [name for name, value in given.items() if str(value).startswith(NOT_WRITTEN)]:
+            text = given[name].removeprefix(NOT_WRITTEN)
+            parameter = inspect.signature(cls).parameters.get(name)
+            if parameter is not None and str(parameter.default) == text:
+                del given[name]
+            elif str in get_args(argument_types(cls).get(name)):
+                given[name] = text  # jsonargparse takes a text for a function
+    for key, value in walk(tree):
+        if isinstance(value, str) and value.startswith(NOT_WRITTEN):
+            text = value.removeprefix(NOT_WRITTEN)
+            raise InputError(f"--{key} {text} cannot be written to config.yaml: give another value")

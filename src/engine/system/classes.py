@@ -5,6 +5,7 @@ import importlib
 import inspect
 import re
 import traceback
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -43,6 +44,18 @@ def subclasses_here(base: str, given: str) -> list[str]:
     domains = [name for name, (path, *_) in project_classes().items() if not path.startswith("src.engine.")]
     found = [name for name in domains if derives(name)]
     return sorted(found, key=lambda name: -difflib.SequenceMatcher(None, given.lower(), name.lower()).ratio())
+
+
+def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name, such as `model.net.width`, and value of every setting in a tree; items of a list have its name."""
+    node = node.get("init_args") or {} if is_class(node) else node
+    for name, value in node.items() if isinstance(node, dict) else ():
+        path = f"{key}.{name}".lstrip(".")
+        yield path, value
+        yield from walk(value, path)
+    for value in node if isinstance(node, list) else ():
+        yield key, value
+        yield from walk(value, key)
 
 
 def is_class(node: Any) -> bool:

@@ -1,11 +1,10 @@
 """Errors that a user can fix, each reported as one line."""
 
-import dis
 import errno
+import inspect
 import re
 import sys
 import sysconfig
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,23 +88,17 @@ def raised_in(error: BaseException, method: str) -> bool:
     All frames in between must be of the same package. A library's class counts only if jsonargparse created it: an
     error of a torch layer inside the user's network needs its traceback.
     """
-    frames: list[tuple[FrameType, int]] = []
-    trace = error.__traceback__
-    while trace is not None:
-        frames.insert(0, (trace.tb_frame, trace.tb_lasti))
-        trace = trace.tb_next
-    if type(error) is not ValueError or not frames:
+    if type(error) is not ValueError or error.__traceback__ is None:
         return False
-    code, at = frames[0][0].f_code, frames[0][1]
-    if dis.opname[code.co_code[at]] != "RAISE_VARARGS":  # Python itself raised it, as in unpacking
+    frames = inspect.getinnerframes(error.__traceback__, context=1)[::-1]
+    if "raise " not in "".join(frames[0].code_context or ()):  # Python itself raised it, as in unpacking
         return False
-    package = _package(frames[0][0])
-    for number, (frame, _) in enumerate(frames):
-        if _package(frame) != package:
+    packages = [_package(one.frame) for one in frames]
+    for number, one in enumerate(frames):
+        if packages[number] != packages[0]:
             return False
-        if frame.f_code.co_name == method:
-            caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
-            return not is_library(code.co_filename) or caller == "jsonargparse"
+        if one.function == method:
+            return not is_library(frames[0].filename) or packages[number + 1 : number + 2] == ["jsonargparse"]
     return False
 
 
@@ -116,15 +109,13 @@ def is_library(file: str) -> bool:
 
 def raised_by_lightning(error: BaseException) -> bool:
     """Whether Lightning itself raised an error, not code that it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and _package(trace.tb_frame) == "lightning"
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return bool(frames) and _package(frames[-1]) == "lightning"
 
 
 def raised_in_restore(error: BaseException) -> bool:
     """Whether an error was raised while Lightning restored a checkpoint."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if _package(frame) == "lightning"]
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if _package(frame) == "lightning"]
     return any(re.match("_?(restore|resume|load_combined)", frame.f_code.co_name) for frame in frames)
 
 
@@ -133,12 +124,7 @@ def _package(frame: FrameType) -> str:
 
 
 def machine_fault(error: BaseException, folder: Path | None = None) -> str | None:
-    """A one-line message for a system error (full disk, deleted run folder, dead process), or None for other errors.
-
-    Args:
-        error: the error.
-        folder: the run folder, if any.
-    """
+    """A one-line message for a system error (full disk, deleted run folder, dead process), or None for other errors."""
     text = " ".join(str(error).split())
     if isinstance(error, FileNotFoundError) and folder is not None and not folder.is_dir():
         return f"run folder {folder} is gone, deleted or renamed during the run"

@@ -89,6 +89,24 @@ def test_a_section_without_settings_changes_nothing_and_one_that_is_no_section_i
         parse("--config", write(tmp_path / "b.yaml", "trainer: 3\n"))
 
 
+class StopsAtAccuracy(EarlyStopping):
+    """Names the metric that it monitors itself."""
+
+    def __init__(self, patience: int = 5) -> None:
+        super().__init__("val/acc", patience=patience, mode="max")
+
+
+def test_an_early_stopping_that_names_its_metric_keeps_it(parse: Parse, tmp_path: Path) -> None:
+    overlay = f"trainer:\n  callbacks+:\n  - class_path: {__name__}.StopsAtAccuracy\n"
+    for words in (
+        (f"--trainer.callbacks+={__name__}.StopsAtAccuracy", "--trainer.callbacks.patience=2"),
+        ("--config", write(tmp_path / "stops.yaml", overlay)),
+    ):
+        (callback,) = parse(*words).trainer.early_stopping_callbacks
+        assert isinstance(callback, StopsAtAccuracy)
+        assert (callback.monitor, callback.mode) == ("val/acc", "max")
+
+
 def test_early_stopping_watches_the_validation_loss_if_no_metric_selects_the_best(parse: Parse) -> None:
     built = parse("--config=configs/callbacks/early_stopping.yaml", "--checkpoint.monitor=null")
     (callback,) = built.trainer.early_stopping_callbacks
