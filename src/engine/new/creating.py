@@ -9,13 +9,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 from src import ROOT
 from src.engine.cli.command import command_parser, parse_words
 from src.engine.new.project import ALWAYS, DEFAULT, Choice, Project, default_parts, kinds, parts, recipes
 from src.engine.new.pyproject import distributions
-from src.engine.new.template import Template, git, uncommitted
+from src.engine.new.template import Template, commit, git, uncommitted
 from src.engine.new.updating import update
 from src.engine.system.errors import InputError
 
@@ -45,15 +46,16 @@ def new(args: list[str]) -> int | None:
     if options.dry_run:
         _list(files)
     else:
-        write(folder, files, {path for path in files if project.is_program(path)}, choice.author)
-        print(f"written {folder}: {len(files)} files, {_lines(files, choice.package)} lines in {choice.package}/")
+        write(folder, files, choice.author)
+        lines = sum(content.count(b"\n") for path, content in files.items() if path.startswith(f"{choice.package}/"))
+        print(f"written {folder}: {len(files)} files, {lines:,} lines in {choice.package}/")
         print(f"next: cd {shlex.quote(os.path.relpath(folder))} && make train")
         if reason := uncommitted(ROOT):
             print(f"this project cannot take updates: {reason}", file=sys.stderr)
     return None
 
 
-def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str) -> None:
+def write(folder: Path, files: dict[str, bytes], author: str) -> None:
     """Write a repository with a first commit, completely or not at all.
 
     Raises:
@@ -67,7 +69,7 @@ def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str
                 file = temporary / path
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
-                if path in programs:
+                if content.startswith(b"#!"):
                     file.chmod(file.stat().st_mode | 0o111)
             if not (temporary / "src").exists():  # another name wraps other lines
                 subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "."], cwd=temporary, check=True)
@@ -83,15 +85,6 @@ def write(folder: Path, files: dict[str, bytes], programs: set[str], author: str
     except (OSError, subprocess.CalledProcessError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error.stderr).split())
         raise InputError(f"{folder} cannot be written: {reason}; nothing is left of it") from error
-
-
-def commit(folder: Path, message: str, author: str) -> None:
-    """Commit what is staged, without hooks and signatures, also where git does not know its user."""
-    identity = []
-    if git(folder, "config", "user.email", check=False).returncode:
-        identity = ["-c", f"user.name={author}", "-c", "user.email=nobody@example.com"]
-    quiet = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false"]
-    git(folder, *identity, *quiet, "commit", "--quiet", "--message", message)
 
 
 def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
@@ -145,17 +138,12 @@ def _taken(option: str, name: str, example: str) -> str:
 
 def _list(files: dict[str, bytes]) -> None:
     """Print each file with its lines, and the sum of each folder."""
-    sums: dict[str, int] = {}
+    sums = Counter[str]()
     for path in sorted(files):
         count = files[path].count(b"\n")
         print(f"{count:6,}  {path}")
-        folder = path.split("/")[0] if "/" in path else "."
-        sums[folder] = sums.get(folder, 0) + count
+        sums[path.split("/")[0] if "/" in path else "."] += count
     print("", *(f"{count:6,}  lines in {folder}" for folder, count in sums.items()), sep="\n")
-
-
-def _lines(files: dict[str, bytes], package: str) -> str:
-    return f"{sum(content.count(b'%c' % 10) for path, content in files.items() if path.startswith(f'{package}/')):,}"
 
 
 def _ask(options: argparse.Namespace) -> None:

@@ -175,24 +175,16 @@ class Project:
         paths = {*self.kept, *self.tests}
         return name != EXAMPLE and any(re.match(rf"(src|tests)/{name}(/|\.py$)", path) for path in paths)
 
-    def is_program(self, path: str) -> bool:
-        """Whether a file is a program."""
-        return path in self.template.source and self.template.is_executable(path)
-
     def _readme(self, text: str) -> str:
         gone = Gone(self.template, {*self.kept, *self.tests})
         shown = [f"| train `{path}` | `python -m src.train --config {path}` |" for path in self.recipes]
         about = self.choice.kind and kinds(self.template.root)[self.choice.kind]["about"]
+        inits = sorted(path for path in self.kept if re.fullmatch(r"src/\w+/__init__\.py", path))
         found = {
-            f"src/{name}/": self.template.text(f"src/{name}/__init__.py").strip().strip('"').rstrip(".")
-            for name in sorted(
-                {path.split("/")[1] for path in self.kept if path.count("/") > 1 and path.startswith("src/")}
-            )
+            path.removesuffix("__init__.py"): self.template.text(path).strip().strip('"').rstrip(".") for path in inits
         }
-        found |= {
-            "configs/": "one YAML file per recipe; overlays in folders",
-            "tests/": "of your code and recipes; the template tests the engine",
-        }
+        found["configs/"] = "one YAML file per recipe; overlays in folders"
+        found["tests/"] = "of your code and recipes; the template tests the engine"
         folders = [f"| `{folder}` | {what} |" for folder, what in found.items()]
         for name, value in (
             ("longer", [self._longer()]),
@@ -267,11 +259,14 @@ def overlays(template: Template) -> set[str]:
 def parts(template: Template) -> dict[str, list[str]]:
     """The commands, parts of the engine and overlays of a template with their files, by name."""
     found: dict[str, list[str]] = {}
-    files = [f"{folder}/{name}.py" for folder in ("src", "src/engine/parts") for name in template.names(folder, ".py")]
-    folder = "src/engine/tensorboard"
-    pictures = [f"{folder}/{name}.py" for name in template.names(folder, ".py")]
-    files += [path for path in pictures if re.search(r"^def callbacks\(", template.text(path), re.MULTILINE)]
-    for path in (*files, *sorted(overlays(template))):
+    files = [
+        path for path in template.source if re.fullmatch(r"src/(engine/(parts|tensorboard)/)?(?!__init__)\w+\.py", path)
+    ]
+    pictures = [path for path in files if "/tensorboard/" in path and "\ndef callbacks(" not in template.text(path)]
+    for path in (
+        *sorted({*files} - {*pictures}, key=lambda path: (path.count("/"), path)),
+        *sorted(overlays(template)),
+    ):
         found.setdefault(PurePosixPath(path).stem, []).append(path)
     return found
 

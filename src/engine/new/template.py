@@ -5,16 +5,16 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
-from functools import cache, cached_property
-from pathlib import Path, PurePosixPath
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from src.engine.system.errors import InputError
 
-IGNORED = {".git", ".venv", "data", "logs", "build", "__pycache__"}
-JUNK = (".DS_Store", "~", ".swp")  # of desktops and editors
+IGNORED = re.compile(r"\.git|\.venv|data|logs|build|.*(_cache|\.egg-info)")
+JUNK = re.compile(r"__pycache__/|(\.DS_Store|~|\.swp)$")  # of Python, desktops and editors
 CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
@@ -42,27 +42,9 @@ class Template:
             for name in CLASS.findall(self.text(path))
         }
 
-    @cached_property
-    def folders(self) -> set[str]:
-        """The folders of all files."""
-        return {str(folder) for path in self.source for folder in PurePosixPath(path).parents}
-
     def text(self, path: str) -> str:
         """The content of a file."""
         return _read(self.root / self.source[path])
-
-    def bytes(self, path: str) -> bytes:
-        """The content of a file of any type."""
-        return (self.root / self.source[path]).read_bytes()
-
-    def is_executable(self, path: str) -> bool:
-        """Whether a file is a program."""
-        return os.access(self.root / self.source[path], os.X_OK)
-
-    def names(self, folder: str, suffix: str) -> list[str]:
-        """Names without suffix of the files directly in a folder, such as the commands in `src`."""
-        found = [Path(path) for path in self.source if path.startswith(f"{folder}/") and path.endswith(suffix)]
-        return sorted(path.stem for path in found if str(path.parent) == folder and path.stem != "__init__")
 
     def module(self, name: str) -> str | None:
         """The file of a module such as `src.engine.cli.config`, or None."""
@@ -79,8 +61,10 @@ class Template:
 
     def needs(self, path: str) -> set[str]:
         """The files that a file needs: imported modules, classes named in YAML, data files beside a module."""
-        if path.endswith(".yaml"):
-            return self.named_classes(path)
+        if path.endswith(".yaml"):  # bare or dotted names of classes
+            values = {*_values(yaml.safe_load(self.text(path)))}
+            files = (self.classes.get(value) or self.module(value.rpartition(".")[0]) for value in values)
+            return {file for file in files if file}
         if not path.endswith(".py"):
             return set()
         found = {file for name in self.named_modules(path) if (file := self.module(name))}
@@ -90,16 +74,6 @@ class Template:
             found |= {one for one in (beside, text) if one in self.source and not one.endswith((".py", ".yaml", ".md"))}
             named = [f"{one.replace('.', '/')}.py" for one in re.findall(r"python -m (src\.\w+)", text)]
             found |= {one for one in (*re.findall(r"scripts/[\w.]+\w", text), *named) if one in self.source}
-        return found
-
-    def named_classes(self, path: str) -> set[str]:
-        """The files of the classes that a YAML file names, by bare or dotted name."""
-        found = set[str]()
-        for value in _values(yaml.safe_load(self.text(path))):
-            if value in self.classes:
-                found.add(self.classes[value])
-            elif (file := self.module(value.rpartition(".")[0])) is not None:
-                found.add(file)
         return found
 
     def reached(self, roots: Iterable[str]) -> set[str]:
@@ -155,22 +129,22 @@ def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedPr
         raise InputError("git is not installed, and a project starts with its history") from error
 
 
+def commit(folder: Path, message: str, author: str) -> None:
+    """Commit what is staged, without hooks and signatures, also where git does not know its user."""
+    identity = []
+    if git(folder, "config", "user.email", check=False).returncode:
+        identity = ["-c", f"user.name={author}", "-c", "user.email=nobody@example.com"]
+    quiet = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false"]
+    git(folder, *identity, *quiet, "commit", "--quiet", "--allow-empty", "--message", message)
+
+
 @cache
 def _listed(root: Path) -> tuple[str, ...]:
-    """The files of a clone that git does not ignore; of a copy without history, all but environment, data and runs."""
-    if (root / ".git").exists():
-        done = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)
-        if done.returncode:
-            raise InputError(f"{root}: {' '.join(done.stderr.split())}")
-        found = {path for path in done.stdout.split("\0") if path and not path.endswith(JUNK)}
-        return tuple(sorted(path for path in found if (root / path).is_file()))
-    paths = []
-    for folder, folders, names in os.walk(root):
-        ignored = {"__pycache__"} if Path(folder) != root else IGNORED  # src/engine/data is code
-        folders[:] = [name for name in folders if name not in ignored and not name.endswith(("_cache", ".egg-info"))]
-        names = [name for name in names if not name.endswith(JUNK)]
-        paths += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
-    return tuple(sorted([*paths, "logs/.gitkeep"]))
+    """The files of a clone, without history, environment, data, runs and caches."""
+    tops = [path for path in root.iterdir() if not IGNORED.fullmatch(path.name)]
+    files = (path for top in tops for path in (top, *top.rglob("*")) if path.is_file())
+    paths = (path.relative_to(root).as_posix() for path in files)
+    return tuple(sorted(path for path in paths if not JUNK.search(path)))
 
 
 @cache

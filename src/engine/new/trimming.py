@@ -30,6 +30,8 @@ class Gone:
         dropped = template.source.keys() - self.kept
         self.folders = {str(folder) for path in self.kept for folder in PurePosixPath(path).parents}
         self.files = {PurePosixPath(path).name for path in dropped} - {PurePosixPath(path).name for path in self.kept}
+        self.dropped = dropped | {str(folder) for path in dropped for folder in PurePosixPath(path).parents}
+        """The files that go, and their folders."""
         self.names = {name for name, path in template.classes.items() if path in dropped and TELLING.search(name)}
         stems = {path: PurePosixPath(path).stem for path in template.source if path.startswith("configs/")}
         gone = {stem for path, stem in stems.items() if path in dropped and re.search(r"_|\d", stem)}
@@ -58,9 +60,8 @@ class Gone:
 
     def find(self, text: str) -> str | None:
         """The first name in a text that is gone, or None."""
-        known = (self.template.source.keys(), self.template.folders)
         for path in re.findall(FOLDERS, text):
-            if any(path in one for one in known) and path not in self.kept and path not in self.folders:
+            if path in self.dropped and path not in self.folders:
                 return str(path)
         for name in re.findall(r"\b(?:src|tests)(?:\.\w+)+", text):
             parts = name.split(".")

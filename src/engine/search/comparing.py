@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,9 @@ def _print_differences(runs: Sequence[PastRun]) -> None:
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
     differ = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
     results = final_names({name for run in runs for name in run.metrics})
-    rows = [(name, [str(run.settings.get(name, "")) for run in runs]) for name in differ]
-    rows = rows or [("(no setting differs)", [""] * len(runs))]
-    more = [(name, [_shown(run.metrics.get(name, "")) for run in runs]) for name in results]
-    _print_table(
-        ["", *(run.name for run in runs)], [[name, *values] for name, values in rows], [[n, *v] for n, v in more]
-    )
+    rows = [[name, *(str(run.settings.get(name, "")) for run in runs)] for name in differ]
+    more = [[name, *(_shown(run.metrics.get(name, "")) for run in runs)] for name in results]
+    _print_table(["", *(run.name for run in runs)], rows or [["(no setting differs)"]], more)
 
 
 def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:
@@ -100,23 +98,14 @@ def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:
     mode = mode or _mode(metric, having)
     having.sort(key=lambda run: run.metrics[metric], reverse=mode == "max")
     best = "lowest" if mode == "min" else "highest"
-    rows = [
-        [
-            _shown(run.metrics[metric]),
-            _shown(run.metrics.get("best_epoch", "")),
-            run.name,
-            run.problem.partition(":")[0],
-        ]
-        for run in having
-    ]
+    rows = []
+    for run in having:
+        values = [_shown(run.metrics.get(name, "")) for name in (metric, "best_epoch")]
+        rows.append([*values, run.name, run.problem.partition(":")[0]])
     _print_table([f"{metric} ({best} first)", "best epoch", "run", ""], rows)
-    for run in runs:
-        if run not in having:
-            print(f"{run.name} is {run.problem}" if run.problem else f"{run.name} {_lack(run, metric)}")
-
-
-def _lack(run: PastRun, metric: str) -> str:
-    return f"has {metric} {run.metrics[metric]}" if metric in run.metrics else f"has no {metric}"
+    for run in (run for run in runs if run not in having):
+        lack = f"has {metric} {run.metrics[metric]}" if metric in run.metrics else f"has no {metric}"
+        print(f"{run.name} {f'is {run.problem}' if run.problem else lack}")
 
 
 def _mode(metric: str, runs: Sequence[PastRun]) -> str:
@@ -180,30 +169,15 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
         text: line for axes in figure.axes[::-1] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower left", title="dashed: training")
-    path = output or _free_path()
+    folder = ROOT / "logs"
+    path = output or next(one for n in count() if not (one := folder / f"compare_{n}.png").exists())
     try:
+        path.parent.mkdir(exist_ok=True)
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}): give another with --output") from error
     except ValueError as error:  # of another format
-        path.unlink(missing_ok=True)
         raise InputError(
             f"--output {output}: {str(error).partition(' (')[0]}: give a name that ends with .png"
         ) from error
     return path
-
-
-def _free_path() -> Path:
-    """A new empty file `logs/compare_N.png`."""
-    number = 0
-    while True:
-        path = ROOT / "logs" / f"compare_{number}.png"
-        try:
-            path.parent.mkdir(exist_ok=True)
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}): give another with --output") from error
-        else:
-            return path

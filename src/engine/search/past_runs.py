@@ -96,11 +96,11 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
 
 def curves(folder: Path) -> dict[str, Curve]:
     """The curves that a run has logged to TensorBoard, by name."""
-    from tensorboard.backend.event_processing.event_accumulator import (
-        EventAccumulator,
-    )  # lazy import: keeps --help fast
+    from tensorboard.backend.event_processing import event_accumulator  # lazy import: keeps --help fast
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": MAX_POINTS, "tensors": 1, "images": 1})
+    events = event_accumulator.EventAccumulator(
+        str(folder), size_guidance={"scalars": MAX_POINTS, "tensors": 1, "images": 1}
+    )
     events.Reload()
     found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
     return {name: ([one.step for one in points], [one.value for one in points]) for name, points in found.items()}

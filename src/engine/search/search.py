@@ -4,15 +4,13 @@ import argparse
 import inspect
 import io
 import json
-import logging
 import math
 import os
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -83,6 +81,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     Raises:
         InputError: a name or range of the search is invalid, or the study cannot be opened.
     """
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, plots
     path, spec = config.load_config(options.config, dotted=True)
     check_types(spec, options.config)
     spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
@@ -183,13 +182,11 @@ def _open_database(url: str) -> Any:
     open_it = partial(
         optuna.storages.RDBStorage, url, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=_queue_again
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are experimental
-        try:
-            return open_it()
-        except SQLAlchemyError:  # another machine was creating the same tables
-            time.sleep(1)
-            return open_it()
+    try:
+        return open_it()
+    except SQLAlchemyError:  # another machine was creating the same tables
+        time.sleep(1)
+        return open_it()
 
 
 def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
@@ -243,21 +240,8 @@ def _build_run(
 
 def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:
     """Run trials until the study has enough. Returns the search, and the signal that stopped it or 0."""
-    with hide_run_messages():
-        search = open_search(options, probes)
-        return search, _take_trials(search, options.timeout)
-
-
-@contextmanager
-def hide_run_messages() -> Iterator[None]:
-    """Hide messages of the single runs below level ERROR, so that those of the search stay visible."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    search = open_search(options, probes)
+    return search, _take_trials(search, options.timeout)
 
 
 def _take_trials(search: Search, timeout: float | None) -> int:
@@ -282,11 +266,8 @@ def _take_trials(search: Search, timeout: float | None) -> int:
 
 def _needs_more(search: Search) -> bool:
     trials = trials_of(search)
-    if any(trial.state == TrialState.WAITING for trial in trials):
-        return True
-    # A trial that is tried again counts once.
-    wanted: int = search.spec["n_trials"]
-    return sum("again" not in trial.user_attrs for trial in trials) < wanted
+    counted = sum("again" not in trial.user_attrs for trial in trials)  # a trial that is tried again counts once
+    return counted < search.spec["n_trials"] or any(trial.state == TrialState.WAITING for trial in trials)
 
 
 def trials_of(search: Search, states: Any = None) -> list[FrozenTrial]:
@@ -295,9 +276,7 @@ def trials_of(search: Search, states: Any = None) -> list[FrozenTrial]:
 
 def _retry_broken_trials(search: Search) -> None:
     """Retry trials whose process has died, once each, from the last checkpoint if there is one."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are experimental
-        optuna.storages.fail_stale_trials(search.study)  # trials of other machines
+    optuna.storages.fail_stale_trials(search.study)  # trials of other machines
     for trial in trials_of(search, (TrialState.RUNNING,)):
         # Do not check the run's lock instead: it is free once the run has ended, before the study has the result.
         if _is_gone(trial.user_attrs.get("process", "")):

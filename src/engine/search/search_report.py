@@ -35,7 +35,7 @@ def finish(search: Search, signum: int) -> int:
 
 
 def _print_results(search: Search) -> None:
-    """Print the best five trials and importances; write `best.yaml` and plots (HTML and TensorBoard)."""
+    """Print the best five trials and importances; write `best.yaml` and plots."""
     console = Console(width=None if sys.stdout.isatty() else 1000)
     trials = trials_of(search)
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
@@ -63,27 +63,20 @@ def _print_results(search: Search) -> None:
             search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
         )
     for name in importances.keys() - {*REPEATED}:
-        share = importances[name]
-        console.print(f"importance {name} {share:.2f}")
+        console.print(f"importance {name} {importances[name]:.2f}")
     best = Path(ended[0].user_attrs["run"])
     with suppress(OSError):
         tree = yaml.safe_load((best / "config.yaml").read_text(encoding="utf-8"))
         tree["name"] = f"{search.folder.name}-best"
-        tree["trainer"]["default_root_dir"] = (
-            None if search.folder.parent == ROOT / "logs" else str(search.folder.parent)
-        )
+        parent = search.folder.parent
+        tree["trainer"]["default_root_dir"] = None if parent == ROOT / "logs" else str(parent)
         (search.folder / "best.yaml").write_text(f"# The best trial of a search.\n{dump(tree)}")
         console.print(f"repeat the best run: python -m src.train --config {search.folder / 'best.yaml'}")
     _plot(search, console)
 
 
 def _means(search: Search, trials: list[Any]) -> Iterator[str]:
-    """Mean and standard deviation of each metric over seeds and folds, for each choice of the other settings.
-
-    Args:
-        search: the search.
-        trials: its complete trials, the best first.
-    """
+    """Mean and standard deviation of each metric over seeds and folds, for each choice of the other settings."""
     if not set(REPEATED) & search.spec["space"].keys():
         return
     groups: dict[str, list[Any]] = {}
@@ -107,25 +100,14 @@ def _means(search: Search, trials: list[Any]) -> Iterator[str]:
 
 
 def _plot(search: Search, console: Console) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
     from optuna import visualization
-    from optuna.visualization import matplotlib as figures
-    from torch.utils.tensorboard import SummaryWriter
 
-    names = ("optimization_history", "intermediate_values", "parallel_coordinate", "slice")
     parts: list[str] = []
     warnings.filterwarnings("ignore", module="optuna.*")
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # of the matplotlib plots
-    with SummaryWriter(str(search.folder / "study")) as writer:
-        for name in names:
-            with suppress(Exception):  # not every plot works for every study
-                figure = getattr(visualization, f"plot_{name}")(search.study)
-                parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if not parts else False))
-                axes = getattr(figures, f"plot_{name}")(search.study)
-                axes = axes.flat[0] if hasattr(axes, "flat") else axes
-                writer.add_figure(name, axes.figure)
+    for name in ("optimization_history", "intermediate_values", "parallel_coordinate", "slice"):
+        with suppress(Exception):  # not every plot works for every study
+            figure = getattr(visualization, f"plot_{name}")(search.study)
+            parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if not parts else False))
     title = html.escape(search.folder.name)
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{''.join(parts)}"
     (search.folder / "study.html").write_text(page, encoding="utf-8")

@@ -113,15 +113,7 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
-    """Refuse to compare or average trials of different settings in one study.
-
-    Args:
-        study: keeps the settings of its first trials.
-        attribute: under which it keeps them.
-        first: the settings of a study that keeps none.
-        own: the settings of the next trials.
-        folder: of the search, for the message.
-    """
+    """Refuse trials whose settings `own` differ from those that the study keeps, or from `first` if it keeps none."""
     before = json.loads(study.user_attrs.get(attribute, "null")) or first
     study.set_user_attr(attribute, json.dumps(before))
     for name in {**before, **own}:

@@ -36,11 +36,10 @@ def tune(args: list[str]) -> int:
 
 def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
-    from src.engine.search.search import hide_run_messages, open_search, print_progress
+    from src.engine.search.search import open_search, print_progress
     from src.engine.search.search_report import finish
 
-    with hide_run_messages():
-        search = open_search(options)
+    search = open_search(options)
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     environment = {**os.environ, WORKER: "1", "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "src.tune", *args]

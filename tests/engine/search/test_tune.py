@@ -55,7 +55,6 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     page = (folder / "study.html").read_text()
     assert "Plotly.newPlot" in page
     assert not re.findall(r"<script[^>]*src=", page)
-    assert list((folder / "study").glob("events*"))
     # Every trial is on the page of hyperparameters.
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
