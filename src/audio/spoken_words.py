@@ -144,7 +144,7 @@ class SpokenWordsDataModule(PartsDataModule):
         if hasattr(self, "train_set"):
             return
         if self.path:
-            files = labelled_files(self.path, self.columns, SUFFIXES)
+            files = labelled_files(self.path, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
             waves = self.read([one.name for one in files], [one.file for one in files])
             keys = [hash(wave.numpy().tobytes()) for wave in waves]
             parts = split_files(files, waves, keys, self.shares, "sounds")

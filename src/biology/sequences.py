@@ -20,7 +20,7 @@ from src.biology.smiles import TOKEN, read_smiles, write_smiles
 from src.engine.data.labelled_files import PartsDataModule
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Indices
-from src.engine.data.sequence_files import FASTA, FASTQ, Record, read_records, read_sequences
+from src.engine.data.sequence_files import FASTA, FASTQ, Record, read_records
 from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
 from src.engine.system.randomness import derive_seed
@@ -158,7 +158,8 @@ class SequenceDataModule(PartsDataModule):
 
     def _read_unlabelled(self, path: Path) -> Iterator[str]:
         """The sequences of a file to predict on, which may be labelled as those of training."""
-        return read_sequences(path, self.labels if self.options.predicts == "residues" else ())
+        labels = self.labels if self.options.predicts == "residues" else ()
+        return (record.sequence for record in read_records(str(path), "", "", labels))
 
     def encode(self, sequences: Sequence[str], rngs: Sequence[random.Random] = ()) -> tuple[Tensor, Tensor]:
         """As `prepare`, for clean sequences; `rngs` draw how each is written in training."""

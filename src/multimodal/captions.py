@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.images import Ranges, content_keys, restored_ranges
-from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
+from src.engine.data.loading import BatchedDataModule, Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.addresses import local_paths
@@ -42,29 +41,29 @@ class CaptionedImages(Dataset[Batch]):
     Args:
         images: dataset whose `__getitems__` returns images and targets (B,).
         captions: token ids of the captions, each (T,).
-        matching: for each target, or each index of `images`, the indices of the matching captions.
-        by_target: whether `matching` is indexed by target.
+        matching: for each image, the indices of the matching captions.
     """
 
-    def __init__(self, images: Any, captions: list[Any], matching: list[list[int]], by_target: bool) -> None:
+    def __init__(self, images: Any, captions: list[Any], matching: list[list[int]]) -> None:
         self.images = images
         self.captions = captions
         self.matching = matching
-        self.by_target = by_target
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         images, targets = self.images.__getitems__(indices)
-        # In training, the choice of caption depends only on run seed, epoch and image; else only on the image.
-        seed = indices.epoch_seed if isinstance(indices, Indices) else 0
-        matching = [self.matching[at] for at in (targets.tolist() if self.by_target else indices)]
-        chosen = [fits[derive_seed(seed, index) % len(fits)] for index, fits in zip(indices, matching, strict=True)]
-        return images, *padded([self.captions[number] for number in chosen]), targets
+        return images, *padded([self.captions[number] for number in choose(self.matching, indices)]), targets
 
 
-class CaptionDataModule(LightningDataModule):
+def choose(matching: list[list[int]], indices: list[int], *kind: int) -> list[int]:
+    """One of the matches of each sample: in training by run seed, epoch and sample; else by the sample only."""
+    seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+    return [matching[index][derive_seed(seed, index, *kind) % len(matching[index])] for index in indices]
+
+
+class CaptionDataModule(BatchedDataModule):
     """Images with captions, for a contrastive model.
 
     Args:
@@ -144,11 +143,11 @@ class CaptionDataModule(LightningDataModule):
         parts = list(own or self._mnist_parts(stage))
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
-        by_target = self.path is None
         self.sets: dict[str, Any] = {
-            part: CaptionedImages(images, self._encode(captions), matching, by_target)
+            part: CaptionedImages(images, self._encode(captions), matching)
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
+        self.train_set, self.val_set, self.test_set = self.sets.values()
         if not self._restored:
             remedy = "give more captions, only words that occur at least twice are tokens"
             check_tokens(self.tokenizer, self.sets["train"].captions, "words", remedy)
@@ -190,24 +189,14 @@ class CaptionDataModule(LightningDataModule):
         ]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        data = self.sets["train"]
+        data = self.train_set
         # Drop a smaller last batch: the loss depends on the number of pairs in a batch.
         size = len(data) // self.batch_size * self.batch_size or len(data)
-        return self._loader("train", Batches(size, self.batch_size, self.trainer, shuffled(len(data))))
+        batches = Batches(size, self.batch_size, self.trainer, shuffled(len(data)))
+        return batch_loader(data, batches, num_workers=self._workers(data, shuffle=True))
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._in_order("test")
-
-    def _in_order(self, part: str) -> DataLoader[Batch]:
-        return self._loader(part, Batches(len(self.sets[part]), self.batch_size, self.trainer))
-
-    def _loader(self, part: str, batches: Batches) -> DataLoader[Batch]:
-        data = self.sets[part]
-        workers = self.files.workers(data.images, self.trainer, report=part == "train") if self.files else 0
-        return batch_loader(data, batches, num_workers=workers)
+    def _workers(self, dataset: Any, shuffle: bool) -> int:
+        return self.files.workers(dataset.images, self.trainer, report=shuffle) if self.files else 0
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise images, or augment a training batch of MNIST images."""
@@ -218,14 +207,15 @@ class CaptionDataModule(LightningDataModule):
         return (images, *rest)
 
     def _mnist_parts(self, stage: str) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
-        """For each part: images, captions, and the indices of the captions that match each digit."""
+        """For each part: images, captions, and the indices of the captions that match each image."""
         self.digits.setup(stage)
         self.data_source = self.digits.data_source
         images = (self.digits.train_set, self.digits.val_set, self.digits.test_set)
         for pixels, phrasings in zip(images, PHRASINGS.values(), strict=True):
             captions = [phrasing.format(name) for names in NAMES for phrasing in phrasings for name in names]
             count = len(captions) // len(NAMES)
-            yield pixels, captions, [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
+            fits = [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
+            yield pixels, captions, [fits[digit] for digit in pixels.targets.tolist()]
 
     def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
         """As `_mnist_parts`, for your own table: each row is an image and its caption."""

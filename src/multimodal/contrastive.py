@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.data.loading import IGNORED
+from src.engine.system.batches import gathered
 from src.engine.system.errors import InputError
 from src.engine.training.hyperparameters import describe_arguments
 from src.tasks.classifier import class_rows
@@ -84,12 +85,11 @@ class ContrastiveModel(Task):
         if self._trainer is None or self.trainer.world_size == 1:
             return features, 0
         own = features.shape[1]
-        counts = [own] * self.trainer.world_size
-        if not self.trainer.training:  # the parts of a batch may differ in size
-            torch.distributed.all_gather_object(counts, own)
+        # In an evaluation the parts of a batch may differ in size.
+        counts = [own] * self.trainer.world_size if self.trainer.training else gathered(own)
         padded = F.pad(features, (0, 0, 0, max(counts) - own))
-        gathered: Any = self.all_gather(padded, sync_grads=self.trainer.training)  # (world, modalities, B, D)
-        parts = [part[:, :count] for part, count in zip(gathered, counts, strict=True)]
+        everyone: Any = self.all_gather(padded, sync_grads=self.trainer.training)  # (world, modalities, B, D)
+        parts = [part[:, :count] for part, count in zip(everyone, counts, strict=True)]
         return torch.cat(parts, dim=1), sum(counts[: self.global_rank])
 
     def name_classes(self, tokens: Tensor, mask: Tensor) -> None:
@@ -123,13 +123,11 @@ class ContrastiveModel(Task):
 
     def log_metrics(self, stage: str) -> None:
         super().log_metrics(stage)
+        if not self.metrics.has_seen(stage):
+            return
         seen, self._seen = self._seen, []
-        gathered = [seen]
-        if self.trainer.world_size > 1:
-            gathered *= self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, seen)
         *parts_of_features, targets = (
-            torch.cat(part) for part in zip(*(batch for batches in gathered for batch in batches), strict=True)
+            torch.cat(part) for part in zip(*(batch for batches in gathered(seen) for batch in batches), strict=True)
         )
         real = targets != IGNORED  # not padding
         features = {name: part[real] for name, part in zip(self.modalities, parts_of_features, strict=True)}

@@ -8,12 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.audio.spoken_words import SpokenWordsDataModule
-from src.engine.data.loading import Indices
 from src.engine.data.tables import read_table
 from src.engine.system.addresses import local_paths
 from src.engine.system.errors import InputError
-from src.engine.system.randomness import derive_seed
-from src.multimodal.captions import CaptionDataModule
+from src.multimodal.captions import CaptionDataModule, choose
 from src.multimodal.clip import INPUTS, Modality
 
 Batch = tuple[Tensor, ...]
@@ -25,7 +23,7 @@ class SpokenImages(Dataset[Batch]):
     Args:
         captioned: the images with captions.
         waveforms: (N, T) int16.
-        matching: for each target, or each index, the indices of the matching sounds; see `CaptionedImages`.
+        matching: for each image, the indices of the matching sounds.
     """
 
     def __init__(self, captioned: Any, waveforms: Tensor, matching: list[list[int]]) -> None:
@@ -39,11 +37,8 @@ class SpokenImages(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Images, waveforms (B, T) float32 from -1 to 1, tokens, mask, and targets (B,)."""
-        images, tokens, mask, targets = self.captioned.__getitems__(indices)
-        seed = indices.epoch_seed if isinstance(indices, Indices) else 0
-        matching = [self.matching[at] for at in (targets.tolist() if self.captioned.by_target else indices)]
-        chosen = [fits[derive_seed(seed, index, 1) % len(fits)] for index, fits in zip(indices, matching, strict=True)]
-        return images, self.waveforms[chosen] / 2**15, tokens, mask, targets
+        images, *captions = self.captioned.__getitems__(indices)
+        return images, self.waveforms[choose(self.matching, indices, 1)] / 2**15, *captions
 
 
 class SpokenCaptionDataModule(CaptionDataModule):
@@ -109,15 +104,17 @@ class SpokenCaptionDataModule(CaptionDataModule):
             self.words.setup(stage)
             clips = (self.words.train_set, self.words.val_set, self.words.test_set)
             for part, own in zip(self.sets, clips, strict=True):
-                matching = [(own.targets == digit).nonzero()[:, 0].tolist() for digit in range(len(self.labels))]
+                fits = [(own.targets == digit).nonzero()[:, 0].tolist() for digit in range(len(self.labels))]
+                matching = [fits[digit] for digit in self.sets[part].images.targets.tolist()]
                 self.sets[part] = SpokenImages(self.sets[part], own.waveforms, matching)
-            return
-        rows = read_table(self.path, self.sound_column, self.columns[1], ("sound_column", "caption_column"))
-        names = [f"{self.path}, row {number}: {name}" for number, (name, _) in enumerate(rows, start=1)]
-        waves = torch.stack(self.words.read(names, local_paths([name for name, _ in rows], self.path)))
-        for part, indices in self.rows_of.items():
-            matching = [[number] for number in range(len(indices))]
-            self.sets[part] = SpokenImages(self.sets[part], waves[indices], matching)
+        else:
+            rows = read_table(self.path, self.sound_column, self.columns[1], ("sound_column", "caption_column"))
+            names = [f"{self.path}, row {number}: {name}" for number, (name, _) in enumerate(rows, start=1)]
+            waves = torch.stack(self.words.read(names, local_paths([name for name, _ in rows], self.path)))
+            for part, indices in self.rows_of.items():
+                matching = [[number] for number in range(len(indices))]
+                self.sets[part] = SpokenImages(self.sets[part], waves[indices], matching)
+        self.train_set, self.val_set, self.test_set = self.sets.values()
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the data."""

@@ -107,15 +107,8 @@ class Classifier(Task):
         weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
         return counted.sum() if weight is None else (weight[targets.where(counted, 0)] * counted).sum()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Logits (B, num_classes) and targets (B,) of a batch, for callbacks."""
-        return self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Logits (B, num_classes) and targets (B,) of a batch, for callbacks."""
-        return self._evaluate("test", batch)
-
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        """Update the metrics; returns logits (B, num_classes) and targets (B,), for callbacks."""
         loss, seen, logits = self._classify(batch)
         self.check((loss, seen))
         self.metrics.add(stage, seen)

@@ -70,9 +70,6 @@ class R2(Deviations):
         super().update(outputs, scaled)
 
     def compute(self) -> Tensor:
-        return self.by_target().nanmean()
-
-    def by_target(self) -> Tensor:
         count, _, squared, total, squares = self.sums
         spread = squares - total**2 / count
-        return torch.where(spread > 1e-6 * squares, 1 - squared / spread, torch.nan)
+        return torch.where(spread > 1e-6 * squares, 1 - squared / spread, torch.nan).nanmean()

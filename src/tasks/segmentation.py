@@ -12,7 +12,7 @@ from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
 from src.engine.tensorboard.figures import mask_figure
 from src.tasks.classifier import UNCHECKED, Batch, Classifier
-from src.tasks.task import names
+from src.tasks.task import Task, names
 
 LISTED = 50  # classes whose IoU is logged one by one
 
@@ -63,9 +63,8 @@ class SegmentationTask(Classifier):
         images = (targets != IGNORED).flatten(1).any(1)
         return images.sum() if isinstance(self.loss, DiceLoss) else super().count(targets)
 
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        seen = self.check(self.step(batch))[1]
-        self.metrics.add(stage, seen)
+    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        seen = Task.evaluate(self, stage, batch)
         return {"inputs": batch[0], "target": seen["target"], "preds": seen["preds"]}
 
     def log_metrics(self, stage: str) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from src.engine.system.batches import Sample
 from src.engine.tensorboard.figures import sequence_figure
 from src.tasks.classifier import Batch, Classifier
-from src.tasks.task import names
+from src.tasks.task import Task, names
 
 
 class SequenceLabeler(Classifier):
@@ -36,9 +36,8 @@ class SequenceLabeler(Classifier):
         loss, seen = super().step((*inputs, targets.view(len(targets), -1)))
         return loss, {**seen, "preds": seen["preds"].flatten(), "target": seen["target"].flatten()}
 
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        seen = self.check(self.step(batch))[1]
-        self.metrics.add(stage, seen)
+    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        seen = Task.evaluate(self, stage, batch)
         return {"inputs": batch[0], "target": batch[-1], "preds": seen["preds"].view_as(batch[-1])}
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from src.engine.system.batches import Sample
+from src.engine.system.batches import Sample, gathered
 from src.engine.system.errors import GUIDE, InputError
 from src.engine.training.deferred_metrics import DeferredMetrics, check_step
 from src.engine.training.hyperparameters import check_limits, describe_arguments
@@ -135,12 +135,15 @@ class Task(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.metrics.add("val", self.check(self.step(batch))[1])
+        return self.evaluate("val", batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
-        """Update the metrics; returns the arguments of their `update`, for callbacks."""
+        return self.evaluate("test", batch)
+
+    def evaluate(self, stage: str, batch: Any) -> Any:
+        """Update the metrics of `val` or `test`; returns what callbacks get: here the arguments of their `update`."""
         seen = self.check(self.step(batch))[1]
-        self.metrics.add("test", seen)
+        self.metrics.add(stage, seen)
         return seen
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
@@ -186,11 +189,7 @@ class Task(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the metrics' state in this epoch, from every process."""
-        states = [move_data_to_device(self.metrics.state(), torch.device("cpu"))]
-        if self._trainer is not None and self.trainer.world_size > 1:
-            states *= self.trainer.world_size
-            torch.distributed.all_gather_object(states, states[0])
-        checkpoint["half_epoch"] = states
+        checkpoint["half_epoch"] = gathered(move_data_to_device(self.metrics.state(), torch.device("cpu")))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:

@@ -1,7 +1,7 @@
 """Key-value caches of a GPT."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 KEYS_AND_VALUES = ("keys", "values")
@@ -17,7 +17,7 @@ class KeyValueCache:
     """Cosine and sine of all positions."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[int, str], Tensor] = {}  # by layer and name, (B, ..., tokens, features)
+        self.kept: dict[tuple[nn.Module, str], Tensor] = {}  # by layer and name, (B, ..., tokens, features)
         self.length = 0
 
     def __len__(self) -> int:
@@ -29,7 +29,7 @@ class KeyValueCache:
         self.length += count
         return torch.arange(self.length - count, self.length, device=device)
 
-    def extend(self, layer: int, name: str, new: Tensor, last: int | None = None) -> Tensor:
+    def extend(self, layer: nn.Module, name: str, new: Tensor, last: int | None = None) -> Tensor:
         """Append (B, ..., T, features) along the tokens; returns all so far; only the `last` are kept, default: all."""
         past = self.kept.get((layer, name))
         if past is None:
@@ -82,7 +82,7 @@ class SharedCache(KeyValueCache):
         self.mask = (keys <= self.positions[:, None])[:, None, None]  # (B, 1, 1, S)
         return self.positions[:, None, None]
 
-    def extend(self, layer: int, name: str, new: Tensor, last: int | None = None) -> Tensor:
+    def extend(self, layer: nn.Module, name: str, new: Tensor, last: int | None = None) -> Tensor:
         if last is not None:
             return super().extend(layer, name, new, last)
         kept = self.kept[layer, name]  # (B, heads, capacity, head_dim)

@@ -1,13 +1,13 @@
 """Plain text for language models: windows of tokens from a memory-mapped file."""
 
-import codecs
 import hashlib
 import json
 import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from itertools import chain
+from contextlib import nullcontext
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -37,7 +37,7 @@ from src.text.tokenizer import (
 )
 
 PARTS = ("train", "val", "test")
-CHUNK = 2**20  # bytes read at a time
+CHUNK = 2**20  # characters read at a time
 FORMAT = "1"  # part of every cache key; increase it when the files change
 PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
@@ -169,11 +169,12 @@ class TextDataModule(BatchedDataModule):
             raise InputError(f"{self.data_source} has {characters} characters: too few to split, give a longer text")
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.cache_dir / ".lock"):
-                tokenizer = self._find_tokenizer(files, digest, splits)
-                folder = self.cache_dir / _cache_key(digest, tokenizer.state, *self._fold_key)
+            # Others may share a folder that only its owner can write.
+            with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
+                self.tokenizer = self._find_tokenizer(files, digest, splits)
+                folder = self.cache_dir / _cache_key(digest, self.tokenizer.state, *self._fold_key)
                 if not folder.exists():
-                    _write_tokens(files, splits, tokenizer, folder, stats)
+                    _write_tokens(files, splits, self.tokenizer, folder, stats)
         except OSError as error:
             raise unwritable(self.cache_dir, error, "cache_dir") from error
         self._folder = folder
@@ -184,7 +185,6 @@ class TextDataModule(BatchedDataModule):
             return
         self.prepare_data()
         assert self._folder is not None
-        self.tokenizer = restore_tokenizer((self._folder / "tokenizer.json").read_text(encoding="utf-8"))
         self.vocab_size = self.tokenizer.vocab_size
         facts = json.loads((self._folder / "facts.json").read_text(encoding="utf-8"))
         tokens = np.memmap(self._folder / "tokens.bin", dtype=facts["dtype"], mode="r").view(np.ndarray)
@@ -281,49 +281,34 @@ def _file_stats(files: list[Path]) -> list[tuple[int, int]]:
 
 def _hash_and_count(files: list[Path]) -> tuple[str, int]:
     """SHA-256 and number of characters of a text."""
-    digest = hashlib.sha256()
-    characters = 0
-    with _progress(files, "Reading") as bar:
-        for number, path in enumerate(files):
-            for chunk in chain([b"\n"] * (number > 0), _chunks(path)):
-                digest.update(chunk)
-                # Count all bytes except the continuation bytes of UTF-8.
-                characters += int(np.count_nonzero((np.frombuffer(chunk, np.uint8) & 0xC0) != 0x80))
-                bar.update(len(chunk))
+    digest, characters = hashlib.sha256(), 0
+    for text in _read(files, "Reading"):
+        digest.update(text.encode("utf-8"))
+        characters += len(text)
     return digest.hexdigest(), characters
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with open_utf8(path) as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-
-
-def _decode(files: list[Path]) -> Iterator[str]:
-    """The text of all files in pieces, with a line break between files.
-
-    Raises:
-        InputError: a file is not UTF-8; the message names file and byte.
-    """
-    for number, path in enumerate(files):
-        if number:
-            yield "\n"
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        for chunk in chain(_chunks(path), [b""]):
+def _read(files: list[Path], title: str) -> Iterator[str]:
+    """The text of all files in pieces, with a line break between files, and a progress bar."""
+    size = sum(path.stat().st_size for path in files)
+    with tqdm(total=size, desc=title, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False) as bar:
+        for number, path in enumerate(files):
+            if number:
+                yield "\n"
             try:
-                text = decoder.decode(chunk, final=not chunk)
+                with TextIOWrapper(open_utf8(path), "utf-8", newline="") as file:
+                    while text := file.read(CHUNK):
+                        yield text
+                        bar.update(len(text))
             except UnicodeDecodeError as error:
                 raise not_utf8(path) from error
-            if text:
-                yield text
+            except (OSError, EOFError, zlib.error) as error:
+                raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Yield (part, text) pieces; they end at line breaks if possible, so that few words are cut."""
-    texts = _decode(files)
+    texts = _read(files, "Tokenizing")
     buffer = ""
     for part, left in splits.items():
         while left:
@@ -344,21 +329,19 @@ def _raise_changed(files: list[Path]) -> NoReturn:
 def _write_tokens(
     files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, stats: list[tuple[int, int]]
 ) -> None:
-    """Write tokens, tokenizer and sizes to a temporary folder, and rename it when complete."""
+    """Write tokens and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
     partial = folder.with_name(f".{folder.name}-{os.getpid()}")  # not by tempfile, which overrides the user's umask
     partial.mkdir(exist_ok=True)
     try:
-        with (partial / "tokens.bin").open("wb") as file, _progress(files, "Tokenizing") as bar:
+        with (partial / "tokens.bin").open("wb") as file:
             for part, text in _pieces(files, splits):
                 ids = tokenizer.encode(text).astype(dtype, copy=False)
                 file.write(ids.data)
                 counts[part] += len(ids)
-                bar.update(len(text))
         if _file_stats(files) != stats:
             _raise_changed(files)
-        (partial / "tokenizer.json").write_text(tokenizer.state, encoding="utf-8")
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         os.replace(partial, folder)
@@ -368,8 +351,3 @@ def _write_tokens(
 
 def _cache_key(*parts: str) -> str:
     return hashlib.sha256("\0".join((FORMAT, *parts)).encode("utf-8")).hexdigest()[:16]
-
-
-def _progress(files: list[Path], title: str) -> "tqdm[Any]":
-    size = sum(path.stat().st_size for path in files)
-    return tqdm(total=size, desc=title, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False)

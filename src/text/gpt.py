@@ -28,12 +28,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(d_model, d_model, bias=False)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        layer: int = 0,
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         batch, length, d_model = x.shape
         qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -41,7 +36,7 @@ class Attention(nn.Module):
         q, k = rotate(F.layer_norm(qk, qk.shape[-1:]), rotation)
         if cache is not None:
             # (B, heads, S, head_dim), S tokens so far
-            k, v = cache.extend(layer, "keys", k), cache.extend(layer, "values", v)
+            k, v = cache.extend(self, "keys", k), cache.extend(self, "values", v)
         y = attend(q, k, v, mask, self.causal and length > 1, self.dropout if self.training else 0.0)
         out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
         return out
@@ -69,8 +64,8 @@ class CausalConvolution(nn.Module):
         self.size = size
         self.weight = nn.Parameter(torch.zeros(size, 1, d_model))  # of the last token first
 
-    def forward(self, x: Tensor, cache: KeyValueCache | None = None, layer: int = 0, name: str = "") -> Tensor:
-        padded = F.pad(x, (0, 0, self.size, 0)) if cache is None else cache.extend(layer, name, x, last=self.size)
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        padded = F.pad(x, (0, 0, self.size, 0)) if cache is None else cache.extend(self, "tokens", x, last=self.size)
         for number, weight in enumerate(self.weight.to(x.dtype), start=1):
             x = torch.addcmul(x, padded[:, self.size - number : padded.shape[1] - number], weight)  # (B, T, C)
         return x
@@ -93,20 +88,15 @@ class Block(nn.Module):
         nn.init.zeros_(self.feed_forward.proj.weight)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Rotation,
-        mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        layer: int = 0,
+        self, x: Tensor, rotation: Rotation, mask: Tensor | None = None, cache: KeyValueCache | None = None
     ) -> Tensor:
         hidden = self.attention_norm(x)
         if self.attention_conv is not None:
-            hidden = self.attention_conv(hidden, cache, layer, "attention_conv")
-        x = x + self.dropout(self.attention(hidden, rotation, mask, cache, layer))  # (B, T, C)
+            hidden = self.attention_conv(hidden, cache)
+        x = x + self.dropout(self.attention(hidden, rotation, mask, cache))  # (B, T, C)
         hidden = self.feed_forward_norm(x)
         if self.feed_forward_conv is not None:
-            hidden = self.feed_forward_conv(hidden, cache, layer, "feed_forward_conv")
+            hidden = self.feed_forward_conv(hidden, cache)
         out: Tensor = x + self.dropout(self.feed_forward(hidden))  # (B, T, C)
         return out
 
@@ -188,8 +178,8 @@ class GPT(nn.Module):
         x = self.embedding(tokens)  # (B, T, C)
         x = self.embedding_dropout(F.layer_norm(x, x.shape[-1:]))
         rotation = self._rotation(tokens, cache)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, rotation, None if cache is None else cache.mask, cache, layer)
+        for block in self.blocks:
+            x = block(x, rotation, None if cache is None else cache.mask, cache)
         logits: Tensor = self.head(self.norm(x))  # (B, T, vocab_size)
         return logits
 

@@ -1,8 +1,7 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
-import math
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from src import ROOT
 from src.engine.data.download import DownloadError
-from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import BatchDataset, BatchedDataModule, Batches, Order, announce, batch_loader
+from src.engine.data.labelled_files import PartsDataModule
+from src.engine.data.labels import label_order
+from src.engine.data.loading import BatchDataset, Batches, Order, announce, batch_loader
 from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.tables import Columns, Row, read_columns
 from src.engine.data.texts import Texts
@@ -80,24 +80,17 @@ def by_length(lengths: Tensor, batch_size: int) -> Order:
     """A shuffled order in which the texts of a batch have similar lengths, so that there is little padding."""
 
     def draw(generator: torch.Generator) -> Iterator[int]:
-        order = torch.randperm(len(lengths), generator=generator)
-        pool = POOL * batch_size
-        whole = len(order) // pool * pool
-        # (pools, POOL * batch_size), and the incomplete pool
-        for part in (order[:whole].view(whole // pool, pool), order[None, whole:]):
-            part.copy_(part.gather(1, lengths[part].argsort(dim=1, stable=True)))
-        # The incomplete batch comes last: anywhere else it would shift the borders of all later batches.
+        pools = torch.split(torch.randperm(len(lengths), generator=generator), POOL * batch_size)
+        order = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])
         full = len(order) // batch_size
-        batches, rest = order[: full * batch_size].view(full, batch_size), order[full * batch_size :]
-        shuffled = torch.randperm(full, generator=generator)
-        for first in range(0, full, 1000):
-            yield from batches[shuffled[first : first + 1000]].flatten().tolist()
-        yield from rest.tolist()
+        # The incomplete batch comes last: anywhere else it would shift the borders of all later batches.
+        for number in [*torch.randperm(full, generator=generator).tolist(), full]:
+            yield from order[number * batch_size : (number + 1) * batch_size].tolist()
 
     return draw
 
 
-class LabelledTextDataModule(BatchedDataModule):
+class LabelledTextDataModule(PartsDataModule):
     """Texts with labels, such as language, sentiment or topic.
 
     Args:
@@ -169,51 +162,28 @@ class LabelledTextDataModule(BatchedDataModule):
         self.shares = {"val": val_share, "test": test_share}
         self.data_source = path or source
         """Path or source of the texts in use; set by `setup`."""
-        self.labels: list[str] = []
-        """Labels by class number; set by `setup`."""
-        self._restored: dict[str, Any] = {}
 
     def setup(self, stage: str) -> None:
-        """Read, split and tokenize the texts, in every process.
-
-        Raises:
-            InputError: a table or one of its rows cannot be used.
-        """
+        """Read, split and tokenize the texts, in every process."""
         if hasattr(self, "train_set"):
             return
-        if self.paths["train"] is None:
-            parts = self._load_source()
-            self._check_labels({self.data_source: [label for _, labels in parts.values() for label in labels]})
-        else:
-            parts = self._load_tables()
+        parts = self._load_source() if self.paths["train"] is None else self._load_tables()
         if self.fold[0] is not None:
             rows = {part: list(zip(*columns, strict=True)) for part, columns in parts.items()}
             folded = fold_samples(rows, *self.fold, label=itemgetter(1), key=itemgetter(0))
             parts = {part: _columns(own) for part, own in folded.items()}
-        self.labels = self._restored.get("labels") or sorted(
-            set(chain.from_iterable(labels for _, labels in parts.values())), key=_label_order
-        )
-        self.num_classes = len(self.labels)
-        if self.num_classes < 2:
-            raise InputError(
-                f"{self.data_source} has one label only, {self.labels[0]!r}: a classifier needs at least two, in column"
-                f" {self.label_column}"
-            )
+        numbers = self.number_labels({part: labels for part, (_, labels) in parts.items()}, self.data_source, "texts")
         if empty := [name for part, name in PARTS.items() if not parts[part][0]]:
             raise InputError(f"no {empty[0]} texts in {self.data_source}: give more, or another share")
         self.tokenizer = self._find_tokenizer(parts["train"][0])
         self.vocab_size = self.tokenizer.vocab_size
-        if "tokenizer" not in self._restored:
+        if not self.restored:
             some = list(parts["train"][0][:CHECKED_TEXTS])
             check_tokens(self.tokenizer, self.tokenizer.encode_batch(some, self.max_length), self.tokenizer_name)
-        sizes = ", ".join(f"{len(texts):,} {PARTS[part]}" for part, (texts, _) in parts.items())
-        rank_zero_info(f"{self.num_classes} classes, {sizes} texts of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
-        targets = {part: _class_numbers(labels, self.labels) for part, (_, labels) in parts.items()}
         texts = {part: texts for part, (texts, _) in parts.items()}
-        report_classes(self.labels, targets)
         report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
-        self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], targets[part]) for part in PARTS)
+        self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], numbers[part]) for part in PARTS)
         count, total = int((self.train_set.lengths >= self.max_length).sum()), len(self.train_set)
         if count > CUT * total:
             announce(
@@ -227,12 +197,12 @@ class LabelledTextDataModule(BatchedDataModule):
         return {"vocab_size": self.vocab_size, "num_classes": self.num_classes}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.state, "labels": self.labels}
+        return {**super().state_dict(), "tokenizer": self.tokenizer.state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer and labels; call it before `setup`."""
-        self._restored = dict(state_dict)
-        self.labels, self.tokenizer = list(state_dict["labels"]), restore_tokenizer(state_dict["tokenizer"])
+        super().load_state_dict(state_dict)
+        self.tokenizer = restore_tokenizer(state_dict["tokenizer"])
 
     def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens.
@@ -245,7 +215,7 @@ class LabelledTextDataModule(BatchedDataModule):
         order = by_length(self.train_set.lengths, self.batch_size)
         return batch_loader(self.train_set, Batches(len(self.train_set), self.batch_size, self.trainer, order))
 
-    def _tokenize(self, texts: Texts, targets: Tensor) -> TokenizedTexts:
+    def _tokenize(self, texts: Texts, targets: list[int]) -> TokenizedTexts:
         dtype = np.min_scalar_type(self.vocab_size - 1)
         if isinstance(self.tokenizer, ByteTokenizer) and texts.lengths.all():  # the texts are the tokens
             return TokenizedTexts(texts.data, texts.lengths.clip(max=self.max_length), targets, texts.starts)
@@ -266,7 +236,7 @@ class LabelledTextDataModule(BatchedDataModule):
         return TokenizedTexts(np.concatenate(parts), lengths, targets)
 
     def _find_tokenizer(self, texts: Texts) -> Tokenizer:
-        if "tokenizer" in self._restored:
+        if self.restored:
             return self.tokenizer
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
@@ -297,48 +267,26 @@ class LabelledTextDataModule(BatchedDataModule):
     def _load_tables(self) -> dict[str, Columns]:
         given = {part: path for part, path in self.paths.items() if path is not None}
         found = {part: read_columns(path, self.text_column, self.label_column) for part, path in given.items()}
-        self._check_labels({given[part]: labels for part, (_, labels) in found.items()})
+        known = set(self.restored or found["train"][1])
+        for part, (_, labels) in found.items():
+            if unknown := next((one for one in enumerate(labels, start=1) if one[1] not in known), None):
+                raise InputError(
+                    f"{given[part]}, row {unknown[0]}: label {unknown[1]!r} is not in the training data, which has"
+                    f" {', '.join(sorted(known, key=label_order)[:10])}{' ...' if len(known) > 10 else ''}"
+                )
         return self._split(found.pop("train"), [part for part in ("val", "test") if part not in found]) | found
 
     def _split(self, columns: Columns, wanted: Sequence[str]) -> dict[str, Columns]:
         texts, labels = columns
-        targets = _class_numbers(labels, sorted(set(labels)))
-        named = np.array(labels, object)
+        numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+        targets = torch.tensor([numbers[label] for label in labels])
         parts = stratified_indices(targets, [self.shares[part] for part in wanted])
         found = {
-            part: (texts.take(indices), named[indices.numpy()].tolist())
+            part: (texts.take(indices), [labels[index] for index in indices.tolist()])
             for part, indices in zip(("train", *wanted), parts, strict=True)
         }
         return {part: found.get(part, _columns([])) for part in PARTS}
 
-    def _check_labels(self, tables: dict[str, list[str]]) -> None:
-        """Check the labels of each table, or source; the first is trained on."""
-        (source, training), *_ = tables.items()
-        restored = self._restored.get("labels", ())
-        check_labels(chain.from_iterable(tables.values()), source, restored)
-        known = set(restored) or set(training)
-        for name, labels in tables.items():
-            if unknown := set(labels) - known:
-                number, label = next((at, one) for at, one in enumerate(labels, start=1) if one in unknown)
-                raise InputError(
-                    f"{name}, row {number}: label {label!r} is not in the training data, which has"
-                    f" {', '.join(sorted(known, key=_label_order)[:10])}{' ...' if len(known) > 10 else ''}"
-                )
-
 
 def _columns(rows: list[Row]) -> Columns:
     return Texts.of(text for text, _ in rows), [label for _, label in rows]
-
-
-def _class_numbers(labels: list[str], classes: list[str]) -> Tensor:
-    numbers = {label: number for number, label in enumerate(classes)}
-    return torch.from_numpy(np.fromiter(map(numbers.__getitem__, labels), np.int64, len(labels)))
-
-
-def _label_order(label: str) -> tuple[bool, float, str]:
-    """Sort key: numbers by value, then words."""
-    try:
-        number = float(label)
-    except ValueError:
-        number = math.nan
-    return (True, 0.0, label) if math.isnan(number) else (False, number, label)  # "nan" is a word

@@ -1,7 +1,8 @@
 """Language modelling: training on the next token, and text generation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,11 +40,6 @@ class LanguageModel(Task):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, MetricCollection({"loss": MeanMetric()}))
         self.save_hyperparameters(describe_arguments(type(self), net=net))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, T) int64 tokens -> (B, T, vocab_size) float logits for the next token."""
-        logits: Tensor = self.net(tokens)
-        return logits
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of the tokens of a batch, and how many they are."""
@@ -116,17 +112,11 @@ class LanguageModel(Task):
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")
         check_sampling(max_new_tokens, temperature, top_k, top_p)
-        return self._generate(prompt.tolist(), max_new_tokens, temperature, top_k, top_p, generator, use_cache)
+        draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        return self._generate(prompt.tolist(), max_new_tokens, draw, use_cache)
 
     def _generate(
-        self,
-        context: list[int],
-        max_new_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        generator: torch.Generator | None,
-        use_cache: bool,
+        self, context: list[int], count: int, draw: Callable[[Tensor], int], use_cache: bool
     ) -> Iterator[int]:
         net: Any = self.net
         max_context = net.block_size or math.inf  # some pretrained models have no limit
@@ -134,7 +124,7 @@ class LanguageModel(Task):
         net.eval()
         try:
             cache, processed = net.new_cache() if use_cache else None, 0
-            for _ in range(max_new_tokens):
+            for _ in range(count):
                 if len(context) > max_context:
                     context = context[-(net.block_size // 2) :]
                     cache, processed = net.new_cache() if use_cache else None, 0
@@ -142,7 +132,7 @@ class LanguageModel(Task):
                 with torch.inference_mode():
                     logits = net(tokens, cache)[0, -1].float()  # (vocab_size,)
                 processed = len(context) if use_cache else 0
-                token = sample(logits.cpu(), temperature, top_k, top_p, generator)
+                token = draw(logits.cpu())
                 context.append(token)
                 yield token
         finally:

@@ -4,7 +4,6 @@ import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,7 @@ class ByteTokenizer:
 
     def encode_batch(self, texts: list[str], max_length: int) -> list[Ids]:
         """Token IDs of each text, cut to `max_length`."""
-        encoded = [text.encode("utf-8")[:max_length] for text in texts]
-        joined = np.frombuffer(b"".join(encoded), dtype=np.uint8)  # faster than one array per text
-        return [joined[end - len(one) : end] for one, end in zip(encoded, accumulate(map(len, encoded)), strict=True)]
+        return [self.encode(text)[:max_length] for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token IDs; bytes that are not UTF-8 become the replacement character."""
@@ -70,17 +67,8 @@ class SubwordTokenizer:
         self.inner.no_padding()
         self.inner.no_truncation()
         self.vocab_size: int = max(self.inner.get_vocab(with_added_tokens=True).values()) + 1
-
-    @property
-    def state(self) -> str:
-        """The tokenizer as JSON."""
-        text: str = self.inner.to_str()
-        return text
-
-    @property
-    def json(self) -> str:
-        """The tokenizer as JSON, for other programs."""
-        return self.state
+        self.state: str = self.inner.to_str()
+        self.json = self.state
 
     def example(self, file: str, special: bool) -> tuple[str, str]:
         """An import and an expression for the token IDs of `sys.argv[1]`, for the example of an exported model.
@@ -150,20 +138,13 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
         texts: the training text, in pieces of any size.
         vocab_size: maximum number of tokens, including the 256 bytes.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-    from tokenizers.models import BPE
+    from tokenizers import Tokenizer, decoders, models, trainers
     from tokenizers.pre_tokenizers import ByteLevel
-    from tokenizers.trainers import BpeTrainer
 
-    tokenizer = Tokenizer(BPE())
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    trainer = BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=ByteLevel.alphabet(), show_progress=sys.stderr.isatty()
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return SubwordTokenizer(tokenizer.to_str())
+    tokenizer.decoder = decoders.ByteLevel()
+    return _trained(tokenizer, trainers.BpeTrainer, texts, vocab_size, initial_alphabet=ByteLevel.alphabet())
 
 
 def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
@@ -173,19 +154,17 @@ def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
         texts: the training texts.
         vocab_size: maximum number of tokens.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.normalizers import Lowercase
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.trainers import WordLevelTrainer
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(WordLevel(unk_token=UNKNOWN))
-    tokenizer.normalizer = Lowercase()
-    tokenizer.pre_tokenizer = Whitespace()
-    trainer = WordLevelTrainer(
-        vocab_size=vocab_size, min_frequency=2, special_tokens=[UNKNOWN], show_progress=sys.stderr.isatty()
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return _trained(tokenizer, trainers.WordLevelTrainer, texts, vocab_size, min_frequency=2, special_tokens=[UNKNOWN])
+
+
+def _trained(tokenizer: Any, trainer: Any, texts: Iterable[str], vocab_size: int, **options: Any) -> SubwordTokenizer:
+    show_progress = sys.stderr.isatty()
+    tokenizer.train_from_iterator(texts, trainer(vocab_size=vocab_size, show_progress=show_progress, **options))
     return SubwordTokenizer(tokenizer.to_str())
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.detection import MeanAveragePrecision
 
-from src.engine.system.batches import Sample
+from src.engine.system.batches import Sample, gathered
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import box_figure
 from src.tasks.classifier import check_classes
@@ -38,6 +38,7 @@ class DetectionTask(Task):
     figure_samples = 8
     finds_boxes = True
     """Whether rows of predictions have `boxes`."""
+    net: Any  # a Detector
 
     def __init__(self, net: nn.Module, threshold: float = 0.5) -> None:
         if not 0 < threshold < 1:
@@ -54,44 +55,23 @@ class DetectionTask(Task):
         # Predicted and true boxes of each image. Not in a metric: its lists must have the same length in all processes.
         self._seen: list[tuple[Tensor, Tensor]] = []
 
-    @property
-    def detector(self) -> Any:
-        """The network."""
-        return self.net
-
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        check_classes(self, self.detector.num_classes)
-        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.detector.image_size)
-        if size != self.detector.image_size:
-            raise InputError(
-                f"the data has image_size {size}, the network {self.detector.image_size}: give both the same"
-            )
+        self._seen = []
+        check_classes(self, self.net.num_classes)
+        size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.net.image_size)
+        if size != self.net.image_size:
+            raise InputError(f"the data has image_size {size}, the network {self.net.image_size}: give both the same")
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
         images, targets = batch
         weight = (~targets[:, 0, 0].isnan()).sum()
         known = [rows[rows[:, 4] >= 0] for rows in targets]  # also false for NaN
-        loss = self.detector.losses(images, [(rows[:, :4], rows[:, 4].long()) for rows in known])
+        loss = self.net.losses(images, [(rows[:, :4], rows[:, 4].long()) for rows in known])
         return loss, {"value": loss.detach(), "weight": weight}
 
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
-        self._seen = []
-
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
-        self._seen = []
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Inputs, targets and predictions of a batch, for callbacks."""
-        return self._evaluate("test", batch)
-
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
         self.metrics.add(stage, self.check(self.step(batch))[1])
         preds = self(images)
@@ -102,12 +82,8 @@ class DetectionTask(Task):
 
     def average_precision(self, by_class: bool = False) -> dict[str, Tensor]:
         """torchmetrics' values for the images of all processes since the epoch began; all processes must call it."""
-        everyone = [self._seen]
-        if self._trainer is not None and self.trainer.world_size > 1:
-            everyone *= self.trainer.world_size
-            torch.distributed.all_gather_object(everyone, self._seen)
         metric = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=by_class, sync_on_compute=False)
-        for found, true in (image for part in everyone for image in part):
+        for found, true in (image for part in gathered(self._seen) for image in part):
             box = {"boxes": found[:, :4], "scores": found[:, 4], "labels": found[:, 5].long()}
             metric.update([box], [{"boxes": true[:, :4], "labels": true[:, 4].long()}])
         values: dict[str, Tensor] = metric.compute()
@@ -118,11 +94,12 @@ class DetectionTask(Task):
         super().log_metrics(stage)
         if not self.metrics.has_seen(stage):
             return
-        by_class = stage == "test" and self.detector.num_classes <= LISTED
+        by_class = stage == "test" and self.net.num_classes <= LISTED
         found = self.average_precision(by_class)
+        self._seen = []
         scores = {f"{stage}/{name}": found[name] for name in ("map", "map_50")}
         if by_class:
-            labels = self.label_names(self.detector.num_classes)
+            labels = self.label_names(self.net.num_classes)
             values = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=True)
             # torchmetrics gives -1 for a class without true boxes.
             scores |= {f"test/map_{labels[number]}": value for number, value in values if value >= 0}
@@ -136,11 +113,14 @@ class DetectionTask(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The boxes with a score of at least `threshold`, as shares of width and height."""
-        labels = names(labels, self.detector.num_classes, type(self).__name__)
+        labels = names(labels, self.net.num_classes, type(self).__name__)
         rows = []
         for image in predictions["boxes"].float().cpu():
-            found = image[image[:, 4] >= self.threshold].tolist()
-            rows.append({"boxes": [{"label": labels[int(one[5])], "score": one[4], **corners(one)} for one in found]})
+            boxes = [
+                {"label": labels[int(label)], "score": score, "x1": x1, "y1": y1, "x2": x2, "y2": y2}
+                for x1, y1, x2, y2, score, label in image[image[:, 4] >= self.threshold].tolist()
+            ]
+            rows.append({"boxes": boxes})
         return rows
 
     def difference(self, found: Tensor, expected: Tensor) -> Tensor:
@@ -155,9 +135,4 @@ class DetectionTask(Task):
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
         """Images with their true and predicted boxes."""
         shown = [{**one, "preds": one["preds"][one["preds"][:, 4] >= self.threshold]} for one in samples]
-        return {"boxes": box_figure(shown, self.label_names(self.detector.num_classes))} if samples else {}
-
-
-def corners(row: list[float]) -> dict[str, float]:
-    """The corners of a box by name."""
-    return dict(zip(("x1", "y1", "x2", "y2"), row[:4], strict=True))
+        return {"boxes": box_figure(shown, self.label_names(self.net.num_classes))} if samples else {}

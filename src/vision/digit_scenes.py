@@ -14,7 +14,7 @@ from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import box_targets
-from src.vision.digits import digit_note, light_ink
+from src.vision.digits import light_ink
 from src.vision.image_files import Batch
 from src.vision.image_folder import MEAN, STD
 from src.vision.mnist import MNISTDataModule
@@ -168,4 +168,4 @@ class DigitScenesDataModule(BatchedDataModule):
 
     def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
         """Whether each picture was inverted."""
-        return [digit_note(image) for image in inputs]
+        return [light_ink(image)[1] for image in inputs]

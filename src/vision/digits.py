@@ -14,24 +14,14 @@ SIDE, BOX = 28, 20  # size in pixels of an MNIST image and of the square that it
 FAINT = 24  # contrast (of 255) up to which a picture is empty; after scaling to full contrast, ink is above twice this
 
 
-def digit_pixels(image: Image.Image) -> tuple[Tensor, str]:
-    """Convert a picture of one digit to MNIST's format (LeCun et al. 1998).
+def digit_pixels(image: Image.Image) -> Tensor:
+    """Convert a picture of one digit to MNIST's format (LeCun et al. 1998): (1, 28, 28) uint8.
 
     A picture with a light border (median above 127) is dark ink on a light ground and is inverted. In a picture that
     is not 28 x 28, the digit is then scaled to fit into 20 x 20 and centred by its centre of mass.
-
-    Returns:
-        Pixels (1, 28, 28) uint8, and a note if the picture was inverted, else "".
     """
-    grey, note = light_ink(image)
-    if grey.shape != (SIDE, SIDE):
-        grey = _fit(grey)
-    return torch.from_numpy(grey.copy()).unsqueeze(0), note
-
-
-def digit_note(image: Image.Image) -> str:
-    """The note of `digit_pixels`, without the work for its pixels."""
-    return light_ink(image)[1]
+    grey, _ = light_ink(image)
+    return torch.from_numpy((grey if grey.shape == (SIDE, SIDE) else _fit(grey)).copy()).unsqueeze(0)
 
 
 def light_ink(image: Image.Image) -> tuple[Any, str]:

@@ -147,8 +147,8 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         labels = [label for own in found.values() for _, label in own]
         if not labels:
             raise InputError(f"{path} has no boxes")
-        check_labels(labels, str(path), self._restored)
-        self.labels = self._restored or sorted(set(labels))
+        check_labels(labels, str(path), self.restored)
+        self.labels = self.restored or sorted(set(labels))
         self.num_classes = len(self.labels)
         numbers = {label: number for number, label in enumerate(self.labels)}
         if unknown := next((label for label in labels if label not in numbers), None):

@@ -1,8 +1,6 @@
 """Your own images: one folder per class, or a table of paths and labels."""
 
-from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +10,31 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from src.engine.data.images import (
     UNREADABLE,
     Ranges,
     Shrink,
-    class_folders,
     content_keys,
     deep_image,
     image_error,
-    image_files,
     restored_ranges,
-    skipped_line,
     usual_range,
 )
-from src.engine.data.labels import check_labels, check_not_parts, report_classes
-from src.engine.data.loading import BatchedDataModule, announce
+from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all
+from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
-from src.engine.data.tables import read_table
 from src.engine.data.workers import NumWorkers, check_num_workers, cores_per_process, file_workers
-from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.hardware import available_memory
 from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-MAX_LISTED = 5  # unreadable files listed in one message
 
 
-class ImageFolderDataModule(BatchedDataModule):
+class ImageFolderDataModule(PartsDataModule):
     """Your own labelled images, of any size, greyscale or colour.
 
     Args:
@@ -101,7 +92,6 @@ class ImageFolderDataModule(BatchedDataModule):
         check_shares(val_share, test_share)
         check_fold(fold, folds)
         self.save_hyperparameters()
-        self.path = Path()
         self.path_column = path_column
         self.label_column = label_column
         self.image_size = image_size
@@ -116,11 +106,8 @@ class ImageFolderDataModule(BatchedDataModule):
         self._is_cached: bool | None = None
         self._statistics = pixel_statistics(self)
         self.data_source = path or ""
-        self.labels: list[str] = []
-        """The labels, in the order of their class numbers; set by `setup`."""
         self.value_ranges: Ranges = {}
         """The values that are black and white in images of more than 8 bits; set by `setup`."""
-        self._restored: list[str] = []
 
     def setup(self, stage: str) -> None:
         """Find, check and split the files, in every process.
@@ -132,32 +119,23 @@ class ImageFolderDataModule(BatchedDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
-        self.path = local_path(self.data_source)
-        found = self._from_folder() if self.path.is_dir() else self._from_table()
-        files, labels = [file for file, _ in found], [label for _, label in found]
+        found = labelled_files(self.data_source, (self.path_column, self.label_column))
+        files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
-        check_labels(labels, self.data_source, self._restored)
-        self.labels = self._restored or sorted(set(labels))
-        self.num_classes = len(self.labels)
-        if self.num_classes < 2:
-            raise InputError(f"{self.path} has one class only, {self.labels[0]}: give at least two")
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        if unknown := [(label, file) for file, label in found if label not in numbers]:
-            raise InputError(
-                f"class {unknown[0][0]} of {unknown[0][1]} was not trained on: use only {', '.join(self.labels)}"
-            )
-        targets = [numbers[label] for label in labels]
+        classes = {label: number for number, label in enumerate(sorted({one.label for one in found}))}
+        targets = [classes[one.label] for one in found]
         keys = content_keys(files) if self.fold[0] else None
         folded = with_fold(stratified_split(targets, self.shares), targets, *self.fold, keys)
-        parts = dict(zip(PARTS, folded, strict=True))
-        if empty := [part for part, indices in parts.items() if not indices]:
-            raise InputError(f"{self.path} has {len(files)} images, too few for a {empty[0]} part: give 3 per class")
-        sizes = ", ".join(f"{len(indices):,} {part}" for part, indices in parts.items())
-        rank_zero_info(f"{self.num_classes} classes, {sizes} images of {self.path}")
-        split = {part: ([files[i] for i in own], [targets[i] for i in own]) for part, own in parts.items()}
-        report_classes(self.labels, {part: own for part, (_, own) in split.items()})
-        report_copies({part: own for part, (own, _) in split.items()})
-        self.train_set, self.val_set, self.test_set = (self.dataset(*own, part) for part, own in split.items())
+        parts = {part: [found[index] for index in own] for part, own in zip(PARTS, folded, strict=True)}
+        labels = {part: [one.label for one in own] for part, own in parts.items()}
+        numbers = self.number_labels(labels, self.data_source, "images")
+        if empty := [part for part, own in parts.items() if not own]:
+            raise InputError(
+                f"{self.data_source} has {len(files)} images, too few for a {empty[0]} part: give 3 per class"
+            )
+        paths = {part: [one.file for one in own] for part, own in parts.items()}
+        report_copies(paths)
+        self.train_set, self.val_set, self.test_set = (self.dataset(paths[part], numbers[part], part) for part in PARTS)
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
@@ -180,11 +158,11 @@ class ImageFolderDataModule(BatchedDataModule):
         return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.image_size}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"labels": self.labels, "value_ranges": self.value_ranges}
+        return {**super().state_dict(), "value_ranges": self.value_ranges}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels and ranges of values instead of the files' own; call before `setup`."""
-        self.labels = self._restored = list(state_dict["labels"])
+        super().load_state_dict(state_dict)
         self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
     def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
@@ -225,28 +203,6 @@ class ImageFolderDataModule(BatchedDataModule):
         for part, own in zip(parts, sizes, strict=True):
             part.cache = DecodedImages(own)
 
-    def _from_folder(self) -> list[tuple[Path, str]]:
-        skipped: Counter[str] = Counter()
-        classes = class_folders(self.path, skipped)
-        check_not_parts([folder.name for folder in classes], self.path)
-        found = [(file, folder.name) for folder in classes for file in image_files(folder, skipped)]
-        if not found:
-            raise InputError(f"--data.path {self.path}: no images in its folders; give one folder of images per class")
-        if without := {folder.name for folder in classes} - {label for _, label in found}:
-            rank_zero_info(f"Ignored folders without images: {', '.join(sorted(without))}")
-        if skipped:
-            rank_zero_info(skipped_line(skipped))
-        return found
-
-    def _from_table(self) -> list[tuple[Path, str]]:
-        if not self.path.is_file():
-            raise InputError(
-                f"--data.path {self.path}: no such folder or table; give a folder with one folder per class"
-            )
-        rows = read_table(str(self.path), self.path_column, self.label_column, ("path_column", "label_column"))
-        files = local_paths([name for name, _ in rows], self.data_source)
-        return [(file, label) for file, (_, label) in zip(files, rows, strict=True)]
-
 
 def check_files(files: list[Path], known: Ranges) -> Ranges:
     """The ranges of values of deep images, see `read_image`; reported.
@@ -259,24 +215,17 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
         InputError: a file is not an image; damage in its pixels shows only on decoding.
     """
 
-    def check(file: Path) -> str | tuple[str, float, float] | None:
-        try:
-            with Image.open(file) as image:
-                if deep := deep_image(image):
-                    return deep[1:4]
-                image.verify()
-        except UNREADABLE as error:
-            return f"{file} ({image_error(file, error)})"
+    def check(file: Path) -> tuple[str, float, float] | None:
+        with Image.open(file) as image:
+            if deep := deep_image(image):
+                return deep[1:4]
+            image.verify()
         return None
 
-    with ThreadPoolExecutor() as pool:
-        checked = list(tqdm(pool.map(check, files), "Checking images", len(files), delay=2.0, leave=False))
-    if bad := [found for found in checked if isinstance(found, str)]:
-        more = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-        raise InputError(f"{len(bad)} of {len(files)} images cannot be used: {', '.join(bad[:MAX_LISTED])}{more}")
+    checked = read_all(files, files, check, UNREADABLE, image_error)
     ranges = dict(known)
     for kind in ("integer", "float"):
-        if deep := [found for found in checked if isinstance(found, tuple) and found[0] == kind]:
+        if deep := [found for found in checked if found and found[0] == kind]:
             own = usual_range(kind, min(low for _, low, _ in deep), max(high for _, _, high in deep))
             ranges[kind] = low, high = known.get(kind, own)
             example = files[checked.index(deep[0])]

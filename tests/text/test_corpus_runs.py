@@ -1,5 +1,6 @@
 """Reading a text in the middle of a run, and how much memory it takes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def test_private_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
             for _ in range(megabytes):
                 file.write(letters)
         command = [sys.executable, "-c", MEASURE, str(path), str(tmp_path / "cache")]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "FORK": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         used.append(int(done.stdout))
     assert used[1] - used[0] < 60, used  # a twentieth of the text would be 20 MB

@@ -37,9 +37,9 @@ def peak(tmp_path: Path, name: str, d_model: int, num_heads: int, num_layers: in
         "--checkpoint.monitor=null",
     )
     words += ("--trainer.enable_checkpointing=false", "--trainer.callbacks=null", f"--name={name}")
-    # malloc gives back what is free, so that the peak is of what is in use. It reads this when a process begins.
+    # malloc gives back what is free, so that the peak is of what is in use.
     malloc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_MMAP_MAX_": "1000000"}
-    environment = {**malloc, "OMP_NUM_THREADS": "1", "REAL_INTERPRETER": "1"}
+    environment = {**malloc, "OMP_NUM_THREADS": "1"}
     done = program(*words, *QUIET, f"--trainer.default_root_dir={tmp_path}", **environment)
     assert done.returncode == 0, done.stderr[-2000:]
     metrics = json.loads((tmp_path / name / "version_0" / "metrics.json").read_text())

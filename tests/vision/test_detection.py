@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,7 +239,7 @@ def hits(rows: list[dict[str, Any]], targets: list[Tensor]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_predict_writes_a_row_for_each_box_in_pixels_of_the_file(
     suffix: str, detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path
 ) -> None:
@@ -254,8 +253,7 @@ def test_predict_writes_a_row_for_each_box_in_pixels_of_the_file(
     if suffix == ".parquet":
         rows = parquet.read_table(output).to_pylist()
     else:
-        text = output.read_text()
-        rows = [*map(json.loads, text.splitlines())] if suffix == ".jsonl" else list(csv.DictReader(io.StringIO(text)))
+        rows = list(csv.DictReader(io.StringIO(output.read_text())))
     names = ["input", "label", "score", "x1", "y1", "x2", "y2", "picture", "error", "note"]
     assert list(rows[0]) == names
     assert [row["label"] or "" for row in rows[:2]] == ["", ""]

@@ -173,7 +173,7 @@ def wrong(**change: Any) -> Callable[[list[dict[str, Any]]], None]:
         (wrong(x1=0.1, y1=0.1, x2=0.5, y2=0.5), "row 3 of .*; give pixels, not shares of width and height"),
         (wrong(file="gone.png"), r"boxes.csv, row 3: .*gone.png: no such file; --data.images names their folder"),
         (wrong(file=""), "boxes.csv, row 3: column file is empty"),
-        (wrong(file="text.png"), "1 of 11 images cannot be used: .*text.png"),
+        (wrong(file="text.png"), "1 of 11 files cannot be used: .*text.png"),
         (wrong(label="red "), None),
         (wrong(label="r\u200bed"), "look the same"),
         (lambda rows: rows.__delitem__(slice(2, None)), "has 1 images, too few for a validation part with boxes"),

@@ -66,7 +66,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "green" / "empty.jpg").touch()
     with pytest.raises(
         InputError,
-        match=r"2 of 22 images cannot be used: .*green/empty.jpg \(the file is empty.*red/text.png \(not a readable",
+        match=r"2 of 22 files cannot be used: .*green/empty.jpg \(the file is empty.*red/text.png \(not a readable",
     ):
         ready(path=str(tmp_path))
     rows = "path,label\nred/0.png,red\ngone.png,green\n"
@@ -184,7 +184,7 @@ def test_what_a_folder_holds_is_said_in_few_lines(tmp_path: Path, messages: list
     ready(path=str(tmp_path), val_share=0.2, test_share=0.2)
     assert messages == [
         "Ignored folders without images: empty",
-        f"3 classes, 7 train, 2 val, 2 test images of {tmp_path}",
+        f"3 classes, 7 training, 2 validation, 2 test images of {tmp_path}",
         "Classes: cat 5, dog 5, rare 1",
         "No validation samples of rare",
         "No test samples of rare",
@@ -257,5 +257,5 @@ def test_training_and_prediction_see_the_same_pixels_and_reasons(tmp_path: Path)
     inputs = PreparedInputs(lambda: iter([Input("huge", huge)]), lambda _: ((), []), None, 1, 0, 1)
     (reason,) = next(iter(inputs))["errors"]
     assert "196000000 pixels" in reason
-    with pytest.raises(InputError, match=rf"1 of 7 images cannot be used: {huge} \({re.escape(reason)}\)"):
+    with pytest.raises(InputError, match=rf"1 of 7 files cannot be used: {huge} \({re.escape(reason)}\)"):
         ready(path=str(tmp_path))

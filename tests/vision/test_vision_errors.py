@@ -40,7 +40,7 @@ def recipe() -> tuple[str, ...]:
         ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
         ("--data.source official --data.data_dir empty", "could not be downloaded"),
         (IMAGE_FOLDER, "no images given: give --data.path a folder"),
-        (f"{IMAGE_FOLDER} --data.path pictures", "1 of 1 images cannot be used: pictures/a/x.png"),
+        (f"{IMAGE_FOLDER} --data.path pictures", "1 of 1 files cannot be used: pictures/a/x.png"),
     ],
 )
 def test_a_user_error_is_one_line(

@@ -43,9 +43,7 @@ def downloading() -> Iterator[None]:
 def download(url: str, sha256: str, path: Path) -> None:
     """Download a file and verify its checksum; if that fails, nothing is left.
 
-    Raises:
-        DownloadError: it cannot be downloaded, or its checksum is another.
-        InputError: the folder cannot be written.
+    Raises DownloadError, or InputError if the folder cannot be written.
     """
     new_folders = [parent for parent in path.parents if not parent.exists()]
     try:
@@ -69,9 +67,7 @@ def download(url: str, sha256: str, path: Path) -> None:
 def published(url: str, sha256: str, path: Path) -> Path:
     """The path of a published file, downloaded if missing; its checksum is verified in any case.
 
-    Raises:
-        DownloadError: it is missing and cannot be downloaded.
-        InputError: the folder cannot be written, or the file is not the published one.
+    Raises DownloadError as `download`, or InputError if the file is not the published one.
     """
     if not path.is_file():
         download(url, sha256, path)
@@ -82,11 +78,7 @@ def published(url: str, sha256: str, path: Path) -> Path:
 
 
 def write_atomically(path: Path, content: bytes, option: str = "data_dir") -> None:
-    """Write a temporary file and rename it when complete.
-
-    Raises:
-        InputError: the folder cannot be written; `option` is the option that sets it.
-    """
+    """Write a temporary file and rename it when complete; `option` is the one that sets the folder, for the error."""
     partial = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,12 +35,7 @@ def image_files(
 ) -> Iterator[Path]:
     """The image files in a folder and its subfolders, sorted; hidden ones, and macOS's `__MACOSX`, are left out.
 
-    Links are followed, except to a folder that contains them.
-
-    Args:
-        folder: where to look.
-        skipped: counts everything else by its suffix, and links and folders that lead nowhere.
-        suffixes: endings of the files to find; default: those of images.
+    Links are followed, except to a folder that contains them. `skipped` counts everything else, by its suffix.
     """
     skipped = Counter() if skipped is None else skipped
     unreadable = "folders that cannot be read"
@@ -57,22 +52,6 @@ def image_files(
                 yield file
             else:
                 skipped[file.suffix.lower() or name] += 1
-
-
-def class_folders(path: Path, skipped: Counter[str]) -> list[Path]:
-    """The folders of a folder with one folder per class, sorted.
-
-    Args:
-        path: the folder.
-        skipped: counts what lies beside them, except what is hidden.
-    """
-    folders = []
-    for one in sorted(one for one in path.iterdir() if not is_hidden(one.name)):
-        if one.is_dir():
-            folders.append(one)
-        else:
-            skipped["files outside of class folders" if one.exists() else "broken links"] += 1
-    return folders
 
 
 def _is_loop(folder: Path) -> bool:
@@ -153,11 +132,7 @@ def usual_range(kind: str, low: float, high: float) -> tuple[float, float]:
 
 
 def restored_ranges(state: Any) -> Ranges:
-    """The ranges in a checkpoint.
-
-    Raises:
-        InputError: they are not valid ranges.
-    """
+    """The ranges in a checkpoint; raises InputError if they are not valid."""
     try:
         ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
     except (TypeError, ValueError) as error:
@@ -268,11 +243,7 @@ def original_size(image: Image.Image) -> tuple[int, int]:
 
 
 def read_mask(path: Path) -> Image.Image:
-    """Read a mask as an image of class numbers (mode I): grey values as they are, a palette's as its numbers.
-
-    Raises:
-        `UNREADABLE`: not a mask.
-    """
+    """A mask as an image of class numbers (mode I): grey values as they are, a palette's as its numbers."""
     with Image.open(path) as opened:
         _read_exif(opened)
         values = np.asarray(ImageOps.exif_transpose(opened))

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
-from src.engine.data.images import class_folders, file_error, image_files, skipped_line
-from src.engine.data.labels import check_labels, check_not_parts, report_classes
+from src.engine.data.images import IMG_EXTENSIONS, file_error, image_files, is_hidden, skipped_line
+from src.engine.data.labels import check_labels, check_not_parts, label_order, report_classes
 from src.engine.data.loading import BatchedDataModule
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
@@ -31,62 +31,67 @@ class LabelledFile(NamedTuple):
     label: str
 
 
-def labelled_files(path: str, columns: tuple[str, str], suffixes: tuple[str, ...]) -> list[LabelledFile]:
+def labelled_files(
+    path: str, columns: tuple[str, str], suffixes: tuple[str, ...] = IMG_EXTENSIONS, kind: str = "images"
+) -> list[LabelledFile]:
     """Find the files in class folders, or in a table.
 
     Args:
         path: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table; or its address.
         columns: the table's columns of paths, relative to the table, and of labels.
         suffixes: of the files in folders.
+        kind: what the files are, for messages.
 
     Raises:
-        InputError: there is no such folder or table, there are no files, or a class has fewer than three.
+        InputError: there is no such folder or table, or there are no files.
     """
     place = local_path(path)
-    if place.is_dir():
-        skipped: Counter[str] = Counter()
-        folders = class_folders(place, skipped)
-        check_not_parts([folder.name for folder in folders], path)
-        found = [
-            LabelledFile(str(file), file, folder.name)
-            for folder in folders
-            for file in image_files(folder, skipped, suffixes)
-        ]
-        if not found:
-            raise InputError(
-                f"--data.path {path}: no {' or '.join(suffixes)} files in its folders; one folder per class is needed"
-            )
-        if skipped:
-            rank_zero_info(skipped_line(skipped, " or ".join(suffixes)))
-    elif place.is_file():
+    if place.is_file():
         rows = read_table(path, *columns, ("path_column", "label_column"))
-        names = [f"{path}, row {row}: {name}" for row, (name, _) in enumerate(rows, start=1)]
         files = local_paths([name for name, _ in rows], path)
-        found = [LabelledFile(name, file, row[1]) for name, file, row in zip(names, files, rows, strict=True)]
-    else:
+        numbered = enumerate(zip(files, rows, strict=True), start=1)
+        return [LabelledFile(f"{path}, row {row}: {name}", file, label) for row, (file, (name, label)) in numbered]
+    if not place.is_dir():
         raise InputError(f"--data.path {path}: no such folder or table; give a folder with one folder per class")
-    for label, count in Counter(one.label for one in found).items():
-        if count < LEAST:
-            name = next(one.name for one in found if one.label == label)
-            raise InputError(
-                f"class {label} has too few files, {count} of {LEAST}, such as {name}: give one each for training,"
-                " validation and test, or remove the class"
-            )
+    skipped: Counter[str] = Counter()
+    beside = sorted(one for one in place.iterdir() if not is_hidden(one.name))
+    folders = [one for one in beside if one.is_dir()]
+    for one in beside:
+        if not one.is_dir():
+            skipped["files outside of class folders" if one.exists() else "broken links"] += 1
+    check_not_parts([folder.name for folder in folders], path)
+    found = [
+        LabelledFile(str(file), file, folder.name)
+        for folder in folders
+        for file in image_files(folder, skipped, suffixes)
+    ]
+    if not found:
+        raise InputError(f"--data.path {path}: no {kind} in its folders; give one folder of {kind} per class")
+    if without := {folder.name for folder in folders} - {one.label for one in found}:
+        rank_zero_info(f"Ignored folders without {kind}: {', '.join(sorted(without))}")
+    if skipped:
+        rank_zero_info(skipped_line(skipped, kind))
     return found
 
 
-def read_all(names: Sequence[str], files: Sequence[Path], read: Callable[[Path], T]) -> list[T]:
+def read_all(
+    names: Sequence[Any],
+    files: Sequence[Path],
+    read: Callable[[Path], T],
+    errors: tuple[type[Exception], ...] = (OSError, ValueError),
+    reason: Callable[[Path, Exception], str] = file_error,
+) -> list[T]:
     """Call `read` for each file, in threads.
 
     Raises:
-        InputError: it has raised OSError or ValueError for some; the message has their `names`.
+        InputError: it has raised one of the `errors` for some; the message has their `names`, and the `reason` of each.
     """
 
     def tried(file: Path) -> tuple[Any, str]:
         try:
             return read(file), ""
-        except (OSError, ValueError) as error:
-            return None, file_error(file, error)
+        except errors as error:
+            return None, reason(file, error)
 
     with ThreadPoolExecutor() as pool:
         found = list(tqdm(pool.map(tried, files), "Reading files", len(files), delay=2.0, leave=False))
@@ -102,12 +107,19 @@ def split_files(
     """Values and labels of each part, in equal class proportions; those with equal keys in several parts are reported.
 
     Args:
-        files: the files.
+        files: the files, at least three per class.
         values: what was read of each.
         keys: equal for files with the same content.
         shares: of validation and test.
         kind: what they are, such as sounds, for messages.
     """
+    for label, count in Counter(one.label for one in files).items():
+        if count < LEAST:
+            name = next(one.name for one in files if one.label == label)
+            raise InputError(
+                f"class {label} has too few files, {count} of {LEAST}, such as {name}: give one each for training,"
+                " validation and test, or remove the class"
+            )
     classes = sorted({one.label for one in files})
     split = stratified_split([classes.index(one.label) for one in files], shares)
     parts = dict(zip(PARTS, split, strict=True))
@@ -134,21 +146,19 @@ class PartsDataModule(BatchedDataModule):
             parts: the label of each sample, by the name of the part.
             source: where they are from, for messages.
             kind: what the samples are, such as sounds.
-
-        Raises:
-            InputError: there is one class only, a class was not trained on, or labels look the same.
         """
-        found = sorted({label for labels in parts.values() for label in labels})
-        check_labels(found, source, self.restored)
-        self.labels = self.restored or found
+        labels = [label for own in parts.values() for label in own]
+        check_labels(labels, source, self.restored)
+        self.labels = self.restored or sorted(set(labels), key=label_order)
         self.num_classes = len(self.labels)
-        if unknown := [label for label in found if label not in self.labels]:
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        if unknown := [label for label in labels if label not in numbers]:
             raise InputError(f"class {unknown[0]} of {source} was not trained on: use only {', '.join(self.labels)}")
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
-        sizes = ", ".join(f"{len(labels):,} {PARTS[part]}" for part, labels in parts.items())
+        sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
-        targets = {part: [self.labels.index(label) for label in labels] for part, labels in parts.items()}
+        targets = {part: [numbers[label] for label in own] for part, own in parts.items()}
         report_classes(self.labels, targets)
         return targets
 

@@ -1,5 +1,6 @@
 """Checks the labels of a data set, and reports its classes."""
 
+import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,18 +20,12 @@ VARIATION_SELECTORS = "\ufe0e\ufe0f"
 
 
 def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) -> None:
-    """Compare the labels with each other.
+    """Raise InputError if labels look the same or are not valid Unicode; report those that differ only in case.
 
     Args:
         labels: the label of each sample.
         source: where they come from, for messages.
         known: other labels to compare them with, such as those of a checkpoint.
-
-    Labels that differ only in case are reported: they may be different classes.
-
-    Raises:
-        InputError: a label is not valid Unicode, such as the name of a folder in another encoding; or labels look the
-            same: they differ only in Unicode form, invisible characters or blanks.
     """
     counts = Counter(dict.fromkeys(known, 0))
     counts.update(labels)
@@ -41,7 +36,7 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
     for label in counts:
         alike[_visible(label).lower()].append(label)
     for group in alike.values():
-        shown = ", ".join(f"{label!a} ({counts[label]:,})" for label in group)
+        shown = ", ".join(f"{label!a} ({counts[label]:,})" for label in sorted(group, key=lambda one: -counts[one]))
         if len({_visible(label) for label in group}) < len(group):
             raise InputError(
                 f"labels {shown} of {source} look the same but differ in Unicode form, invisible characters or blanks:"
@@ -49,6 +44,15 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
             )
         if len(group) > 1:
             announce(f"Labels {shown} of {source} differ only in case and are different classes: is this a typo?")
+
+
+def label_order(label: str) -> tuple[bool, float, str]:
+    """Sort key: numbers by value, then words."""
+    try:
+        number = float(label)
+    except ValueError:
+        number = math.nan
+    return (True, 0.0, label) if math.isnan(number) else (False, number, label)  # "nan" is a word
 
 
 def check_not_parts(names: Sequence[str], path: str | Path) -> None:
@@ -61,12 +65,7 @@ def check_not_parts(names: Sequence[str], path: str | Path) -> None:
 
 
 def report_classes(labels: Sequence[str], parts: Mapping[str, npt.ArrayLike]) -> None:
-    """Log the number of samples of each class, and the classes that a part lacks.
-
-    Args:
-        labels: names of the classes.
-        parts: class number of each sample, by the name of the part.
-    """
+    """Log how many samples each class has, and the classes that a part lacks; `parts` are the class numbers of each."""
     counts = {part: np.bincount(np.asarray(own, np.int64), minlength=len(labels)) for part, own in parts.items()}
     sizes = [(label, sum(int(count[number]) for count in counts.values())) for number, label in enumerate(labels)]
     shown = [f"{label} {size:,}" for label, size in sizes]

@@ -12,12 +12,7 @@ LARGE = 2**24  # bytes of several batches together
 
 
 def in_large_batches(loader: Any, limit: int | None) -> Iterator[Any]:
-    """The batches of a loader in its order, several of them at once if this process builds them and they are small.
-
-    Args:
-        loader: of a training part.
-        limit: batches to read; None: all.
-    """
+    """The first `limit` batches of a loader, several at once if this process builds them and they are small."""
     if not isinstance(loader, ResumableLoader) or loader.num_workers:
         yield from islice(loader, limit)
         return

@@ -89,11 +89,9 @@ class Batches(DistributedSampler[Any]):
 
 
 class Batched(Dataset[Any]):
-    """A dataset whose items are whole batches.
+    """A dataset whose items are whole batches, of what `dataset.__getitems__` returns; targets (B, ...) come last.
 
-    Args:
-        dataset: returns a batch for a list of indices in `__getitems__`; the last part of a batch is targets (B, ...).
-        batch_size: samples of a batch requested by its number, as Lightning does with `overfit_batches`.
+    Lightning asks for batches of `batch_size` by number with `overfit_batches`.
     """
 
     def __init__(self, dataset: Any, batch_size: int) -> None:

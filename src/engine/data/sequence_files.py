@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator
 from itertools import chain, islice
-from pathlib import Path
 from typing import NamedTuple
 
 from src.engine.data.labels import check_not_parts
@@ -22,15 +21,6 @@ class Record(NamedTuple):
     label: str = ""
 
 
-def read_sequences(path: Path, labels: Collection[str] = ()) -> Iterator[str]:
-    """The sequences of a FASTA or FASTQ file, without lines of labels, if these are given.
-
-    Raises:
-        InputError: as `read_records`.
-    """
-    return (record.sequence for record in read_records(str(path), "", "", labels))
-
-
 def read_records(
     path: str, sequence_column: str, label_column: str, labelled: bool | Collection[str] = False
 ) -> Iterator[Record]:
@@ -41,9 +31,6 @@ def read_records(
         sequence_column: a table's column of sequences.
         label_column: a table's column of labels.
         labelled: the second half of the lines of a FASTA record are its label; or the letters of labels: if they are.
-
-    Raises:
-        InputError: the file is missing, incomplete or of another format, or has no sequences.
     """
     file = local_path(path)
     if not file.exists():

@@ -11,6 +11,7 @@ import sys
 import zlib
 from array import array
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,7 +59,9 @@ def read_columns(path: str, text_column: str, label_column: str, options: Sequen
         is_folder = " is a folder: give a .csv, .tsv, .jsonl or .parquet file"
         raise InputError(f"{path}{is_folder if file.is_dir() else ': no such file'}")
     wanted = (text_column, label_column), [f"--data.{option}" for option in options]
-    for block_size in (HEAD_BYTES, STREAM_BYTES, min(max(file.stat().st_size + 1, HEAD_BYTES), 2**31 - 1)):
+    largest = 2**31 - 1  # bytes; a compressed file may hold more than its size
+    whole = largest if file.suffix == ".gz" else min(max(file.stat().st_size + 1, HEAD_BYTES), largest)
+    for block_size in (HEAD_BYTES, STREAM_BYTES, whole):
         try:
             texts, labels = _columns(path, _batches(file, *wanted, block_size), wanted[0])
             break
@@ -116,9 +119,6 @@ def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, .
     Args:
         path: the table.
         columns: their names, and what an error says to give if one is missing.
-
-    Raises:
-        InputError: the file cannot be read, or a column is missing.
     """
     for batch in _batches(path, list(columns), list(columns.values()), STREAM_BYTES):
         yield from _rows(batch)
@@ -130,11 +130,7 @@ def suffix_of(path: Path) -> str:
 
 
 def open_utf8(path: Path) -> BinaryIO:
-    """A text file, opened after its byte order mark if there is one; .gz is unpacked.
-
-    Raises:
-        InputError: it looks like UTF-16.
-    """
+    """A text file, opened after its byte order mark if there is one; .gz is unpacked. InputError if it is UTF-16."""
     file = _unpacked(path)
     start = file.read(4096)
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
@@ -209,13 +205,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> Table:
     from pyarrow import parquet
 
     table = parquet.ParquetFile(path)
-    return table.schema_arrow.names, _from_batches(_valid(table.iter_batches(columns=list(columns))), columns)
-
-
-def _valid(batches: Any) -> Iterator[Any]:
-    for batch in batches:
-        batch.validate(full=True)  # texts may not be UTF-8; pyarrow's reader of CSV checks it itself
-        yield batch
+    return table.schema_arrow.names, _from_batches(table.iter_batches(columns=list(columns)), columns)
 
 
 def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
@@ -237,26 +227,16 @@ def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
             f"{path} seems to be separated by {others[0]}, not {SEPARATORS[own]}: its first line is {header};"
             f" separate it by {SEPARATORS[own]}"
         )
-    try:
-        names = _csv_names(path, parsing, min(HEAD_BYTES, block_size))
-    except pa.ArrowInvalid:  # the first row may be longer
-        names = _csv_names(path, parsing, block_size)
-    # Read every column as text, so that a label 01 stays 01 and NA is not null.
-    converting = csv.ConvertOptions(column_types={name: pa.string() for name in names}, strings_can_be_null=False)
+    # Every column is text, so that a label 01 stays 01 and NA is not null.
+    converting = csv.ConvertOptions(default_column_type=pa.string())
     batches = csv.open_csv(path, reading, parsing, converting)
+    names: list[str] = batches.schema.names
     return names, _from_batches(_count_lines(batches, columns, path) if set(columns) <= {*names} else batches, columns)
-
-
-def _csv_names(path: Path, parsing: Any, block_size: int) -> list[str]:
-    from pyarrow import csv
-
-    with csv.open_csv(path, csv.ReadOptions(use_threads=False, block_size=block_size), parsing) as head:
-        names: list[str] = head.schema.names
-    return names
 
 
 def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[Batch]:
     for batch in batches:
+        batch.validate(full=True)  # texts of Parquet may not be UTF-8
         yield tuple(batch.column(column) for column in columns)
 
 
@@ -266,17 +246,9 @@ def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[A
 
     count = first = start = 0
     for batch in batches:
-        found: set[int] = set()
-        for column in columns:
-            *_, characters = batch.column(column).buffers()
-            content = characters.to_pybytes() if characters else b""  # faster to search than the texts
-            if b"\n" not in content and b"\r" not in content:
-                continue
-            has_line = compute.match_substring_regex(batch.column(column), "[\n\r]")
-            if compute.any(has_line).as_py():
-                found |= {row for row, is_found in enumerate(has_line.to_pylist(), start + 1) if is_found}
-        if found:
-            count, first = count + len(found), first or min(found)
+        has_line = (compute.match_substring_regex(batch.column(column), "[\n\r]") for column in columns)
+        if rows := compute.indices_nonzero(reduce(compute.or_, has_line)).to_pylist():
+            count, first = count + len(rows), first or start + rows[0] + 1
         start += batch.num_rows
         yield batch
     if count:
@@ -294,16 +266,12 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
     # Not pyarrow's reader, which turns texts that look like dates into dates and counts rows from 0.
     with open_utf8(path) as file:
         for number, line in enumerate(filter(bytes.strip, file), start=1):
+            text = line.decode("utf-8")
             try:
-                row = json.loads(line.decode("utf-8"))
-                for value in row.values() if isinstance(row, dict) else ():
-                    str(value).encode()
-            except UnicodeDecodeError:
-                raise
-            except UnicodeEncodeError as error:
-                raise ValueError(f"row {number} is not valid Unicode: it has half of a surrogate pair") from error
+                row = json.loads(text)
+                "".join(map(str, row.values())).encode()  # half of a surrogate pair is an error
+            except AttributeError as error:
+                raise ValueError(f"row {number} is {line[:40]!r}, not an object with columns") from error
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"row {number}: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is {line[:40]!r}, not an object with columns")
             yield row

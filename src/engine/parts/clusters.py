@@ -73,10 +73,9 @@ def from_first_process(value: str) -> str:
 
 
 def before_run(trainer: Any) -> None:
-    """Connect the processes of a job restarted by torchrun.
+    """Connect the processes of a job restarted by torchrun; each attempt with its own prefix of the store.
 
-    torchrun may keep one store for all attempts, which still has the addresses of earlier ones: each attempt uses its
-    own prefix.
+    The store of all attempts may still have the addresses of earlier ones.
     """
     device = trainer.strategy.root_device
     if not (TorchElasticEnvironment.detect() and restarts()) or distributed.is_initialized():

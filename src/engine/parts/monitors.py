@@ -10,16 +10,6 @@ from src.engine.runs.checkpoint import best_states
 from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 
 
-def choose_monitor(best: ModelCheckpoint, checkpoint: dict[str, Any]) -> Callback:
-    """The callback of a run whose configuration names no metric for its best checkpoint.
-
-    Args:
-        best: the callback that saves the best checkpoint.
-        checkpoint: the one from which the run continues, or empty.
-    """
-    return MonitorChoice(best, saved_monitor(checkpoint))
-
-
 class MonitorChoice(Callback):
     """Selects the best checkpoint by `val/loss`, else by `val_loss`, else by the only loss that validation logs.
 
@@ -28,12 +18,14 @@ class MonitorChoice(Callback):
 
     Args:
         best: the callback that saves the best checkpoint.
-        monitor: the metric that was chosen before a continued run was stopped.
+        checkpoint: the one from which the run continues, or empty; what it had chosen is the first choice.
     """
 
-    def __init__(self, best: ModelCheckpoint, monitor: str | None) -> None:
+    def __init__(self, best: ModelCheckpoint, checkpoint: dict[str, Any]) -> None:
+        states = best_states(checkpoint)
+        monitor = states[0].get("monitor") if states else DEFAULT_MONITOR
         self.best = best
-        best.monitor = monitor
+        best.monitor = monitor if isinstance(monitor, str) else None
         self._stoppers: list[EarlyStopping] = []
         self._before: dict[str, Any] = {}
         self._is_settled = False
@@ -90,10 +82,3 @@ class MonitorChoice(Callback):
     def _follow(self, otherwise: str = FOLLOWED) -> None:
         for one in self._stoppers:
             one.monitor = self.best.monitor or otherwise
-
-
-def saved_monitor(checkpoint: dict[str, Any]) -> str | None:
-    """The metric that selects the best checkpoint, as a checkpoint says; else the default."""
-    states = best_states(checkpoint)
-    monitor = states[0].get("monitor") if states else DEFAULT_MONITOR
-    return monitor if isinstance(monitor, str) else None

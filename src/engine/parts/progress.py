@@ -27,7 +27,7 @@ def adjust_trainer(options: dict[str, Any]) -> None:
 
 
 class PacedProgressBar(RichProgressBar):
-    """Updates a few times per second; RichProgressBar reads every metric from the device after each batch.
+    """Reads metrics a few times per second; RichProgressBar reads them from the device after each training batch.
 
     The bar of each epoch stays on screen, with loss, metric and rate.
     """
@@ -37,31 +37,14 @@ class PacedProgressBar(RichProgressBar):
         self._updated_at = 0.0
 
     def on_train_batch_end(self, *args: Any) -> None:
-        if self._is_due(args, self.total_train_batches):
+        batch_idx, now = args[4], time.perf_counter()
+        if batch_idx + 1 >= self.total_train_batches or now - self._updated_at >= 1 / UPDATES_PER_SECOND:
+            self._updated_at = now
             super().on_train_batch_end(*args)
-
-    def on_validation_batch_end(self, *args: Any) -> None:
-        if self._is_due(args, self.total_val_batches_current_dataloader):
-            super().on_validation_batch_end(*args)
-
-    def on_test_batch_end(self, *args: Any) -> None:
-        if self._is_due(args, self.total_test_batches_current_dataloader):
-            super().on_test_batch_end(*args)
-
-    def on_predict_batch_end(self, *args: Any) -> None:
-        if self._is_due(args, self.total_predict_batches_current_dataloader):
-            super().on_predict_batch_end(*args)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The numbers next to the bar."""
         return shown_metrics(trainer)
-
-    def _is_due(self, args: tuple[Any, ...], total: float) -> bool:
-        batch_idx, now = args[4], time.perf_counter()
-        if batch_idx + 1 < total and now - self._updated_at < 1 / UPDATES_PER_SECOND:
-            return False
-        self._updated_at = now
-        return True
 
 
 def shown_metrics(trainer: Trainer) -> dict[str, Any]:
@@ -86,9 +69,6 @@ class ProgressLines(ProgressBar):
         self._printed_at = time.monotonic()
         self._rate_from = (0.0, 0)  # start time and step; validation time is added to the start
         self._validation_start = 0.0
-
-    def enable(self) -> None:
-        self._is_enabled = True
 
     def disable(self) -> None:
         self._is_enabled = False
@@ -117,13 +97,13 @@ class ProgressLines(ProgressBar):
             self._print_training(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._print_batch("validation", args[2], trainer.num_val_batches)
+        self._print_batch("validation", trainer.num_val_batches, *args)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._print_batch("test", args[2], trainer.num_test_batches)
+        self._print_batch("test", trainer.num_test_batches, *args)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._print_batch("prediction", args[2], trainer.num_predict_batches)
+        self._print_batch("prediction", trainer.num_predict_batches, *args)
 
     def _print_training(self, trainer: Trainer) -> None:
         now, step, total = time.monotonic(), trainer.global_step, trainer.estimated_stepping_batches
@@ -139,9 +119,12 @@ class ProgressLines(ProgressBar):
         self._rate_from = (now, step)
         self._print(line)
 
-    def _print_batch(self, what: str, batch_idx: int, totals: list[int | float]) -> None:
+    def _print_batch(
+        self, what: str, totals: list[int | float], outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
-            of_total = f" of {sum(totals):,}" if sum(totals) < float("inf") else ""
+            total = totals[dataloader_idx]
+            of_total = f" of {total:,}" if total < float("inf") else ""
             self._print(f"{what}: batch {batch_idx + 1:,}{of_total}")
 
     def _print(self, line: str) -> None:

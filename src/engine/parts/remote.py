@@ -35,11 +35,7 @@ LEFT_OUT = re.compile(r"\.lock|\.job|.*\.tmp|\..*")  # of this machine only
 
 
 def copy_of(address: str) -> Path:
-    """The path of a copy of a file or folder at an address.
-
-    Raises:
-        InputError: the address cannot be read.
-    """
+    """The path of a copy of a file or folder at an address; raises InputError if it cannot be read."""
     with reading(address):
         system, path = file_system(address)
         details = {path: {"type": "directory"} if address.endswith("/") else system.info(path)}
@@ -57,11 +53,7 @@ def copy_of(address: str) -> Path:
 
 
 def copies_of(names: Sequence[str], table: str) -> list[Path]:
-    """The paths of files that a table names, relative to the table or as addresses; those at addresses are copied.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
+    """The paths of files that a table names, relative to the table or as addresses; those at addresses are copied."""
     parent = table.rpartition("/")[0] if is_address(table) else ""
     wanted = [name if is_address(name) else f"{parent}/{name}" if parent else name for name in names]
     with reading(table if parent else next(filter(is_address, wanted))):
@@ -86,12 +78,7 @@ def file_system(address: str) -> tuple[Any, str]:
 
 @contextmanager
 def reading(address: str, done: str = "read") -> Iterator[None]:
-    """Turn the errors of any file system into an InputError.
-
-    Args:
-        address: for messages.
-        done: what is done there.
-    """
+    """Turn the errors of any file system into an InputError: the address cannot be `done`."""
     try:
         yield
     except InputError:
@@ -104,11 +91,7 @@ def reading(address: str, done: str = "read") -> Iterator[None]:
 
 
 class RunCopy(Callback):
-    """Copies what has changed in a run folder, after each checkpoint and at the end of the run.
-
-    Args:
-        folder: the run folder.
-        address: where runs are copied to; this one is at `<address>/<name>/version_N`.
+    """Copies what has changed in a run folder to `<address>/<name>/version_N`, after each checkpoint and at the end.
 
     Raises:
         InputError: another run is at the address.
@@ -163,9 +146,6 @@ def claim_at(parent: Path, address: str) -> Path:
     """Create a run folder whose number is free on this machine and at an address.
 
     A file with a name of its own marks the number; of several runs that mark one at the same time none takes it.
-
-    Raises:
-        InputError: the address cannot be written.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return claim_folder(parent)
@@ -192,8 +172,7 @@ def claim_at(parent: Path, address: str) -> Path:
 def fetch_run(given: str) -> Path:
     """The folder on this machine of a run at an address; copied to `logs/` if it is not here.
 
-    Raises:
-        InputError: there is no such run, or another run has that folder here.
+    Raises InputError if there is no such run, or another run has that folder here.
     """
     with reading(given):
         system, path = file_system(given.rstrip("/"))
@@ -260,10 +239,12 @@ def _transfer(system: Any, what: str, details: dict[str, Any]) -> None:
     versions = {path: _version(info) for path, info in details.items()}
     with FileLock(f"{record}.lock"):  # the processes of a run copy once
         known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        places = {path: _place(system, path) for path in details}
+        here = {path: place.stat().st_size for path, place in places.items() if place.is_file()}
         stale = [
             path
             for path, version in versions.items()
-            if not version or known.get(path) != version or _size(_place(system, path)) != details[path].get("size")
+            if not version or known.get(path) != version or here.get(path, -1) != details[path].get("size")
         ]
         if not stale:
             return
@@ -272,10 +253,6 @@ def _transfer(system: Any, what: str, details: dict[str, Any]) -> None:
             copies = [str(Path(folder) / str(number)) for number in range(len(stale))]
             system.get(stale, copies)
             for path, copy in zip(stale, copies, strict=True):
-                _place(system, path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(copy, _place(system, path))
+                places[path].parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(copy, places[path])
         record.write_text(json.dumps({**known, **versions}), encoding="utf-8")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1

@@ -29,11 +29,7 @@ OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
 
 
 class MonitorCheck(Callback):
-    """Checks after the sanity check that validation logs every monitored metric named `val/...` or the like.
-
-    Raises:
-        InputError: a checkpoint, a callback or the schedule monitors a metric that validation does not log.
-    """
+    """Raises InputError after the sanity check if a monitored metric named `val/...` or the like is not logged."""
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         own, logged = trainer.checkpoint_callback, sorted(trainer.callback_metrics)
@@ -72,11 +68,7 @@ class TrainedCheck(Callback):
 
 
 def check_settings(config: Any, trains: bool) -> None:
-    """Check Trainer and checkpoint settings that Lightning accepts but that would not do what they say.
-
-    Raises:
-        InputError: a setting is out of range or does not fit another one.
-    """
+    """Raise InputError if Lightning accepts a Trainer or checkpoint setting that would not do what it says."""
     trainer = config.trainer
     if trainer.accumulate_grad_batches < 1:
         raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
@@ -107,15 +99,7 @@ def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
 
 
 def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
-    """Check that the best checkpoint is chosen when its metric is new.
-
-    Args:
-        checkpoint: settings of the ModelCheckpoint.
-        trainer: settings of the Trainer.
-
-    Raises:
-        InputError: it would be saved with the metric of other weights.
-    """
+    """Raise InputError if the best checkpoint would be saved with the metric of other weights."""
     monitor, every = checkpoint.monitor, trainer.check_val_every_n_epoch
     if not monitor:
         return

@@ -21,11 +21,9 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from src.engine.runs.checkpoint import WholeCheckpointIO, best_states
-from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.system.interruption import Interruption
 from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.step_seeds import StepSeeds
@@ -76,26 +74,11 @@ def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> N
 
 def add_missing(callbacks: list[Callback], more: list[Callback]) -> None:
     """Add callbacks of classes that are not in a list yet."""
-    callbacks += [callback for callback in more if not _has(callbacks, type(callback))]
-
-
-def checkpoint_callbacks(
-    best: ModelCheckpoint, folder: Path, interruption: Interruption, every_n_steps: int, every_n_minutes: float
-) -> tuple[ModelCheckpoint, LastCheckpoint]:
-    """The callbacks that save `best.ckpt`, as configured, and `last.ckpt` in a folder."""
-    best.dirpath = best.dirpath or str(folder)
-    return best, LastCheckpoint(folder, interruption, every_n_steps, every_n_minutes)
+    callbacks += [one for one in more if not any(isinstance(other, type(one)) for other in callbacks)]
 
 
 class ModuleCheckpoints(Callback):
-    """Gives the ModelCheckpoints that a module adds the folder of the run, and names that can be written.
-
-    Args:
-        folder: for the checkpoints of the run.
-
-    Raises:
-        InputError: a checkpoint could not be saved.
-    """
+    """Gives the ModelCheckpoints that a module adds the folder of the run, and names that can be written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -111,9 +94,7 @@ class ModuleCheckpoints(Callback):
 def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> ModelCheckpoint | None:
     """The ModelCheckpoint of the configuration that chooses the best checkpoint, if there is one.
 
-    Args:
-        callbacks: those of the configuration.
-        checkpoint: the one continued or tested, or empty. If it has more ModelCheckpoints, none of these chooses.
+    If the `checkpoint` that is continued or tested has more ModelCheckpoints, none of these chooses.
     """
     found = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
     able = (one for one in found if one.monitor and "://" not in str(one.dirpath))
@@ -128,9 +109,6 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
         callbacks: those of the configuration.
         is_continued: whether the run continues in its folder.
         saves: whether the run saves checkpoints.
-
-    Raises:
-        InputError: a checkpoint could not be saved, or could overwrite another one.
     """
     best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
     others = [one for one in callbacks if isinstance(one, Checkpoint)]
@@ -201,7 +179,3 @@ def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logg
         # Last: the module's `self.logger` is the first one, that of the configuration.
         made.append(TensorBoardLogger(*names, default_hp_metric=False, purge_step=purge_step))
     return made
-
-
-def _has(callbacks: list[Callback], kind: type) -> bool:
-    return any(isinstance(callback, kind) for callback in callbacks)

@@ -18,9 +18,7 @@ class NotFiniteError(InputError):
 class FiniteLoss(Callback):
     """Keeps the loss of every step on its device and checks all at log steps and before every checkpoint.
 
-    Raises:
-        NotFiniteError: a loss, or a weight in a checkpoint, is NaN or infinite; the message names the step and the
-            learning rate.
+    Raises NotFiniteError with step and learning rate if a loss, or a weight in a checkpoint, is NaN or infinite.
     """
 
     def __init__(self) -> None:

@@ -93,11 +93,7 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
 
 
 def check_limits(net: nn.Module, data: Any) -> None:
-    """Check that a network is large enough for the vocabulary and the context of its data.
-
-    Raises:
-        InputError: the data has more tokens or a longer context than the network.
-    """
+    """Raise InputError if the data has more tokens or a longer context than the network."""
     for name in ("vocab_size", "block_size"):
         have, limit = getattr(data, name, None), getattr(net, name, None)
         if have and limit and have > limit:

@@ -26,11 +26,11 @@ class OptimizerOverrides(Callback):
         now: configuration of this run.
 
     Raises:
-        InputError: the optimizer or the schedule has another class, so the saved state does not fit, or a changed
-            argument is not part of the state.
+        InputError: the saved state does not fit another class, or has no such argument.
     """
 
     def __init__(self, saved: Spec, now: Spec) -> None:
+        changed = []
         for key in ("optimizer", "lr_scheduler"):
             old, new = saved.get(key), now.get(key)
             if new and (not old or old["class_path"] != new["class_path"]):
@@ -39,14 +39,11 @@ class OptimizerOverrides(Callback):
                     f"--{key} {names[1]} does not fit the state in the checkpoint, which is of {names[0]}:"
                     " leave it out, or start a new run"
                 )
-        self.optimizer = _changed_arguments(saved.get("optimizer"), now.get("optimizer"))
-        self.lr_scheduler = _changed_arguments(saved.get("lr_scheduler"), now.get("lr_scheduler"))
-        self.before = {
-            name: _plain(value) for name, value in ((saved.get("optimizer") or {}).get("init_args") or {}).items()
-        }
-        self.lr_factor = 1.0
-        if "lr" in self.optimizer:
-            self.lr_factor = self.optimizer.pop("lr") / saved["optimizer"]["init_args"]["lr"]
+            before = _arguments(old)
+            changed.append({name: value for name, value in _arguments(new).items() if value != before.get(name)})
+        self.optimizer, self.lr_scheduler = changed
+        self.before = _arguments(saved.get("optimizer"))
+        self.lr_factor = self.optimizer.pop("lr") / self.before["lr"] if "lr" in self.optimizer else 1.0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         states: Any = checkpoint.get("optimizer_states")
@@ -81,8 +78,5 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _changed_arguments(old: Spec | None, new: Spec | None) -> dict[str, Any]:
-    if not old or not new:
-        return {}
-    before = old.get("init_args") or {}
-    return {name: value for name, value in (new.get("init_args") or {}).items() if value != before.get(name)}
+def _arguments(spec: Spec | None) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in ((spec or {}).get("init_args") or {}).items()}

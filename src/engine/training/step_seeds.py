@@ -16,8 +16,7 @@ class StepSeeds(Callback):
     of an epoch draws the same numbers as one that was never stopped.
     """
 
-    def __init__(self) -> None:
-        self._seed = 0
+    _seed = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._seed = run_seed()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.engine.data.sequence_files import read_records, read_sequences
+from src.engine.data.sequence_files import read_records
 from src.engine.system.errors import InputError
 from tests.conftest import write
 
@@ -22,7 +22,6 @@ def records(path: Path | str, labelled: bool = False) -> list[tuple[str, str, st
 def test_fasta_has_lines_of_any_length_blank_ones_and_comments(tmp_path: Path) -> None:
     path = write(tmp_path / "a.fasta", "\ufeff; old\n# new\n>one  \r\nACGT\r\n\r\nAC\r\n>two\nGG")
     assert records(path) == [("a.fasta, record 1 (one)", "ACGTAC", ""), ("a.fasta, record 2 (two)", "GG", "")]
-    assert list(read_sequences(Path(path))) == ["ACGTAC", "GG"]
 
 
 def test_labels_are_the_second_half_of_the_lines(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from src.engine.data import tables
 from src.engine.data.tables import read_table, stream_columns
 from src.engine.system.errors import InputError
 from tests.conftest import write
@@ -120,3 +121,12 @@ def test_a_byte_that_is_not_utf8_is_found_in_the_text_of_a_compressed_table(tmp_
     path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
     with pytest.raises(InputError, match=r"is not UTF-8: byte 22 is 0xe9, in line 3"):
         read_table(str(path), "text", "label")
+
+
+def test_a_row_longer_than_its_compressed_table_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "HEAD_BYTES", 2**10)
+    monkeypatch.setattr(tables, "STREAM_BYTES", 2**12)
+    path = tmp_path / "own.csv.gz"
+    path.write_bytes(gzip.compress(b"text,label\n" + b"a" * 2**18 + b",1\nb,0\n"))
+    assert path.stat().st_size < 2**12
+    assert [len(text) for text, _ in read_table(str(path), "text", "label")] == [2**18, 1]

@@ -3,6 +3,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback
 
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
-from src.engine.parts.compile import is_compiler_error
+from src.engine.parts.compile import input_error
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests import toy
@@ -64,7 +65,8 @@ def test_nothing_is_compiled_once_training_has_begun(
             now[0] = "in training"
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
-    words = ("--trainer.enable_checkpointing=false", "--trainer.logger=false")
+    # Not a convolution: on some CPUs torch compiles it again for batches of fewer than 16, which it computes otherwise.
+    words = ("--trainer.enable_checkpointing=false", "--trainer.logger=false", "--model.net=tests.toy.ToyMLP")
     cli = parse("fit", "--max_epochs=2", "--compile", *words)
     cli.trainer.callbacks.append(Begun())
     cli.run()
@@ -90,12 +92,15 @@ def break_compiler(monkeypatch: pytest.MonkeyPatch, text: str = "no working C++ 
 def test_a_compiler_error_is_one_line(
     train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_compiler(monkeypatch)
-    with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
-        train(*SHORT, "--compile")
-    break_compiler(monkeypatch, text="")
-    with pytest.raises(InputError, match=r"cannot compile this network here \(CompilerError\): leave it out"):
-        train(*SHORT, "--compile")
+    for text, reason in (
+        ("no working C++ compiler\nand a long story", "no working C++ compiler"),
+        ("", "CompilerError"),
+    ):
+        break_compiler(monkeypatch, text)
+        with pytest.raises(RuntimeError) as caught:
+            train(*SHORT, "--compile")
+        found = input_error(caught.value, SimpleNamespace(compile=True))
+        assert f"torch cannot compile this network here ({reason}): leave it out" in str(found)
 
 
 def test_a_compiler_error_in_an_evaluation_is_one_line_too(
@@ -136,5 +141,5 @@ def test_errors_of_torchs_compiler_are_known_by_where_they_are_defined() -> None
     from torch._inductor.exc import InductorError
 
     for kind in (TorchDynamoException, InductorError):
-        assert is_compiler_error(kind.__new__(kind)), kind
-    assert not is_compiler_error(RuntimeError("an own error"))
+        assert input_error(kind.__new__(kind), SimpleNamespace(compile=True)), kind
+    assert not input_error(RuntimeError("an own error"), SimpleNamespace(compile=True))

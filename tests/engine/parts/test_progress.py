@@ -49,18 +49,14 @@ def test_every_run_has_a_progress_bar_unless_it_names_another_or_none(
         assert type(build(*words).trainer.progress_bar_callback) is expected
 
 
-@pytest.mark.parametrize("stage", ["train", "validation", "test", "predict"])
-def test_a_bar_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_bar_of_training_moves_a_few_times_a_second_and_at_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     now, moved = [100.0], []
     monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now[0]))
-    name = f"on_{stage}_batch_end"
-    monkeypatch.setattr(RichProgressBar, name, lambda self, *args: moved.append(args[4]))
-    short = {"validation": "val"}.get(stage, stage)
-    total = f"total_{short}_batches" if stage == "train" else f"total_{short}_batches_current_dataloader"
-    monkeypatch.setattr(RichProgressBar, total, 100)
+    monkeypatch.setattr(RichProgressBar, "on_train_batch_end", lambda self, *args: moved.append(args[4]))
+    monkeypatch.setattr(RichProgressBar, "total_train_batches", 100)
     bar = PacedProgressBar()
     for batch_idx in range(100):
-        getattr(bar, name)(None, None, None, None, batch_idx)
+        bar.on_train_batch_end(None, None, None, None, batch_idx)
         now[0] += 0.01
     assert moved == [0, 25, 50, 75, 99]
 
@@ -130,6 +126,14 @@ def test_long_epochs_and_long_tests_print_a_line_twice_a_minute(
     said = capsys.readouterr().out
     assert re.search(r"^epoch 1, step [1-7] of 8, loss", said, re.MULTILINE)
     assert re.search(r"^test: batch \d of 5$", said, re.MULTILINE)
+
+
+def test_a_batch_is_counted_in_its_own_loader(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = progress.ProgressLines()
+    lines._printed_at -= 100
+    trainer: Any = SimpleNamespace(num_val_batches=[5, 7])
+    lines.on_validation_batch_end(trainer, None, {}, None, 1, 1)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "validation: batch 2 of 7\n"
 
 
 def test_the_printed_rate_leaves_validation_out(

@@ -57,28 +57,20 @@ def _fused(spec: Spec, module: LightningModule) -> Spec:
     and complex numbers.
     """
     init_args = spec.get("init_args") or {}
-    is_set = init_args.get("fused", False) is not None or init_args.get("foreach") or init_args.get("differentiable")
     trainer: Any = module.trainer
-    clips = (
-        trainer.gradient_clip_val
-        or not module.automatic_optimization
-        or is_overridden("configure_gradient_clipping", module)
-    ) and isinstance(trainer.precision_plugin, MixedPrecision)
-    sparse = any(getattr(part, "sparse", False) for part in module.modules())
-    is_complex = any(parameter.is_complex() for parameter in module.parameters())
+    clips = trainer.gradient_clip_val or not module.automatic_optimization
+    clips = clips or is_overridden("configure_gradient_clipping", module)
     # Of shards, torch has fused steps of these only.
-    name = spec["class_path"].rpartition(".")[2]
-    is_unknown = module.device_mesh is not None and name not in ("Adam", "AdamW")
-    if (
-        is_set
-        or clips
-        or sparse
-        or is_complex
-        or is_unknown
-        or trainer.strategy.root_device.type not in ("cpu", "cuda")
-    ):
-        return spec
-    return {**spec, "init_args": {**init_args, "fused": True}}
+    is_known = module.device_mesh is None or spec["class_path"].rpartition(".")[2] in ("Adam", "AdamW")
+    reasons_not_to = (
+        init_args.get("fused", False) is not None or init_args.get("foreach") or init_args.get("differentiable"),
+        clips and isinstance(trainer.precision_plugin, MixedPrecision),
+        any(getattr(part, "sparse", False) for part in module.modules()),
+        any(parameter.is_complex() for parameter in module.parameters()),
+        not is_known,
+        trainer.strategy.root_device.type not in ("cpu", "cuda"),
+    )
+    return spec if any(reasons_not_to) else {**spec, "init_args": {**init_args, "fused": True}}
 
 
 def _keep_fused(optimizer: torch.optim.Optimizer, state: Spec) -> Spec:

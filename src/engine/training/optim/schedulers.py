@@ -61,8 +61,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position of a saved schedule, but not its length: a continued run may be longer.
 
-        Raises:
-            InputError: this run's schedule is over before that position.
+        Raises InputError if this run's schedule is over before that position.
         """
         position, total = state_dict.get("last_epoch", 0), self.total_steps
         if position > total:
@@ -88,8 +87,7 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position of a saved schedule, but not its length: a continued run may be longer.
 
-        Raises:
-            InputError: this run's schedule is over before that position.
+        Raises InputError if this run's schedule is over before that position.
         """
         position, length = state_dict.get("last_epoch", 0), self.T_max
         is_changed = state_dict.get("T_max", length) != length
