@@ -60,7 +60,7 @@ def main() -> None:
             best[kind].append(accuracy)
             steps[kind].append(trained)
             print(f"study {seed}, {kind}: best {accuracy:.2f} %, {trained:.0f} steps", flush=True)
-    one, two = (partial(trials_per_hour, jobs, 2 if options.quick else 8, short) for jobs in (1, 2))
+    one, two = (partial(trials_per_hour, jobs, jobs if options.quick else 8, short) for jobs in (1, 2))
     ours, theirs = alternate(two, one, options.pairs)
     show(
         [

@@ -55,11 +55,11 @@ class Server:
         self.port = port
         self.log = log
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        limited = ["bash", "-c", f'ulimit -n {FILES}; exec "$@"', "-", *command]
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                limited, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=file
+                command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=file
             )
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (FILES, FILES))  # before it asks for its limit
         atexit.register(self.stop)
         end = time.monotonic() + 300  # other programs may run
         while not self._is_ready():

@@ -156,7 +156,7 @@ def checked_types(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> s
     def check(folder: Path) -> str:
         cache = str(folder / "cache")
         if (ROOT / ".mypy_cache").is_dir():  # of `make lint`
-            shutil.copytree(ROOT / ".mypy_cache", cache)
+            return str(shutil.copytree(ROOT / ".mypy_cache", cache))
         in_copy(copy_of_the_repository(folder / "copy"), "-m", "mypy", "--cache-dir", cache)
         return cache
 
@@ -270,11 +270,11 @@ def pictures(folder: Path, count: int = 10) -> str:
     return str(folder)
 
 
-def copy_of_the_repository(folder: Path) -> Path:
-    """Copy the repository without history, environment, data and runs."""
-    left_out = (".git", ".venv", "data", "logs", "__pycache__", ".*_cache", "*.egg-info", ".coverage*")
-    top = shutil.ignore_patterns(*left_out)
-    shutil.copytree(ROOT, folder, ignore=lambda at, names: top(at, names) if at == str(ROOT) else PYCACHE(at, names))
+def copy_of_the_repository(folder: Path, compiled: bool = False) -> Path:
+    """Copy the repository without history, environment, data and runs; `compiled`: with what Python has compiled."""
+    top = shutil.ignore_patterns(".git", ".venv", "data", "logs", ".*_cache", "*.egg-info", ".coverage*", "__pycache__")
+    inner = shutil.ignore_patterns("*.pyc.*") if compiled else PYCACHE  # what another process is writing
+    shutil.copytree(ROOT, folder, ignore=lambda at, names: top(at, names) if at == str(ROOT) else inner(at, names))
     return folder
 
 

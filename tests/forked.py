@@ -8,6 +8,7 @@ the modules of this one.
 """
 
 import atexit
+import ctypes
 import importlib
 import inspect
 import multiprocessing
@@ -115,6 +116,9 @@ def _run(words: list[str], env: dict[str, str], cwd: str, fds: list[int], new_se
     os.environ.clear()
     os.environ.update(env, FORK=str(max(0, int(env.get("FORK", "0")) - 1)))
     os.chdir(cwd)
+    for name, option in (("MALLOC_MMAP_THRESHOLD_", -3), ("MALLOC_MMAP_MAX_", -4)):  # glibc reads them only at start
+        if name in env:
+            ctypes.CDLL(None).mallopt(option, int(env[name]))
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     multiprocessing.set_start_method(None, force=True)  # so that its workers are its children, as usual

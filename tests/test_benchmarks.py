@@ -49,13 +49,13 @@ ROWS = {
 }
 
 
-# They measure a start, and the memory of a whole process, which a fork has from its parent.
-REAL = ("start", "memory")
+# Of run.py, a benchmark, and the commands that it starts, how many levels are forked. Two measure a start, and the
+# memory of a whole process, which a fork has from its parent.
+LEVELS = {"start": "1", "memory": "2"}
 
 
 def benchmark(*words: str) -> str:
-    # Forked: run.py, a benchmark, and the commands that it starts.
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "FORK": "0" if set(words) & set(REAL) else "3"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "FORK": next((LEVELS[one] for one in words if one in LEVELS), "3")}
     command = [sys.executable, *words]
     done = subprocess.run(command, env=env, cwd=ROOT / "benchmarks", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

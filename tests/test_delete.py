@@ -9,6 +9,7 @@ import pytest
 from src import ROOT
 from src.engine.new.template import Template
 from tests.conftest import copy_of_the_repository, in_copy
+from tests.test_repository import imports
 
 # By what is deleted first; what builds on it goes with it.
 LINES = re.findall(
@@ -22,22 +23,14 @@ MACHINE = (
 )
 
 
-@pytest.fixture
-def copy(domain: str, tmp_path: Path, checked_types: str) -> Path:
-    """A copy of the repository without a domain, after a type check."""
-    copy = copy_of_the_repository(tmp_path / "copy")
-    for name in FOLDERS[domain]:
-        shutil.rmtree(copy / name, ignore_errors=True)  # may be gone already
-    in_copy(copy, "-m", "mypy", "--cache-dir", checked_types)
-    return copy
-
-
 def run_tests(copy: Path) -> int:
     """How many tests of what lies outside the domains pass; none may fail or lack what was deleted.
 
     All other tests are imported.
     """
     options = ("-m", "not slow", "-rs", "--disable-warnings", "-p", "no:cacheprovider", "-n0")
+    # Trainings of one domain each, which see nothing of the others.
+    options += ("--deselect", "tests/test_benchmarks.py::test_each_part_for_a_gpu_runs_on_a_cpu_with_tiny_sizes")
     files = [path.name for pattern in ("test_*.py", "engine/new/test_*.py") for path in (copy / "tests").glob(pattern)]
     said = in_copy(copy, "-m", "pytest", *options, "-k", " or ".join(files))
     assert skipped_for_a_domain(said) == []
@@ -57,7 +50,7 @@ def names_of(domain: str) -> re.Pattern[str]:
 
 def skipped_for_a_domain(said: str) -> list[str]:
     """The reasons for skipping in a summary of pytest that are not the machine's."""
-    reasons = re.findall(r"^SKIPPED \[\d+\] [\w/.:]+ (.*)$", said, re.MULTILINE)
+    reasons = re.findall(r"^SKIPPED \[\d+\] \S+ (.*)$", said, re.MULTILINE)
     return [reason for reason in reasons if not re.search(MACHINE, reason)]
 
 
@@ -91,7 +84,17 @@ def test_other_tests_cannot_know_that_a_domain_is_gone() -> None:
                 assert not (found := names.search(path.read_text(encoding="utf-8"))), f"{path}: {found}"
 
 
+def test_no_module_that_stays_imports_one_that_goes() -> None:
+    for names in FOLDERS.values():
+        gone = tuple(f"{name.replace('/', '.')}." for name in names if name.startswith("src/"))
+        left = {one: found for one, found in imports().items() if not f"{one}.".startswith(gone)}
+        assert [(one, name) for one, found in left.items() for name in found if f"{name}.".startswith(gone)] == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("domain", FOLDERS)
-def test_without_a_domain_the_tests_that_see_all_of_the_repository_pass(domain: str, copy: Path) -> None:
+def test_without_a_domain_the_tests_that_see_all_of_the_repository_pass(domain: str, tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy", compiled=True)
+    for name in FOLDERS[domain]:
+        shutil.rmtree(copy / name, ignore_errors=True)  # may be gone already
     assert run_tests(copy) > 100

@@ -1,9 +1,7 @@
 """What a release and its users need: one version, a wheel, a note for old imports, settings of tools."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -82,17 +80,3 @@ def test_the_wheel_is_complete_and_its_metadata_pass(tmp_path: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     ours = {path for path in (ROOT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert {str(path.relative_to(ROOT)) for path in ours} - packed == set()
-
-
-@pytest.mark.slow
-def test_uv_runs_a_command_from_pyproject(tmp_path: Path) -> None:
-    uv = shutil.which("uv", path=str(Path(sys.executable).parent))
-    if uv is None:
-        pytest.skip("uv is not installed")
-    copy = copy_of_the_repository(tmp_path / "copy")
-    # The packages are those of this environment: there is no network to install others.
-    environment = {**os.environ, "UV_PROJECT_ENVIRONMENT": sys.prefix, "PYTHONPATH": str(copy), "UV_OFFLINE": "1"}
-    command = [uv, "run", "--no-sync", "python", "-m", "src.train", "--help"]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--ckpt_path" in done.stdout

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.biology import sequence_sources
 from src.biology.sequences import HIDDEN, SequenceDataModule
-from src.engine.data.sequence_files import read_sequences
+from src.engine.data.sequence_files import read_records
 from src.engine.system.errors import InputError
 from tests.conftest import trainer, write
 from tests.contract import check_folds, check_prepare
@@ -81,7 +81,7 @@ def test_files_named_like_parts_are_refused(tmp_path: Path) -> None:
 
 def test_reads_behind_blank_lines_are_read_too(tmp_path: Path) -> None:
     path = write(tmp_path / "a.fq", FASTQ + "\n\n\n\n" + FASTQ + "\n")
-    assert len(list(read_sequences(Path(path)))) == 6
+    assert len(list(read_records(str(path), "", ""))) == 6
 
 
 def test_a_name_as_in_fasta_is_left_out_and_a_second_sequence_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Each kind, recipe and command alone makes a project that starts and refers to nothing that is not there."""
 
+import hashlib
 import os
 import random
 import re
@@ -22,7 +23,13 @@ from tests.engine.new.projects import environment, make
 TEMPLATE = Template(ROOT)
 KINDS = [("--kind", kind) for kind in kinds(ROOT)]
 README = ("--kind", "regression")  # the project whose README's commands are run
-RECIPES = [("--recipe", recipe) for recipe in recipes(TEMPLATE)]
+# Those of several domains last: what they share with smaller projects is tested there.
+RECIPES = sorted(
+    (("--recipe", recipe) for recipe in recipes(TEMPLATE)),
+    key=lambda words: recipes(TEMPLATE)[words[1]].startswith("configs/multimodal/"),
+)
+# One recipe of each domain: overlays and strategies are run with it.
+WHOLE = {path.split("/")[1]: name for name, path in recipes(TEMPLATE).items()}.values()
 LAST = next((words for words in RECIPES if words[1] == "shakespeare_gpt"), RECIPES[-1])
 PARTS = ("train", "predict", "export", "serve", "tune", "generate", "compile,clusters,fsdp2,remote")
 ALONE = [(*start, "--with", part) for start in (KINDS[0], LAST) for part in PARTS]
@@ -64,13 +71,34 @@ def check_skipped(said: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [*(kind for kind in KINDS if kind != README), *RECIPES], ids=" ".join)
-def test_a_project_of_each_kind_and_recipe_is_complete_and_its_tests_pass(
-    words: tuple[str, ...], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("words", [kind for kind in KINDS if kind != README], ids=" ".join)
+def test_a_project_of_each_kind_is_complete_and_its_tests_pass(words: tuple[str, ...], tmp_path: Path) -> None:
     project = make(tmp_path / "mine", *words)
     check(project)
     run_tests(project)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", RECIPES, ids=" ".join)
+def test_a_project_of_each_recipe_is_complete_and_its_tests_pass(
+    words: tuple[str, ...], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Tests that several projects have are all collected in each, and run in one of them."""
+    project = make(tmp_path / "mine", *words)
+    check(project)
+    run_tests(project, "--collect-only")
+    shorter = () if words[1] in WHOLE else ("-k", "not overlay and not strategy")
+    run_tests(project, *own_tests(project, tmp_path_factory), *shorter)
+
+
+def own_tests(project: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The files of tests that no other project has had with the same content, and those of its configurations."""
+    found = []
+    for path in sorted((project / "tests").rglob("test_*.py")):
+        content, name = hashlib.sha256(path.read_bytes()).hexdigest(), str(project)
+        if path.name == "test_configs.py" or once(tmp_path_factory, content, lambda _, name=name: name) == name:
+            found.append(str(path.relative_to(project)))
+    return found
 
 
 @pytest.mark.slow
@@ -81,7 +109,7 @@ def test_the_commands_of_a_readme_work_its_tests_too(tmp_path: Path, checked_typ
     table = project / "path" / "to" / "files"
     table.parent.mkdir(parents=True)
     table.with_suffix(".csv").write_text("x1,x2,x3,x4,x5\n0.1,0.2,0.3,0.4,0.5\n")
-    for words in (("train", "ARGS=--accelerator cpu"), ("test", "ARGS=-rs"), ("lint",)):
+    for words in (("train", "ARGS=--accelerator cpu"), ("test", "ARGS=-rs -n0"), ("lint",)):
         env = {**os.environ, "MYPY_CACHE_DIR": checked_types}
         done = subprocess.run(["make", *words], cwd=project, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
