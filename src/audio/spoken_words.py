@@ -15,7 +15,7 @@ from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.audio.speech_commands import speech_commands
 from src.engine.data.download import DownloadError
-from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
+from src.engine.data.labelled_files import PartsDataModule, check_class_sizes, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.split import check_shares
 from src.engine.system.errors import InputError, check_fraction, check_least
@@ -145,6 +145,7 @@ class SpokenWordsDataModule(PartsDataModule):
             return
         if self.path:
             files = labelled_files(self.path, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
+            check_class_sizes(files)
             waves = self.read([one.name for one in files], [one.file for one in files])
             keys = [hash(wave.numpy().tobytes()) for wave in waves]
             parts = split_files(files, waves, keys, self.shares, "sounds")

@@ -107,7 +107,7 @@ class Classifier(Task):
         weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
         return counted.sum() if weight is None else (weight[targets.where(counted, 0)] * counted).sum()
 
-    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """Update the metrics; returns logits (B, num_classes) and targets (B,), for callbacks."""
         loss, seen, logits = self._classify(batch)
         self.check((loss, seen))

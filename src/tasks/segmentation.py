@@ -63,8 +63,8 @@ class SegmentationTask(Classifier):
         images = (targets != IGNORED).flatten(1).any(1)
         return images.sum() if isinstance(self.loss, DiceLoss) else super().count(targets)
 
-    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        seen = Task.evaluate(self, stage, batch)
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        seen = Task._evaluate(self, stage, batch)
         return {"inputs": batch[0], "target": seen["target"], "preds": seen["preds"]}
 
     def log_metrics(self, stage: str) -> None:

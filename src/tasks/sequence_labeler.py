@@ -36,8 +36,8 @@ class SequenceLabeler(Classifier):
         loss, seen = super().step((*inputs, targets.view(len(targets), -1)))
         return loss, {**seen, "preds": seen["preds"].flatten(), "target": seen["target"].flatten()}
 
-    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        seen = Task.evaluate(self, stage, batch)
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        seen = Task._evaluate(self, stage, batch)
         return {"inputs": batch[0], "target": batch[-1], "preds": seen["preds"].view_as(batch[-1])}
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:

@@ -135,12 +135,12 @@ class Task(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.evaluate("val", batch)
+        return self._evaluate("val", batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.evaluate("test", batch)
+        return self._evaluate("test", batch)
 
-    def evaluate(self, stage: str, batch: Any) -> Any:
+    def _evaluate(self, stage: str, batch: Any) -> Any:
         """Update the metrics of `val` or `test`; returns what callbacks get: here the arguments of their `update`."""
         seen = self.check(self.step(batch))[1]
         self.metrics.add(stage, seen)

@@ -1,5 +1,6 @@
 """Plain text for language models: windows of tokens from a memory-mapped file."""
 
+import codecs
 import hashlib
 import json
 import os
@@ -7,7 +8,6 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -37,8 +37,8 @@ from src.text.tokenizer import (
 )
 
 PARTS = ("train", "val", "test")
-CHUNK = 2**20  # characters read at a time
-FORMAT = "1"  # part of every cache key; increase it when the files change
+CHUNK = 2**20  # bytes read at a time
+FORMAT = "2"  # part of every cache key; increase it when the files change
 PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 
 Batch = tuple[Tensor, Tensor]
@@ -282,33 +282,45 @@ def _file_stats(files: list[Path]) -> list[tuple[int, int]]:
 def _hash_and_count(files: list[Path]) -> tuple[str, int]:
     """SHA-256 and number of characters of a text."""
     digest, characters = hashlib.sha256(), 0
-    for text in _read(files, "Reading"):
-        digest.update(text.encode("utf-8"))
-        characters += len(text)
+    for _, chunk in _chunks(files, "Reading"):
+        digest.update(chunk)
+        # Count all bytes except the continuation bytes of UTF-8.
+        characters += int(np.count_nonzero((np.frombuffer(chunk, np.uint8) & 0xC0) != 0x80))
     return digest.hexdigest(), characters
 
 
-def _read(files: list[Path], title: str) -> Iterator[str]:
-    """The text of all files in pieces, with a line break between files, and a progress bar."""
+def _chunks(files: list[Path], title: str) -> Iterator[tuple[Path, bytes]]:
+    """The bytes of each file, ending with none, and a line break between files; with a progress bar."""
     size = sum(path.stat().st_size for path in files)
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False) as bar:
         for number, path in enumerate(files):
             if number:
-                yield "\n"
+                yield path, b"\n"
             try:
-                with TextIOWrapper(open_utf8(path), "utf-8", newline="") as file:
-                    while text := file.read(CHUNK):
-                        yield text
-                        bar.update(len(text))
-            except UnicodeDecodeError as error:
-                raise not_utf8(path) from error
+                with open_utf8(path) as file:
+                    while chunk := file.read(CHUNK):
+                        yield path, chunk
+                        bar.update(len(chunk))
             except (OSError, EOFError, zlib.error) as error:
                 raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+            yield path, b""
+
+
+def _decode(files: list[Path]) -> Iterator[str]:
+    """The text of all files in pieces."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for path, chunk in _chunks(files, "Tokenizing"):
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise not_utf8(path) from error
+        if text:
+            yield text
 
 
 def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Yield (part, text) pieces; they end at line breaks if possible, so that few words are cut."""
-    texts = _read(files, "Tokenizing")
+    texts = _decode(files)
     buffer = ""
     for part, left in splits.items():
         while left:

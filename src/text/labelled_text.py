@@ -1,7 +1,7 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from src import ROOT
 from src.engine.data.download import DownloadError
 from src.engine.data.labelled_files import PartsDataModule
-from src.engine.data.labels import label_order
+from src.engine.data.labels import check_labels, label_order
 from src.engine.data.loading import BatchDataset, Batches, Order, announce, batch_loader
 from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.tables import Columns, Row, read_columns
@@ -121,6 +121,7 @@ class LabelledTextDataModule(PartsDataModule):
     """
 
     input_kind = "text"
+    label_order = staticmethod(label_order)
 
     def __init__(
         self,
@@ -270,6 +271,7 @@ class LabelledTextDataModule(PartsDataModule):
         known = set(self.restored or found["train"][1])
         for part, (_, labels) in found.items():
             if unknown := next((one for one in enumerate(labels, start=1) if one[1] not in known), None):
+                check_labels(chain.from_iterable(own for _, own in found.values()), given["train"], self.restored)
                 raise InputError(
                     f"{given[part]}, row {unknown[0]}: label {unknown[1]!r} is not in the training data, which has"
                     f" {', '.join(sorted(known, key=label_order)[:10])}{' ...' if len(known) > 10 else ''}"

@@ -97,10 +97,16 @@ class _Pretrained(nn.Module):
     def write_huggingface(
         self, path: Path, labels: list[str], tokenizer: Any
     ) -> tuple[Callable[..., Tensor], list[str]]:
-        """Write a folder that `transformers` can load, with the tokenizer if it is a `SubwordTokenizer`.
+        """Write a folder that `transformers` can load.
+
+        Args:
+            path: the folder.
+            labels: names of the classes, or an empty list.
+            tokenizer: tokenizer of the data; a `SubwordTokenizer` is written too.
 
         Returns:
-            The network loaded from the folder, and the five lines of an example program that uses the folder.
+            The model loaded from the folder, tokens (B, T) int64 and mask (B, T) bool -> logits; and the five lines of
+            an example program that uses the folder.
         """
         model: Any = self.model.merge_and_unload() if self.lora_rank else self.model
         if labels:
@@ -120,9 +126,14 @@ class _Pretrained(nn.Module):
                 model_input_names=["input_ids", "attention_mask"],
                 **{name: token for name, token in special.items() if token is not None},
             ).save_pretrained(path)
-        sizes = {"num_classes": self.num_classes} if isinstance(self, PretrainedClassifier) else {}
-        network: Any = type(self)
-        loaded = network(str(path), **sizes).eval()
+        loaded: Any = transformers_class(self.auto_class).from_pretrained(path).eval()
+
+        def run(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+            # Some models find the end of a text by the padding token.
+            ids = tokens if mask is None else tokens.masked_fill(~mask, loaded.config.pad_token_id)
+            logits: Tensor = loaded(input_ids=ids, attention_mask=None if mask is None else mask.long()).logits
+            return logits
+
         lines = [
             f"import sys; from transformers import {self.auto_class}, AutoTokenizer",
             f'inputs = AutoTokenizer.from_pretrained("{path.name}")(sys.argv[1], return_tensors="pt")',
@@ -130,7 +141,7 @@ class _Pretrained(nn.Module):
             "logits = model(**inputs).logits[0]",
             "print(model.config.id2label[logits.argmax().item()])" if labels else "print(logits.shape)",
         ]
-        return loaded, lines
+        return run, lines
 
     def _check_length(self, length: int, option: str) -> None:
         if self.block_size is not None and length > self.block_size:

@@ -57,7 +57,6 @@ class DetectionTask(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._seen = []
         check_classes(self, self.net.num_classes)
         size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.net.image_size)
         if size != self.net.image_size:
@@ -71,7 +70,15 @@ class DetectionTask(Task):
         loss = self.net.losses(images, [(rows[:, :4], rows[:, 4].long()) for rows in known])
         return loss, {"value": loss.detach(), "weight": weight}
 
-    def evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._seen = []
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._seen = []
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch
         self.metrics.add(stage, self.check(self.step(batch))[1])
         preds = self(images)
@@ -96,7 +103,6 @@ class DetectionTask(Task):
             return
         by_class = stage == "test" and self.net.num_classes <= LISTED
         found = self.average_precision(by_class)
-        self._seen = []
         scores = {f"{stage}/{name}": found[name] for name in ("map", "map_50")}
         if by_class:
             labels = self.label_names(self.net.num_classes)

@@ -1,22 +1,20 @@
 """The best checkpoint of a run that was just trained."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from src.engine.runs.checkpoint import read_checkpoint
+from src.engine.runs.checkpoint import read_checkpoint, shards_of
 from src.engine.runs.run_record import best_metrics
 from src.engine.runs.runs import relative
 from src.engine.system.errors import raised_by_lightning
 
 
 class BestCheckpoint:
-    """The checkpoint that `--checkpoint` has chosen.
+    """The checkpoint that `--checkpoint` has chosen, read from its file.
 
     Args:
         trainer: has trained the run.
@@ -27,33 +25,57 @@ class BestCheckpoint:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.path = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        self.is_saved = bool(self.path) and Path(self.path).exists()
+        self.content: dict[str, Any] = read_checkpoint(self.path) if self.path and Path(self.path).exists() else {}
         monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-        self.metrics = best_metrics(read_checkpoint(self.path), monitor) if self.is_saved else {}
+        self.metrics = best_metrics(self.content, monitor) if self.content else {}
 
     def test(self, model: LightningModule, datamodule: LightningDataModule | None) -> None:
         """Test it as `src.train test` does, or the last weights if there is no such checkpoint.
 
+        Lightning would let callbacks that have trained, such as WeightAveraging, put other weights in their place.
         Without a test step or test data, only says so.
         """
         for name, instance in (("test_step", model), ("test_dataloader", datamodule or model)):
             if not is_overridden(name, instance):
                 rank_zero_info(f"Not tested: {type(instance).__name__} has no method {name}")
                 return
-        what = relative(Path(self.path)) if self.is_saved else "the last weights: no best checkpoint was saved"
-        rank_zero_info(f"Testing {what}")
-        model.on_load_checkpoint = partial(_without_callbacks, model.on_load_checkpoint)  # type: ignore[method-assign]
-        model.strict_loading = False  # layers that a module builds for the test only stay as they are
-        path = self.path if self.is_saved else None
+        path, callbacks = None, self.trainer.callbacks  # type: ignore[attr-defined]
+        before = list(callbacks)
+        if not self.content:
+            rank_zero_info("Testing the last weights: no best checkpoint was saved")
+        else:
+            rank_zero_info(f"Testing {relative(Path(self.path))}")
+            if shards_of(Path(self.path)):
+                path = self.path
+            else:
+                content = {name: value for name, value in self.content.items() if name != "half_epoch"}
+                model.on_load_checkpoint(content)
+                model.load_state_dict(content["state_dict"], strict=model.strict_loading)
+                callbacks.insert(0, _Weights(content["state_dict"], model))
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None
             if not raised_by_lightning(error) or "dataloader" not in str(error):
                 raise
             rank_zero_info(f"Not tested: {error}")
+        finally:
+            callbacks[:] = before
 
 
-def _without_callbacks(hook: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
-    """Let callbacks that have trained, such as WeightAveraging, not put other weights in place of the checkpoint's."""
-    hook(checkpoint)
-    checkpoint.pop("callbacks", None)
+class _Weights(Callback):
+    """Loads the weights of layers that a module builds in `setup`, when the test starts: `setup` has built them anew.
+
+    Args:
+        weights: the state dict of a checkpoint.
+        model: has these weights.
+    """
+
+    def __init__(self, weights: dict[str, Any], model: LightningModule) -> None:
+        self.weights = weights
+        self.loaded = [*model.parameters(), *model.buffers()]
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        known = {id(one) for one in self.loaded}
+        now = (*pl_module.named_parameters(), *pl_module.named_buffers())
+        new = {name: self.weights[name] for name, one in now if id(one) not in known and name in self.weights}
+        pl_module.load_state_dict(new, strict=False)

@@ -21,7 +21,7 @@ from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.matching import match_model_and_data
-from src.engine.cli.overview import DESCRIPTION, OPTIONS, PROGRAM, USAGE
+from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
@@ -119,8 +119,27 @@ class StarterCLI(LightningCLI):
         return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for flag, (kind, default, text) in OPTIONS.items():
-            parser.add_argument(flag, type=kind, default=default, help=text)
+        parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
+            " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
+        )
+        parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may use")
+        parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
+        )
+        parser.add_argument(
+            "--save_every_n_minutes", type=float, default=10.0, help="Also save last.ckpt every N minutes; 0: never"
+        )
+        parser.add_argument(
+            "--retries",
+            type=int,
+            default=0,
+            help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
+        )
         for add_arguments in hooks("add_arguments"):
             add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
@@ -177,7 +196,6 @@ class StarterCLI(LightningCLI):
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
-        config.follow_checkpoint(self.config, "checkpoint.monitor" in self.given)
         for key in ("callbacks", "logger", "plugins"):
             self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
         refuse_nulls(self.config.as_dict())

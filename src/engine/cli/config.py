@@ -142,11 +142,12 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         raise InputError(f"--config {given}: no such file{nearest(named[0] if named else given, known)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        tree = parse_value(text) or {}
+        tree = parse_value(text)
     except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
     check_keys(text, given, dotted)
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"--config {given} is not a configuration: it holds {type(tree).__name__}, not settings")
     for name in ("trainer", "checkpoint"):
@@ -228,32 +229,39 @@ def other_parts(saved: Tree, tree: Tree) -> str:
 
 
 def merge_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """`merge_class_options` for a tree with bare names; every EarlyStopping gets a monitor, see `follow_checkpoint`."""
+    """`merge_class_options` for a tree with bare names; every EarlyStopping gets its monitor."""
     tree, left = merge_class_options(resolve_names(tree), options, dropped)
-    for one in as_list((tree.get("trainer") or {}).get("callbacks")):
-        if is_class(one) and _stops_early(one["class_path"]):
-            one["init_args"] = {"monitor": FOLLOWED, **(one.get("init_args") or {})}
-    followed: list[Option] = []
-    for flag, value in left:
-        followed.append((flag, value))
-        if flag.rstrip("+") == "--trainer.callbacks" and _stops_early(value):
-            followed.append(("--trainer.callbacks.monitor", FOLLOWED))  # a later option can set another one
-    return tree, followed
+    return tree, _follow_checkpoint(tree, left)
 
 
-def follow_checkpoint(config: Namespace, is_named: bool) -> None:
+def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
 
-    Args:
-        config: the parsed configuration, changed in place.
-        is_named: whether it names that metric; else the run may choose it later.
+    Those of the tree are changed in place; returns the options.
     """
-    best = config.checkpoint
-    for one in as_list(config.trainer.callbacks):
-        if one.get("init_args", {}).get("monitor") == FOLLOWED:
-            one.init_args.mode = best.mode if best.monitor else "min"
-            if is_named or not hooks("MonitorChoice"):
-                one.init_args.monitor = best.monitor or DEFAULT_MONITOR
+    given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
+    default = FOLLOWED if hooks("MonitorChoice") else DEFAULT_MONITOR
+    settings = {"monitor": default, "mode": "min", **(tree.get("checkpoint") or {}), **given}
+    if not settings["monitor"]:  # no metric selects the best checkpoint
+        settings |= {"monitor": DEFAULT_MONITOR, "mode": "min"}
+    watched = {name: settings[name] for name in ("monitor", "mode")}
+    for one in as_list((tree.get("trainer") or {}).get("callbacks")):
+        if is_class(one) and _stops_early(one["class_path"]):
+            own = one.get("init_args") or {}
+            if own.get("monitor") == FOLLOWED:  # as the run saved it that is continued here
+                one["init_args"] = {**own, **watched}
+            elif "monitor" not in own:
+                one["init_args"] = {**watched, **own}
+    followed: list[Option] = []
+    has_monitor = False  # of the callback to which the later options belong
+    for flag, value in reversed(options):
+        has_monitor |= flag.replace(".init_args", "") == "--trainer.callbacks.monitor"
+        if flag.rstrip("+") == "--trainer.callbacks":
+            if _stops_early(value) and not has_monitor:
+                followed = [(f"{flag.rstrip('+')}.{name}", str(one)) for name, one in watched.items()] + followed
+            has_monitor = False
+        followed.insert(0, (flag, value))
+    return followed
 
 
 def _stops_early(class_path: Any) -> bool:
@@ -293,7 +301,11 @@ def is_class_setting(tree: Tree, key: str) -> bool:
 
 def _setting(tree: Tree, key: str) -> Any:
     """The value of the setting with a dotted name, or None."""
-    return next((value for name, value in walk(tree) if name == key), None)
+    node: Any = tree
+    for name in filter(None, key.split(".")):
+        node = node.get("init_args") if is_class(node) else node
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def nest(key: str, value: Any) -> Tree:

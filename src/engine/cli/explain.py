@@ -28,8 +28,8 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         for name in (*SHORT_FLAGS, "config", "print_config", "help_all", "list", *parser.get_defaults().keys())
     ]
     for key, value in walk(tree):
-        if is_class(value):
-            known += [f"--{key}.{name}" for name in inspect.signature(import_class(value["class_path"])).parameters]
+        if is_class(value) and (cls := import_class(value["class_path"])):
+            known += [f"--{key}.{name}" for name in inspect.signature(cls).parameters]
     if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
         return f"{found[1]}: no such option{nearest(found[1], known)}"
     if found := re.match(r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<leaf>[^']+)'", message):

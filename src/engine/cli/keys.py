@@ -4,7 +4,7 @@ import yaml
 
 from src.engine.system.errors import InputError
 
-NAMES = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")  # tags of keys that may be names of settings
+MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words such as on and no
 
 
 def check_keys(text: str, given: str, dotted: bool) -> None:
@@ -39,7 +39,7 @@ def _check(node: yaml.Node | None, given: str, plain: bool, arguments: bool = Fa
         if name in lines:
             raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
         lines[name] = line
-        if plain and key.tag not in NAMES:
+        if plain and key.tag in MISREAD:
             raise InputError(f"--config {given}, line {line}: {name} is no name of a setting: put it in quotes")
         if plain and "." in name:
             nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"

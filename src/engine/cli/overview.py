@@ -5,10 +5,9 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from src import ROOT
 from src.engine.system.classes import project_classes, subclasses_here
@@ -32,21 +31,6 @@ SETTINGS = {
     "--seed_everything N": "seed of the run; default: 42",
     "--lr_scheduler_interval step": "or epoch: when the schedule steps",
     "--print_config": "print the complete configuration and exit",
-}
-# Options of this project that take a value: type, default and help.
-OPTIONS: dict[str, tuple[Any, Any, str]] = {
-    "--name": (str | None, None, "Folder of the runs in logs/; default: the recipe's name"),
-    "--ckpt_path": (
-        str | None,
-        None,
-        "Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a path,"
-        " `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
-    ),
-    "--trust": (str | None, None, "Other module whose classes the checkpoint may use"),
-    "--run": (str | None, None, "Run folder to use; default: the newest run"),
-    "--save_every_n_steps": (int, 0, "Also save last.ckpt every N optimizer steps; 0: never"),
-    "--save_every_n_minutes": (float, 10.0, "Also save last.ckpt every N minutes; 0: never"),
-    "--retries": (int, 0, "How often to retry from last.ckpt at half the learning rate if the loss is NaN or infinite"),
 }
 
 
@@ -76,23 +60,28 @@ def short_help() -> str:
 
 def listed() -> Iterator[str]:
     """Recipes, networks, tasks, DataModules, callbacks, overlays and searches with one line each."""
+    files = {path: _comment(path) for path in sorted((ROOT / "configs").rglob("*.yaml"))}
     own_loaders = [name for name in _classes("LightningModule") if "train_dataloader" in _methods(name)]
-    files: dict[str, list[tuple[str, str]]] = {"recipe": [], "overlay": [], "search": []}
-    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+    kinds: dict[Path, str] = {}
+    for path in files:
         text = path.read_text(encoding="utf-8", errors="replace")
         keys = {*re.findall(r"^(\w+):", text, re.MULTILINE)}
         has_data = "data" in keys or any(re.search(rf"\b{name}\b", text) for name in own_loaders)
-        kind = "recipe" if "model" in keys and has_data else "search" if "space" in keys else "overlay"
-        files[kind].append((path.relative_to(ROOT).as_posix(), _comment(text)))
+        is_recipe = "model" in keys and has_data
+        kinds[path] = "Recipes" if is_recipe else "Searches" if "space" in keys else "Overlays"
+
+    def configs(kind: str) -> list[tuple[str, str]]:
+        return [(path.relative_to(ROOT).as_posix(), text) for path, text in files.items() if kinds[path] == kind]
+
     networks = [name for name in _classes("Module", "Sequential") if _is_network(name)]
     for title, lines in (
-        ("Recipes: --config FILE", files["recipe"]),
+        ("Recipes: --config FILE", configs("Recipes")),
         ("Networks: --model.net NAME", _described(networks)),
         ("Tasks: --model NAME", _described(_classes("LightningModule"))),
         ("DataModules: --data NAME", _described(_classes("LightningDataModule"))),
         ("Callbacks: --trainer.callbacks+=NAME", _described(_classes("Callback"))),
-        ("Overlays: --config FILE, added to a recipe", files["overlay"]),
-        ("Searches: --config FILE, of the command tune", files["search"]),
+        ("Overlays: --config FILE, added to a recipe", configs("Overlays")),
+        ("Searches: --config FILE, of the command tune", configs("Searches")),
     ):
         if lines:
             yield from (title, _table(lines), "")
@@ -100,12 +89,15 @@ def listed() -> Iterator[str]:
 
 def _own_options() -> Iterator[tuple[str, str]]:
     """The options that this project adds to those of LightningCLI, and their help."""
-    for name, (_, _, text) in OPTIONS.items():
-        yield f"{name} {name.rpartition('_')[2].lstrip('-').upper()}", text
     engine = Path(__file__).parents[1]
-    for file in (engine / "cli/cli.py", *sorted(engine.glob("parts/*.py"))):
-        code = file.read_text(encoding="utf-8")
-        yield from re.findall(r'add_argument\("(--\w+)", action="store_true", help="(.*)"\)', code)
+    for file in (engine / "cli/cli.py", *sorted(engine.glob("parts/*.py")), *sorted(engine.glob("tensorboard/*.py"))):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
+                given = {one.arg: one.value for one in node.keywords}
+                if "help" in given:
+                    name = ast.literal_eval(node.args[0])
+                    value = "" if "action" in given else f" {name.rpartition('_')[2].lstrip('-').upper()}"
+                    yield f"{name}{value}", ast.literal_eval(given["help"])
 
 
 def _classes(*bases: str) -> list[str]:
@@ -139,16 +131,20 @@ def _is_network(name: str) -> bool:
     return not needed and project_classes()[name][0].split(".")[1] != "tasks" and not name.endswith("Loss")
 
 
-def _described(names: list[str]) -> list[tuple[str, str]]:
+def _described(names: Iterable[str]) -> list[tuple[str, str]]:
     """Names of classes and the first paragraph of their docstrings."""
-    texts = [(ast.get_docstring(_definition(name)) or "").split("\n\n")[0] for name in names]
-    return [(name, " ".join(text.split())) for name, text in zip(names, texts, strict=True)]
+    return [(name, _line((ast.get_docstring(_definition(name)) or "").split("\n\n")[0])) for name in names]
 
 
-def _comment(text: str) -> str:
-    """The first sentence of the comment at the head of a file with this text."""
-    head = re.findall(r"\A(?:#.*\n)*", text)[0].replace("#", " ")
-    return re.sub(r"(?<!\bal)\. .*", ".", " ".join(head.split()))
+def _comment(path: Path) -> str:
+    """The first sentence of the comment at the head of a file."""
+    lines = re.match(r"(#.*\n)*", path.read_text(encoding="utf-8", errors="replace"))
+    text = _line(lines[0].replace("#", " ")) if lines else ""
+    return re.sub(r"(?<!\bal)\. .*", ".", text)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _table(rows: list[tuple[str, str]], width: int = 10**6) -> str:

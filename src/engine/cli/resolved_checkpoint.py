@@ -69,8 +69,6 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     if run and is_address(run):
         run = str(at_address(hooks("fetch_run"), run)(run))
     folder = Path(run).expanduser().absolute() if run else None
-    if folder and not folder.is_dir():
-        raise InputError(f"--run {run}: no such folder; give one such as logs/default/version_0")
     roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
     roots += [given.get("--trainer.default_root_dir")]
     root = next((local_root(root) for root in reversed(roots) if root), None)
@@ -128,6 +126,7 @@ def _to_continue(
                 " --ckpt_path out to start a new run, or give the path of a checkpoint"
             )
         return ResolvedCheckpoint(loaded, options)
+    _check_run(folder)
     if path in (None, "last", "auto"):
         checkpoint, lines = good_checkpoint(folder)
         for line in lines:
@@ -188,8 +187,15 @@ def _to_evaluate(
         is_named = any(config.is_recipe(tree) for _, tree in loaded)
         name = _given_name(loaded, options) or (config.choose_recipe(loaded, {})[1] if is_named else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
+    _check_run(folder)
     checkpoint = checkpoint_of(folder, path or "best")
     rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
     return ResolvedCheckpoint(
         loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder, own_run=folder
     )
+
+
+def _check_run(folder: Path) -> None:
+    """Raise InputError if there is no such run."""
+    if not folder.is_dir():
+        raise InputError(f"--run {folder}: no such folder; give one such as logs/default/version_0")

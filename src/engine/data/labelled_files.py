@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
 from src.engine.data.images import IMG_EXTENSIONS, file_error, image_files, is_hidden, skipped_line
-from src.engine.data.labels import check_labels, check_not_parts, label_order, report_classes
+from src.engine.data.labels import check_labels, check_not_parts, report_classes
 from src.engine.data.loading import BatchedDataModule
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
@@ -101,18 +101,8 @@ def read_all(
     return [value for value, _ in found]
 
 
-def split_files(
-    files: Sequence[LabelledFile], values: Sequence[T], keys: Sequence[Any], shares: Sequence[float], kind: str
-) -> dict[str, list[tuple[T, str]]]:
-    """Values and labels of each part, in equal class proportions; those with equal keys in several parts are reported.
-
-    Args:
-        files: the files, at least three per class.
-        values: what was read of each.
-        keys: equal for files with the same content.
-        shares: of validation and test.
-        kind: what they are, such as sounds, for messages.
-    """
+def check_class_sizes(files: Sequence[LabelledFile]) -> None:
+    """Raise InputError if a class has too few files for each part to have one."""
     for label, count in Counter(one.label for one in files).items():
         if count < LEAST:
             name = next(one.name for one in files if one.label == label)
@@ -120,8 +110,22 @@ def split_files(
                 f"class {label} has too few files, {count} of {LEAST}, such as {name}: give one each for training,"
                 " validation and test, or remove the class"
             )
-    classes = sorted({one.label for one in files})
-    split = stratified_split([classes.index(one.label) for one in files], shares)
+
+
+def split_files(
+    files: Sequence[LabelledFile], values: Sequence[T], keys: Sequence[Any], shares: Sequence[float], kind: str
+) -> dict[str, list[tuple[T, str]]]:
+    """Values and labels of each part, in equal class proportions; those with equal keys in several parts are reported.
+
+    Args:
+        files: the files.
+        values: what was read of each.
+        keys: equal for files with the same content.
+        shares: of validation and test.
+        kind: what they are, such as sounds, for messages.
+    """
+    classes = {label: number for number, label in enumerate(sorted({one.label for one in files}))}
+    split = stratified_split([classes[one.label] for one in files], shares)
     parts = dict(zip(PARTS, split, strict=True))
     found = {part: [keys[number] for number in own] for part, own in parts.items()}
     report_duplicates(found, kind, lambda part, index: files[parts[part][index]].name)
@@ -132,6 +136,8 @@ class PartsDataModule(BatchedDataModule):
     """A DataModule with `labels`."""
 
     num_classes: int
+    label_order: Callable[[str], Any] | None = None
+    """Key that sorts the labels; None: by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +155,7 @@ class PartsDataModule(BatchedDataModule):
         """
         labels = [label for own in parts.values() for label in own]
         check_labels(labels, source, self.restored)
-        self.labels = self.restored or sorted(set(labels), key=label_order)
+        self.labels = self.restored or sorted(set(labels), key=self.label_order)
         self.num_classes = len(self.labels)
         numbers = {label: number for number, label in enumerate(self.labels)}
         if unknown := [label for label in labels if label not in numbers]:

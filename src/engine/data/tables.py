@@ -188,7 +188,7 @@ def _batches(path: Path, columns: Sequence[str], options: Sequence[str], block_s
         raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (pa.ArrowInvalid, pa.ArrowKeyError, pa.ArrowNotImplementedError, OSError, *UNREADABLE) as error:
+    except (pa.ArrowException, OSError, *UNREADABLE) as error:
         if isinstance(error, UnicodeDecodeError) or "invalid utf8" in str(error).lower():
             raise not_utf8(path) from error
         if "Empty CSV" in str(error):
@@ -246,8 +246,9 @@ def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[A
 
     count = first = start = 0
     for batch in batches:
-        has_line = (compute.match_substring_regex(batch.column(column), "[\n\r]") for column in columns)
-        if rows := compute.indices_nonzero(reduce(compute.or_, has_line)).to_pylist():
+        found = [one for one in map(batch.column, columns) if _has_line_break(one)]
+        has_line = [compute.match_substring_regex(one, "[\n\r]") for one in found]
+        if has_line and (rows := compute.indices_nonzero(reduce(compute.or_, has_line)).to_pylist()):
             count, first = count + len(rows), first or start + rows[0] + 1
         start += batch.num_rows
         yield batch
@@ -260,6 +261,12 @@ def _json(path: Path, columns: Sequence[str]) -> Table:
     head = list(islice(rows, 1))  # the first row names the columns
     names = list(head[0] if head else columns)
     return names, (tuple([row.get(column)] for column in columns) for row in chain(head, rows))
+
+
+def _has_line_break(column: Any) -> bool:
+    characters = column.buffers()[-1]
+    content = characters.to_pybytes() if characters else b""  # faster to search than the texts
+    return b"\n" in content or b"\r" in content
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """Many texts in little memory."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+CHUNK = 10_000  # texts whose offsets are Python numbers at the same time
 
 
 class Texts(Sequence[str]):
@@ -40,3 +42,11 @@ class Texts(Sequence[str]):
             return self.take(np.arange(len(self))[index])
         start = self.starts[index]
         return str(memoryview(self.data[start : start + self.lengths[index]]), "utf-8")
+
+    def __iter__(self) -> Iterator[str]:
+        view = memoryview(self.data)
+        for first in range(0, len(self), CHUNK):
+            starts = self.starts[first : first + CHUNK]
+            ends = starts + self.lengths[first : first + CHUNK]
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+                yield str(view[start:end], "utf-8")

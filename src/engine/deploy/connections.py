@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 IDLE_SECONDS = 15.0  # a connection without a request; a request whose head is incomplete
 MAX_HEAD = 2**16  # bytes of a request besides its body
+MAX_DISCARDED = 2**24  # bytes of a refused body to read, because clients look for an answer after sending all of it
 MAX_CONNECTIONS = 1000
 OTHER_FILES = 100  # open files that are not connections
 SHUTDOWN_SECONDS = 6  # for open requests when the server stops
@@ -40,6 +41,7 @@ class Connection(HttpToolsProtocol):
 
     since = 0.0  # time of the last event: connected, request begun, head complete, answered
     overhead = 0  # bytes received since the last complete request that are not its body
+    discarded = 0  # bytes of bodies received after their answer
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -86,11 +88,15 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self.overhead -= 2 * len(body)  # twice, for the lengths of small chunks
+        if self.cycle.response_complete:
+            self.discarded += len(body)
+            if self.discarded > MAX_DISCARDED:
+                self.drop()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self.overhead = 0
+        self.overhead = self.discarded = 0
 
     def on_response_complete(self) -> None:
         self.unanswered.popleft()

@@ -240,11 +240,12 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
 
 def torch_file(reference: Reference, path: Path) -> Exported:
     """Write a program of torch.export."""
-    # Private (torch 2.15): by default a GRU or LSTM is exported as a copy of its cell for each position.
-    from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
+    with exporting(reference):
+        # Private (torch 2.15): by default a GRU or LSTM is exported as a copy of its cell for each position.
+        from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
 
-    with exporting(reference), register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
-        program = torch.export.export(reference.net, reference.example, dynamic_shapes=reference.dynamic_shapes())
+        with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
+            program = torch.export.export(reference.net, reference.example, dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
     arguments = ", ".join(f"torch.from_numpy({name})" for name in reference.names)

@@ -1,30 +1,33 @@
 """Writes predictions to a table, one row per input, in input order."""
 
 import csv
+import errno
+import io
 import json
+import os
 import shutil
 import signal
-import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from itertools import chain, islice, zip_longest
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 from tqdm import tqdm
 
 from src.engine.data.images import flatten, read_image
-from src.engine.deploy.inference import NOT_FINITE, Row, is_finite, mask_image
+from src.engine.deploy.inference import NOT_FINITE, is_finite, mask_image
+from src.engine.runs.runs import WORKER_SECONDS
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems
 STEM = 200  # largest number of bytes of an input's name in that of its mask or picture
 # A dict in a row becomes one column per key: `probabilities` becomes `probability_a`, `probability_b`.
 SINGULAR = {"probabilities": "probability", "areas": "area"}
@@ -36,7 +39,7 @@ class PredictionTable(Callback):
 
     `boxes` in a prediction become one row per box, and a row without box if there are none.
 
-    Each process writes its share to a temporary folder; at the end the first process merges them into the table.
+    With several processes, each writes its share to a temporary file; at the end the first process merges them.
 
     Args:
         path: absolute path of the table, .csv, .jsonl or .parquet; the file appears when it is complete. Masks are
@@ -54,37 +57,30 @@ class PredictionTable(Callback):
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"--output {path.name}: give a name that ends in {', '.join(SUFFIXES)}")
         self.path = path
-        self.masks, self.pictures = (f"{path.stem}_{kind}" for kind in ("masks", "pictures"))
+        self.masks, self.pictures = (path.with_name(f"{path.stem}_{kind}") for kind in ("masks", "pictures"))
+        for folder in (self.masks, self.pictures):
+            if folder.exists():
+                raise InputError(f"{folder} already exists: give another --output")
         self.total = total
         self.draws = draws
         self.rows = self.errors = self.notes = 0
         self.first_errors: list[str] = []
-        self._check_new()
-        self._folder: Path | None = None  # temporary, the same in all processes
-        self._part: Any = None
-        self._bar: Any = tqdm(disable=True)
+        self._writer: _Writer | None = None
+        self._bar: Any = None
         self._seen = 0
-
-    def _check_new(self) -> None:
-        for name in (self.path.name, self.masks, self.pictures):
-            if self.path.with_name(name).exists():
-                raise InputError(f"{self.path.with_name(name)} already exists: give another --output")
+        self._lock: FileLock | None = None  # held by the first process
+        self._is_ours = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        problem = trainer.strategy.broadcast(self._take() if trainer.is_global_zero else "")
+        if problem:
+            raise InputError(problem)
+        self._is_ours = True
         Interruption().install()  # Lightning's handler of SIGTERM does not stop a prediction
-        name = ""
-        with self._write_errors():
-            if trainer.is_global_zero:
-                name = tempfile.mkdtemp(dir=self.path.parent, prefix=f".{self.path.name}-")
-            self._folder = Path(trainer.strategy.broadcast(name))
-            self._part = (self._folder / str(trainer.global_rank)).open("w", encoding="utf-8")
-        self._bar = tqdm(
-            total=self.total,
-            unit=" inputs",
-            desc="Predicting",
-            dynamic_ncols=True,
-            disable=not trainer.is_global_zero,
-        )
+        suffix = self.path.suffix.lower() if trainer.world_size == 1 else ".jsonl"
+        self._writer = _Writer(self._part(trainer.global_rank), suffix)
+        if trainer.is_global_zero:
+            self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
 
     def on_predict_batch_end(
         self,
@@ -95,56 +91,86 @@ class PredictionTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        assert self._writer is not None
         predicted = iter([] if outputs is None else outputs)
         for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
             values = {} if error else next(predicted)
             error = error or ("" if is_finite(values) else NOT_FINITE)
             columns = {} if error else self._flatten(values, name, trainer)
             row = {"input": _valid(name), **columns, "error": _valid(error), "note": note}
-            with self._write_errors():
-                self._part.write(json.dumps(row, default=_plain) + "\n")
+            self._write(self._writer, row, counts=trainer.world_size == 1)
             self._seen += 1
-        self._bar.update(len(batch["names"]) * trainer.world_size)
+        if self._bar is not None:
+            self._bar.update(len(batch["names"]) * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._folder is not None
-        self._bar.close()
-        with self._write_errors():
-            self._part.close()
+        assert self._writer is not None
+        self._writer.close()
+        if self._bar is not None:
+            self._bar.close()
         trainer.strategy.barrier()
         if not trainer.is_global_zero:
             return
-        parts = [self._folder / str(rank) for rank in range(trainer.world_size)]
-        first = next((row for row in _merged(parts) if not row["error"]), {"input": "", "error": "", "note": ""})
-        with self._write_errors():
-            _write_table(self._folder / self.path.name, _per_box(first)[0], self._counted(_merged(parts)))
-            self._check_new()
-            for name in (self.masks, self.pictures, self.path.name):
-                if (self._folder / name).exists():
-                    (self._folder / name).rename(self.path.with_name(name))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            if trainer.world_size > 1:
+                whole = self.path.with_name(f".{self.path.name}.whole")
+                self._writer = _Writer(whole, self.path.suffix.lower())
+                for row in _merged_rows([self._part(rank) for rank in range(trainer.world_size)]):
+                    self._write(self._writer, row, counts=True)
+                self._writer.close()
+            _rename_new(self._writer.path, self.path)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        finally:
+            self.remove_parts(trainer.world_size)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+        if not self._is_ours:
+            return
         launcher: Any = trainer.strategy.launcher
         if isinstance(exception, Interrupted) and hasattr(launcher, "kill"):
             launcher.kill(signal.SIGTERM)  # the other processes, which may not have got it
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self.remove_parts(trainer.world_size)
+        for folder in (self.masks, self.pictures):
+            shutil.rmtree(folder, ignore_errors=True)  # it was not there before
 
-    @contextmanager
-    def _write_errors(self) -> Iterator[None]:
+    def remove_parts(self, world: int) -> None:
+        """Remove the temporary files of all processes."""
+        whole = self.path.with_name(f".{self.path.name}.whole")
+        for path in (whole, *(self._part(rank) for rank in range(world))):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._unlock()
+
+    def _take(self) -> str:
+        """Keep other runs from writing this table; returns why it cannot be written, or ""."""
+        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=WORKER_SECONDS)
         try:
-            yield
+            lock.acquire()
+            self._lock = lock
+        except Timeout:
+            return f"--output {self.path} is being written by another run: give another name"
+        except NotImplementedError:  # a file system without locks
+            pass
         except OSError as error:
-            raise InputError(
-                f"--output {self.path} cannot be written ({error.strerror or error}): free some space, or give another"
-                " --output"
-            ) from error
+            if error.errno not in NO_LOCKS:
+                return str(_unwritable(self.path, error))
+        if not self.path.exists():
+            return ""
+        self._unlock()
+        return f"--output {self.path} already exists: give another name, or remove it"
 
-    def _flatten(self, row: Row, name: str, trainer: Trainer) -> Row:
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            self._lock.release()
+
+    def _flatten(self, row: dict[str, Any], name: str, trainer: Trainer) -> dict[str, Any]:
         """The columns of a row; a mask (H, W) is written to a file."""
-        columns: Row = {}
+        columns: dict[str, Any] = {}
         for key, value in row.items():
             if isinstance(value, dict):
                 columns |= {f"{SINGULAR.get(key, key)}_{part}": one for part, one in value.items()}
@@ -160,26 +186,37 @@ class PredictionTable(Callback):
             )
         return columns
 
-    def _save(self, image: Image.Image, folder: str, name: str, trainer: Trainer) -> str:
+    def _save(self, image: Image.Image, folder: Path, name: str, trainer: Trainer) -> str:
         """Write an image to a folder; returns its path in the table."""
-        assert self._folder is not None
         number = self._seen * trainer.world_size + trainer.global_rank + 1
         stem = _valid(Path(name).stem).encode()[:STEM].decode(errors="ignore")
-        file = f"{folder}/{number:06}_{stem}.png"
-        with self._write_errors():
-            (self._folder / folder).mkdir(exist_ok=True)
-            image.save(self._folder / file)
-        return file
+        file = folder / f"{number:06}_{stem}.png"
+        try:
+            folder.mkdir(exist_ok=True)
+            image.save(file)
+        except OSError as error:
+            raise _unwritable(file, error) from error
+        return f"{folder.name}/{file.name}"
 
-    def _counted(self, rows: Iterator[Row]) -> Iterator[Row]:
-        """The rows of the table, from those of the inputs."""
-        for row in rows:
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f".{self.path.name}.{rank}")
+
+    def _write(self, writer: "_Writer", row: dict[str, Any], counts: bool) -> None:
+        try:
+            if counts and "boxes" in row:
+                name, boxes, rest = row["input"], row["boxes"], {key: row[key] for key in row if key != "boxes"}
+                for box in boxes or [dict.fromkeys(BOX)]:
+                    writer.write({"input": name, **box, **rest})
+            else:
+                writer.write(row)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        if counts:
             self.rows += 1
             self.errors += bool(row["error"])
             self.notes += bool(row["note"])
             if row["error"] and len(self.first_errors) < 3:
                 self.first_errors.append(f"{row['input']}: {row['error']}")
-            yield from _per_box(row)
 
 
 def _valid(name: str) -> str:
@@ -187,46 +224,64 @@ def _valid(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _plain(value: Any) -> Any:
-    """A number or an array of NumPy as Python's; anything else as text."""
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+class _Writer:
+    """Writes rows to a .csv, .jsonl or .parquet file; the first row without error gives the columns."""
 
+    def __init__(self, path: Path, suffix: str) -> None:
+        self.path = path
+        self.suffix = suffix
+        self.columns: list[str] = []
+        self.buffer: list[dict[str, Any]] = []  # rows before the columns are known, or before the next group of rows
+        self.csv: Any = None
+        self.table: Any = None
+        try:
+            self.file = path.open("wb")
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
-def _merged(paths: list[Path]) -> Iterator[Row]:
-    """The rows of all files, one of each in turn."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(path.open(encoding="utf-8")) for path in paths]
-        yield from map(json.loads, filter(None, chain.from_iterable(zip_longest(*files))))
+    def write(self, row: dict[str, Any]) -> None:
+        self.buffer.append(row)
+        if not self.columns and not row["error"]:
+            self._start(row)
+        if self.columns and (self.suffix != ".parquet" or len(self.buffer) == ROWS):
+            self._flush()
 
+    def _start(self, row: dict[str, Any]) -> None:
+        self.columns = list(row)
+        if self.suffix == ".csv":
+            self.csv = csv.DictWriter(io.TextIOWrapper(self.file, "utf-8", newline="", write_through=True), row)
+            self.csv.writeheader()
+        elif self.suffix == ".parquet":
+            import pyarrow as pa
+            from pyarrow import parquet
 
-def _per_box(row: Row) -> list[Row]:
-    """A row for each of its boxes, or one without box; the row itself if it is not of boxes."""
-    if "boxes" not in row:
-        return [row]
-    rest = {name: value for name, value in row.items() if name != "boxes"}
-    return [{"input": row["input"], **box, **rest} for box in row["boxes"] or [dict.fromkeys(BOX)]]
+            self.schema = pa.schema(
+                [(name, _parquet_type(BOX.get(name, value) if value is None else value)) for name, value in row.items()]
+            )
+            self.table = parquet.ParquetWriter(self.file, self.schema)
 
+    def _flush(self) -> None:
+        rows = [{name: row.get(name) for name in self.columns} for row in self.buffer]
+        self.buffer = []
+        if self.suffix == ".csv":
+            self.csv.writerows({name: _shown(value) for name, value in row.items()} for row in rows)
+        elif self.suffix == ".jsonl":
+            self.file.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
+        elif rows:
+            import pyarrow as pa
 
-def _write_table(path: Path, example: Row, rows: Iterator[Row]) -> None:
-    """Write rows to a .csv, .jsonl or .parquet file, with the columns of an example."""
-    rows = ({name: row.get(name) for name in example} for row in rows)
-    if path.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        from pyarrow import parquet
+            self.table.write_table(pa.Table.from_pylist(rows, self.schema))
 
-        types = {name: _parquet_type(BOX.get(name) if value is None else value) for name, value in example.items()}
-        schema = pa.schema(types)
-        with path.open("wb") as binary, parquet.ParquetWriter(binary, schema) as table:
-            for group in iter(lambda: list(islice(rows, ROWS)), []):
-                table.write_table(pa.Table.from_pylist(group, schema))
-        return
-    with path.open("w", encoding="utf-8", newline="") as file:
-        if path.suffix.lower() == ".jsonl":
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        else:
-            writer = csv.DictWriter(file, list(example))
-            writer.writeheader()
-            writer.writerows({name: _shown(value) for name, value in row.items()} for row in rows)
+    def close(self) -> None:
+        try:
+            if not self.columns:  # no input could be used
+                self._start({"input": "", "error": "", "note": ""})
+            self._flush()
+            if self.table is not None:
+                self.table.close()
+            self.file.close()
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
 
 
 def box_image(name: str, boxes: list[dict[str, Any]]) -> Image.Image:
@@ -254,3 +309,40 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(f"'{one}'" if " " in str(one) else str(one) for one in value)
     return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def _merged_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
+    """The rows of all files, one of each in turn."""
+    files = [path.open(encoding="utf-8") for path in paths]
+    try:
+        while True:
+            for file in files:
+                line = file.readline()
+                if not line:
+                    return
+                yield json.loads(line)
+    finally:
+        for file in files:
+            file.close()
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Rename a file, replacing nothing.
+
+    Raises:
+        FileExistsError: there is a file of that name.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with target.open("xb"):
+            pass
+        source.replace(target)
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"--output {path} cannot be written ({error.strerror or error}): free some space, or give another --output"
+    )

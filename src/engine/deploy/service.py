@@ -6,6 +6,7 @@ import base64
 import gc
 import io
 import json
+import logging
 import os
 import sys
 import warnings
@@ -103,6 +104,7 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.loop = asyncio.create_task(self.batcher.run())
+        self.loop.add_done_callback(_log_error)
         yield
         self.loop.cancel()
         for threads in self._threads():
@@ -155,9 +157,26 @@ class Service:
         async with asyncio.timeout(None) as deadline:
             options = await self.read(request, deadline, self.timeout)
             pieces = self.writing(self._generate(options))
-            first = await anext(pieces, "")
+            first = await self._first(request, pieces)
         stream = self._stream(first, pieces, deadline.when())
         return StreamingResponse(stream, media_type="text/plain; charset=utf-8")
+
+    async def _first(self, request: Request, pieces: AsyncGenerator[str, None]) -> str:
+        """The first piece of a text; a client that leaves before it gives its place back."""
+
+        async def left() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        first, gone = asyncio.create_task(anext(pieces, "")), asyncio.create_task(left())
+        try:
+            await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise ClientDisconnect
+            return first.result()
+        finally:
+            first.cancel()
+            gone.cancel()
 
     async def _stream(self, piece: str, pieces: AsyncGenerator[str, None], end: float | None) -> AsyncIterator[bytes]:
         async with aclosing(pieces):
@@ -178,6 +197,11 @@ class Service:
         limits = {name: options[name] for name in ("temperature", "top_k", "top_p")}
         ids = self.writer.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
         yield from filter(None, tokenizer.stream(ids))
+
+
+def _log_error(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled():
+        logging.getLogger("uvicorn.error").error("the model has stopped", exc_info=task.exception())
 
 
 def page(facts: dict[str, Any], script: str = "") -> str:

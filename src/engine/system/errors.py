@@ -1,7 +1,7 @@
 """Errors that a user can fix, each reported as one line."""
 
+import dis
 import errno
-import inspect
 import re
 import sys
 import sysconfig
@@ -88,17 +88,23 @@ def raised_in(error: BaseException, method: str) -> bool:
     All frames in between must be of the same package. A library's class counts only if jsonargparse created it: an
     error of a torch layer inside the user's network needs its traceback.
     """
-    if type(error) is not ValueError or error.__traceback__ is None:
+    frames: list[tuple[FrameType, int]] = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.insert(0, (trace.tb_frame, trace.tb_lasti))
+        trace = trace.tb_next
+    if type(error) is not ValueError or not frames:
         return False
-    frames = inspect.getinnerframes(error.__traceback__, context=1)[::-1]
-    if "raise " not in "".join(frames[0].code_context or ()):  # Python itself raised it, as in unpacking
+    code, at = frames[0][0].f_code, frames[0][1]
+    if dis.opname[code.co_code[at]] != "RAISE_VARARGS":  # Python itself raised it, as in unpacking
         return False
-    packages = [_package(one.frame) for one in frames]
-    for number, one in enumerate(frames):
-        if packages[number] != packages[0]:
+    package = _package(frames[0][0])
+    for number, (frame, _) in enumerate(frames):
+        if _package(frame) != package:
             return False
-        if one.function == method:
-            return not is_library(frames[0].filename) or packages[number + 1 : number + 2] == ["jsonargparse"]
+        if frame.f_code.co_name == method:
+            caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
+            return not is_library(code.co_filename) or caller == "jsonargparse"
     return False
 
 

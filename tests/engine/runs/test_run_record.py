@@ -102,7 +102,9 @@ def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_peak_memory_is_the_runs_own_and_not_what_its_parent_had() -> None:
     source = inspect.getsource(run_record._peak_memory_mb)
     no_gpu = "SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))"  # torch itself takes seconds
-    imports = "import re, sys\nfrom contextlib import suppress\nfrom pathlib import Path\nfrom types import SimpleNamespace"
+    imports = (
+        "import re, sys\nfrom contextlib import suppress\nfrom pathlib import Path\nfrom types import SimpleNamespace"
+    )
     command = f"{imports}\ntorch = {no_gpu}\n{source}\nprint(_peak_memory_mb())"
     parent = (
         "import subprocess, sys; filled = b'1' * 2**29; del filled;"
