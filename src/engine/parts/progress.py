@@ -70,6 +70,9 @@ class ProgressLines(ProgressBar):
         self._rate_from = (0.0, 0)  # start time and step; validation time is added to the start
         self._validation_start = 0.0
 
+    def enable(self) -> None:
+        self._is_enabled = True
+
     def disable(self) -> None:
         self._is_enabled = False
 

@@ -21,6 +21,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
+from torch.utils import serialization
 
 from src.engine.runs.trust import NO_TRUST, PATHS, PLAIN, Trust, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences
@@ -64,7 +65,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
-        with temporary.open("xb") as file:  # not by tempfile, which overrides the user's umask
+        # Not by tempfile, which overrides the user's umask. Checksums, for `damage`, even if a module does without.
+        with temporary.open("xb") as file, serialization.config.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
@@ -77,18 +79,28 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         raise unwritable(path, size_of(checkpoint), error) from error
 
 
-def refuse_unloadable(value: Any, key: str = "") -> None:
+def refuse_unloadable(checkpoint: Any) -> None:
     """Raise InputError, with the key, if something in a checkpoint cannot be loaded with `weights_only=True`."""
+    odd = list(_odd(checkpoint))
+    if not odd or _loads([value for _, value in odd]):
+        return
+    key, value = next((key, value) for key, value in odd if not _loads(value))
+    raise InputError(
+        f"{key} of the checkpoint is of type {type(value).__name__}, which cannot be loaded safely: save only numbers,"
+        " text, tensors, and lists and dicts of them; earlier checkpoints are unchanged"
+    )
+
+
+def _odd(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values of all that is neither a tensor nor plain, also in the attributes of a state dict."""
     if type(value) in (dict, OrderedDict, list, tuple):
         for name, one in value.items() if isinstance(value, dict) else enumerate(value):
             place = f"{key}.{name}" if key else str(name)
-            refuse_unloadable(name, place)
-            refuse_unloadable(one, place)
-    elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN and not _loads(value):
-        raise InputError(
-            f"{key} of the checkpoint is of type {type(value).__name__}, which cannot be loaded safely: save only"
-            " numbers, text, tensors, and lists and dicts of them; earlier checkpoints are unchanged"
-        )
+            yield from _odd(name, place)
+            yield from _odd(one, place)
+        yield from _odd(getattr(value, "__dict__", None), key)
+    elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN:
+        yield key, value
 
 
 def _loads(value: Any) -> bool:

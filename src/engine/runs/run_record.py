@@ -225,12 +225,14 @@ def _own_best(trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> Non
         state: Any = states.get(callback.state_key)
         if not state or "best_model_path" not in state:
             continue
-        old, new = str(state["dirpath"]), str(getattr(callback, "dirpath", ""))
+        old, new = str(state.get("dirpath")), str(getattr(callback, "dirpath", ""))
         if not is_own:
             del states[callback.state_key]
         elif old != new and Path(state["best_model_path"].replace(old, new)).exists():
             state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
-            state["best_k_models"] = {path.replace(old, new): score for path, score in state["best_k_models"].items()}
+            state["best_k_models"] = {
+                path.replace(old, new): score for path, score in state.get("best_k_models", {}).items()
+            }
 
 
 def _logged(trainer: Trainer) -> dict[str, float]:

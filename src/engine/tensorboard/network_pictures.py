@@ -37,26 +37,27 @@ class NetworkPictures(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.after_test:
-            self.on_test_end(trainer, pl_module)
+            self._draw(trainer, pl_module)
 
-    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, task: Any) -> None:
         batch, self._batch = self._batch, None
-        for writer in writers(trainer) if batch else ():
-            if batch[0].ndim == 4 and batch[0].shape[1] in (1, 3):
-                self._draw_images(writer, trainer.global_step, pl_module, batch[0].float())
-            self._draw_graph(writer, pl_module, batch)
-
-    def _draw_images(self, writer: Any, step: int, task: Any, images: Tensor) -> None:
-        from torchvision.utils import make_grid  # lazy import: other data does not need it
-
-        writer.add_image("network/a batch after augmentation", make_grid(images, padding=1, normalize=True), step)
+        if not batch:
+            return
         first_conv: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
-        if first_conv is not None and getattr(task, "device_mesh", None) is None:  # no shard
-            weights: Any = first_conv.weight[:MAX_FILTERS].detach().float()  # (filters, channels, H, W)
-            weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
-            filters = make_grid(weights, padding=1, normalize=True, scale_each=True)
-            large = nn.functional.interpolate(filters[None], scale_factor=12, mode="nearest")[0]
-            writer.add_image("network/filters of the first layer", large, step)
+        for writer in writers(trainer):
+            is_image = batch[0].ndim == 4 and batch[0].shape[1] in (1, 3)
+            if is_image:
+                writer.add_images("network/a batch after augmentation", _shown(batch[0]), trainer.global_step)
+            if is_image and first_conv is not None and getattr(task, "device_mesh", None) is None:  # no shard
+                weights: Any = first_conv.weight[:MAX_FILTERS].detach().float().cpu()  # (filters, channels, H, W)
+                weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
+                filters = torch.stack([_shown(one) for one in weights])
+                large = nn.functional.interpolate(filters, scale_factor=12, mode="nearest")
+                writer.add_images("network/filters of the first layer", large, trainer.global_step)
+            self._draw_graph(writer, task, batch)
 
     def _draw_graph(self, writer: Any, task: Any, batch: tuple[Tensor, ...]) -> None:
         net: Any = getattr(task, "net", None)
@@ -71,3 +72,10 @@ class NetworkPictures(Callback):
                 writer.add_graph(net, inputs)
             except Exception as error:  # not every network can be traced
                 writer.add_text("network/graph", f"cannot be drawn: {error}", 0)
+
+
+def _shown(images: Tensor) -> Tensor:
+    """Pixels scaled to 0 to 1, in a black frame."""
+    images = images.float().cpu()
+    low, high = images.aminmax()
+    return nn.functional.pad((images - low) / (high - low).clamp(min=1e-6), (1, 1, 1, 1))

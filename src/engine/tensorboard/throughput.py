@@ -44,7 +44,7 @@ class Throughput(Callback):
         self._every = 0
         self._logged_step = 0
         self._peak: float | None = None
-        self._batch_flops = 0.0
+        self._batch_flops = -1.0  # not counted yet
         self._started = 0.0
         self._batches = self._tokens = 0
         self._samples = 0.0  # NaN if batches do not say their size
@@ -91,7 +91,7 @@ class Throughput(Callback):
         speed = {} if math.isnan(self._samples) else {"speed/samples_per_second": self._samples * per_second}
         if self._tokens:
             speed["speed/tokens_per_second"] = self._tokens * per_second
-        if self._peak and not self._batch_flops:
+        if self._peak and self._batch_flops < 0:
             try:
                 self._batch_flops = training_flops(pl_module.net, batch)  # type: ignore[arg-type]
             except Exception as error:  # not every network runs without real data

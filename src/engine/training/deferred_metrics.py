@@ -1,5 +1,6 @@
 """Metrics that are updated once for many steps."""
 
+import inspect
 from itertools import groupby
 from typing import Any
 
@@ -116,7 +117,12 @@ def _join(values: list[Any], device: torch.device) -> Tensor:
 
 
 def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
-    """Raise InputError unless a task's `step` returns a loss and a dict of what each metric takes, and `weight`."""
+    """Check what a task's `step` returns.
+
+    Raises:
+        InputError: it is not a loss and a dict, the loss is not one number, `weight` is missing, a metric does not take
+            the values, or no metric takes one.
+    """
     if not isinstance(result, tuple) or len(result) != 2:
         raise InputError(f"{name}.step returns {_shown(result)}: return the loss and a dict of the metrics' arguments")
     loss, seen = result
@@ -132,17 +138,27 @@ def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
         )
     given = ", ".join(f"{key} {_shown(value)}" for key, value in seen.items())
     known = {"weight"}
+    trained: Any = metrics.logged["train_metrics"]
+    logged = trained.items(keep_base=True, copy_state=False)
     unlogged: Any = metrics.unlogged.items(keep_base=True, copy_state=False)
-    for key, metric in [*metrics._train_metrics().items(), *unlogged]:
+    for key, metric in [*logged, *unlogged]:
         trial = metric.clone()
         trial.reset()
+        parameters = inspect.signature(trial.update).parameters
+        known |= set(seen) if any(one.kind is one.VAR_KEYWORD for one in parameters.values()) else set(parameters)
+        wanted = [
+            parameter
+            for parameter, one in parameters.items()
+            if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        ]
+        if missing := [parameter for parameter in wanted if parameter not in seen]:
+            raise InputError(f"{name}.step gives {given}: metric {key} also needs {', '.join(missing)}")
         try:
-            wanted = trial._filter_kwargs(**{one: _join([value], trial.device) for one, value in seen.items()})
-            trial.update(**wanted)
+            joined = {name: _join([value], trial.device) for name, value in seen.items()}
+            trial.update(**trial._filter_kwargs(**joined))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{name}.step gives {given}, which metric {key} does not take: {reason}") from error
-        known |= wanted.keys()
     if unknown := [key for key in seen if key not in known]:
         raise InputError(f"{name}.step gives {unknown[0]}, which no metric takes: they take {', '.join(sorted(known))}")
 

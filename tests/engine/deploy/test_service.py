@@ -334,6 +334,20 @@ def test_readers_that_leave_or_wait_free_their_place(monkeypatch: pytest.MonkeyP
         assert one.generate({"prompt": "or"}).body == b"la"
 
 
+def test_a_reader_that_leaves_before_its_text_begins_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "GENERATING", 1)
+    monkeypatch.setattr(service, "MAX_GENERATING", 2)
+    body = json.dumps(PROMPT).encode()
+    request = b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with local(writer(endless)) as one, socket.create_connection(("127.0.0.1", one.port)) as reads:
+        reads.sendall(request)
+        assert reads.recv(12) == b"HTTP/1.1 200"
+        with socket.create_connection(("127.0.0.1", one.port)) as waits:
+            waits.sendall(request)
+            waited_for(lambda: one.service.writing.free == 0)
+        waited_for(lambda: one.service.writing.free == 1)
+
+
 @pytest.mark.parametrize("name", ["\ud800", "line\nbreak", "x" * 5000])
 def test_a_wrong_name_is_told_in_one_short_line(name: str) -> None:
     with local(writer(endless)) as one:

@@ -40,7 +40,7 @@ def test_an_image_network_shows_its_batch_its_filters_and_its_graph_once(train: 
     assert b"conv" in events.Graph().SerializeToString()
     assert pixels(events, "network/filters of the first layer").std() > 10
     batch = pixels(events, BATCH)
-    assert batch.shape == (4 * (SIDE + 1) + 1, 8 * (SIDE + 1) + 1)
+    assert batch.shape == (4 * (SIDE + 2), 8 * (SIDE + 2))
     assert batch.std() > 10
 
 
