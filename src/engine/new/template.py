@@ -13,8 +13,8 @@ import yaml
 
 from src.engine.system.errors import InputError
 
-IGNORED = re.compile(r"\.git|\.venv|data|logs|build|.*(_cache|\.egg-info)")
-JUNK = re.compile(r"__pycache__/|(\.DS_Store|~|\.swp)$")  # of Python, desktops and editors
+IGNORED = {".git", ".venv", "data", "logs", "build", "__pycache__"}
+JUNK = (".DS_Store", "~", ".swp")  # of desktops and editors
 CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
@@ -135,16 +135,25 @@ def commit(folder: Path, message: str, author: str) -> None:
     if git(folder, "config", "user.email", check=False).returncode:
         identity = ["-c", f"user.name={author}", "-c", "user.email=nobody@example.com"]
     quiet = ["-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false"]
-    git(folder, *identity, *quiet, "commit", "--quiet", "--allow-empty", "--message", message)
+    git(folder, *identity, *quiet, "commit", "--quiet", "--message", message)
 
 
 @cache
 def _listed(root: Path) -> tuple[str, ...]:
-    """The files of a clone, without history, environment, data, runs and caches."""
-    tops = [path for path in root.iterdir() if not IGNORED.fullmatch(path.name)]
-    files = (path for top in tops for path in (top, *top.rglob("*")) if path.is_file())
-    paths = (path.relative_to(root).as_posix() for path in files)
-    return tuple(sorted(path for path in paths if not JUNK.search(path)))
+    """The files of a clone that git does not ignore; of a copy without history, all but environment, data and runs."""
+    if (root / ".git").exists():
+        done = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)
+        if done.returncode:
+            raise InputError(f"{root}: {' '.join(done.stderr.split())}")
+        found = {path for path in done.stdout.split("\0") if path and not path.endswith(JUNK)}
+        return tuple(sorted(path for path in found if (root / path).is_file()))
+    paths = []
+    for folder, folders, names in os.walk(root):
+        ignored = {"__pycache__"} if Path(folder) != root else IGNORED  # src/engine/data is code
+        folders[:] = [name for name in folders if name not in ignored and not name.endswith(("_cache", ".egg-info"))]
+        names = [name for name in names if not name.endswith(JUNK)]
+        paths += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
+    return tuple(sorted([*paths, "logs/.gitkeep"]))
 
 
 @cache

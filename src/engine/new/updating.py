@@ -1,14 +1,17 @@
 """Merges newer files of this template into a project that was made of it."""
 
+import io
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from src.engine.new.project import OWN
-from src.engine.new.template import commit, commit_of, git
+from src.engine.new.template import commit_of, git
 from src.engine.system.errors import InputError
 
 # Up to the commits that have this file, all projects had what these parts do, so an update adds them.
@@ -18,8 +21,8 @@ OLD_FILE, NEW_PARTS = "src/engine/training/monitor_choice.py", ("hparams", "moni
 def update(root: Path, project: Path) -> int:
     """Merge what has changed since the commit that a project notes; returns the exit code, 1 with conflicts.
 
-    git applies the difference between what the noted commit makes of the project's choice and what this clone makes of
-    it. What the project has changed or deleted stays.
+    Each file is merged by git from three versions: what the noted commit makes of the project's choice, what this clone
+    makes of it, and the project's own. What the project has changed or deleted stays.
 
     Raises:
         InputError: the project notes no commit of this clone, or has changes that are not committed.
@@ -42,32 +45,20 @@ def update(root: Path, project: Path) -> int:
         )
     with tempfile.TemporaryDirectory() as name:
         before, after, template = (Path(name) / one for one in ("before", "after", "template"))
-        git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(template))
-        git(template, "checkout", "--quiet", noted["commit"])
+        archive = subprocess.run(["git", "-C", root, "archive", noted["commit"]], capture_output=True, check=True)
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(template, filter="data")
         _make(template, before, noted)
         more = NEW_PARTS if (template / OLD_FILE).is_file() else ()
         _make(root, after, {**noted, "with": [*noted["with"], *more]})
-        left = [f"{noted['package']}/{noted['name']}", f"tests/{noted['name']}", "configs/default.yaml", *OWN]
-        files = git(before, "ls-files", "-z").stdout.split("\0")
-        left += [path for path in files if path and not (project / path).exists()]  # what is deleted stays deleted
-        git(after, "fetch", "--quiet", str(before), "HEAD")
-        git(after, "reset", "--quiet", "--soft", "FETCH_HEAD")
-        git(after, "reset", "--quiet", "FETCH_HEAD", "--", *(f":(literal){path}" for path in left))
-        commit(after, "template", "lightning-starter")  # what has changed since the noted commit
-        git(project, "fetch", "--quiet", str(after), "HEAD")
-    inside = git(project, "rev-parse", "--show-prefix").stdout.strip()  # of a larger repository
-    option = [f"-Xsubtree={inside}"] if inside else []
-    picked = git(project, "cherry-pick", "--no-commit", *option, "FETCH_HEAD", check=False)
-    changed = ("diff", "--name-only", "--relative")
-    merged = git(project, *changed, "--cached", "--diff-filter=u").stdout.splitlines()
-    conflicts = git(project, *changed, "--diff-filter=U").stdout.splitlines()
-    if picked.returncode and not conflicts:
-        raise InputError(f"--update {project}: git changed nothing: {' '.join(picked.stderr.split())}")
+        text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
+        (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
+        merged, conflicts = _merge(before, after, project, noted)
     for line in (*(f"merged    {path}" for path in merged), *(f"conflict  {path}" for path in conflicts)):
         print(line)
     if conflicts:
         print("search the conflicts for <<<<<<<, and edit them", file=sys.stderr)
-    print(f"{project} is now at {commit_of(root)[:12]}; see git diff HEAD, run make test, and commit", file=sys.stderr)
+    print(f"{project} is now at {commit_of(root)[:12]}; see git diff, run make test, and commit", file=sys.stderr)
     return 1 if conflicts else 0
 
 
@@ -97,3 +88,43 @@ def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
     done = subprocess.run(command, cwd=template, capture_output=True, text=True, check=False)
     if done.returncode:
         raise InputError(f"--update: {' '.join(done.stderr.split()).removeprefix('error: ')}")
+
+
+def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Merge all files but the user's own; returns the paths that changed, and those with conflicts."""
+    own = (f"{noted['package']}/{noted['name']}/", f"tests/{noted['name']}/", "configs/default.yaml", ".git/", *OWN)
+    paths = {
+        path.relative_to(side).as_posix() for side in (before, after) for path in side.rglob("*") if path.is_file()
+    }
+    merged, conflicts = [], []
+    for path in sorted(path for path in paths if not path.startswith(own)):
+        old, new, mine = (_read(side / path) for side in (before, after, project))
+        if new in (old, mine) or (mine is None and old is not None):
+            continue
+        if new is None and mine != old:
+            conflicts.append(f"{path}: it is gone from the template, and you have changed it")
+        elif new is None:
+            (project / path).unlink()
+            merged.append(path)
+        elif mine == old:
+            (project / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(after / path, project / path)
+            merged.append(path)
+        else:
+            base = before / path
+            if old is None:  # both have added it
+                base.parent.mkdir(parents=True, exist_ok=True)
+                base.touch()
+            labels = ("-L", "yours", "-L", "before", "-L", "template")
+            done = git(project, "merge-file", *labels, str(project / path), str(base), str(after / path), check=False)
+            if done.returncode > 127:  # else the number of conflicts
+                conflicts.append(f"{path}: {' '.join(done.stderr.split())}")
+            elif done.returncode:
+                conflicts.append(path)
+            elif _read(project / path) != mine:
+                merged.append(path)
+    return merged, conflicts
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

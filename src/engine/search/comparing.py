@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -170,14 +171,23 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower left", title="dashed: training")
     folder = ROOT / "logs"
-    path = output or next(one for n in count() if not (one := folder / f"compare_{n}.png").exists())
     try:
-        path.parent.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)
+        path = output or _free_path(folder)
         figure.savefig(path, dpi=120)
     except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): give another with --output") from error
+        raise InputError(f"{output or folder} cannot be written ({error.strerror}): give another --output") from error
     except ValueError as error:  # of another format
         raise InputError(
             f"--output {output}: {str(error).partition(' (')[0]}: give a name that ends with .png"
         ) from error
     return path
+
+
+def _free_path(folder: Path) -> Path:
+    """A new empty file `compare_N.png`."""
+    for number in count():
+        with suppress(FileExistsError):
+            (path := folder / f"compare_{number}.png").touch(exist_ok=False)
+            return path
+    raise AssertionError

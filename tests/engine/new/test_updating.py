@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from src.engine.new.template import commit, git
+from src.engine.new.creating import commit
+from src.engine.new.template import git
 from src.engine.new.updating import NEW_PARTS, OLD_FILE, update
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
@@ -121,7 +122,7 @@ def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
     assert update(template, project) == 1
     assert f"conflict  {ENGINE}" in capsys.readouterr().out
     text = (project / ENGINE).read_text()
-    for line in ("<<<<<<< HEAD", "# mine", "# theirs", "(template)"):
+    for line in ("<<<<<<< yours", "# mine", "# theirs", ">>>>>>> template"):
         assert line in text
 
 
