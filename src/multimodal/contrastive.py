@@ -151,4 +151,5 @@ class ContrastiveModel(Task):
             found[f"{stage}/acc"] = torch.stack(correct).float().mean()
             means = torch.stack([images[targets == number].mean(dim=0) for number in range(classes.shape[1])])
             self.similarity = (means @ classes.mean(dim=0).T).nan_to_num()
-        self.log_dict(found, prog_bar=stage == "val", sync_dist=True)
+        on_device = {name: value.to(self.device) for name, value in found.items()}  # NCCL takes no others
+        self.log_dict(on_device, prog_bar=stage == "val", sync_dist=True)

@@ -204,7 +204,10 @@ class Task(LightningModule):
 
     def _share(self, weight: Tensor | int) -> Tensor:
         """Factor on this process's loss that turns the mean over processes into the mean over samples."""
-        count = torch.as_tensor(weight, device=self.device, dtype=torch.float64)
+        # Not as_tensor: to copy a number to a GPU waits for it.
+        if not isinstance(weight, Tensor):
+            weight = torch.full((), weight, device=self.device)
+        count = weight.to(self.device, torch.float64)
         total = count.clone()
         torch.distributed.all_reduce(total)
         return count * self.trainer.world_size / total.where(total > 0, 1)

@@ -259,3 +259,14 @@ def test_training_and_prediction_see_the_same_pixels_and_reasons(tmp_path: Path)
     assert "196000000 pixels" in reason
     with pytest.raises(InputError, match=rf"1 of 7 files cannot be used: {huge} \({re.escape(reason)}\)"):
         ready(path=str(tmp_path))
+
+
+def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messages: list[str]) -> None:
+    first = ready(path=pictures(tmp_path))
+    for is_changed in (False, True):
+        if is_changed:
+            picture(tmp_path / "red" / "new.png", (255, 0, 0))
+        again = ImageFolderDataModule(str(tmp_path))
+        again.load_state_dict(first.state_dict())
+        again.setup("test")
+        assert any("does not have the images of the run any more" in line for line in messages) == is_changed

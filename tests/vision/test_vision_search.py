@@ -39,5 +39,5 @@ def test_learning_rates_are_compared(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert search(tmp_path, "lr") == 0
     assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path, "lr")}) == 6
     shown = capsys.readouterr().out
-    assert "repeat the best run" in shown
+    assert "train the best choice" in shown
     assert len(re.findall(r"trials/version_\d", shown)) >= 5

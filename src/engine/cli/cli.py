@@ -59,7 +59,7 @@ from src.engine.training.default_callbacks import (
     own_checkpoint,
     prepare_checkpoints,
 )
-from src.engine.training.hyperparameters import store_arguments
+from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
 
@@ -238,6 +238,9 @@ class StarterCLI(LightningCLI):
         checkpoint, self.checkpoint = self.checkpoint, None
         if checkpoint is not None:
             check_fit(checkpoint, self.model, self.saved_model, tree["model"])
+        if self.run_folder is not None and self.saved:
+            keep_sources(tree["model"], self.saved.get("model") or {}, self.model)
+            text = f"{text.partition(chr(10))[0]}\n{dump(tree)}"
         if checkpoint is not None and trains:
             if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left
                 check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from src.engine.data.images import IMG_EXTENSIONS, file_error, image_files, is_hidden, skipped_line
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
-from src.engine.data.loading import BatchedDataModule
+from src.engine.data.loading import BatchedDataModule, announce
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
 from src.engine.data.tables import read_table
 from src.engine.system.addresses import local_path, local_paths
@@ -144,6 +144,8 @@ class PartsDataModule(BatchedDataModule):
         self.labels: list[str] = []
         """The labels, in the order of their class numbers; set by `setup`."""
         self.restored: list[str] = []
+        self.sizes: dict[str, dict[str, int]] = {}
+        """Samples of each label in the training and validation part; set by `setup`."""
 
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
@@ -162,6 +164,13 @@ class PartsDataModule(BatchedDataModule):
             raise InputError(f"class {unknown[0]} of {source} was not trained on: use only {', '.join(self.labels)}")
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
+        counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
+        if self.restored and self.sizes not in ({}, counts):
+            announce(
+                f"{source} does not have the {kind} of the run any more, so its parts are others: validation and test"
+                " may have some that were trained on"
+            )
+        self.sizes = counts
         sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
         targets = {part: [numbers[label] for label in own] for part, own in parts.items()}
@@ -169,8 +178,9 @@ class PartsDataModule(BatchedDataModule):
         return targets
 
     def state_dict(self) -> dict[str, Any]:
-        return {"labels": self.labels}
+        return {"labels": self.labels, "sizes": self.sizes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels; call before `setup`."""
         self.labels = self.restored = list(state_dict["labels"])
+        self.sizes = dict(state_dict.get("sizes", {}))

@@ -60,9 +60,9 @@ class Inference(LightningModule):
         self, given: str, ability: str = "predict_step", data: Tree | None = None, trust: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        self.path = find_checkpoint(given)
+        self.path, run = find_checkpoint(given)
         self.checkpoint = read_checkpoint(str(self.path))
-        own = own_configuration(self.checkpoint, self.path.parent.parent if given in ("best", "last") else None)
+        own = own_configuration(self.checkpoint, run)
         trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))
         task: Any = load_model(self.checkpoint, ability, str(self.path), trusted)
         self.task = task

@@ -49,7 +49,9 @@ def new(args: list[str]) -> int | None:
         write(folder, files, choice.author)
         lines = sum(content.count(b"\n") for path, content in files.items() if path.startswith(f"{choice.package}/"))
         print(f"written {folder}: {len(files)} files, {lines:,} lines in {choice.package}/")
-        print(f"next: cd {shlex.quote(os.path.relpath(folder))} && make train")
+        option = "" if choice.kind else project.given_data(project.recipes[0]).strip()
+        more = f' ARGS="{option}"' if option else ""
+        print(f"next: cd {shlex.quote(os.path.relpath(folder))} && make train{more}")
         if reason := uncommitted(ROOT):
             print(f"this project cannot take updates: {reason}", file=sys.stderr)
     return None
@@ -71,11 +73,11 @@ def write(folder: Path, files: dict[str, bytes], author: str) -> None:
                 file.write_bytes(content)
                 if content.startswith(b"#!"):
                     file.chmod(file.stat().st_mode | 0o111)
-            if not (temporary / "src").exists():  # another name wraps other lines
+            if importlib.util.find_spec("ruff") is not None:  # another name wraps other lines
                 subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "."], cwd=temporary, check=True)
                 shutil.rmtree(temporary / ".ruff_cache", ignore_errors=True)
             git(temporary, "init", "--quiet", "--initial-branch=main")
-            git(temporary, "add", "--all")
+            git(temporary, "add", "--all", "--force")  # whatever git ignores everywhere on this machine
             commit(temporary, "New project from lightning-starter", author)
             if folder.exists():  # made meanwhile
                 raise FileExistsError(17, "it exists", str(folder))
@@ -112,7 +114,7 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
         if importlib.util.find_spec(options.package) is not None:
             raise InputError(f"--package {options.package}: an installed package has that name; give another")
     if options.parts is not None:
-        words = [word for word in options.parts.split(",") if word]
+        words = [word.strip() for one in options.parts for word in one.split(",") if word.strip()]
     elif options.kind in kinds(ROOT):
         words = kinds(ROOT)[options.kind]["with"]
     else:
@@ -170,7 +172,8 @@ def _ask(options: argparse.Namespace) -> None:
         packages = ", ".join(sorted(more.requirements() - needed))
         if more.kept != base.kept:
             print(f"  {more.lines() - base.lines():6,} lines  {word}{f' (needs {packages})' if packages else ''}")
-    options.parts = input("Names separated by commas, or Enter for the default: ").replace(" ", "") or None
+    answer = input("Names separated by commas, or Enter for the default: ")
+    options.parts = [answer] if answer.strip() else None
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
@@ -185,6 +188,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--with",
         dest="parts",
+        action="append",
         help="commands and parts, separated by commas, as in predict,serve; train is always there; default: as the kind"
         f" says, or {','.join(DEFAULT)}",
     )

@@ -80,6 +80,7 @@ class Project:
         known = {path.name: path for path in (root / "templates/licenses").iterdir()}
         self.license: Path = _one("license", choice.license, known)
         self.recipes: list[str] = [_one("recipe", name, recipes(template)) for name in choice.recipes]
+        self.recipes.sort(key=lambda path: path != "configs/default.yaml")  # the first is the project's default
         roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
         added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
         if "src/tune.py" in roots:
@@ -167,6 +168,8 @@ class Project:
             if path in template.added or path in OWN:
                 path, text = _named(path, choice.name), _named(text, choice.name)
                 text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
+                if path.endswith(".py"):  # the project's name may come before `engine`
+                    text = re.sub(r"(^from src\.[^(\n]*\n)+", _sorted_lines, text, flags=re.MULTILINE)
             found[packaged(path, choice.package)] = packaged(text, choice.package).encode()
         return found
 
@@ -177,7 +180,10 @@ class Project:
 
     def _readme(self, text: str) -> str:
         gone = Gone(self.template, {*self.kept, *self.tests})
-        shown = [f"| train `{path}` | `python -m src.train --config {path}` |" for path in self.recipes]
+        shown = [
+            f"| train `{path}` | `python -m src.train --config {path}{self.given_data(path)}` |"
+            for path in self.recipes
+        ]
         about = self.choice.kind and kinds(self.template.root)[self.choice.kind]["about"]
         inits = sorted(path for path in self.kept if re.fullmatch(r"src/\w+/__init__\.py", path))
         found = {
@@ -195,14 +201,24 @@ class Project:
             text = text.replace(f"{{{{{name}}}}}\n", "".join(f"{line}\n" for line in value))
         return "".join(line for line in text.splitlines(True) if not (line.startswith("|") and gone.find(line)))
 
+    def given_data(self, path: str) -> str:
+        """The option for data of one's own, if a recipe has none."""
+        return " --data.path path/to/files" if "--data.path" in comment(self.template.text(path)) else ""
+
     def _longer(self) -> str:
         """A row with the command that trains the default recipe for longer, with another learning rate."""
-        text = self.template.text(self.recipes[0] if self.choice.kind is None else "configs/default.yaml")
-        tree = yaml.safe_load(text)
-        steps = tree["trainer"].get("max_steps")
+        path = self.recipes[0] if self.choice.kind is None else "configs/default.yaml"
+        tree = yaml.safe_load(self.template.text(path))
+        steps = (tree.get("trainer") or {}).get("max_steps")
         length = f"--trainer.max_steps {2 * steps}" if steps else "--max_epochs 20"
-        rate = "--optimizer.lr" if "optimizer" in tree else "--model.lr"
-        return f"| train longer, with another learning rate | `python -m src.train {length} {rate} 1e-3` |"
+        own = (tree["model"].get("init_args") or {}) if isinstance(tree["model"], dict) else {}
+        rate = "--model.lr" if "optimizer" not in tree and "lr" in own else "--optimizer.lr"
+        command = f"python -m src.train{self.given_data(path)} {length} {rate} 1e-3"
+        return f"| train longer, with another learning rate | `{command}` |"
+
+
+def _sorted_lines(found: re.Match[str]) -> str:
+    return "".join(sorted(found[0].splitlines(keepends=True)))
 
 
 def _one(option: str, name: str, known: dict[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from src.engine.new.template import commit_of
 
 TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ruff"}
 # Packages that are imported by another name, and those that others load by themselves.
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "python-multipart": "multipart"}
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 IMPORTED_AS |= {"types-pyyaml": "yaml", "types-tqdm": "tqdm", "mlflow-skinny": "mlflow"}
 LOADED_BY = {"plotly": "optuna", "scikit-learn": "optuna", "alembic": "mlflow", "sqlalchemy": "mlflow"}
 SECTIONS: tuple[str, ...] = ("setuptools.packages.find", "setuptools.package-data")
@@ -54,7 +54,7 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     known = [one for group in (project["dependencies"], *project["optional-dependencies"].values()) for one in group]
     named = {*base, *(one for group in extras.values() for one in group), f"{project['name']}"}
     dev = [one for one in dict.fromkeys(known) if _is_imported(one, tested) or _distribution(one) in TOOLS]
-    own = [f"{choice.name}[{','.join(extras)}]"] if extras else []
+    own = [one for group in extras.values() for one in group]  # not by the project's name, which may change
     extras["dev"] = own + [one for one in dev if one not in named]
 
     head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}

@@ -42,7 +42,7 @@ def export_checkpoint(given: str, output: Path) -> None:
     from src.engine.runs.checkpoint import write_checkpoint
     from src.engine.runs.runs import find_checkpoint
 
-    folder = find_checkpoint(given)
+    folder, _ = find_checkpoint(given)
     shards = shard_reader(folder)
     if shards is None:
         raise InputError(f"--ckpt_path {given} is not a sharded checkpoint: give a folder of shards")

@@ -55,6 +55,8 @@ class RunRecord(Callback):
         self.folder = folder
         self.config = config
         self.is_new = is_new
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # else an earlier run in this process would count
+            torch.cuda.reset_peak_memory_stats()
         self._samples = 0.0  # NaN if batches do not say their size
         self._train_time = 0.0
         self._resumed_at = 0.0

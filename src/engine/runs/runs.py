@@ -103,24 +103,28 @@ def checkpoint_of(folder: Path, which: str) -> Path:
     """
     found = list(checkpoints_of(folder))
     path = folder / "checkpoints" / f"{which}.ckpt"
-    if which == "best" and found and path not in found:  # the run uses another file name
+    if which == "best" and found and (path not in found or {one.stem for one in found} - {"best", "last"}):
+        # The run uses another file name, perhaps since it was continued.
         states = best_states(read_checkpoint(str(found[0])))
         best = [Path(state["best_model_path"]) for state in states if state["best_model_path"]]
         found += [one for one in best if one.exists()]  # in a folder that its callback names
-        path = next((one for one in found if one.name in {other.name for other in best}), path)
+        path = next((one for other in best for one in found if one.name == other.name), path)
     if path not in found:
         have = ", ".join(sorted(other.name for other in found)) or "none"
         raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give a path to --ckpt_path")
     return path
 
 
-def find_checkpoint(given: str) -> Path:
-    """The path of a checkpoint given as `best` or `last` of the newest run, or as a path.
+def find_checkpoint(given: str) -> tuple[Path, Path | None]:
+    """The path of a checkpoint and the folder of its run, for `best` or `last` of the newest run; else only its path.
 
     Raises:
         InputError: there is no run with that checkpoint.
     """
-    return checkpoint_of(newest_run(ROOT / "logs"), given) if given in ("best", "last") else local_path(given)
+    if given not in ("best", "last"):
+        return local_path(given), None
+    folder = newest_run(ROOT / "logs")
+    return checkpoint_of(folder, given), folder
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:

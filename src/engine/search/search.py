@@ -321,12 +321,14 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         cli = _build_run(search.spec, values, search.more, search.folder, resume)
         assert cli.record is not None
         trial.set_user_attr("run", str(cli.record.folder))
+        trial.set_user_attr("config", cli.record.config)
         pruning = Pruning(trial, search.metric)
         cli.trainer.callbacks.append(pruning)  # type: ignore[attr-defined]
         with redirect_stdout(io.StringIO()):  # hide the table of each run
             cli.run()
         _follow_run(search, cli)
         value = _final_metric(search, cli.record.folder)
+        trial.set_user_attr("metrics", read_metrics(cli.record.folder))
     except (Exception, SystemExit) as error:
         cause = cause_of(error)
         trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")

@@ -64,31 +64,41 @@ def _print_results(search: Search) -> None:
         )
     for name in importances.keys() - {*REPEATED}:
         console.print(f"importance {name} {importances[name]:.2f}")
-    best = Path(ended[0].user_attrs["run"])
+    best = _choices(search, ended)[0][1][0]
     with suppress(OSError):
-        tree = yaml.safe_load((best / "config.yaml").read_text(encoding="utf-8"))
+        text = best.user_attrs.get("config") or Path(best.user_attrs["run"], "config.yaml").read_text(encoding="utf-8")
+        tree = yaml.safe_load(text)
+        if "data.fold" in search.spec["space"]:
+            tree["data"]["init_args"]["fold"] = None
         tree["name"] = f"{search.folder.name}-best"
         parent = search.folder.parent
         tree["trainer"]["default_root_dir"] = None if parent == ROOT / "logs" else str(parent)
-        (search.folder / "best.yaml").write_text(f"# The best trial of a search.\n{dump(tree)}")
-        console.print(f"repeat the best run: python -m src.train --config {search.folder / 'best.yaml'}")
+        (search.folder / "best.yaml").write_text(f"# The best choice of a search.\n{dump(tree)}")
+        command = f"python -m src.train --config {shlex.quote(str(search.folder / 'best.yaml'))}"
+        console.print(f"train the best choice: {command}", soft_wrap=True, markup=False, highlight=False)
     _plot(search, console)
+
+
+def _choices(search: Search, trials: list[Any]) -> list[tuple[str, list[Any]]]:
+    """The trials of each choice of what is neither seed nor fold, the choice with the best mean first."""
+    groups: dict[str, list[Any]] = {}
+    # A grid repeats trials whose other values do not apply: `when`.
+    for trial in {str(sorted(trial.params.items(), key=str)): trial for trial in trials}.values():
+        choice = [f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED]
+        groups.setdefault(", ".join(choice), []).append(trial)
+    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+    return sorted(groups.items(), key=lambda one: sign * statistics.mean(trial.value for trial in one[1]))
 
 
 def _means(search: Search, trials: list[Any]) -> Iterator[str]:
     """Mean and standard deviation of each metric over seeds and folds, for each choice of the other settings."""
     if not set(REPEATED) & search.spec["space"].keys():
         return
-    groups: dict[str, list[Any]] = {}
-    # A grid repeats trials whose other values do not apply: `when`.
-    for trial in {str(sorted(trial.params.items(), key=str)): trial for trial in trials}.values():
-        choice = [f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED]
-        groups.setdefault(", ".join(choice), []).append(trial)
     metric = search.study.user_attrs.get("metric", search.metric)
-    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    best_first = sorted(groups.items(), key=lambda one: sign * statistics.mean(trial.value for trial in one[1]))
-    for others, group in best_first:
-        found = [read_metrics(Path(trial.user_attrs["run"])) for trial in sorted(group, key=lambda one: one.number)]
+    for others, group in _choices(search, trials):
+        attributes = [trial.user_attrs for trial in sorted(group, key=lambda one: one.number)]
+        # Stored with the trial, because another machine may have a run in a folder of the same name.
+        found = [one.get("metrics") or read_metrics(Path(one["run"])) for one in attributes]
         names = [name for name in final_names(found[0]) if stage_of(name)]
         for name in (metric, *(name for name in names if name != metric)):
             values = [one[name] for one in found if isinstance(one.get(name), float)]

@@ -20,6 +20,9 @@ MIN_SECONDS = 20.0  # of training before advice: in a short run, starting up tak
 MIN_BLOCKED = 0.05  # if the program waits for the device this share of the time, the device does not wait for data
 # dtype by the start of the name of Lightning's precision; all others compute in float32.
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
+# Operations per second in bfloat16 and float16 of chips that Lightning does not know or counts with sparsity (NVIDIA's
+# data sheets).
+DENSE = {"h200 nvl": 835.5e12, "h200": 989.4e12, "h100 nvl": 835.5e12}
 
 
 def callbacks(config: Any, stage: str | None) -> list[Callback]:
@@ -56,7 +59,7 @@ class Throughput(Callback):
         if not self._every:
             raise InputError("Throughput needs log steps: give --trainer.log_every_n_steps, or remove the callback")
         dtype = next((dtype for name, dtype in DTYPES.items() if trainer.precision.startswith(name)), torch.float32)
-        self._peak = get_available_flops(trainer.strategy.root_device, dtype)
+        self._peak = peak_flops(trainer.strategy.root_device, dtype)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged_step = trainer.global_step
@@ -133,6 +136,13 @@ def faster_data(trainer: Any) -> str:
     if has_more and given is None:
         return f"give the DataLoader of the training part num_workers={most}"
     return "store smaller or simpler files, such as images of the size that is needed"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The most operations per second of a chip, without sparsity, or None if they are not known."""
+    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
+    dense = next((value for chip, value in DENSE.items() if chip in name), None)
+    return dense if dense and dtype in (torch.bfloat16, torch.float16) else get_available_flops(device, dtype)
 
 
 def training_flops(net: torch.nn.Module, batch: Any) -> float:

@@ -155,7 +155,8 @@ def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
             raise InputError(f"{name}.step gives {given}: metric {key} also needs {', '.join(missing)}")
         try:
             joined = {name: _join([value], trial.device) for name, value in seen.items()}
-            trial.update(**trial._filter_kwargs(**joined))
+            with counting():
+                trial.update(**trial._filter_kwargs(**joined))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{name}.step gives {given}, which metric {key} does not take: {reason}") from error

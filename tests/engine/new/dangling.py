@@ -23,7 +23,7 @@ TRAINING = {"--accelerator", "--devices", "--strategy", "--precision", "--name",
 TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ruff", "tensorboard", "torch"}
 LOADED = {"alembic": "mlflow", "sqlalchemy": "optuna", "plotly": "optuna", "scikit-learn": "optuna"}
 IMPLIED = {"sqlalchemy", "huggingface_hub"}  # of optuna and of transformers
-IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "python-multipart": "multipart"}
+IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 
 
 def dangling(project: Path, package: str = "src") -> list[str]:

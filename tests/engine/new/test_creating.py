@@ -335,3 +335,53 @@ def test_without_arguments_a_terminal_is_asked_three_questions(tmp_path: Path) -
     os.close(ours)
     assert "lines  predict (needs" in shown
     assert table(tmp_path / "mine")["tool"]["lightning-starter"]["with"] == ["predict"]
+
+
+def test_a_service_requires_all_packages_that_it_asks_for(tmp_path: Path) -> None:
+    project = make(tmp_path / "mine", "--kind", "classification", "--with", "predict", "--with", "serve")
+    assert table(project)["tool"]["lightning-starter"]["with"] == ["predict", "serve"]
+    extra = " ".join(table(project)["project"]["optional-dependencies"]["deploy"]).replace("-", "_")
+    asked = re.findall(
+        r'require\("src.serve", "deploy", (.*)\)', (project / "src/engine/deploy/serving.py").read_text()
+    )
+    packages = re.findall(r'"(\w+)"', asked[0])
+    assert "python_multipart" in packages
+    assert [one for one in packages if one not in extra] == ["httptools"]  # of uvicorn[standard]
+
+
+def test_all_files_are_committed_whatever_git_ignores_everywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ignored").write_text("data/\n.vscode/\n")
+    (tmp_path / ".gitconfig").write_text(f"[core]\n  excludesFile = {tmp_path / 'ignored'}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    project = make(tmp_path / "mine", "--kind", "regression", "--with", "train")
+    listed = git(project, "ls-files").stdout.splitlines()
+    assert "src/engine/data/loading.py" in listed
+    assert ".vscode/settings.json" in listed
+
+
+@pytest.mark.parametrize("name", ["brain", "breast_cancer_histology_grading"])
+def test_a_project_of_any_name_is_formatted(name: str, tmp_path: Path) -> None:
+    project = make(tmp_path / name, "--kind", "regression", "--with", "train")
+    for words in (("check",), ("format", "--check")):
+        ruff = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
+        done = subprocess.run(ruff, cwd=project, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_default_recipe_is_the_default_of_a_project_that_has_it() -> None:
+    chosen = [OTHER, *({"default"} & {*RECIPES})]
+    files = Project(ROOT, Choice("mine", recipes=chosen)).files()
+    default = yaml.safe_load(files["configs/default.yaml"])
+    assert default == yaml.safe_load((ROOT / RECIPES[chosen[-1]]).read_text())
+    assert ("--max_epochs 20" in files["README.md"].decode()) == ("max_steps" not in default["trainer"])
+
+
+def test_a_recipe_needs_neither_trainer_nor_optimizer(tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy")
+    tree = yaml.safe_load((copy / RECIPES[OTHER]).read_text())
+    own = {name: tree[name] for name in ("model", "data")}
+    (copy / "configs" / DOMAIN / "own_one.yaml").write_text(f"# A recipe (--data.path FOLDER).\n{yaml.safe_dump(own)}")
+    readme = Project(copy, Choice("mine", recipes=["own_one"])).files()["README.md"].decode()
+    assert "python -m src.train --data.path path/to/files --max_epochs 20 --optimizer.lr 1e-3" in readme

@@ -13,12 +13,14 @@ import kill
 import pytest
 from kill import differences
 
+from src.engine.runs import runs
 from src.engine.runs.checkpoint import read_checkpoint
+from src.engine.runs.runs import checkpoint_of, find_checkpoint
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
 from tests.conftest import Run
 from tests.engine.runs.stops import EXACT, differences_after_stops, stopped_at
-from tests.toy import RECIPE
+from tests.toy import RECIPE, ToyMLP
 
 Train = Callable[..., Run]
 
@@ -312,3 +314,42 @@ def test_a_named_folder_must_be_a_run(train: Train, tmp_path: Path) -> None:
         train("fit", f"--run={tmp_path / 'nowhere'}")
     with pytest.raises(InputError, match="has no checkpoint to continue from"):
         train("fit", f"--run={tmp_path}")
+
+
+class Loaded(ToyMLP):
+    """A network that a checkpoint rebuilds without the files that it was built from."""
+
+    def __init__(self, source: str | None = None) -> None:
+        super().__init__()
+        self.source, self.rebuild = source, {"source": None}
+
+
+def test_a_continued_run_names_the_files_that_its_network_was_built_from(train: Train, tmp_path: Path) -> None:
+    words = (f"--model.net={__name__}.Loaded", "--model.net.source=files", "--max_epochs=3")
+    with pytest.raises(Interrupted):
+        train("fit", *words, *stopped_at(3, tmp_path))
+    (folder,) = (tmp_path / "logs" / "toy").glob("version_*")
+    with pytest.raises(Interrupted):
+        train("fit", f"--run={folder}", *stopped_at(14, tmp_path))
+    train("fit", f"--run={folder}", "--trainer.log_every_n_steps=7")
+    (changed,) = folder.glob("config.resume-*.yaml")
+    assert "log_every_n_steps: 7" in changed.read_text()
+    assert "source: files" in changed.read_text()
+
+
+def test_the_best_checkpoint_of_a_run_continued_with_another_metric_is_its_own(train: Train, tmp_path: Path) -> None:
+    first = train("fit", "--max_epochs=1", "--checkpoint.monitor=val/loss", "--checkpoint.mode=min")
+    more = ("--checkpoint.monitor=val/acc", "--checkpoint.mode=max", "--checkpoint.filename={epoch}")
+    again = train("fit", f"--run={first.folder}", "--max_epochs=2", *more)
+    best = again.cli.trainer.checkpoint_callback.best_model_path
+    assert Path(best).name != "best.ckpt"
+    assert (first.folder / "checkpoints" / "best.ckpt").exists()
+    assert str(checkpoint_of(first.folder, "best")) == best
+
+
+def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train("fit", "--max_epochs=1", f"--checkpoint.dirpath={tmp_path / 'large' / 'disk'}")
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    assert find_checkpoint("best") == (tmp_path / "large" / "disk" / "best.ckpt", run.folder)

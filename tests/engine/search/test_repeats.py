@@ -1,6 +1,7 @@
 """Searches over seeds, folds and grids, whose means are over all trials of the same settings."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import yaml
 
 from src.engine.search import search as search_module
 from src.engine.search.search import _take_trials
+from src.engine.search.search_report import _print_results
 from src.engine.system.errors import InputError
 from tests.conftest import write
 from tests.engine.search.studies import opened, run, search
@@ -159,3 +161,24 @@ def test_an_option_cannot_set_what_is_searched_under_a_short_name(tmp_path: Path
 def test_an_option_cannot_set_what_is_searched(tmp_path: Path, option: str) -> None:
     with pytest.raises(InputError, match=r"^--optimizer.lr: .*own.yaml searches it: remove it there"):
         opened(tmp_path, option)
+
+
+def test_the_best_choice_has_the_best_mean_and_is_read_from_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = {"optimizer.lr": {"categorical": [0.1, 0.2]}, "data.fold": {"categorical": [1, 2]}}
+    found = opened(tmp_path, space=space, options={"data": "tests.engine.search.toys.FoldedData"})
+    kinds = {name: optuna.distributions.CategoricalDistribution(one["categorical"]) for name, one in space.items()}
+    for rate, fold, value in ((0.1, 1, 0.99), (0.1, 2, 0.1), (0.2, 1, 0.8), (0.2, 2, 0.8)):
+        tree = {"optimizer": {"init_args": {"lr": rate}}, "data": {"init_args": {"fold": fold}}, "trainer": {}}
+        attributes = {"run": "of/another/machine", "config": yaml.safe_dump(tree), "metrics": {"val/acc": value}}
+        options = {"params": {"optimizer.lr": rate, "data.fold": fold}, "distributions": kinds}
+        found.study.add_trial(optuna.trial.create_trial(value=value, user_attrs=attributes, **options))
+    _print_results(found)
+    saved = yaml.safe_load((found.folder / "best.yaml").read_text())
+    assert saved["optimizer"]["init_args"]["lr"] == 0.2
+    assert saved["data"]["init_args"]["fold"] is None
+    said = capsys.readouterr().out
+    assert "optimizer.lr 0.2: val/acc mean 0.8000, standard deviation 0.0000 of 2" in said
+    command = next(line for line in said.splitlines() if line.startswith("train the best choice: "))
+    assert shlex.split(command)[-1] == str(found.folder / "best.yaml")

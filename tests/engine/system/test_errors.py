@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from src.engine.cli.command import run_command
 from src.engine.cli.program import run
-from src.engine.system.errors import InputError, constructor_errors
+from src.engine.system.errors import InputError, constructor_errors, machine_fault
 from tests.conftest import write
 
 ErrorOf = Callable[..., str]
@@ -178,3 +178,11 @@ def test_an_error_of_a_class_outside_this_project_is_one_line_and_debug_shows_it
     with pytest.raises(ValueError, match="mine, all mine") as caught:
         start("--model.net=mynet.Net", "--debug")
     assert f'{tmp_path / "mynet.py"}", line 6, in __init__' in "".join(traceback.format_exception(caught.value))
+
+
+def test_what_torch_cannot_do_deterministically_says_what_works() -> None:
+    error = RuntimeError("nll_loss2d_cuda does not have a deterministic implementation, but you set 'torch.use_...")
+    assert machine_fault(error) == (
+        "--trainer.deterministic true: nll_loss2d_cuda does not have a deterministic implementation: give warn, which"
+        " repeats everything else"
+    )

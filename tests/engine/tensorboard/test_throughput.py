@@ -39,7 +39,7 @@ def test_text_is_counted_in_tokens(train: Train) -> None:
 
 
 def test_mfu_is_the_flops_divided_by_the_chips_peak(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 1e12)
+    monkeypatch.setattr(throughput, "peak_flops", lambda *_: 1e12)
     run = train(*SHORT, "--trainer.limit_train_batches=8", "--data.batch_size=10")
     batch = (torch.zeros(10, 1, SIDE, SIDE), torch.zeros(10))
     rate = run.metrics["speed/samples_per_second"] / 10 * training_flops(ToyNet(), batch)
@@ -58,7 +58,7 @@ def test_a_network_whose_flops_cannot_be_counted_trains_without_mfu(
     def uncountable(*_: object) -> float:
         raise NotImplementedError("no meta tensors here")
 
-    monkeypatch.setattr(throughput, "get_available_flops", lambda *_: 1e12)
+    monkeypatch.setattr(throughput, "peak_flops", lambda *_: 1e12)
     monkeypatch.setattr(throughput, "training_flops", uncountable)
     with pytest.warns(UserWarning, match=r"speed/mfu is left out: .*no meta tensors here"):
         run = train(*SHORT, "--trainer.limit_train_batches=8")
@@ -123,3 +123,10 @@ def test_advice_names_only_options_that_exist_and_help(monkeypatch: pytest.Monke
     assert advice(cache=True, num_workers=2, workers=2, processes=2) == "give --data.num_workers 3"
     assert advice() == "give the DataLoader of the training part num_workers=7"
     assert advice(cache=True, num_workers=7, workers=7).startswith("store smaller or simpler files")
+
+
+@pytest.mark.parametrize(("name", "peak"), [("NVIDIA H200", 989.4e12), ("NVIDIA H100 NVL", 835.5e12)])
+def test_the_peak_of_a_chip_is_without_sparsity(name: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+    assert throughput.peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+    assert throughput.peak_flops(torch.device("cpu"), torch.bfloat16) is None
