@@ -231,8 +231,9 @@ def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: P
     other = write(tmp_path / "other.csv", "text,label\nmine,Class 1\n")
     with pytest.raises(InputError, match=r"other.csv, row 1: label 'Class 1' is not in the training data"):
         ready(path=path, test_path=other)
+    assert any("Labels 'class 1' (20), 'Class 1' (1) of" in line for line in messages)
     write(tmp_path / "other.csv", "text,label\nmine,class\xa01\n")
-    with pytest.raises(InputError, match=r"other.csv, row 1: label 'class.xa01' is not in the training data"):
+    with pytest.raises(InputError, match=r"'class 1' \(20\), 'class.xa01' \(1\) of .* look the same"):
         ready(path=path, test_path=other)
     first = ready(path=path)
     assert "Classes: class 0 20, class 1 20, class 2 20" in messages

@@ -1,6 +1,7 @@
 """Writes checkpoints completely or not at all, and reads them without trusting them."""
 
 import errno
+import hashlib
 import inspect
 import io
 import os
@@ -21,7 +22,6 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
-from torch.utils import serialization
 
 from src.engine.runs.trust import NO_TRUST, PATHS, PLAIN, Trust, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences
@@ -36,13 +36,18 @@ CONFIGURED: dict[str, tuple[type, ...]] = {
 }
 TRAINER_KEYS = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
 TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
+# A checkpoint file ends with this mark and the SHA-256 of all bytes before the digest. Both are stored as the comment
+# of the zip archive, which torch ignores.
+MARK = b"sha256="
+COMMENT = len(MARK) + 64
 # What odd content of a checkpoint raises in the code that uses it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 CONTENT_ERRORS += (ValueError,)  # type: ignore[assignment]
+END = 22  # bytes of the archive's last record without the comment
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under its name only when it is complete on the disk."""
+    """Writes a checkpoint under its name only when it is complete on the disk, with a checksum."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if "://" in str(path):
@@ -52,31 +57,44 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; torch adds a checksum to each of its parts.
+    """Write a checkpoint and its checksum.
 
     Raises:
         InputError: the checkpoint holds something that could not be loaded again.
         UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
     """
     refuse_unloadable(checkpoint)
-    temporary = path.parent / f".{path.name}-{os.getpid()}"
+    temporary = None
     try:
         # `checkpoints` of a run that is deleted meanwhile is not made again.
         path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
-        # Not by tempfile, which overrides the user's umask. Checksums, for `damage`, even if a module does without.
-        with temporary.open("xb") as file, serialization.config.patch("save.compute_crc32", True):  # type: ignore[attr-defined]
+        temporary = path.parent / f".{path.name}-{os.getpid()}"
+        with temporary.open("xb") as file:  # not by tempfile, which overrides the user's umask
             torch.save(checkpoint, file)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            archive.comment = MARK + b"0" * 64
+        digest = _digest(temporary)
+        with temporary.open("r+b") as file:
+            file.seek(-64, os.SEEK_END)
+            file.write(digest.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)  # before the free space is measured
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
         if system_error(error) is None:
             raise
+        _remove(temporary)
         raise unwritable(path, size_of(checkpoint), error) from error
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def refuse_unloadable(checkpoint: Any) -> None:
@@ -139,20 +157,34 @@ def size_of(value: Any) -> int:
     return value.nbytes if isinstance(value, torch.Tensor) else sum(map(size_of, children))
 
 
+def _digest(path: Path) -> str:
+    """SHA-256 of a file without its last 64 bytes, which hold the digest."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size - 64
+    with path.open("rb") as file:
+        while left and (chunk := file.read(min(left, 2**20))):
+            digest.update(chunk)
+            left -= len(chunk)
+    return digest.hexdigest()
+
+
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file or folder, or None; a file of another kind passes."""
+    """What is wrong with a checkpoint file or folder, or None. A file without a checksum passes."""
     if path.is_dir():
         shards = shards_of(path)
         return shards.shard_damage(path) if shards else "it is a folder"
     try:
-        if not is_zip(path):
-            return None
-        with zipfile.ZipFile(path) as archive:
-            return "its checksum does not match its content" if archive.testzip() else None
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            file.seek(-min(size, END + COMMENT), os.SEEK_END)
+            end = file.read()
+        if end[-COMMENT : -COMMENT + len(MARK)] == MARK:
+            return None if _digest(path).encode() == end[-64:] else "its checksum does not match its content"
+        if end[-END:-18] == b"PK\5\6" and end[-2:] == b"\0\0":
+            return None  # a zip archive without a comment, as torch.save writes
+        return "it is truncated, or its end is damaged" if is_zip(path) else None
     except OSError as error:
-        return error.strerror or str(error)
-    except Exception:  # whatever zipfile raises for damaged headers
-        return "it is truncated, or its end is damaged"
+        return error.strerror
 
 
 def shards_of(path: Path) -> Any:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,24 +139,24 @@ def checkpoint(value: float = 0.0) -> dict[str, object]:
     return {"state_dict": {"weight": torch.full((200, 100), value)}, "pytorch-lightning_version": "2.6.6"}
 
 
-def test_a_flipped_bit_that_changes_what_is_read_is_detected(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
     write_checkpoint(checkpoint(), path)
     assert damage(path) is None
     whole = path.read_bytes()
-    positions = [*range(0, len(whole), 499), *range(2000), *range(len(whole) - 2000, len(whole))]  # most: not weights
+    # Some bytes of the weights, and all bytes before and after them.
+    positions = [*range(0, len(whole), 499), *range(2000), *range(len(whole) - 2000, len(whole))]
     with path.open("r+b", buffering=0) as file:
         for position in positions:
             os.pwrite(file.fileno(), bytes([whole[position] ^ 1 << position % 8]), position)
-            if damage(path) is None:  # padding, a time stamp, or a directory that torch refuses
-                with suppress(InputError):
-                    assert read_checkpoint(str(path))["state_dict"]["weight"].count_nonzero() == 0, position
+            assert damage(path) is not None, position
             os.pwrite(file.fileno(), whole[position : position + 1], position)
     assert damage(path) is None
-    for length in (10, 100, len(whole) // 2, len(whole) - 1, 0):
+    for length in (10, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
-        assert damage(path) is not None or not length
+        assert damage(path) is not None
+    path.write_bytes(b"")
     with pytest.raises(InputError):
         read_checkpoint(str(path))
 
