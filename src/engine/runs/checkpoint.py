@@ -3,13 +3,11 @@
 import errno
 import hashlib
 import inspect
-import io
 import os
 import pickle
 import shutil
 import warnings
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,7 +21,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
-from src.engine.runs.trust import NO_TRUST, PATHS, PLAIN, Trust, checked_class, checked_spec
+from src.engine.runs.safe_content import refuse_unloadable
+from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
 from src.engine.system.classes import Tree, differences
 from src.engine.system.errors import InputError, UnwritableError
 from src.engine.system.hooks import hooks
@@ -95,41 +94,6 @@ def _remove(path: Path | None) -> None:
     if path is not None:
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def refuse_unloadable(checkpoint: Any) -> None:
-    """Raise InputError, with the key, if something in a checkpoint cannot be loaded with `weights_only=True`."""
-    odd = list(_odd(checkpoint))
-    if not odd or _loads([value for _, value in odd]):
-        return
-    key, value = next((key, value) for key, value in odd if not _loads(value))
-    raise InputError(
-        f"{key} of the checkpoint is of type {type(value).__name__}, which cannot be loaded safely: save only numbers,"
-        " text, tensors, and lists and dicts of them; earlier checkpoints are unchanged"
-    )
-
-
-def _odd(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Names and values of all that is neither a tensor nor plain, also in the attributes of a state dict."""
-    if type(value) in (dict, OrderedDict, list, tuple):
-        for name, one in value.items() if isinstance(value, dict) else enumerate(value):
-            place = f"{key}.{name}" if key else str(name)
-            yield from _odd(name, place)
-            yield from _odd(one, place)
-        yield from _odd(getattr(value, "__dict__", None), key)
-    elif not isinstance(value, torch.Tensor) and type(value) not in PLAIN:
-        yield key, value
-
-
-def _loads(value: Any) -> bool:
-    file = io.BytesIO()
-    try:
-        torch.save(value, file)
-        file.seek(0)
-        torch.load(file, weights_only=True)
-    except (pickle.PickleError, AttributeError, TypeError):
-        return False
-    return True
 
 
 def system_error(error: BaseException) -> OSError | None:

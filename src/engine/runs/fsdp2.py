@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.engine.runs.checkpoint import refuse_unloadable, size_of, system_error, unwritable
+from src.engine.runs.checkpoint import size_of, system_error, unwritable
+from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 from src.engine.system.errors import InputError, UnwritableError
 
