@@ -239,7 +239,7 @@ class StarterCLI(LightningCLI):
         if checkpoint is not None:
             check_fit(checkpoint, self.model, self.saved_model, tree["model"])
         if self.run_folder is not None and self.saved:
-            keep_sources(tree["model"], self.saved.get("model") or {}, self.model)
+            keep_sources(tree["model"], self.saved.get("model") or {}, self.saved_model, self.model)
             text = f"{text.partition(chr(10))[0]}\n{dump(tree)}"
         if checkpoint is not None and trains:
             if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left

@@ -144,8 +144,9 @@ class PartsDataModule(BatchedDataModule):
         self.labels: list[str] = []
         """The labels, in the order of their class numbers; set by `setup`."""
         self.restored: list[str] = []
-        self.sizes: dict[str, dict[str, int]] = {}
-        """Samples of each label in the training and validation part; set by `setup`."""
+        self.sizes: dict[str, Any] = {}
+        """Samples of each label in the training and validation part, and where they are from; set by `setup`."""
+        self._restored_sizes: dict[str, Any] = {}
 
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
@@ -165,12 +166,13 @@ class PartsDataModule(BatchedDataModule):
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
-        if self.restored and self.sizes not in ({}, counts):
+        origin = repr([source, *(getattr(self, name, None) for name in ("paths", "shares", "fold"))])
+        self.sizes = {"origin": origin, **counts}
+        if self._restored_sizes.get("origin") == origin and self._restored_sizes != self.sizes:
             announce(
                 f"{source} does not have the {kind} of the run any more, so its parts are others: validation and test"
                 " may have some that were trained on"
             )
-        self.sizes = counts
         sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
         targets = {part: [numbers[label] for label in own] for part, own in parts.items()}
@@ -183,4 +185,4 @@ class PartsDataModule(BatchedDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels; call before `setup`."""
         self.labels = self.restored = list(state_dict["labels"])
-        self.sizes = dict(state_dict.get("sizes", {}))
+        self._restored_sizes = dict(state_dict.get("sizes", {}))

@@ -104,8 +104,11 @@ def checkpoint_of(folder: Path, which: str) -> Path:
     found = list(checkpoints_of(folder))
     path = folder / "checkpoints" / f"{which}.ckpt"
     if which == "best" and found and (path not in found or {one.stem for one in found} - {"best", "last"}):
-        # The run uses another file name, perhaps since it was continued.
-        states = best_states(read_checkpoint(str(found[0])))
+        # The run uses another file name, perhaps since it was continued; or a callback saves more.
+        states = []
+        with suppress(*((InputError,) if path in found else ())):
+            states = best_states(read_checkpoint(str(found[0])))
+        states = states[:1] if path in found else states
         best = [Path(state["best_model_path"]) for state in states if state["best_model_path"]]
         found += [one for one in best if one.exists()]  # in a folder that its callback names
         path = next((one for other in best for one in found if one.name == other.name), path)

@@ -64,12 +64,12 @@ def _print_results(search: Search) -> None:
         )
     for name in importances.keys() - {*REPEATED}:
         console.print(f"importance {name} {importances[name]:.2f}")
-    best = _choices(search, ended)[0][1][0]
+    best = _choices(search, ended)[0][1][0] if set(REPEATED) & search.spec["space"].keys() else ended[0]
     with suppress(OSError):
         text = best.user_attrs.get("config") or Path(best.user_attrs["run"], "config.yaml").read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
         if "data.fold" in search.spec["space"]:
-            tree["data"]["init_args"]["fold"] = None
+            tree["data"]["init_args"].pop("fold", None)
         tree["name"] = f"{search.folder.name}-best"
         parent = search.folder.parent
         tree["trainer"]["default_root_dir"] = None if parent == ROOT / "logs" else str(parent)
@@ -82,8 +82,10 @@ def _print_results(search: Search) -> None:
 def _choices(search: Search, trials: list[Any]) -> list[tuple[str, list[Any]]]:
     """The trials of each choice of what is neither seed nor fold, the choice with the best mean first."""
     groups: dict[str, list[Any]] = {}
-    # A grid repeats trials whose other values do not apply: `when`.
-    for trial in {str(sorted(trial.params.items(), key=str)): trial for trial in trials}.values():
+    unique: dict[str, Any] = {}  # a grid repeats trials whose other values do not apply: `when`
+    for trial in trials:
+        unique.setdefault(str(sorted(trial.params.items(), key=str)), trial)
+    for trial in unique.values():
         choice = [f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED]
         groups.setdefault(", ".join(choice), []).append(trial)
     sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1

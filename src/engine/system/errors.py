@@ -140,7 +140,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         unnamed = "standard output" if folder is None else "the run folder"
         return f"{error.filename or unnamed} cannot be written ({error.strerror}): free some space"
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
-        return f"--trainer.deterministic true: {text.partition(',')[0]}: give warn, which repeats everything else"
+        return f"{text.partition(',')[0]}: give --trainer.deterministic warn, which repeats everything else"
     if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):
         return f"a process that loads data has died, often for lack of memory: {found[0]} Give a smaller num_workers"
     if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe|gloo", text):

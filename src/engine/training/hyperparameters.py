@@ -76,20 +76,22 @@ def rebuild_arguments(module: Any) -> dict[str, Any]:
     return {name: value for name, value in rebuild.items() if takes_all or name in known}
 
 
-def keep_sources(now: Tree, before: Tree, module: Any) -> None:
+def keep_sources(now: Tree, before: Tree, stored: Tree, module: Any) -> None:
     """Write into a configuration what networks were built from, in place of what rebuilds them from a checkpoint.
 
     Args:
         now: class and arguments of the model, changed in place.
-        before: the same, of the run that the checkpoint is of.
+        before: the same, as the run was configured that the checkpoint is of.
+        stored: the same, as the checkpoint stores them.
         module: the model.
     """
     for name, spec in (now.get("init_args") or {}).items():
-        old = (before.get("init_args") or {}).get(name)
-        if old and is_class(spec) and is_class(old) and spec["class_path"] == old["class_path"]:
-            given = old.get("init_args") or {}
-            sources = {one: given[one] for one in rebuild_arguments(getattr(module, name, None)) if one in given}
-            spec["init_args"] = {**spec.get("init_args", {}), **sources}
+        specs = [spec, *((tree.get("init_args") or {}).get(name) for tree in (before, stored))]
+        if all(map(is_class, specs)) and specs[0]["class_path"] == specs[1]["class_path"]:
+            own, given, rebuilt = ((one.get("init_args") or {}) for one in specs)
+            names = [one for one in rebuild_arguments(getattr(module, name, None)) if one in given]
+            kept = {one: given[one] for one in names if own.get(one) == rebuilt.get(one)}  # else it was changed
+            spec["init_args"] = {**own, **kept}
 
 
 def _describe_module(module: nn.Module) -> dict[str, Any] | None:

@@ -335,6 +335,8 @@ def test_a_continued_run_names_the_files_that_its_network_was_built_from(train: 
     changed = [path.read_text() for path in sorted(folder.glob("config.resume-*.yaml"))]
     assert "log_every_n_steps: 7" in changed[-1]
     assert all("source: files" in text for text in changed)
+    train("fit", f"--run={folder}", "--model.net.source=others", "--max_epochs=4")
+    assert any("source: others" in path.read_text() for path in folder.glob("config.resume-*.yaml"))
 
 
 def test_the_best_checkpoint_of_a_run_continued_with_another_metric_is_its_own(train: Train, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_the_best_choice_has_the_best_mean_and_is_read_from_the_study(
     _print_results(found)
     saved = yaml.safe_load((found.folder / "best.yaml").read_text())
     assert saved["optimizer"]["init_args"]["lr"] == 0.2
-    assert saved["data"]["init_args"]["fold"] is None
+    assert "fold" not in saved["data"]["init_args"]
     said = capsys.readouterr().out
     assert "optimizer.lr 0.2: val/acc mean 0.8000, standard deviation 0.0000 of 2" in said
     command = next(line for line in said.splitlines() if line.startswith("train the best choice: "))

@@ -183,6 +183,6 @@ def test_an_error_of_a_class_outside_this_project_is_one_line_and_debug_shows_it
 def test_what_torch_cannot_do_deterministically_says_what_works() -> None:
     error = RuntimeError("nll_loss2d_cuda does not have a deterministic implementation, but you set 'torch.use_...")
     assert machine_fault(error) == (
-        "--trainer.deterministic true: nll_loss2d_cuda does not have a deterministic implementation: give warn, which"
-        " repeats everything else"
+        "nll_loss2d_cuda does not have a deterministic implementation: give --trainer.deterministic warn, which repeats"
+        " everything else"
     )
