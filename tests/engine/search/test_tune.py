@@ -1,5 +1,6 @@
 """Searches, as a user meets them."""
 
+import logging
 import os
 import re
 import socket
@@ -75,6 +76,7 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
 def test_no_trial_is_the_newest_run(tmp_path: Path, train: Any) -> None:
     older: Run = train("fit", f"--config={RECIPE}", "--max_epochs=1")
     search(tmp_path, n_trials=1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)  # a search is quiet
     assert f"test of run {older.folder}, best.ckpt" in train("test").messages
     with pytest.raises(InputError, match="no unfinished run"):
         train("fit", f"--config={RECIPE}", "--name=own", "--ckpt_path=last")
