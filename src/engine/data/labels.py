@@ -36,7 +36,7 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
     for label in counts:
         alike[_visible(label).lower()].append(label)
     for group in alike.values():
-        shown = ", ".join(f"{label!a} ({counts[label]:,})" for label in sorted(group, key=lambda one: -counts[one]))
+        shown = ", ".join(f"{label!a} ({counts[label]:,})" for label in group)
         if len({_visible(label) for label in group}) < len(group):
             raise InputError(
                 f"labels {shown} of {source} look the same but differ in Unicode form, invisible characters or blanks:"
