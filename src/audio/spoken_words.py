@@ -145,6 +145,7 @@ class SpokenWordsDataModule(PartsDataModule):
             return
         if self.path:
             files = labelled_files(self.path, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
+            self.refuse_new_classes(files)
             check_class_sizes(files)
             waves = self.read([one.name for one in files], [one.file for one in files])
             keys = [hash(wave.numpy().tobytes()) for wave in waves]

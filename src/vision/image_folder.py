@@ -120,9 +120,7 @@ class ImageFolderDataModule(PartsDataModule):
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
         found = labelled_files(self.data_source, (self.path_column, self.label_column))
-        if unknown := next((one for one in found if self.restored and one.label not in self.restored), None):
-            known = f"use only {', '.join(self.restored)}"
-            raise InputError(f"class {unknown.label} of {unknown.name} was not trained on: {known}")
+        self.refuse_new_classes(found)
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
         classes = {label: number for number, label in enumerate(sorted({one.label for one in found}))}

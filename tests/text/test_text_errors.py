@@ -21,7 +21,7 @@ PRETRAINED = "--config=configs/text/sentiment_pretrained.yaml"
         (f"{GPT} --model.net.block_size 1", "block_size 1 is too small for GPT: give at least 2 tokens"),
         (f"{LANGUAGES} --data.path one.csv", "one.csv has one class only, 1: give at least two"),
         (f"{LANGUAGES} --data.path gap.csv", "gap.csv, row 2: column text is empty"),
-        (f"{LANGUAGES} --data.path alike.csv", "of alike.csv look the same but differ"),
+        (f"{LANGUAGES} --data.path alike.csv", "labels 'good\\u200b' (1), 'good' (2) of alike.csv look the same"),
         (f"{LANGUAGES} --data.path utf16.csv", "utf16.csv seems to be UTF-16: save it as UTF-8"),
         (f"{GPT} --data.path utf16.csv", "utf16.csv seems to be UTF-16: save it as UTF-8"),
         (f"{LANGUAGES} --data.path rare.csv --data.tokenizer words", "the tokenizer words has 0 different tokens"),

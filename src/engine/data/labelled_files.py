@@ -148,6 +148,12 @@ class PartsDataModule(BatchedDataModule):
         """Samples of each label in the training and validation part, and where they are from; set by `setup`."""
         self._restored_sizes: dict[str, Any] = {}
 
+    def refuse_new_classes(self, files: Sequence[LabelledFile]) -> None:
+        """Raise InputError, with the first file, if a class is not in the checkpoint."""
+        if unknown := next((one for one in files if self.restored and one.label not in self.restored), None):
+            known = ", ".join(self.restored)
+            raise InputError(f"class {unknown.label} of {unknown.name} was not trained on: use only {known}")
+
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
 

@@ -256,17 +256,17 @@ def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[A
         announce(f"{path}: rows that span several lines: {count:,}, first row {first}; check its quotation marks")
 
 
+def _has_line_break(column: Any) -> bool:
+    characters = column.buffers()[-1]
+    content = characters.to_pybytes() if characters else b""  # faster to search than the texts
+    return b"\n" in content or b"\r" in content
+
+
 def _json(path: Path, columns: Sequence[str]) -> Table:
     rows = _json_rows(path)
     head = list(islice(rows, 1))  # the first row names the columns
     names = list(head[0] if head else columns)
     return names, (tuple([row.get(column)] for column in columns) for row in chain(head, rows))
-
-
-def _has_line_break(column: Any) -> bool:
-    characters = column.buffers()[-1]
-    content = characters.to_pybytes() if characters else b""  # faster to search than the texts
-    return b"\n" in content or b"\r" in content
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -276,7 +276,9 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             text = line.decode("utf-8")
             try:
                 row = json.loads(text)
-                "".join(map(str, row.values())).encode()  # half of a surrogate pair is an error
+                "".join(map(str, row.values())).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"row {number} is not valid Unicode: it has half of a surrogate pair") from error
             except AttributeError as error:
                 raise ValueError(f"row {number} is {line[:40]!r}, not an object with columns") from error
             except (ValueError, RecursionError) as error:

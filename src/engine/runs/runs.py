@@ -103,12 +103,16 @@ def checkpoint_of(folder: Path, which: str) -> Path:
     """
     found = list(checkpoints_of(folder))
     path = folder / "checkpoints" / f"{which}.ckpt"
-    if which == "best" and found and (path not in found or {one.stem for one in found} - {"best", "last"}):
+    is_there = path in found
+    if which == "best" and found and (not is_there or {one.stem for one in found} - {"best", "last"}):
         # The run uses another file name, perhaps since it was continued; or a callback saves more.
-        states = []
-        with suppress(*((InputError,) if path in found else ())):
+        try:
             states = best_states(read_checkpoint(str(found[0])))
-        states = states[:1] if path in found else states
+        except InputError:
+            if not is_there:
+                raise
+            states = []
+        states = states[:1] if is_there else states
         best = [Path(state["best_model_path"]) for state in states if state["best_model_path"]]
         found += [one for one in best if one.exists()]  # in a folder that its callback names
         path = next((one for other in best for one in found if one.name == other.name), path)

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -186,8 +185,10 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
 
 def _free_path(folder: Path) -> Path:
     """A new empty file `compare_N.png`."""
-    for number in count():
+    number = 0
+    while True:
+        path = folder / f"compare_{number}.png"
         with suppress(FileExistsError):
-            (path := folder / f"compare_{number}.png").touch(exist_ok=False)
+            path.touch(exist_ok=False)
             return path
-    raise AssertionError
+        number += 1

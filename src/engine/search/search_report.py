@@ -55,7 +55,8 @@ def _print_results(search: Search) -> None:
             run,
         )
     console.print(table)
-    for summary in _means(search, ended):
+    choices = _choices(search, ended) if set(REPEATED) & search.spec["space"].keys() else []
+    for summary in _means(search, choices):
         console.print(summary)
     importances: dict[str, float] = {}
     with suppress(Exception):  # too few trials, or all with the same result
@@ -64,7 +65,7 @@ def _print_results(search: Search) -> None:
         )
     for name in importances.keys() - {*REPEATED}:
         console.print(f"importance {name} {importances[name]:.2f}")
-    best = _choices(search, ended)[0][1][0] if set(REPEATED) & search.spec["space"].keys() else ended[0]
+    best = choices[0][1][0] if choices else ended[0]
     with suppress(OSError):
         text = best.user_attrs.get("config") or Path(best.user_attrs["run"], "config.yaml").read_text(encoding="utf-8")
         tree = yaml.safe_load(text)
@@ -92,12 +93,10 @@ def _choices(search: Search, trials: list[Any]) -> list[tuple[str, list[Any]]]:
     return sorted(groups.items(), key=lambda one: sign * statistics.mean(trial.value for trial in one[1]))
 
 
-def _means(search: Search, trials: list[Any]) -> Iterator[str]:
+def _means(search: Search, choices: list[tuple[str, list[Any]]]) -> Iterator[str]:
     """Mean and standard deviation of each metric over seeds and folds, for each choice of the other settings."""
-    if not set(REPEATED) & search.spec["space"].keys():
-        return
     metric = search.study.user_attrs.get("metric", search.metric)
-    for others, group in _choices(search, trials):
+    for others, group in choices:
         attributes = [trial.user_attrs for trial in sorted(group, key=lambda one: one.number)]
         # Stored with the trial, because another machine may have a run in a folder of the same name.
         found = [one.get("metrics") or read_metrics(Path(one["run"])) for one in attributes]
