@@ -269,4 +269,6 @@ def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messa
         again = ImageFolderDataModule(str(tmp_path))
         again.load_state_dict(first.state_dict())
         again.setup("test")
-        assert any("does not have the images of the run any more" in line for line in messages) == is_changed
+        assert (
+            any("have changed since training, so they are split differently" in line for line in messages) == is_changed
+        )

@@ -176,8 +176,8 @@ class PartsDataModule(BatchedDataModule):
         self.sizes = {"origin": origin, **counts}
         if self._restored_sizes.get("origin") == origin and self._restored_sizes != self.sizes:
             announce(
-                f"{source} does not have the {kind} of the run any more, so its parts are others: validation and test"
-                " may have some that were trained on"
+                f"The {kind} of {source} have changed since training, so they are split differently: validation and"
+                " test may contain some that were trained on"
             )
         sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")

@@ -18,7 +18,7 @@ class MonitorChoice(Callback):
 
     Args:
         best: the callback that saves the best checkpoint.
-        checkpoint: the one from which the run continues, or empty; what it had chosen is the first choice.
+        checkpoint: the one from which the run continues, or empty; the metric it had chosen is tried first.
     """
 
     def __init__(self, best: ModelCheckpoint, checkpoint: dict[str, Any]) -> None:

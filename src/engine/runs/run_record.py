@@ -48,7 +48,7 @@ class RunRecord(Callback):
     Args:
         folder: run folder.
         config: complete configuration of the run, as YAML.
-        is_new: whether the run starts here, from a checkpoint of another run, if any.
+        is_new: whether this is a new run, even if it starts from a checkpoint of another run.
     """
 
     def __init__(self, folder: Path, config: str, is_new: bool = False) -> None:

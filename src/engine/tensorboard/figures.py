@@ -51,7 +51,10 @@ def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
 
 
 def draw_image(axes: Any, image: Tensor, **options: Any) -> None:
-    """Draw an image (C, H, W), else its first channel, black at its lowest and white at its highest value, unframed."""
+    """Draw an image (C, H, W) without axes, from black, its lowest value, to white, its highest.
+
+    If it has neither 1 nor 3 channels, only the first one is drawn.
+    """
     low, high = image.aminmax()
     shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).movedim(0, -1)  # (H, W, C)
     axes.imshow((shown if shown.shape[2] in (1, 3) else shown[..., :1]).numpy(), cmap="gray", **options)

@@ -81,8 +81,8 @@ def keep_sources(now: Tree, before: Tree, stored: Tree, module: Any) -> None:
 
     Args:
         now: class and arguments of the model, changed in place.
-        before: the same, as the run was configured that the checkpoint is of.
-        stored: the same, as the checkpoint stores them.
+        before: the same, in the configuration of the checkpoint's run.
+        stored: the same, in the checkpoint.
         module: the model.
     """
     for name, spec in (now.get("init_args") or {}).items():
