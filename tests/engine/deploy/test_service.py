@@ -30,9 +30,9 @@ def even(pixels: list[int]) -> list[list[float]]:
     return [[0.5, 0.5] for _ in pixels]
 
 
-def waited_for(condition: Callable[[], bool]) -> None:
+def waited_for(condition: Callable[[], bool], seconds: int = 20) -> None:
     """Wait until something is so."""
-    for _ in range(2000):
+    for _ in range(100 * seconds):
         if condition():
             return
         threading.Event().wait(0.01)

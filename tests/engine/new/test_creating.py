@@ -18,7 +18,7 @@ from src.engine.cli.class_names import resolve_class
 from src.engine.new import creating
 from src.engine.new import template as template_module
 from src.engine.new.creating import new
-from src.engine.new.project import Choice, Project, default_parts, kinds, recipes
+from src.engine.new.project import Choice, Project, comment, default_parts, kinds, recipes
 from src.engine.new.template import Template, commit_of, git
 from src.engine.system.classes import import_class
 from src.engine.system.errors import InputError
@@ -363,7 +363,7 @@ def test_all_files_are_committed_whatever_git_ignores_everywhere(
 
 @pytest.mark.parametrize("name", ["brain", "breast_cancer_histology_grading"])
 def test_a_project_of_any_name_is_formatted(name: str, tmp_path: Path) -> None:
-    project = make(tmp_path / name, "--kind", "regression", "--with", "train")
+    project = make(tmp_path / name, "--kind", "regression")
     for words in (("check",), ("format", "--check")):
         ruff = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
         done = subprocess.run(ruff, cwd=project, capture_output=True, text=True, check=False)
@@ -376,6 +376,7 @@ def test_the_default_recipe_is_the_default_of_a_project_that_has_it() -> None:
     default = yaml.safe_load(files["configs/default.yaml"])
     assert default == yaml.safe_load((ROOT / RECIPES[chosen[-1]]).read_text())
     assert ("--max_epochs 20" in files["README.md"].decode()) == ("max_steps" not in default["trainer"])
+    assert comment(files["configs/default.yaml"].decode()) in files["README.md"].decode()
 
 
 def test_a_recipe_needs_neither_trainer_nor_optimizer(tmp_path: Path) -> None:

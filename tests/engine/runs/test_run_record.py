@@ -7,9 +7,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
@@ -164,3 +166,17 @@ def test_what_config_yaml_cannot_hold_is_refused_before_training(
     with pytest.raises(InputError, match=message):
         parse("fit", *words)
     assert not list(tmp_path.glob("logs/*/version_*"))
+
+
+def test_a_new_run_with_the_settings_of_another_does_not_take_over_its_record(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed_everything: 1\n")
+    record = {"samples": 30.0, "train_time": 2.0, "validated": 3, "metrics": {}}
+    checkpoint = {"config": "seed_everything: 1\n", "record": record, "callbacks": {}}
+    state = SimpleNamespace(fn=TrainerFn.FITTING)
+    trainer: Any = SimpleNamespace(
+        state=state, callbacks=[], checkpoint_callbacks=[], ckpt_path=None, is_global_zero=False
+    )
+    for is_new, samples in ((True, 0.0), (False, 30.0)):
+        own = run_record.RunRecord(tmp_path, "seed_everything: 1\n", is_new)
+        own.on_load_checkpoint(trainer, None, checkpoint)  # type: ignore[arg-type]
+        assert own._samples == samples
