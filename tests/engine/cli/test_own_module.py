@@ -253,7 +253,7 @@ def test_a_run_that_had_one_more_checkpoint_keeps_it() -> None:
     assert own_checkpoint(callbacks, {}) is callbacks[0]
     assert own_checkpoint(callbacks, {"callbacks": {"first": states["first"]}}) is callbacks[0]
     assert own_checkpoint(callbacks, {"callbacks": states}) is None
-    assert own_checkpoint([ModelCheckpoint("s3://bucket", monitor="val_acc")], {}) is None
+    assert own_checkpoint([ModelCheckpoint("memory://bucket", monitor="val_acc")], {}) is None
 
 
 def test_an_option_that_would_have_no_effect_is_said(own: Train) -> None:
