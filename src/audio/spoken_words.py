@@ -128,9 +128,12 @@ class SpokenWordsDataModule(PartsDataModule):
         self.max_speed, self.max_noise, self.max_mask = max_speed, max_noise, max_mask
         self.features = LogMel(image_size, samples, sample_rate)
         self.file_example = (
-            'import soundfile; sound = soundfile.read(sys.argv[1], dtype="float32", always_2d=True)[0].mean(1)'
-            f"  # {sample_rate} samples a second",
-            f"values = np.pad(sound, (0, max(0, {samples} - len(sound))))[None, :{samples}]",
+            "import soundfile; sound, rate = soundfile.read(sys.argv[1], always_2d=True);"
+            f' assert rate == {sample_rate}, f"{{rate}} Hz: give {sample_rate}"; sound = sound.mean(1); n = {samples};'
+            " short = max(0, n - len(sound)); sound = np.pad(sound, (short // 2, short - short // 2))",
+            "energy = np.cumsum(np.append(0, sound**2)); energy = energy[n:] - energy[:-n];"  # the loudest part
+            " loud = np.flatnonzero(energy >= 0.999 * energy.max()); start = loud[len(loud) // 2];"
+            " values = sound[None, start : start + n].astype(np.float32)",
         )
         self.data_source = path or source
         """Path or source of the sounds in use; set by `setup`."""

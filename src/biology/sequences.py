@@ -68,6 +68,7 @@ class SequenceDataModule(PartsDataModule):
     """
 
     input_kind = "text"
+    mask_example = "tokens > 0"
 
     def __init__(
         self,
@@ -105,6 +106,7 @@ class SequenceDataModule(PartsDataModule):
         self.save_hyperparameters()
         self.options: Any = self.hparams
         self.batch_size = batch_size
+        self.paths, self.shares, self.fold = (path, val_path, test_path), (val_share, test_share), (fold, folds)
         self.text_column = sequence_column
         self.input_title = f"Enter a sequence ({kind})"
         self.readers = dict.fromkeys((*FASTA, *FASTQ), self._read_unlabelled)
@@ -136,6 +138,8 @@ class SequenceDataModule(PartsDataModule):
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
         rank_zero_info(f"{sizes} sequences of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
+        labels = {part: [one.label if is_class else "" for one in parts[part]] for part in PARTS}
+        self.report_changes(labels, self.data_source, "sequences")
         if is_class:
             report_classes(
                 self.labels, {part: list(map(int, one.targets)) for part, one in zip(PARTS, sets, strict=True)}

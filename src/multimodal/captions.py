@@ -119,17 +119,22 @@ class CaptionDataModule(BatchedDataModule):
         self.columns = (image_column, caption_column)
         self.max_length = max_length
         self.batch_size = batch_size
-        self.labels: list[str] = [] if path else list(WORDS)
-        self.files = ImageFolderDataModule(path, image_size=image_size, flip=False) if path else None
+        self.data_source = path or source
+        self._restored = False
+        self._use_images(is_own=path is not None)
+
+    def _use_images(self, is_own: bool) -> None:
+        """Take one's own images, else those of MNIST."""
+        self.labels: list[str] = [] if is_own else list(WORDS)
+        size = self.hparams["image_size"]
+        self.files = ImageFolderDataModule(self.path, image_size=size, flip=False) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
         if hasattr(pixels, "notes"):
             self.notes = pixels.notes
         self.shrink = getattr(pixels, "shrink", None)
-        self.data_source = path or source
-        self.repeats_images = path is not None
+        self.repeats_images = is_own
         """Whether several samples with one target are of the same image, each with a caption of its own."""
-        self._restored = False
 
     def prepare_data(self) -> None:
         if self.path is None:
@@ -161,7 +166,11 @@ class CaptionDataModule(BatchedDataModule):
         return {"vocab_size": self.tokenizer.vocab_size, **size}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.state, "value_ranges": self.value_ranges}
+        return {
+            "tokenizer": self.tokenizer.state,
+            "value_ranges": self.value_ranges,
+            "has_own_images": self.files is not None,
+        }
 
     @property
     def value_ranges(self) -> Ranges:
@@ -171,6 +180,8 @@ class CaptionDataModule(BatchedDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer instead of training one on the captions; call before `setup`."""
         self.tokenizer, self._restored = restore_tokenizer(state_dict["tokenizer"]), True
+        if state_dict.get("has_own_images") and self.files is None:  # paths are read from one's own runs only
+            self._use_images(is_own=True)
         if self.files:
             self.files.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
@@ -191,7 +202,8 @@ class CaptionDataModule(BatchedDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         data = self.train_set
         # Drop a smaller last batch: the loss depends on the number of pairs in a batch.
-        size = len(data) // self.batch_size * self.batch_size or len(data)
+        world = self.trainer.world_size if self.trainer else 1  # each process needs the same number
+        size = len(data) // self.batch_size * self.batch_size or len(data) // world * world or len(data)
         batches = Batches(size, self.batch_size, self.trainer, shuffled(len(data)))
         return batch_loader(data, batches, num_workers=self._workers(data, shuffle=True))
 

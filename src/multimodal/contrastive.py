@@ -3,7 +3,6 @@
 from itertools import permutations
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ from src.tasks.task import Task
 
 Batch = tuple[Tensor, ...]
 ROWS = 1024  # rows of the similarity matrix computed at once
+SAME = 0.9999  # similarity of copies, which are computed in other batches
 
 
 class ContrastiveModel(Task):
@@ -134,8 +134,8 @@ class ContrastiveModel(Task):
         targets, found = targets[real], {}
         data: Any = getattr(self.trainer, "datamodule", None)
         compared = dict.fromkeys(self.modalities, torch.arange(len(targets)))
-        if "image" in compared and getattr(data, "repeats_images", False):  # each image once
-            compared["image"] = torch.from_numpy(np.unique(targets.numpy(), return_index=True)[1])
+        if getattr(data, "repeats_images", False):  # each image and sound once
+            compared |= {name: _distinct(features[name], targets) for name in compared if name != "text"}
         for one, other in permutations(self.modalities, 2):
             name, queries, keys = f"{one}_to_{other}", compared[one], compared[other]
             parts, others = torch.split(features[one][queries], ROWS), features[other][keys]
@@ -153,3 +153,12 @@ class ContrastiveModel(Task):
             self.similarity = (means @ classes.mean(dim=0).T).nan_to_num()
         on_device = {name: value.to(self.device) for name, value in found.items()}  # NCCL takes no others
         self.log_dict(on_device, prog_bar=stage == "val", sync_dist=True)
+
+
+def _distinct(features: Tensor, targets: Tensor) -> Tensor:
+    """The first of each of several samples that have the same target and the same features (N, D)."""
+    kept = []
+    for rows in torch.split(targets.argsort(stable=True), targets.bincount().tolist()):
+        own = features[rows].float()
+        kept.append(rows[~(own @ own.T > SAME).tril(-1).any(dim=1)])
+    return torch.cat(kept).sort().values

@@ -88,6 +88,10 @@ class SpokenCaptionDataModule(CaptionDataModule):
         self.modalities = [name for name in INPUTS if name in modalities]
         self.sound_column = sound_column
         self.words = SpokenWordsDataModule(source="synthetic")
+        self._predict_on_sounds()
+
+    def _predict_on_sounds(self) -> None:
+        """Without images, predict on sounds."""
         if "image" not in self.modalities:
             self.input_kind, self.prepare, self.notes = "file", self.words.prepare, self.words.notes
             self.features, self.read_file = self.words.features, self.words.read_file
@@ -115,6 +119,11 @@ class SpokenCaptionDataModule(CaptionDataModule):
                 matching = [[number] for number in range(len(indices))]
                 self.sets[part] = SpokenImages(self.sets[part], waves[indices], matching)
         self.train_set, self.val_set, self.test_set = self.sets.values()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `CaptionDataModule`."""
+        super().load_state_dict(state_dict)
+        self._predict_on_sounds()
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the data."""

@@ -26,7 +26,7 @@ class LanguageModel(Task):
 
     Args:
         net: the network, (B, T) int64 tokens -> (B, T, vocab_size) float logits. It needs `block_size`, the longest
-            context, and `new_cache()`, which returns a cache for the second argument of `forward`. With
+            context, and `new_cache()`, which returns a cache for the second argument of `forward`, or None. With
             `new_shared_cache(count)`, as in `GPT`, the service computes several texts at once.
 
     A batch is inputs (B, T) int64 and targets (B, T) int64; targets of -100 are ignored. Logs `{train,val,test}/loss`
@@ -131,7 +131,7 @@ class LanguageModel(Task):
                 tokens = torch.tensor([context[processed:]], device=self.device)  # (1, T)
                 with torch.inference_mode():
                     logits = net(tokens, cache)[0, -1].float()  # (vocab_size,)
-                processed = len(context) if use_cache else 0
+                processed = len(context) if cache is not None else 0
                 token = draw(logits.cpu())
                 context.append(token)
                 yield token

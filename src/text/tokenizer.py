@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from src.engine.data.loading import announce
 from src.engine.system.errors import InputError
-from src.text.pretrained import load_from_hub, transformers_class
+from src.text.hub import load_from_hub, transformers_class
 
 Ids = npt.NDArray[Any]
 
@@ -43,8 +43,13 @@ class ByteTokenizer:
         """The text of token IDs; bytes that are not UTF-8 become the replacement character."""
         return "".join(self.stream(ids))
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Decode token IDs one by one; yields text as soon as its characters are complete."""
+    def stream(self, ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
+        """Decode token IDs one by one; yields text as soon as its characters are complete.
+
+        Args:
+            ids: the token IDs.
+            before: those of the text before, which decides in other tokenizers whether a blank comes first.
+        """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for number in ids:
             if number < self.vocab_size and (text := decoder.decode(bytes([number]))):  # the network may have more
@@ -99,12 +104,12 @@ class SubwordTokenizer:
         text: str = self.inner.decode(list(ids), skip_special_tokens=False)
         return text
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Decode token IDs one by one; yields text as soon as its characters are complete."""
+    def stream(self, ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
+        """See `ByteTokenizer`."""
         from tokenizers.decoders import DecodeStream
 
-        decoder = DecodeStream(skip_special_tokens=False)
-        seen, sent = [], 0
+        decoder = DecodeStream(ids=list(before), skip_special_tokens=False)
+        seen, sent = [*before], len(self.decode(before))
         for number in ids:
             seen.append(number)
             if text := decoder.step(self.inner, number):

@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+from src.audio.spoken_words import SpokenWordsDataModule
 from src.engine.deploy.predicting import predict
 from tests.audio.helpers import RATE, own_sounds, tone
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_int8
@@ -74,6 +77,25 @@ def test_a_network_is_exported_with_its_spectrogram(
     shown = check_format(tones, form, tmp_path / "model", path, monkeypatch, *more)
     if form != "safetensors":
         assert shown == "high"
+
+
+@pytest.mark.parametrize("place", ["short", "long"])
+def test_the_program_beside_an_exported_model_hears_what_the_service_does(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silence = np.zeros((2 * RATE, 1))
+    sound = tone(500, 0.4) if place == "short" else np.concatenate([silence, tone(500, 0.7), silence[:500]])
+    soundfile.write(tmp_path / "a.wav", sound, RATE)
+    soundfile.write(tmp_path / "b.wav", sound, RATE // 2)
+    data = SpokenWordsDataModule(source="synthetic")
+    (expected,) = data.prepare([data.read_file(tmp_path / "a.wav")])
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "a.wav")])
+    names: dict[str, Any] = {"np": np, "sys": sys}
+    exec("\n".join(data.file_example), names)
+    assert np.abs(names["values"][0] - expected.numpy()).max() < 1e-4
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "b.wav")])
+    with pytest.raises(AssertionError, match="8000 Hz: give 16000"):
+        exec("\n".join(data.file_example), names)
 
 
 def test_a_network_of_int8_is_as_good(tones: str, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.biology.sequences import SequenceDataModule
+from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.engine.tensorboard.task_pictures import TaskPictures
 from tests.conftest import Run, fit, once, write
@@ -58,7 +60,13 @@ def test_numbers_of_molecules_are_learned_and_predicted(drugs: str, tmp_path: Pa
 def test_a_model_of_molecules_is_exported(drugs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, said = written(drugs, "onnx", tmp_path, f"--data.path={Path(drugs).parents[4] / 'own.csv'}")
     assert "validation samples, limit 1e-04" in said
-    assert float(example(output, "69", monkeypatch).strip("[]"))  # of one token
+    inference = Inference(drugs)
+    tokens, mask = inference.prepare(["CCOC"])[0]
+    assert not mask.all()  # it is written in two ways
+    with torch.no_grad():
+        expected = inference.net(tokens, mask).item()
+    found = example(output, [str(number) for number in tokens[0].tolist()], monkeypatch)
+    assert float(found.strip("[]")) == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_page_takes_a_molecule_and_the_service_says_what_is_wrong_with_one(drugs: str) -> None:

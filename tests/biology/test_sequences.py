@@ -96,16 +96,32 @@ def test_a_source_of_another_kind_is_refused() -> None:
         SequenceDataModule(source="splice_sites", kind="protein", predicts="hidden").setup("fit")
 
 
-def test_folds_keep_copies_of_a_sequence_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_test", [False, True])
+def test_folds_keep_copies_of_a_sequence_together(tmp_path: Path, has_test: bool) -> None:
     letters = random.Random(0)
     texts = ["".join(letters.choices("ACGT", k=12)) for _ in range(40)]
     path = table(tmp_path / "dna.csv", [f"{text},{number % 2}" for number, text in enumerate([*texts, *texts[:20]])])
 
+    given = {"test_path": str(table(tmp_path / "test.csv", ["ACGT,1", "TGCA,0"]))} if has_test else {}
+
     def parts(fold: int | None) -> list[list[str]]:
-        data = prepared(path, **DNA, fold=fold, folds=3)
+        data = prepared(path, **DNA, **given, fold=fold, folds=3)
         return [[record.sequence for record in part.records] for part in (data.train_set, data.val_set, data.test_set)]
 
     check_folds(parts, 3)
+
+
+@pytest.mark.parametrize("kind", ["number", "class"])
+def test_sequences_that_were_added_since_training_are_noticed(tmp_path: Path, messages: list[str], kind: str) -> None:
+    path, rows = tmp_path / "dna.csv", [f"ACGT{'ACGT'[number % 4] * number},{number % 2}" for number in range(1, 40)]
+    trained = prepared(table(path, rows), kind="dna", predicts=kind)
+    for added in ([], ["GGGG,1"]):
+        messages.clear()
+        table(path, [*rows, *added])
+        data = SequenceDataModule(str(path), kind="dna", predicts=kind)  # type: ignore[arg-type]
+        data.load_state_dict(trained.state_dict())
+        data.setup("test")
+        assert any("have changed since training" in line for line in messages) == bool(added)
 
 
 def test_a_table_may_be_compressed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
 from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
-from src.multimodal.contrastive import ContrastiveModel
+from src.multimodal.contrastive import ContrastiveModel, _distinct
 from tests.conftest import QUIET, Run, fit, once, program, trainer
 from tests.contract import check_folds, check_prepare
 from tests.multimodal.helpers import captions, own_pairs
@@ -98,6 +99,28 @@ def test_too_few_images_are_one_line(tmp_path: Path) -> None:
         CaptionDataModule(str(path), image_size=16).setup("fit")
 
 
+def test_own_images_are_prepared_as_in_training_without_their_table(tmp_path: Path) -> None:
+    trained = CaptionDataModule(str(own_pairs(tmp_path / "own")), image_size=16)
+    trained.setup("fit")
+    data = CaptionDataModule(image_size=16)  # a checkpoint that is given by its path has no paths
+    data.load_state_dict(trained.state_dict())
+    picture = Image.new("RGB", (30, 40), "red")
+    assert data.labels == []
+    assert torch.equal(data.prepare([picture]), trained.prepare([picture]))
+
+
+def test_processes_share_a_part_that_is_smaller_than_a_batch_equally(tmp_path: Path) -> None:
+    data = CaptionDataModule(str(own_pairs(tmp_path / "own")), image_size=16, batch_size=130)
+    data.setup("fit")
+    assert len(data.train_set) == 48
+    shares = []
+    for rank in range(5):
+        data.trainer = SimpleNamespace(world_size=5, global_rank=rank, training=True)  # type: ignore[assignment]
+        (own,) = data.train_dataloader().sampler  # type: ignore[attr-defined]
+        shares.append(len(own))
+    assert shares == [9] * 5
+
+
 class Given(nn.Module):
     """Returns features as they are given."""
 
@@ -129,6 +152,13 @@ def test_every_caption_of_an_image_is_right_and_an_image_counts_once(tmp_path: P
     assert found["test/image_to_text_r1"] == 1  # not the caption of their own row
     assert found["test/text_to_image_r1"] == pytest.approx(12 / 18)
     assert found["test/text_to_image_r5"] == 1  # not five times the first image
+
+
+def test_copies_of_a_sound_count_once() -> None:
+    sounds = torch.eye(4)[[0, 0, 1, 2, 2, 3]]
+    sounds[1] += 1e-6  # computed in another batch
+    assert _distinct(sounds, torch.tensor([0, 0, 0, 1, 1, 2])).tolist() == [0, 2, 3, 5]
+    assert _distinct(sounds, torch.tensor([0, 1, 0, 1, 1, 2])).tolist() == [0, 1, 2, 3, 5]
 
 
 def test_images_with_captions_train_with_weights_of_another_type(train: Train, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_it_streams_as_a_command(checkpoint: str) -> None:
         ("--ckpt_path {ckpt} --seed abc", "--seed: invalid int value: 'abc'"),
         ("--ckpt_path {ckpt} --seed -1", "--seed -1 is out of range: give 0 or more, below 2**63"),
         ("--ckpt_path {ckpt} --prompt \udcff", "--prompt is not UTF-8"),
-        ("--ckpt_path {ckpt} --prompt=", "the prompt is empty"),
+        ("--ckpt_path {ckpt} --prompt=", "--prompt '' has no token in this model's tokenizer"),
         ("--ckpt_path {ckpt} more words", "more: no such option"),
     ],
 )

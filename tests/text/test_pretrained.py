@@ -15,7 +15,7 @@ from lightning.pytorch import LightningModule
 from src import ROOT
 from src.engine.system.errors import InputError
 from src.engine.training.optim.groups import decay_groups
-from src.text import pretrained
+from src.text import hub
 from src.text.labelled_text import LabelledTextDataModule
 from src.text.language_model import LanguageModel
 from src.text.pretrained import PretrainedClassifier, PretrainedLM
@@ -54,6 +54,62 @@ def test_padding_never_changes_a_logit(models: Path, kind: str) -> None:
     assert torch.allclose(net(other, mask), logits, atol=1e-5)
 
 
+def other_model(kind: str, folder: Path) -> str:
+    """A tiny random model of another architecture, without a tokenizer; gives its folder."""
+    import transformers
+
+    size = {"vocab_size": 60, "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 32}
+    configs = {
+        "xlnet": lambda: transformers.XLNetConfig(vocab_size=60, d_model=16, n_layer=1, n_head=2, d_inner=32),
+        "fnet": lambda: transformers.FNetConfig(**size, max_position_embeddings=40),
+        "bart": lambda: transformers.BartConfig(
+            vocab_size=60, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=40,
+        ),
+        "t5": lambda: transformers.T5Config(
+            vocab_size=60, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0
+        ),
+        "openai-gpt": lambda: transformers.OpenAIGPTConfig(
+            vocab_size=60, n_positions=40, n_embd=16, n_layer=2, n_head=2
+        ),
+        "mamba": lambda: transformers.MambaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, state_size=4),
+        "codegen": lambda: transformers.CodeGenConfig(
+            vocab_size=60, n_positions=40, n_ctx=40, n_embd=16, n_layer=1, n_head=4, rotary_dim=2
+        ),
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = configs[kind]()
+    auto = "CausalLM" if kind in ("openai-gpt", "mamba", "codegen") else "SequenceClassification"
+    getattr(transformers, f"AutoModelFor{auto}").from_config(config).save_pretrained(folder / kind)
+    return str(folder / kind)
+
+
+@pytest.mark.parametrize("kind", ["xlnet", "fnet"])
+def test_a_model_whose_logits_depend_on_padding_is_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="depend on the padding after a text: give another model"):
+        PretrainedClassifier(other_model(kind, tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_adversarial_training_moves_what_an_encoder_sees(kind: str, tmp_path: Path) -> None:
+    net = PretrainedClassifier(other_model(kind, tmp_path), num_classes=3)
+    tokens, mask = inputs()
+    tokens[0, -1] = tokens[1, 3] = net.model.config.eos_token_id
+    plain, moved = (TextClassifier(net, adversarial=size).train() for size in (0.0, 5.0))
+    losses = []
+    for task in (plain, moved):
+        torch.manual_seed(0)
+        losses.append(task.step((tokens, mask, torch.tensor([0, 2])))[0].item())
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("kind", ["openai-gpt", "mamba", "codegen"])
+def test_a_model_without_a_usual_cache_generates_from_the_whole_context(kind: str, tmp_path: Path) -> None:
+    task = LanguageModel(PretrainedLM(other_model(kind, tmp_path)).eval())
+    ways = [list(task.generate(torch.tensor([5, 9, 20]), 8, temperature=0, use_cache=one)) for one in (True, False)]
+    assert ways[0] == ways[1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", [{}, {"freeze_body": True}, {"lora_rank": 2}])
 def test_what_is_trained_is_what_was_asked_for(models: Path, kind: str, options: dict[str, int]) -> None:
@@ -72,7 +128,7 @@ def test_what_is_trained_is_what_was_asked_for(models: Path, kind: str, options:
         optimizer.step()
     assert loss.item() < first.item()
     changed = {name for name, value in task.net.named_parameters() if not torch.equal(value, before[name])}
-    heads = ("classifier", "score")
+    heads = ("classifier", "score", "pooler")  # a masked language model has no pooler: it is new too
     assert any(part in name for name in changed for part in heads)
     if options:
         allowed = heads if "freeze_body" in options else (*heads, "lora_")
@@ -241,7 +297,7 @@ def test_a_folder_without_a_tokenizer_is_an_error(kind: str, left: tuple[str, ..
 
 
 def test_a_mistyped_folder_fails_at_once(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "_hub_problem", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "_hub_problem", lambda: pytest.fail("the hub was asked"))
     monkeypatch.chdir(models)
     for name in (f"{models}/brt", "./brt", f"~/{tmp_path}/bert", "some/path/to/bert", "bert2/"):
         with pytest.raises(ValueError, match=f"{re.escape(name)}: no such folder"):
@@ -256,14 +312,14 @@ def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch: pytest.Monke
     huggingface_hub = pytest.importorskip("huggingface_hub")  # of transformers
 
     asked, ends = [], Event()
-    monkeypatch.setattr(pretrained, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "HUB_SECONDS", 0.1)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: asked.append(1) or ends.wait())
-    pretrained._hub_problem.cache_clear()
+    hub._hub_problem.cache_clear()
     for _ in range(2):
         with pytest.raises(ValueError, match=r"no/such is not a folder .*hub \(no answer in 0.1 seconds\)"):
             PretrainedClassifier("no/such")
     ends.set()
-    pretrained._hub_problem.cache_clear()
+    hub._hub_problem.cache_clear()
     assert asked == [1]
 
 
@@ -292,7 +348,7 @@ def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, mon
     with pytest.raises(ValueError, match="lora_rank -1"):
         PretrainedClassifier(str(models / "bert"), lora_rank=-1)
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(pretrained.importlib.util, "find_spec", lambda n: None if n == "transformers" else find_spec(n))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "transformers" else find_spec(n))
     with pytest.raises(
         ValueError, match=r"need the package transformers: install it with pip install -e '\.\[pretrained\]'"
     ):

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
 from src.engine.system.errors import InputError
+from src.engine.training.hyperparameters import check_limits
 from src.text.text_classifier import TextClassifier
 from tests.conftest import Run, own_text, write
 from tests.text.helpers import tiny_pretrained
@@ -83,3 +85,10 @@ def test_a_checkpoint_brings_the_labels_it_was_trained_on(train: Train, tmp_path
     tested = train("test", "--ckpt_path", path, f"--data.path={fewer}")
     assert tested.cli.datamodule.labels == ["x", "y", "z"]
     assert tested.metrics["test/acc"] == 1
+
+
+def test_texts_that_are_longer_than_the_network_takes_are_refused_before_training() -> None:
+    data = SimpleNamespace(max_length=64, vocab_size=10)
+    check_limits(SimpleNamespace(block_size=64, vocab_size=10), data)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"takes 40 tokens: give --data\.max_length 40$"):
+        check_limits(SimpleNamespace(block_size=40, vocab_size=10), data)  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from src.engine.system.errors import InputError
 from tests import toy
-from tests.conftest import Run
+from tests.conftest import Run, write
+from tests.text.helpers import tiny_pretrained
 
 Train = Callable[..., Run]
 TINY = ("--model.net.d_model=16", "--model.net.num_heads=2", "--model.net.num_layers=1", "--data.block_size=16")
@@ -44,3 +45,12 @@ def test_it_is_refused_where_there_is_no_text(train: Train) -> None:
 def test_a_prompt_is_needed(train: Train, own: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="TextSamples needs a prompt"):
         train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.prompt=")
+
+
+def test_a_prompt_that_has_no_token_is_refused_before_training(
+    train: Train, own: tuple[str, ...], tmp_path: Path
+) -> None:
+    text = write(tmp_path / "cat.txt", "the cat sat on the mat " * 100)
+    words = ("--data.tokenizer", tiny_pretrained("bert", tmp_path), "--data.block_size=8", f"--data.path={text}")
+    with pytest.raises(InputError, match=r"^TextSamples: prompt '\\n' has no token in the tokenizer: give another"):
+        train(*SHORT, *own, *words)

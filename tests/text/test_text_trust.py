@@ -71,7 +71,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = [f"the {animal} sat on the mat,{animal}" for _ in range(20) for animal in ("cat", "dog")]
     (folder / "own.csv").write_text("\n".join(["text,label", *rows]))
     words = (f"--model.net.pretrained={tiny_pretrained('bert', folder)}", f"--data.path={folder / 'own.csv'}")
-    return fit(folder, "--config=configs/text/sentiment_pretrained.yaml", *words, "--max_epochs=1")
+    return fit(
+        folder, "--config=configs/text/sentiment_pretrained.yaml", *words, "--data.max_length=16", "--max_epochs=1"
+    )
 
 
 KERNEL = "kernels-community/flash-attn"

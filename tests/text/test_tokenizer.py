@@ -2,6 +2,8 @@ import random
 import sys
 
 import pytest
+from tokenizers import Tokenizer as Inner
+from tokenizers import decoders, models, pre_tokenizers
 
 from src.engine.system.errors import InputError
 from src.text.tokenizer import (
@@ -47,6 +49,16 @@ def test_a_stream_gives_the_same_text_and_no_half_characters(tokenizer: Tokenize
 
 def test_a_stream_that_ends_within_a_character_says_so() -> None:
     assert "".join(ByteTokenizer().stream([0x41, 0xE2, 0x82])) == "A\ufffd"
+
+
+def test_a_text_goes_on_with_the_blank_before_its_next_word() -> None:
+    inner = Inner(models.WordLevel({"▁once": 0, "▁upon": 1, "?": 2}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = SubwordTokenizer(inner.to_str())
+    prompt = tokenizer.encode("once").tolist()
+    assert "".join(tokenizer.stream([1, 0], prompt)) == " upon once"
+    assert "".join(tokenizer.stream([1, 0])) == "upon once"
 
 
 def test_a_state_restores_the_tokenizer(tokenizer: Tokenizer) -> None:

@@ -171,6 +171,15 @@ class PartsDataModule(BatchedDataModule):
             raise InputError(f"class {unknown[0]} of {source} was not trained on: use only {', '.join(self.labels)}")
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
+        self.report_changes(parts, source, kind)
+        sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
+        rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
+        targets = {part: [numbers[label] for label in own] for part, own in parts.items()}
+        report_classes(self.labels, targets)
+        return targets
+
+    def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
+        """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
         origin = repr([source, *(getattr(self, name, None) for name in ("paths", "shares", "fold"))])
         self.sizes = {"origin": origin, **counts}
@@ -179,11 +188,6 @@ class PartsDataModule(BatchedDataModule):
                 f"The {kind} of {source} have changed since training, so they are split differently: validation and"
                 " test may contain some that were trained on"
             )
-        sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
-        rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
-        targets = {part: [numbers[label] for label in own] for part, own in parts.items()}
-        report_classes(self.labels, targets)
-        return targets
 
     def state_dict(self) -> dict[str, Any]:
         return {"labels": self.labels, "sizes": self.sizes}

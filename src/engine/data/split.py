@@ -111,7 +111,8 @@ def fold_samples(
     numbers = {one: number for number, one in enumerate(dict.fromkeys(labels))}
     usual = (range(first), range(first, len(pool)))
     folded = with_fold(usual, [numbers[one] for one in labels], fold, folds, [key(one) for one in pool])
-    return {**parts, **{part: [pool[index] for index in own] for part, own in zip(parts, folded, strict=False)}}
+    train, val = ([pool[index] for index in own] for own in folded)
+    return {**parts, "train": train, "val": val}
 
 
 def check_fold(fold: int | None, folds: int) -> None:

@@ -53,7 +53,8 @@ class Reference:
         inference.data.prepare_data()
         inference.data.setup("fit")
         self.has_logits = self.kind == "prompt" or hasattr(inference.task, "num_classes")
-        self.tokenizer: Any = getattr(inference.data, "tokenizer", None)
+        tokenizer = getattr(inference.data, "tokenizer", None)
+        self.tokenizer: Any = tokenizer if hasattr(tokenizer, "example") else None  # not one of another library
         self.example = self._example()
         known, count = INPUT_NAMES[self.kind], len(self.example)
         self.names = [*known[:count], *(f"input_{number}" for number in range(len(known), count))]
@@ -263,6 +264,7 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
     text = yaml.safe_dump({"model": spec, "labels": inference.labels})
     path.with_name(f"{path.name}.yaml").write_text(text, encoding="utf-8")
     loaded: Any = instantiate_module(import_class(spec["class_path"]), spec["init_args"])
+    loaded.configure_model()
     load_model(loaded, str(path))
     loaded.eval()
     net = inference.on_prepared(loaded).eval()
@@ -316,7 +318,8 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
     else:
         imported, ids = reference.tokenizer.example(f"{path.name}.tokenizer.json", reference.kind == "text")
         first = "; ".join(filter(None, (f"import numpy as np, {package}, sys", imported)))
-    mask = "; mask = np.ones_like(tokens, dtype=bool)" if "mask" in reference.names else ""
+    how = getattr(reference.inference.data, "mask_example", "np.ones_like(tokens, dtype=bool)")
+    mask = f"; mask = {how}" if "mask" in reference.names else ""
     return [first, f"tokens = np.array([{ids}])", f"tokens = tokens.astype(np.int64){mask}", f"logits = {call}", answer]
 
 
@@ -346,7 +349,8 @@ def exporting(reference: Reference) -> Iterator[None]:
 
 
 def _cannot_export(reference: Reference, reason: str) -> InputError:
-    name = type(reference.inference.task.net).__name__
+    task: Any = reference.inference.task
+    name = type(getattr(task, "net", task)).__name__
     return InputError(
         f"{name} cannot be exported in this format ({reason}): try another --format: onnx, torch or safetensors"
     )

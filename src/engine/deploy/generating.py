@@ -31,6 +31,8 @@ def generate(args: list[str]) -> None:
         prompt = torch.from_numpy(tokenizer.encode(options.prompt).astype("int64"))
     except UnicodeEncodeError as error:
         raise InputError("--prompt is not UTF-8") from error
+    if not len(prompt):
+        raise InputError(f"--prompt {options.prompt!r} has no token in this model's tokenizer: give other words")
     seed = options.seed
     if seed is None:
         seed = torch.seed() % 2**32
@@ -44,7 +46,7 @@ def generate(args: list[str]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # the terminal may not support every character
     print(options.prompt, end="", flush=True)
-    for text in tokenizer.stream(ids):
+    for text in tokenizer.stream(ids, prompt.tolist()):
         print(text, end="", flush=True)
     print()
 

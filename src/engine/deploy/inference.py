@@ -31,7 +31,7 @@ from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, names_in
 from src.engine.system.batches import gathered
 from src.engine.system.classes import Tree, import_class, nearest
-from src.engine.system.errors import GUIDE, InputError, constructor_errors
+from src.engine.system.errors import GUIDE, InputError, SampleError, constructor_errors
 from src.engine.training.hyperparameters import check_limits
 
 NOT_FINITE = "the model's output is not a finite number"
@@ -87,7 +87,7 @@ class Inference(LightningModule):
         with checkpoint_errors(str(self.path)):
             self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
-        self.kind = "prompt" if hasattr(task, "generate") else kind_of(self.data)
+        self.kind = "prompt" if hasattr(task, "check_sampling") else kind_of(self.data)
         self.labels = [str(label) for label in getattr(self.data, "labels", ())]
         self.pixels = Pixels(task, *pixel_statistics(self.data))
         self.features: nn.Module | None = getattr(self.data, "features", None)
@@ -167,9 +167,9 @@ class Inference(LightningModule):
         """Turn errors of a model that does not take the inputs of its data into InputErrors."""
         try:
             yield
-        except torch.OutOfMemoryError:
+        except (InputError, torch.OutOfMemoryError):
             raise
-        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
             shapes = ", ".join(str(tuple(one.shape)) for one in inputs)
             raise InputError(
@@ -182,7 +182,10 @@ class Inference(LightningModule):
         columns = dict.fromkeys(getattr(self.data, "columns", ()), 0.0)
         samples = {"table": columns, "text": "text", "image": Image.new("RGB", (64, 64), "grey")}
         if self.kind in samples and not hasattr(self.task, "predictions"):
-            inputs, _ = self.prepare([samples[self.kind]])
+            try:
+                inputs, _ = self.prepare([samples[self.kind]])
+            except SampleError:  # the data takes other texts, images or numbers
+                return
             with torch.inference_mode():
                 self.rows(self.predictions(tuple(one.to(self.device) for one in inputs)))
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from src.engine.data.loading import IGNORED
@@ -110,7 +111,9 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         lengths = inputs[1].sum(dim=1).tolist() if len(inputs) > 1 else map(len, found)
         if any(text and len(text) != length for text, length in zip(labels, lengths, strict=True)):
             raise InputError("a text has another number of labels than positions: give one label per position")
-        return pad_sequence(found, batch_first=True, padding_value=IGNORED)
+        padded = pad_sequence(found, batch_first=True, padding_value=IGNORED)
+        more = inputs[1].shape[1] - padded.shape[1] if len(inputs) > 1 else 0  # the longest text may have no labels
+        return F.pad(padded, (0, more), value=IGNORED)
     try:
         rows = [value if isinstance(value, list) else [value] for value in values]
         return torch.tensor([[_true_number(one) for one in row] for row in rows])

@@ -38,6 +38,7 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
     try:
         with constructor_errors():
             model: LightningModule = build(spec)
+        model.configure_model()
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except InputError:

@@ -184,7 +184,7 @@ class RequestReader:
         except (OSError, ValueError) as error:  # others are faults of its code
             raise HTTPException(422, f"not a usable file: {error}; send {self._expected()}") from error
         tensors, notes = prepare_inputs(self.data, [value])
-        return tensors, notes[0], (0, 0)
+        return tensors, notes[0], original_size(value) if isinstance(value, Image.Image) else (1, 1)
 
     def _row(self, value: Any) -> dict[str, float]:
         """The numbers of a table's row, by column."""

@@ -196,7 +196,7 @@ class Service:
         generator.seed() if seed is None else generator.manual_seed(seed)
         limits = {name: options[name] for name in ("temperature", "top_k", "top_p")}
         ids = self.writer.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
-        yield from filter(None, tokenizer.stream(ids))
+        yield from filter(None, tokenizer.stream(ids, prompt.tolist()))
 
 
 def _log_error(task: "asyncio.Task[None]") -> None:
@@ -227,6 +227,10 @@ def run_service(options: argparse.Namespace) -> None:
     """
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path, trust=options.trust)
+    if options.labels:
+        inference.name_classes(options.labels)
+    elif hasattr(inference.task, "name_classes") and not inference.labels:
+        raise InputError(f"{type(inference.task).__name__} has no classes: give --labels, one text per class")
     inference = inference.to(device_of(options.accelerator))
     inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)

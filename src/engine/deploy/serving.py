@@ -45,6 +45,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         help="seconds a batch waits for more requests; default: %(default)s",
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds per request; default: %(default)s")
+    parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
     parser.add_argument("--accelerator", default="auto", help="as in src.train; default: %(default)s")
     parser.add_argument(
         "--precision", choices=["32-true", "bf16-mixed"], help="default: the best that the hardware supports"

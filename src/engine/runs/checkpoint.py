@@ -292,7 +292,7 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
     if state := checkpoint.get(type(data).__qualname__):
         data.load_state_dict(state)
     elif "tokenizer" in data.hparams:
-        raise InputError("it has no tokenizer")
+        raise InputError(f"it has no tokenizer: {type(data).__name__}.state_dict returns none")
     if not all(isinstance(label, str | int | float) for label in getattr(data, "labels", ())):
         raise InputError("its labels are neither texts nor numbers")
 

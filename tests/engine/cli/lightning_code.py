@@ -52,7 +52,9 @@ class Transfer(LightningModule):
         super().__init__()
         self.lr = lr
         self.features = nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.ReLU())
-        self.classifier = nn.Linear(8, 2)
+
+    def configure_model(self) -> None:
+        self.classifier = getattr(self, "classifier", nn.Linear(8, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
@@ -394,6 +396,5 @@ class RichModule(Autoencoder):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        assert self.hparams.colour.name
-        assert self.hparams.augmentation.sizes == [1, 2]
+        assert self.hparams.colour.name and self.hparams.augmentation.sizes == [1, 2]  # noqa: PT018
         assert all(one(1.0) for one in (transform, *(transforms or ())) if one)

@@ -30,13 +30,13 @@ def written(checkpoint: str, form: str, folder: Path, *more: str) -> tuple[Path,
     return output, said.getvalue()
 
 
-def example(output: Path, given: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def example(output: Path, given: str | list[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """What the program beside an exported model prints for an image or a text."""
     said = io.StringIO()
     path = output.with_name(f"{output.name}.example.py")
     assert len(path.read_text().splitlines()) == 5
     monkeypatch.chdir(output.parent)
-    monkeypatch.setattr(sys, "argv", [path.name, given])
+    monkeypatch.setattr(sys, "argv", [path.name, *([given] if isinstance(given, str) else given)])
     with contextlib.redirect_stdout(said):
         runpy.run_path(path.name, run_name="__main__")
     return said.getvalue().strip()

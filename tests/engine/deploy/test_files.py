@@ -1,14 +1,16 @@
 """DataModules that read files of their own kind, in predict, export and serve."""
 
 import csv
+import io
 from pathlib import Path
 
 import pytest
 
+from src import serve as command
 from src.engine.deploy.predicting import predict
 from tests.engine.deploy.conftest import TOYS, changed
 from tests.engine.deploy.exports import SUFFIXES, check_format
-from tests.engine.deploy.served import browser, of, service, toy_samples
+from tests.engine.deploy.served import browser, free_port, of, one_line, service, toy_samples
 from tests.toy import ToyImages
 
 
@@ -64,3 +66,16 @@ def test_files_are_served_and_a_page_has_what_the_data_adds(toy_files: str, file
         assert page.locator("#added").text_content() == "added"
         page.set_input_files("#file", files / "2.numbers")
         page.wait_for_selector(".best")
+
+
+def test_texts_are_the_classes_of_a_model_that_has_none(
+    toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed(toy_checkpoint, tmp_path / "last.ckpt", f"{TOYS}.UnnamedData", f"{TOYS}.ToyMatcher")
+    said = one_line(command.main, monkeypatch, capsys, *of(path), "--port", str(free_port()))
+    assert said == "error: ToyMatcher has no classes: give --labels, one text per class"
+    with service(path, "--labels", "right", "left") as one:
+        file = io.BytesIO()
+        images, names = toy_samples(1)
+        images[0].save(file, "PNG")
+        assert one.predict(file.getvalue()).json["label"] == names[0]

@@ -80,7 +80,7 @@ def test_a_text_that_is_begun_goes_on_in_the_page(writer_service: Service) -> No
 
 
 def test_a_token_in_any_script_is_sent() -> None:
-    with local(writer(lambda prompt: iter(["la la"])), token="ключ") as one, browser() as page:
+    with local(writer(lambda prompt, before: iter(["la la"])), token="ключ") as one, browser() as page:
         page.goto(f"http://127.0.0.1:{one.port}/")
         page.fill("#token", "ключ")
         page.fill("#area", "to be ")

@@ -126,6 +126,9 @@ def test_a_class_that_is_empty_is_left_out(empty: Any) -> None:
     assert prepare_targets(LABELS, [empty]).tolist() == [-100]
     mask = torch.tensor([[True, True], [True, True]])
     assert prepare_targets(LABELS, ["cat 7", empty], (mask.long(), mask)).tolist() == [[0, 2], [-100, -100]]
+    longer = torch.tensor([[True, True, False], [True, True, True]])
+    found = prepare_targets(LABELS, ["cat 7", empty], (longer.long(), longer))
+    assert found.tolist() == [[0, 2, -100], [-100, -100, -100]]
 
 
 def test_a_true_value_that_is_neither_is_one_line() -> None:

@@ -358,6 +358,7 @@ CANNOT = [
     (("--token", "secret\n"), r"--token begins or ends with a space, or has a control character"),
     (("--ckpt_path", "no.ckpt"), r"--ckpt_path no\.ckpt: no such file"),
     (("--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
+    (("--labels", "a", "b"), r"Classifier has fixed classes: give it no labels"),
     (("--prot", "8000"), r"--prot: no such option.*--port"),
 ]
 

@@ -265,7 +265,7 @@ def begun(one: Local) -> http.client.HTTPResponse:
     return one.stream("/generate", PROMPT)
 
 
-def endless(prompt: str) -> Iterator[str]:
+def endless(prompt: str, before: list[int]) -> Iterator[str]:
     while True:
         yield "la "
         threading.Event().wait(0.01)
@@ -285,7 +285,7 @@ def test_a_text_that_takes_too_long_is_cut_and_the_client_sees_it(capfd: pytest.
 def test_a_text_that_does_not_begin_in_time_is_given_up() -> None:
     held = threading.Event()
 
-    def pieces(prompt: str) -> Iterator[str]:
+    def pieces(prompt: str, before: list[int]) -> Iterator[str]:
         held.wait(30)
         yield "la"
 
@@ -296,7 +296,7 @@ def test_a_text_that_does_not_begin_in_time_is_given_up() -> None:
 
 
 def test_an_error_of_a_writer_is_an_answer_or_ends_the_text(capfd: pytest.CaptureFixture[str]) -> None:
-    def pieces(prompt: str) -> Iterator[str]:
+    def pieces(prompt: str, before: list[int]) -> Iterator[str]:
         if prompt == "late":
             yield "la"
         raise InputError("the prompt is empty") if prompt == "input" else ZeroDivisionError("oh")
@@ -315,8 +315,8 @@ def test_readers_that_leave_or_wait_free_their_place(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(service, "GENERATING", 2)
     monkeypatch.setattr(service, "MAX_GENERATING", 3)
 
-    def pieces(prompt: str) -> Iterator[str]:
-        return endless(prompt) if prompt == "to be" else iter(["la"])
+    def pieces(prompt: str, before: list[int]) -> Iterator[str]:
+        return endless(prompt, before) if prompt == "to be" else iter(["la"])
 
     with local(writer(pieces)) as one:
         places = one.service.writing

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
 from src.engine.deploy import prediction_table
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, SampleError
 from src.engine.system.interruption import Interrupted
 from tests.conftest import picture
 from tests.engine.deploy.served import of
@@ -165,3 +166,20 @@ def test_a_table_is_written_where_files_cannot_be_locked(
     table = prediction_table.PredictionTable(tmp_path / "o.csv", 1)
     assert table._take() == ""
     table._unlock()
+
+
+def test_a_plain_module_that_unpacks_labels_of_its_batch_is_one_line(
+    toy_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inference = Inference(toy_checkpoint, trust=["tests"])
+
+    class Plain(LightningModule):
+        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+            x, _ = batch
+            return x
+
+    monkeypatch.setattr(inference, "task", Plain())
+    with pytest.raises(InputError, match=r"^Plain\.predict_step does not take the inputs of ToyData, of shape \(1, "):
+        inference.check_on_sample()
+    monkeypatch.setattr(inference.data, "prepare", lambda _: (_ for _ in ()).throw(SampleError("no grey image")))
+    inference.check_on_sample()  # which says nothing of the module

@@ -40,7 +40,7 @@ class ToyTokenizer:
         text.encode("utf-8")  # raises where it cannot be
         return NUMBERS[np.frombuffer(text.encode("ascii", "replace"), dtype=np.uint8)]
 
-    def stream(self, ids: Iterator[int]) -> Iterator[str]:
+    def stream(self, ids: Iterator[int], before: list[int]) -> Iterator[str]:
         return (LETTERS[number] for number in ids)
 
 
@@ -277,6 +277,15 @@ class NamedData(ToyData):
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor]:
         """The place of each text's first letter among l, m and r, (B,) int64."""
         return (torch.tensor(["lmr".index(text[0]) for text in texts]),)
+
+
+class UnnamedData(NamedData):
+    """As `NamedData`, without classes."""
+
+    labels: tuple[str, ...] = ()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 class ToyMatcher(Classifier):

