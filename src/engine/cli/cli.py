@@ -327,7 +327,8 @@ class StarterCLI(LightningCLI):
             options["callbacks"] += [ModuleCheckpoints(path), last]
         if "checkpoint.monitor" not in self.given:
             for monitor_choice in hooks("MonitorChoice"):
-                options["callbacks"].append(monitor_choice(self.config_init.checkpoint, checkpoint))
+                # Before EarlyStopping, whose metric it sets.
+                options["callbacks"].insert(0, monitor_choice(self.config_init.checkpoint, checkpoint))
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

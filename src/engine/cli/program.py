@@ -40,7 +40,7 @@ def run(started: float) -> None:
         words = args
         while True:
             cli = StarterCLI(words, started)
-            if (folder := cli.run_folder or cli.evaluated) is not None:
+            if (folder := cli.run_folder or (None if cli.from_path else cli.evaluated)) is not None:
                 sys.argv += ["--run", str(folder)]  # for the processes that Lightning starts with the same arguments
             try:
                 cli.run()

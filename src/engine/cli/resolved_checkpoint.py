@@ -62,14 +62,15 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
-    paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
+    trees = _settings(loaded)
+    paths = [*(tree.get("ckpt_path") for tree in trees), given.get("--ckpt_path")]
     path = next((path for path in reversed(paths) if path), None)
     path = str(local_path(path)) if path and is_address(path) else path
     run = given.get("--run")
     if run and is_address(run):
         run = str(at_address(hooks("fetch_run"), run)(run))
     folder = Path(run).expanduser().absolute() if run else None
-    roots = [tree.get("trainer", {}).get("default_root_dir") for _, tree in loaded]
+    roots = [(tree.get("trainer") or {}).get("default_root_dir") for tree in trees]
     roots += [given.get("--trainer.default_root_dir")]
     root = next((local_root(root) for root in reversed(roots) if root), None)
     if stage not in (None, "fit"):
@@ -107,7 +108,7 @@ def _to_continue(
 ) -> ResolvedCheckpoint:
     automatic = path == "auto"
     if folder is None:
-        name = _given_name(loaded, options) or config.choose_recipe(loaded, {})[1]
+        name = _given_name(_settings(loaded), options) or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
         runs = runs_to_continue(parent, automatic) if is_first else iter(())
@@ -138,9 +139,18 @@ def _to_continue(
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
 
 
-def _given_name(loaded: Loaded, options: list[config.Option]) -> str | None:
+def _settings(loaded: Loaded) -> list[Tree]:
+    """The settings of a new run, of the files in their order of priority: of the default recipe, if none is given."""
+    try:
+        recipe, _, overlays = config.choose_recipe(loaded, {})
+    except InputError:  # which the run to be continued may not need
+        return [tree for _, tree in loaded]
+    return [recipe, *overlays]
+
+
+def _given_name(trees: list[Tree], options: list[config.Option]) -> str | None:
     """The name of the runs, if an option or a file gives one."""
-    names = (dict(options).get("--name"), *(tree.get("name") for _, tree in reversed(loaded)))
+    names = (dict(options).get("--name"), *(tree.get("name") for tree in reversed(trees)))
     return next(filter(None, names), None)
 
 
@@ -163,7 +173,13 @@ def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
     tree, _, overlays = config.choose_recipe(loaded, saved)
     for overlay in overlays:
         tree = config.merge(tree, overlay, "", [])
-    tree, left = config.merge_class_options(resolve_names(tree), options, [])
+    try:
+        tree = resolve_names(tree)
+    except InputError as error:
+        if any(config.is_recipe(one) for _, one in loaded):
+            raise
+        return f"settings that no longer work ({error})"
+    tree, left = config.merge_class_options(tree, options, [])
     for flag, value in left:
         key = flag.removeprefix("--").replace(".init_args", "")
         if key.startswith("data.") and PATHS.search(key.rpartition(".")[2]):
@@ -177,7 +193,11 @@ def _to_evaluate(
     given = dict(options)
     if path not in (None, "best", "last"):
         evaluated = None if root else run_of(Path(path))
-        return ResolvedCheckpoint(loaded, [*options, ("--ckpt_path", path)], path, evaluated=evaluated)
+        if folder and Path(path).expanduser().absolute().parent.parent != folder:
+            raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
+        return ResolvedCheckpoint(
+            loaded, [*options, ("--ckpt_path", path)], path, evaluated=folder or evaluated, own_run=folder
+        )
     if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
         return ResolvedCheckpoint(loaded, options)
     if path is None and folder is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
@@ -185,7 +205,8 @@ def _to_evaluate(
         return ResolvedCheckpoint(loaded, options)
     if folder is None:
         is_named = any(config.is_recipe(tree) for _, tree in loaded)
-        name = _given_name(loaded, options) or (config.choose_recipe(loaded, {})[1] if is_named else None)
+        trees = [tree for _, tree in loaded]
+        name = _given_name(trees, options) or (config.choose_recipe(loaded, {})[1] if is_named else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
     _check_run(folder)
     checkpoint = checkpoint_of(folder, path or "best")

@@ -104,7 +104,7 @@ class LastCheckpoint(Checkpoint):
         is_time = 0 < self.every_n_minutes <= (time.monotonic() - self._saved_at) / 60
         self._signum, is_time = self._agree(trainer, self.interruption.received, is_time)
         is_step = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
-        self._is_due |= bool(self._signum or is_time or is_step or _is_at_last_step(trainer))
+        self._is_due |= bool(self._signum or is_time or is_step or _ends_here(trainer))
         loop = trainer.fit_loop.epoch_loop
         self._has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
         if not self._is_due or not self._has_stepped:
@@ -120,14 +120,14 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
         self._signum = self._signum or int(received)
-        self._is_due |= bool(self._signum)
+        self._is_due |= bool(self._signum) or _ends_here(trainer)
         if self._is_due and self._has_stepped and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # If max_steps ends a run within an epoch, it is saved there, so that a longer run continues there.
+        # What ends a run within an epoch is saved there, so that a longer run continues there.
         is_whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if is_whole or not _is_at_last_step(trainer):
+        if is_whole or self._saved_step != trainer.global_step:
             self._save(trainer)
         if is_whole and trainer.fit_loop.restarting:
             _move_plateaus(trainer, trainer.current_epoch + 1, {**self._metrics, **trainer.callback_metrics})
@@ -162,8 +162,10 @@ class LastCheckpoint(Checkpoint):
         return result
 
 
-def _is_at_last_step(trainer: Trainer) -> bool:
-    return 0 < trainer.max_steps <= trainer.global_step
+def _ends_here(trainer: Trainer) -> bool:
+    """Whether the run ends after this step: of max_steps, or because a callback such as that of max_time stops it."""
+    is_last = 0 < trainer.max_steps <= trainer.global_step
+    return is_last or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
 def _move_plateaus(trainer: Trainer, epochs: int, metrics: dict[str, Any]) -> None:

@@ -244,7 +244,9 @@ def _logged(trainer: Trainer) -> dict[str, float]:
 def _stop_reason(trainer: Trainer) -> str:
     """Epoch and reason if a callback has stopped the run before its limits; else empty."""
     steps, epochs = trainer.max_steps, trainer.max_epochs
-    is_whole = 0 <= steps <= trainer.global_step or (epochs is not None and 0 <= epochs <= trainer.current_epoch)
+    ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    is_last = epochs is not None and 0 <= epochs <= trainer.current_epoch
+    is_whole = 0 <= steps <= trainer.global_step or (is_last and ends_epoch)
     if is_whole or not trainer.should_stop:
         return ""
     stoppers: Any = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]  # type: ignore[attr-defined]

@@ -26,8 +26,11 @@ def project_classes() -> dict[str, list[str]]:
 def _project_bases() -> dict[str, dict[str, list[str]]]:
     """By class name, the dotted paths of this project's classes, and the last words of their bases' names."""
     classes: dict[str, dict[str, list[str]]] = {}
-    for path in sorted(file for file in (ROOT / "src").rglob("[!.]*.py") if file.is_file()):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        if not path.is_file() or not all(part.isidentifier() for part in parts):  # a copy, or of an editor
+            continue
+        module = ".".join(parts).removesuffix(".__init__")
         text = path.read_text(encoding="utf-8", errors="replace")
         for name, bases in re.findall(r"^class (\w+)(?:\(([^)]*)\))?", text, re.MULTILINE):
             classes.setdefault(name, {})[f"{module}.{name}"] = re.findall(r"(\w+)\s*(?:,|$|\[)", bases)

@@ -97,7 +97,7 @@ def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> Mod
     If the `checkpoint` that is continued or tested has more ModelCheckpoints, none of these chooses.
     """
     found = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
-    able = (one for one in found if one.monitor and "://" not in str(one.dirpath))
+    able = (one for one in found if one.monitor and not one.save_weights_only and "://" not in str(one.dirpath))
     return next(able, None) if len(best_states(checkpoint)) <= len(found) else None
 
 
@@ -111,6 +111,14 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
         saves: whether the run saves checkpoints.
     """
     best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
+    is_ours = all(best is not one for one in callbacks)  # others number files of the same name
+    if is_ours and best.save_top_k not in (0, 1) and "{" in best.filename and "{step" not in best.filename:
+        best.filename += "-{step}"  # else a worse checkpoint could replace a better one of the same epoch
+    if saves and best.save_weights_only:
+        raise InputError(
+            "--checkpoint.save_weights_only true leaves out the run's configuration, which test and predict need:"
+            " leave it out"
+        )
     others = [one for one in callbacks if isinstance(one, Checkpoint)]
     for one in (best, *others):
         flag = "--checkpoint" if one is best else "--trainer.callbacks"

@@ -113,6 +113,11 @@ def test_results_of_testing_a_checkpoint_go_to_its_run_folder(train: Train) -> N
     words = ("--ckpt_path", str(folder / "checkpoints" / "last.ckpt"), "--trust", "tests.toy", *QUIET)
     StarterCLI(["test", *words], time.perf_counter()).run()
     assert "test/acc" in json.loads((folder / "test_0" / "metrics.json").read_text())
+    # With --run it is one's own: its classes and paths are trusted.
+    StarterCLI(["test", *words[:2], "--run", str(folder), *QUIET], time.perf_counter()).run()
+    assert "test/acc" in json.loads((folder / "test_1" / "metrics.json").read_text())
+    with pytest.raises(InputError, match=r"^--run .*elsewhere has no checkpoint .*last\.ckpt: leave --run out"):
+        StarterCLI(["test", *words[:2], "--run", str(folder / "elsewhere"), *QUIET], time.perf_counter())
 
 
 def test_the_stage_may_be_before_or_after_the_options(parse: Parse) -> None:

@@ -180,6 +180,13 @@ def test_early_stopping_watches_the_same_metric_where_no_checkpoint_is_saved(tra
     assert not list(run.folder.rglob("*.ckpt"))
 
 
+def test_early_stopping_follows_the_metric_of_a_validation_that_it_asks_at_once(train: Train, write: Write) -> None:
+    words = ("--trainer.val_check_interval=0.5", "--trainer.num_sanity_val_steps=0", "--max_epochs=1")
+    run = train("fit", write("autoencoder"), "--trainer.callbacks+=EarlyStopping", *words)
+    (callback,) = run.cli.trainer.early_stopping_callbacks
+    assert callback.monitor == "val_loss"
+
+
 @pytest.mark.slow
 def test_early_stopping_follows_a_metric_that_is_first_named_when_the_run_goes_on(train: Train, write: Write) -> None:
     first = train("fit", write("autoencoder"), "--trainer.callbacks+=EarlyStopping", "--max_epochs=1")

@@ -151,3 +151,11 @@ def test_a_list_with_other_words_or_a_file_that_is_no_python_is_one_line(
             overview.show(words)
         assert stop.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_copies_of_editors_are_no_classes(project: Path) -> None:
+    own = "class Net:\n    pass\n"
+    for name in ("net.py", ".ipynb_checkpoints/net-checkpoint.py", "net copy.py", "2net.py"):
+        write(project / "src" / "own" / name, own)
+    classes._project_bases.cache_clear()
+    assert classes.project_classes() == {"Net": ["src.own.net.Net"]}

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kill import differences
+from lightning.pytorch import Callback, Trainer
 
 from src.engine.system.interruption import Interrupted
 from tests.conftest import Run
@@ -16,6 +18,17 @@ EXACT = ("--precision=32-true", "--trainer.log_every_n_steps=1")
 def stopped_at(step: int, tmp_path: Path) -> tuple[str, ...]:
     """Options by which a run is told to stop when it has done some steps; it does one more."""
     return inject_fault("terminate", step, tmp_path / f"happened-{step}")
+
+
+class EndsAt(Callback):
+    """Ends a run after some steps, as the callback of max_time does."""
+
+    def __init__(self, step: int = 14) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
 
 
 def differences_after_stops(

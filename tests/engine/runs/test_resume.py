@@ -13,13 +13,15 @@ import kill
 import pytest
 from kill import differences
 
+from src.engine.cli import config
+from src.engine.cli.resolved_checkpoint import resolve_checkpoint
 from src.engine.runs import runs
 from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.runs.runs import checkpoint_of, find_checkpoint
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
-from tests.conftest import Run
-from tests.engine.runs.stops import EXACT, differences_after_stops, stopped_at
+from tests.conftest import Run, write
+from tests.engine.runs.stops import EXACT, EndsAt, differences_after_stops, stopped_at
 from tests.toy import RECIPE, ToyMLP
 
 Train = Callable[..., Run]
@@ -221,6 +223,41 @@ def test_a_changed_patience_lets_a_stopped_run_train_on(train: Train) -> None:
 def test_a_run_that_reaches_its_end_has_not_stopped_early(train: Train) -> None:
     run = train("fit", *TOY, *STOPS, "--trainer.callbacks.patience=1", "--max_epochs=2")
     assert "stopped_early" not in run.metrics
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize(("step", "epochs"), [(4, 1), (14, 3)])
+def test_a_run_that_a_callback_ends_within_an_epoch_goes_on_there(
+    train: Train, validates: bool, step: int, epochs: int
+) -> None:
+    words = (*TOY, *EXACT, f"--max_epochs={epochs}", f"--trainer.limit_val_batches={float(validates)}")
+    words += () if validates else ("--checkpoint.monitor=null",)
+    ends = (f"--trainer.callbacks+={EndsAt.__module__}.EndsAt", f"--trainer.callbacks.step={step}")
+    ended = train("fit", *words, *ends, "--name=ended")
+    assert ended.cli.trainer.global_step == step
+    assert ended.metrics["stopped_early"].endswith("a callback or --trainer.max_time ended it")
+    again = train("fit", f"--run={ended.folder}")
+    assert again.cli.trainer.global_step == 10 * epochs
+    whole = train("fit", *words)
+    assert all((value == whole.weights[name]).all() for name, value in again.weights.items())
+
+
+def test_the_default_recipe_says_where_runs_are(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    with pytest.raises(Interrupted):
+        train("fit", *TOY, "--name=stopped", *stopped_at(3, tmp_path))
+    (folder,) = (tmp_path / "logs" / "stopped").glob("version_*")
+    (tmp_path / "configs").mkdir()
+    place = f"trainer: {{default_root_dir: {tmp_path / 'logs'}}}\n"
+    recipe = re.sub("^trainer:$.*?(?=^\\w)|\\Z", "", Path(RECIPE).read_text(), flags=re.M | re.S)
+    write(tmp_path / "configs" / "default.yaml", f"name: stopped\n{place}{recipe}")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    assert resolve_checkpoint("fit", [], [("--ckpt_path", "auto")]).run_folder == folder
+    saved = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(saved.replace("tests.toy.ToyData", "tests.toy.Renamed"))
+    assert resolve_checkpoint("fit", [], [("--ckpt_path", "auto")]).run_folder is None
+    assert any("settings that no longer work (--data tests.toy.Renamed" in line for line in messages)
 
 
 # Runs and checkpoints of another recipe

@@ -17,7 +17,10 @@ SHORT = ("--max_epochs=2", "--data.size=96")
     ("words", "expected"),
     [
         (("--checkpoint.filename={epoch}-{val/acc:.2f}",), r"epoch=[01]-val_acc=\d\.\d\d\.ckpt"),
-        (("--checkpoint.filename={epoch:02d}-{val/loss:.1f}", "--checkpoint.save_top_k=-1"), r"epoch=0\d-val_loss=.*"),
+        (
+            ("--checkpoint.filename={epoch:02d}-{val/loss:.1f}", "--checkpoint.save_top_k=-1"),
+            r"epoch=0\d-val_loss=.*-step=\d+\.ckpt",
+        ),
         (("--checkpoint.filename=x{epoch}", "--checkpoint.auto_insert_metric_name=false"), r"x[01]\.ckpt"),
         (("--checkpoint.save_top_k=2",), r"best-epoch=1-step=6\.ckpt"),
     ],
@@ -50,6 +53,7 @@ def test_the_folder_of_checkpoints_is_made(train: Train, tmp_path: Path, callbac
         (("--checkpoint.filename={val/acc:d}",), "is no pattern"),
         (("--checkpoint.filename={}",), "is no pattern"),
         (("--checkpoint.filename=last",), "is the name of the newest checkpoint"),
+        (("--checkpoint.save_weights_only=true",), "save_weights_only true leaves out the run's configuration"),
         (("--checkpoint.filename=x", "--checkpoint.save_top_k=2"), "is the same for all checkpoints of save_top_k 2"),
         (("--checkpoint.filename={val_acc}",), "filename val_acc: validation logs val/acc, val/f1, val/loss"),
         (("--checkpoint.dirpath=file/a",), "file/a cannot be written (Not a directory)"),
