@@ -64,6 +64,10 @@ class Classifier(Task):
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
         self.loss = loss or self.configure_loss()
+        if (ignored := getattr(self.loss, "ignore_index", IGNORED)) != IGNORED:
+            raise InputError(
+                f"ignore_index {ignored}: targets that are left out are {IGNORED}: give those, and no other"
+            )
         weights = getattr(self.loss, "class_weights", None)
         if weights is not None and len(weights) != count:
             raise InputError(f"class_weights {weights}: give {count} numbers, one per class")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
@@ -57,12 +58,18 @@ class Regressor(Task):
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or data is None:
             return
-        limit: Any = self.trainer.limit_train_batches
+        limit = self.trainer.limit_train_batches if isinstance(self.trainer.limit_train_batches, int) else None
+        loader = data.train_dataloader()
+        if limit is None and self.trainer.max_steps > 0 and sized_len(loader) is None:
+            limit = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         with torch.random.fork_rng(devices=[]):  # a shuffling loader draws a seed
-            batches = in_large_batches(data.train_dataloader(), limit if isinstance(limit, int) else None)
+            batches = in_large_batches(loader, limit)
             targets = torch.cat([self._columns(batch[-1], "targets") for batch in batches])
         mean, std = mean_and_std(targets, self._add_up)
-        if mean.isnan().any():
+        unknown = mean.isnan()
+        if limit is not None:  # not all of the part was read
+            mean, std = mean.where(~unknown, 0), std.where(~unknown, 1)
+        elif unknown.any():
             raise InputError("a target is unknown (NaN) in the whole training part: leave it out, or add numbers")
         self.target_mean.copy_(mean)
         self.target_std.copy_(std)
@@ -84,7 +91,11 @@ class Regressor(Task):
         return self._columns(self.net(*inputs), "predictions").to(self.target_std.dtype)
 
     def _columns(self, values: Tensor, name: str) -> Tensor:
-        """(B,) or (B, num_targets) -> (B, num_targets)."""
+        """(B,) or (B, num_targets) float -> (B, num_targets)."""
+        if not values.is_floating_point():
+            raise InputError(
+                f"{name} are {values.dtype}, {type(self).__name__} takes float, NaN where unknown: convert them"
+            )
         found = values.unsqueeze(1) if values.ndim == 1 else values
         if found.ndim != 2 or found.shape[1] != self.num_targets:
             wanted = f"give (B, {self.num_targets}), or another num_targets"

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from src.engine.system.batches import Sample, gathered
+from src.engine.system.batches import Sample, gathered, labels_of
 from src.engine.system.errors import GUIDE, InputError
 from src.engine.training.deferred_metrics import DeferredMetrics, check_step
 from src.engine.training.hyperparameters import check_limits, describe_arguments
@@ -115,8 +115,7 @@ class Task(LightningModule):
         Raises:
             InputError: there are not `count` labels.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        return names(getattr(data, "labels", None) or (), count, type(self).__name__)
+        return names(labels_of(getattr(self.trainer, "datamodule", None)), count, type(self).__name__)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]

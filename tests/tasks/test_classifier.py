@@ -1,5 +1,7 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -249,3 +251,14 @@ def test_a_network_that_a_checkpoint_cannot_rebuild_gives_a_warning_and_can_be_p
     fit.save_checkpoint(tmp_path / "task.ckpt")
     loaded = Classifier.load_from_checkpoint(tmp_path / "task.ckpt", net=NetWithoutAttributes(depth=3))
     assert torch.equal(loaded.net.head.weight, task.net.head.weight)
+
+
+def test_only_one_number_leaves_targets_out() -> None:
+    with pytest.raises(InputError, match=r"^ignore_index 255: targets that are left out are -100: give those"):
+        Classifier(nn.Linear(2, 3), nn.CrossEntropyLoss(ignore_index=255), num_classes=3)
+
+
+def test_labels_may_be_an_array(tmp_path: Path) -> None:
+    task = Classifier(nn.Linear(2, 3), num_classes=3)
+    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(labels=np.array(["a", "b", "c"])))  # type: ignore[assignment]
+    assert task.label_names(3) == ["a", "b", "c"]

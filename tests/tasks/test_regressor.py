@@ -1,5 +1,7 @@
 """Regression: scores, units, unknown targets."""
 
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import regression_figures
@@ -177,3 +179,26 @@ def test_the_figures_show_each_target_and_leave_unknown_ones_out() -> None:
     assert [one.get_xlabel() for one in axes] == ["true kg", "true m"]
     assert axes[1].collections[0].get_offsets().tolist() == [[5.0, 5.5], [7.0, 7.5]]
     assert figures["residuals"].axes[0].collections[0].get_offsets()[:, 1].tolist() == [0.5, 0.5, 0.5]
+
+
+def test_targets_that_are_whole_numbers_are_refused_as_padding_would_be_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^targets are torch.int64, Regressor takes float, NaN where unknown"):
+        fitted(tmp_path, Numbers(y=torch.arange(50)))
+
+
+def test_a_target_that_is_unknown_in_what_a_short_run_reads_is_no_error(tmp_path: Path) -> None:
+    y = Y.clone()
+    y[:, 1] = torch.nan
+    task, _ = fitted(tmp_path, Numbers(y=y), limit_train_batches=1, limit_val_batches=0)
+    assert (task.target_mean[1], task.target_std[1]) == (0, 1)
+
+
+def test_an_endless_loader_is_read_for_as_long_as_the_run(tmp_path: Path) -> None:
+    class Endless(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(zip(cycle(X), cycle(Y), strict=False))
+
+    data = Numbers()
+    data.train_dataloader = lambda: DataLoader(Endless(), 8)  # type: ignore[method-assign]
+    task, _ = fitted(tmp_path, data, max_steps=6)
+    assert torch.allclose(task.target_mean, Y[:48].mean(0))

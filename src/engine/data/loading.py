@@ -113,7 +113,8 @@ class Batched(Dataset[Any]):
         if not key.is_padding:
             return batch
         ignored = torch.nan if batch[-1].is_floating_point() else IGNORED
-        return (*batch[:-1], torch.full_like(batch[-1], ignored))
+        unsigned = batch[-1].dtype in (torch.bool, torch.uint8)
+        return (*batch[:-1], torch.full_like(batch[-1], ignored, dtype=torch.int64 if unsigned else None))
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -18,14 +18,25 @@ PARTS = {"train": "training", "val": "validation", "test": "test"}  # names of t
 SPLIT_SEED = 0
 
 
-def stratified_split(targets: Sequence[int], shares: Sequence[float]) -> list[list[int]]:
+def stratified_split(
+    targets: Sequence[int], shares: Sequence[float], keys: Sequence[Any] | None = None
+) -> list[list[int]]:
     """Split samples at random, class by class; returns the sorted indices of each part.
 
     Args:
         targets: class number of every sample.
         shares: fraction of each part except the first, which gets the rest. Every part with a share above 0 gets at
             least one sample of each class, if the class has enough; at least one stays in the first part.
+        keys: a key of every sample; samples with equal keys, such as the pictures of one patient, are in the same part.
+            Shares and classes are then those of the keys, whose class is that of their first sample.
     """
+    if keys is not None:
+        groups: dict[Any, list[int]] = {}
+        for index, key in enumerate(_plain(keys)):
+            groups.setdefault(key, []).append(index)
+        together = list(groups.values())
+        parts = stratified_split([int(targets[own[0]]) for own in together], shares)
+        return [sorted(index for number in part for index in together[number]) for part in parts]
     return [part.tolist() for part in stratified_indices(torch.as_tensor(targets), shares)]
 
 
@@ -63,6 +74,7 @@ def with_fold(
     Raises:
         InputError: there are too few samples for a fold.
     """
+    targets, keys = _plain(targets), None if keys is None else _plain(keys)
     train, val, *rest = ([*part] for part in parts)
     if fold is None:
         return [train, val, *rest]
@@ -82,6 +94,12 @@ def with_fold(
         raise InputError(f"{len(groups)} different samples are too few for {folds} folds: give fewer --data.folds")
     others = [index for number, one in enumerate(dealt) if number != fold - 1 for index in one]
     return [sorted(others), sorted(dealt[fold - 1]), *rest]
+
+
+def _plain(values: Any) -> Sequence[Any]:
+    """Values that can be compared: equal numbers in a tensor are different objects."""
+    found: Sequence[Any] = values.tolist() if isinstance(values, Tensor) else values
+    return found
 
 
 def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:

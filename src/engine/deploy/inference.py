@@ -29,7 +29,7 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, names_in
-from src.engine.system.batches import gathered
+from src.engine.system.batches import gathered, labels_of
 from src.engine.system.classes import Tree, import_class, nearest
 from src.engine.system.errors import GUIDE, InputError, SampleError, constructor_errors
 from src.engine.training.hyperparameters import check_limits
@@ -88,7 +88,7 @@ class Inference(LightningModule):
             self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
         self.kind = "prompt" if hasattr(task, "check_sampling") else kind_of(self.data)
-        self.labels = [str(label) for label in getattr(self.data, "labels", ())]
+        self.labels = labels_of(self.data)
         self.pixels = Pixels(task, *pixel_statistics(self.data))
         self.features: nn.Module | None = getattr(self.data, "features", None)
         if self.labels:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from src.engine.data.loading import IGNORED
+from src.engine.system.batches import labels_of
 from src.engine.system.errors import GUIDE, InputError
 
 Inputs = tuple[Tensor, ...]
@@ -98,7 +99,7 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         if len({mask.size for mask in values}) > 1:
             raise InputError(f"masks differ in size: give {name} a method prepare_targets that resizes them; {GUIDE}")
         return torch.from_numpy(np.stack([np.asarray(mask) for mask in values])).long()
-    numbers = {str(label): number for number, label in enumerate(getattr(data, "labels", ()))}
+    numbers = {label: number for number, label in enumerate(labels_of(data))}
     if len(numbers) > 1 and not any(isinstance(value, list) for value in values):
         texts = ["" if value is None else str(value) for value in values]
         labels = [[text] if text in numbers else text.split() for text in texts]

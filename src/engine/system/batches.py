@@ -29,3 +29,9 @@ def gathered(value: Any) -> list[Any]:
     everyone = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, value)
     return everyone
+
+
+def labels_of(data: Any) -> list[str]:
+    """A DataModule's `labels` as text; empty if it has none."""
+    labels = getattr(data, "labels", None)
+    return [] if labels is None else [str(one) for one in labels]  # an array has no truth value

@@ -11,9 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
-from src.engine.system.batches import gathered
+from src.engine.system.batches import gathered, labels_of
 from src.engine.system.randomness import counting
-from src.engine.tensorboard.figures import draw_image
+from src.engine.tensorboard.figures import draw_image, literal
 from src.engine.tensorboard.writers import writers
 
 WORST = 16  # number of mistakes shown
@@ -66,11 +66,14 @@ class EvaluationPictures(Callback):
         with counting():
             self._curves.update(probabilities, targets)
         confidences, preds = probabilities.max(dim=1)
+        if targets.ndim != 1 or not isinstance(batch[0], Tensor):
+            return  # no single input per mistake
         wrong = ((preds != targets) & (targets != self._curves.ignore_index)).nonzero()[:, 0]
         for index in wrong[confidences[wrong].argsort(descending=True)[:WORST]].tolist():
             inputs = batch[0][index]
-            if batch[1].dtype == torch.bool and batch[1].shape == batch[0].shape:  # a text without padding
-                inputs = inputs[batch[1][index]]
+            mask = batch[1]
+            if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == batch[0].shape:  # of a text
+                inputs = inputs[mask[index]]
             mistake = (float(confidences[index]), int(targets[index]), int(preds[index]), inputs.detach().cpu())
             self._worst.append(mistake)
         self._worst = sorted(self._worst, key=lambda mistake: -mistake[0])[:WORST]
@@ -92,7 +95,7 @@ class EvaluationPictures(Callback):
         is_seen = bool(curves.sum())  # a task may override its steps
         worst = sorted((mistake for part in everyone for mistake in part), key=lambda mistake: -mistake[0])[:WORST]
         data: Any = getattr(trainer, "datamodule", None)
-        labels = [str(one) for one in getattr(data, "labels", None) or range(len(counts))]
+        labels = labels_of(data) or [str(number) for number in range(len(counts))]
         if stage == "test":
             _write_table(Path(trainer.default_root_dir) / "confusion_matrix.csv", labels, counts)
         step = trainer.global_step
@@ -121,6 +124,7 @@ def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
     """A matplotlib figure of a confusion matrix, (num_classes, num_classes), each row shaded by its share."""
     from matplotlib.figure import Figure  # lazy import: it takes 0.25 s
 
+    labels = literal(labels)
     size = 2 + 0.42 * len(labels)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
@@ -140,6 +144,7 @@ def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) 
     """Images in rows of four, all on one pair of axes: one pair per image would take a second or more to draw."""
     from matplotlib.figure import Figure
 
+    labels = literal(labels)
     width, height = 2.0, 2.3  # of a cell, in inches: up to 1.7 for the image, the rest for its title
     figure = Figure(figsize=(4 * width, -(-len(worst) // 4) * height))
     axes = figure.add_axes((0, 0, 1, 1))

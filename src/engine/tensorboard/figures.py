@@ -142,3 +142,8 @@ def letter_figure(effects: list[list[float]], letters: list[str]) -> Any:
             ends[height > 0] += height
     axes.autoscale_view(scalex=False)
     return figure
+
+
+def literal(labels: list[str]) -> list[str]:
+    """Labels as matplotlib shows them as they are: between two dollar signs it expects a formula."""
+    return [label.replace("$", r"\$") for label in labels]

@@ -3,8 +3,10 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from src.engine.system.batches import Sample, gathered
+from src.engine.system.batches import Sample, gathered, labels_of
+from src.engine.tensorboard.figures import literal
 from src.engine.tensorboard.writers import writers
 
 
@@ -32,6 +34,8 @@ class TaskPictures(Callback):
         if wanted <= 0 or not isinstance(outputs, dict):
             return
         names = [name for name in ("inputs", "target", "preds") if name in outputs]
+        if not all(isinstance(outputs[name], Tensor) for name in names):
+            return
         rows = zip(*(outputs[name][:wanted].detach().cpu() for name in names), strict=True)
         self._samples += [dict(zip(names, row, strict=True)) for row in rows]
 
@@ -40,8 +44,8 @@ class TaskPictures(Callback):
         if not hasattr(task, "figure_samples") or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         samples = [sample for part in gathered(self._samples) for sample in part][: task.figure_samples]
-        labels = [str(one) for one in getattr(getattr(trainer, "datamodule", None), "labels", None) or ()]
-        figures = task.figures(samples, labels)  # in all processes: it may compute metrics
+        labels = labels_of(getattr(trainer, "datamodule", None))
+        figures = task.figures(samples, literal(labels))  # in all processes: it may compute metrics
         for writer in writers(trainer):
             for name, figure in figures.items():
                 writer.add_figure(f"test/{name}", figure, trainer.global_step)

@@ -56,6 +56,16 @@ def test_a_process_without_samples_takes_part_but_does_not_count() -> None:
     assert sorted(counted[counted != IGNORED].tolist()) == list(range(1001))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8])
+def test_padding_of_labels_that_are_true_or_false_is_neither(dtype: torch.dtype) -> None:
+    data = Numbers(1)
+    data.__class__ = type(
+        "Facts", (Numbers,), {"__getitems__": lambda _, rows: (torch.ones(1), torch.ones(1, dtype=dtype))}
+    )
+    (batch,) = batch_loader(data, Batches(1, 2, process(1, 2)))
+    assert batch[1].tolist() == [IGNORED]
+
+
 def test_a_batch_size_that_processes_cannot_share_is_an_error() -> None:
     with pytest.raises(InputError, match=r"batch_size 33 is shared by all 2 processes .* give 32 or 34"):
         Batches(100, 33, process(0, 2))

@@ -1,8 +1,11 @@
 """Folds for cross-validation."""
 
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from src.engine.data.split import check_fold, split_sizes, stratified_split, with_fold
 from src.engine.system.errors import InputError
@@ -65,3 +68,15 @@ def test_the_folds_of_a_text_are_pieces_of_its_first_nine_tenths() -> None:
         assert ends[0] == 0
         assert ends[1:-1:2] == ends[2::2]  # each begins where the last one ends
         assert ends[-1] == 902
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
+def test_samples_of_one_patient_are_in_one_part_and_one_fold(kind: Any) -> None:
+    patients = [number // 3 for number in range(90)]
+    targets, keys = kind([patient % 2 for patient in patients]), kind(patients)
+    for fold in (None, 1, 2, 3):
+        parts = with_fold(stratified_split(targets, (0.2, 0.2), keys), targets, fold, 3, keys)
+        assert sorted(index for part in parts for index in part) == list(range(90))
+        found = [{patients[index] for index in part} for part in parts]
+        assert sum(map(len, found)) == 30
+        assert all(sum(patient % 2 for patient in part) == len(part) / 2 for part in found)

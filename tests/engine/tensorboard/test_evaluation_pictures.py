@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_precision_recall_c
 
 from src.engine.tensorboard import evaluation_pictures
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures, confusion_figure
+from src.engine.tensorboard.task_pictures import TaskPictures
 from tests.conftest import Run
 from tests.engine.tensorboard.toys import FLAT
 
@@ -142,3 +143,28 @@ def test_a_confusion_figure_names_its_classes_and_counts() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog"]
     assert sorted(text.get_text() for text in axes.texts) == ["1", "4", "5"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
+
+
+def test_labels_of_dollar_signs_are_drawn_as_they_are() -> None:
+    labels = ["$", "$$", "$10_to_$20"]
+    figure = confusion_figure(torch.eye(3).long(), labels)
+    figure.canvas.draw()
+    for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+        assert [text.get_text().replace("\\", "") for text in axis.get_ticklabels()] == labels
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape"), [(({"ids": torch.zeros(4, 2)}, torch.zeros(4)), (4,)), ((torch.zeros(4, 2), {}), (4, 5))]
+)
+def test_mistakes_without_a_single_input_are_not_listed(batch: Any, shape: tuple[int, ...]) -> None:
+    pictures, targets = EvaluationPictures(), torch.zeros(shape, dtype=torch.int64)
+    logits = torch.zeros(4, 3, *shape[1:])
+    logits[:, 1] = 1
+    pictures._curves = SimpleNamespace(update=lambda *_: None, ignore_index=-100)
+    task: Any = SimpleNamespace(probabilities=lambda logits: logits.softmax(1))
+    pictures.on_test_batch_end(None, task, {"logits": logits, "targets": targets}, batch, 0)  # type: ignore[arg-type]
+    assert pictures._worst == []
+    samples = TaskPictures()
+    outputs = {"inputs": batch[0], "target": targets, "preds": targets}
+    samples.on_test_batch_end(None, SimpleNamespace(figure_samples=3), outputs, batch)  # type: ignore[arg-type]
+    assert len(samples._samples) == (3 if isinstance(batch[0], torch.Tensor) else 0)

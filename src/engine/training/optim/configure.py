@@ -102,9 +102,19 @@ def _build(first: Any, spec: Spec) -> Any:
         raise InputError(f"{spec['class_path'].rpartition('.')[2]} does not take its arguments: {error}") from error
 
 
+def _epochs(trainer: Any) -> Any:
+    """The number of epochs; max_steps may end the run in an earlier one."""
+    if trainer.max_steps > 0:
+        trainer.fit_loop.setup_data()  # counts the batches
+    if trainer.max_steps <= 0 or trainer.num_training_batches == math.inf:
+        return trainer.max_epochs
+    epochs = math.ceil(trainer.max_steps / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+    return epochs if trainer.max_epochs in (None, -1) else min(trainer.max_epochs, epochs)
+
+
 def _run_length(module: LightningModule, interval: str) -> int:
     trainer: Any = module.trainer
-    length = trainer.max_epochs if interval == "epoch" else trainer.estimated_stepping_batches
+    length = _epochs(trainer) if interval == "epoch" else trainer.estimated_stepping_batches
     accumulation = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
     is_known = trainer.num_training_batches < math.inf and trainer.max_epochs not in (None, -1)
     if accumulation and interval == "step" and is_known and 0 < length < math.inf:

@@ -50,6 +50,8 @@ def test_any_optimizer_of_torch_trains_with_its_own_arguments(
         ("CosineAnnealingLR", (), 8),
         ("CosineAnnealingLR", ("--lr_scheduler.T_max=3",), 3),
         ("CosineAnnealingLR", ("--lr_scheduler_interval=epoch",), 2),
+        ("CosineAnnealingLR", ("--lr_scheduler_interval=epoch", "--max_epochs=9", "--trainer.max_steps=10"), 3),
+        ("CosineAnnealingLR", ("--lr_scheduler_interval=epoch", "--max_epochs=-1", "--trainer.max_steps=8"), 2),
     ],
 )
 def test_a_schedule_gets_the_length_of_the_run(
