@@ -57,6 +57,10 @@ class DetectionTask(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage != "predict" and self.trainer.precision in ("bf16-true", "16-true"):
+            raise InputError(
+                f"--precision {self.trainer.precision} rounds the true boxes and classes: give bf16-mixed or 32-true"
+            )
         check_classes(self, self.net.num_classes)
         size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.net.image_size)
         if size != self.net.image_size:
@@ -108,7 +112,8 @@ class DetectionTask(Task):
             labels = self.label_names(self.net.num_classes)
             values = zip(found["classes"].reshape(-1).tolist(), found["map_per_class"].reshape(-1), strict=True)
             # torchmetrics gives -1 for a class without true boxes.
-            scores |= {f"test/map_{labels[number]}": value for number, value in values if value >= 0}
+            # A class that is called 50 does not replace map_50.
+            scores = {f"test/map_{labels[number]}": value for number, value in values if value >= 0} | scores
         self.log_dict(
             {name: value.to(self.device) for name, value in scores.items()}, prog_bar=stage == "val", sync_dist=True
         )

@@ -1,5 +1,6 @@
 """Object detectors: those of torchvision, with a head for your classes, and a small one for small images."""
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from src.vision.sizes import check_sizes
 from src.vision.torchvision_net import build_net, check_name, read_weights, weights_file
 
 MAX_BOXES = 100  # predicted for an image; COCO counts no more
-CANDIDATES = 400  # boxes of an image before non-maximum suppression
+CANDIDATES = 1000  # boxes of an image before non-maximum suppression
 ROUNDS = 20  # of non-maximum suppression: the longest chain of boxes each of which suppresses the next one
 KINDS = ("ssd300", "ssdlite320", "retinanet", "fcos", "fasterrcnn")  # first words of the names that torchvision has
 # The mean and standard deviation that images are normalised with.
@@ -42,6 +43,9 @@ class Detector(nn.Module):
         self.net = net
         self.num_classes = num_classes
         self.image_size = image_size
+        heads = [net.rpn.head, net.roi_heads.box_predictor] if isinstance(net, FasterRCNN) else [net.head]
+        for one in (net.backbone, *heads):
+            one.register_forward_hook(_as_float)
 
     def losses(self, images: Tensor, targets: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The sum of the network's losses, one number.
@@ -110,6 +114,15 @@ class Detector(nn.Module):
         return torch.stack([F.pad(one[:MAX_BOXES], (0, 0, 0, MAX_BOXES - len(one[:MAX_BOXES]))) for one in rows])
 
 
+def _as_float(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Outputs of autocast as float32: coordinates of 16 bits are wrong by some pixels, and mix up classes."""
+    if isinstance(output, Tensor):
+        return output.float() if torch.is_autocast_enabled(output.device.type) else output
+    if isinstance(output, dict):
+        return OrderedDict((name, _as_float(module, inputs, one)) for name, one in output.items())
+    return type(output)(_as_float(module, inputs, one) for one in output)
+
+
 def best_boxes(boxes: Tensor, scores: Tensor, score_limit: float, overlap_limit: float) -> Tensor:
     """Non-maximum suppression, class by class, of all images at once and in a graph of fixed shape.
 
@@ -129,7 +142,8 @@ def best_boxes(boxes: Tensor, scores: Tensor, score_limit: float, overlap_limit:
         scores, order = scores[:, :most], order[:, :most]
     boxes = boxes.gather(1, (order // count).unsqueeze(2).expand(-1, -1, 4))  # (B, N, 4)
     classes = order % count
-    overlaps = torch.vmap(box_iou)(boxes, boxes) > overlap_limit
+    some = None if torch.compiler.is_exporting() else 8  # images at once, for less memory
+    overlaps = torch.vmap(box_iou, chunk_size=some)(boxes, boxes) > overlap_limit
     same = classes.unsqueeze(2) == classes.unsqueeze(1)
     stronger = (overlaps & same).float().triu(diagonal=1)  # (B, N, N): row suppresses column
     kept = torch.ones_like(scores)
@@ -172,6 +186,8 @@ class TorchvisionDetector(Detector):
         check_image_size("TorchvisionDetector", image_size, num_classes=num_classes)
         options: dict[str, Any] = {"weights_backbone": None}
         own = {**options, "num_classes": num_classes + 1, "detections_per_img": MAX_BOXES}
+        if name.startswith("fcos"):
+            own["score_thresh"] = 0.05  # as the other networks
         if not name.startswith("ssd"):
             own |= {"min_size": image_size, "max_size": image_size}
         super().__init__(models.get_model(name, weights=None, **own), num_classes, image_size)
@@ -206,14 +222,22 @@ def check_image_size(net: str, image_size: int, **sizes: int) -> None:
 
 def load_all_but_head(net: nn.Module, state: dict[str, Tensor], weights: str, name: str) -> None:
     """Load weights of a network for other classes: all but those of the last layers, whose shape differs."""
-    own = net.state_dict()
-    other = [key for key in own if key in state and getattr(state[key], "shape", None) != own[key].shape]
-    missing = [key for key in own.keys() ^ state.keys() if not key.endswith("num_batches_tracked")]
-    if wrong := missing + [key for key in other if "classification_head" not in key and "box_predictor" not in key]:
-        raise ValueError(
-            f"the weights in {weights} do not fit {name}: {sorted(wrong)[0]} is missing or of another shape"
-        )
-    net.load_state_dict({**own, **{key: value for key, value in state.items() if key not in other}}, strict=False)
+    other = {
+        key
+        for key, value in net.state_dict().items()
+        if ("classification_head" in key or "box_predictor" in key)
+        and key in state
+        and getattr(state[key], "shape", None) != value.shape
+    }
+    kept = {key: value for key, value in state.items() if key not in other}
+    wrong = f"the weights in {weights} do not fit {name}"
+    try:
+        lost = net.load_state_dict(kept, strict=False)  # torchvision renames those of older versions
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{wrong}: {' '.join(str(error).split())[:200]}") from error
+    keys = {*lost.missing_keys, *lost.unexpected_keys} - other
+    if keys := {key for key in keys if not key.endswith("num_batches_tracked")}:
+        raise ValueError(f"{wrong}: {min(keys)} is missing or of another shape")
 
 
 class SmallFCOS(Detector):

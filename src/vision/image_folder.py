@@ -220,10 +220,16 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
         with Image.open(file) as image:
             if deep := deep_image(image):
                 return deep[1:4]
+            has_deep_colours = any(";16" in str(one.args) for one in image.tile)
             image.verify()
-        return None
+        return ("colours", 0.0, 0.0) if has_deep_colours else None
 
     checked = read_all(files, files, check, UNREADABLE, image_error)
+    if deep_colours := [file for file, found in zip(files, checked, strict=True) if found and found[0] == "colours"]:
+        announce(
+            f"{len(deep_colours):,} images have colours of 16 bits, of which only the upper 8 are read, such as"
+            f" {deep_colours[0]}: if they are dark, scale their values to the full range"
+        )
     ranges = dict(known)
     for kind in ("integer", "float"):
         if deep := [found for found in checked if found and found[0] == kind]:

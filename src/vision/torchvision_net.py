@@ -1,5 +1,6 @@
 """torchvision's classification networks, with a new head for your classes."""
 
+import re
 import socket
 from difflib import SequenceMatcher
 from http.client import HTTPException
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 GOOGLE = ("googlenet", "inception_v3")  # with weights, they scale their inputs, and GoogLeNet has no auxiliary branches
+OLD_DENSENET = r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"
 KEPT = ("transform_input", "aux_logits", "image_size")  # options that weights bring, or that their shapes depend on
 TIMEOUT = 10.0  # seconds without data after which a download fails
 
@@ -56,11 +58,16 @@ class TorchvisionNet(nn.Module):
         if options is None:
             options = {"transform_input": True} if file is not None and name in GOOGLE else {}
         self.net: nn.Module = build_net(name, weights if file is None else None, **options)
+        if file is not None:
+            _load(self.net, read_weights(file), file, name)
+        if name in GOOGLE and "aux_logits" not in options:
+            for one in ("AuxLogits", "aux1", "aux2"):  # their logits are not used
+                if hasattr(self.net, one):
+                    setattr(self.net, one, None)
+            self.net.aux_logits = False  # type: ignore[assignment]
         kept = KEPT if isinstance(self.net, models.GoogLeNet | models.Inception3 | models.VisionTransformer) else ()
         self.options = {**options, **{one: getattr(self.net, one) for one in kept if hasattr(self.net, one)}}
         self.rebuild = {"weights": None, "options": self.options}  # a checkpoint holds the weights
-        if file is not None:
-            _load(self.net, read_weights(file), file, name)
         if freeze_body:
             self.net.requires_grad_(False)
         self._head_name = _replace_head(self.net, num_classes)
@@ -131,7 +138,9 @@ def build_net(name: str, weights: str | None, **options: Any) -> nn.Module:
         net: nn.Module = models.get_model(name, weights=weights, **options)
     except TypeError as error:
         raise ValueError(f"options {options} do not fit {name}: {error}") from error
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
+        raise ValueError(f"options {options} do not fit the weights {weights} of {name}: {error}") from error
+    except KeyError as error:
         names = [weight.name for weight in models.get_model_weights(name)]
         raise ValueError(
             f"weights {weights}: {name} has no weights of that name; give {', '.join(names)}, DEFAULT, or a file"
@@ -152,7 +161,11 @@ def read_weights(file: Path) -> Any:
         ValueError: torch.save has not written it.
     """
     try:
-        return dict(torch.load(file, map_location="cpu", weights_only=True))
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        dict(state)  # an error for another content
+        if old := [key for key in state if re.search(OLD_DENSENET, key)]:  # torchvision's own files
+            state |= {re.sub(OLD_DENSENET, r"\1\2", key): state.pop(key) for key in old}
+        return state
     except Exception as error:  # torch raises many kinds of errors for other files
         raise ValueError(f"weights {file} is not a weights file written by torch.save") from error
 
@@ -160,7 +173,7 @@ def read_weights(file: Path) -> Any:
 def _load(net: nn.Module, state: Any, file: Path, name: str) -> None:
     try:
         net.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the weights in {file} do not fit {name}: {reason}") from error
 

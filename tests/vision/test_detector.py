@@ -1,11 +1,13 @@
 """Detectors return the boxes of torchvision's own code in one tensor, and load weights of other classes."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 from torchvision.ops import batched_nms
 
 from src.vision.detector import Detector, SmallFCOS, TorchvisionDetector, best_boxes
@@ -151,3 +153,35 @@ def test_images_of_another_size_are_refused() -> None:
             call(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ValueError, match="channels 40 does not fit SmallFCOS: give a multiple of 32"):
         SmallFCOS(channels=40)
+
+
+@pytest.mark.parametrize("name", ["SmallFCOS", TWO_STAGES])
+def test_coordinates_are_exact_in_mixed_precision(name: str) -> None:
+    found = detector(name).eval()
+    outputs: list[Any] = []
+    for part in (found.net.head, found.net.anchor_generator) if name != TWO_STAGES else (found.net.roi_heads,):
+        part.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found(torch.randn(2, 3, 64, 64))
+    leaves = [leaf for leaf in tree_flatten(outputs)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    assert leaves
+    assert {leaf.dtype for leaf in leaves} == {torch.float32}
+    targets = [(torch.tensor([[0.1, 0.1, 0.6, 0.7]]), torch.tensor([1]))] * 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert found.losses(torch.randn(2, 3, 64, 64), targets) > 0
+
+
+def test_many_objects_are_all_found() -> None:
+    place = torch.stack(torch.meshgrid(torch.arange(10), torch.arange(6), indexing="ij"), dim=-1).reshape(60, 2) / 10
+    boxes = torch.cat([place, place + 0.08], dim=1).repeat_interleave(13, dim=0)[None]
+    scores = torch.where(torch.arange(60) < 40, 0.95, 0.6).repeat_interleave(13)[None, :, None]
+    assert (best_boxes(boxes, scores, 0.05, 0.5)[0, :, 4] > 0).sum() == 60
+
+
+def test_weights_with_names_of_older_versions_are_loaded(tmp_path: Path) -> None:
+    other = TorchvisionDetector(NAMES[2], num_classes=5, image_size=64).net.state_dict()
+    old = {re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", key): one for key, one in other.items()}
+    assert old.keys() != other.keys()
+    torch.save(old, tmp_path / "weights.pth")
+    found = TorchvisionDetector(NAMES[2], str(tmp_path / "weights.pth"), num_classes=3, image_size=64).net.state_dict()
+    assert torch.equal(found["backbone.fpn.inner_blocks.0.0.weight"], other["backbone.fpn.inner_blocks.0.0.weight"])

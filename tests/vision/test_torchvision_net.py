@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,10 @@ def test_an_image_of_one_channel_is_used_three_times() -> None:
     ("arguments", "message"),
     [
         (("resnet17",), "torchvision has no network resnet17: give one of resnet18, .*, vit_l_32$"),
+        (
+            ("vit_b_16", "DEFAULT", 10, False, None, {"image_size": 64}),
+            "options {'image_size': 64} do not fit the weights DEFAULT of vit_b_16: The parameter",
+        ),
         (("resnet18", "IMAGENET2K"), "resnet18 has no weights of that name; give IMAGENET1K_V1, DEFAULT, or a file"),
         (("resnet18", "missing.pth"), "weights missing.pth: no such file"),
         (("alexnet", "resnet18.pth"), "the weights in .*resnet18.pth do not fit alexnet"),
@@ -170,3 +175,24 @@ def test_errors_that_have_a_cause_in_torchvision_are_one_line_too(
     (tmp_path / "text.pth").write_text("no weights")
     monkeypatch.chdir(tmp_path)
     assert expected in error_of(f"--data.path={pictures(tmp_path / 'pictures')}", words)
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_auxiliary_logits_are_left_out_and_every_parameter_is_trained(name: str) -> None:
+    net = TorchvisionNet(name, num_classes=3, image_size=128)
+    net(torch.randn(2, 3, 128, 128)).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    rebuilt = TorchvisionNet(name, num_classes=3, image_size=128, **net.rebuild)
+    assert rebuilt.state_dict().keys() == net.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", "densenet121"])
+def test_weights_files_of_torchvision_are_loaded(name: str, tmp_path: Path) -> None:
+    state = models.get_model(name).state_dict()
+    if name == "densenet121":  # as torchvision's own files
+        for key in [*state]:
+            state[re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key)] = state.pop(key)
+    first = next(value for key, value in state.items() if value.ndim == 4)
+    torch.save(state, tmp_path / "weights.pth")
+    net = TorchvisionNet(name, str(tmp_path / "weights.pth"), num_classes=3)
+    assert torch.equal(next(net.parameters()), first)
