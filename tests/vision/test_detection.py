@@ -193,6 +193,14 @@ def test_a_class_without_true_boxes_has_no_precision(tmp_path: Path) -> None:
     assert {name for name in logged if name.startswith("test/map_")} == {"test/map_50", "test/map_1"}
 
 
+def test_a_class_that_is_called_50_does_not_replace_a_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DetectionTask, "label_names", lambda *_: ["10", "50", "20"])
+    found = torch.tensor([[[0.1, 0.1, 0.5, 0.4, 0.9, 1.0]]])  # overlap: 0.75
+    batch = (torch.zeros(1, 3, 32, 32), torch.tensor([[[0.1, 0.1, 0.5, 0.5, 1.0], END]]))
+    (logged,) = trainer(tmp_path).test(DetectionTask(Fixed(found)), DataLoader([batch], None), verbose=False)
+    assert logged["test/map_50"] == pytest.approx(1)
+
+
 @pytest.mark.slow
 def test_a_run_that_is_stopped_within_an_epoch_goes_on_bit_by_bit(train: Train, tmp_path: Path) -> None:
     words = (*SMALL, "--data.scenes=100", "--max_epochs=2")

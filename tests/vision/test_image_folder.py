@@ -1,4 +1,6 @@
 import re
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -272,3 +274,17 @@ def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messa
         assert (
             any("have changed since training, so they are split differently" in line for line in messages) == is_changed
         )
+
+
+def test_colours_of_16_bits_are_said(tmp_path: Path, messages: list[str]) -> None:
+    pictures(tmp_path)
+    row = b"\0" + struct.pack(">12H", *[4095] * 12)  # four pixels of 12 bits
+    chunks = {b"IHDR": struct.pack(">2I5B", 4, 4, 16, 2, 0, 0, 0), b"IDAT": zlib.compress(4 * row), b"IEND": b""}
+    body = b""
+    for name, one in chunks.items():
+        body += struct.pack(">I", len(one)) + name + one + struct.pack(">I", zlib.crc32(name + one))
+    path = tmp_path / "red" / "deep.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    ready(path=str(tmp_path))
+    said = "1 images have colours of 16 bits, of which only the upper 8 are read, such as"
+    assert any(line.startswith(f"{said} {path}") for line in messages)

@@ -46,13 +46,14 @@ def new(args: list[str]) -> int | None:
     if options.dry_run:
         _list(files)
     else:
+        reason = uncommitted(ROOT)  # before the project is one more file here
         write(folder, files, choice.author)
         lines = sum(content.count(b"\n") for path, content in files.items() if path.startswith(f"{choice.package}/"))
         print(f"written {folder}: {len(files)} files, {lines:,} lines in {choice.package}/")
         option = "" if choice.kind else project.given_data(project.recipes[0]).strip()
         more = f' ARGS="{option}"' if option else ""
         print(f"next: cd {shlex.quote(os.path.relpath(folder))} && make train{more}")
-        if reason := uncommitted(ROOT):
+        if reason:
             print(f"this project cannot take updates: {reason}", file=sys.stderr)
     return None
 

@@ -33,6 +33,7 @@ DEFAULT = (
     "throughput",
 )
 KILL = "scripts/kill.py"  # kept if a test uses it
+SEARCH = "configs/tune/default.yaml"
 EXAMPLE = "example"  # name of the project in the files of a kind
 # Files that belong to the user once they are written: an update leaves them alone.
 OWN = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")
@@ -157,11 +158,15 @@ class Project:
             texts["pyproject.toml"], choice, self.packages(), self.tests, template.root
         )
         texts["README.md"] = self._readme(texts["README.md"])
+        if SEARCH in texts:
+            texts[SEARCH] += self._search_options(texts["configs/default.yaml"])
         texts["LICENSE-lightning-starter"] = template.text("LICENSE")
         texts["LICENSE"] = self.license.read_text(encoding="utf-8")
         values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
         values["quoted_author"] = json.dumps(choice.author, ensure_ascii=False)  # for YAML
-        extras = [name for name in requirements(template.text("pyproject.toml"), self.packages()) if name in TO_TRAIN]
+        own = template.packages(path for path in template.reached({*self.recipes}) if path.startswith("src/"))
+        to_train = {*TO_TRAIN, *requirements(template.text("pyproject.toml"), own)}
+        extras = [name for name in requirements(template.text("pyproject.toml"), self.packages()) if name in to_train]
         values["extras"] = f"[{','.join(extras)}]" if extras else ""
         found = {"logs/.gitkeep": b""}
         for path, text in texts.items():
@@ -170,7 +175,9 @@ class Project:
                 text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
                 if path.endswith(".py"):  # the project's name may come before `engine`
                     text = re.sub(r"(^from src\.[^(\n]*\n)+", _sorted_lines, text, flags=re.MULTILINE)
-            found[packaged(path, choice.package)] = packaged(text, choice.package).encode()
+            is_code_of_a_page = path.endswith((".html", ".js"))  # where src is the address of a picture
+            text = text if is_code_of_a_page else packaged(text, choice.package)
+            found[packaged(path, choice.package)] = text.encode()
         return found
 
     def has(self, name: str) -> bool:
@@ -199,18 +206,31 @@ class Project:
             ("recipes", shown),
         ):
             text = text.replace(f"{{{{{name}}}}}\n", "".join(f"{line}\n" for line in value))
+        option = self.given_data(self.recipes[0]) if self.choice.kind is None else ""
+        text = text.replace("{{data}}", option)
+        text = text.replace("{{arguments}}", f' ARGS="{option.strip()}"' if option else "")
         return "".join(line for line in text.splitlines(True) if not (line.startswith("|") and gone.find(line)))
 
     def given_data(self, path: str) -> str:
         """The option for data of one's own, if a recipe has none."""
         return " --data.path path/to/files" if "--data.path" in comment(self.template.text(path)) else ""
 
+    def _search_options(self, recipe: str) -> str:
+        """Lines that a search of the default recipe needs."""
+        lines = []
+        if (yaml.safe_load(recipe).get("checkpoint") or {}).get("monitor", "") is None:
+            lines += ["metric: val/loss", "direction: minimize"]
+        if self.choice.kind is None and (option := self.given_data(self.recipes[0])):
+            lines += ["options:", f"  {option.strip().removeprefix('--').replace(' ', ': ')}"]
+        return "".join(f"{line}\n" for line in lines)
+
     def _longer(self) -> str:
         """A row with the command that trains the default recipe for longer, with another learning rate."""
         path = self.recipes[0] if self.choice.kind is None else "configs/default.yaml"
         tree = yaml.safe_load(self.template.text(path))
-        steps = (tree.get("trainer") or {}).get("max_steps")
-        length = f"--trainer.max_steps {2 * steps}" if steps else "--max_epochs 20"
+        trainer = tree.get("trainer") or {}
+        steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs") or 10
+        length = f"--trainer.max_steps {2 * steps}" if steps else f"--max_epochs {2 * epochs}"
         own = (tree["model"].get("init_args") or {}) if isinstance(tree["model"], dict) else {}
         rate = "--model.lr" if "optimizer" not in tree and "lr" in own else "--optimizer.lr"
         command = f"python -m src.train{self.given_data(path)} {length} {rate} 1e-3"

@@ -92,7 +92,8 @@ def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
 
 def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Merge all files but the user's own; returns the paths that changed, and those with conflicts."""
-    own = (f"{noted['package']}/{noted['name']}/", f"tests/{noted['name']}/", "configs/default.yaml", ".git/", *OWN)
+    code = (f"{noted['package']}/{noted['name']}/", f"tests/{noted['name']}/") if noted["kind"] else ()
+    own = (*code, "configs/default.yaml", ".git/", *OWN)
     paths = {
         path.relative_to(side).as_posix() for side in (before, after) for path in side.rglob("*") if path.is_file()
     }

@@ -4,7 +4,14 @@ import shutil
 import sys
 from pathlib import Path
 
+from src import ROOT
 from src.engine.new.creating import new
+from src.engine.new.project import recipes
+from src.engine.new.template import Template
+
+RECIPES = recipes(Template(ROOT))
+OTHER = next(name for name in RECIPES if name != "default")
+DOMAIN = RECIPES[OTHER].split("/")[1]
 
 
 def make(folder: Path, *words: str) -> Path:

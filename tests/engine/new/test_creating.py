@@ -14,23 +14,18 @@ import pytest
 import yaml
 
 from src import ROOT
-from src.engine.cli.class_names import resolve_class
 from src.engine.new import creating
 from src.engine.new import template as template_module
 from src.engine.new.creating import new
-from src.engine.new.project import Choice, Project, comment, default_parts, kinds, recipes
+from src.engine.new.project import Choice, Project, kinds
 from src.engine.new.template import Template, commit_of, git
-from src.engine.system.classes import import_class
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
-from tests.engine.new.projects import make
+from tests.engine.new.projects import DOMAIN, OTHER, RECIPES, make
 
 TEMPLATE = Template(ROOT)
-RECIPES = recipes(TEMPLATE)
 FIRST = next(iter(RECIPES))
 OTHERS = [name for name in RECIPES if name != "default"]
-OTHER = OTHERS[0]
-DOMAIN = RECIPES[OTHER].split("/")[1]
 
 
 def table(project: Path) -> dict[str, Any]:
@@ -92,6 +87,7 @@ def test_the_page_of_the_service_is_packed() -> None:
     pages = [path for path in files if path.startswith("mine/") and not path.endswith(".py")]
     assert "mine/engine/deploy/page.html" in pages
     assert all(any(PurePosixPath(path).match(pattern) for pattern in packed) for path in pages)
+    assert files["mine/engine/deploy/page.html"].decode() == (ROOT / "src/engine/deploy/page.html").read_text()
 
 
 def test_another_package_needs_ruff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,25 +245,9 @@ def test_what_an_update_cannot_know_is_said(
     git(copy, "add", "--all")
     creating.commit(copy, "All", "Ada")
     assert template_module.uncommitted(copy) == ""
-    monkeypatch.setattr(creating, "uncommitted", lambda _: "a reason")
+    monkeypatch.setattr(creating, "uncommitted", lambda _: "" if (tmp_path / "mine").exists() else "a reason")
     make(tmp_path / "mine", "--kind", "lightning")
     assert "this project cannot take updates: a reason" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_the_commands_of_a_recipe_fit_it(recipe: str) -> None:
-    readme = Project(ROOT, Choice("mine", recipes=[recipe], parts=default_parts(ROOT, [recipe]))).files()["README.md"]
-    tree = yaml.safe_load((ROOT / RECIPES[recipe]).read_text())
-    model = tree["model"]["class_path"] if isinstance(tree["model"], dict) else tree["model"]
-    writes = "generate" in vars(import_class(resolve_class(model, "model")))
-    assert ("python -m src.generate" in readme.decode()) == writes
-    assert ("python -m src.predict" in readme.decode()) != writes
-    assert ("--trainer.max_steps" in readme.decode()) == ("max_steps" in tree["trainer"])
-
-
-def test_a_kind_without_an_optimizer_has_its_rate_in_the_model() -> None:
-    for kind, flag in (("lightning", "--model.lr 1e-3"), ("regression", "--optimizer.lr 1e-3")):
-        assert f"--max_epochs 20 {flag}`" in Project(ROOT, Choice("mine", kind)).files()["README.md"].decode()
 
 
 def test_a_short_package_keeps_the_length_of_lines() -> None:
@@ -368,21 +348,3 @@ def test_a_project_of_any_name_is_formatted(name: str, tmp_path: Path) -> None:
         ruff = [sys.executable, "-m", "ruff", *words, "--no-cache", "."]
         done = subprocess.run(ruff, cwd=project, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
-
-
-def test_the_default_recipe_is_the_default_of_a_project_that_has_it() -> None:
-    chosen = [OTHER, *({"default"} & {*RECIPES})]
-    files = Project(ROOT, Choice("mine", recipes=chosen)).files()
-    default = yaml.safe_load(files["configs/default.yaml"])
-    assert default == yaml.safe_load((ROOT / RECIPES[chosen[-1]]).read_text())
-    assert ("--max_epochs 20" in files["README.md"].decode()) == ("max_steps" not in default["trainer"])
-    assert comment(files["configs/default.yaml"].decode()) in files["README.md"].decode()
-
-
-def test_a_recipe_needs_neither_trainer_nor_optimizer(tmp_path: Path) -> None:
-    copy = copy_of_the_repository(tmp_path / "copy")
-    tree = yaml.safe_load((copy / RECIPES[OTHER]).read_text())
-    own = {name: tree[name] for name in ("model", "data")}
-    (copy / "configs" / DOMAIN / "own_one.yaml").write_text(f"# A recipe (--data.path FOLDER).\n{yaml.safe_dump(own)}")
-    readme = Project(copy, Choice("mine", recipes=["own_one"])).files()["README.md"].decode()
-    assert "python -m src.train --data.path path/to/files --max_epochs 20 --optimizer.lr 1e-3" in readme

@@ -10,7 +10,7 @@ import pytest
 
 from src.engine.new.creating import commit
 from src.engine.new.template import git
-from src.engine.new.updating import NEW_PARTS, OLD_FILE, update
+from src.engine.new.updating import NEW_PARTS, OLD_FILE, _merge, update
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
 
@@ -204,3 +204,13 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
     with pytest.raises(InputError, match=r"has no commit abcdef.*full clone"):
         update(template, project)
     assert git(project, "status", "--porcelain").stdout == ""
+
+
+@pytest.mark.parametrize("kind", ["", "classification"])
+def test_the_code_of_a_recipe_is_not_the_users_own_whatever_the_name_of_its_project(kind: str, tmp_path: Path) -> None:
+    for side, text in (("before", "old"), ("after", "new"), ("mine", "old")):
+        (tmp_path / side / "src" / "text").mkdir(parents=True)
+        (tmp_path / side / "src" / "text" / "gpt.py").write_text(text)
+    noted = {"package": "src", "name": "text", "kind": kind}
+    merged, _ = _merge(*(tmp_path / side for side in ("before", "after", "mine")), noted)
+    assert merged == ([] if kind else ["src/text/gpt.py"])

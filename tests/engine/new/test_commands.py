@@ -1,0 +1,65 @@
+"""The commands and the search that a new project shows fit its recipe."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from src import ROOT
+from src.engine.cli.class_names import resolve_class
+from src.engine.new.project import Choice, Project, comment, default_parts
+from src.engine.system.classes import import_class
+from tests.conftest import copy_of_the_repository
+from tests.engine.new.projects import DOMAIN, OTHER, RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_commands_of_a_recipe_fit_it(recipe: str) -> None:
+    readme = Project(ROOT, Choice("mine", recipes=[recipe], parts=default_parts(ROOT, [recipe]))).files()["README.md"]
+    tree = yaml.safe_load((ROOT / RECIPES[recipe]).read_text())
+    model = tree["model"]["class_path"] if isinstance(tree["model"], dict) else tree["model"]
+    writes = "generate" in vars(import_class(resolve_class(model, "model")))
+    assert ("python -m src.generate" in readme.decode()) == writes
+    assert ("python -m src.predict" in readme.decode()) != writes
+    assert ("--trainer.max_steps" in readme.decode()) == ("max_steps" in tree["trainer"])
+    longer = re.findall(r"--max_epochs (\d+) --(?:model|optimizer)", readme.decode())
+    assert "max_steps" in tree["trainer"] or longer == [str(2 * tree["trainer"]["max_epochs"])]
+    given = comment((ROOT / RECIPES[recipe]).read_text()).count("--data.path") > 0
+    for row in re.findall(r"`(python -m src\.train[^`]*|make train[^`]*)`", readme.decode()):
+        starts = not re.search(r"--(help|optimizer\.help|ckpt_path)|logs/| test$", row)
+        assert not (given and starts) or "--data.path path/to/files" in row
+    assert "{{" not in readme.decode()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_search_of_a_recipe_knows_its_metric(recipe: str) -> None:
+    files = Project(ROOT, Choice("mine", recipes=[recipe], parts=["tune"])).files()
+    search, tree = (yaml.safe_load(files[f"configs/{name}default.yaml"]) for name in ("tune/", ""))
+    assert (
+        ("metric" in search) == ("direction" in search) == ((tree.get("checkpoint") or {}).get("monitor", "") is None)
+    )
+    assert ("options" in search) == (recipe == "image_folder")
+
+
+def test_a_kind_without_an_optimizer_has_its_rate_in_the_model() -> None:
+    for kind, flag in (("lightning", "--model.lr 1e-3"), ("regression", "--optimizer.lr 1e-3")):
+        assert f"--max_epochs 40 {flag}`" in Project(ROOT, Choice("mine", kind)).files()["README.md"].decode()
+
+
+def test_the_default_recipe_is_the_default_of_a_project_that_has_it() -> None:
+    chosen = [OTHER, *({"default"} & {*RECIPES})]
+    files = Project(ROOT, Choice("mine", recipes=chosen)).files()
+    default = yaml.safe_load(files["configs/default.yaml"])
+    assert default == yaml.safe_load((ROOT / RECIPES[chosen[-1]]).read_text())
+    assert ("--trainer.max_steps" in files["README.md"].decode()) == ("max_steps" in default["trainer"])
+    assert comment(files["configs/default.yaml"].decode()) in files["README.md"].decode()
+
+
+def test_a_recipe_needs_neither_trainer_nor_optimizer(tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy")
+    tree = yaml.safe_load((copy / RECIPES[OTHER]).read_text())
+    own = {name: tree[name] for name in ("model", "data")}
+    (copy / "configs" / DOMAIN / "own_one.yaml").write_text(f"# A recipe (--data.path FOLDER).\n{yaml.safe_dump(own)}")
+    readme = Project(copy, Choice("mine", recipes=["own_one"])).files()["README.md"].decode()
+    assert "python -m src.train --data.path path/to/files --max_epochs 20 --optimizer.lr 1e-3" in readme
