@@ -25,7 +25,7 @@ class Task(LightningModule):
         metrics: logged once per epoch under `train/`, `val/` and `test/`.
         unlogged: validation and test metrics that are not a single number, such as a confusion matrix.
 
-    What a subclass may override, in the order of the calls: `configure_optimizers`; `setup`, once the data is known;
+    What a subclass may override, in the order of the calls: `setup`, once the data is known; `configure_optimizers`;
     `step`, for each batch; `log_metrics`, at the end of validation and test; `figures`, after the test; for predict,
     export and serve `forward`, `predictions` and `prediction_rows`.
 
