@@ -51,7 +51,8 @@ def needs(command: str) -> list[str]:
 
 
 # `configs/default.yaml` may have been replaced: other options fit it.
-IS_OURS = "MNISTDataModule" in (ROOT / "configs" / "default.yaml").read_text(encoding="utf-8")
+DEFAULT = ROOT / "configs" / "default.yaml"
+IS_OURS = DEFAULT.is_file() and "MNISTDataModule" in DEFAULT.read_text(encoding="utf-8")
 
 
 def runnable(commands: list[str]) -> list[str]:
@@ -97,7 +98,8 @@ def make_runs(folder: Path) -> str:
         for shade in (0, 200):
             Image.new("L", (28, 28), shade).save(data / "digits" / f"{shade}.png")
         torch.save(models.mobilenet_v3_small().state_dict(), data / "weights.pth")
-        train("--data.source=sample")
+        if IS_OURS:
+            train("--data.source=sample")
     if "text" not in DELETED:
         from tests.text.helpers import tiny_pretrained
 
@@ -260,7 +262,7 @@ def test_the_python_line_of_the_docs_loads_a_checkpoint(workplace: Path, monkeyp
     lines = re.findall(r"`((\w+)\.load_from_checkpoint\([^`]*\))`", CHECKPOINTS)
     assert lines
     for line, name in lines:
-        if not DELETED or name in project_classes():
+        if IS_OURS and (not DELETED or name in project_classes()):
             model = eval(line, {name: import_class(project_classes()[name][0])})
             assert model.net.width == 16
 

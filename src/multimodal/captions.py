@@ -119,6 +119,7 @@ class CaptionDataModule(BatchedDataModule):
         self.columns = (image_column, caption_column)
         self.max_length = max_length
         self.batch_size = batch_size
+        self._image_size = image_size
         self.data_source = path or source
         self._restored = False
         self._use_images(is_own=path is not None)
@@ -126,8 +127,8 @@ class CaptionDataModule(BatchedDataModule):
     def _use_images(self, is_own: bool) -> None:
         """Take one's own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
-        size = self.hparams["image_size"]
-        self.files = ImageFolderDataModule(self.path, image_size=size, flip=False) if is_own else None
+        options: dict[str, Any] = {"image_size": self._image_size, "flip": False}
+        self.files = ImageFolderDataModule(self.path, **options) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
         if hasattr(pixels, "notes"):

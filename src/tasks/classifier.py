@@ -64,10 +64,6 @@ class Classifier(Task):
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
         self.loss = loss or self.configure_loss()
-        if (ignored := getattr(self.loss, "ignore_index", IGNORED)) != IGNORED:
-            raise InputError(
-                f"ignore_index {ignored}: targets that are left out are {IGNORED}: give those, and no other"
-            )
         weights = getattr(self.loss, "class_weights", None)
         if weights is not None and len(weights) != count:
             raise InputError(f"class_weights {weights}: give {count} numbers, one per class")
@@ -95,6 +91,9 @@ class Classifier(Task):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         check_classes(self, self.num_classes)
+        ignored = getattr(self.loss, "ignore_index", None)
+        if stage == "fit" and ignored not in (None, IGNORED):
+            raise InputError(f"ignore_index {ignored}: only targets of {IGNORED} can be left out: leave it out")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Network inputs -> logits (B, num_classes) float, or (B, num_classes, ...) for several targets per input."""

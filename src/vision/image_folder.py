@@ -1,5 +1,6 @@
 """Your own images: one folder per class, or a table of paths and labels."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
         with Image.open(file) as image:
             if deep := deep_image(image):
                 return deep[1:4]
-            has_deep_colours = any(";16" in str(one.args) for one in image.tile)
+            has_deep_colours = any(re.search("(?<!BGR);16", str(one.args)) for one in image.tile)
             image.verify()
         return ("colours", 0.0, 0.0) if has_deep_colours else None
 

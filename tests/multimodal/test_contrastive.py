@@ -115,7 +115,9 @@ def test_processes_share_a_part_that_is_smaller_than_a_batch_equally(tmp_path: P
     assert len(data.train_set) == 48
     shares = []
     for rank in range(5):
-        data.trainer = SimpleNamespace(world_size=5, global_rank=rank, training=True)  # type: ignore[assignment]
+        run: Any = SimpleNamespace(world_size=5, global_rank=rank, num_nodes=1, training=True)
+        run.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = run
         (own,) = data.train_dataloader().sampler  # type: ignore[attr-defined]
         shares.append(len(own))
     assert shares == [9] * 5

@@ -1,5 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassRecall
 
+from src.engine.runs.checkpoint import restore_data
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier, WeightedCrossEntropy
 from tests.conftest import trainer
@@ -253,12 +255,16 @@ def test_a_network_that_a_checkpoint_cannot_rebuild_gives_a_warning_and_can_be_p
     assert torch.equal(loaded.net.head.weight, task.net.head.weight)
 
 
-def test_only_one_number_leaves_targets_out() -> None:
-    with pytest.raises(InputError, match=r"^ignore_index 255: targets that are left out are -100: give those"):
-        Classifier(nn.Linear(2, 3), nn.CrossEntropyLoss(ignore_index=255), num_classes=3)
+def test_only_one_number_leaves_targets_out(tmp_path: Path) -> None:
+    task = Classifier(nn.Linear(2, 3), nn.CrossEntropyLoss(ignore_index=255), num_classes=3)
+    with pytest.raises(InputError, match=r"^ignore_index 255: only targets of -100 can be left out"):
+        trainer(tmp_path).fit(task, batches(4))
 
 
 def test_labels_may_be_an_array(tmp_path: Path) -> None:
     task = Classifier(nn.Linear(2, 3), num_classes=3)
-    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(labels=np.array(["a", "b", "c"])))  # type: ignore[assignment]
-    assert task.label_names(3) == ["a", "b", "c"]
+    for labels in (np.array(["a", "b", "c"]), np.arange(3), torch.arange(3)):
+        data: Any = SimpleNamespace(labels=labels, hparams={})
+        task.trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+        assert task.label_names(3) == [str(one) for one in labels.tolist()]
+        restore_data({}, data)

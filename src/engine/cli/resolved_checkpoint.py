@@ -62,15 +62,14 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
-    trees = _settings(loaded)
-    paths = [*(tree.get("ckpt_path") for tree in trees), given.get("--ckpt_path")]
+    paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
     path = next((path for path in reversed(paths) if path), None)
     path = str(local_path(path)) if path and is_address(path) else path
     run = given.get("--run")
     if run and is_address(run):
         run = str(at_address(hooks("fetch_run"), run)(run))
     folder = Path(run).expanduser().absolute() if run else None
-    roots = [(tree.get("trainer") or {}).get("default_root_dir") for tree in trees]
+    roots = [(tree.get("trainer") or {}).get("default_root_dir") for tree in _settings(loaded)]
     roots += [given.get("--trainer.default_root_dir")]
     root = next((local_root(root) for root in reversed(roots) if root), None)
     if stage not in (None, "fit"):
@@ -192,7 +191,8 @@ def _to_evaluate(
 ) -> ResolvedCheckpoint:
     given = dict(options)
     if path not in (None, "best", "last"):
-        evaluated = None if root else run_of(Path(path))
+        files = [tree for _, tree in loaded if (tree.get("trainer") or {}).get("default_root_dir")]
+        evaluated = None if files or "--trainer.default_root_dir" in given else run_of(Path(path))
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
         return ResolvedCheckpoint(

@@ -21,6 +21,7 @@ from torch.export import Dim
 
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.prepare import Inputs
+from src.engine.deploy.rebuild import is_incomplete
 from src.engine.system.classes import import_class
 from src.engine.system.errors import GUIDE, InputError
 
@@ -264,7 +265,9 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
     text = yaml.safe_dump({"model": spec, "labels": inference.labels})
     path.with_name(f"{path.name}.yaml").write_text(text, encoding="utf-8")
     loaded: Any = instantiate_module(import_class(spec["class_path"]), spec["init_args"])
-    loaded.configure_model()
+    completes = is_incomplete(loaded, inference.task.state_dict())
+    if completes:
+        loaded.configure_model()
     load_model(loaded, str(path))
     loaded.eval()
     net = inference.on_prepared(loaded).eval()
@@ -273,7 +276,8 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
         f"import yaml; from {module} import {name}",
         "from lightning.pytorch.cli import instantiate_module; from safetensors.torch import load_model",
         f'arguments = yaml.safe_load(open("{path.name}.yaml"))["model"]["init_args"]',
-        f'load_model(task := instantiate_module({name}, arguments), "{path.name}")',
+        f"task = instantiate_module({name}, arguments)"
+        + f'{"; task.configure_model()" if completes else ""}; load_model(task, "{path.name}")',
         "print(task.eval())",
     ]
     return Exported(reference, net, lines)

@@ -87,7 +87,8 @@ class Inference(LightningModule):
         with checkpoint_errors(str(self.path)):
             self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
-        self.kind = "prompt" if hasattr(task, "check_sampling") else kind_of(self.data)
+        only_writes = hasattr(task, "generate") and not hasattr(self.data, "prepare")
+        self.kind = "prompt" if only_writes or hasattr(task, "check_sampling") else kind_of(self.data)
         self.labels = labels_of(self.data)
         self.pixels = Pixels(task, *pixel_statistics(self.data))
         self.features: nn.Module | None = getattr(self.data, "features", None)
@@ -227,6 +228,8 @@ class Inference(LightningModule):
             except InputError:  # labels of positions, of which none are given, have no shape
                 if targets.is_floating_point() or (targets != IGNORED).any():
                     raise
+        if batch_idx == 0 and not hasattr(self.task, "predictions"):  # it might take two inputs for a pair
+            self.predictions(tuple(one[:1] for one in inputs))
         return self.rows(self.predictions(inputs), batch["sizes"])
 
     def on_predict_epoch_end(self) -> None:

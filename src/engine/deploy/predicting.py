@@ -43,7 +43,6 @@ def predict(args: list[str]) -> int:
     inference = Inference(options.ckpt_path, trust=options.trust)
     if options.labels:
         inference.name_classes(options.labels)
-    inference.check_on_sample()
     if inference.kind == "prompt":
         raise InputError(f"--ckpt_path {options.ckpt_path} is a language model, which only continues texts")
     precision: Any

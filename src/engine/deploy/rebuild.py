@@ -38,7 +38,8 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
     try:
         with constructor_errors():
             model: LightningModule = build(spec)
-        model.configure_model()
+        if is_incomplete(model, checkpoint["state_dict"]):
+            model.configure_model()
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except InputError:
@@ -47,6 +48,11 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"--ckpt_path {given} does not fit the {cls.__name__} of this project: {reason}") from error
     return model.eval()
+
+
+def is_incomplete(model: LightningModule, weights: Tree) -> bool:
+    """Whether a module makes some of its layers in Lightning's hook `configure_model`, not in its constructor."""
+    return not weights.keys() <= model.state_dict().keys()
 
 
 def build(spec: Tree) -> Any:

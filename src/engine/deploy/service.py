@@ -145,8 +145,11 @@ class Service:
             notes, sizes = [note for _, note, _ in values], [size for *_, size in values]
         else:
             prepared, notes = self.inference.prepare(values)
-        with self.autocast():
-            predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
+        try:
+            with self.autocast():
+                predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
+        except InputError as error:  # not of the client
+            raise error.__cause__ or error from None
         rows = self.inference.rows(predicted, sizes)
         return [
             ({name: _as_json(one) for name, one in row.items()}, note) for row, note in zip(rows, notes, strict=True)
@@ -227,11 +230,11 @@ def run_service(options: argparse.Namespace) -> None:
     """
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path, trust=options.trust)
+    inference = inference.to(device_of(options.accelerator))
     if options.labels:
         inference.name_classes(options.labels)
     elif hasattr(inference.task, "name_classes") and not inference.labels:
         raise InputError(f"{type(inference.task).__name__} has no classes: give --labels, one text per class")
-    inference = inference.to(device_of(options.accelerator))
     inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)

@@ -166,7 +166,8 @@ class Project:
         values["quoted_author"] = json.dumps(choice.author, ensure_ascii=False)  # for YAML
         own = template.packages(path for path in template.reached({*self.recipes}) if path.startswith("src/"))
         to_train = {*TO_TRAIN, *requirements(template.text("pyproject.toml"), own)}
-        extras = [name for name in requirements(template.text("pyproject.toml"), self.packages()) if name in to_train]
+        known = requirements(template.text("pyproject.toml"), self.packages())
+        extras = [name for name in known if name and name in to_train]
         values["extras"] = f"[{','.join(extras)}]" if extras else ""
         found = {"logs/.gitkeep": b""}
         for path, text in texts.items():

@@ -54,7 +54,8 @@ def update(root: Path, project: Path) -> int:
         text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
         (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
         merged, conflicts = _merge(before, after, project, noted)
-    for line in (*(f"merged    {path}" for path in merged), *(f"conflict  {path}" for path in conflicts)):
+    lines = (f"{'merged   ' if (project / path).exists() else 'removed  '} {path}" for path in merged)
+    for line in (*lines, *(f"conflict  {path}" for path in conflicts)):
         print(line)
     if conflicts:
         print("search the conflicts for <<<<<<<, and edit them", file=sys.stderr)

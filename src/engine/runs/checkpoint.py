@@ -293,7 +293,9 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
         data.load_state_dict(state)
     elif "tokenizer" in data.hparams:
         raise InputError(f"it has no tokenizer: {type(data).__name__}.state_dict returns none")
-    if not all(isinstance(label, str | int | float) for label in getattr(data, "labels", ())):
+    labels: Any = getattr(data, "labels", None)
+    labels = labels.tolist() if hasattr(labels, "tolist") else labels
+    if not all(isinstance(label, str | int | float) for label in labels or ()):
         raise InputError("its labels are neither texts nor numbers")
 
 

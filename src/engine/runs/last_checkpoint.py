@@ -107,7 +107,7 @@ class LastCheckpoint(Checkpoint):
         self._is_due |= bool(self._signum or is_time or is_step or _ends_here(trainer))
         loop = trainer.fit_loop.epoch_loop
         self._has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
-        if not self._is_due or not self._has_stepped:
+        if not self._is_due or not (self._has_stepped or _ends_here(trainer)):
             return
         # Not just before a validation or the end of an epoch: Lightning would skip these in a continued run.
         if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
@@ -121,7 +121,8 @@ class LastCheckpoint(Checkpoint):
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
         self._signum = self._signum or int(received)
         self._is_due |= bool(self._signum) or _ends_here(trainer)
-        if self._is_due and self._has_stepped and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        may_save = self._has_stepped or _ends_here(trainer)
+        if self._is_due and may_save and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -33,5 +33,6 @@ def gathered(value: Any) -> list[Any]:
 
 def labels_of(data: Any) -> list[str]:
     """A DataModule's `labels` as text; empty if it has none."""
-    labels = getattr(data, "labels", None)
-    return [] if labels is None else [str(one) for one in labels]  # an array has no truth value
+    labels: Any = getattr(data, "labels", None)
+    plain = labels.tolist() if hasattr(labels, "tolist") else labels  # of an array or tensor
+    return [] if plain is None else [str(one) for one in plain]

@@ -23,7 +23,7 @@ def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, An
         return {}
     targets, preds = (torch.stack([sample[name].float() for sample in samples]) for name in ("target", "preds"))
     count = targets.shape[1]
-    names = labels or ["value"] * count
+    names = literal(labels) or ["value"] * count
     true, rest = _figure(4 * count, 4), _figure(4 * count, 4)
     for number, name in enumerate(names):
         known = targets[:, number].isfinite()
@@ -42,7 +42,7 @@ def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
     """Precision against recall of each label, from counts (thresholds, num_labels, 2, 2), targets in rows."""
     figure = _figure(6, 5)
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    for number, label in enumerate(labels[:MAX_CURVES]):
+    for number, label in enumerate(literal(labels[:MAX_CURVES])):
         _, fp, fn, tp = counts[:, number].flatten(1).double().unbind(dim=1)
         recall, precision = tp / (tp + fn).clamp(min=1), torch.where(tp + fp > 0, tp / (tp + fp).clamp(min=1), 1.0)
         axes.plot(recall.numpy(), precision.numpy(), label=label)
@@ -91,7 +91,9 @@ def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
     axes = figure.add_subplot(xlabel="position", title="true above predicted")
     drawn = axes.imshow(cells.numpy(), cmap="tab20", vmin=0, vmax=max(len(labels) - 1, 1), aspect="auto")
     axes.set_yticks([])
-    shown = [Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in enumerate(labels[:20])]
+    shown = [
+        Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in enumerate(literal(labels[:20]))
+    ]
     axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
 
@@ -106,6 +108,7 @@ def box_figure(samples: list[Sample], labels: list[str]) -> Any:
     """
     from matplotlib.patches import Rectangle
 
+    labels = literal(labels)
     figure = _figure(14, 3.7 * -(-len(samples) // 4))
     for position, sample in enumerate(samples):
         axes = figure.add_subplot(-(-len(samples) // 4), 4, position + 1)

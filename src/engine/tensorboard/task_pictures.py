@@ -6,7 +6,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from src.engine.system.batches import Sample, gathered, labels_of
-from src.engine.tensorboard.figures import literal
 from src.engine.tensorboard.writers import writers
 
 
@@ -45,7 +44,7 @@ class TaskPictures(Callback):
             return
         samples = [sample for part in gathered(self._samples) for sample in part][: task.figure_samples]
         labels = labels_of(getattr(trainer, "datamodule", None))
-        figures = task.figures(samples, literal(labels))  # in all processes: it may compute metrics
+        figures = task.figures(samples, labels)  # in all processes: it may compute metrics
         for writer in writers(trainer):
             for name, figure in figures.items():
                 writer.add_figure(f"test/{name}", figure, trainer.global_step)

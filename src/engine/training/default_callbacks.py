@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src.engine.runs.checkpoint import WholeCheckpointIO, best_states
 from src.engine.system.classes import as_list, import_class
@@ -89,6 +89,8 @@ class ModuleCheckpoints(Callback):
                 is_elsewhere = str(one.dirpath) != str(self.folder)
                 _prepare(one, "ModelCheckpoint", saves=stage == "fit" and is_elsewhere, may_have_files=True)
                 one.dirpath = one.dirpath or str(self.folder)
+        if isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+            _save_whole(trainer.checkpoint_callback, "ModelCheckpoint")
 
 
 def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> ModelCheckpoint | None:
@@ -97,7 +99,7 @@ def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> Mod
     If the `checkpoint` that is continued or tested has more ModelCheckpoints, none of these chooses.
     """
     found = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
-    able = (one for one in found if one.monitor and not one.save_weights_only and "://" not in str(one.dirpath))
+    able = (one for one in found if one.monitor and "://" not in str(one.dirpath))
     return next(able, None) if len(best_states(checkpoint)) <= len(found) else None
 
 
@@ -114,11 +116,7 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
     is_ours = all(best is not one for one in callbacks)  # others number files of the same name
     if is_ours and best.save_top_k not in (0, 1) and "{" in best.filename and "{step" not in best.filename:
         best.filename += "-{step}"  # else a worse checkpoint could replace a better one of the same epoch
-    if saves and best.save_weights_only:
-        raise InputError(
-            "--checkpoint.save_weights_only true leaves out the run's configuration, which test and predict need:"
-            " leave it out"
-        )
+    _save_whole(best, "--checkpoint" if is_ours else "--trainer.callbacks")
     others = [one for one in callbacks if isinstance(one, Checkpoint)]
     for one in (best, *others):
         flag = "--checkpoint" if one is best else "--trainer.callbacks"
@@ -128,6 +126,15 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
                 " --trainer.default_root_dir, to which the run is copied"
             )
         _prepare(one, flag, saves, may_have_files=is_continued or one is not best)
+
+
+def _save_whole(best: ModelCheckpoint, flag: str) -> None:
+    if best.save_weights_only:
+        best.save_weights_only = False
+        rank_zero_info(
+            f"{flag}.save_weights_only true has no effect: the best checkpoint holds the run's configuration, which"
+            " test and predict read"
+        )
 
 
 def _prepare(one: Checkpoint, flag: str, saves: bool, may_have_files: bool) -> None:

@@ -112,11 +112,11 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
 
 def check_limits(net: nn.Module, data: Any) -> None:
     """Raise InputError if the data has more tokens, longer texts or a longer context than the network."""
-    limit = getattr(net, "block_size", None)
-    if limit and getattr(data, "max_length", 0) > limit:
+    length, limit = getattr(data, "max_length", None), getattr(net, "block_size", None)
+    if isinstance(length, int) and isinstance(limit, int) and length > limit > 0:
         raise InputError(
-            f"max_length {data.max_length} of the data does not fit {type(net).__name__}, which takes {limit} tokens:"
-            f" give --data.max_length {limit}"
+            f"max_length {length} of the data does not fit {type(net).__name__}, which takes {limit} tokens: give"
+            f" --data.max_length {limit}"
         )
     for name in ("vocab_size", "block_size"):
         have, limit = getattr(data, name, None), getattr(net, name, None)

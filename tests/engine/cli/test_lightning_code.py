@@ -247,6 +247,22 @@ def test_it_predicts_is_exported_and_served_or_says_what_it_lacks(
     commands[2]()
 
 
+def test_a_prediction_of_two_rows_is_not_of_one_row_and_its_labels(
+    checkpoint_of: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint_of("fine-tuning")
+
+    def unpacks(self: Any, batch: Any, batch_idx: int) -> Any:
+        x, _ = batch
+        return self(torch.stack([x, x]))
+
+    monkeypatch.setattr(code.Transfer, "predict_step", unpacks)
+    (tmp_path / "in.csv").write_text("a,b,c,d\n1,2,3,4\n0,0,1,0\n")
+    words = ["--ckpt_path", path, "--trust", CODE]
+    with pytest.raises(InputError, match=r"^Transfer\.predict_step does not take the inputs of .*, of shape \(1, 4\)"):
+        predict([str(tmp_path / "in.csv"), "--output", str(tmp_path / "out.csv"), *words])
+
+
 def data_of(name: str) -> dict[str, Any]:
     return {"folder": Path("some/where")} if name == "rich arguments" else {}
 

@@ -23,11 +23,13 @@ def stopped_at(step: int, tmp_path: Path) -> tuple[str, ...]:
 class EndsAt(Callback):
     """Ends a run after some steps, as the callback of max_time does."""
 
-    def __init__(self, step: int = 14) -> None:
+    def __init__(self, step: int = 0, batch: int = 0) -> None:
         self.step = step
+        self.batch = batch
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        is_first = trainer.current_epoch == 0 and self.batch == batch_idx + 1
+        if is_first or (self.step and trainer.global_step == self.step):
             trainer.should_stop = True
 
 

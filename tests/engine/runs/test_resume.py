@@ -242,6 +242,14 @@ def test_a_run_that_a_callback_ends_within_an_epoch_goes_on_there(
     assert all((value == whole.weights[name]).all() for name, value in again.weights.items())
 
 
+def test_a_run_that_ends_between_two_steps_goes_on_in_its_epoch(train: Train) -> None:
+    words = (*TOY, "--max_epochs=1", "--trainer.accumulate_grad_batches=4", "--trainer.callbacks+=")
+    ended = train("fit", *words[:-1], f"{words[-1]}{EndsAt.__module__}.EndsAt", "--trainer.callbacks.batch=6")
+    assert ended.cli.trainer.global_step == 1
+    again = train("fit", f"--run={ended.folder}")
+    assert again.cli.trainer.global_step == 3  # after batches 8 and 10
+
+
 def test_the_default_recipe_says_where_runs_are(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
 ) -> None:

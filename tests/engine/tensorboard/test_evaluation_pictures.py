@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_precision_recall_c
 
 from src.engine.tensorboard import evaluation_pictures
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures, confusion_figure
+from src.engine.tensorboard.figures import box_figure, label_curves, regression_figures, sequence_figure
 from src.engine.tensorboard.task_pictures import TaskPictures
 from tests.conftest import Run
 from tests.engine.tensorboard.toys import FLAT
@@ -151,6 +152,16 @@ def test_labels_of_dollar_signs_are_drawn_as_they_are() -> None:
     figure.canvas.draw()
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
         assert [text.get_text().replace("\\", "") for text in axis.get_ticklabels()] == labels
+
+
+def test_dollar_signs_are_drawn_in_the_figures_of_every_task() -> None:
+    label, row = ["$10_to_$20"], torch.zeros(1, 6)
+    numbers = regression_figures([{"target": torch.ones(1), "preds": torch.ones(1)}] * 2, label)
+    curves = label_curves(torch.ones(3, 1, 2, 2), label)
+    places = sequence_figure([{"target": torch.zeros(4).long(), "preds": torch.zeros(4).long()}], label)
+    boxes = box_figure([{"inputs": torch.rand(3, 8, 8), "target": row[:, :5], "preds": row}], label)
+    for figure in (*numbers.values(), *curves.values(), places, boxes):
+        figure.canvas.draw()
 
 
 @pytest.mark.parametrize(

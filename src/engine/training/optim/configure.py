@@ -106,7 +106,8 @@ def _epochs(trainer: Any) -> Any:
     """The number of epochs; max_steps may end the run in an earlier one."""
     if trainer.max_steps > 0:
         trainer.fit_loop.setup_data()  # counts the batches
-    if trainer.max_steps <= 0 or trainer.num_training_batches == math.inf:
+    accumulates = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)
+    if accumulates or trainer.max_steps <= 0 or trainer.num_training_batches == math.inf:
         return trainer.max_epochs
     epochs = math.ceil(trainer.max_steps / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
     return epochs if trainer.max_epochs in (None, -1) else min(trainer.max_epochs, epochs)
