@@ -267,7 +267,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling`."""
+    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling_arguments`."""
     if temperature == 0:
         return int(logits.argmax())
     # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.
@@ -282,7 +282,7 @@ def sample(
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_sampling_arguments(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raise ValueError if an argument of sampling is out of range."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")

@@ -15,7 +15,7 @@ from src.engine.system.errors import InputError
 from src.engine.training.hyperparameters import describe_arguments
 from src.engine.training.optim.groups import Group, decay_groups
 from src.tasks.task import Task
-from src.text.gpt import check_sampling, sample
+from src.text.gpt import check_sampling_arguments, sample
 from src.text.texts_together import TextsTogether
 
 Batch = tuple[Tensor, Tensor]
@@ -67,7 +67,7 @@ class LanguageModel(Task):
         if stage in rates:
             self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage], sync_dist=True)
 
-    check_sampling = staticmethod(check_sampling)
+    check_sampling = staticmethod(check_sampling_arguments)
 
     def generate_together(self, count: int) -> Any:
         """An object whose `generate` computes up to `count` texts at once if the network can, else this task."""
@@ -111,7 +111,7 @@ class LanguageModel(Task):
         """
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")
-        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        check_sampling_arguments(max_new_tokens, temperature, top_k, top_p)
         draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         return self._generate(prompt.tolist(), max_new_tokens, draw, use_cache)
 

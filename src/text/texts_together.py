@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from src.engine.system.errors import InputError
-from src.text.gpt import check_sampling, sample
+from src.text.gpt import check_sampling_arguments, sample
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class TextsTogether:
         """
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")
-        check_sampling(max_new_tokens, temperature, top_k, top_p)
+        check_sampling_arguments(max_new_tokens, temperature, top_k, top_p)
         draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         return self._read(Text(prompt.tolist(), max_new_tokens, draw))
 

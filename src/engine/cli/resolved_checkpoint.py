@@ -62,7 +62,9 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
-    paths = [*(tree.get("ckpt_path") for _, tree in loaded), given.get("--ckpt_path")]
+    names_recipe = any(config.is_recipe(tree) for _, tree in loaded)
+    files = _settings(loaded) if names_recipe else [tree for _, tree in loaded]
+    paths = [*(tree.get("ckpt_path") for tree in files), given.get("--ckpt_path")]
     path = next((path for path in reversed(paths) if path), None)
     path = str(local_path(path)) if path and is_address(path) else path
     run = given.get("--run")

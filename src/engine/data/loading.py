@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed
@@ -104,9 +104,9 @@ class Batched(Dataset[Any]):
     def __getitem__(self, key: Indices | int) -> Any:
         if isinstance(key, int):
             first = key * self.batch_size
-            return self.dataset.__getitems__(list(range(first, min(first + self.batch_size, len(self.dataset)))))
+            return self._batch(list(range(first, min(first + self.batch_size, len(self.dataset)))))
         try:
-            batch = self.dataset.__getitems__(key)
+            batch = self._batch(key)
         except Exception as error:
             error.add_note(f"in the batch of samples {', '.join(map(str, key))}")
             raise
@@ -115,6 +115,13 @@ class Batched(Dataset[Any]):
         ignored = torch.nan if batch[-1].is_floating_point() else IGNORED
         unsigned = batch[-1].dtype in (torch.bool, torch.uint8)
         return (*batch[:-1], torch.full_like(batch[-1], ignored, dtype=torch.int64 if unsigned else None))
+
+    def _batch(self, indices: list[int]) -> Any:
+        """A batch; samples, as torch's own datasets return, are collated."""
+        get = getattr(self.dataset, "__getitems__", None)
+        found = get(indices) if get else [self.dataset[index] for index in indices]
+        is_samples = isinstance(found, list) and bool(found) and isinstance(found[0], tuple | list)
+        return tuple(default_collate(found)) if is_samples else found
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.export import Dim
 
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.prepare import Inputs
-from src.engine.deploy.rebuild import is_incomplete
+from src.engine.deploy.rebuild import completed
 from src.engine.system.classes import import_class
 from src.engine.system.errors import GUIDE, InputError
 
@@ -264,10 +265,8 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
     spec = inference.spec
     text = yaml.safe_dump({"model": spec, "labels": inference.labels})
     path.with_name(f"{path.name}.yaml").write_text(text, encoding="utf-8")
-    loaded: Any = instantiate_module(import_class(spec["class_path"]), spec["init_args"])
-    completes = is_incomplete(loaded, inference.task.state_dict())
-    if completes:
-        loaded.configure_model()
+    make = partial(instantiate_module, import_class(spec["class_path"]), spec["init_args"])
+    loaded, completes = completed(make, inference.task.state_dict())
     load_model(loaded, str(path))
     loaded.eval()
     net = inference.on_prepared(loaded).eval()

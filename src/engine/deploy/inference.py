@@ -87,8 +87,9 @@ class Inference(LightningModule):
         with checkpoint_errors(str(self.path)):
             self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
-        only_writes = hasattr(task, "generate") and not hasattr(self.data, "prepare")
-        self.kind = "prompt" if only_writes or hasattr(task, "check_sampling") else kind_of(self.data)
+        only_writes = hasattr(self.data, "tokenizer") and not hasattr(self.data, "prepare")
+        writes = hasattr(task, "check_sampling") or (hasattr(task, "generate") and only_writes)
+        self.kind = "prompt" if writes or ability == "generate" else kind_of(self.data)
         self.labels = labels_of(self.data)
         self.pixels = Pixels(task, *pixel_statistics(self.data))
         self.features: nn.Module | None = getattr(self.data, "features", None)
@@ -99,6 +100,7 @@ class Inference(LightningModule):
         classes = None if hasattr(task, "name_classes") else getattr(task, "num_classes", None)
         if self.labels and classes not in (None, len(self.labels)):
             raise InputError(f"--ckpt_path {given}: its data has {len(self.labels)} labels, its task {classes} classes")
+        self._is_checked = False
         self.is_scored = False
         self.scores: dict[str, float] = {}
         self.eval()
@@ -228,8 +230,9 @@ class Inference(LightningModule):
             except InputError:  # labels of positions, of which none are given, have no shape
                 if targets.is_floating_point() or (targets != IGNORED).any():
                     raise
-        if batch_idx == 0 and not hasattr(self.task, "predictions"):  # it might take two inputs for a pair
+        if not self._is_checked and not hasattr(self.task, "predictions"):  # it might take two inputs for a pair
             self.predictions(tuple(one[:1] for one in inputs))
+        self._is_checked = True
         return self.rows(self.predictions(inputs), batch["sizes"])
 
     def on_predict_epoch_end(self) -> None:

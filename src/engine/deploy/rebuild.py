@@ -1,11 +1,13 @@
 """Builds the model of a checkpoint from the class and the arguments stored in it."""
 
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from src.engine.runs.checkpoint import CONTENT_ERRORS, checkpoint_errors, model_arguments
 from src.engine.runs.trust import NO_TRUST, Trust, dataclass_of, is_callable, options_of, returned_by
@@ -37,9 +39,8 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
         raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}; see docs/your_own.md")
     try:
         with constructor_errors():
-            model: LightningModule = build(spec)
-        if is_incomplete(model, checkpoint["state_dict"]):
-            model.configure_model()
+            found, _ = completed(lambda: build(spec), checkpoint["state_dict"])
+        model: LightningModule = found
         model.on_load_checkpoint(checkpoint)
         model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except InputError:
@@ -50,9 +51,22 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
     return model.eval()
 
 
-def is_incomplete(model: LightningModule, weights: Tree) -> bool:
-    """Whether a module makes some of its layers in Lightning's hook `configure_model`, not in its constructor."""
-    return not weights.keys() <= model.state_dict().keys()
+def completed(make: Callable[[], Any], weights: Tree) -> tuple[Any, bool]:
+    """A new module, and whether Lightning's hook `configure_model` has made the rest of its layers.
+
+    A hook that needs a Trainer, such as one that only shards, is left out if all weights have a place without it.
+    """
+    model = make()
+    if not is_overridden("configure_model", model, LightningModule):
+        return model, False
+    try:
+        model.configure_model()
+    except Exception:
+        model = make()
+        if weights.keys() <= model.state_dict().keys():
+            return model, False
+        raise
+    return model, True
 
 
 def build(spec: Tree) -> Any:

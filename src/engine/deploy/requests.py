@@ -221,6 +221,8 @@ class RequestReader:
         if options["seed"] is not None and not 0 <= options["seed"] < 2**63:
             raise HTTPException(422, "seed: give 0 or more, below 2**63")
         try:
+            if self.check_sampling is None:
+                raise ValueError("this model cannot be sampled from: it has no method check_sampling")
             self.check_sampling(options["max_new_tokens"], options["temperature"], options["top_k"], options["top_p"])
         except ValueError as error:
             raise HTTPException(422, str(error)) from error

@@ -148,9 +148,9 @@ class Service:
         try:
             with self.autocast():
                 predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
+            rows = self.inference.rows(predicted, sizes)
         except InputError as error:  # not of the client
-            raise error.__cause__ or error from None
-        rows = self.inference.rows(predicted, sizes)
+            raise error.__cause__ or RuntimeError(str(error)) from None
         return [
             ({name: _as_json(one) for name, one in row.items()}, note) for row, note in zip(rows, notes, strict=True)
         ]

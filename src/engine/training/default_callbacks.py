@@ -99,7 +99,7 @@ def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> Mod
     If the `checkpoint` that is continued or tested has more ModelCheckpoints, none of these chooses.
     """
     found = [one for one in callbacks if isinstance(one, ModelCheckpoint)]
-    able = (one for one in found if one.monitor and "://" not in str(one.dirpath))
+    able = (one for one in found if one.monitor and not one.save_weights_only and "://" not in str(one.dirpath))
     return next(able, None) if len(best_states(checkpoint)) <= len(found) else None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.data.loading import (
@@ -142,3 +143,13 @@ def test_a_loader_that_starts_again_within_an_epoch_starts_at_its_first_batch(gi
     assert [batch[1].tolist() for batch in loader] == first[given:]
     assert [batch[1].tolist() for batch in loader] == first
     assert loader.state_dict() == {"epoch": 0, "given": 5}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("has_items", [True, False])
+def test_samples_of_torchs_own_datasets_are_collated(has_items: bool) -> None:
+    rows: Any = TensorDataset(torch.arange(10.0).view(10, 1), torch.arange(10))
+    rows = Subset(rows, range(10)) if has_items else rows
+    x, y = next(iter(batch_loader(rows, Batches(10, 4, None))))
+    assert (x.tolist(), y.tolist()) == ([[0], [1], [2], [3]], [0, 1, 2, 3])
+    ((_, padding),) = batch_loader(rows, Batches(1, 2, process(1, 2)))
+    assert padding.tolist() == [IGNORED]

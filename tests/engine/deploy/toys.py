@@ -168,7 +168,7 @@ class ToyLanguageNet(nn.Module):
         return logits
 
 
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def _check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
     if temperature < 0:
         raise ValueError(f"temperature {temperature} is out of range")
 
@@ -185,7 +185,7 @@ class ToyWriter(Task):
         loss = F.cross_entropy(self(letters).flatten(0, 1), targets.flatten())
         return loss, {"value": loss.detach(), "weight": targets.numel()}
 
-    check_sampling = staticmethod(check_sampling)
+    check_sampling = staticmethod(_check_sampling)
 
     def generate(
         self,

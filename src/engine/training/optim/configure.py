@@ -106,17 +106,24 @@ def _epochs(trainer: Any) -> Any:
     """The number of epochs; max_steps may end the run in an earlier one."""
     if trainer.max_steps > 0:
         trainer.fit_loop.setup_data()  # counts the batches
-    accumulates = any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)
-    if accumulates or trainer.max_steps <= 0 or trainer.num_training_batches == math.inf:
+    batches, epochs, steps = trainer.num_training_batches, 0, 0
+    if trainer.max_steps <= 0 or batches == math.inf:
         return trainer.max_epochs
-    epochs = math.ceil(trainer.max_steps / math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
-    return epochs if trainer.max_epochs in (None, -1) else min(trainer.max_epochs, epochs)
+    accumulation = _accumulation(trainer)
+    while steps < trainer.max_steps and (trainer.max_epochs in (None, -1) or epochs < trainer.max_epochs):
+        every = accumulation.get_accumulate_grad_batches(epochs) if accumulation else trainer.accumulate_grad_batches
+        steps, epochs = steps + math.ceil(batches / every), epochs + 1
+    return epochs
+
+
+def _accumulation(trainer: Any) -> GradientAccumulationScheduler | None:
+    return next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
 
 
 def _run_length(module: LightningModule, interval: str) -> int:
     trainer: Any = module.trainer
     length = _epochs(trainer) if interval == "epoch" else trainer.estimated_stepping_batches
-    accumulation = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+    accumulation = _accumulation(trainer)
     is_known = trainer.num_training_batches < math.inf and trainer.max_epochs not in (None, -1)
     if accumulation and interval == "step" and is_known and 0 < length < math.inf:
         batches = [accumulation.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
