@@ -65,7 +65,8 @@ class Compilation(Callback):
         try:
             with isolate_rng():
                 data: Any = trainer.datamodule or task  # type: ignore[attr-defined]
-                batch = next(iter(data.train_dataloader()))
+                batch = trainer.precision_plugin.convert_input(next(iter(data.train_dataloader())))
+                batch = data.on_before_batch_transfer(batch, 0)
                 batch = trainer.strategy.batch_to_device(batch)
                 # The smaller second batch makes torch compile for any size: the last batch of an epoch may be smaller.
                 parts = (batch, tuple(part[: len(part) // 2 + 1] for part in batch))

@@ -83,7 +83,8 @@ def _print_differences(runs: Sequence[PastRun]) -> None:
 
 
 def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:
-    runs = [read_run(path) for folder in folders for path in runs_in(folder)]
+    own = ([folder] if (folder / "config.yaml").is_file() else runs_in(folder) for folder in folders)
+    runs = [read_run(path) for paths in own for path in paths]
     if not runs:
         raise InputError(f"{', '.join(map(str, folders))}: no run in it; train one first with python -m src.train")
     having = [

@@ -1,5 +1,6 @@
 """Stops bad trials of a search early."""
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -22,8 +23,12 @@ class Pruning(Callback):
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        validations = max(1, round(done / (trainer.val_check_batch or done)))  # so far, also in a continued run
-        self.trial.report(trainer.callback_metrics[self.metric].item(), validations)
-        is_last = trainer.global_step >= trainer.estimated_stepping_batches  # pruning would save nothing
+        each, every = trainer.check_val_every_n_epoch or 1, trainer.val_check_batch
+        if every is None or math.isinf(every):  # by time, or a loader without a length
+            validations = (trainer.current_epoch + 1) // each
+        else:
+            validations = round(done / (every * each))  # so far, also in a continued run
+        self.trial.report(trainer.callback_metrics[self.metric].item(), max(1, validations))
+        is_last = 0 < trainer.estimated_stepping_batches <= trainer.global_step  # pruning would save nothing
         if not is_last and self.trial.should_prune():
             self.pruned = trainer.should_stop = True

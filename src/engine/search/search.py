@@ -258,6 +258,10 @@ def _take_trials(search: Search, timeout: float | None) -> int:
             run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
             search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report])
         except Interrupted as stop:
+            for trial in trials_of(search, (TrialState.RUNNING,)):
+                if trial.user_attrs.get("process") == _this_process():
+                    _queue_again(search.study, trial, is_stopped=True)
+                    search.study.tell(trial.number, state=TrialState.FAIL)
             return stop.signum
         finally:
             lock.release(force=True)
@@ -299,11 +303,16 @@ def _is_gone(process: str) -> bool:
     return False
 
 
-def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue a broken trial again, but only once."""
+def _this_process() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _queue_again(study: optuna.Study, trial: FrozenTrial, is_stopped: bool = False) -> None:
+    """Queue a trial again: each time that it is stopped by a signal, but only once if it is broken."""
     known = {one.user_attrs.get("again") for one in study.get_trials(deepcopy=False)}
-    if "again" not in trial.user_attrs and trial.number not in known:
-        study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "broken": trial.user_attrs.get("run", "")})
+    if (is_stopped or "again" not in trial.user_attrs) and trial.number not in known:
+        run = trial.user_attrs.get("run") or trial.user_attrs.get("broken", "")  # stopped while it was built
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "broken": run})
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
@@ -312,7 +321,7 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         search.study.sampler = _instantiate(
             optuna.samplers, name, "sampler", search.seed * 100_003 + trial.number, None
         )
-    trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr("process", _this_process())
     broken = trial.user_attrs.get("broken", "")
     resume = broken if broken and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
     try:

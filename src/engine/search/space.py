@@ -114,7 +114,8 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
 
 def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
     """Refuse trials whose settings `own` differ from those that the study keeps, or from `first` if it keeps none."""
-    before = json.loads(study.user_attrs.get(attribute, "null")) or first
+    kept = study.user_attrs.get(attribute)
+    before = first if kept is None else json.loads(kept)
     study.set_user_attr(attribute, json.dumps(before))
     for name in {**before, **own}:
         old, new = before.get(name), own.get(name)

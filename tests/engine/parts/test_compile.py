@@ -35,10 +35,11 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "64-true"])
 def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
-    train: Train, eager: list[torch.nn.Module]
+    precision: str, train: Train, eager: list[torch.nn.Module]
 ) -> None:
-    words = (*SHORT, "--model.net.dropout=0.5", "--precision=32-true")
+    words = (*SHORT, "--model.net.dropout=0.5", f"--precision={precision}")
     plain = train(*words)
     compiled = train(*words, "--compile")
     assert eager == [compiled.cli.model.net]

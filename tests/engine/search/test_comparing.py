@@ -158,8 +158,12 @@ def test_the_best_run_comes_first(
 ) -> None:
     for number, value in enumerate((0.5, 0.1, 0.9)):
         past(f"a/version_{number}", settings, **{metric: value, "total_seconds": 1.0})
+    compare([*(f"logs/a/version_{number}" for number in range(3)), "--best", metric, *words])
+    one_by_one = capsys.readouterr().out
     compare(["logs/a", "--best", metric, *words])
-    values = re.findall(r"^ +(0\.\d{4})", capsys.readouterr().out, re.MULTILINE)
+    shown = capsys.readouterr().out
+    assert shown == one_by_one
+    values = re.findall(r"^ +(0\.\d{4})", shown, re.MULTILINE)
     assert values[0] == first
     assert values == sorted(values, reverse=first == "0.9000")
 

@@ -17,6 +17,7 @@ import yaml
 from src.engine.search import search as search_module
 from src.engine.search.search import _take_trials
 from src.engine.search.search_report import _print_results
+from src.engine.search.space import check_same
 from src.engine.system.errors import InputError
 from tests.conftest import write
 from tests.engine.search.studies import opened, run, search
@@ -121,14 +122,22 @@ def test_a_trial_that_ctrl_c_stops_while_it_is_built_is_tried_again(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(search_module, "_build_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
-            assert _take_trials(found, None) == signal.SIGINT
-        assert [trial.state.name for trial in found.study.trials] == ["RUNNING"]
+            for _ in range(3):  # however often
+                assert _take_trials(found, None) == signal.SIGINT
+        assert [trial.state.name for trial in found.study.trials] == ["FAIL"] * 3 + ["WAITING"]
         assert _take_trials(found, None) == 0
     finally:
         for signum, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
             signal.signal(signum, handler)
     complete = [trial for trial in found.study.trials if trial.state.name == "COMPLETE"]
     assert {trial.params["seed_everything"] for trial in complete} == {1, 2}
+
+
+def test_a_search_that_began_without_options_takes_none_later(tmp_path: Path) -> None:
+    study = opened(tmp_path, **SEEDS).study
+    check_same(study, "own", {}, {}, tmp_path)
+    with pytest.raises(InputError, match=r"holds trials with optimizer.lr None, not 0.1: give another --name"):
+        check_same(study, "own", {"optimizer.lr": "0.1"}, {"optimizer.lr": "0.1"}, tmp_path)
 
 
 def test_a_mean_is_over_trials_with_the_same_options(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Searches, as a user meets them."""
 
 import logging
+import math
 import os
 import re
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import yaml
 
 from src.engine.cli.command import run_command
 from src.engine.runs.run_record import read_metrics
+from src.engine.search.pruning import Pruning
 from src.engine.search.search import _retry_broken_trials, _take_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
@@ -355,3 +358,24 @@ def test_a_trial_of_a_machine_that_is_no_longer_heard_of_is_tried_once_more(tmp_
     (again,) = (trial for trial in ended if trial.user_attrs.get("again") == 0)
     assert again.params == lost.params
     assert not (tmp_path / "logs" / "own" / "study.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ({"val_check_batch": 10, "check_val_every_n_epoch": 2}, [1, 2, 3]),  # validated after 2, 4 and 6 epochs
+        ({"val_check_batch": math.inf, "check_val_every_n_epoch": 2}, [1, 2, 3]),  # a loader without a length
+        ({"val_check_batch": 5, "check_val_every_n_epoch": None}, [4, 8, 12]),
+    ],
+)
+def test_a_pruner_gets_the_number_of_validations(numbers: dict[str, Any], expected: list[int]) -> None:
+    trial = SimpleNamespace(report=lambda _, number: reported.append(number), should_prune=lambda: True)
+    reported: list[int] = []
+    for epoch in (1, 3, 5):
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=10 * (epoch + 1) - 1))
+        state = {"sanity_checking": False, "callback_metrics": {"val/acc": torch.tensor(0.5)}, "fit_loop": loop}
+        state |= {"current_epoch": epoch, "global_step": 10, "estimated_stepping_batches": -1, "should_stop": False}
+        run: Any = SimpleNamespace(**state, **numbers)
+        Pruning(trial, "val/acc").on_validation_end(run, None)  # type: ignore[arg-type]
+        assert run.should_stop  # the length of the run is not known
+    assert reported == expected
