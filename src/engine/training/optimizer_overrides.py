@@ -1,5 +1,6 @@
 """Lets a continued run change the arguments of its optimizer and schedule."""
 
+import re
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -26,7 +27,8 @@ class OptimizerOverrides(Callback):
         now: configuration of this run.
 
     Raises:
-        InputError: the saved state does not fit another class, or has no such argument.
+        InputError: the saved state does not fit another class, or has no such argument; or a learning rate of the model
+            has changed, which the restored optimizer would not notice.
     """
 
     def __init__(self, saved: Spec, now: Spec) -> None:
@@ -41,6 +43,13 @@ class OptimizerOverrides(Callback):
                 )
             before = _arguments(old)
             changed.append({name: value for name, value in _arguments(new).items() if value != before.get(name)})
+        model, before = _arguments(now.get("model")), _arguments(saved.get("model"))
+        for name in model.keys() & before.keys():
+            if re.search(r"(^|_)(lr|learning_rate)$", name) and model[name] != before[name]:
+                raise InputError(
+                    f"--model.{name} {model[name]} has no effect in a continued run, whose optimizer is restored with"
+                    f" {before[name]}: leave it out, or start a new run"
+                )
         self.optimizer, self.lr_scheduler = changed
         self.before = _arguments(saved.get("optimizer"))
         self.lr_factor = self.optimizer.pop("lr") / self.before["lr"] if "lr" in self.optimizer else 1.0

@@ -84,3 +84,11 @@ def test_an_optimizer_that_does_not_fit_the_saved_state_is_an_error_only_in_trai
     with pytest.raises(InputError, match=message):
         train(*SHORT, "--max_epochs=5", "--ckpt_path", toy_checkpoint, *words)
     assert train("test", "--ckpt_path", toy_checkpoint, *words).metrics["test/loss"] > 0
+
+
+@pytest.mark.parametrize("name", ["lr", "head_lr", "learning_rate"])
+def test_a_learning_rate_of_the_model_cannot_be_changed(name: str) -> None:
+    before, now = ({"model": {"class_path": "Own", "init_args": {name: lr, "flr": lr}}} for lr in (0.1, 0.2))
+    with pytest.raises(InputError, match=rf"^--model.{name} 0.2 has no effect in a continued run, whose optimizer is"):
+        OptimizerOverrides(before, now)
+    OptimizerOverrides(before, before)
