@@ -89,6 +89,11 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec |= {name: value for name in ("recipe", "n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     check_space(spec, options.config)
     given = by_name(options.more)
+    if any(name.removeprefix("trainer.") == "fast_dev_run" for name in {**spec["options"], **given}):
+        raise InputError(
+            "--fast_dev_run: a trial needs its run folder: leave it out; for a quick check give --n_trials 1 and"
+            " --trainer.limit_train_batches 2"
+        )
     searched = by_name([(f"--{name}", "") for name in spec["space"]])
     if both := next((name for name in given if name in searched), None):
         raise InputError(f"--{both}: {options.config} searches it: remove it there, or from the command line")

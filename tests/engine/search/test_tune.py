@@ -173,6 +173,7 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         (("--seed", "-1"), {}, r"--seed -1 is out of range: give 0 to 4294967295"),
         ((), {"n_trials": "many"}, r"n_trials \"many\": expected int"),
         ((), {"n_trials": -1}, r"n_trials -1 is too small: give at least 1"),
+        (("--fast_dev_run", "true"), {}, r"--fast_dev_run: a trial needs its run folder"),
         ((), {"options": [1]}, r"options \[1\]: expected dict"),
         ((), {"sampler": 3}, r"sampler 3: expected str"),
         ((), {"space": {"data.batch_size": {"int": [8, 24], "step": 0}}}, r"batch_size: step 0: give int above 0"),
