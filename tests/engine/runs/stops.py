@@ -12,6 +12,7 @@ from src.engine.system.interruption import Interrupted
 from tests.conftest import Run
 from tests.spies import inject_fault
 
+ENDS = f"--trainer.callbacks+={__name__}.EndsAt"
 EXACT = ("--precision=32-true", "--trainer.log_every_n_steps=1")
 
 

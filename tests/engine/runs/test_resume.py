@@ -21,7 +21,7 @@ from src.engine.runs.runs import checkpoint_of, find_checkpoint
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
 from tests.conftest import Run, write
-from tests.engine.runs.stops import EXACT, EndsAt, differences_after_stops, stopped_at
+from tests.engine.runs.stops import ENDS, EXACT, differences_after_stops, stopped_at
 from tests.toy import RECIPE, ToyMLP
 
 Train = Callable[..., Run]
@@ -227,13 +227,10 @@ def test_a_run_that_reaches_its_end_has_not_stopped_early(train: Train) -> None:
 
 @pytest.mark.parametrize("validates", [True, False])
 @pytest.mark.parametrize(("step", "epochs"), [(4, 1), (14, 3)])
-def test_a_run_that_a_callback_ends_within_an_epoch_goes_on_there(
-    train: Train, validates: bool, step: int, epochs: int
-) -> None:
+def test_a_run_that_a_callback_ends_goes_on_there(train: Train, validates: bool, step: int, epochs: int) -> None:
     words = (*TOY, *EXACT, f"--max_epochs={epochs}", f"--trainer.limit_val_batches={float(validates)}")
     words += () if validates else ("--checkpoint.monitor=null",)
-    ends = (f"--trainer.callbacks+={EndsAt.__module__}.EndsAt", f"--trainer.callbacks.step={step}")
-    ended = train("fit", *words, *ends, "--name=ended")
+    ended = train("fit", *words, ENDS, f"--trainer.callbacks.step={step}", "--name=ended")
     assert ended.cli.trainer.global_step == step
     assert ended.metrics["stopped_early"].endswith("a callback or --trainer.max_time ended it")
     again = train("fit", f"--run={ended.folder}")
@@ -243,8 +240,8 @@ def test_a_run_that_a_callback_ends_within_an_epoch_goes_on_there(
 
 
 def test_a_run_that_ends_between_two_steps_goes_on_in_its_epoch(train: Train) -> None:
-    words = (*TOY, "--max_epochs=1", "--trainer.accumulate_grad_batches=4", "--trainer.callbacks+=")
-    ended = train("fit", *words[:-1], f"{words[-1]}{EndsAt.__module__}.EndsAt", "--trainer.callbacks.batch=6")
+    words = ("--max_epochs=1", "--trainer.accumulate_grad_batches=4", ENDS)
+    ended = train("fit", *TOY, *words, "--trainer.callbacks.batch=6")
     assert ended.cli.trainer.global_step == 1
     again = train("fit", f"--run={ended.folder}")
     assert again.cli.trainer.global_step == 3  # after batches 8 and 10
