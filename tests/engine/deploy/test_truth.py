@@ -197,7 +197,7 @@ def test_a_batch_whose_labels_are_all_unknown_is_not_scored_if_it_has_no_shape()
     def refuse(*_: Any) -> None:
         raise InputError("the shapes differ")
 
-    fake: Any = SimpleNamespace(task=SimpleNamespace(test_step=refuse))
+    fake: Any = SimpleNamespace(_is_checked=True, task=SimpleNamespace(test_step=refuse))
     fake._network_inputs = fake.predictions = lambda inputs: inputs
     fake.rows = lambda *_: ["a row"]
     batch = {"inputs": (torch.zeros(2, 3),), "targets": torch.tensor([-100, -100]), "sizes": ()}
