@@ -62,8 +62,8 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
-    names_recipe = any(config.is_recipe(tree) for _, tree in loaded)
-    files = _settings(loaded) if names_recipe else [tree for _, tree in loaded]
+    settings = _settings(loaded)
+    files = settings if _names_recipe(loaded) else [tree for _, tree in loaded]
     paths = [*(tree.get("ckpt_path") for tree in files), given.get("--ckpt_path")]
     path = next((path for path in reversed(paths) if path), None)
     path = str(local_path(path)) if path and is_address(path) else path
@@ -71,7 +71,7 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     if run and is_address(run):
         run = str(at_address(hooks("fetch_run"), run)(run))
     folder = Path(run).expanduser().absolute() if run else None
-    roots = [(tree.get("trainer") or {}).get("default_root_dir") for tree in _settings(loaded)]
+    roots = [_root_in(tree) for tree in settings]
     roots += [given.get("--trainer.default_root_dir")]
     root = next((local_root(root) for root in reversed(roots) if root), None)
     if stage not in (None, "fit"):
@@ -140,6 +140,15 @@ def _to_continue(
     return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
 
 
+def _names_recipe(loaded: Loaded) -> bool:
+    return any(config.is_recipe(tree) for _, tree in loaded)
+
+
+def _root_in(tree: Tree) -> str | None:
+    root: str | None = (tree.get("trainer") or {}).get("default_root_dir")
+    return root
+
+
 def _settings(loaded: Loaded) -> list[Tree]:
     """The settings of a new run, of the files in their order of priority: of the default recipe, if none is given."""
     try:
@@ -177,7 +186,7 @@ def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
     try:
         tree = resolve_names(tree)
     except InputError as error:
-        if any(config.is_recipe(one) for _, one in loaded):
+        if _names_recipe(loaded):
             raise
         return f"settings that no longer work ({error})"
     tree, left = config.merge_class_options(tree, options, [])
@@ -193,8 +202,8 @@ def _to_evaluate(
 ) -> ResolvedCheckpoint:
     given = dict(options)
     if path not in (None, "best", "last"):
-        files = [tree for _, tree in loaded if (tree.get("trainer") or {}).get("default_root_dir")]
-        evaluated = None if files or "--trainer.default_root_dir" in given else run_of(Path(path))
+        is_elsewhere = "--trainer.default_root_dir" in given or any(_root_in(tree) for _, tree in loaded)
+        evaluated = None if is_elsewhere else run_of(Path(path))
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
         return ResolvedCheckpoint(
@@ -206,9 +215,8 @@ def _to_evaluate(
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
         return ResolvedCheckpoint(loaded, options)
     if folder is None:
-        is_named = any(config.is_recipe(tree) for _, tree in loaded)
-        trees = [tree for _, tree in loaded]
-        name = _given_name(trees, options) or (config.choose_recipe(loaded, {})[1] if is_named else None)
+        name = _given_name([tree for _, tree in loaded], options)
+        name = name or (config.choose_recipe(loaded, {})[1] if _names_recipe(loaded) else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
     _check_run(folder)
     checkpoint = checkpoint_of(folder, path or "best")

@@ -50,9 +50,7 @@ def new(args: list[str]) -> int | None:
         write(folder, files, choice.author)
         lines = sum(content.count(b"\n") for path, content in files.items() if path.startswith(f"{choice.package}/"))
         print(f"written {folder}: {len(files)} files, {lines:,} lines in {choice.package}/")
-        option = "" if choice.kind else project.given_data(project.recipes[0]).strip()
-        more = f' ARGS="{option}"' if option else ""
-        print(f"next: cd {shlex.quote(os.path.relpath(folder))} && make train{more}")
+        print(f"next: cd {shlex.quote(os.path.relpath(folder))} && make train{project.make_arguments}")
         if reason:
             print(f"this project cannot take updates: {reason}", file=sys.stderr)
     return None

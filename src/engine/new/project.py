@@ -207,22 +207,30 @@ class Project:
             ("recipes", shown),
         ):
             text = text.replace(f"{{{{{name}}}}}\n", "".join(f"{line}\n" for line in value))
-        option = self.given_data(self.recipes[0]) if self.choice.kind is None else ""
-        text = text.replace("{{data}}", option)
-        text = text.replace("{{arguments}}", f' ARGS="{option.strip()}"' if option else "")
+        text = text.replace("{{data}}", self.data_option).replace("{{arguments}}", self.make_arguments)
         return "".join(line for line in text.splitlines(True) if not (line.startswith("|") and gone.find(line)))
 
     def given_data(self, path: str) -> str:
         """The option for data of one's own, if a recipe has none."""
         return " --data.path path/to/files" if "--data.path" in comment(self.template.text(path)) else ""
 
+    @property
+    def data_option(self) -> str:
+        """The option for data of one's own that the default recipe needs, or nothing."""
+        return self.given_data(self.recipes[0]) if self.choice.kind is None else ""
+
+    @property
+    def make_arguments(self) -> str:
+        """What `make train` needs for it."""
+        return f' ARGS="{self.data_option.strip()}"' if self.data_option else ""
+
     def _search_options(self, recipe: str) -> str:
         """Lines that a search of the default recipe needs."""
         lines = []
         if (yaml.safe_load(recipe).get("checkpoint") or {}).get("monitor", "") is None:
             lines += ["metric: val/loss", "direction: minimize"]
-        if self.choice.kind is None and (option := self.given_data(self.recipes[0])):
-            lines += ["options:", f"  {option.strip().removeprefix('--').replace(' ', ': ')}"]
+        if self.data_option:
+            lines += ["options:", f"  {self.data_option.strip().removeprefix('--').replace(' ', ': ')}"]
         return "".join(f"{line}\n" for line in lines)
 
     def _longer(self) -> str:

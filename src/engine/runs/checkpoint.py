@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
+from src.engine.system.batches import plain_labels
 from src.engine.system.classes import Tree, differences
 from src.engine.system.errors import InputError, UnwritableError
 from src.engine.system.hooks import hooks
@@ -293,9 +294,7 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
         data.load_state_dict(state)
     elif "tokenizer" in data.hparams:
         raise InputError(f"it has no tokenizer: {type(data).__name__}.state_dict returns none")
-    labels: Any = getattr(data, "labels", None)
-    labels = labels.tolist() if hasattr(labels, "tolist") else labels
-    if not all(isinstance(label, str | int | float) for label in labels or ()):
+    if not all(isinstance(label, str | int | float) for label in plain_labels(data)):
         raise InputError("its labels are neither texts nor numbers")
 
 

@@ -104,10 +104,10 @@ class LastCheckpoint(Checkpoint):
         is_time = 0 < self.every_n_minutes <= (time.monotonic() - self._saved_at) / 60
         self._signum, is_time = self._agree(trainer, self.interruption.received, is_time)
         is_step = 0 < self.every_n_steps <= trainer.global_step - self._saved_step
-        self._is_due |= bool(self._signum or is_time or is_step or _ends_here(trainer))
+        self._is_due |= bool(self._signum or is_time or is_step)
         loop = trainer.fit_loop.epoch_loop
         self._has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
-        if not self._is_due or not (self._has_stepped or _ends_here(trainer)):
+        if not self._may_save(trainer):
             return
         # Not just before a validation or the end of an epoch: Lightning would skip these in a continued run.
         if not loop.batch_progress.is_last_batch and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
@@ -120,9 +120,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
         self._signum = self._signum or int(received)
-        self._is_due |= bool(self._signum) or _ends_here(trainer)
-        may_save = self._has_stepped or _ends_here(trainer)
-        if self._is_due and may_save and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        self._is_due |= bool(self._signum)
+        if self._may_save(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,6 +131,10 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
         if is_whole and trainer.fit_loop.restarting:
             _move_plateaus(trainer, trainer.current_epoch + 1, {**self._metrics, **trainer.callback_metrics})
+
+    def _may_save(self, trainer: Trainer) -> bool:
+        """Whether a checkpoint is due: at the end of the run, else where no gradients are being accumulated."""
+        return _ends_here(trainer) or (self._is_due and self._has_stepped)
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:

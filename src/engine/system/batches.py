@@ -31,8 +31,14 @@ def gathered(value: Any) -> list[Any]:
     return everyone
 
 
+def plain_labels(data: Any) -> list[Any]:
+    """A DataModule's `labels`, also of an array or tensor; empty if it has none."""
+    labels: Any = getattr(data, "labels", None)
+    if labels is None:
+        return []
+    return list(labels.tolist() if hasattr(labels, "tolist") else labels)
+
+
 def labels_of(data: Any) -> list[str]:
     """A DataModule's `labels` as text; empty if it has none."""
-    labels: Any = getattr(data, "labels", None)
-    plain = labels.tolist() if hasattr(labels, "tolist") else labels  # of an array or tensor
-    return [] if plain is None else [str(one) for one in plain]
+    return [str(one) for one in plain_labels(data)]

@@ -116,7 +116,7 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
     is_ours = all(best is not one for one in callbacks)  # others number files of the same name
     if is_ours and best.save_top_k not in (0, 1) and "{" in best.filename and "{step" not in best.filename:
         best.filename += "-{step}"  # else a worse checkpoint could replace a better one of the same epoch
-    _save_whole(best, "--checkpoint" if is_ours else "--trainer.callbacks")
+    _save_whole(best, "--checkpoint")
     others = [one for one in callbacks if isinstance(one, Checkpoint)]
     for one in (best, *others):
         flag = "--checkpoint" if one is best else "--trainer.callbacks"
