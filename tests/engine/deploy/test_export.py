@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
+from torch import nn
 
 from src import export as command
 from src.engine.deploy import formats
 from src.engine.deploy.exporting import export
 from src.engine.deploy.formats import Exported
 from src.engine.deploy.inference import Inference
+from src.engine.deploy.rebuild import completed
 from src.engine.system.errors import InputError
 from tests import toy
 from tests.conftest import fit, program
@@ -22,7 +25,7 @@ from tests.contract import check_prepare
 from tests.engine.deploy.conftest import TOYS, changed
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8, example, written
 from tests.engine.deploy.served import TRUSTED, of, one_line, toy_samples
-from tests.engine.deploy.toys import LateData
+from tests.engine.deploy.toys import LateData, ToyTokenizer
 from tests.toy import ToyNet
 
 
@@ -130,6 +133,54 @@ def test_an_error_of_an_exporter_is_one_short_line() -> None:
     assert len(str(raised.value)) < 350
     with pytest.raises(OSError, match="full"), formats.exporting(reference):
         raise OSError("full")
+
+
+def test_an_error_of_a_plain_module_names_it() -> None:
+    reference: Any = SimpleNamespace(inference=SimpleNamespace(task=nn.Linear(1, 1)))
+    message = r"^Linear cannot be exported in this format \(ValueError: no\)"
+    with pytest.raises(InputError, match=message), formats.exporting(reference):
+        raise ValueError("no")
+
+
+def test_a_tokenizer_of_another_library_is_not_asked_for_its_files(
+    toy_texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ToyTokenizer, "example")
+    monkeypatch.delattr(ToyTokenizer, "json")
+    output, _ = written(toy_texts, "torch", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {output.name, f"{output.name}.example.py"}
+    text = output.with_name(f"{output.name}.example.py").read_text()
+    assert "# give the tokens that ToyTexts.prepare returns for a text" in text
+
+
+class Hooked(LightningModule):
+    """Makes its head in the hook, for which it may need a Trainer."""
+
+    def __init__(self, has_head: bool = False, needs_trainer: bool = False) -> None:
+        super().__init__()
+        self.needs_trainer = needs_trainer
+        self.body = nn.Linear(1, 1)
+        if has_head:
+            self.head = nn.Linear(1, 1)
+
+    def configure_model(self) -> None:
+        self.first = nn.Linear(1, 1)
+        if self.needs_trainer:
+            assert self.trainer.world_size
+        self.head = nn.Linear(1, 1)
+
+
+def test_the_hook_that_makes_layers_is_called_unless_it_fails_and_is_not_needed() -> None:
+    weights = Hooked(has_head=True).state_dict()
+    model, is_called = completed(Hooked, weights)
+    assert is_called
+    assert hasattr(model, "head")
+    model, is_called = completed(lambda: Hooked(has_head=True, needs_trainer=True), weights)
+    assert not is_called
+    assert not hasattr(model, "first")
+    with pytest.raises(RuntimeError, match="not attached to a `Trainer`"):
+        completed(lambda: Hooked(needs_trainer=True), weights)
+    assert completed(lambda: nn.Linear(1, 1), {})[1] is False
 
 
 def test_the_limit_is_relative_for_numbers_that_are_no_logits() -> None:

@@ -105,9 +105,11 @@ KINDS = {
 }
 
 
-def answered(page: Any, facts: dict[str, Any]) -> list[Any]:
+PREDICTED = {"label": LONG, "probabilities": {LONG: 0.9, "b": 0.1}, "note": "dark ink was inverted"}
+
+
+def answered(page: Any, facts: dict[str, Any], answer: dict[str, Any] = PREDICTED) -> list[Any]:
     """Open the page with made-up answers; returns the bodies of what it will ask."""
-    answer = {"label": LONG, "probabilities": {LONG: 0.9, "b": 0.1}, "note": "dark ink was inverted"}
     asked: list[Any] = []
 
     def fulfill(route: Any) -> None:
@@ -164,3 +166,12 @@ def test_the_keyboard_is_enough_for_a_text() -> None:
         page.keyboard.press("Enter")
         page.get_by_text(LONG).wait_for()
         assert [json.loads(one) for one in asked] == [{"text": "fine"}]
+
+
+def test_numbers_of_any_name_are_shown() -> None:
+    with browser() as page:
+        answered(page, KINDS["text"], {"label": -2.13, "mask": 4.0, "price": 1.5})
+        page.fill("#area", "CCO")
+        page.click("#go")
+        page.wait_for_selector(".value")
+        assert page.locator(".value").all_text_contents() == ["label: -2.13", "mask: 4", "price: 1.5"]

@@ -50,6 +50,10 @@ def exit_now(pixels: list[int]) -> Any:
     raise SystemExit(3)
 
 
+def unusable(pixels: list[int]) -> Any:
+    raise InputError("Net.forward does not take the inputs of Data") from ValueError("too many values")
+
+
 FAULTS = {
     "an error": lambda pixels: 1 / 0,
     "an end of an iterator": lambda pixels: next(iter(())),
@@ -58,6 +62,7 @@ FAULTS = {
     "too few answers": lambda pixels: [],
     "too many classes": lambda pixels: [[0.1] * 3 for _ in pixels],
     "no numbers": lambda pixels: None,
+    "an error that names the model": unusable,
 }
 
 
@@ -376,3 +381,19 @@ def test_a_mask_of_many_classes_keeps_their_numbers() -> None:
         mask = one.predict([[1]]).json["mask"]
     with Image.open(io.BytesIO(base64.b64decode(mask.partition(",")[2]))) as image:
         assert list(image.get_flattened_data()) == [300, 7]
+
+
+def test_boxes_of_files_that_are_no_images_stay_shares_and_a_model_without_sampling_is_one_line() -> None:
+    data = SimpleNamespace(
+        read_file=lambda file: [len(file.read())], prepare=torch.tensor, input_kind="file", file_suffixes=(".n",)
+    )
+    found: Any = SimpleNamespace(kind="file", data=data, task=None)
+    assert requests.RequestReader(found, None, 100)._file(b"abc")[2] == (1, 1)
+    data.read_file = lambda _: Image.new("L", (30, 20))
+    data.prepare = lambda images: torch.zeros(len(images), 1)
+    assert requests.RequestReader(found, None, 100)._file(b"abc")[2] == (30, 20)
+    alone = writer(lambda *_: iter(()))
+    alone.task = SimpleNamespace(generate=alone.task.generate)
+    with local(alone) as one:
+        answer = one.generate(PROMPT)
+    assert (answer.status, answer.json["detail"][:36]) == (422, "this model cannot be sampled from: it")

@@ -63,3 +63,17 @@ def test_a_recipe_needs_neither_trainer_nor_optimizer(tmp_path: Path) -> None:
     (copy / "configs" / DOMAIN / "own_one.yaml").write_text(f"# A recipe (--data.path FOLDER).\n{yaml.safe_dump(own)}")
     readme = Project(copy, Choice("mine", recipes=["own_one"])).files()["README.md"].decode()
     assert "python -m src.train --data.path path/to/files --max_epochs 20 --optimizer.lr 1e-3" in readme
+
+
+def test_what_an_own_recipe_imports_is_installed_before_it_trains(tmp_path: Path) -> None:
+    copy = copy_of_the_repository(tmp_path / "copy")
+    head = "import sklearn.datasets\nfrom lightning.pytorch import LightningDataModule\n"
+    own = f"{head}\n\nclass Iris(LightningDataModule):\n    x = sklearn.datasets\n"
+    (copy / "src" / "own").mkdir()
+    (copy / "src" / "own" / "__init__.py").write_text('"""Own data."""\n')
+    (copy / "src" / "own" / "iris.py").write_text(own)
+    (copy / "configs" / "own").mkdir()
+    recipe = "# Iris.\nmodel: {class_path: Regressor}\ndata: {class_path: Iris}\n"
+    (copy / "configs" / "own" / "iris.yaml").write_text(recipe)
+    makefile = Project(copy, Choice("mine", recipes=["iris"])).files()["Makefile"].decode()
+    assert re.findall(r"--editable '\.(?:\[(.*)\])?'\n", makefile)[0] == "tune"
