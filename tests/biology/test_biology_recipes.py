@@ -67,6 +67,7 @@ def test_a_model_of_molecules_is_exported(drugs: str, tmp_path: Path, monkeypatc
         expected = inference.net(tokens, mask).item()
     found = example(output, [str(number) for number in tokens[0].tolist()], monkeypatch)
     assert float(found.strip("[]")) == pytest.approx(expected, abs=1e-4)
+    assert f"mask = {SequenceDataModule.mask_example}" in output.with_name(f"{output.name}.example.py").read_text()
 
 
 def test_the_page_takes_a_molecule_and_the_service_says_what_is_wrong_with_one(drugs: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint import metadata, state_dict_saver
 
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
@@ -75,6 +75,19 @@ def test_a_hostile_index_is_refused_and_nothing_is_executed(tmp_path: Path) -> N
         with pytest.raises(InputError, match=r"posix\.mkdir is not allowed in an index of shards"):
             read(folder)
     assert not (tmp_path / "executed").exists()
+
+
+def test_an_index_of_an_early_python_is_read_and_its_getattr_reads_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = metadata._MEM_FORMAT_ENCODING
+    monkeypatch.setattr(written, "__reduce_ex__", lambda self, _: (getattr, (written, self.name)))
+    folder = sharded(tmp_path / "last.ckpt")
+    assert b"getattr" in (folder / ".metadata").read_bytes()
+    assert read_index(folder).state_dict_metadata
+    (folder / ".metadata").write_bytes(b"cbuiltins\ngetattr\n(ctorch\nSize\nVmro\ntR.")  # of another class
+    with pytest.raises(InputError, match=r"builtins\.getattr is not allowed in an index of shards"):
+        read_index(folder)
 
 
 def test_a_hostile_shard_is_refused_and_nothing_is_executed(tmp_path: Path) -> None:
