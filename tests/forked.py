@@ -152,7 +152,7 @@ def _run(words: list[str], env: dict[str, str], cwd: str, fds: list[int], new_se
 
 
 def _forget_this_repository_in_another(path: str, cwd: str) -> None:
-    root = cwd if os.path.isdir(os.path.join(cwd, "src")) else path
+    root = cwd if os.path.isdir(f"{cwd}/src") else path
     if os.path.realpath(root) != str(ROOT):
         for name in [name for name in sys.modules if name.split(".")[0] in ("src", "tests")]:
             del sys.modules[name]

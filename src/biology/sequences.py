@@ -203,7 +203,7 @@ class SequenceDataModule(PartsDataModule):
             )
         if kind != "smiles":
             if wrong := [(place, one) for place, one in enumerate(sequence, start=1) if one not in self.numbers]:
-                raise SampleError(f"{wrong[0][1]!a} at position {wrong[0][0]} is no {EXPECTED[kind]}")
+                raise SampleError(f"{wrong[0][1]!a} at position {wrong[0][0]} is not a {EXPECTED[kind]}")
             return sequence
         try:
             read_smiles(sequence)
@@ -226,7 +226,7 @@ class SequenceDataModule(PartsDataModule):
         except InputError as error:
             raise InputError(f"{record.place}: {error}") from error
         except ValueError as error:
-            raise InputError(f"{record.place}: label {label!r} is no finite number") from error
+            raise InputError(f"{record.place}: label {label!r} is not a finite number") from error
         return Record(record.place, sequence, label)
 
     def _split(self, parts: dict[str, list[Record]]) -> dict[str, list[Record]]:

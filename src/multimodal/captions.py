@@ -127,7 +127,7 @@ class CaptionDataModule(BatchedDataModule):
     def _use_images(self, is_own: bool) -> None:
         """Take one's own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
-        options: dict[str, Any] = {"image_size": self._image_size, "flip": False}
+        options: dict[str, Any] = {"image_size": self._image_size, "flip": False, "fold": self.fold[0]}
         self.files = ImageFolderDataModule(self.path, **options) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
@@ -170,6 +170,7 @@ class CaptionDataModule(BatchedDataModule):
         return {
             "tokenizer": self.tokenizer.state,
             "value_ranges": self.value_ranges,
+            "sizes": self.files.sizes if self.files else {},
             "has_own_images": self.files is not None,
         }
 
@@ -185,6 +186,7 @@ class CaptionDataModule(BatchedDataModule):
             self._use_images(is_own=True)
         if self.files:
             self.files.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
+            self.files.restored_sizes = dict(state_dict.get("sizes", {}))
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens."""
@@ -244,6 +246,7 @@ class CaptionDataModule(BatchedDataModule):
             raise InputError(f"{path} has {len(numbers)} different images, too few for three parts: give at least 3")
         parts = dict(zip(PHRASINGS, map(set, folded), strict=True))
         self.rows_of = {part: [row for row, one in enumerate(targets) if one in own] for part, own in parts.items()}
+        data.report_changes({part: [""] * len(own) for part, own in self.rows_of.items()}, path, "images")
         for part, indices in self.rows_of.items():
             own = [files[index] for index in indices]
             images = data.dataset(own, [targets[index] for index in indices], part)

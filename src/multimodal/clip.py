@@ -73,7 +73,7 @@ class CLIP(nn.Module):
         if not 2 <= len(set(modalities)) == len(modalities):
             raise ValueError(f"modalities {', '.join(modalities)}: give two or three of {', '.join(INPUTS)}")
         if unused := [name for name, net in given.items() if net is not None and name not in modalities]:
-            raise ValueError(f"{unused[0]} is no modality of this network: leave it out, or add it to modalities")
+            raise ValueError(f"{unused[0]} is not a modality of this network: leave it out, or add it to modalities")
         for name, value in list(locals().items()):
             if name not in ("self", "__class__", "given", *(one for one, net in given.items() if net is not None)):
                 setattr(self, name, value)

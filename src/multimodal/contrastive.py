@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 
-from src.engine.data.loading import IGNORED
+from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.batches import gathered
 from src.engine.system.errors import InputError
 from src.engine.training.hyperparameters import describe_arguments
@@ -85,12 +85,17 @@ class ContrastiveModel(Task):
         if self._trainer is None or self.trainer.world_size == 1:
             return features, 0
         own = features.shape[1]
-        # In an evaluation the parts of a batch may differ in size.
-        counts = [own] * self.trainer.world_size if self.trainer.training else gathered(own)
+        counts = [own] * self.trainer.world_size if self._is_even() else gathered(own)
         padded = F.pad(features, (0, 0, 0, max(counts) - own))
         everyone: Any = self.all_gather(padded, sync_grads=self.trainer.training)  # (world, modalities, B, D)
         parts = [part[:, :count] for part, count in zip(everyone, counts, strict=True)]
         return torch.cat(parts, dim=1), sum(counts[: self.global_rank])
+
+    def _is_even(self) -> bool:
+        """Whether all processes have as many pairs of each batch, so that they need not ask each other."""
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None) if self.trainer.training else None
+        parts = (sampler.count, sampler.batch_size) if isinstance(sampler, Batches) else ()
+        return bool(parts) and not any(part % self.trainer.world_size for part in parts)
 
     def name_classes(self, tokens: Tensor, mask: Tensor) -> None:
         """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class.

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
-from src.tasks.task import Task, names
+from src.tasks.task import Task, check_outputs, names
 
 Batch = tuple[Tensor, ...]
 
@@ -64,6 +64,8 @@ class Classifier(Task):
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
         self.loss = loss or self.configure_loss()
+        if isinstance(self.loss, ONE_HOT_LOSSES):
+            check_outputs(net, count)
         weights = getattr(self.loss, "class_weights", None)
         if weights is not None and len(weights) != count:
             raise InputError(f"class_weights {weights}: give {count} numbers, one per class")
@@ -154,8 +156,8 @@ class Classifier(Task):
             found = targets[(targets != IGNORED) & ((targets < 0) | (targets >= self.num_classes))]
             if len(found):
                 raise InputError(
-                    f"target {int(found[0])} is no class of {name}: give 0 to {self.num_classes - 1}, or {IGNORED} to"
-                    " leave it out"
+                    f"target {int(found[0])} is not a class of {name}: give 0 to {self.num_classes - 1}, or {IGNORED}"
+                    " to leave it out"
                 )
 
     def probabilities(self, logits: Tensor) -> Tensor:

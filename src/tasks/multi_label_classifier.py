@@ -13,7 +13,7 @@ from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import label_curves
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
 from src.tasks.label_metrics import MacroAveragePrecision, MacroF1
-from src.tasks.task import Task, names
+from src.tasks.task import Task, check_outputs, names
 
 LISTED = 50  # labels whose F1 is logged one by one
 
@@ -41,6 +41,7 @@ class MultiLabelClassifier(Task):
         if not 0 < threshold < 1:
             raise InputError(f"threshold {threshold} is out of range: give a probability between 0 and 1")
         count = count_classes(type(self), net, num_classes)
+        check_outputs(net, count)
         unlogged: dict[str, Metric | MetricCollection] = {
             "f1": MultilabelF1Score(count, threshold, average=None, **UNCHECKED),
             "curves": MultilabelPrecisionRecallCurve(count, thresholds=101, **UNCHECKED),

@@ -13,7 +13,7 @@ from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import regression_figures
 from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std
-from src.tasks.task import Task, names
+from src.tasks.task import Task, check_outputs, names
 
 
 class Regressor(Task):
@@ -39,6 +39,7 @@ class Regressor(Task):
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_targets: int | None = None) -> None:
         count = num_targets or int(getattr(net, "num_targets", 1))
+        check_outputs(net, count)
         super().__init__(net, self.configure_metrics(count))
         self.save_arguments(net=net, loss=loss, num_targets=num_targets)
         self.num_targets = count
@@ -54,6 +55,8 @@ class Regressor(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage != "predict" and self.trainer.precision in ("bf16-true", "16-true"):
+            raise InputError(f"--precision {self.trainer.precision} rounds the targets: give bf16-mixed or 32-true")
         self.label_names(self.num_targets)
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or data is None:

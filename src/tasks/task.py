@@ -56,7 +56,7 @@ class Task(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
-        return torch.optim.AdamW(self.parameters())
+        return torch.optim.AdamW(getattr(self, "parameter_groups", self.parameters)())
 
     def setup(self, stage: str) -> None:
         self.metrics.reset()
@@ -168,7 +168,7 @@ class Task(LightningModule):
         self.metrics.unlogged.reset()
 
     def on_train_epoch_end(self) -> None:
-        if self.metrics.has_seen("train"):  # False after resuming at the end of an epoch
+        if any(gathered(self.metrics.has_seen("train"))):  # none after resuming at the end of an epoch
             metrics = self.metrics["train"]
             values = {name: value.item() for name, value in metrics.compute().items()}
             metrics.reset()
@@ -210,6 +210,14 @@ class Task(LightningModule):
         total = count.clone()
         torch.distributed.all_reduce(total)
         return count * self.trainer.world_size / total.where(total > 0, 1)
+
+
+def check_outputs(net: nn.Module, count: int) -> None:
+    """Raise InputError if a network averages the probabilities of classes, but its outputs are no such classes."""
+    if count > 1 and getattr(net, "average", None) == "probabilities":
+        raise InputError(
+            f"{type(net).__name__} averages probabilities of which one applies: give --model.net.average logits"
+        )
 
 
 def names(labels: Sequence[Any], count: int, task: str) -> list[str]:

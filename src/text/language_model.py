@@ -77,10 +77,6 @@ class LanguageModel(Task):
         """Parameter groups for the optimizer."""
         return decay_groups(self.net)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
-        return torch.optim.AdamW(self.parameter_groups())
-
     def generate(
         self,
         prompt: Tensor,

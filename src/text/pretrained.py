@@ -92,7 +92,7 @@ class _Pretrained(nn.Module):
         return self
 
     def write_huggingface(
-        self, path: Path, labels: list[str], tokenizer: Any
+        self, path: Path, labels: list[str], tokenizer: Any, max_length: int | None = None
     ) -> tuple[Callable[..., Tensor], list[str]]:
         """Write a folder that `transformers` can load.
 
@@ -100,6 +100,7 @@ class _Pretrained(nn.Module):
             path: the folder.
             labels: names of the classes, or an empty list.
             tokenizer: tokenizer of the data; a `SubwordTokenizer` is written too.
+            max_length: number of tokens at which the example program cuts a text, as in training.
 
         Returns:
             The model loaded from the folder, tokens (B, T) int64 and mask (B, T) bool -> logits; and the five lines of
@@ -131,9 +132,10 @@ class _Pretrained(nn.Module):
             logits: Tensor = loaded(input_ids=ids, attention_mask=None if mask is None else mask.long()).logits
             return logits
 
+        cut = "" if max_length is None else f", truncation=True, max_length={max_length}"
         lines = [
             f"import sys; from transformers import {self.auto_class}, AutoTokenizer",
-            f'inputs = AutoTokenizer.from_pretrained("{path.name}")(sys.argv[1], return_tensors="pt")',
+            f'inputs = AutoTokenizer.from_pretrained("{path.name}")(sys.argv[1], return_tensors="pt"{cut})',
             f'model = {self.auto_class}.from_pretrained("{path.name}")',
             "logits = model(**inputs).logits[0]",
             "print(model.config.id2label[logits.argmax().item()])" if labels else "print(logits.shape)",

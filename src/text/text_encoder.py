@@ -1,6 +1,7 @@
 """Transformer encoders for texts and other sequences of tokens: a single one and an ensemble."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -125,6 +126,7 @@ class TextEnsemble(nn.Module):
         dropout: as in `TextEncoder`.
         token_dropout: as in `TextEncoder`.
         num_convolutions: as in `TextEncoder`.
+        average: what is averaged: `probabilities` (softmax) for classes of which one applies, else `logits`.
 
     Shapes:
         tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.
@@ -144,11 +146,13 @@ class TextEnsemble(nn.Module):
         dropout: float = 0.1,
         token_dropout: float = 0.0,
         num_convolutions: int = 0,
+        average: Literal["probabilities", "logits"] = "probabilities",
     ) -> None:
         super().__init__()
         if num_members < 1:
             raise ValueError(f"num_members {num_members} is too small: give at least 1")
         self.num_members = num_members
+        self.average = average
         self.vocab_size = vocab_size
         self.num_classes = num_classes
         self.d_model = d_model
@@ -174,7 +178,7 @@ class TextEnsemble(nn.Module):
                 logits[i::count] = part
             return logits
         stacked = torch.stack([member(tokens, mask) for member in self.members])  # (members, B, num_classes)
-        if self.num_classes == 1:
+        if self.num_classes == 1 or self.average == "logits":
             return stacked.mean(dim=0)
         mean: Tensor = stacked.float().softmax(dim=-1).mean(dim=0).log()  # (B, num_classes)
         return mean

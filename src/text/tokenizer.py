@@ -27,9 +27,15 @@ class ByteTokenizer:
     state = "bytes"
     json: str | None = None  # file for other programs; not needed for bytes
 
-    def example(self, file: str, special: bool) -> tuple[str, str]:
-        """An import and an expression for the token IDs of `sys.argv[1]`, for the example of an exported model."""
-        return "", "list(sys.argv[1].encode())"
+    def example(self, file: str, special: bool, max_length: int | None = None) -> tuple[str, str]:
+        """The first statements, such as an import, and an expression for the token IDs of `sys.argv[1]`.
+
+        Args:
+            file: name of the file with `json`.
+            special: whether to add special tokens, as classifiers need them.
+            max_length: number of tokens at which a text is cut, as in training.
+        """
+        return "", f"list(sys.argv[1].encode()){'' if max_length is None else f'[:{max_length}]'}"
 
     def encode(self, text: str) -> Ids:
         """Token IDs (N,) uint8 of a text."""
@@ -75,16 +81,11 @@ class SubwordTokenizer:
         self.state: str = self.inner.to_str()
         self.json = self.state
 
-    def example(self, file: str, special: bool) -> tuple[str, str]:
-        """An import and an expression for the token IDs of `sys.argv[1]`, for the example of an exported model.
-
-        Args:
-            file: name of the file with `json`.
-            special: whether to add special tokens, as classifiers need them.
-        """
-        options = "" if special else ", add_special_tokens=False"
-        ids = f'Tokenizer.from_file("{file}").encode(sys.argv[1]{options}).ids'
-        return "from tokenizers import Tokenizer", ids
+    def example(self, file: str, special: bool, max_length: int | None = None) -> tuple[str, str]:
+        """See `ByteTokenizer`."""
+        first = f'from tokenizers import Tokenizer; tokenizer = Tokenizer.from_file("{file}")'
+        first += "" if max_length is None else f"; tokenizer.enable_truncation({max_length})"
+        return first, f"tokenizer.encode(sys.argv[1]{'' if special else ', add_special_tokens=False'}).ids"
 
     def encode(self, text: str) -> Ids:
         """Token IDs (N,) int64 of a text, without special tokens."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,12 +120,12 @@ def _by_id(content: Any, kind: str, name: str) -> dict[Any, dict[str, Any]]:
     return found
 
 
-def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tuple[list[float], str]]]:
+def check_boxes(boxes: list[Box], files: Mapping[str, Path], path: Path) -> dict[str, list[tuple[list[float], str]]]:
     """The boxes, as shares of width and height, and their labels by image.
 
     Args:
         boxes: from `read_boxes`.
-        folder: of the images, which can be opened.
+        files: the images by their names in `boxes`; they can be opened.
         path: the file of boxes, for messages.
 
     Raises:
@@ -135,7 +136,7 @@ def check_boxes(boxes: list[Box], folder: Path, path: Path) -> dict[str, list[tu
     broken, resized = [], []
     for box in boxes:
         if box.file not in sizes:
-            sizes[box.file] = _size(folder / box.file)
+            sizes[box.file] = _size(files[box.file])
             if box.size and box.size != sizes[box.file]:
                 resized.append("{} is {} x {}, in this file {} x {}".format(box.file, *sizes[box.file], *box.size))
         size = sizes[box.file]

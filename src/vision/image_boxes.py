@@ -93,6 +93,8 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         InputError: an argument is out of range, there are too few images, or files or boxes cannot be used.
     """
 
+    image_example = "image.resize({size})"
+
     def __init__(
         self,
         path: str | None = None,
@@ -136,14 +138,14 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         path = annotation_file(self.path)
         folder = local_path(self.images) if self.images else path.parent
         names, boxes = read_boxes(path)
-        if not self.images and self.path.is_file():
-            local_paths(names, self.data_source)  # copies the images at an address to this folder
+        beside = not self.images and self.path.is_file()
+        files = local_paths(names, self.data_source) if beside else [folder / name for name in names]
+        file_of = dict(zip(names, files, strict=True))
         for box in boxes:
-            if not (folder / box.file).is_file():
-                raise InputError(f"{box.place}: {folder / box.file}: no such file; --data.images names their folder")
-        files = [folder / name for name in names]
+            if not (file := file_of[box.file]).is_file():
+                raise InputError(f"{box.place}: {file}: no such file; --data.images names their folder")
         self.value_ranges = check_files(files, self.value_ranges)
-        found = check_boxes(boxes, folder, path)
+        found = check_boxes(boxes, file_of, path)
         labels = [label for own in found.values() for _, label in own]
         if not labels:
             raise InputError(f"{path} has no boxes")
@@ -163,6 +165,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         rank_zero_info(f"{self.num_classes} classes, {len(labels):,} boxes, {sizes} images of {path}")
         classes = {part: [number for i in own for number in targets[i][1].tolist()] for part, own in parts.items()}
         report_classes(self.labels, classes)
+        self.report_changes({part: [""] * len(own) for part, own in parts.items()}, self.data_source, "images")
         report_copies({part: [files[i] for i in own] for part, own in parts.items()})
         count = max(len(own) for _, own in targets)
         self.train_set, self.val_set, self.test_set = (

@@ -66,6 +66,7 @@ class ImageFolderDataModule(PartsDataModule):
     """
 
     input_kind = "image"
+    image_example = "ImageOps.fit(image, {size}, Image.Resampling.BILINEAR)"  # as `prepare`, in other programs
     pixel_mean, pixel_std = MEAN, STD
 
     def __init__(

@@ -106,7 +106,7 @@ def test_classes_of_sequences_are_learned_and_predicted_from_fasta(train: Train,
     rows = rows_of(output)
     assert [row["label"] for row in rows] == ["rich", "poor", ""]
     assert rows[2]["input"] == f"{inputs}:3"
-    assert rows[2]["error"].startswith("'N' at position 3 is no base")
+    assert rows[2]["error"].startswith("'N' at position 3 is not a base")
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_reads_behind_blank_lines_are_read_too(tmp_path: Path) -> None:
 def test_a_name_as_in_fasta_is_left_out_and_a_second_sequence_is_refused(tmp_path: Path) -> None:
     data = prepared(table(tmp_path / "a.csv", ["ACGT,1"] * 3), kind="dna")
     assert data.prepare([">one>\nAC\ngt\n"])[0].tolist() == [[1, 2, 3, 4]]
-    with pytest.raises(InputError, match="'>' at position 3 is no base"):
+    with pytest.raises(InputError, match="'>' at position 3 is not a base"):
         data.prepare([">one\nAC\n>two\nGT"])
 
 
@@ -266,13 +266,18 @@ FAMILY = {"kind": "protein", "predicts": "hidden"}
             {},
             ", row 1: 'C\\u0661CC\\u0661' is not SMILES: '\\u0661' cannot",
         ),
-        ("a.csv", "sequence,label\nMßK,1\n", RESIDUES, ", row 1: '\\xdf' at position 2 is no residue"),
-        ("a.csv", "sequence,label\nCC,1e300\n", {}, ", row 1: label '1e300' is no finite number"),
-        ("a.csv", "sequence,label\nCC,high\n", {}, ", row 1: label 'high' is no finite number"),
-        ("a.csv", "sequence,label\nCC,nan\n", {}, ", row 1: label 'nan' is no finite number"),
+        ("a.csv", "sequence,label\nMßK,1\n", RESIDUES, ", row 1: '\\xdf' at position 2 is not a residue"),
+        ("a.csv", "sequence,label\nCC,1e300\n", {}, ", row 1: label '1e300' is not a finite number"),
+        ("a.csv", "sequence,label\nCC,high\n", {}, ", row 1: label 'high' is not a finite number"),
+        ("a.csv", "sequence,label\nCC,nan\n", {}, ", row 1: label 'nan' is not a finite number"),
         ("a.csv", "sequence,label\nCCC,1\n", {"max_length": 2}, ", row 1: it has 3 tokens, more than max_length 2"),
-        ("a.csv", "sequence,label\nACNG,1\n", DNA, ", row 1: 'N' at position 3 is no base: give A, C, G, T or U"),
-        ("a.csv", "sequence,label\nMBK,1\n", RESIDUES, ", row 1: 'B' at position 2 is no residue: give X if unknown"),
+        ("a.csv", "sequence,label\nACNG,1\n", DNA, ", row 1: 'N' at position 3 is not a base: give A, C, G, T or U"),
+        (
+            "a.csv",
+            "sequence,label\nMBK,1\n",
+            RESIDUES,
+            ", row 1: 'B' at position 2 is not a residue: give X if",
+        ),
         ("a.csv", "sequence,label\nMK,HHH\n", RESIDUES, ", row 1: it has 2 residues and 3 labels"),
         (
             "a.csv",

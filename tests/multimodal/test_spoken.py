@@ -60,7 +60,7 @@ def test_an_encoder_is_given_by_name() -> None:
     assert not any(name.startswith("sound.") for name in net.state_dict())
     for wrong, message in (
         ({"sound": VGG(num_classes=10), "modalities": ("sound", "text")}, "VGG has 10 outputs, embedding_dim is 64"),
-        ({"sound": VGG(num_classes=64)}, "sound is no modality of this network"),
+        ({"sound": VGG(num_classes=64)}, "sound is not a modality of this network"),
         ({"modalities": ("image",)}, "modalities image: give two or three of image, sound, text"),
         ({"modalities": ("image", "image")}, "give two or three"),
     ):

@@ -96,13 +96,21 @@ def _as_class(class_path: str, argument: str, value: Any) -> Any:
     """An argument of a class with bare names as classes, where its type is a class or a list of them."""
     if isinstance(value, list) and takes_class(class_path, argument, in_list=True):
         return [{"class_path": one} if isinstance(one, str) else one for one in value]
-    return {"class_path": value} if isinstance(value, str) and takes_class(class_path, argument) else value
+    is_name = isinstance(value, str) and not names_function(value)
+    return {"class_path": value} if is_name and takes_class(class_path, argument) else value
+
+
+def names_function(value: str) -> bool:
+    """Whether a text is the dotted path of a function, which an argument may take as it is."""
+    found = import_class(value)
+    return callable(found) and not inspect.isclass(found)
 
 
 def takes_class(class_path: str, argument: str, in_list: bool = False) -> bool:
     """Whether an argument of a class is annotated with a class, such as a network, or with a list of classes."""
     annotation = argument_types(import_class(class_path)).get(argument)
-    options: list[Any] = [annotation, *get_args(annotation)]
+    # The value of type[...] is a class without arguments.
+    options: list[Any] = [annotation, *(() if get_origin(annotation) is type else get_args(annotation))]
     if in_list:
         options = [inner for one in options if get_origin(one) is list for inner in get_args(one)]
     options = [t for t in options if inspect.isclass(t) and get_origin(t) is None]
@@ -113,6 +121,6 @@ def takes_class(class_path: str, argument: str, in_list: bool = False) -> bool:
 
 
 def takes_mapping(class_path: str, argument: str) -> bool:
-    """Whether an argument of a class may be a dict, whose keys are no settings; so may one without annotation."""
+    """Whether an argument of a class may be a dict with any keys; so may one without annotation."""
     annotation = argument_types(import_class(class_path)).get(argument, Any)
     return any((get_origin(one) or one) in (dict, Mapping, Any) for one in (annotation, *get_args(annotation)))

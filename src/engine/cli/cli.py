@@ -48,6 +48,7 @@ from src.engine.training.checks import (
     DEFAULT_MONITOR,
     TrainedCheck,
     check_callbacks,
+    check_clocks,
     check_settings,
     has_precision_plugin,
 )
@@ -276,6 +277,7 @@ class StarterCLI(LightningCLI):
         try:
             trainer = Trainer(**options)
             check_batch_size_of(self.datamodule, trainer.world_size)
+            check_clocks(self.config.trainer, trainer.world_size)
             for check in hooks("check_trainer"):
                 check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):

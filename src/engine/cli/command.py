@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -54,8 +55,14 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     Raises:
         InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
     """
+    words: list[str] = []
+    for word in args:
+        if also and words and re.fullmatch(rf"--{re.escape(also)}[^=]+", words[-1]) and not word.startswith("--"):
+            words[-1] += f"={word}"  # else the value could be taken for an argument of the parser
+        else:
+            words.append(word)
     try:
-        options, unknown = parser.parse_known_args(args)
+        options, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
     options.more = []
@@ -78,7 +85,7 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a checkpoint."""
+    """Add the options that choose a checkpoint and set arguments of its DataModule."""
     parser.add_argument(
         "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run; default: %(default)s"
     )
@@ -88,6 +95,9 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="MODULE",
         help="module outside this project whose classes the checkpoint may use; repeatable",
+    )
+    parser.add_argument(
+        "--data.NAME", action="append", dest="_", metavar="VALUE", help="arguments of its data, as in src.train"
     )
 
 

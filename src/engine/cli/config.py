@@ -17,6 +17,7 @@ from src import ROOT
 from src.engine.cli.class_names import (
     CLASS_KEYS,
     PARTS_OF_TRAINER,
+    names_function,
     resolve_class,
     resolve_names,
     takes_class,
@@ -195,7 +196,7 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             left.append((flag, value))
         elif flag.endswith(".help"):
             left.append((flag, resolve_class(value, key.removesuffix(".help"))))
-        elif is_class_setting(tree, key):
+        elif is_class_setting(tree, key) and not names_function(value):
             over = None if value.lower() in ("none", "null") else parse_value(value)
             if isinstance(over, str) and over.endswith((".yaml", ".yml")):
                 over = load_config(over)[1]
@@ -248,7 +249,7 @@ def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
     for one in as_list((tree.get("trainer") or {}).get("callbacks")):
         if is_class(one) and _stops_early(one["class_path"]):
             own = one.get("init_args") or {}
-            if own.get("monitor") == FOLLOWED:  # as the run saved it that is continued here
+            if own.get("monitor") == FOLLOWED:  # saved by the run that is continued
                 one["init_args"] = {**own, **watched}
             elif "monitor" not in own:
                 one["init_args"] = {**watched, **own}

@@ -40,7 +40,7 @@ def _check(node: yaml.Node | None, given: str, plain: bool, arguments: bool = Fa
             raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
         lines[name] = line
         if plain and key.tag in MISREAD:
-            raise InputError(f"--config {given}, line {line}: {name} is no name of a setting: put it in quotes")
+            raise InputError(f"--config {given}, line {line}: {name} is not the name of a setting: put it in quotes")
         if plain and "." in name:
             nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
             raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")

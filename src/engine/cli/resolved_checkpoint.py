@@ -150,10 +150,10 @@ def _root_in(tree: Tree) -> str | None:
 
 
 def _settings(loaded: Loaded) -> list[Tree]:
-    """The settings of a new run, of the files in their order of priority: of the default recipe, if none is given."""
+    """The settings of a new run, lowest priority first; of the default recipe if none is given."""
     try:
         recipe, _, overlays = config.choose_recipe(loaded, {})
-    except InputError:  # which the run to be continued may not need
+    except InputError:  # the continued run may not need this recipe
         return [tree for _, tree in loaded]
     return [recipe, *overlays]
 

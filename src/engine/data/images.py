@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from src.engine.system.errors import InputError
 
@@ -25,6 +25,8 @@ UNREADABLE = (  # what PIL raises for damaged files
 SIZE = "original size"  # in the info of an image
 CROP_RATIO = 3 / 4  # of a random crop's sides: at least this, at most its inverse
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
+
+EpsImagePlugin.gs_binary = False  # PostScript, whatever the name of its file, is a program
 
 Ranges = dict[str, tuple[float, float]]
 """The values that become black and white, by the kind of a deep image: `integer` or `float`."""

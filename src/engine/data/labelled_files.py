@@ -146,7 +146,7 @@ class PartsDataModule(BatchedDataModule):
         self.restored: list[str] = []
         self.sizes: dict[str, Any] = {}
         """Samples of each label in the training and validation part, and where they are from; set by `setup`."""
-        self._restored_sizes: dict[str, Any] = {}
+        self.restored_sizes: dict[str, Any] = {}
 
     def refuse_new_classes(self, files: Sequence[LabelledFile]) -> None:
         """Raise InputError, with the first file, if a class is not in the checkpoint."""
@@ -183,7 +183,7 @@ class PartsDataModule(BatchedDataModule):
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
         origin = repr([source, *(getattr(self, name, None) for name in ("paths", "shares", "fold"))])
         self.sizes = {"origin": origin, **counts}
-        if self._restored_sizes.get("origin") == origin and self._restored_sizes != self.sizes:
+        if self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
             announce(
                 f"The {kind} of {source} have changed since training, so they are split differently: validation and"
                 " test may contain some that were trained on"
@@ -195,4 +195,4 @@ class PartsDataModule(BatchedDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels; call before `setup`."""
         self.labels = self.restored = list(state_dict["labels"])
-        self._restored_sizes = dict(state_dict.get("sizes", {}))
+        self.restored_sizes = dict(state_dict.get("sizes", {}))

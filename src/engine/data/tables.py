@@ -131,13 +131,14 @@ def suffix_of(path: Path) -> str:
 
 def open_utf8(path: Path) -> BinaryIO:
     """A text file, opened after its byte order mark if there is one; .gz is unpacked. InputError if it is UTF-16."""
-    file = _unpacked(path)
-    start = file.read(4096)
+    file: Any = _unpacked(path)
+    start = file.peek(4096)[:4096]  # a pipe cannot be rewound
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
         file.close()
         raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
-    file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-    return file
+    file.read(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
+    found: BinaryIO = file
+    return found
 
 
 def _unpacked(path: Path) -> BinaryIO:

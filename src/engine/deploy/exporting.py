@@ -87,9 +87,6 @@ def _parse(args: list[str]) -> tuple[argparse.Namespace, Path]:
     )
     parser.add_argument("--output", help="file to write, or folder for huggingface")
     parser.add_argument("--quantize", choices=["int8"], help="write ONNX in 8 bits: smaller and less accurate")
-    parser.add_argument(
-        "--data.NAME", action="append", dest="_", metavar="VALUE", help="data for the comparison, as in src.train"
-    )
     options = parse_words(parser, args, also="data.")
     if options.format is None:
         raise InputError(f"--format is missing: give {', '.join(FORMATS)}")

@@ -46,8 +46,8 @@ class Reference:
         self.labels = inference.labels
         if inference.missing_paths:
             raise InputError(
-                f"--{inference.missing_paths[0]} is missing: the export is compared on data, and paths are read from a"
-                " checkpoint only if --ckpt_path best or last names one of your own runs"
+                f"--{inference.missing_paths[0]} is missing: the export is compared on data, and paths are read"
+                " only from checkpoints of your own runs in logs/"
             )
         # A hook of the DataModule may ask whether the Trainer trains.
         with silenced():
@@ -57,6 +57,7 @@ class Reference:
         self.has_logits = self.kind == "prompt" or hasattr(inference.task, "num_classes")
         tokenizer = getattr(inference.data, "tokenizer", None)
         self.tokenizer: Any = tokenizer if hasattr(tokenizer, "example") else None  # not one of another library
+        self.max_length = getattr(inference.data, "max_length", None) if self.kind == "text" else None
         self.example = self._example()
         known, count = INPUT_NAMES[self.kind], len(self.example)
         self.names = [*known[:count], *(f"input_{number}" for number in range(len(known), count))]
@@ -143,7 +144,7 @@ class Exported:
     def largest_difference(self, samples: list[Sample]) -> float:
         """The largest difference of an output from the checkpoint's, by the task's `difference` if it has one.
 
-        Infinity if an output is NaN. Of numbers that are no logits, and may be large, it is relative to the largest.
+        Infinity if an output is NaN. For outputs that are not logits it is relative to the largest one.
         """
         task: Any = self.reference.inference.task
         with exporting(self.reference):
@@ -287,7 +288,7 @@ def huggingface_folder(reference: Reference, path: Path) -> Exported:
     net: Any = getattr(reference.inference.task, "net", None)
     if not hasattr(net, "write_huggingface"):
         raise InputError(f"--format huggingface: {type(net).__name__} is not a transformers model; give onnx or torch")
-    runtime, lines = net.write_huggingface(path, reference.labels, reference.tokenizer)
+    runtime, lines = net.write_huggingface(path, reference.labels, reference.tokenizer, reference.max_length)
     return Exported(reference, runtime, lines, tokenizer=False)
 
 
@@ -301,10 +302,11 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
         channels, height, width = reference.example[0].shape[1:]
         mode, order = ("L", "[None, None]") if channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
         comment = "  # expects light ink on a dark background" if channels == 1 else ""
+        fitted = getattr(reference.inference.data, "image_example", "image.resize({size})")
         return [
-            f"import numpy as np, {package}, sys; from PIL import Image",
-            f'image = Image.open(sys.argv[1]).convert("{mode}").resize(({width}, {height})){comment}',
-            f"pixels = np.array(image){order}",
+            f"import numpy as np, {package}, sys; from PIL import Image, ImageOps",
+            f'image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}"){comment}',
+            f"pixels = np.array({fitted.format(size=(width, height))}){order}",
             f"logits = {call}",
             answer,
         ]
@@ -319,7 +321,9 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
         imported, ids = f"# give the tokens that {data}.prepare returns for a text", "sys.argv[1:]"
         first = f"import numpy as np, {package}, sys  {imported}"
     else:
-        imported, ids = reference.tokenizer.example(f"{path.name}.tokenizer.json", reference.kind == "text")
+        imported, ids = reference.tokenizer.example(
+            f"{path.name}.tokenizer.json", reference.kind == "text", reference.max_length
+        )
         first = "; ".join(filter(None, (f"import numpy as np, {package}, sys", imported)))
     how = getattr(reference.inference.data, "mask_example", "np.ones_like(tokens, dtype=bool)")
     mask = f"; mask = {how}" if "mask" in reference.names else ""

@@ -5,7 +5,7 @@ import io
 import sys
 from typing import Any
 
-from src.engine.cli.command import add_checkpoint, command_parser, parse_words
+from src.engine.cli.command import add_checkpoint, command_parser, data_options, parse_words
 from src.engine.system.errors import InputError
 
 
@@ -22,7 +22,7 @@ def generate(args: list[str]) -> None:
 
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InputError(f"--seed {options.seed} is out of range: give 0 or more, below 2**63")
-    inference = Inference(options.ckpt_path, "generate", trust=options.trust)
+    inference = Inference(options.ckpt_path, "generate", data_options(options), options.trust)
     task: Any = inference.task
     tokenizer = getattr(inference.data, "tokenizer", None)
     if tokenizer is None:
@@ -64,4 +64,4 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "--top_p", type=float, help="sample from the likeliest tokens with this total probability; default: 1"
     )
     parser.add_argument("--seed", type=int, help="random seed, to repeat a text; default: a new one each time")
-    return parse_words(parser, args)
+    return parse_words(parser, args, also="data.")

@@ -1,10 +1,10 @@
 """Loads a checkpoint for prediction, generation, export and serving."""
 
-import inspect
 import math
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ from src.engine.runs.checkpoint import (
     run_configuration,
 )
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import Trust, names_in
+from src.engine.runs.trust import PATHS, Trust, names_in
 from src.engine.system.batches import gathered, labels_of
-from src.engine.system.classes import Tree, import_class, nearest
+from src.engine.system.classes import Tree, import_class, nearest, parameters_of
 from src.engine.system.errors import GUIDE, InputError, SampleError, constructor_errors
 from src.engine.training.hyperparameters import check_limits
 
@@ -81,9 +81,13 @@ class Inference(LightningModule):
         cls = import_class(spec.get("class_path", ""))
         if not isinstance(cls, type):
             raise InputError(f"--ckpt_path {given} has no DataModule, whose method prepare reads the inputs; {GUIDE}")
-        needed = [one.name for one in inspect.signature(cls).parameters.values() if one.default is one.empty]
-        if missing := [name for name in self.missing_paths if name.removeprefix("data.") in needed]:
-            raise InputError(f"--{missing[0]} is missing: paths are read only from best or last of your own runs")
+        needed = {one.name for one in parameters_of(cls).values() if one.default is one.empty}
+        needed |= {name[5:] for name in self.missing_paths if not PATHS.search(name)}  # `prepare` might use it
+        if missing := [name for name in self.missing_paths if name[5:] in needed]:
+            raise InputError(
+                f"--{missing[0]} is missing: what is or looks like a path is read only from your own runs in logs/;"
+                f" give it, as in --{missing[0]}=VALUE"
+            )
         with checkpoint_errors(str(self.path)):
             self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
@@ -92,7 +96,8 @@ class Inference(LightningModule):
         self.kind = "prompt" if writes or ability == "generate" else kind_of(self.data)
         self.labels = labels_of(self.data)
         self.pixels = Pixels(task, *pixel_statistics(self.data))
-        self.features: nn.Module | None = getattr(self.data, "features", None)
+        features = getattr(self.data, "features", None)
+        self.features = deepcopy(features) if isinstance(features, nn.Module) else None  # the data stays on the CPU
         if self.labels:
             self.name_classes(self.labels)
         if len(set(self.labels)) < len(self.labels):
@@ -110,6 +115,9 @@ class Inference(LightningModule):
         if not any(is_overridden(name, self.task, LightningModule) for name in needed):
             name = type(self.task).__name__
             raise InputError(f"--ckpt_path {self.path} is of {name}, which has no method {needed[-1]}; {GUIDE}")
+
+    def _has_own(self, method: str) -> bool:
+        return callable(getattr(self.task, method, None))  # a plain module may have a list of that name
 
     def name_classes(self, labels: list[str]) -> None:
         """Set the classes of a model that compares images with texts.
@@ -146,7 +154,7 @@ class Inference(LightningModule):
         """What the model predicts for a prepared batch on this device, in one row per input."""
         inputs = self._network_inputs(inputs)
         task: Any = self.task
-        if hasattr(task, "predictions"):
+        if self._has_own("predictions"):
             return task.predictions(*inputs)
         name = "predict_step" if is_overridden("predict_step", task, LightningModule) else "forward"
         with self.call_errors(name, inputs):
@@ -181,39 +189,46 @@ class Inference(LightningModule):
             ) from error
 
     def check_on_sample(self) -> None:
-        """Check on one input that a LightningModule which is no Task takes what `prepare` returns, and gives rows."""
+        """Check on one input that a model takes what `prepare` returns and gives one row; a `Task` does."""
         columns = dict.fromkeys(getattr(self.data, "columns", ()), 0.0)
         samples = {"table": columns, "text": "text", "image": Image.new("RGB", (64, 64), "grey")}
-        if self.kind in samples and not hasattr(self.task, "predictions"):
+        if self.kind in samples and not self._has_own("predictions"):
             try:
                 inputs, _ = self.prepare([samples[self.kind]])
             except SampleError:  # the data takes other texts, images or numbers
                 return
             with torch.inference_mode():
-                self.rows(self.predictions(tuple(one.to(self.device) for one in inputs)))
+                self.rows(self.predictions(tuple(one.to(self.device) for one in inputs)), 1)
 
-    def rows(self, predictions: Any, sizes: Sequence[tuple[int, int]] = ()) -> list[Row]:
+    def rows(self, predictions: Any, count: int, sizes: Sequence[tuple[int, int]] = ()) -> list[Row]:
         """Predictions as one dict per input: names and texts, numbers, lists of them, dicts of numbers, or a mask.
 
         Args:
             predictions: from `predictions`.
+            count: number of inputs.
             sizes: width and height of each image: `boxes` of a row are scaled from shares of them to pixels.
 
         Raises:
-            InputError: the model has no method `prediction_rows`, and its predictions are no tensors (B, ...).
+            InputError: the model has no method `prediction_rows` and its predictions are not tensors (B, ...), it gives
+                another number of rows, or a row has a tensor that is not a mask.
         """
         name = type(self.task).__name__
         if not hasattr(self.task, "prediction_rows"):
             tensors = {"output": predictions} if isinstance(predictions, Tensor) else predictions
             if isinstance(tensors, dict) and all(isinstance(one, Tensor) and one.ndim for one in tensors.values()):
                 columns = [one.float().tolist() for one in tensors.values()]
-                return [dict(zip(tensors, values, strict=True)) for values in zip(*columns, strict=True)]
-            raise InputError(
-                f"{name} predicts {type(predictions).__name__}: return a tensor (B, ...) or a dict of them, or write a"
-                f" method prediction_rows; {GUIDE}"
-            )
-        task: Any = self.task
-        rows: list[Row] = task.prediction_rows(predictions, self.labels)
+                rows = [dict(zip(tensors, values, strict=True)) for values in zip(*columns, strict=True)]
+            else:
+                raise InputError(
+                    f"{name} predicts {type(predictions).__name__}: return a tensor (B, ...) or a dict of them, or"
+                    f" write a method prediction_rows; {GUIDE}"
+                )
+        else:
+            task: Any = self.task
+            found = task.prediction_rows(predictions, self.labels)
+            rows = [{key: _plain(value, f"{name}: {key}") for key, value in row.items()} for row in found]
+        if len(rows) != count:
+            raise InputError(f"{name} gives {len(rows)} rows for {count} inputs: give one row per input; {GUIDE}")
         for row, (width, height) in zip(rows, sizes, strict=False):
             for box in row.get("boxes", ()):
                 box |= {name: box[name] * (width if name[0] == "x" else height) for name in ("x1", "y1", "x2", "y2")}
@@ -227,13 +242,13 @@ class Inference(LightningModule):
         if targets is not None:
             try:
                 self.task.test_step((*self._network_inputs(inputs), targets), batch_idx)
-            except InputError:  # labels of positions, of which none are given, have no shape
+            except InputError:  # without any label of a position, the targets have no shape
                 if targets.is_floating_point() or (targets != IGNORED).any():
                     raise
-        if not self._is_checked and not hasattr(self.task, "predictions"):  # it might take two inputs for a pair
+        if not self._is_checked and not self._has_own("predictions"):  # it might take two inputs for a pair
             self.predictions(tuple(one[:1] for one in inputs))
         self._is_checked = True
-        return self.rows(self.predictions(inputs), batch["sizes"])
+        return self.rows(self.predictions(inputs), len(inputs[0]), batch["sizes"])
 
     def on_predict_epoch_end(self) -> None:
         """Compute `scores`, while the metrics are still on the device."""
@@ -264,7 +279,7 @@ def _check_labels(labels: Sequence[str], texts: Inputs) -> None:
 
 def _build_data(checkpoint: dict[str, Any], cls: type, spec: Tree, arguments: Tree) -> LightningDataModule:
     """The DataModule of a run with its tokenizer and labels; the data is not loaded."""
-    known = inspect.signature(cls).parameters
+    known = parameters_of(cls)
     if unknown := next((name for name in arguments if name not in known), None):
         raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")
     with constructor_errors():
@@ -277,7 +292,21 @@ def is_finite(value: Any) -> bool:
     """Whether all numbers in a prediction are finite."""
     if isinstance(value, dict | list):
         return all(map(is_finite, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float | np.floating) or math.isfinite(value)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _plain(value: Any, place: str) -> Any:
+    """A value of a row, with numbers of torch and NumPy as Python's; a mask (H, W) stays a tensor."""
+    if isinstance(value, dict):
+        return {key: _plain(one, place) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one, place) for one in value]
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        return value.item()
+    is_mask = isinstance(value, Tensor) and value.ndim == 2 and not value.is_floating_point()
+    if isinstance(value, Tensor | np.ndarray) and not is_mask:
+        raise InputError(f"{place} is an array {tuple(value.shape)}: give lists, as tolist() does, or a mask (H, W)")
+    return value
 
 
 def mask_image(mask: Tensor) -> Image.Image:

@@ -51,6 +51,7 @@ def find_images(
     truth: str | None = None,
     skipped: Counter[str] | None = None,
     suffixes: tuple[str, ...] = IMG_EXTENSIONS,
+    labels: Sequence[str] = (),
 ) -> Iterator[Input]:
     """Image files; folders give all image files in them and in their subfolders, sorted.
 
@@ -59,13 +60,15 @@ def find_images(
         truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
         skipped: see `image_files`.
         suffixes: endings of the files to find; default: those of images.
+        labels: names of classes; class folders may have subfolders.
     """
     masks = Path(truth) if truth and Path(truth).is_dir() else None
 
     def true_value(file: Path, folder: Path) -> Any:
-        return (
-            masks / file.relative_to(folder).with_suffix(".png") if masks else Path(os.path.abspath(file)).parent.name
-        )
+        if masks:
+            return masks / file.relative_to(folder).with_suffix(".png")
+        above = [Path(os.path.abspath(folder)).name, *file.relative_to(folder).parent.parts]
+        return next((name for name in above if name in labels), Path(os.path.abspath(file)).parent.name)
 
     for given in paths:
         path = Path(given).expanduser()
@@ -142,7 +145,10 @@ def _rows(
 def _lines(path: Path, columns: int, readers: Readers) -> Iterator[tuple[Any, ...]]:
     if columns > 1:
         raise InputError(f"not a table: give {', '.join(TABLES)}")
-    if reader := readers.get(suffix_of(path)):
+    suffix = suffix_of(path)
+    if suffix == ".json" and suffix not in readers:
+        raise InputError("a .json file: name it .jsonl if it has one object per line, or give another table")
+    if reader := readers.get(suffix):
         yield from ((text,) for text in reader(path))
         return
     with open_utf8(path) as file:

@@ -1,7 +1,6 @@
 """Predict on your own files with a trained model: `python -m src.predict --help`."""
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, new_output, parse_words
+from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, data_options, new_output, parse_words
 from src.engine.system.addresses import is_address, local_path
 from src.engine.system.errors import InputError
 
@@ -29,7 +28,7 @@ def predict(args: list[str]) -> int:
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule, PreparedInputs
     from src.engine.deploy.prediction_table import PredictionTable
-    from src.engine.deploy.prepare import prepare_targets
+    from src.engine.deploy.prepare import prepare_inputs, prepare_targets
     from src.engine.system.errors import GUIDE
     from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision
     from src.engine.system.quiet import silence_known_warnings
@@ -38,9 +37,7 @@ def predict(args: list[str]) -> int:
     silence_known_warnings()
     check_accelerator(options.accelerator)
     check_strategy(options.strategy)
-    if re.search("spawn|fork|notebook", options.strategy):
-        raise InputError(f"--strategy {options.strategy}: its processes cannot count their inputs together: give ddp")
-    inference = Inference(options.ckpt_path, trust=options.trust)
+    inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
     if options.labels:
         inference.name_classes(options.labels)
     if inference.kind == "prompt":
@@ -82,7 +79,8 @@ def predict(args: list[str]) -> int:
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
         if skipped:
             print(skipped_line(skipped, "images" if inference.kind == "image" else "inputs"), file=sys.stderr)
-    prepared = PreparedInputs(inputs, inference.prepare, targets, options.batch_size, read=reader(inference.data))
+    prepare = partial(prepare_inputs, inference.data)  # without the weights, which workers may not be able to take
+    prepared = PreparedInputs(inputs, prepare, targets, options.batch_size, read=reader(inference.data))
     trainer.predict(inference, InputsDataModule(prepared, options.num_workers), return_predictions=False)
     if not trainer.is_global_zero:
         return 0
@@ -109,8 +107,9 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
                 " each image's folder is its class"
             )
         if inference.kind == "file":
-            return partial(find_images, options.inputs, options.truth, suffixes=tuple(inference.data.file_suffixes))
-        return partial(find_images, options.inputs, options.truth)
+            suffixes = tuple(inference.data.file_suffixes)
+            return partial(find_images, options.inputs, options.truth, suffixes=suffixes, labels=inference.labels)
+        return partial(find_images, options.inputs, options.truth, labels=inference.labels)
     truth = options.truth.split(",") if options.truth else []
     if set(truth) == set(inference.labels):
         truth = inference.labels  # the targets are in this order
@@ -149,7 +148,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--devices", default="auto", help="as in src.train; default: %(default)s")
     parser.add_argument("--strategy", default="auto", help="as in src.train; default: %(default)s")
     parser.add_argument("--precision", help="as in src.train; default: the best that the hardware supports")
-    options = parse_words(parser, args)
+    options = parse_words(parser, args, also="data.")
     if not options.inputs:
         raise InputError("no inputs given: give images, folders of images, tables or files of texts")
     if not options.output:

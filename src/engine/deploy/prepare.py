@@ -102,6 +102,7 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
     numbers = {label: number for number, label in enumerate(labels_of(data))}
     if len(numbers) > 1 and not any(isinstance(value, list) for value in values):
         texts = ["" if value is None else str(value) for value in values]
+        texts = [text if text in numbers else text.strip() for text in texts]  # as training reads a table
         labels = [[text] if text in numbers else text.split() for text in texts]
         if unknown := next((one for one, text in zip(values, labels, strict=True) if {*text} - numbers.keys()), None):
             known = ", ".join(list(numbers)[:20])
@@ -109,6 +110,12 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         found = [torch.tensor([numbers[label] for label in text] or [IGNORED]) for text in labels]
         if all(len(one) == 1 for one in found):
             return torch.cat(found)
+        if inputs and inputs[0].is_floating_point():  # no positions
+            several = next(text for text, one in zip(texts, labels, strict=True) if len(one) != 1)
+            raise InputError(
+                f"the true value {several!r:.80} is not one label of {name}: for several give a column of 0 and 1 for"
+                f" each, as in --truth {','.join(list(numbers)[:2])}"
+            )
         lengths = inputs[1].sum(dim=1).tolist() if len(inputs) > 1 else map(len, found)
         if any(text and len(text) != length for text, length in zip(labels, lengths, strict=True)):
             raise InputError("a text has another number of labels than positions: give one label per position")

@@ -159,6 +159,9 @@ class RequestReader:
         wrong = HTTPException(422, f"not pixels: send {self._expected()}")
         value = value.get("pixels") if isinstance(value, dict) else value
         try:
+            # Of texts, NumPy would make an array as wide as the longest one.
+            if not all(type(one) in (int, float) for one in np.asarray(value, object).flat):
+                raise wrong
             pixels = np.asarray(value)
         except ValueError as error:
             raise wrong from error

@@ -26,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from src.engine.cli.command import data_options
 from src.engine.deploy.batcher import Batcher, Threads, TooManyError, Turns
 from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, printable
 from src.engine.deploy.inference import NOT_FINITE, Inference, is_finite, mask_image
@@ -148,7 +149,7 @@ class Service:
         try:
             with self.autocast():
                 predicted = self.inference.predictions(tuple(one.to(self.inference.device) for one in prepared))
-            rows = self.inference.rows(predicted, sizes)
+            rows = self.inference.rows(predicted, len(prepared[0]), sizes)
         except InputError as error:  # not of the client
             raise error.__cause__ or RuntimeError(str(error)) from None
         return [
@@ -229,7 +230,7 @@ def run_service(options: argparse.Namespace) -> None:
         InputError: the checkpoint or the accelerator cannot be used.
     """
     check_accelerator(options.accelerator)
-    inference = Inference(options.ckpt_path, trust=options.trust)
+    inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
     inference = inference.to(device_of(options.accelerator))
     if options.labels:
         inference.name_classes(options.labels)

@@ -9,6 +9,8 @@ import sys
 from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, parse_words, require
 from src.engine.system.errors import InputError
 
+LARGEST_BODY_MB = 200  # larger ones would never be decoded
+
 
 def serve(args: list[str]) -> None:
     """Serve until a signal arrives.
@@ -36,7 +38,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
         default=os.environ.get("SERVE_TOKEN"),
         help="requests must send `Authorization: Bearer TOKEN`; default: the variable SERVE_TOKEN, or none",
     )
-    parser.add_argument("--max_body_mb", type=float, default=10.0, help="largest request, in MB; default: %(default)s")
+    parser.add_argument(
+        "--max_body_mb",
+        type=float,
+        default=10.0,
+        help=f"largest request, in MB, up to {LARGEST_BODY_MB}; default: %(default)s",
+    )
     parser.add_argument("--max_batch_size", type=int, default=32, help="most requests per batch; default: %(default)s")
     parser.add_argument(
         "--batch_timeout",
@@ -50,9 +57,11 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=["32-true", "bf16-mixed"], help="default: the best that the hardware supports"
     )
-    options = parse_words(parser, args)
+    options = parse_words(parser, args, also="data.")
     require("src.serve", "deploy", "uvicorn", "httptools", "starlette", "python_multipart")
     check_minimum(options, max_body_mb=0.001, max_batch_size=1, batch_timeout=0.0, timeout=0.1)
+    if options.max_body_mb > LARGEST_BODY_MB:
+        raise InputError(f"--max_body_mb {options.max_body_mb} is too large: give at most {LARGEST_BODY_MB}")
     if not 1024 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is out of range: give 1024 to 65535")
     if options.token == "":

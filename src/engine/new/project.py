@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -124,7 +125,9 @@ class Project:
         }
         other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
         gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
-        found = Suite(template, gone, paths).trimmed(map(template.text, data))
+        found = Suite(template, gone, paths).trimmed({PurePosixPath(path).name: template.text(path) for path in data})
+        remaining = "\n".join(found.values())
+        data = {path for path in data if PurePosixPath(path).name in remaining}
         needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents}
         found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
         uses_kill = any(re.search(r"^(from|import) kill\b", text, re.MULTILINE) for text in found.values())
@@ -176,9 +179,10 @@ class Project:
                 text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
                 if path.endswith(".py"):  # the project's name may come before `engine`
                     text = re.sub(r"(^from src\.[^(\n]*\n)+", _sorted_lines, text, flags=re.MULTILINE)
-            is_code_of_a_page = path.endswith((".html", ".js"))  # where src is the address of a picture
-            text = text if is_code_of_a_page else packaged(text, choice.package)
-            found[packaged(path, choice.package)] = text.encode()
+            is_code = path.startswith(("src/", "tests/", "configs/"))  # may have a column or an argument of that name
+            if not is_code or path.endswith((".py", ".yaml")):  # in a page src is the address of a picture
+                text = packaged(text, choice.package, is_code)
+            found[packaged(path, choice.package)] = text.encode(errors="surrogateescape")
         return found
 
     def has(self, name: str) -> bool:
@@ -238,8 +242,8 @@ class Project:
         path = self.recipes[0] if self.choice.kind is None else "configs/default.yaml"
         tree = yaml.safe_load(self.template.text(path))
         trainer = tree.get("trainer") or {}
-        steps, epochs = trainer.get("max_steps"), trainer.get("max_epochs") or 10
-        length = f"--trainer.max_steps {2 * steps}" if steps else f"--max_epochs {2 * epochs}"
+        steps, epochs = trainer.get("max_steps") or 0, trainer.get("max_epochs") or 10
+        length = f"--trainer.max_steps {2 * steps}" if steps > 0 else f"--max_epochs {2 * epochs}"
         own = (tree["model"].get("init_args") or {}) if isinstance(tree["model"], dict) else {}
         rate = "--model.lr" if "optimizer" not in tree and "lr" in own else "--optimizer.lr"
         command = f"python -m src.train{self.given_data(path)} {length} {rate} 1e-3"
@@ -267,14 +271,24 @@ def kinds(root: Path) -> dict[str, dict[str, Any]]:
 def recipes(template: Template) -> dict[str, str]:
     """The recipes of a template by name: files of `configs` with model and data whose classes are there."""
     own = [path for path in _configs(template) if path not in template.added]
-    found = [path for path in own if {"model", "data"} <= _keys(template, path)]
-    return {PurePosixPath(path).stem: path for path in found if _has_its_classes(template, path)}
+    found = [path for path in own if _is_recipe(template, path) and _has_its_classes(template, path)]
+    count = Counter(PurePosixPath(path).stem for path in found)
+    return {name if count[name := PurePosixPath(path).stem] == 1 else path: path for path in found}
+
+
+def _is_recipe(template: Template, path: str) -> bool:
+    """Whether a file has a model, and data or a model that makes its own loaders."""
+    keys = _keys(template, path)
+    if "model" not in keys or "data" in keys:
+        return {"model", "data"} <= keys
+    (model,) = _classes(template, path)
+    return model in template.classes and "def train_dataloader(" in template.text(template.classes[model])
 
 
 def _classes(template: Template, path: str) -> list[str]:
     """The names of model and data of a recipe."""
     tree = yaml.safe_load(template.text(path))
-    parts = [tree[key] for key in ("model", "data")]
+    parts = [tree[key] for key in ("model", "data") if tree.get(key)]
     return [part["class_path"] if isinstance(part, dict) else part for part in parts]
 
 
@@ -296,7 +310,7 @@ def default_parts(root: Path, names: list[str]) -> list[str]:
 
 def overlays(template: Template) -> set[str]:
     """The files of `configs` that are neither recipes nor searches."""
-    return {path for path in _configs(template) if not {"model", "data"} <= _keys(template, path)} - {
+    return {path for path in _configs(template) if not _is_recipe(template, path)} - {
         path for path in template.source if path.startswith("configs/tune/")
     }
 
@@ -330,9 +344,16 @@ def comment(text: str) -> str:
     return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
 
 
-def packaged(text: str, package: str) -> str:
-    """Text with the import name of a project in place of `src`, except where it is said to be the template's."""
-    return text if package == "src" else re.sub(r'(?<![\w.-])src\b(?![=-]|"  # of the template)', package, text)
+def packaged(text: str, package: str, in_names: bool = False) -> str:
+    """Text with the import name of a project in place of `src`, except where it is said to be the template's.
+
+    `in_names`: only where it is a folder or part of the name of a module.
+    """
+    if package == "src":
+        return text
+    word = r'(?<![\w.-])src\b(?![=-]|"  # of the template)'
+    names = rf'{word}(?=[./]| import\b)|(?<=import ){word}|(?<=/){word}|(?<=/ "){word}|(?<=== "){word}'
+    return re.sub(names if in_names else word, package, text)
 
 
 def _named(text: str, name: str) -> str:

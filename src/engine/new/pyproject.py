@@ -4,6 +4,8 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +85,23 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
 
 
 def _distribution(requirement: str) -> str:
-    return re.split(r"[\[<>=!~;]", requirement)[0].lower()
+    return re.split(r"[\s\[<>=!~;@(]", requirement)[0].lower()
 
 
 def _is_imported(requirement: str, names: Iterable[str]) -> bool:
     name = _distribution(requirement)
     module = IMPORTED_AS.get(name, name.replace("-", "_"))
-    return bool({module, LOADED_BY.get(name, module)} & {*names})
+    return bool({module, LOADED_BY.get(name, module), *_modules().get(name, ())} & {*names})
+
+
+@cache
+def _modules() -> dict[str, list[str]]:
+    """The modules of what is installed, by the name of the distribution in lower case."""
+    found: dict[str, list[str]] = {}
+    for module, names in packages_distributions().items():
+        for name in names:
+            found.setdefault(name.lower(), []).append(module)
+    return found
 
 
 def _section(text: str, name: str) -> list[str]:

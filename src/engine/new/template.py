@@ -53,11 +53,11 @@ class Template:
 
     def texts(self, path: str) -> tuple[str, ...]:
         """All text in a Python file, docstrings and parts of f-strings included."""
-        return _named(self.root / self.source[path])[0]
+        return _named(self.root / self.source[path], path)[0]
 
     def named_modules(self, path: str) -> tuple[str, ...]:
         """Dotted names of what a Python file imports, also within functions."""
-        return _named(self.root / self.source[path])[1]
+        return _named(self.root / self.source[path], path)[1]
 
     def needs(self, path: str) -> set[str]:
         """The files that a file needs: imported modules, classes named in YAML, data files beside a module."""
@@ -71,7 +71,8 @@ class Template:
         found |= {file for folder in Path(path).parents if (file := f"{folder}/__init__.py") in self.source}
         for text in self.texts(path):
             beside = f"{Path(path).parent}/{text}"
-            found |= {one for one in (beside, text) if one in self.source and not one.endswith((".py", ".yaml", ".md"))}
+            found |= {beside} & self.source.keys() if not text.endswith(".py") else set()
+            found |= {text} & self.source.keys() if not text.endswith((".py", ".yaml", ".md")) else set()
             named = [f"{one.replace('.', '/')}.py" for one in re.findall(r"python -m (src\.\w+)", text)]
             found |= {one for one in (*re.findall(r"scripts/[\w.]+\w", text), *named) if one in self.source}
         return found
@@ -106,11 +107,11 @@ def commit_of(root: Path) -> str:
 
 
 def uncommitted(root: Path) -> str:
-    """Why an update could not know what a clone makes of a choice today, or ""."""
+    """Why a project made now could not be updated later, or ""."""
     if commit_of(root) == "unknown":
-        return f"{root} has no history of git; make it with a clone"
+        return f"{root} has no history of git; use a clone"
     if git(root, "status", "--porcelain").stdout:
-        return f"{root} has changes that are not committed; commit them and make it again"
+        return f"{root} has changes that are not committed; commit them and try again"
     return ""
 
 
@@ -158,12 +159,15 @@ def _listed(root: Path) -> tuple[str, ...]:
 
 @cache
 def _read(path: Path) -> str:
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:  # such as an array beside a module
+        return path.read_bytes().decode(errors="surrogateescape")
 
 
 @cache
-def _named(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """All text in a Python file, and the dotted names of what it imports."""
+def _named(path: Path, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """All text in a Python file, and the dotted names of what it imports; `place`: its path in the project."""
     texts: list[str] = []
     modules: list[str] = []
     for node in ast.walk(ast.parse(_read(path))):
@@ -171,9 +175,17 @@ def _named(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
             texts.append(node.value)
         elif isinstance(node, ast.Import):
             modules += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            modules += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            module = module_of(node, place)
+            modules += [module, *(f"{module}.{alias.name}" for alias in node.names)]
     return tuple(texts), tuple(modules)
+
+
+def module_of(node: ast.ImportFrom, place: str) -> str:
+    """The whole name of the module that a file imports from, also where it writes a relative one."""
+    folders = Path(place).parent.parts
+    above = folders[: len(folders) + 1 - node.level] if node.level else ()
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def _values(node: Any) -> Iterator[str]:

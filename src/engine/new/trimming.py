@@ -2,10 +2,10 @@
 
 import ast
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
-from src.engine.new.template import Template
+from src.engine.new.template import Template, module_of
 
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 IMPORTS = ast.Import | ast.ImportFrom
@@ -137,11 +137,11 @@ class Suite:
                 self.parts.setdefault((part.path, name), []).append(part)
         self.needs = {id(part): set(self._needs(part)) for parts in self.files.values() for part in parts}
 
-    def trimmed(self, data: Iterable[str]) -> dict[str, str]:
+    def trimmed(self, data: Mapping[str, str]) -> dict[str, str]:
         """Content of the files that remain: tests that lack nothing, and what these use.
 
         Args:
-            data: content of other files that name helpers, such as recipes of tests.
+            data: other files that name helpers, such as recipes of tests: content by file name.
         """
         parts = [part for parts in self.files.values() for part in parts]
         lacking = {id(part) for part in parts if self._lacks(part)}
@@ -149,14 +149,18 @@ class Suite:
             lacking |= {id(one) for one in self.files[part.path]}  # they may use what it replaces
         while more := {id(part) for part in parts if id(part) not in lacking and self._needs_any(part, lacking)}:
             lacking |= more
-        kept, left = set[int](), [part for part in parts if any(name.startswith("test_") for name in part.names)]
-        left += [part for text in data for key in self._dotted(text) for part in self.parts.get(key, [])]
+        kept, left = (
+            set[int](),
+            [part for part in parts if any(name.startswith(("test_", "Test")) for name in part.names)],
+        )
         while left:
             part = left.pop()
             if id(part) not in kept | lacking:
                 kept.add(id(part))
                 left += [one for key in self.needs[id(part)] for one in self._found(key)]
                 left += [one for one in self._automatic(part) if id(one) not in kept]
+                named = (key for name, text in data.items() if name in part.source for key in self._dotted(text))
+                left += [one for key in named for one in self.parts.get(key, [])]
                 left += [one for one in self.files[part.path] if not one.names]  # what runs on import
         found = {}
         for path, parts in self.files.items():
@@ -187,8 +191,8 @@ class Suite:
         if isinstance(part.node, IMPORTS):
             return
         nodes = [one.node for one in self.files[part.path] if isinstance(one.node, IMPORTS)]
-        inner = {name: key for node in part.imports for name, key in self._bound(node).items()}
-        imported = {name: key for node in nodes for name, key in self._bound(node).items()} | inner
+        inner = {name: key for node in part.imports for name, key in self._bound(node, part.path).items()}
+        imported = {name: key for node in nodes for name, key in self._bound(node, part.path).items()} | inner
         used = {key for name, key in imported.items() if name in part.uses or name in inner}
         yield from (key for key in used if key[1] or not key[0])
         yield from ((part.path, name) for name in part.uses if (part.path, name) in self.parts)
@@ -206,11 +210,11 @@ class Suite:
                     break
         yield from (key for text in part.texts for key in self._dotted(text))
 
-    def _bound(self, node: ast.stmt) -> dict[str, Key]:
+    def _bound(self, node: ast.stmt, path: str) -> dict[str, Key]:
         """The names that an import binds, and what each is: `("", "")` if it is not in the project."""
         found: dict[str, Key] = {}
         for alias in node.names if isinstance(node, IMPORTS) else ():
-            module = str(node.module) if isinstance(node, ast.ImportFrom) else alias.name
+            module = module_of(node, path) if isinstance(node, ast.ImportFrom) else alias.name
             whole = f"{module}.{alias.name}" if isinstance(node, ast.ImportFrom) else alias.name
             name = alias.asname or (alias.name if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0])
             if self.gone.module(module) or self.gone.module(whole):

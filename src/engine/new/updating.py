@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from src.engine.new.project import OWN
-from src.engine.new.template import commit_of, git
+from src.engine.new.template import commit_of, git, uncommitted
 from src.engine.system.errors import InputError
 
-# Up to the commits that have this file, all projects had what these parts do, so an update adds them.
+# Projects made from a commit with this file had these parts built in, so an update adds them.
 OLD_FILE, NEW_PARTS = "src/engine/training/monitor_choice.py", ("hparams", "monitors")
 
 
@@ -30,7 +30,10 @@ def update(root: Path, project: Path) -> int:
     noted = _noted(project)
     status = git(project, "status", "--porcelain", check=False)
     if status.returncode:
-        raise InputError(f"--update {project}: git does not know this folder, so nothing could be undone: commit first")
+        raise InputError(
+            f"--update {project}: git cannot say whether all is committed, so nothing could be undone:"
+            f" {' '.join(status.stderr.split())}"
+        )
     if status.stdout.strip():
         raise InputError(f"--update {project}: it has changes that are not committed; commit them first")
     if noted["commit"] == "unknown":
@@ -38,6 +41,8 @@ def update(root: Path, project: Path) -> int:
             f"--update {project}: it was made of a copy without history: write the commit that it was made of into its"
             " pyproject.toml, below [tool.lightning-starter]"
         )
+    if reason := uncommitted(root):
+        raise InputError(f"--update {project}: {reason}")
     if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
         raise InputError(
             f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from; give a full"
@@ -47,7 +52,9 @@ def update(root: Path, project: Path) -> int:
         before, after, template = (Path(name) / one for one in ("before", "after", "template"))
         archive = subprocess.run(["git", "-C", root, "archive", noted["commit"]], capture_output=True, check=True)
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-            files.extractall(template, filter="data")
+            has_filters = hasattr(tarfile, "data_filter")  # Python 3.11.0 to 3.11.3 have none
+            filters: dict[str, Any] = {"filter": "data"} if has_filters else {}
+            files.extractall(template, **filters)
         _make(template, before, noted)
         more = NEW_PARTS if (template / OLD_FILE).is_file() else ()
         _make(root, after, {**noted, "with": [*noted["with"], *more]})

@@ -30,10 +30,21 @@ def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
     from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    if not isinstance(trainer.strategy, ModelParallelStrategy):
-        if ckpt_path:
-            refuse_folder(ckpt_path)
-    elif averaging := next((one for one in trainer.callbacks if isinstance(one, WeightAveraging)), None):
+    strategy = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy):
+        from src.engine.runs.fsdp2 import FSDP2Strategy  # lazy import: takes 0.3 s
+
+        is_own = isinstance(strategy, FSDP2Strategy)
+        if not is_own and strategy._save_distributed_checkpoint:  # Lightning 2.6 has no other name for it
+            raise InputError(
+                "ModelParallelStrategy writes and reads shards unchecked: give --strategy FSDP2Strategy, or"
+                " --trainer.strategy.save_distributed_checkpoint false"
+            )
+    else:
+        is_own = False
+    if not is_own and ckpt_path:
+        refuse_folder(ckpt_path)
+    if is_own and (averaging := next((one for one in trainer.callbacks if isinstance(one, WeightAveraging)), None)):
         raise InputError(f"{type(averaging).__name__} copies whole weights, FSDP2 has shards: use another --strategy")
 
 

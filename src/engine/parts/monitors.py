@@ -13,8 +13,8 @@ from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 class MonitorChoice(Callback):
     """Selects the best checkpoint by `val/loss`, else by `val_loss`, else by the only loss that validation logs.
 
-    Without one, the last checkpoint is the best. Prints what it chose, if checkpoints are saved. EarlyStopping of
-    `checkpoint.monitor` follows it, or the module's own ModelCheckpoint.
+    Without one, the last checkpoint is the best. Prints what it chose, if checkpoints are saved. An EarlyStopping with
+    the monitor `checkpoint.monitor` uses the same metric, or that of the module's own ModelCheckpoint.
 
     Args:
         best: the callback that saves the best checkpoint.
@@ -45,8 +45,12 @@ class MonitorChoice(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
-        if not self._is_settled and (is_empty or not trainer.enable_validation):
+        if not is_empty and trainer.enable_validation:
+            return
+        if not self._is_settled:
             self._settle(None, "there is no validation")
+        if self.best.monitor is None and self.best._save_on_train_epoch_end is None:
+            self.best._save_on_train_epoch_end = True  # with check_val_every_n_epoch it would wait for a validation
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before = dict(trainer.callback_metrics)

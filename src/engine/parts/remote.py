@@ -145,7 +145,7 @@ def _is_left_out(name: str) -> bool:
 def claim_at(parent: Path, address: str) -> Path:
     """Create a run folder whose number is free on this machine and at an address.
 
-    A file with a name of its own marks the number; of several runs that mark one at the same time none takes it.
+    A file with a unique name claims the number; if several runs claim it at the same time, none gets it.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return claim_folder(parent)
@@ -176,7 +176,10 @@ def fetch_run(given: str) -> Path:
     """
     with reading(given):
         system, path = file_system(given.rstrip("/"))
-        files = {name[len(path) + 1 :]: info for name, info in system.find(path, detail=True).items()}
+        found = _details(system, system.find(path, detail=True))  # a list of a web server has no sizes
+        files = {name[len(path) + 1 :]: info for name, info in found.items()}
+        if odd := next((name for name in files if ".." in name.split("/")), None):
+            raise InputError(f"--run {given}: {odd} leads out of its folder")
         if "config.yaml" not in files:
             raise InputError(f"--run {given}: no run is there; give the address of a folder such as version_0")
         folder = ROOT.joinpath("logs", *Path(path).parts[-2:])

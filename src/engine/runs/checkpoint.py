@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import inspect
 import os
 import pickle
 import shutil
@@ -24,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
 from src.engine.system.batches import plain_labels
-from src.engine.system.classes import Tree, differences
+from src.engine.system.classes import Tree, differences, parameters_of
 from src.engine.system.errors import InputError, UnwritableError
 from src.engine.system.hooks import hooks
 
@@ -40,7 +39,7 @@ TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
 # of the zip archive, which torch ignores.
 MARK = b"sha256="
 COMMENT = len(MARK) + 64
-# What odd content of a checkpoint raises in the code that uses it.
+# Errors that unexpected content of a checkpoint causes in the code that reads it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 CONTENT_ERRORS += (ValueError,)  # type: ignore[assignment]
 END = 22  # bytes of the archive's last record without the comment
@@ -66,7 +65,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     refuse_unloadable(checkpoint)
     temporary = None
     try:
-        # `checkpoints` of a run that is deleted meanwhile is not made again.
+        # Do not recreate `checkpoints` if the run has been deleted in the meantime.
         path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
@@ -208,7 +207,7 @@ def read_checkpoint(given: str) -> dict[str, Any]:
 
 
 def best_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
-    """The states of the ModelCheckpoints in a checkpoint; whatever else it holds is passed over."""
+    """The states of the ModelCheckpoints in a checkpoint; other entries are ignored."""
     states = checkpoint.get("callbacks")
     found = states.values() if isinstance(states, dict) else ()
     return [one for one in found if isinstance(one, dict) and "best_model_path" in one]
@@ -226,12 +225,12 @@ def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree
     if "_class_path" not in saved:
         return {}
     path, cls = checked_class(saved["_class_path"], (LightningModule,), trust, "model")
-    arguments = {name: saved[name] for name in inspect.signature(cls).parameters if name in saved}
+    arguments = {name: saved[name] for name in parameters_of(cls) if name in saved}
     skipped: list[str] = []
     spec = checked_spec({"class_path": path, "init_args": arguments}, (LightningModule,), trust, "model", skipped)
     # Without it, the model would be another one.
     if other := next((name for name in skipped if not PATHS.search(name.rpartition(".")[2])), None):
-        raise InputError(f"its {other} looks like a path, which is read only from your own runs (`best`, `last`)")
+        raise InputError(f"its {other} looks like a path, which is read only from your own runs in logs/")
     return spec
 
 

@@ -125,7 +125,7 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # What ends a run within an epoch is saved there, so that a longer run continues there.
+        # If the run ends within an epoch, save now, so that a longer run can continue here.
         is_whole = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         if is_whole or self._saved_step != trainer.global_step:
             self._save(trainer)
@@ -167,7 +167,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def _ends_here(trainer: Trainer) -> bool:
-    """Whether the run ends after this step: of max_steps, or because a callback such as that of max_time stops it."""
+    """Whether the run ends after this step, by `max_steps` or because a callback stops it."""
     is_last = 0 < trainer.max_steps <= trainer.global_step
     return is_last or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 

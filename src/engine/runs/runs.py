@@ -123,13 +123,15 @@ def checkpoint_of(folder: Path, which: str) -> Path:
 
 
 def find_checkpoint(given: str) -> tuple[Path, Path | None]:
-    """The path of a checkpoint and the folder of its run, for `best` or `last` of the newest run; else only its path.
+    """The path of a checkpoint, and the folder of its run if it is one of the user's own, which are in `logs/`.
 
     Raises:
         InputError: there is no run with that checkpoint.
     """
     if given not in ("best", "last"):
-        return local_path(given), None
+        path = local_path(given)
+        run = run_of(path)
+        return path, run if run and run.resolve().is_relative_to((ROOT / "logs").resolve()) else None
     folder = newest_run(ROOT / "logs")
     return checkpoint_of(folder, given), folder
 

@@ -15,7 +15,7 @@ from lightning.pytorch import cli as lightning_cli
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from src.engine.system.classes import Tree, argument_types, import_class, project_classes
+from src.engine.system.classes import Tree, argument_types, import_class, parameters_of, project_classes
 from src.engine.system.errors import InputError
 
 # Where library classes are looked up, and the base classes allowed there.
@@ -137,13 +137,15 @@ class _Check:
         if not isinstance(spec, dict):
             raise InputError(f"{place} is {_kind(spec)}, which is not a class")
         path, cls = checked_class(spec.get("class_path"), bases, self.trust, place)
-        given = spec.get("init_args") or {}
-        if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-            raise InputError(f"the arguments of {place} are {_kind(given)}, not names and values")
+        given: Tree = {}
+        for arguments in (spec.get("init_args") or {}, spec.get("dict_kwargs") or {}):
+            if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
+                raise InputError(f"the arguments of {place} are {_kind(arguments)}, not names and values")
+            given |= arguments
         return {"class_path": path, "init_args": self.arguments(cls, given, place, depth)}
 
     def arguments(self, cls: type, given: Tree, place: str, depth: int) -> Tree:
-        parameters = inspect.signature(cls).parameters
+        parameters = parameters_of(cls)
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         types = argument_types(cls)
         for name in given:
@@ -168,6 +170,8 @@ class _Check:
         takes_anything = any(one in ANYTHING or one is UNKNOWN or isinstance(one, TypeVar) for one in options)
         if isinstance(value, dict) and "class_path" in value:
             wanted = tuple(one for one in (*options, *returned_by(hint)) if _is_class_type(one))
+            if not wanted and takes_anything and self.trust.covers(str(value["class_path"])):
+                wanted = (object,)  # of an argument without a type
             if not wanted:
                 raise InputError(f"{place} is a class, but only plain values are allowed")
             return self.spec(value, wanted, place, depth)

@@ -212,7 +212,8 @@ def _usable(module: Any, what: str) -> list[str]:
     """Names of the samplers or pruners that a search can use: those without required arguments, and GridSampler."""
     found = []
     with warnings.catch_warnings(action="ignore"):  # some are experimental
-        for name in (one for one in module.__all__ if one.endswith(what.title())):
+        names = set(module.__all__) - {"CmaEsSampler"}  # which unpickles what is in the study
+        for name in sorted(one for one in names if one.endswith(what.title())):
             with suppress(TypeError, ValueError):  # arguments are required; ThresholdPruner raises ValueError
                 if name != "GridSampler":  # its argument is the space
                     getattr(module, name)()

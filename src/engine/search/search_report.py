@@ -81,7 +81,7 @@ def _print_results(search: Search) -> None:
 
 
 def _choices(search: Search, trials: list[Any]) -> list[tuple[str, list[Any]]]:
-    """The trials of each choice of what is neither seed nor fold, the choice with the best mean first."""
+    """Trials grouped by all settings except seed and fold, best mean first."""
     groups: dict[str, list[Any]] = {}
     unique: dict[str, Any] = {}  # a grid repeats trials whose other values do not apply: `when`
     for trial in trials:

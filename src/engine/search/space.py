@@ -93,7 +93,7 @@ def says_where(name: str) -> bool:
 
 
 def _range(one: dict[str, Any]) -> tuple[str, list[Any], dict[str, Any]]:
-    """Kind of a range, and its arguments for Optuna by place and by name."""
+    """Kind of a range, and its positional and keyword arguments for Optuna."""
     if "categorical" in one:
         return "categorical", [one["categorical"]], {}
     kind = "int" if "int" in one else "float"

@@ -6,6 +6,7 @@ import inspect
 import re
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -96,10 +97,29 @@ def _origin(error: BaseException) -> str:
 
 def argument_types(cls: Any) -> dict[str, Any]:
     """Type annotations of a class's arguments; empty if they cannot be resolved."""
-    try:
-        return get_type_hints(cls.__init__) if inspect.isclass(cls) else {}
-    except Exception:  # some annotations only make sense to a type checker
-        return {}
+    found: dict[str, Any] = {}
+    for constructor in _constructors(cls):
+        with suppress(Exception):  # some annotations only make sense to a type checker
+            found = {**get_type_hints(constructor), **found}
+    return found
+
+
+def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:
+    """The arguments of a class by name, with those that `**kwargs` passes on to its base classes."""
+    found: dict[str, inspect.Parameter] = {}
+    for constructor in _constructors(cls):
+        _, *parameters = inspect.signature(constructor).parameters.values()
+        found = {**{one.name: one for one in parameters}, **found}
+    return found
+
+
+def _constructors(cls: Any) -> Iterator[Any]:
+    """`__init__` of a class, and those of its base classes as long as each takes `**kwargs`."""
+    for base in inspect.getmro(cls)[:-1] if inspect.isclass(cls) else ():
+        if constructor := vars(base).get("__init__"):
+            yield constructor
+            if not any(one.kind is one.VAR_KEYWORD for one in inspect.signature(constructor).parameters.values()):
+                return
 
 
 def differences(old: Any, new: Any, key: str) -> list[str]:

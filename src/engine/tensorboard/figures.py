@@ -148,5 +148,5 @@ def letter_figure(effects: list[list[float]], letters: list[str]) -> Any:
 
 
 def literal(labels: list[str]) -> list[str]:
-    """Labels as matplotlib shows them as they are: between two dollar signs it expects a formula."""
+    """Labels with their dollar signs escaped, between which matplotlib reads a formula."""
     return [label.replace("$", r"\$") for label in labels]

@@ -74,6 +74,11 @@ def check_settings(config: Any, trains: bool) -> None:
         raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
     if config.retries < 0:
         raise InputError(f"--retries {config.retries}: give at least 0")
+    if trains and config.retries and config.optimizer is None:
+        raise InputError(
+            f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"
+            " leave it out"
+        )
     if trainer.barebones:
         raise InputError(
             "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
@@ -84,6 +89,15 @@ def check_settings(config: Any, trains: bool) -> None:
             raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
     if trains:
         check_checkpoint_timing(config.checkpoint, trainer)
+
+
+def check_clocks(trainer: Any, processes: int) -> None:
+    """Raise InputError if each of several processes would decide by its own clock when to validate."""
+    if processes > 1 and not isinstance(trainer.val_check_interval, int | float | None):
+        raise InputError(
+            f"--trainer.val_check_interval {trainer.val_check_interval}: the clocks of {processes} processes differ, so"
+            " that some would wait for others: give a number of batches"
+        )
 
 
 def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:

@@ -155,7 +155,7 @@ def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
     try:
         path = Path(checkpoint.format_checkpoint_name(metrics))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{given} is no pattern such as {{epoch}}-{{val/acc:.2f}}: {error}") from error
+        raise InputError(f"{given} is not a valid pattern, such as {{epoch}}-{{val/acc:.2f}}: {error}") from error
     if path.parent != Path(str(checkpoint.dirpath or ".")) or len(path.name) > MAX_NAME:
         raise InputError(f"{given} has a folder in it or is too long: give a file name, and folders as dirpath")
     if path.stem == "last":

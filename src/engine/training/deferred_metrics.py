@@ -1,13 +1,15 @@
 """Metrics that are updated once for many steps."""
 
 import inspect
+import math
+from copy import deepcopy
 from itertools import groupby
 from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import counting
@@ -31,6 +33,16 @@ class DeferredMetrics(nn.Module):
         self.logged = nn.ModuleDict({f"{stage}_metrics": metrics.clone(prefix=f"{stage}/") for stage in STAGES})
         self.unlogged = MetricCollection({}) if unlogged is None else unlogged
         self._pending: dict[str, list[dict[str, Any]]] = {stage: [] for stage in STAGES}
+        for one in self.modules():
+            if isinstance(one, MeanMetric) and one.nan_strategy == "warn":
+                one.nan_strategy = math.nan  # a loss that is not a number is seen
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        found = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for one in self.modules():  # in half precision sums would stop growing
+            if isinstance(one, Metric) and one.dtype in (torch.float16, torch.bfloat16):
+                one.to(torch.float32)
+        return found
 
     def __getitem__(self, stage: str) -> MetricCollection:
         """The metrics of a stage, updated with all pending steps."""
@@ -77,7 +89,7 @@ class DeferredMetrics(nn.Module):
         metrics = self._train_metrics()
         for name, (values, updates) in state["seen"].items():
             metric = metrics[name]
-            values = move_data_to_device(values, device)
+            values = deepcopy(move_data_to_device(values, device))  # metrics of a compute group share tensors
             if updates and metric.update_called:
                 metric.merge_state(values)
             elif updates:

@@ -42,7 +42,7 @@ def _use_plain(module: Any, spec: Tree, logged: Tree) -> Tree:
 
 
 def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree, Tree]], checkpoint: Tree) -> None:
-    """Save arguments as given: what a constructor changes, it changes again when a checkpoint is loaded."""
+    """Save arguments as given: the constructor applies its changes again when a checkpoint is loaded."""
     for module, plain, before in saved:
         names = {*inspect.signature(type(module)).parameters, *plain}  # of all arguments: some have default objects
         own = {name: value for name, value in module.hparams.items() if name not in names}
@@ -77,7 +77,7 @@ def rebuild_arguments(module: Any) -> dict[str, Any]:
 
 
 def keep_sources(now: Tree, before: Tree, stored: Tree, module: Any) -> None:
-    """Write into a configuration what networks were built from, in place of what rebuilds them from a checkpoint.
+    """Restore the original arguments of networks in a configuration, which those of a checkpoint have replaced.
 
     Args:
         now: class and arguments of the model, changed in place.

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.engine.system.classes import walk
 from src.engine.system.errors import InputError
 
 Spec = dict[str, Any]
@@ -43,11 +44,11 @@ class OptimizerOverrides(Callback):
                 )
             before = _arguments(old)
             changed.append({name: value for name, value in _arguments(new).items() if value != before.get(name)})
-        model, before = _arguments(now.get("model")), _arguments(saved.get("model"))
+        model, before = (dict(walk({"model": spec.get("model")})) for spec in (now, saved))
         for name in model.keys() & before.keys():
-            if re.search(r"(^|_)(lr|learning_rate)$", name) and model[name] != before[name]:
+            if re.search(r"[._](lr|learning_rate)$", name) and model[name] != before[name]:
                 raise InputError(
-                    f"--model.{name} {model[name]} has no effect in a continued run, whose optimizer is restored with"
+                    f"--{name} {model[name]} has no effect in a continued run, whose optimizer is restored with"
                     f" {before[name]}: leave it out, or start a new run"
                 )
         self.optimizer, self.lr_scheduler = changed

@@ -13,6 +13,6 @@ GIVEN["ImageFolderDataModule"] = lambda folder: f"--data.path={pictures(folder /
 
 def with_options(config: str, folder: Path) -> list[str]:
     """The options for a run of a recipe, short and with data that needs no network."""
-    data = load_config(config)[1]["data"]["class_path"].rpartition(".")[2]
+    data = (load_config(config)[1].get("data") or {}).get("class_path", "").rpartition(".")[2]
     given = GIVEN.get(data)
     return ["--config", config, "--fast_dev_run", *([given(folder)] if given else [])]

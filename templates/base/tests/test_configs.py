@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from src import ROOT
+from src.engine.cli.config import load_config
 from tests.conftest import QUIET, Run, program
 from tests.given import with_options
 from tests.recipes import FOUND, OVERLAYS, RECIPES
@@ -18,7 +19,7 @@ STRATEGIES = [path for path in OVERLAYS if path.startswith("configs/strategy/")]
 def test_every_recipe_trains_and_tests(train: Callable[..., Run], tmp_path: Path, config: str) -> None:
     run = train(*with_options(config, tmp_path))
     assert run.cli.trainer.state.finished
-    assert run.cli.config.name == Path(config).stem
+    assert run.cli.config.name == load_config(config)[1].get("name", Path(config).stem)
 
 
 @pytest.mark.parametrize("config", [path for path in OVERLAYS if path not in STRATEGIES])

@@ -296,6 +296,7 @@ def test_a_nonfinite_weight_is_detected_before_the_loss_is_nonfinite() -> None:
         world_size=1,
         global_step=8,
         optimizers=[],
+        lightning_module=torch.nn.Module(),
         strategy=SingleDeviceStrategy("cpu"),
     )
     layer: Any = torch.nn.Linear(2, 2)

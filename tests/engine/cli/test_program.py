@@ -141,7 +141,7 @@ def broken_files(folder: Path) -> None:
         ("--config dots.yaml", "dots.yaml, line 2: model.net.width has dots: write model: {net: {width: ...}}"),
         ("--config inner.yaml", "inner.yaml, line 4: lr.x has dots: write lr: {x: ...}"),
         ("--config loop.yaml", "--config loop.yaml contains itself, by an alias"),
-        ("--config on.yaml", "--config on.yaml, line 3: on is no name of a setting: put it in quotes"),
+        ("--config on.yaml", "--config on.yaml, line 3: on is not the name of a setting: put it in quotes"),
         # Checkpoints
         ("--ckpt_path missing.ckpt", "--ckpt_path missing.ckpt: no such file"),
         ("--ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),

@@ -66,7 +66,7 @@ def classifier(compute: Callable[[list[int]], Any], prepare: Callable[[Image.Ima
         task=None,
         device=torch.device("cpu"),
         predictions=lambda inputs: compute(inputs[0].flatten().tolist()),
-        rows=lambda predictions, sizes: [row(one) for one in predictions],
+        rows=lambda predictions, count, sizes: [row(one) for one in predictions],
     )
 
 

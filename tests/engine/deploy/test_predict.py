@@ -248,7 +248,10 @@ def test_two_processes_write_each_input_once_in_order(
 
 
 def test_processes_that_cannot_count_together_are_refused(toy_checkpoint: str, files: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--strategy ddp_spawn: its processes cannot count .*: give ddp"):
+    with pytest.raises(
+        InputError,
+        match=r"--strategy ddp_spawn: its processes cannot be stopped, continued or counted together: give ddp",
+    ):
         predict([*of(toy_checkpoint), str(files[0]), "--strategy=ddp_spawn", "--output", str(tmp_path / "out.csv")])
 
 

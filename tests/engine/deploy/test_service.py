@@ -147,7 +147,7 @@ def test_a_row_of_a_table_is_finite_numbers_for_all_columns() -> None:
         device=torch.device("cpu"),
         prepare=lambda rows: prepare_inputs(data, rows),
         predictions=lambda inputs: inputs[0].sum(dim=1),
-        rows=lambda sums, sizes: [{"sum": one} for one in sums.tolist()],
+        rows=lambda sums, count, sizes: [{"sum": one} for one in sums.tolist()],
     )
     with local(inference) as one:
         assert one.predict({"b": 2, "a": 1.5}).json == {"sum": 3.5}
@@ -376,7 +376,7 @@ def test_an_output_that_is_no_number_is_an_error_that_says_so() -> None:
 
 def test_a_mask_of_many_classes_keeps_their_numbers() -> None:
     inference = classifier(even)
-    inference.rows = lambda predictions, sizes: [{"mask": torch.tensor([[300, 7]])} for _ in predictions]
+    inference.rows = lambda predictions, count, sizes: [{"mask": torch.tensor([[300, 7]])} for _ in predictions]
     with local(inference) as one:
         mask = one.predict([[1]]).json["mask"]
     with Image.open(io.BytesIO(base64.b64decode(mask.partition(",")[2]))) as image:

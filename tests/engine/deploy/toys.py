@@ -33,7 +33,7 @@ class ToyTokenizer:
 
     json = json.dumps({letter: number for number, letter in enumerate(LETTERS)})
 
-    def example(self, file: str, special: bool) -> tuple[str, str]:
+    def example(self, file: str, special: bool, max_length: int | None) -> tuple[str, str]:
         return "import json", f'[json.load(open("{file}")).get(one, 0) for one in sys.argv[1]]'
 
     def encode(self, text: str) -> Any:
@@ -63,7 +63,9 @@ class ToyTextNet(nn.Module):
         logits: Tensor = self.head(total / mask.sum(1, keepdim=True))  # (B, num_classes)
         return logits
 
-    def write_huggingface(self, path: Path, labels: list[str], tokenizer: Any) -> tuple[nn.Module, list[str]]:
+    def write_huggingface(
+        self, path: Path, labels: list[str], tokenizer: Any, max_length: Any
+    ) -> tuple[nn.Module, list[str]]:
         path.mkdir()
         (path / "config.json").write_text(json.dumps({"labels": labels}))
         return self, ["#"] * 4 + ['print("a program of five lines")']

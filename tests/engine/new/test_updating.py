@@ -181,7 +181,10 @@ def test_a_package_of_ones_own_that_is_installed_is_updated(made: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert f"merged    {SUMMARY.replace('src/', 'tumpkg/', 1)}" in done.stdout
     shutil.rmtree(project / ".git")
-    with pytest.raises(InputError, match="git does not know this folder, so nothing could be undone: commit first"):
+    with pytest.raises(
+        InputError,
+        match="git cannot say whether all is committed, so nothing could be undone: fatal: not a git repository",
+    ):
         update(template, project)
 
 

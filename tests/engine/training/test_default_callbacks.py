@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.system.errors import InputError
 from tests.conftest import Run
 
@@ -30,7 +31,9 @@ def test_metrics_may_be_in_the_names_of_checkpoints(train: Train, words: tuple[s
     folder = train("fit", *SHORT, *words, "--checkpoint.monitor=val/loss", "--checkpoint.mode=min").folder
     names = {path.name for path in (folder / "checkpoints").rglob("*")} - {"last.ckpt"}
     assert re.fullmatch(expected, max(names))
-    assert Path(train("test", f"--run={folder}").cli.config.ckpt_path).name in names
+    best = train("test", f"--run={folder}").cli.config.ckpt_path
+    assert Path(best).name in names
+    assert read_checkpoint(best)["config"]  # it is whole
 
 
 @pytest.mark.parametrize("callback", [False, True])
@@ -49,10 +52,10 @@ def test_the_folder_of_checkpoints_is_made(train: Train, tmp_path: Path, callbac
         (("--checkpoint.filename=sub/{epoch}",), "filename sub/{epoch} has a folder in it"),
         (("--checkpoint.filename=../{epoch}",), "filename ../{epoch} has a folder in it"),
         ((f"--checkpoint.filename={'x' * 250}",), "is too long"),
-        (("--checkpoint.filename={epoch",), "filename {epoch is no pattern such as {epoch}-{val/acc:.2f}"),
-        (("--checkpoint.filename={epoch:zz}",), "is no pattern"),
-        (("--checkpoint.filename={val/acc:d}",), "is no pattern"),
-        (("--checkpoint.filename={}",), "is no pattern"),
+        (("--checkpoint.filename={epoch",), "filename {epoch is not a valid pattern, such as {epoch}-{val/acc:.2f}"),
+        (("--checkpoint.filename={epoch:zz}",), "is not a valid pattern"),
+        (("--checkpoint.filename={val/acc:d}",), "is not a valid pattern"),
+        (("--checkpoint.filename={}",), "is not a valid pattern"),
         (("--checkpoint.filename=last",), "is the name of the newest checkpoint"),
         (("--checkpoint.filename=x", "--checkpoint.save_top_k=2"), "is the same for all checkpoints of save_top_k 2"),
         (("--checkpoint.filename={val_acc}",), "filename val_acc: validation logs val/acc, val/f1, val/loss"),

@@ -5,6 +5,7 @@ run's length; the learning rate is always the optimizer's.
 """
 
 import math
+import warnings
 from typing import Any, Literal
 
 from torch.optim import Optimizer, lr_scheduler
@@ -68,6 +69,11 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
             raise InputError(_too_short(position, total))
         length = ("total_steps", "_schedule_phases")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
+        if state_dict.get("total_steps", total) != total:  # the next step is at the rate of the new cycle
+            with warnings.catch_warnings(action="ignore"):  # torch's, to ask for the last rate instead
+                self._last_lr = self.get_lr()
+            for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+                group["lr"] = lr
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
