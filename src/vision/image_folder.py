@@ -26,9 +26,9 @@ from src.engine.data.labelled_files import PartsDataModule, labelled_files, read
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
-from src.engine.data.workers import NumWorkers, check_num_workers, cores_per_process, file_workers
+from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
 from src.engine.system.errors import InputError, check_least
-from src.engine.system.hardware import available_memory
+from src.engine.system.hardware import available_memory, cores_per_process
 from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.

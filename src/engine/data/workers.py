@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from src.engine.system.errors import InputError
-from src.engine.system.hardware import usable_cores
+from src.engine.system.hardware import cores_per_process
 
 NumWorkers = int | Literal["auto"]
 
@@ -14,12 +14,6 @@ def check_num_workers(given: NumWorkers) -> None:
     """Raise InputError if a number of worker processes is below 0."""
     if given != "auto" and given < 0:
         raise InputError(f"num_workers {given} is out of range: give at least 0, or auto")
-
-
-def cores_per_process(trainer: Any) -> int:
-    """This machine's cores, divided among the processes of a Trainer (or None) on it."""
-    processes = max(1, trainer.world_size // trainer.num_nodes) if trainer else 1
-    return max(1, usable_cores() // processes)
 
 
 def file_workers(given: NumWorkers, trainer: Any) -> int:

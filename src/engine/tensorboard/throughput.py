@@ -13,7 +13,7 @@ from torch import Tensor
 
 from src.engine.system.batches import batch_size
 from src.engine.system.errors import InputError
-from src.engine.system.hardware import usable_cores
+from src.engine.system.hardware import cores_per_process
 
 MAX_WAIT = 0.2  # share of the time that training may wait for data without advice
 MIN_SECONDS = 20.0  # of training before advice: in a short run, starting up takes most of the time
@@ -125,7 +125,7 @@ def faster_data(trainer: Any) -> str:
     """What to do if training waits for data."""
     data, loader = trainer.datamodule, trainer.train_dataloader
     own = trainer.strategy.root_device.type != "cpu"  # a core for the training itself
-    most = max(1, usable_cores() // max(1, trainer.world_size // trainer.num_nodes) - own)
+    most = max(1, cores_per_process(trainer) - own)
     has_more = getattr(loader, "num_workers", 0) < most
     options = ["--data.cache true"] if getattr(data, "cache", None) is False else []
     given = getattr(data, "num_workers", None)

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from src.engine.data import workers
 from src.engine.data.workers import check_num_workers, file_workers
+from src.engine.system import hardware
 from src.engine.system.errors import InputError
 
 
 def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str, cores: int, processes: int = 1, nodes: int = 1, given: Any = "auto") -> int:
-        monkeypatch.setattr(workers, "usable_cores", lambda: cores)
+        monkeypatch.setattr(hardware, "usable_cores", lambda: cores)
         strategy = SimpleNamespace(root_device=torch.device(device))
         return file_workers(given, SimpleNamespace(strategy=strategy, world_size=processes, num_nodes=nodes))
 
@@ -21,5 +21,8 @@ def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.M
     assert [chosen("cuda", cores) for cores in (1, 2, 8, 128)] == [1, 1, 7, 16]
     assert [chosen("cuda", 32, 4), chosen("cuda", 32, 8, nodes=2), chosen("cuda", 8, 16)] == [7, 7, 1]
     assert chosen("cuda", 8, given=3) == 3
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
+    monkeypatch.setenv("SLURM_NTASKS", "8")  # each has 12 cores of its own, if SLURM binds them
+    assert [chosen("cuda", 12, 8), chosen("cuda", 96, 8), chosen("cuda", 12, 2)] == [11, 11, 5]
     with pytest.raises(InputError, match="num_workers -1 is out of range: give at least 0, or auto"):
         check_num_workers(-1)
