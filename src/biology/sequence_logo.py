@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from src.engine.tensorboard.figures import letter_figure
+from src.engine.tensorboard.figures import new_figure
 from src.engine.tensorboard.writers import writers
 
 
@@ -37,3 +37,27 @@ class SequenceLogo(Callback):
             writer.add_figure(
                 "test/sequence logo", letter_figure(effects.tolist(), list(data.numbers)), trainer.global_step
             )
+
+
+def letter_figure(effects: list[list[float]], letters: list[str]) -> Any:
+    """A figure with a column of letters for each place, as high as their effects; the largest is farthest out."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.textpath import TextPath
+    from matplotlib.transforms import Affine2D
+
+    figure = new_figure(1.5 + 0.6 * len(effects), 3.5)
+    axes = figure.add_subplot(xlabel="place", ylabel="change of the prediction", xlim=(0.5, len(effects) + 0.5))
+    axes.set_xticks(range(1, len(effects) + 1))
+    axes.axhline(0, color="black", linewidth=1)
+    for place, column in enumerate(effects, start=1):
+        ends = {True: 0.0, False: 0.0}  # above and below the line
+        for height, letter in sorted(zip(column, letters, strict=True), key=lambda one: abs(one[0])):
+            path = TextPath((0, 0), letter, size=1)
+            box = path.get_extents()
+            scale = Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, abs(height) / box.height)
+            bottom = ends[height > 0] - (abs(height) if height < 0 else 0)
+            shown = scale.translate(place - 0.45, bottom).transform_path(path)
+            axes.add_patch(PathPatch(shown, color=f"C{letters.index(letter)}", linewidth=0))
+            ends[height > 0] += height
+    axes.autoscale_view(scalex=False)
+    return figure

@@ -5,8 +5,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from src.biology.sequence_files import Record, read_records
 from src.engine.data.loading import announce
-from src.engine.data.sequence_files import Record, read_records
 from src.engine.system.errors import InputError
 
 SOURCES = {

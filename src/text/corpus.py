@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from src import ROOT
 from src.engine.data.download import DownloadError, unwritable, write_atomically
+from src.engine.data.files import not_utf8, open_utf8
 from src.engine.data.loading import IGNORED, BatchDataset, BatchedDataModule, Batches, Order, announce, batch_loader
 from src.engine.data.split import check_fold, split_sizes
-from src.engine.data.tables import not_utf8, open_utf8
 from src.engine.system.errors import InputError, check_least
 from src.text.sources import find_texts, python_reference, tiny_shakespeare
 from src.text.tokenizer import (

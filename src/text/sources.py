@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.data.download import download, published, write_atomically
-from src.engine.data.images import image_files, skipped_line
+from src.engine.data.files import find_files, skipped_line
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
@@ -37,7 +37,7 @@ def find_texts(path: str) -> list[Path]:
     given = local_path(path)
     if given.is_dir():
         skipped: Counter[str] = Counter()
-        files = sorted(image_files(given, skipped, (".txt",)))
+        files = sorted(find_files(given, (".txt",), skipped))
         if skipped:
             rank_zero_info(skipped_line(skipped, ".txt"))
         problem = "no .txt file in this folder; use a glob for other files"

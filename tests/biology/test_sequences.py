@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from src.biology import sequence_sources
+from src.biology.sequence_files import read_records
 from src.biology.sequences import HIDDEN, SequenceDataModule
-from src.engine.data.sequence_files import read_records
 from src.engine.system.errors import InputError
 from tests.conftest import trainer, write
 from tests.contract import check_folds, check_prepare

@@ -96,13 +96,13 @@ def _as_class(class_path: str, argument: str, value: Any) -> Any:
     """An argument of a class with bare names as classes, where its type is a class or a list of them."""
     if isinstance(value, list) and takes_class(class_path, argument, in_list=True):
         return [{"class_path": one} if isinstance(one, str) else one for one in value]
-    is_name = isinstance(value, str) and not names_function(value)
-    return {"class_path": value} if is_name and takes_class(class_path, argument) else value
+    is_name = isinstance(value, str) and takes_class(class_path, argument) and not names_function(value)
+    return {"class_path": value} if is_name else value
 
 
 def names_function(value: str) -> bool:
     """Whether a text is the dotted path of a function, which an argument may take as it is."""
-    found = import_class(value)
+    found = None if value.endswith((".yaml", ".yml")) else import_class(value)
     return callable(found) and not inspect.isclass(found)
 
 

@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import math
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,19 +55,26 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
         InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
     """
     words: list[str] = []
+    more: list[str] = []  # kept from argparse, which takes a word with a blank, or a value, for an input
     for word in args:
-        if also and words and re.fullmatch(rf"--{re.escape(also)}[^=]+", words[-1]) and not word.startswith("--"):
-            words[-1] += f"={word}"  # else the value could be taken for an argument of the parser
+        if also and word.startswith(f"--{also}"):
+            more.append(word)
+            is_open = "=" not in word
+        elif more and is_open and not word.startswith("--"):
+            more[-1] += f"={word}"
+            is_open = False
         else:
             words.append(word)
+            is_open = False
     try:
         options, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
     options.more = []
+    unknown = [*more, *unknown]
     while unknown and also is not None and unknown[0].startswith(f"--{also}"):
         flag, equals, value = unknown.pop(0).partition("=")
-        if not equals and (not unknown or unknown[0].startswith("--")):
+        if not equals and (also or not unknown or unknown[0].startswith("--")):
             raise InputError(f"{flag}: give a value")
         options.more.append((flag, value if equals else unknown.pop(0)))
     if unknown:

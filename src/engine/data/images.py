@@ -2,10 +2,9 @@
 
 import hashlib
 import math
-import os
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -15,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from src.engine.data.files import file_error
 from src.engine.system.errors import InputError
 
-IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 UNREADABLE = (  # what PIL raises for damaged files
     *(OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError, struct.error, TypeError),
     *(LookupError, EOFError, RuntimeError, AttributeError, AssertionError),
@@ -32,58 +31,9 @@ Ranges = dict[str, tuple[float, float]]
 """The values that become black and white, by the kind of a deep image: `integer` or `float`."""
 
 
-def image_files(
-    folder: Path, skipped: Counter[str] | None = None, suffixes: tuple[str, ...] = IMG_EXTENSIONS
-) -> Iterator[Path]:
-    """The image files in a folder and its subfolders, sorted; hidden ones, and macOS's `__MACOSX`, are left out.
-
-    Links are followed, except to a folder that contains them. `skipped` counts everything else, by its suffix.
-    """
-    skipped = Counter() if skipped is None else skipped
-    unreadable = "folders that cannot be read"
-    for parent, subfolders, names in os.walk(folder, onerror=lambda _: skipped.update([unreadable]), followlinks=True):
-        visible = sorted(name for name in subfolders if not is_hidden(name))
-        loops = {name for name in visible if _is_loop(Path(parent, name))}
-        skipped.update(["looping links"] * len(loops))
-        subfolders[:] = [name for name in visible if name not in loops]
-        for name in sorted(name for name in names if not is_hidden(name)):
-            file = Path(parent, name)
-            if not file.is_file():
-                skipped["broken links" if file.is_symlink() else "special files"] += 1
-            elif name.lower().endswith(suffixes):
-                yield file
-            else:
-                skipped[file.suffix.lower() or name] += 1
-
-
-def _is_loop(folder: Path) -> bool:
-    return folder.is_symlink() and folder.resolve() in [parent.resolve() for parent in folder.parents]
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or macOS's `__MACOSX`."""
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def skipped_line(skipped: Mapping[str, int], wanted: str = "images") -> str:
-    """What `image_files` skipped, as one line."""
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-    return f"Skipped files that are not {wanted}: {kinds}"
-
-
 def image_error(path: Path, problem: Exception) -> str:
     """Why an image cannot be used, in training and prediction alike."""
     return file_error(path, problem, "not a readable image: ")
-
-
-def file_error(path: Path, problem: Exception, prefix: str = "") -> str:
-    """Why a file cannot be used."""
-    if isinstance(problem, FileNotFoundError):
-        return "no such file"
-    if path.is_file() and not path.stat().st_size:
-        return "the file is empty"
-    detail = " ".join(str(problem).split()).replace(str(path), "the file").replace("'the file'", "the file")
-    return f"{prefix}{detail[:200] or type(problem).__name__}"
 
 
 class DeepImage(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
-from src.engine.data.images import IMG_EXTENSIONS, file_error, image_files, is_hidden, skipped_line
+from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, is_hidden, skipped_line
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
 from src.engine.data.loading import BatchedDataModule, announce
 from src.engine.data.split import PARTS, report_duplicates, stratified_split
@@ -63,7 +63,7 @@ def labelled_files(
     found = [
         LabelledFile(str(file), file, folder.name)
         for folder in folders
-        for file in image_files(folder, skipped, suffixes)
+        for file in find_files(folder, suffixes, skipped)
     ]
     if not found:
         raise InputError(f"--data.path {path}: no {kind} in its folders; give one folder of {kind} per class")

@@ -3,8 +3,6 @@
 Rows count from 1, without the header and empty lines.
 """
 
-import codecs
-import gzip
 import json
 import re
 import sys
@@ -14,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from src.engine.data.files import not_utf8, open_utf8, suffix_of
 from src.engine.data.loading import announce
 from src.engine.data.texts import Texts
 from src.engine.system.addresses import local_path
@@ -122,45 +121,6 @@ def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, .
     """
     for batch in _batches(path, list(columns), list(columns.values()), STREAM_BYTES):
         yield from _rows(batch)
-
-
-def suffix_of(path: Path) -> str:
-    """The suffix of a file's name in lower case, without .gz."""
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
-
-
-def open_utf8(path: Path) -> BinaryIO:
-    """A text file, opened after its byte order mark if there is one; .gz is unpacked. InputError if it is UTF-16."""
-    file: Any = _unpacked(path)
-    start = file.peek(4096)[:4096]  # a pipe cannot be rewound
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
-        file.close()
-        raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
-    file.read(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-    found: BinaryIO = file
-    return found
-
-
-def _unpacked(path: Path) -> BinaryIO:
-    opened: Any = (gzip.GzipFile if path.suffix.lower() == ".gz" else open)(path, "rb")
-    file: BinaryIO = opened
-    return file
-
-
-def not_utf8(path: Path) -> InputError:
-    """The error for a text file that is not UTF-8, with its first wrong byte."""
-    offset = 0
-    with _unpacked(path) as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                byte = f"byte {offset + error.start} is 0x{line[error.start]:02x}"
-                return InputError(
-                    f"{path} is not UTF-8: {byte}, in line {number}; it may be Windows-1252: save it as UTF-8"
-                )
-            offset += len(line)
-    return InputError(f"{path} is not UTF-8: save it as UTF-8")
 
 
 def _rows(batch: Batch) -> Iterator[tuple[Any, ...]]:

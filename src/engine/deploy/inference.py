@@ -75,18 +75,20 @@ class Inference(LightningModule):
             self.missing_paths = [
                 name
                 for name in unused
-                if name.startswith("data.") and name != "data.tokenizer" and name[5:] not in (data or {})
+                if name.startswith("data.") and name != "data.tokenizer" and name.split(".")[1] not in (data or {})
             ]
         spec = saved.get("data") or {}
         cls = import_class(spec.get("class_path", ""))
         if not isinstance(cls, type):
             raise InputError(f"--ckpt_path {given} has no DataModule, whose method prepare reads the inputs; {GUIDE}")
         needed = {one.name for one in parameters_of(cls).values() if one.default is one.empty}
-        needed |= {name[5:] for name in self.missing_paths if not PATHS.search(name)}  # `prepare` might use it
+        # Others than paths by their names may be used by `prepare`.
+        needed |= {name[5:] for name in self.missing_paths if not PATHS.search(name.rpartition(".")[2])}
         if missing := [name for name in self.missing_paths if name[5:] in needed]:
+            option = ".".join(missing[0].split(".")[:2])  # of a class within, all of it
             raise InputError(
-                f"--{missing[0]} is missing: what is or looks like a path is read only from your own runs in logs/;"
-                f" give it, as in --{missing[0]}=VALUE"
+                f"--{option} is missing: what is or looks like a path is read only from your own runs in logs/;"
+                f" give it, as in --{option}=VALUE"
             )
         with checkpoint_errors(str(self.path)):
             self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})

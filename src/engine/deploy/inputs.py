@@ -14,18 +14,16 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, open_utf8, suffix_of
 from src.engine.data.images import (
-    IMG_EXTENSIONS,
     UNREADABLE,
-    file_error,
     image_error,
-    image_files,
     original_size,
     read_image,
     read_mask,
 )
 from src.engine.data.loading import already_a_batch
-from src.engine.data.tables import TABLES, open_utf8, stream_columns, suffix_of
+from src.engine.data.tables import TABLES, stream_columns
 from src.engine.deploy.prepare import LARGEST
 from src.engine.system.errors import InputError, SampleError
 
@@ -58,7 +56,7 @@ def find_images(
     Args:
         paths: files and folders.
         truth: a folder of masks with the names of the images, or `folder`: each image's folder is its class.
-        skipped: see `image_files`.
+        skipped: see `find_files`.
         suffixes: endings of the files to find; default: those of images.
         labels: names of classes; class folders may have subfolders.
     """
@@ -75,7 +73,7 @@ def find_images(
         if not path.is_dir():
             yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
-        files = list(image_files(path, skipped, suffixes))
+        files = list(find_files(path, suffixes, skipped))
         yield from (Input(str(file), file, truth=truth and true_value(file, path)) for file in files)
         if not files:
             what = "image" if suffixes is IMG_EXTENSIONS else f"{' or '.join(suffixes)} file"

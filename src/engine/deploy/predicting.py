@@ -24,7 +24,8 @@ def predict(args: list[str]) -> int:
     options = _parse(args)
     from lightning.pytorch import Trainer  # lazy import: keeps --help fast
 
-    from src.engine.data.images import reader, skipped_line
+    from src.engine.data.files import skipped_line
+    from src.engine.data.images import reader
     from src.engine.deploy.inference import Inference
     from src.engine.deploy.inputs import InputsDataModule, PreparedInputs
     from src.engine.deploy.prediction_table import PredictionTable

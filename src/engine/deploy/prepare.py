@@ -110,8 +110,8 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         found = [torch.tensor([numbers[label] for label in text] or [IGNORED]) for text in labels]
         if all(len(one) == 1 for one in found):
             return torch.cat(found)
-        if inputs and inputs[0].is_floating_point():  # no positions
-            several = next(text for text, one in zip(texts, labels, strict=True) if len(one) != 1)
+        if len(inputs) == 1 and inputs[0].is_floating_point() and inputs[0].ndim < 3:  # no positions
+            several = next(text for text, one in zip(texts, found, strict=True) if len(one) != 1)
             raise InputError(
                 f"the true value {several!r:.80} is not one label of {name}: for several give a column of 0 and 1 for"
                 f" each, as in --truth {','.join(list(numbers)[:2])}"

@@ -77,7 +77,8 @@ def build(spec: Tree) -> Any:
 def _maker(spec: Tree) -> partial[Any]:
     cls = import_class(spec["class_path"])
     types = argument_types(cls)
-    return partial(cls, **{name: _built(one, types.get(name)) for name, one in (spec.get("init_args") or {}).items()})
+    given = {**(spec.get("dict_kwargs") or {}), **(spec.get("init_args") or {})}
+    return partial(cls, **{name: _built(one, types.get(name)) for name, one in given.items()})
 
 
 def _built(value: Any, hint: Any) -> Any:

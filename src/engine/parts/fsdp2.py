@@ -44,7 +44,8 @@ def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
         is_own = False
     if not is_own and ckpt_path:
         refuse_folder(ckpt_path)
-    if is_own and (averaging := next((one for one in trainer.callbacks if isinstance(one, WeightAveraging)), None)):
+    averaging = next((one for one in trainer.callbacks if isinstance(one, WeightAveraging)), None)
+    if averaging and isinstance(strategy, ModelParallelStrategy):
         raise InputError(f"{type(averaging).__name__} copies whole weights, FSDP2 has shards: use another --strategy")
 
 

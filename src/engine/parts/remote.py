@@ -178,7 +178,7 @@ def fetch_run(given: str) -> Path:
         system, path = file_system(given.rstrip("/"))
         found = _details(system, system.find(path, detail=True))  # a list of a web server has no sizes
         files = {name[len(path) + 1 :]: info for name, info in found.items()}
-        if odd := next((name for name in files if ".." in name.split("/")), None):
+        if odd := next((name for name in files if {"..", ""} & {*re.split(r"[/\\]", name)}), None):
             raise InputError(f"--run {given}: {odd} leads out of its folder")
         if "config.yaml" not in files:
             raise InputError(f"--run {given}: no run is there; give the address of a folder such as version_0")

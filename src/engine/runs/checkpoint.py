@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import inspect
 import os
 import pickle
 import shutil
@@ -225,13 +226,26 @@ def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree
     if "_class_path" not in saved:
         return {}
     path, cls = checked_class(saved["_class_path"], (LightningModule,), trust, "model")
-    arguments = {name: saved[name] for name in parameters_of(cls) if name in saved}
+    arguments = {name: saved[name] for name in _arguments_of(cls, checkpoint) if name in saved}
     skipped: list[str] = []
     spec = checked_spec({"class_path": path, "init_args": arguments}, (LightningModule,), trust, "model", skipped)
     # Without it, the model would be another one.
     if other := next((name for name in skipped if not PATHS.search(name.rpartition(".")[2])), None):
         raise InputError(f"its {other} looks like a path, which is read only from your own runs in logs/")
     return spec
+
+
+def _arguments_of(cls: type, checkpoint: dict[str, Any]) -> list[str]:
+    """The names of a model's own arguments, and of those in the configuration that `**kwargs` passes on.
+
+    Other arguments of its base class it gives itself.
+    """
+    own, known = inspect.signature(cls).parameters, parameters_of(cls)
+    given: Any = ()
+    if known.keys() - own.keys():
+        with suppress(yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            given = yaml.safe_load(checkpoint["config"])["model"]["init_args"].keys()
+    return [name for name in known if name in own or name in given]
 
 
 def configurations(folder: Path) -> list[str]:

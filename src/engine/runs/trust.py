@@ -170,7 +170,7 @@ class _Check:
         takes_anything = any(one in ANYTHING or one is UNKNOWN or isinstance(one, TypeVar) for one in options)
         if isinstance(value, dict) and "class_path" in value:
             wanted = tuple(one for one in (*options, *returned_by(hint)) if _is_class_type(one))
-            if not wanted and takes_anything and self.trust.covers(str(value["class_path"])):
+            if not wanted and takes_anything and str(value["class_path"]) in self.trust.names:
                 wanted = (object,)  # of an argument without a type
             if not wanted:
                 raise InputError(f"{place} is a class, but only plain values are allowed")

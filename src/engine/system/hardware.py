@@ -126,13 +126,12 @@ def device_of(accelerator: str) -> torch.device:
 
 def check_strategy(given: Any) -> None:
     """Raise InputError if there is no strategy with this name, or what it does does not go with this engine."""
-    name = given if isinstance(given, str) else str(getattr(given, "class_path", "")).rpartition(".")[2].lower()
-    if re.search("spawn|fork|notebook", name):
-        raise InputError(
-            f"--strategy {given}: its processes cannot be stopped, continued or counted together: give ddp"
-        )
-    if re.search("fsdp(?!2)", name):
-        raise InputError(f"--strategy {given} makes all weights vectors, which have no weight decay: give ddp or FSDP2")
+    name = given if isinstance(given, str) else str(getattr(given, "class_path", "")).rpartition(".")[2]
+    start = str((getattr(given, "init_args", None) or {}).get("start_method", ""))
+    if re.search("spawn|fork|notebook", f"{name} {start}"):
+        raise InputError(f"--strategy {name}: its processes cannot be stopped, continued or counted together: give ddp")
+    if re.search("fsdp(?!2)", name.lower()):
+        raise InputError(f"--strategy {name} makes all weights vectors, which have no weight decay: give ddp or FSDP2")
     known = {"auto", *StrategyRegistry.available_strategies()}
     if isinstance(given, str) and given not in known:
         near = nearest(given, known) or f"; known: {', '.join(sorted(known))}"

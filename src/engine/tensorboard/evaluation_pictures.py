@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
 from src.engine.system.batches import gathered, labels_of
 from src.engine.system.randomness import counting
-from src.engine.tensorboard.figures import draw_image, literal
+from src.engine.tensorboard.figures import draw_image, escape_dollars
 from src.engine.tensorboard.writers import writers
 
 WORST = 16  # number of mistakes shown
@@ -124,7 +124,7 @@ def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
     """A matplotlib figure of a confusion matrix, (num_classes, num_classes), each row shaded by its share."""
     from matplotlib.figure import Figure  # lazy import: it takes 0.25 s
 
-    labels = literal(labels)
+    labels = escape_dollars(labels)
     size = 2 + 0.42 * len(labels)
     figure = Figure(figsize=(size, size), layout="constrained")
     axes = figure.subplots()
@@ -144,7 +144,7 @@ def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) 
     """Images in rows of four, all on one pair of axes: one pair per image would take a second or more to draw."""
     from matplotlib.figure import Figure
 
-    labels = literal(labels)
+    labels = escape_dollars(labels)
     width, height = 2.0, 2.3  # of a cell, in inches: up to 1.7 for the image, the rest for its title
     figure = Figure(figsize=(4 * width, -(-len(worst) // 4) * height))
     axes = figure.add_axes((0, 0, 1, 1))

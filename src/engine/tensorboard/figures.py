@@ -11,7 +11,7 @@ MAX_CURVES = 20  # labels in one figure
 MAX_POSITIONS = 120  # of a sequence
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure  # lazy import: it takes 0.25 s
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -23,8 +23,8 @@ def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, An
         return {}
     targets, preds = (torch.stack([sample[name].float() for sample in samples]) for name in ("target", "preds"))
     count = targets.shape[1]
-    names = literal(labels) or ["value"] * count
-    true, rest = _figure(4 * count, 4), _figure(4 * count, 4)
+    names = escape_dollars(labels) or ["value"] * count
+    true, rest = new_figure(4 * count, 4), new_figure(4 * count, 4)
     for number, name in enumerate(names):
         known = targets[:, number].isfinite()
         x, y = targets[known, number].numpy(), preds[known, number].numpy()
@@ -40,9 +40,9 @@ def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, An
 
 def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
     """Precision against recall of each label, from counts (thresholds, num_labels, 2, 2), targets in rows."""
-    figure = _figure(6, 5)
+    figure = new_figure(6, 5)
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    for number, label in enumerate(literal(labels[:MAX_CURVES])):
+    for number, label in enumerate(escape_dollars(labels[:MAX_CURVES])):
         _, fp, fn, tp = counts[:, number].flatten(1).double().unbind(dim=1)
         recall, precision = tp / (tp + fn).clamp(min=1), torch.where(tp + fp > 0, tp / (tp + fp).clamp(min=1), 1.0)
         axes.plot(recall.numpy(), precision.numpy(), label=label)
@@ -63,7 +63,7 @@ def draw_image(axes: Any, image: Tensor, **options: Any) -> None:
 
 def mask_figure(samples: list[Sample], num_classes: int) -> Any:
     """Input image, true mask and predicted mask of each sample, one row per sample."""
-    figure = _figure(6, 2 * len(samples))
+    figure = new_figure(6, 2 * len(samples))
     grid = figure.subplots(len(samples), 3, squeeze=False)
     for axes, title in zip(grid[0], ("input", "true", "predicted"), strict=True):
         axes.set_title(title)
@@ -87,13 +87,12 @@ def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
         for offset, name in enumerate(("target", "preds")):
             labelled = torch.where(target < 0, torch.nan, sample[name][:length].float())
             cells[3 * row + offset, : len(target)] = labelled
-    figure = _figure(2 + 0.08 * length, 1 + 0.4 * len(samples))
+    figure = new_figure(2 + 0.08 * length, 1 + 0.4 * len(samples))
     axes = figure.add_subplot(xlabel="position", title="true above predicted")
     drawn = axes.imshow(cells.numpy(), cmap="tab20", vmin=0, vmax=max(len(labels) - 1, 1), aspect="auto")
     axes.set_yticks([])
-    shown = [
-        Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in enumerate(literal(labels[:20]))
-    ]
+    names = enumerate(escape_dollars(labels[:20]))
+    shown = [Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in names]
     axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     return figure
 
@@ -108,8 +107,8 @@ def box_figure(samples: list[Sample], labels: list[str]) -> Any:
     """
     from matplotlib.patches import Rectangle
 
-    labels = literal(labels)
-    figure = _figure(14, 3.7 * -(-len(samples) // 4))
+    labels = escape_dollars(labels)
+    figure = new_figure(14, 3.7 * -(-len(samples) // 4))
     for position, sample in enumerate(samples):
         axes = figure.add_subplot(-(-len(samples) // 4), 4, position + 1)
         draw_image(axes, sample["inputs"], extent=(0, 1, 1, 0))
@@ -123,30 +122,6 @@ def box_figure(samples: list[Sample], labels: list[str]) -> Any:
     return figure
 
 
-def letter_figure(effects: list[list[float]], letters: list[str]) -> Any:
-    """A figure with a column of letters for each place, as high as their effects; the largest is farthest out."""
-    from matplotlib.patches import PathPatch
-    from matplotlib.textpath import TextPath
-    from matplotlib.transforms import Affine2D
-
-    figure = _figure(1.5 + 0.6 * len(effects), 3.5)
-    axes = figure.add_subplot(xlabel="place", ylabel="change of the prediction", xlim=(0.5, len(effects) + 0.5))
-    axes.set_xticks(range(1, len(effects) + 1))
-    axes.axhline(0, color="black", linewidth=1)
-    for place, column in enumerate(effects, start=1):
-        ends = {True: 0.0, False: 0.0}  # above and below the line
-        for height, letter in sorted(zip(column, letters, strict=True), key=lambda one: abs(one[0])):
-            path = TextPath((0, 0), letter, size=1)
-            box = path.get_extents()
-            scale = Affine2D().translate(-box.x0, -box.y0).scale(0.9 / box.width, abs(height) / box.height)
-            bottom = ends[height > 0] - (abs(height) if height < 0 else 0)
-            shown = scale.translate(place - 0.45, bottom).transform_path(path)
-            axes.add_patch(PathPatch(shown, color=f"C{letters.index(letter)}", linewidth=0))
-            ends[height > 0] += height
-    axes.autoscale_view(scalex=False)
-    return figure
-
-
-def literal(labels: list[str]) -> list[str]:
+def escape_dollars(labels: list[str]) -> list[str]:
     """Labels with their dollar signs escaped, between which matplotlib reads a formula."""
     return [label.replace("$", r"\$") for label in labels]

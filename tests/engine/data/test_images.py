@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from src.engine.data.files import IMG_EXTENSIONS, find_files, skipped_line
 from src.engine.data.images import (
     content_keys,
     image_error,
-    image_files,
     original_size,
     read_image,
     restored_ranges,
-    skipped_line,
 )
 from src.engine.system.errors import InputError
 from tests.conftest import picture
@@ -175,9 +174,9 @@ def test_links_are_followed_loops_are_not_and_what_is_skipped_is_counted(tmp_pat
     (folder / "clip.GIF").write_bytes(b"GIF89a")
     (folder / "notes").write_text("no suffix")
     skipped: Counter[str] = Counter()
-    found = [str(path.relative_to(folder)) for path in image_files(folder, skipped)]
+    found = [str(path.relative_to(folder)) for path in find_files(folder, IMG_EXTENSIONS, skipped)]
     assert found == ["linked/1.png", "sub/0.png"]
-    assert skipped_line(skipped) == (
+    assert skipped_line(skipped, "images") == (
         "Skipped files that are not images: 1 .gif, 2 broken links, 2 looping links, 1 notes"
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.engine.data.sequence_files import read_records
+from src.biology.sequence_files import read_records
 from src.engine.system.errors import InputError
 from tests.conftest import write
 
