@@ -154,7 +154,7 @@ def _run(words: list[str], env: dict[str, str], cwd: str, fds: list[int], new_se
 def _forget_this_repository_in_another(path: str, cwd: str) -> None:
     root = cwd if os.path.isdir(f"{cwd}/src") else path
     if os.path.realpath(root) != str(ROOT):
-        for name in [name for name in sys.modules if name.split(".")[0] in ("src", "tests")]:
+        for name in [name for name in sys.modules if f"{name}.".startswith(("src.", "tests."))]:
             del sys.modules[name]
         sys.path[:] = [root, *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
 

@@ -127,7 +127,8 @@ class CaptionDataModule(BatchedDataModule):
     def _use_images(self, is_own: bool) -> None:
         """Take one's own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
-        options: dict[str, Any] = {"image_size": self._image_size, "flip": False, "fold": self.fold[0]}
+        options: dict[str, Any] = {"image_size": self._image_size, "flip": False}
+        options |= {"fold": self.fold[0], "folds": self.fold[1]}
         self.files = ImageFolderDataModule(self.path, **options) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare

@@ -256,6 +256,7 @@ class StarterCLI(LightningCLI):
                 )
             spec = (self.model, tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, *spec)
+        if tree["optimizer"] or hasattr(self.model, "parameter_groups"):
             callbacks.append(TrainedCheck())
         for more in hooks("callbacks"):
             add_missing(callbacks, more(self.config, self.stage))
@@ -277,7 +278,7 @@ class StarterCLI(LightningCLI):
         try:
             trainer = Trainer(**options)
             check_batch_size_of(self.datamodule, trainer.world_size)
-            check_clocks(self.config.trainer, trainer.world_size)
+            check_clocks(self.config.trainer, trainer.world_size if trains else 1)
             for check in hooks("check_trainer"):
                 check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):

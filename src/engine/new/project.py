@@ -172,6 +172,7 @@ class Project:
         known = requirements(template.text("pyproject.toml"), self.packages())
         extras = [name for name in known if name and name in to_train]
         values["extras"] = f"[{','.join(extras)}]" if extras else ""
+        tops = {path.split("/")[1].removesuffix(".py") for path in texts if path.startswith("src/")} | {choice.name}
         found = {"logs/.gitkeep": b""}
         for path, text in texts.items():
             if path in template.added or path in OWN:
@@ -181,7 +182,7 @@ class Project:
                     text = re.sub(r"(^from src\.[^(\n]*\n)+", _sorted_lines, text, flags=re.MULTILINE)
             is_code = path.startswith(("src/", "tests/", "configs/"))  # may have a column or an argument of that name
             if not is_code or path.endswith((".py", ".yaml")):  # in a page src is the address of a picture
-                text = packaged(text, choice.package, is_code)
+                text = packaged(text, choice.package, tops if is_code else ())
             found[packaged(path, choice.package)] = text.encode(errors="surrogateescape")
         return found
 
@@ -281,8 +282,10 @@ def _is_recipe(template: Template, path: str) -> bool:
     keys = _keys(template, path)
     if "model" not in keys or "data" in keys:
         return {"model", "data"} <= keys
-    (model,) = _classes(template, path)
-    return model in template.classes and "def train_dataloader(" in template.text(template.classes[model])
+    model = yaml.safe_load(template.text(path))["model"]
+    name = (model.get("class_path") if isinstance(model, dict) else model) or ""  # an overlay may have arguments only
+    file = template.classes.get(name) or template.module(name.rpartition(".")[0])
+    return file is not None and "def train_dataloader(" in template.text(file)
 
 
 def _classes(template: Template, path: str) -> list[str]:
@@ -344,16 +347,19 @@ def comment(text: str) -> str:
     return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
 
 
-def packaged(text: str, package: str, in_names: bool = False) -> str:
+def packaged(text: str, package: str, tops: Iterable[str] = ()) -> str:
     """Text with the import name of a project in place of `src`, except where it is said to be the template's.
 
-    `in_names`: only where it is a folder or part of the name of a module.
+    `tops`: names in `src`; then only where it is a folder or part of the name of a module.
     """
     if package == "src":
         return text
     word = r'(?<![\w.-])src\b(?![=-]|"  # of the template)'
-    names = rf'{word}(?=[./]| import\b)|(?<=import ){word}|(?<=/){word}|(?<=/ "){word}|(?<=== "){word}'
-    return re.sub(names if in_names else word, package, text)
+    module = rf"\.(?:{'|'.join(sorted(tops))})\b|\.\W"
+    names = (
+        rf'{word}(?=/[\w{{*<]|"\)| import\b|{module})|(?<=import ){word}|(?<=/){word}|(?<=/ "){word}|(?<=== "){word}'
+    )
+    return re.sub(names if tops else word, package, text)
 
 
 def _named(text: str, name: str) -> str:

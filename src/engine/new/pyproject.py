@@ -91,7 +91,7 @@ def _distribution(requirement: str) -> str:
 def _is_imported(requirement: str, names: Iterable[str]) -> bool:
     name = _distribution(requirement)
     module = IMPORTED_AS.get(name, name.replace("-", "_"))
-    return bool({module, LOADED_BY.get(name, module), *_modules().get(name, ())} & {*names})
+    return bool({module, LOADED_BY.get(name, module), *_modules().get(name.replace("_", "-"), ())} & {*names})
 
 
 @cache
@@ -99,8 +99,8 @@ def _modules() -> dict[str, list[str]]:
     """The modules of what is installed, by the name of the distribution in lower case."""
     found: dict[str, list[str]] = {}
     for module, names in packages_distributions().items():
-        for name in names:
-            found.setdefault(name.lower(), []).append(module)
+        for name in names if module != "src" else ():  # the template itself
+            found.setdefault(name.lower().replace("_", "-"), []).append(module)
     return found
 
 

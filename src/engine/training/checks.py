@@ -77,7 +77,7 @@ def check_settings(config: Any, trains: bool) -> None:
     if trains and config.retries and config.optimizer is None:
         raise InputError(
             f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"
-            " leave it out"
+            " give --retries 0"
         )
     if trainer.barebones:
         raise InputError(

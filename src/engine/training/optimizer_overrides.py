@@ -52,6 +52,9 @@ class OptimizerOverrides(Callback):
                     f" {before[name]}: leave it out, or start a new run"
                 )
         self.optimizer, self.lr_scheduler = changed
+        path = str((now.get("lr_scheduler") or {}).get("class_path"))
+        # This project's schedules compare the length in the checkpoint with their own.
+        self.lengths = ("total_steps", "T_max") if path.startswith("src.engine.training.optim.") else ()
         self.before = _arguments(saved.get("optimizer"))
         self.lr_factor = self.optimizer.pop("lr") / self.before["lr"] if "lr" in self.optimizer else 1.0
 
@@ -81,7 +84,8 @@ class OptimizerOverrides(Callback):
                 raise InputError(f"--lr_scheduler.{unknown} cannot be changed in a continued run: leave it out")
             if "base_lrs" in state:
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]
-            state.update({name: value for name, value in self.lr_scheduler.items() if name in state})
+            kept = [name for name in self.lr_scheduler if name in state and name not in self.lengths]
+            state.update({name: self.lr_scheduler[name] for name in kept})
 
 
 def _plain(value: Any) -> Any:
