@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import nn
 
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.deploy.prepare import kind_of, prepare_inputs
@@ -34,8 +35,8 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
     prepared, notes = prepare_inputs(data, raw[:count])
     if kind_of(data) == "image":
         prepared = (normalise(prepared[0], *pixel_statistics(data)),)
-    elif hasattr(data, "features"):
-        prepared = (data.features(*prepared),)
+    elif isinstance(features := getattr(data, "features", None), nn.Module):
+        prepared = (features(*prepared),)
     for number, (found, expected) in enumerate(zip(prepared, probe.batch, strict=False)):
         torch.testing.assert_close(found, expected, msg=lambda why, at=number: f"input {at} of prepare: {why}")
     assert len(notes) == count

@@ -15,7 +15,9 @@ from src.text.hub import load_from_hub, transformers_class
 
 ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
 # Settings that make `transformers` load code or weights from the hub or a folder.
-NOT_REBUILT = re.compile("name_or_path|auto_map|quantization_config|backbone|_implementation|^num_labels$")
+NOT_REBUILT = re.compile(
+    "name_or_path|auto_map|quantization_config|backbone|_implementation|task_specific_params|^num_labels$"
+)
 
 
 class _Pretrained(nn.Module):
@@ -51,6 +53,9 @@ class _Pretrained(nn.Module):
             model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
             # Kept in the configuration: a checkpoint trains the same layers.
             model.config.has_new_pooler = _check_weights(model, info, pretrained, self.peft_task)
+            head = model.get_output_embeddings()
+            if head is not None and head.weight is not model.get_input_embeddings().weight:
+                model.config.tie_word_embeddings = False  # transformers ties no weights that differ
         else:
             try:
                 known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
@@ -59,11 +64,11 @@ class _Pretrained(nn.Module):
                 raise ValueError(
                     f"config fits no model of transformers: {' '.join(str(error).split())[:200]}"
                 ) from error
-        if getattr(model.config, "pad_token_id", None) is None:
-            model.config.pad_token_id = _end_token(model) or 0
         # With this, a checkpoint can rebuild the network without the files of the pretrained model.
-        plain = json.loads(model.config.to_json_string(use_diff=False))
+        plain = json.loads(json.dumps(model.config.to_dict()))  # to_json_string would write infinity as a dict
         self.rebuild = {"config": _without(plain, NOT_REBUILT)}
+        if getattr(model.config, "pad_token_id", None) is None:  # after it: some embeddings would have padding
+            model.config.pad_token_id = _end_token(model) or 0
         if freeze_body:
             for name, parameter in model.base_model.named_parameters():
                 parameter.requires_grad_(_has_new_pooler(model) and "pooler." in name)

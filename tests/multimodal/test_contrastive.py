@@ -19,9 +19,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from src.engine.data.images import read_image
+from src.engine.data.loading import Batches
 from src.engine.deploy.exporting import export
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
+from src.multimodal import contrastive
 from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
 from src.multimodal.contrastive import ContrastiveModel, _distinct
@@ -109,6 +111,21 @@ def test_own_images_are_prepared_as_in_training_without_their_table(tmp_path: Pa
     assert torch.equal(data.prepare([picture]), trained.prepare([picture]))
 
 
+def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messages: list[str]) -> None:
+    path = own_pairs(tmp_path / "own")
+    first = CaptionDataModule(str(path), image_size=16)
+    first.setup("fit")
+    for is_changed in (False, True):
+        if is_changed:
+            Image.new("RGB", (20, 20), "white").save(tmp_path / "own" / "new.png")
+            path.write_text(f"{path.read_text()}new.png,a white picture\n")
+        again = CaptionDataModule(str(path), image_size=16)
+        again.load_state_dict(first.state_dict())
+        again.setup("test")
+        said = [line for line in messages if "have changed since training, so they are split differently" in line]
+        assert len(said) == is_changed
+
+
 def test_processes_share_a_part_that_is_smaller_than_a_batch_equally(tmp_path: Path) -> None:
     data = CaptionDataModule(str(own_pairs(tmp_path / "own")), image_size=16, batch_size=130)
     data.setup("fit")
@@ -134,6 +151,24 @@ class Given(nn.Module):
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
         return features
+
+
+@pytest.mark.parametrize(
+    ("count", "asks"), [(12, False), (10, False), (11, True), (9, True), (None, True)], ids=lambda value: str(value)
+)
+def test_processes_ask_each_other_for_their_pairs_only_if_the_last_batch_is_uneven(
+    count: int | None, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = ContrastiveModel(Given())
+    run: Any = SimpleNamespace(world_size=2, global_rank=1, training=True)
+    run.train_dataloader = SimpleNamespace(sampler=Batches(count, 4, run) if count else None)
+    task.trainer = run
+    asked: list[int] = []
+    monkeypatch.setattr(contrastive, "gathered", lambda own: asked.append(own) or [own + 1, own])
+    monkeypatch.setattr(task, "all_gather", lambda features, sync_grads: torch.stack([features, features]))
+    everyone, first = task._everyone(torch.ones(2, 1, 3))
+    assert asked == [1] * asks
+    assert (everyone.shape, first) == ((2, 2 + asks, 3), 1 + asks)
 
 
 class SeveralCaptions(LightningDataModule):

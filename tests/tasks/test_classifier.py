@@ -268,3 +268,15 @@ def test_labels_may_be_an_array(tmp_path: Path) -> None:
         task.trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
         assert task.label_names(3) == [str(one) for one in labels.tolist()]
         restore_data({}, data)
+
+
+def test_a_network_that_averages_probabilities_does_not_go_with_a_loss_on_one_hot_targets() -> None:
+    class Averaging(ToyMLP):
+        average = "probabilities"
+
+    assert Classifier(Averaging()).net
+    assert Classifier(nn.Linear(2, 1), nn.MSELoss(), num_classes=1).net
+    with pytest.raises(InputError, match=r"^Averaging averages probabilities .*: give --model\.net\.average logits$"):
+        Classifier(Averaging(), nn.MSELoss())
+    Averaging.average = "logits"
+    assert Classifier(Averaging(), nn.MSELoss()).net

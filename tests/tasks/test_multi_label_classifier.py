@@ -105,3 +105,14 @@ def test_the_figure_is_the_precision_recall_curve_of_each_label(tmp_path: Path) 
     assert torch.allclose(torch.tensor(axes.lines[2].get_xdata()).float(), recall[2, :-1])
     found = recall[2, :-1] > 0
     assert torch.allclose(torch.tensor(axes.lines[2].get_ydata()).float()[found], precision[2, :-1][found])
+
+
+def test_a_network_that_averages_probabilities_of_which_one_applies_has_one_label() -> None:
+    class Averaging(nn.Linear):
+        average = "probabilities"
+
+    with pytest.raises(InputError, match=r"^Averaging averages probabilities .*: give --model\.net\.average logits$"):
+        MultiLabelClassifier(Averaging(4, 3), num_classes=3)
+    assert MultiLabelClassifier(Averaging(4, 1), num_classes=1).net
+    Averaging.average = "logits"
+    assert MultiLabelClassifier(Averaging(4, 3), num_classes=3).net

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,3 +203,28 @@ def test_an_endless_loader_is_read_for_as_long_as_the_run(tmp_path: Path) -> Non
     data.train_dataloader = lambda: DataLoader(Endless(), 8)  # type: ignore[method-assign]
     task, _ = fitted(tmp_path, data, max_steps=6)
     assert torch.allclose(task.target_mean, Y[:48].mean(0))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_weights_in_half_precision_are_refused_as_they_round_the_targets(precision: str) -> None:
+    task = Regressor(Line(3, 1))
+    task.trainer = SimpleNamespace(precision=precision)  # type: ignore[assignment]
+    for stage in ("fit", "validate", "test"):
+        with pytest.raises(
+            InputError, match=f"^--precision {precision} rounds the targets: give bf16-mixed or 32-true"
+        ):
+            task.setup(stage)
+    task.setup("predict")
+    task.trainer = SimpleNamespace(precision="bf16-mixed")  # type: ignore[assignment]
+    task.setup("fit")
+
+
+def test_a_network_that_averages_probabilities_has_one_target() -> None:
+    nets = [Line(3, count) for count in (1, 2)]
+    for net in nets:
+        net.average = "probabilities"  # type: ignore[assignment]
+    assert Regressor(nets[0]).num_targets == 1
+    with pytest.raises(InputError, match=r"^Line averages probabilities .*: give --model\.net\.average logits$"):
+        Regressor(nets[1], num_targets=2)
+    nets[1].average = "logits"  # type: ignore[assignment]
+    assert Regressor(nets[1], num_targets=2).num_targets == 2

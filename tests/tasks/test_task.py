@@ -140,6 +140,20 @@ def test_a_batch_that_counts_in_no_process_has_no_loss(tmp_path: Path, monkeypat
         assert task._share(torch.tensor(rank_1 // 3)) == share
 
 
+@pytest.mark.filterwarnings("ignore:The ..compute.. method")
+@pytest.mark.parametrize("others", [True, False])
+def test_all_processes_compute_the_metrics_of_an_epoch_if_one_has_seen_something(
+    others: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Doubler(nn.Linear(1, 1))
+    task.trainer = trainer(tmp_path)
+    logged: list[str] = []
+    monkeypatch.setattr(task, "log_dict", lambda values, **_: logged.extend(values))
+    monkeypatch.setattr("src.tasks.task.gathered", lambda seen: [seen, others])
+    task.on_train_epoch_end()
+    assert logged == ["train/loss"] * others
+
+
 @pytest.mark.parametrize("name", ["vocab_size", "block_size"])
 def test_data_that_the_network_is_too_small_for_is_one_line(tmp_path: Path, name: str) -> None:
     net, data = nn.Linear(1, 1), LightningDataModule()

@@ -10,7 +10,6 @@ from threading import Event
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
 
 from src import ROOT
 from src.engine.system.errors import InputError
@@ -377,4 +376,3 @@ def test_a_package_carries_a_real_model(models: Path) -> None:
     good, great, seven = (table[tokenizer.encode(word)[0]] for word in ("good", "great", "seven"))
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(good, great, dim=0) > 2 * cosine(good, seven, dim=0).abs()
-    assert isinstance(TextClassifier(net), LightningModule)

@@ -45,6 +45,18 @@ def test_the_head_may_have_a_learning_rate_of_its_own() -> None:
     assert rates[id(task.net.norm.weight)] == (0.1, 0.0)  # type: ignore[union-attr]
 
 
+def test_its_groups_have_an_effect_without_an_optimizer_in_the_recipe() -> None:
+    task = TextClassifier(TextEncoder(50, 3, d_model=16, num_heads=2, num_layers=1), head_lr=0.5)
+    optimizer = task.configure_optimizers()
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    lr, decay = optimizer.defaults["lr"], optimizer.defaults["weight_decay"]
+    assert lr < 0.5 > decay > 0
+    assert len(rates) == len(list(task.net.parameters()))
+    assert rates[id(task.net.head.weight)] == (0.5, decay)  # type: ignore[union-attr]
+    assert rates[id(task.net.embedding.weight)] == (lr, decay)  # type: ignore[union-attr]
+    assert rates[id(task.net.norm.weight)] == (lr, 0.0)  # type: ignore[union-attr]
+
+
 def encoder(adversarial: float) -> TextClassifier:
     torch.manual_seed(0)
     return TextClassifier(TextEncoder(50, 3, d_model=16, num_heads=2, num_layers=1, dropout=0), adversarial=adversarial)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from src.engine.deploy.exporting import export
+from src.engine.deploy.formats import Reference, _example_lines
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
@@ -77,6 +78,13 @@ def test_a_model_of_texts_is_exported_to_every_format_with_its_tokenizer(
         assert shown == "good"
     shapes = [(1, 3), (5, 13 if kind == "pretrained" else 29)]
     check_free_sizes(checkpoint, tmp_path / f"model{SUFFIXES[form]}", shapes, 250 if kind == "writer" else 8)
+
+
+def test_the_program_beside_an_exported_classifier_cuts_a_text_as_its_data_does(sentiments: str) -> None:
+    data = dict(word.removeprefix("--data.").split("=") for word in own_data(sentiments))
+    reference = Reference(Inference(sentiments, "forward", data))
+    first, *_ = _example_lines(reference, Path("model.onnx"), "onnxruntime", "None")
+    assert f"enable_truncation({reference.inference.data.max_length})" in first
 
 
 @pytest.mark.slow

@@ -73,6 +73,20 @@ def test_an_ensemble_for_numbers_returns_their_mean() -> None:
     assert members.std() > 0
 
 
+def test_an_ensemble_averages_the_probabilities_of_classes_or_else_their_logits() -> None:
+    torch.manual_seed(0)
+    net = TextEnsemble(num_members=3, **TINY, average="logits").eval()  # type: ignore[arg-type]
+    for member in net.members:
+        nn.init.normal_(member.head.weight)  # type: ignore[arg-type, union-attr]
+    tokens, mask = torch.randint(50, (4, 9)), torch.ones(4, 9, dtype=torch.bool)
+    members = torch.stack([member(tokens, mask) for member in net.members])
+    mean = members.softmax(dim=-1).mean(dim=0)
+    assert torch.allclose(net(tokens, mask), members.mean(dim=0))
+    assert not torch.allclose(net(tokens, mask).softmax(dim=-1), mean, atol=1e-2)
+    net.average = "probabilities"
+    assert torch.allclose(net(tokens, mask).softmax(dim=-1), mean, atol=1e-6)
+
+
 def test_tokens_are_hidden_in_training_only() -> None:
     net = stirred(dropout=0.0, token_dropout=0.5)
     tokens, mask = torch.randint(50, (2, 9)), torch.ones(2, 9, dtype=torch.bool)

@@ -1,11 +1,13 @@
 import random
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Inner
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, SampleError
 from src.text.tokenizer import (
     ByteTokenizer,
     SubwordTokenizer,
@@ -87,6 +89,36 @@ def test_texts_are_cut_to_a_length_with_their_special_tokens() -> None:
     assert len(tokenizer.encode(WORDS)) > 5  # and no longer
 
 
+def with_special_tokens() -> SubwordTokenizer:
+    """Words between a token for the beginning and one for the end of a text."""
+    inner = Inner(models.WordLevel({"?": 0, "[CLS]": 1, "[SEP]": 2, "the": 3, "cat": 4, "dog": 5}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = [("[CLS]", 1), ("[SEP]", 2)]
+    inner.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=special)
+    return SubwordTokenizer(inner.to_str())
+
+
+@pytest.mark.parametrize("make", [ByteTokenizer, lambda: train_bpe([WORDS], 300), with_special_tokens])
+@pytest.mark.parametrize("text", [WORDS, "the", "naïve"])
+def test_other_programs_cut_a_text_as_training_does(
+    make: Any, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer: Tokenizer = make()
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokenizer.json or "")
+    monkeypatch.setattr(sys, "argv", ["program", text])
+
+    def ids(special: bool, max_length: int | None) -> list[int]:
+        first, expression = tokenizer.example(str(file), special, max_length)
+        names: dict[str, Any] = {"sys": sys}
+        exec(f"{first}\nids = {expression}", names)
+        return list(names["ids"])
+
+    for max_length in (4, 10_000):
+        assert ids(True, max_length) == tokenizer.encode_batch([text], max_length)[0].tolist()
+    assert ids(False, None) == tokenizer.encode(text).tolist()
+
+
 def test_a_stream_of_any_numbers_is_what_decoding_gives(tokenizer: Tokenizer) -> None:
     generator = random.Random(0)
     for _ in range(200):
@@ -108,3 +140,19 @@ def test_a_tokenizer_that_knows_no_words_is_an_error_and_one_that_knows_few_is_r
         with pytest.raises(InputError, match=r"the tokenizer mine has [01] different tokens .* it does not fit them"):
             check_tokens(words, words.encode_batch(texts, 9), "mine")
     check_tokens(ByteTokenizer(), ByteTokenizer().encode_batch(["aaa"], 9), "bytes")
+
+
+def test_a_stream_goes_on_where_bytes_are_no_character() -> None:
+    vocabulary = {"<unk>": 0, "a": 1, "<0xE4>": 2, "<0xBD>": 3, "<0xA0>": 4}
+    inner = Inner(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    text = "".join(SubwordTokenizer(inner.to_str()).stream([1, 2, 3, 4, 3, 1]))
+    assert text.startswith("a\u4f60")
+    assert text.endswith("a")
+
+
+def test_a_text_that_a_tokenizer_cannot_read_is_an_error_of_that_text() -> None:
+    tokenizer = SubwordTokenizer(Inner(models.WordLevel({"cat": 0}, unk_token="[UNK]")).to_str())
+    for read in (lambda: tokenizer.encode("dog"), lambda: tokenizer.encode_batch(["cat", "dog"], 4)):
+        with pytest.raises(SampleError, match=r"the tokenizer cannot read this text \(.*\): give one with a token"):
+            read()

@@ -11,10 +11,11 @@ from PIL import Image
 
 from src import ROOT
 from src.engine.data.images import read_image
+from src.engine.parts import remote
 from src.engine.system.errors import InputError
 from src.vision.boxes import COLUMNS
 from src.vision.image_boxes import ImageBoxesDataModule
-from tests.conftest import Run, picture, write
+from tests.conftest import Run, picture, serving, write
 from tests.contract import check_folds, check_prepare
 
 RECIPE = (
@@ -242,6 +243,31 @@ def test_crowds_are_left_out_and_said(tmp_path: Path, messages: list[str]) -> No
     data = ready(write(tmp_path / "boxes.json", json.dumps(content)))
     assert sum(len(own) for part in (data.train_set, data.val_set, data.test_set) for _, own in part.boxes) == 19
     assert any("1 annotations with iscrowd are left out" in line for line in messages)
+
+
+def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messages: list[str]) -> None:
+    rows = squares(tmp_path)
+    first = ready(table(tmp_path / "boxes.csv", rows))
+    for is_changed in (False, True):
+        if is_changed:
+            picture(tmp_path / "new.png", 0, size=(100, 50))
+            table(tmp_path / "boxes.csv", [*rows, {**rows[0], "file": "new.png"}])
+        again = ImageBoxesDataModule(str(tmp_path / "boxes.csv"), image_size=64, val_share=0.2)
+        again.load_state_dict(first.state_dict())
+        again.setup("test")
+        said = [line for line in messages if "have changed since training, so they are split differently" in line]
+        assert len(said) == is_changed
+
+
+def test_a_table_names_images_at_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
+    rows = squares(tmp_path / "images")
+    here = ready(table(tmp_path / "images" / "boxes.csv", rows))
+    with serving(tmp_path / "images") as url:
+        there = ready(table(tmp_path / "boxes.csv", [{**row, "file": f"{url}{row['file']}"} for row in rows]))
+    for own, expected in ((there.train_set, here.train_set), (there.val_set, here.val_set)):
+        assert [file.read_bytes() for file in own.files] == [file.read_bytes() for file in expected.files]
+        torch.testing.assert_close(own.boxes, expected.boxes)
 
 
 @pytest.mark.parametrize(

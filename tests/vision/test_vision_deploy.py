@@ -1,17 +1,23 @@
 """Digits and colour images in the commands that predict, export and serve."""
 
 import csv
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+import torch
+from PIL import ExifTags, Image, ImageOps
 from screenshots import draw
 
+from src.engine.data.images import reader
+from src.engine.deploy.formats import _example_lines
 from src.engine.deploy.predicting import predict
 from src.vision.digits import INVERTED
+from src.vision.image_folder import ImageFolderDataModule
 from src.vision.mnist import MNISTDataModule
 from tests.conftest import fit, pictures
 from tests.contract import check_prepare
@@ -88,6 +94,46 @@ def test_images_in_colour_are_seen_as_validation_sees_them(tmp_path: Path) -> No
     assert predict(["--ckpt_path", checkpoint, str(tmp_path / "pictures"), "--output", str(output)]) == 0
     classes = sorted(path.name for path in (tmp_path / "pictures").glob("[!.]*"))
     assert list(rows_of(output)[0])[2:-2] == [f"probability_{name}" for name in classes]
+
+
+def program_pixels(data: Any, shape: tuple[int, ...], path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The pixels (1, C, S, S) that the program beside an exported model of this data gives to its network."""
+    inference = SimpleNamespace(data=data, task=None)
+    reference: Any = SimpleNamespace(kind="image", example=[torch.zeros(shape)], inference=inference, labels=[])
+    imported, opened, pixels, *_ = _example_lines(reference, Path("model.onnx"), "math", "")
+    monkeypatch.setattr(sys, "argv", ["program", str(path)])
+    names: dict[str, Any] = {}
+    exec(f"{imported}\n{opened}\n{pixels}", names)
+    return names["pixels"]
+
+
+@pytest.fixture
+def turned_photo(tmp_path: Path) -> Path:
+    """A picture of 96 x 48 in soft colours that is to be turned by a quarter."""
+    row, column = np.mgrid[:48, :96]
+    pixels = np.stack([2 * column, 5 * row, 255 - 2 * column], axis=2).clip(0, 255).astype(np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    return tmp_path / "photo.png"
+
+
+def test_the_program_beside_a_model_of_pictures_turns_and_crops_them(
+    turned_photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageFolderDataModule("nowhere", image_size=20)
+    found = program_pixels(data, (3, 3, 20, 20), turned_photo, monkeypatch)
+    expected = data.prepare([reader(data)(turned_photo)]).numpy()
+    assert (found.dtype, found.shape) == (np.uint8, expected.shape)
+    assert np.abs(found.astype(int) - expected).max() <= 3
+
+
+def test_the_program_beside_a_model_of_digits_keeps_the_whole_picture(
+    turned_photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = program_pixels(MNISTDataModule(source="sample"), (3, 1, 28, 28), turned_photo, monkeypatch)
+    whole = ImageOps.exif_transpose(Image.open(turned_photo)).convert("L").resize((28, 28))
+    assert np.array_equal(found, np.asarray(whole)[None, None])
 
 
 @pytest.mark.parametrize("form", SUFFIXES)

@@ -10,6 +10,7 @@ from typing import Any
 
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of, machine_fault, raised_in, report
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interrupted
 
 
@@ -74,6 +75,8 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     unknown = [*more, *unknown]
     while unknown and also is not None and unknown[0].startswith(f"--{also}"):
         flag, equals, value = unknown.pop(0).partition("=")
+        if not equals and any(flag in flags for flags in hooks("BARE_FLAGS")):
+            equals, value = "=", "true"
         if not equals and (also or not unknown or unknown[0].startswith("--")):
             raise InputError(f"{flag}: give a value")
         options.more.append((flag, value if equals else unknown.pop(0)))

@@ -215,7 +215,7 @@ class Inference(LightningModule):
                 another number of rows, or a row has a tensor that is not a mask.
         """
         name = type(self.task).__name__
-        if not hasattr(self.task, "prediction_rows"):
+        if not self._has_own("prediction_rows"):
             tensors = {"output": predictions} if isinstance(predictions, Tensor) else predictions
             if isinstance(tensors, dict) and all(isinstance(one, Tensor) and one.ndim for one in tensors.values()):
                 columns = [one.float().tolist() for one in tensors.values()]

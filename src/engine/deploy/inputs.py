@@ -65,7 +65,7 @@ def find_images(
     def true_value(file: Path, folder: Path) -> Any:
         if masks:
             return masks / file.relative_to(folder).with_suffix(".png")
-        above = [Path(os.path.abspath(folder)).name, *file.relative_to(folder).parent.parts]
+        above = [*file.relative_to(folder).parent.parts, Path(os.path.abspath(folder)).name]
         return next((name for name in above if name in labels), Path(os.path.abspath(file)).parent.name)
 
     for given in paths:

@@ -45,12 +45,8 @@ class MonitorChoice(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
-        if not is_empty and trainer.enable_validation:
-            return
-        if not self._is_settled:
+        if not self._is_settled and (is_empty or not trainer.enable_validation):
             self._settle(None, "there is no validation")
-        if self.best.monitor is None and self.best._save_on_train_epoch_end is None:
-            self.best._save_on_train_epoch_end = True  # with check_val_every_n_epoch it would wait for a validation
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before = dict(trainer.callback_metrics)

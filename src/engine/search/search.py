@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.cli import StarterCLI
+from src.engine.runs.checkpoint import configurations
 from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import TRIALS, checkpoints_of, runs_of
 from src.engine.search.pruning import Pruning
@@ -37,11 +38,14 @@ from src.engine.search.space import (
     check_same,
     check_space,
     check_types,
+    metric_and_direction,
     says_where,
     suggest,
 )
+from src.engine.system.addresses import is_address
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of
+from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import stage_of
 from src.engine.training.checks import DEFAULT_MONITOR
@@ -106,7 +110,11 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     is_one = isinstance(devices, list) and len(devices) == 1 and "trainer.accelerator" not in given
     spec["first"] = [] if is_one else ["--trainer.devices=1"]  # options may say which device
     name = f"{path.stem}_{Path(options.recipe).stem}" if options.recipe else path.stem
-    folder = runs_of(options.root or ROOT / "logs", options.name or name)
+    roots = (options.root, spec["options"].get("trainer.default_root_dir"))
+    root = next(filter(None, (*roots, (recipe.get("trainer") or {}).get("default_root_dir"))), ROOT / "logs")
+    if is_address(root):
+        raise InputError(f"--trainer.default_root_dir {root}: a search needs a folder on this machine")
+    folder = runs_of(Path(root), options.name or name)
     if any(folder.glob("version_*")):
         raise InputError(f"{folder} holds runs of src.train: give another name, as in --name {folder.name}-search")
     cli = _build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
@@ -114,12 +122,20 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(
             f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1 --num_nodes 1"
         )
-    for name, one in spec["space"].items():
-        if probes and not one.get("when"):
-            (values,) = (one[kind] for kind in KINDS if kind in one)
-            _build_run(spec, {name: values[0]}, options.more, folder, probe=True)
-    metric, direction = _metric_and_direction(spec, cli.best, options.config)
-    (folder / TRIALS).mkdir(parents=True, exist_ok=True)
+    if cli.config.retries:
+        raise InputError(f"--retries {cli.config.retries}: a trial keeps its learning rate: give --retries 0")
+    firsts = {
+        name: next(one[kind] for kind in KINDS if kind in one)[0]
+        for name, one in spec["space"].items()
+        if not one.get("when")
+    }
+    if probes:
+        _build_run(spec, firsts, options.more, folder, probe=True)
+    metric, direction = metric_and_direction(spec, cli.best, options.config)
+    try:
+        (folder / TRIALS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}): give --trainer.default_root_dir") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     repeated = {name: one for name, one in spec["space"].items() if name in REPEATED}  # the report has their mean
     # Without those that a pruner stops, which are the worst, or with those that a sampler repeats, which are the best,
@@ -165,21 +181,9 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         if ended and not any("grid_id" in trial.system_attrs for trial in ended):
             raise InputError(f"{folder} holds trials of a sampler that repeats some: give another --name")
     check_choices(study, spec["space"], folder)
+    if spec["sampler"] == "GridSampler":  # which goes on by the number of its combinations
+        check_same(study, "grid", spec["space"], spec["space"], folder)
     return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
-
-
-def _metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
-    """Metric and direction of a search. Default: those that select the recipe's best checkpoint."""
-    directions = {"min": "minimize", "max": "maximize"}
-    metric, direction = spec.get("metric") or checkpoint.monitor, spec.get("direction")
-    if not metric:
-        raise InputError(f"{given}: the recipe's checkpoint has no monitor: give metric and direction")
-    if direction is None and metric == checkpoint.monitor:
-        direction = directions[checkpoint.mode]
-    if direction not in directions.values():
-        problem = "is missing" if direction is None else f"{direction} is not known"
-        raise InputError(f"{given}: direction {problem}: give minimize or maximize for {metric}")
-    return metric, direction
 
 
 def _open_database(url: str) -> Any:
@@ -235,6 +239,8 @@ def _build_run(
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
+    bare = [flag for flags in hooks("BARE_FLAGS") for flag in flags]  # such as --compile, which take no value
+    words = [word.removesuffix("=true") if word.partition("=")[0] in bare else word for word in words]
     words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"]
     if resume:
         words = [word for word in words if not word.startswith(("--config", "--name"))]
@@ -317,19 +323,23 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial, is_stopped: bool = Fal
     """Queue a trial again: each time that it is stopped by a signal, but only once if it is broken."""
     known = {one.user_attrs.get("again") for one in study.get_trials(deepcopy=False)}
     if (is_stopped or "again" not in trial.user_attrs) and trial.number not in known:
-        run = trial.user_attrs.get("run") or trial.user_attrs.get("broken", "")  # stopped while it was built
-        study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "broken": run})
+        old = trial.user_attrs
+        run = old.get("run") or old.get("broken", "")  # stopped while it was built
+        text = old.get("config") or old.get("broken_config", "")
+        study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "broken": run, "broken_config": text})
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     if (name := search.spec["sampler"]) not in ("GridSampler", "QMCSampler"):  # need one seed for the whole study
         # One seed per trial: otherwise the processes of a study would all draw the same values.
         search.study.sampler = _instantiate(
-            optuna.samplers, name, "sampler", search.seed * 100_003 + trial.number, None
+            optuna.samplers, name, "sampler", (search.seed * 100_003 + trial.number) % 2**32, None
         )
     trial.set_user_attr("process", _this_process())
     broken = trial.user_attrs.get("broken", "")
-    resume = broken if broken and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
+    # Another machine may have the run of another trial in a folder of that name.
+    is_own = bool(broken) and trial.user_attrs.get("broken_config") in configurations(Path(broken))
+    resume = broken if is_own and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
     try:
         values = suggest(trial, search.spec["space"])
         lock.release()

@@ -136,3 +136,17 @@ def check_choices(study: Study, space: dict[str, Any], folder: Path) -> None:
             raise InputError(
                 f"{folder} holds trials with another kind of {name}{choices}: give another --name"
             ) from error
+
+
+def metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:
+    """Metric and direction of a search. Default: those that select the recipe's best checkpoint."""
+    directions = {"min": "minimize", "max": "maximize"}
+    metric, direction = spec.get("metric") or checkpoint.monitor, spec.get("direction")
+    if not metric:
+        raise InputError(f"{given}: the recipe's checkpoint has no monitor: give metric and direction")
+    if direction is None and metric == checkpoint.monitor:
+        direction = directions[checkpoint.mode]
+    if direction not in directions.values():
+        problem = "is missing" if direction is None else f"{direction} is not known"
+        raise InputError(f"{given}: direction {problem}: give minimize or maximize for {metric}")
+    return metric, direction

@@ -5,10 +5,8 @@ import difflib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 from src.engine.cli.command import check_minimum, command_parser, parse_words, require
-from src.engine.system.addresses import is_address
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 
@@ -80,8 +78,5 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError(f"--timeout {options.timeout:g}: give seconds above 0")
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed} is out of range: give 0 to {2**32 - 1}")
-    root = dict(options.more).get("--trainer.default_root_dir")
-    if is_address(root):
-        raise InputError(f"--trainer.default_root_dir {root}: a search needs a folder on this machine")
-    options.root = Path(root) if root else None
+    options.root = dict(options.more).get("--trainer.default_root_dir")
     return options

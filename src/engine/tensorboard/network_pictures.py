@@ -32,9 +32,8 @@ class NetworkPictures(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._batch is None and trainer.is_global_zero:
             parts = batch if isinstance(batch, list | tuple) else (batch,)
-            parts = [
-                part for part in parts if isinstance(part, Tensor) and part.ndim and not part.is_sparse
-            ]  # with samples
+            # Others have no samples, or cannot be sliced.
+            parts = [one for one in parts if isinstance(one, Tensor) and one.ndim and one.layout == torch.strided]
             self._batch = tuple(part[:MAX_IMAGES].detach().clone() for part in parts)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

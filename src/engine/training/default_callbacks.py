@@ -24,6 +24,7 @@ from src.engine.runs.checkpoint import WholeCheckpointIO, best_states
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
+from src.engine.system.metric_names import stage_of
 from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.step_seeds import StepSeeds
@@ -78,7 +79,10 @@ def add_missing(callbacks: list[Callback], more: list[Callback]) -> None:
 
 
 class ModuleCheckpoints(Callback):
-    """Gives the ModelCheckpoints that a module adds the folder of the run, and names that can be written."""
+    """Gives the ModelCheckpoints that a module adds the folder of the run, and names that can be written.
+
+    Without validation the last checkpoint is the best.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,6 +95,17 @@ class ModuleCheckpoints(Callback):
                 one.dirpath = one.dirpath or str(self.folder)
         if isinstance(trainer.checkpoint_callback, ModelCheckpoint):
             _save_whole(trainer.checkpoint_callback, "ModelCheckpoint")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
+        best = trainer.checkpoint_callback
+        if not isinstance(best, ModelCheckpoint) or (trainer.enable_validation and not is_empty):
+            return
+        if stage_of(best.monitor or "") == "val":
+            best.monitor = None
+            rank_zero_info("The best checkpoint is the last one, as there is no validation")
+        if best.monitor is None and best._save_on_train_epoch_end is None:
+            best._save_on_train_epoch_end = True  # with check_val_every_n_epoch it would wait for a validation
 
 
 def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> ModelCheckpoint | None:

@@ -7,10 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from src.engine.cli.class_names import resolve_names
 from src.engine.cli.cli import StarterCLI
+from src.engine.cli.config import merge_class_options
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, with_recipe, write
@@ -199,6 +203,40 @@ def test_model_and_data_are_given_by_name(parse: Parse) -> None:
     assert isinstance(built.datamodule, ToyData)
     assert isinstance(built.model.net, ToyMLP)
     assert built.model.net.hidden == 7
+
+
+class Choosing(LightningModule):
+    """Has arguments that are an object, a class, a function, and what makes an object."""
+
+    def __init__(
+        self,
+        net: nn.Module | None = None,
+        act: type[nn.Module] = nn.ReLU,
+        norm: type[nn.Module] | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.l1_loss,
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    ) -> None:
+        super().__init__()
+
+
+CHOOSING = f"{__name__}.Choosing"
+AS_IT_IS = {"act": "torch.nn.GELU", "norm": "torch.nn.BatchNorm1d", "loss": "torch.nn.functional.mse_loss"}
+OBJECTS = {"net": "torch.nn.GELU", "optimizer": "torch.optim.SGD"}
+CHOSEN = {**AS_IT_IS, **{name: {"class_path": path} for name, path in OBJECTS.items()}}
+
+
+def test_a_class_or_function_itself_is_text_and_what_makes_an_object_is_a_class() -> None:
+    names = {"net": "GELU", "optimizer": "SGD"}
+    for given in ({**AS_IT_IS, **OBJECTS}, {**AS_IT_IS, **names}):
+        found = resolve_names({"model": {"class_path": CHOOSING, "init_args": given}})
+        assert found["model"]["init_args"] == CHOSEN
+
+
+def test_a_class_or_function_itself_is_an_option_as_it_is() -> None:
+    plain, objects = ([(f"--model.{name}", path) for name, path in given.items()] for given in (AS_IT_IS, OBJECTS))
+    tree, left = merge_class_options({"model": {"class_path": CHOOSING}}, [*plain, *objects], [])
+    assert tree["model"]["init_args"] == {name: CHOSEN[name] for name in OBJECTS}
+    assert left == plain
 
 
 def test_print_config_prints_the_complete_configuration(parse: Parse, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.runs.run_record import read_metrics
 from src.engine.system.errors import InputError
 from src.engine.training.default_callbacks import own_checkpoint
+from src.engine.training.finite_loss import NotFiniteError
 from tests.conftest import Run
 from tests.engine.cli.lightning_basics import FEATURES, NumbersData
 
@@ -288,6 +289,25 @@ def test_a_checkpoint_of_the_module_is_saved_with_the_run_else(own: Train) -> No
 
 def test_a_module_may_save_in_a_folder_that_is_not_there(own: Train) -> None:
     assert (own("Saving").folder / "mine" / "deep" / "x.ckpt").is_file()
+
+
+# Optimizers
+
+
+def test_retries_cannot_halve_the_rate_of_a_modules_own_optimizer(own: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Own, "training_step", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(InputError, match=r"^--retries 2: the model makes its own optimizer, whose learning rate"):
+        own("Own", "--retries=2")
+
+
+def test_a_loss_that_is_not_a_number_asks_for_another_rate_of_the_module(
+    own: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(F, "cross_entropy", lambda logits, _: logits.mean() * torch.nan)
+    with pytest.raises(NotFiniteError, match=r"learning rate 0\.04: give the model a lower one, or clip") as caught:
+        own("Own", limit_val_batches=0)
+    assert "--retries" not in str(caught.value)
+    assert "--optimizer.lr" not in str(caught.value)
 
 
 # Loggers, hooks, hyperparameters

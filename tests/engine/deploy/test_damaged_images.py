@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,27 @@ def test_damage_of_any_kind_is_an_error_in_its_row(
     with output.open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["error"] == f"not a readable image: {str(error) or type(error).__name__}"
+
+
+POSTSCRIPT = b"""%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 40 20
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+def test_a_program_in_postscript_that_is_named_like_an_image_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker, image = tmp_path / "marker", tmp_path / "x.png"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {marker}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    image.write_bytes(POSTSCRIPT)
+    with Image.open(image) as opened:
+        assert opened.format == "EPS"
+    for read in (read_image, read_mask):
+        with pytest.raises(UNREADABLE):
+            read(image)
+    assert not marker.exists()

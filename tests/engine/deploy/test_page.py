@@ -1,6 +1,8 @@
 """The page of the service, in a real browser."""
 
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +79,27 @@ def test_a_text_that_is_begun_goes_on_in_the_page(writer_service: Service) -> No
         page.click("#go")
         page.wait_for_function("document.getElementById('text').textContent.length > 40")
         assert page.locator("#text").text_content().startswith("to be")
+
+
+def test_a_text_that_is_begun_again_replaces_the_first() -> None:
+    over = threading.Event()
+
+    def pieces(prompt: str, before: list[int]) -> Iterator[str]:
+        yield "la "
+        while bytes(before) == b"first " and not over.wait(0.01):
+            yield "la "
+
+    with local(writer(pieces)) as one, browser() as page:
+        page.goto(f"http://127.0.0.1:{one.port}/")
+        page.fill("#area", "first ")
+        page.click("#go")
+        page.wait_for_function("document.getElementById('text').textContent.startsWith('first la la la ')")
+        page.fill("#area", "second ")
+        page.click("#go")
+        page.wait_for_function("document.getElementById('text').textContent.startsWith('second la ')")
+        page.wait_for_timeout(300)  # for more of the first
+        assert page.locator("#text").text_content() == "second la "
+        over.set()
 
 
 def test_a_token_in_any_script_is_sent() -> None:
@@ -175,3 +198,16 @@ def test_numbers_of_any_name_are_shown() -> None:
         page.click("#go")
         page.wait_for_selector(".value")
         assert page.locator(".value").all_text_contents() == ["label: -2.13", "mask: 4", "price: 1.5"]
+
+
+def test_the_same_file_can_be_chosen_again(tmp_path: Path) -> None:
+    (tmp_path / "a.numbers").write_text("1")
+    with browser() as page:
+        asked = answered(page, {"kind": "file", "draws": False, "suffixes": [".numbers"]})
+        for count in (1, 2):
+            with page.expect_file_chooser() as chooser:
+                page.click("#file")
+            assert page.locator("#file").input_value() == ""  # else choosing it would be no change
+            with page.expect_response("**/predict"):
+                chooser.value.set_files(tmp_path / "a.numbers")
+            assert len(asked) == count

@@ -104,6 +104,20 @@ def test_several_labels_in_a_text_become_a_padded_sequence() -> None:
         prepare_targets(LABELS, ["cat 7", "big dog"], (mask.long(), mask))
 
 
+def test_blanks_around_a_label_are_left_out_unless_they_are_part_of_it() -> None:
+    assert prepare_targets(LABELS, [" cat", "big dog\t", " 7 ", "  "]).tolist() == [0, 1, 2, -100]
+    assert prepare_targets(data(labels=["a", " a"]), ["a ", " a", "a"]).tolist() == [0, 1, 0]
+
+
+def test_several_labels_for_an_input_of_numbers_are_one_line() -> None:
+    numbers = (torch.zeros(2, 4),)
+    assert prepare_targets(LABELS, ["cat", "7"], numbers).tolist() == [0, 2]
+    with pytest.raises(
+        InputError, match=r"^the true value 'cat 7' is not one label of .*: .* as in --truth cat,big dog$"
+    ):
+        prepare_targets(LABELS, ["big dog", "cat 7"], numbers)
+
+
 def test_a_true_value_that_is_none_of_the_labels_is_named_where_they_are_numbers_too() -> None:
     for unknown in ("7", "0.0"):
         with pytest.raises(InputError, match=rf"^the true value '{unknown}' is none of the labels of .*, 0, 1$"):

@@ -352,6 +352,7 @@ CANNOT = [
     (("--port", "80"), r"--port 80 is out of range"),
     (("--host", "example.org"), r"--host: invalid choice"),
     (("--max_body_mb", "0"), r"--max_body_mb 0\.0 is too small"),
+    (("--max_body_mb", "200.5"), r"--max_body_mb 200\.5 is too large: give at most 200"),
     (("--timeout", "inf"), r"--timeout inf is not finite: give at least 0\.1"),
     (("--batch_timeout", "nan"), r"--batch_timeout nan is not finite: give at least 0\.0"),
     (("--token", ""), r"--token is empty"),

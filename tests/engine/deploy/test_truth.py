@@ -60,6 +60,19 @@ def test_the_class_of_a_link_is_the_folder_in_which_it_lies(tmp_path: Path, monk
     assert [one.truth for one in find_images(["0.png", "../cat"], "folder")] == ["dog", "cat"]
 
 
+def test_a_class_folder_may_have_subfolders(tmp_path: Path) -> None:
+    for name in ("cat/young/1", "cat/old/2", "dog/3", "other/4"):
+        picture(tmp_path / f"{name}.png", 3)
+
+    def truths(folder: Path, labels: list[str]) -> list[str]:
+        return [one.truth for one in find_images([str(folder)], "folder", labels=labels)]
+
+    assert truths(tmp_path, ["cat", "dog"]) == ["cat", "cat", "dog", "other"]
+    assert truths(tmp_path / "cat", ["cat", "dog"]) == ["cat", "cat"]
+    assert truths(tmp_path, ["cat", "dog", tmp_path.name]) == ["cat", "cat", "dog", tmp_path.name]
+    assert truths(tmp_path, ["young", "old"]) == ["old", "young", "dog", "other"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="names are bytes")
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_a_name_of_another_encoding_is_a_row_like_any_other(

@@ -5,23 +5,31 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
+from torch import distributed
+from torch.distributed import init_device_mesh
 from torch.distributed.checkpoint import metadata, state_dict_saver
 
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from src.engine.deploy.exporting import export
 from src.engine.deploy.rebuild import load_model
+from src.engine.parts.fsdp2 import check_trainer
 from src.engine.runs.checkpoint import damage, read_checkpoint
-from src.engine.runs.fsdp2 import root_of
+from src.engine.runs.fsdp2 import FSDP2Strategy, root_of
 from src.engine.runs.run_record import read_metrics
 from src.engine.runs.sharded import REST, read_index, read_whole, replace_folder, write_checksums
 from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError
+from src.tasks.classifier import Classifier
 from tests.conftest import QUIET, Run, program
-from tests.engine.parts.toys import PartsModule
+from tests.engine.parts.toys import BlockNet, PartsModule
 from tests.engine.runs.processes import only_run, run_in, spy
 from tests.engine.training.test_distributed import check_that_each_sample_counts_once
 from tests.spies import Payload
@@ -226,6 +234,51 @@ def test_what_cannot_be_sharded_is_one_line(words: tuple[str, ...], message: str
     done = program(*run, *sharded_run, *QUIET, *words)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert re.search(f"^error: {message}", done.stderr, re.MULTILINE), done.stderr
+
+
+def test_strategies_without_checked_shards_neither_write_nor_read_them(tmp_path: Path) -> None:
+    folder = str(sharded(tmp_path / "last.ckpt"))
+
+    def run(strategy: object) -> SimpleNamespace:
+        return SimpleNamespace(strategy=strategy, callbacks=[])
+
+    with pytest.raises(InputError, match=r"^ModelParallelStrategy writes and reads shards unchecked: give --strategy"):
+        check_trainer(run(ModelParallelStrategy()), None)
+    whole = run(ModelParallelStrategy(save_distributed_checkpoint=False))
+    check_trainer(whole, None)
+    for one in (whole, run(SingleDeviceStrategy("cpu"))):
+        with pytest.raises(InputError, match=r"last\.ckpt is sharded: give --config configs/strategy/fsdp2\.yaml too"):
+            check_trainer(one, folder)
+    own = run(FSDP2Strategy())
+    check_trainer(own, folder)
+    for one in (whole, own):
+        one.callbacks = [EMAWeightAveraging()]
+        with pytest.raises(InputError, match="EMAWeightAveraging copies whole weights"):
+            check_trainer(one, None)
+
+
+def test_activations_of_blocks_are_computed_again_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, gradients = [], []
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = {"data_parallel": init_device_mesh("cpu", (1,))}
+        monkeypatch.setattr(FSDP2Strategy, "device_mesh", mesh)
+        for again in (False, True):
+            torch.manual_seed(0)
+            net: Any = BlockNet()
+            passed: list[str] = []
+            for block in net.blocks:
+                block[1].register_forward_hook(lambda *_, passed=passed: passed.append("block"))
+            net.stem.register_forward_hook(lambda *_, passed=passed: passed.append("stem"))
+            task = Classifier(net)
+            FSDP2Strategy(activation_checkpointing=again)._shard(task)
+            task(torch.ones(2, 1, 8, 8)).square().sum().backward()
+            calls.append(passed)
+            gradients.append([one.grad.to_local() for one in net.parameters()])
+    finally:
+        distributed.destroy_process_group()
+    assert calls == [["stem", "block", "block"], ["stem", "block", "block", "block", "block"]]
+    assert all(torch.allclose(*pair) for pair in zip(*gradients, strict=True))
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from src.engine.runs.checkpoint import damage
 from src.engine.search.tuning import tune
 from src.engine.system import addresses
 from src.engine.system.errors import InputError
-from tests.conftest import QUIET
+from tests.conftest import QUIET, serving
 from tests.toy import RECIPE
 
 ADDRESS = "memory://bucket/logs"
@@ -78,6 +78,42 @@ def test_a_run_is_here_and_at_the_address_and_goes_on_from_there(store: Any, pro
     with pytest.raises(InputError, match=r"version_0 is here and differs: give --run"):
         remote.fetch_run(given)
     assert (folder / "config.yaml").read_text() == "seed_everything: 1\n"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Path:
+    """The folder of a run that a server serves."""
+    folder = tmp_path / "served" / "toy" / "version_0"
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_a_run_of_a_server_whose_lists_have_no_sizes_is_fetched_once(served: Path, project: Path) -> None:
+    with serving(project / "served") as url:
+        assert remote.fetch_run(f"{url}toy/version_0") == project / "logs" / "toy" / "version_0"
+        fetched = project / "logs" / "toy" / "version_0" / "checkpoints" / "last.ckpt"
+        assert fetched.read_text() == "checkpoints/last.ckpt"
+        written = fetched.stat().st_mtime_ns
+        assert remote.fetch_run(f"{url}toy/version_0/") == project / "logs" / "toy" / "version_0"
+        assert fetched.stat().st_mtime_ns == written
+        (served / "checkpoints" / "last.ckpt").write_text("longer than it was")
+        with pytest.raises(InputError, match=r"version_0 is here and differs: give --run"):
+            remote.fetch_run(f"{url}toy/version_0")
+
+
+@pytest.mark.parametrize("name", ["../more.txt", "checkpoints/../../more.txt"])
+def test_a_list_that_leads_out_of_the_folder_of_a_run_is_refused(name: str, served: Path, project: Path) -> None:
+    (served.parent / "more.txt").touch()
+    links = "".join(f'<a href="{one}">{one}</a>' for one in ("config.yaml", name))
+    (served / "index.html").write_text(links)
+    with (
+        serving(project / "served") as url,
+        pytest.raises(InputError, match=r"\.\./more\.txt leads out of its folder$"),
+    ):
+        remote.fetch_run(f"{url}toy/version_0")
+    assert not (project / "logs").exists()
 
 
 def test_a_sharded_checkpoint_is_copied_whole_and_one_that_is_being_written_is_not(store: Any, tmp_path: Path) -> None:

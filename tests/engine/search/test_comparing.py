@@ -14,7 +14,7 @@ from src.engine.search import comparing
 from src.engine.search.comparing import compare
 from src.engine.search.past_runs import flat
 from src.engine.system.errors import InputError
-from tests.conftest import Run
+from tests.conftest import Run, program
 
 Train = Callable[..., Run]
 
@@ -62,6 +62,18 @@ def test_settings_results_and_curves_of_two_runs_are_shown(train: Train, capsys:
     compare(given)
     assert path.read_bytes() == before
     assert Path("logs/compare_1.png").stat().st_size
+
+
+@pytest.mark.slow
+def test_a_separate_process_compares(tmp_path: Path) -> None:
+    given = [
+        past(f"a/version_{number}", f"seed_everything: {number}", val__acc=number / 4, total_seconds=1.0)
+        for number in (1, 2)
+    ]
+    done = program(*given, cwd=tmp_path, module="src.compare", REAL_INTERPRETER="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = rows(done.stdout)
+    assert (table["seed_everything"], table["val/acc"]) == (["1", "2"], ["0.2500", "0.5000"])
 
 
 def test_a_continued_run_has_the_settings_that_it_was_continued_with(capsys: pytest.CaptureFixture[str]) -> None:

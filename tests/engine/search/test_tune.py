@@ -23,7 +23,7 @@ from src.engine.search.pruning import Pruning
 from src.engine.search.search import _retry_broken_trials, _take_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
-from tests.conftest import Run, write
+from tests.conftest import Run, program, write
 from tests.engine.search.studies import opened, run, search, trials, words
 from tests.toy import RECIPE
 
@@ -73,6 +73,15 @@ def test_a_search_finds_a_best_run_that_can_be_repeated(
     assert len(trials(tmp_path)) == 4
     assert sorted(path.name for path in folder.glob("trials/*")) == [f"version_{number}" for number in range(4)]
     assert again.folder == folder.with_name("own-best") / "version_0"
+
+
+@pytest.mark.slow
+def test_a_separate_process_searches(tmp_path: Path) -> None:
+    given = words(tmp_path, n_trials=1)
+    done = program(*given, cwd=tmp_path, module="src.tune", REAL_INTERPRETER="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 complete" in done.stdout
+    assert (tmp_path / "logs" / "own" / "best.yaml").is_file()
 
 
 @pytest.mark.slow
@@ -169,6 +178,7 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         ((), {"direction": "max"}, r"direction max is not known: give minimize or maximize for val/acc"),
         (("--pruner", "ThresholdPruner"), {}, r"--pruner ThresholdPruner: no such pruner"),
         (("--sampler", "PartialFixedSampler"), {}, r"--sampler PartialFixedSampler: no such sampler"),
+        (("--sampler", "CmaEsSampler"), {}, r"--sampler CmaEsSampler: no such sampler"),
         (("--timeout", "nan"), {}, r"--timeout nan: give seconds above 0"),
         (("--seed", "-1"), {}, r"--seed -1 is out of range: give 0 to 4294967295"),
         ((), {"n_trials": "many"}, r"n_trials \"many\": expected int"),

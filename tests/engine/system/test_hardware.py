@@ -8,13 +8,22 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 
 from src import ROOT, others_are_busy
 from src.engine.system import hardware
-from src.engine.system.hardware import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, available_memory, keep_freed_memory
+from src.engine.system.errors import InputError
+from src.engine.system.hardware import (
+    M_MMAP_THRESHOLD,
+    M_TRIM_THRESHOLD,
+    available_memory,
+    check_strategy,
+    keep_freed_memory,
+)
 from tests import forked
 
 
@@ -79,7 +88,7 @@ def test_a_service_uses_the_accelerator_it_finds(
 
     monkeypatch.setattr(service, "Inference", lambda *_, **__: SimpleNamespace(to=move))
     with pytest.raises(MovedError, match=expected or found or "cpu"):
-        service.run_service(SimpleNamespace(accelerator=given, ckpt_path="best", trust=[]))
+        service.run_service(SimpleNamespace(accelerator=given, ckpt_path="best", trust=[], more=[]))
 
 
 @pytest.mark.parametrize(
@@ -127,3 +136,47 @@ def test_free_memory_is_no_more_than_a_container_may_take(tmp_path: Path, monkey
         assert available_memory() == expected
     limit.write_text("max\n")
     assert available_memory() > whole / 2 > 0
+
+
+def strategy(name: str, **arguments: object) -> Namespace:
+    return Namespace(class_path=f"lightning.pytorch.strategies.{name}", init_args=Namespace(**arguments))
+
+
+TOGETHER = "its processes cannot be stopped, continued or counted together: give ddp"
+VECTORS = "makes all weights vectors, which have no weight decay: give ddp or FSDP2"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ddp_spawn", TOGETHER),
+        ("ddp_fork", TOGETHER),
+        ("ddp_notebook", TOGETHER),
+        (strategy("DDPStrategy", start_method="spawn"), TOGETHER),
+        ("fsdp", VECTORS),
+        ("fsdp_cpu_offload", VECTORS),
+        (strategy("FSDPStrategy"), VECTORS),
+        (Namespace(class_path="lightning.pytorch.strategies.FSDPStrategy"), VECTORS),
+        ("dpp", "no such strategy, did you mean ddp"),
+    ],
+    ids=str,
+)
+def test_a_strategy_that_does_not_go_with_the_engine_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        check_strategy(given)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "auto",
+        "ddp",
+        "ddp_find_unused_parameters_true",
+        Namespace(class_path="src.engine.runs.fsdp2.FSDP2Strategy"),
+        strategy("DDPStrategy", start_method="popen", static_graph=True),
+    ],
+    ids=str,
+)
+def test_other_strategies_are_taken(given: Any) -> None:
+    check_strategy(given)

@@ -83,3 +83,13 @@ def test_a_run_is_the_same_with_and_without_pictures(train: Train, monkeypatch: 
     assert BATCH not in shown(plain.folder).Tags()["images"]
     assert plain.metrics["test/loss"] == drawn.metrics["test/loss"]
     assert all(torch.equal(value, drawn.weights[name]) for name, value in plain.weights.items())
+
+
+def test_a_part_of_a_batch_may_be_sparse() -> None:
+    trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[])
+    task: Any = SimpleNamespace(net=ToyNet(), modules=ToyNet().modules)
+    pictures = NetworkPictures()
+    images = torch.ones(40, 1, SIDE, SIDE)
+    pictures.on_train_batch_start(trainer, task, (images, torch.eye(40).to_sparse_csr()), 0)
+    assert [part.shape for part in pictures._batch] == [(32, 1, SIDE, SIDE)]
+    pictures.on_test_end(trainer, task)

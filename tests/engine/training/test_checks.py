@@ -1,17 +1,41 @@
 """The best checkpoint is chosen by a metric that is logged, and that is of its own weights."""
 
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
 from src.engine.system.errors import InputError
-from tests.conftest import Run
+from src.engine.training.checks import check_clocks
+from tests.conftest import Run, write
+from tests.toy import RECIPE, ToyMLP
 
 Train = Callable[..., Run]
 STOPPING = "--trainer.callbacks+=EarlyStopping"
 PLATEAU = "--lr_scheduler=ReduceLROnPlateau"
+
+
+class Unvalidated(LightningModule):
+    """Trains and tests, but does not validate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ToyMLP()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        images, targets = batch
+        return torch.nn.functional.cross_entropy(self.net(images), targets)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -88,3 +112,29 @@ def test_steps_between_validations_may_be_saved_without_a_metric(train: Train) -
     run = train("fit", "--checkpoint.every_n_train_steps=3", "--checkpoint.monitor=null", "--max_epochs=1")
     assert torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 9
     assert "best_epoch" not in run.metrics
+
+
+@pytest.mark.parametrize("recipe", [()])
+@pytest.mark.parametrize("names_metric", [True, False])
+@pytest.mark.parametrize("words", [("--trainer.limit_val_batches=0",), (f"--model={__name__}.Unvalidated",)])
+def test_without_validation_the_last_checkpoint_is_the_best_however_rarely_it_would_validate(
+    train: Train, tmp_path: Path, words: tuple[str, ...], names_metric: bool
+) -> None:
+    text = Path(RECIPE).read_text()
+    recipe = write(tmp_path / "own.yaml", text if names_metric else text.partition("checkpoint:")[0])
+    options = ("--max_epochs=3", "--data.size=64", "--trainer.check_val_every_n_epoch=2")
+    folder = train("fit", f"--config={recipe}", *words, *options).folder
+    best = folder / "checkpoints" / "best.ckpt"
+    assert torch.load(best, weights_only=True)["epoch"] == 2
+    assert train("test", f"--run={folder}").cli.config.ckpt_path == str(best)
+
+
+def test_several_processes_do_not_validate_by_their_clocks() -> None:
+    for interval in ("00:00:15:00", timedelta(minutes=15), {"minutes": 15}):
+        check_clocks(SimpleNamespace(val_check_interval=interval), 1)
+        with pytest.raises(
+            InputError, match=r"^--trainer\.val_check_interval .*15.*: the clocks of 2 processes differ"
+        ):
+            check_clocks(SimpleNamespace(val_check_interval=interval), 2)
+    for number in (None, 4, 0.5):
+        check_clocks(SimpleNamespace(val_check_interval=number), 2)

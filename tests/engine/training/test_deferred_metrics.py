@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torchmetrics import MetricCollection, SumMetric
+from torchmetrics import MeanMetric, Metric, MetricCollection, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from src.engine.training import deferred_metrics
@@ -23,6 +23,22 @@ def steps(count: int, seed: int = 0) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (count, 2, 5), generator=generator)
     return [{"preds": preds, "target": target} for preds, target in labels]
+
+
+class Total(Metric):
+    """A sum that is updated in place."""
+
+    sums: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(1), dist_reduce_fx="sum")
+
+    def update(self, value: torch.Tensor) -> None:
+        self.sums += value.sum()
+
+    def compute(self) -> torch.Tensor:
+        return self.sums
 
 
 def accuracy(seen: list[dict[str, Any]]) -> float:
@@ -124,3 +140,38 @@ def test_the_state_can_be_saved_as_plain_values(tmp_path: Any) -> None:
     again = metrics()
     again.load(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
     assert again["train"].compute() == found["train"].compute()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_metrics_stay_in_float32_where_the_network_is_in_half_precision(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 1)
+    unlogged = MetricCollection({"sum": SumMetric()})
+    task = torch.nn.ModuleDict({"metrics": DeferredMetrics(MetricCollection({"loss": MeanMetric()}), unlogged)})
+    task.to(dtype)
+    found: Any = task["metrics"]
+    assert found.unlogged["sum"].sum_value.dtype == torch.float32
+    for number in range(600):  # in bfloat16 a sum of ones ends at 256
+        found.add("train", {"value": torch.tensor(float(number % 2), dtype=dtype), "weight": 1})
+    assert found["train"].compute() == {"train/loss": 0.5}
+
+
+def test_a_loss_that_is_not_a_number_is_seen_in_the_mean() -> None:
+    found = DeferredMetrics(MetricCollection({"loss": MeanMetric()}))
+    for number in (1.0, torch.nan, 3.0):
+        found.add("val", {"value": torch.tensor(number), "weight": 2})
+    assert found["val"].compute()["val/loss"].isnan()
+
+
+def test_two_metrics_whose_saved_states_are_one_tensor_count_later_steps_once() -> None:
+    saved, found = (DeferredMetrics(MetricCollection({"a": Total(), "b": Total()})) for _ in range(2))
+    saved.add("train", {"value": torch.tensor(1.0)})
+    saved["train"].compute()
+    state = saved.state()
+    found.load(state, CPU)
+    for number in (10.0, 100.0):
+        found.add("train", {"value": torch.tensor(number)})
+        found.has_seen("train")
+    assert found["train"].compute() == {"train/a": 111, "train/b": 111}
+    assert state["seen"]["a"][0]["sums"] == 1

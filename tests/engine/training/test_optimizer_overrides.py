@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -92,3 +93,24 @@ def test_a_learning_rate_of_the_model_cannot_be_changed(name: str) -> None:
     with pytest.raises(InputError, match=rf"^--model.{name} 0.2 has no effect in a continued run, whose optimizer is"):
         OptimizerOverrides(before, now)
     OptimizerOverrides(before, before)
+
+
+def test_a_learning_rate_in_an_argument_of_the_model_cannot_be_changed() -> None:
+    def spec(lr: float) -> dict[str, Any]:
+        made = {"class_path": "torch.optim.Adam", "init_args": {"lr": lr, "eps": lr}}
+        return {"model": {"class_path": "Own", "init_args": {"optimizer": made}}}
+
+    message = r"^--model\.optimizer\.lr 0\.2 has no effect in a continued run, whose optimizer is restored with 0\.1: "
+    with pytest.raises(InputError, match=message):
+        OptimizerOverrides(spec(0.1), spec(0.2))
+    OptimizerOverrides(spec(0.1), spec(0.1))
+
+
+@pytest.mark.parametrize(("name", "argument"), [("OneCycleLR", "total_steps"), ("CosineAnnealingLR", "T_max")])
+def test_a_schedule_that_may_have_another_length_sees_the_one_of_the_checkpoint(name: str, argument: str) -> None:
+    path = f"src.engine.training.optim.schedulers.{name}"
+    before, now = ({"lr_scheduler": {"class_path": path, "init_args": {argument: length}}} for length in (10, 20))
+    state = {argument: 10, "last_epoch": 5}
+    checkpoint: dict[str, Any] = {"optimizer_states": [], "lr_schedulers": [state]}
+    OptimizerOverrides(before, now).on_load_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
+    assert state[argument] == 10

@@ -1,4 +1,6 @@
 import math
+import warnings
+from typing import Literal
 
 import pytest
 import torch
@@ -85,3 +87,45 @@ def test_a_cosine_that_is_over_is_an_error() -> None:
     saved = {**CosineAnnealingLR(groups, T_max=10).state_dict(), "last_epoch": 8}
     with pytest.raises(InputError, match=r"at step 8 of its schedule, and this run's has 5 steps: give more"):
         CosineAnnealingLR(groups, T_max=5).load_state_dict(saved)
+
+
+def moved(length: int, steps: int, shape: Literal["cos", "linear"]) -> tuple[torch.optim.Optimizer, OneCycleLR]:
+    """An optimizer and its cycle after some steps."""
+    groups = optimizer(0.1, 0.01)
+    schedule = OneCycleLR(groups, total_steps=length, anneal_strategy=shape, cycle_momentum=True)
+    for _ in range(steps):
+        groups.step()
+        schedule.step()
+    return groups, schedule
+
+
+def settings(groups: torch.optim.Optimizer) -> list[float]:
+    return [group[name] for group in groups.param_groups for name in ("lr", "momentum")]
+
+
+@pytest.mark.parametrize("shape", ["cos", "linear"])
+@pytest.mark.parametrize(("stopped", "length"), [(2, 20), (5, 20), (9, 20), (5, 7)])
+def test_a_cycle_of_another_length_goes_on_at_the_rate_of_its_own_position(
+    stopped: int, length: int, shape: Literal["cos", "linear"]
+) -> None:
+    first, saved = moved(10, stopped, shape)
+    groups, other = moved(length, 0, shape)
+    groups.load_state_dict(first.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other.load_state_dict(saved.state_dict())
+    expected, fresh = moved(length, stopped, shape)
+    for _ in range(stopped, length - 1):
+        assert settings(groups) == pytest.approx(settings(expected))
+        assert other.get_last_lr() == pytest.approx(fresh.get_last_lr())
+        for one in (groups, other, expected, fresh):
+            one.step()
+
+
+def test_a_cycle_of_the_same_length_goes_on_at_the_rate_of_the_checkpoint() -> None:
+    first, saved = moved(10, 5, "cos")
+    first.param_groups[0]["lr"] = 0.0123  # as a callback may set it
+    groups, other = moved(10, 0, "cos")
+    groups.load_state_dict(first.state_dict())
+    other.load_state_dict(saved.state_dict())
+    assert groups.param_groups[0]["lr"] == 0.0123

@@ -1,0 +1,82 @@
+"""Searches that go on: with their own runs, with the same space, in the folder that is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from src.engine.search import search as search_module
+from src.engine.search.search import _build_run, _queue_again, _run_trial, open_search
+from src.engine.search.tuning import _parse
+from src.engine.system.errors import InputError
+from tests.conftest import write
+from tests.engine.search.studies import TINY, opened, search, spec, words
+
+
+@pytest.mark.parametrize("kept", ["seed_everything: 1\n", "seed_everything: 2\n"])
+def test_a_trial_goes_on_with_its_own_run_and_not_with_another_in_that_folder(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "version_0"
+    (run / "checkpoints").mkdir(parents=True)
+    write(run / "config.yaml", "seed_everything: 1\n")
+    write(run / "checkpoints" / "last.ckpt", "")
+    found = opened(tmp_path)
+    stopped = found.study.ask()
+    stopped.set_user_attr("run", str(run))
+    stopped.set_user_attr("config", kept)
+    _queue_again(found.study, found.study.trials[0], is_stopped=True)
+    asked: list[str] = []
+
+    def build(*given: Any, **_: Any) -> None:
+        asked.append(given[4])
+        raise RuntimeError
+
+    monkeypatch.setattr(search_module, "_build_run", build)
+    lock = FileLock(tmp_path / "lock")
+    lock.acquire()
+    with pytest.raises(RuntimeError):
+        _run_trial(found, lock, found.study.ask())
+    assert asked == [str(run) if kept == "seed_everything: 1\n" else ""]
+
+
+def test_a_grid_does_not_go_on_with_more_entries(tmp_path: Path) -> None:
+    rates = {"space": {"optimizer.lr": {"categorical": [0.1, 0.01]}}, "sampler": "GridSampler", "n_trials": 1}
+    assert len(search(tmp_path, **rates)) == 1
+    rates["space"] |= {"model.net.hidden": {"categorical": [4, 8]}}  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"holds trials with model\.net\.hidden None, not .*: give another --name"):
+        opened(tmp_path, **rates)
+
+
+def test_entries_that_only_fit_together_are_checked_together(tmp_path: Path) -> None:
+    space = {"optimizer": {"categorical": ["SGD", "RMSprop"]}, "optimizer.momentum": {"float": [0.0, 0.9]}}
+    open_search(_parse(words(tmp_path, space=space)), probes=True)
+    with pytest.raises(InputError, match=r"optimizer\.mass"):
+        open_search(_parse(words(tmp_path, space={**space, "optimizer.mass": {"float": [0.0, 0.9]}})), probes=True)
+
+
+def test_any_seed_that_is_taken_runs(tmp_path: Path) -> None:
+    assert [one.state.name for one in search(tmp_path, f"--seed={2**32 - 1}", n_trials=1)] == ["COMPLETE"]
+
+
+def test_the_folder_is_that_of_the_search_or_the_recipe_and_must_be_one(tmp_path: Path) -> None:
+    own = {"model.net": "tests.toy.ToyMLP", "trainer.default_root_dir": str(tmp_path / "own")}
+    found = open_search(_parse(["--config", spec(tmp_path, options=own), *TINY]), probes=False)
+    assert found.folder == tmp_path / "own" / "own"
+    write(tmp_path / "file", "")
+    with pytest.raises(InputError, match=r"cannot be written \(.*\): give --trainer\.default_root_dir"):
+        opened(tmp_path, f"--trainer.default_root_dir={tmp_path / 'file'}")
+
+
+def test_retries_are_refused_and_a_flag_without_a_value_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"^--retries 2: a trial keeps its learning rate: give --retries 0"):
+        opened(tmp_path, "--retries=2")
+    options = _parse(words(tmp_path, "--compile"))
+    assert options.more[-1] == ("--compile", "true")
+    given: list[str] = []
+    monkeypatch.setattr(search_module, "StarterCLI", lambda found, _: given.extend(found))
+    _build_run({"recipe": "a.yaml", "first": [], "options": {"compile": True}}, {}, options.more, tmp_path)
+    assert [one for one in given if one.startswith("--compile")] == ["--compile"] * 2
