@@ -63,7 +63,7 @@ class Task(LightningModule):
         check_limits(self.net, getattr(self.trainer, "datamodule", None))
 
     def on_fit_start(self) -> None:
-        for name in self._unsaved:
+        for name in (one for one in self._unsaved if one not in self.hparams):
             rank_zero_warn(
                 f"the arguments of {type(getattr(self, name)).__name__} cannot be read back from its attributes, so"
                 " a checkpoint cannot rebuild it: store each argument as an attribute of the same name, or load"

@@ -174,7 +174,8 @@ class Project:
         values["extras"] = f"[{','.join(extras)}]" if extras else ""
         tops = {path.split("/")[1].removesuffix(".py") for path in texts if path.startswith("src/")} | {choice.name}
         found = {"logs/.gitkeep": b""}
-        for path, text in texts.items():
+        for source, text in texts.items():
+            path = source
             if path in template.added or path in OWN:
                 path, text = _named(path, choice.name), _named(text, choice.name)
                 text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
@@ -182,8 +183,11 @@ class Project:
                     text = re.sub(r"(^from src\.[^(\n]*\n)+", _sorted_lines, text, flags=re.MULTILINE)
             is_code = path.startswith(("src/", "tests/", "configs/"))  # may have a column or an argument of that name
             if not is_code or path.endswith((".py", ".yaml")):  # in a page src is the address of a picture
-                text = packaged(text, choice.package, tops if is_code else ())
-            found[packaged(path, choice.package)] = text.encode(errors="surrogateescape")
+                is_engine = path.startswith("src/engine/") or path.count("/") == 1
+                text = packaged(text, choice.package, tops if is_code else (), is_engine)
+            is_same = source in template.source and text == template.text(source)
+            content = template.content(source) if is_same else text.encode(errors="surrogateescape")
+            found[packaged(path, choice.package)] = content
         return found
 
     def has(self, name: str) -> bool:
@@ -347,18 +351,17 @@ def comment(text: str) -> str:
     return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
 
 
-def packaged(text: str, package: str, tops: Iterable[str] = ()) -> str:
+def packaged(text: str, package: str, tops: Iterable[str] = (), is_engine: bool = False) -> str:
     """Text with the import name of a project in place of `src`, except where it is said to be the template's.
 
-    `tops`: names in `src`; then only where it is a folder or part of the name of a module.
+    `tops`: names in `src`: only where one of them follows, or in an import. `is_engine`: also where it is a folder.
     """
     if package == "src":
         return text
     word = r'(?<![\w.-])src\b(?![=-]|"  # of the template)'
-    module = rf"\.(?:{'|'.join(sorted(tops))})\b|\.\W"
-    names = (
-        rf'{word}(?=/[\w{{*<]|"\)| import\b|{module})|(?<=import ){word}|(?<=/){word}|(?<=/ "){word}|(?<=== "){word}'
-    )
+    names = rf"{word}(?=[./](?:{'|'.join(sorted(tops))})\b| import\b)|(?<=import ){word}|(?<=/ \"){word}"
+    if is_engine:
+        names += rf'|{word}(?=/[\w{{*<]|\.\W|"\))|(?<=/){word}|(?<=== "){word}'
     return re.sub(names if tops else word, package, text)
 
 

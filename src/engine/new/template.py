@@ -42,8 +42,12 @@ class Template:
             for name in CLASS.findall(self.text(path))
         }
 
+    def content(self, path: str) -> bytes:
+        """The bytes of a file."""
+        return (self.root / self.source[path]).read_bytes()
+
     def text(self, path: str) -> str:
-        """The content of a file."""
+        """The content of a file, with line breaks as in Python."""
         return _read(self.root / self.source[path])
 
     def module(self, name: str) -> str | None:

@@ -15,10 +15,9 @@ import pytest
 
 from src import ROOT
 from src.engine.new import pyproject, updating
-from src.engine.new.creating import commit
 from src.engine.new.project import COPIED, Choice, Project, overlays, packaged, recipes
 from src.engine.new.pyproject import requirements
-from src.engine.new.template import Template, commit_of, git, uncommitted
+from src.engine.new.template import Template, commit, commit_of, git, uncommitted
 from src.engine.system.errors import InputError
 from tests.conftest import Run
 
@@ -163,7 +162,7 @@ def test_the_tests_of_a_project_take_a_recipe_without_data_and_with_a_name(
     tests = ROOT / "templates" / "base" / "tests"
     recipe = tmp_path / "own.yaml"
     recipe.write_text(f"# Own.\nmodel: {LOADERS}\n{f'name: {name}' if name else ''}\n")
-    monkeypatch.setitem(sys.modules, "tests.given", SimpleNamespace(**runpy.run_path(str(tests / "given.py"))))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tests.given", SimpleNamespace(**runpy.run_path(str(tests / "given.py"))))
     runpy.run_path(str(tests / "test_configs.py"))["test_every_recipe_trains_and_tests"](train, tmp_path, str(recipe))
 
 
@@ -173,6 +172,8 @@ def test_data_beside_a_module_come_along_as_they_are(package: str, clone: Callab
         "mask.npy": b"\x93NUMPY\x01\x00\xff\r\n",
         "words.yaml": b"src: [src, tgt]\n",
         "columns.csv": b"src,tgt\nsrc.a,import src\n",
+        "windows.csv": b"a,b\r\n1,2\r\n",
+        "bytes.bin": b"\x00\r\x01",
     }
     code = {"src/own/model.py": f"{MODEL}FILES = {[*data]}\n", "src/own/unnamed.npy": b"\xff"}
     files = made(clone({**code, **{f"src/own/{name}": content for name, content in data.items()}}), package=package)
@@ -191,6 +192,8 @@ batch = {"src": 1, "tgt": 2}["src"]
 
 def forward(self, src, tgt):
     """Attend to src and tgt."""
+    if lang == "src" or "data/src" or batch.get("src"):
+        return src / 2
     return self.net(src, tgt=tgt, length=src.shape[1]) + src
 '''
 TOPS = ("engine", "own", "train")  # modules
@@ -217,7 +220,7 @@ def test_another_package_leaves_columns_and_arguments_of_that_name_alone(clone: 
 def test_another_package_is_that_of_the_engine() -> None:
     for path, old in (("runs/trust.py", '[0] == "src":'), ("system/classes.py", '(ROOT / "src")')):
         text = (ROOT / "src" / "engine" / path).read_text()
-        found = packaged(text, "tumours", TOPS)
+        found = packaged(text, "tumours", TOPS, is_engine=True)
         assert old in text
         assert old.replace("src", "tumours") in found
         assert "from tumours" in found
