@@ -24,9 +24,8 @@ class Pruning(Callback):
             return
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         each, every = trainer.check_val_every_n_epoch or 1, trainer.val_check_batch
-        if every is None or math.isinf(every):  # by time, or a loader without a length
-            validations = (trainer.current_epoch + 1) // each
-        else:
+        validations = (trainer.current_epoch + 1) // each
+        if every is not None and not math.isinf(every):  # else by time, or with a loader without a length
             validations = round(done / (every * each))  # so far, also in a continued run
         self.trial.report(trainer.callback_metrics[self.metric].item(), max(1, validations))
         is_last = 0 < trainer.estimated_stepping_batches <= trainer.global_step  # pruning would save nothing
