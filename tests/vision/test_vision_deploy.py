@@ -131,9 +131,13 @@ def test_the_program_beside_a_model_of_pictures_turns_and_crops_them(
 def test_the_program_beside_a_model_of_digits_keeps_the_whole_picture(
     turned_photo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = program_pixels(MNISTDataModule(source="sample"), (3, 1, 28, 28), turned_photo, monkeypatch)
+    data: Any = MNISTDataModule(source="sample")
+    found = program_pixels(data, (3, 1, 28, 28), turned_photo, monkeypatch)
     whole = ImageOps.exif_transpose(Image.open(turned_photo)).convert("L").resize((28, 28))
     assert np.array_equal(found, np.asarray(whole)[None, None])
+    data.image_example = "ImageOps.mirror(image.resize({size}))"
+    found = program_pixels(data, (3, 1, 28, 28), turned_photo, monkeypatch)
+    assert np.array_equal(found, np.asarray(ImageOps.mirror(whole))[None, None])
 
 
 @pytest.mark.parametrize("form", SUFFIXES)

@@ -61,6 +61,7 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
         if also and word.startswith(f"--{also}"):
             more.append(word)
             is_open = "=" not in word
+            words += [f"--{also}"] if words and words[0].startswith("--") else []  # ends the values before it
         elif more and is_open and not word.startswith("--"):
             more[-1] += f"={word}"
             is_open = False
@@ -72,7 +73,7 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
     options.more = []
-    unknown = [*more, *unknown]
+    unknown = [*more, *(word for word in unknown if word != f"--{also}")]
     while unknown and also is not None and unknown[0].startswith(f"--{also}"):
         flag, equals, value = unknown.pop(0).partition("=")
         if not equals and any(flag in flags for flags in hooks("BARE_FLAGS")):

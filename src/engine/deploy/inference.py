@@ -118,9 +118,6 @@ class Inference(LightningModule):
             name = type(self.task).__name__
             raise InputError(f"--ckpt_path {self.path} is of {name}, which has no method {needed[-1]}; {GUIDE}")
 
-    def _has_own(self, method: str) -> bool:
-        return callable(getattr(self.task, method, None))  # a plain module may have a list of that name
-
     def name_classes(self, labels: list[str]) -> None:
         """Set the classes of a model that compares images with texts.
 
@@ -156,7 +153,7 @@ class Inference(LightningModule):
         """What the model predicts for a prepared batch on this device, in one row per input."""
         inputs = self._network_inputs(inputs)
         task: Any = self.task
-        if self._has_own("predictions"):
+        if _has(self.task, "predictions"):
             return task.predictions(*inputs)
         name = "predict_step" if is_overridden("predict_step", task, LightningModule) else "forward"
         with self.call_errors(name, inputs):
@@ -194,7 +191,7 @@ class Inference(LightningModule):
         """Check on one input that a model takes what `prepare` returns and gives one row; a `Task` does."""
         columns = dict.fromkeys(getattr(self.data, "columns", ()), 0.0)
         samples = {"table": columns, "text": "text", "image": Image.new("RGB", (64, 64), "grey")}
-        if self.kind in samples and not self._has_own("predictions"):
+        if self.kind in samples and not _has(self.task, "predictions"):
             try:
                 inputs, _ = self.prepare([samples[self.kind]])
             except SampleError:  # the data takes other texts, images or numbers
@@ -215,7 +212,7 @@ class Inference(LightningModule):
                 another number of rows, or a row has a tensor that is not a mask.
         """
         name = type(self.task).__name__
-        if not self._has_own("prediction_rows"):
+        if not _has(self.task, "prediction_rows"):
             tensors = {"output": predictions} if isinstance(predictions, Tensor) else predictions
             if isinstance(tensors, dict) and all(isinstance(one, Tensor) and one.ndim for one in tensors.values()):
                 columns = [one.float().tolist() for one in tensors.values()]
@@ -247,7 +244,7 @@ class Inference(LightningModule):
             except InputError:  # without any label of a position, the targets have no shape
                 if targets.is_floating_point() or (targets != IGNORED).any():
                     raise
-        if not self._is_checked and not self._has_own("predictions"):  # it might take two inputs for a pair
+        if not self._is_checked and not _has(self.task, "predictions"):  # it might take two inputs for a pair
             self.predictions(tuple(one[:1] for one in inputs))
         self._is_checked = True
         return self.rows(self.predictions(inputs), len(inputs[0]), batch["sizes"])
@@ -262,6 +259,10 @@ class Inference(LightningModule):
         if all(seen):
             metrics = self.task.metrics["test"].compute()
             self.scores = {name: value.item() for name, value in metrics.items()}
+
+
+def _has(task: Any, method: str) -> bool:
+    return callable(getattr(task, method, None))  # a plain module may have a list of that name
 
 
 def _check_labels(labels: Sequence[str], texts: Inputs) -> None:

@@ -241,10 +241,12 @@ def _arguments_of(cls: type, checkpoint: dict[str, Any]) -> list[str]:
     Other arguments of its base class it gives itself.
     """
     own, known = inspect.signature(cls).parameters, parameters_of(cls)
-    given: Any = ()
-    if known.keys() - own.keys():
+    given: Any = known  # if trained without the command line
+    if known.keys() - own.keys() and "config" in checkpoint:
+        given = ()
         with suppress(yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            given = yaml.safe_load(checkpoint["config"])["model"]["init_args"].keys()
+            model = yaml.safe_load(checkpoint["config"])["model"]
+            given = {**(model.get("init_args") or {}), **(model.get("dict_kwargs") or {})}.keys()
     return [name for name in known if name in own or name in given]
 
 

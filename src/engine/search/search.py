@@ -31,13 +31,13 @@ from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import TRIALS, checkpoints_of, runs_of
 from src.engine.search.pruning import Pruning
 from src.engine.search.space import (
-    KINDS,
     REPEATED,
     by_name,
     check_choices,
     check_same,
     check_space,
     check_types,
+    first_values,
     metric_and_direction,
     says_where,
     suggest,
@@ -124,13 +124,13 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         )
     if cli.config.retries:
         raise InputError(f"--retries {cli.config.retries}: a trial keeps its learning rate: give --retries 0")
-    firsts = {
-        name: next(one[kind] for kind in KINDS if kind in one)[0]
-        for name, one in spec["space"].items()
-        if not one.get("when")
-    }
+    firsts = first_values(spec["space"])
     if probes:
-        _build_run(spec, firsts, options.more, folder, probe=True)
+        try:
+            _build_run(spec, firsts, options.more, folder, probe=True)
+        except Exception:  # perhaps only these values do not fit together
+            for one in firsts.items():
+                _build_run(spec, dict([one]), options.more, folder, probe=True)
     metric, direction = metric_and_direction(spec, cli.best, options.config)
     try:
         (folder / TRIALS).mkdir(parents=True, exist_ok=True)

@@ -112,6 +112,12 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def first_values(space: dict[str, Any]) -> dict[str, Any]:
+    """The first value of each entry that does not depend on another."""
+    given = {name: one for name, one in space.items() if not one.get("when")}
+    return {name: next(one[kind] for kind in KINDS if kind in one)[0] for name, one in given.items()}
+
+
 def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
     """Refuse trials whose settings `own` differ from those that the study keeps, or from `first` if it keeps none."""
     kept = study.user_attrs.get(attribute)

@@ -24,7 +24,6 @@ from src.engine.runs.checkpoint import WholeCheckpointIO, best_states
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.system.metric_names import stage_of
 from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.step_seeds import StepSeeds
@@ -81,7 +80,7 @@ def add_missing(callbacks: list[Callback], more: list[Callback]) -> None:
 class ModuleCheckpoints(Callback):
     """Gives the ModelCheckpoints that a module adds the folder of the run, and names that can be written.
 
-    Without validation the last checkpoint is the best.
+    Without a metric and without validation the last checkpoint is the best.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,13 +98,12 @@ class ModuleCheckpoints(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
         best = trainer.checkpoint_callback
-        if not isinstance(best, ModelCheckpoint) or (trainer.enable_validation and not is_empty):
+        if not isinstance(best, ModelCheckpoint) or best.monitor or (trainer.enable_validation and not is_empty):
             return
-        if stage_of(best.monitor or "") == "val":
-            best.monitor = None
-            rank_zero_info("The best checkpoint is the last one, as there is no validation")
-        if best.monitor is None and best._save_on_train_epoch_end is None:
+        if best._save_on_train_epoch_end is None:
             best._save_on_train_epoch_end = True  # with check_val_every_n_epoch it would wait for a validation
+        if not best._every_n_train_steps:
+            best.save_top_k = min(best.save_top_k, 1)  # Lightning would keep all of them
 
 
 def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> ModelCheckpoint | None:
