@@ -239,7 +239,7 @@ def _build_run(
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
-    bare = [flag for flags in hooks("BARE_FLAGS") for flag in flags]  # such as --compile, which take no value
+    bare = [flag for flags in hooks("BARE_FLAGS") for flag in flags]  # which take no value
     words = [word.removesuffix("=true") if word.partition("=")[0] in bare else word for word in words]
     words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"]
     if resume:
