@@ -283,3 +283,22 @@ def test_the_accuracy_of_several_labels_counts_those_that_are_known() -> None:
     targets[:] = torch.nan
     with pytest.raises(InputError, match="--quantize int8: all targets of the validation part are unknown: leave it"):
         exported.accuracy()
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "own", "expected"),
+    [
+        ("image", ("pixels",), {}, "image.resize((6, 8))"),
+        ("image", ("pixels",), {"image_example": "mirror(image.resize({size}))"}, "mirror(image.resize((6, 8)))"),
+        ("text", ("tokens", "mask"), {}, "mask = np.ones_like(tokens, dtype=bool)"),
+        ("text", ("tokens", "mask"), {"mask_example": "tokens > 0"}, "mask = tokens > 0"),
+    ],
+)
+def test_the_program_prepares_inputs_as_the_data_says(
+    kind: str, names: tuple[str, ...], own: dict[str, str], expected: str
+) -> None:
+    inference = SimpleNamespace(data=SimpleNamespace(**own), task=None)
+    example = (torch.zeros(1, 3, 8, 6),)
+    given: Any = {"kind": kind, "names": names, "inference": inference, "example": example, "labels": []}
+    reference: Any = SimpleNamespace(**given, tokenizer=None, max_length=None)
+    assert expected in "\n".join(formats._example_lines(reference, Path("model.onnx"), "onnxruntime", "run()"))
