@@ -35,11 +35,11 @@ class SequenceLogo(Callback):
         effects -= effects.mean(dim=1, keepdim=True)
         for writer in writers(trainer):
             writer.add_figure(
-                "test/sequence logo", letter_figure(effects.tolist(), list(data.numbers)), trainer.global_step
+                "test/sequence logo", _letter_figure(effects.tolist(), list(data.numbers)), trainer.global_step
             )
 
 
-def letter_figure(effects: list[list[float]], letters: list[str]) -> Any:
+def _letter_figure(effects: list[list[float]], letters: list[str]) -> Any:
     """A figure with a column of letters for each place, as high as their effects; the largest is farthest out."""
     from matplotlib.patches import PathPatch
     from matplotlib.textpath import TextPath

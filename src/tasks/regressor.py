@@ -13,7 +13,7 @@ from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import regression_figures
 from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std
-from src.tasks.task import Task, check_outputs, names
+from src.tasks.task import Task, check_outputs, check_precision, names
 
 
 class Regressor(Task):
@@ -55,8 +55,7 @@ class Regressor(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage != "predict" and self.trainer.precision in ("bf16-true", "16-true"):
-            raise InputError(f"--precision {self.trainer.precision} rounds the targets: give bf16-mixed or 32-true")
+        check_precision(self, stage, "targets")
         self.label_names(self.num_targets)
         data = getattr(self.trainer, "datamodule", None)
         if stage != "fit" or data is None:

@@ -11,7 +11,7 @@ from src.engine.system.batches import Sample, gathered
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import box_figure
 from src.tasks.classifier import check_classes
-from src.tasks.task import Task, names
+from src.tasks.task import Task, check_precision, names
 
 LISTED = 50  # classes whose average precision is logged one by one
 Batch = tuple[Tensor, Tensor]
@@ -57,10 +57,7 @@ class DetectionTask(Task):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage != "predict" and self.trainer.precision in ("bf16-true", "16-true"):
-            raise InputError(
-                f"--precision {self.trainer.precision} rounds the true boxes and classes: give bf16-mixed or 32-true"
-            )
+        check_precision(self, stage, "true boxes and classes")
         check_classes(self, self.net.num_classes)
         size = getattr(getattr(self.trainer, "datamodule", None), "image_size", self.net.image_size)
         if size != self.net.image_size:

@@ -10,7 +10,7 @@ from typing import Any
 
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of, machine_fault, raised_in, report
-from src.engine.system.hooks import hooks
+from src.engine.system.hooks import bare_flags
 from src.engine.system.interruption import Interrupted
 
 
@@ -55,19 +55,7 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     Raises:
         InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
     """
-    words: list[str] = []
-    more: list[str] = []  # kept from argparse, which takes a word with a blank, or a value, for an input
-    for word in args:
-        if also and word.startswith(f"--{also}"):
-            more.append(word)
-            is_open = "=" not in word
-            words += [f"--{also}"] if words and words[0].startswith("--") else []  # ends the values before it
-        elif more and is_open and not word.startswith("--"):
-            more[-1] += f"={word}"
-            is_open = False
-        else:
-            words.append(word)
-            is_open = False
+    words, more = _set_aside(args, f"--{also}") if also else (args, [])
     try:
         options, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
@@ -76,15 +64,40 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     unknown = [*more, *(word for word in unknown if word != f"--{also}")]
     while unknown and also is not None and unknown[0].startswith(f"--{also}"):
         flag, equals, value = unknown.pop(0).partition("=")
-        if not equals and any(flag in flags for flags in hooks("BARE_FLAGS")):
-            equals, value = "=", "true"
-        if not equals and (also or not unknown or unknown[0].startswith("--")):
+        if not equals and not also and unknown and not unknown[0].startswith("--"):
+            value = unknown.pop(0)
+        elif not equals and flag in bare_flags():
+            value = "true"
+        elif not equals:
             raise InputError(f"{flag}: give a value")
-        options.more.append((flag, value if equals else unknown.pop(0)))
+        options.more.append((flag, value))
     if unknown:
         known = [f"--{name}" for name in vars(options)]
         raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
     return options
+
+
+def _set_aside(args: list[str], prefix: str) -> tuple[list[str], list[str]]:
+    """The words of a command line, and its options with a prefix, each joined with its value.
+
+    argparse would take a value, or a word with a blank, for an input. Where an option was, `prefix` stays in the words:
+    it ends the values of the option before it.
+    """
+    words: list[str] = []
+    found: list[str] = []
+    needs_value = False
+    for word in args:
+        if word.startswith(prefix):
+            found.append(word)
+            words += [prefix] if words and words[0].startswith("--") else []
+            needs_value = "=" not in word
+        elif needs_value and not word.startswith("--"):
+            found[-1] += f"={word}"
+            needs_value = False
+        else:
+            words.append(word)
+            needs_value = False
+    return words, found
 
 
 def data_options(options: argparse.Namespace) -> dict[str, Any]:

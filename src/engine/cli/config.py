@@ -37,7 +37,7 @@ from src.engine.system.classes import (
     walk,
 )
 from src.engine.system.errors import InputError
-from src.engine.system.hooks import hooks
+from src.engine.system.hooks import bare_flags, hooks
 from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 
 Option = tuple[str, str | None]
@@ -59,7 +59,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
     files: list[str] = []
     options: list[Option] = []
     words = list(args)
-    bare_flags = [*BARE_FLAGS, *(flag for flags in hooks("BARE_FLAGS") for flag in flags)]
+    known = [*BARE_FLAGS, *bare_flags()]
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
@@ -72,7 +72,7 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
         flag, equals, text = word.partition("=")
         value: str | None = text
         if not equals:
-            bare = flag in bare_flags or not words or words[0].startswith("--")
+            bare = flag in known or not words or words[0].startswith("--")
             if flag.endswith("fast_dev_run"):
                 bare = bare or not re.fullmatch(r"\d+|true|false", words[0], re.IGNORECASE)
             value = None if bare else words.pop(0)
@@ -80,8 +80,8 @@ def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Opt
             if not value:
                 raise InputError(f"{flag} needs a file, such as --config configs/default.yaml")
             files.append(value)
-        elif value is None and flag not in bare_flags and not flag.endswith((".help", "fast_dev_run")):
-            raise InputError(f"{flag} needs a value{nearest(flag, bare_flags)}")
+        elif value is None and flag not in known and not flag.endswith((".help", "fast_dev_run")):
+            raise InputError(f"{flag} needs a value{nearest(flag, known)}")
         else:
             options.append((flag, value))
     return stage, files, options

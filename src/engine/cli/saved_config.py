@@ -16,7 +16,7 @@ from src.engine.cli.explain import explain
 from src.engine.runs.checkpoint import reason_of
 from src.engine.system.classes import Tree, argument_types, differences, import_class, is_class, walk
 from src.engine.system.errors import InputError
-from src.engine.system.hooks import hooks
+from src.engine.system.hooks import bare_flags
 
 # Options of a single call: not part of a saved configuration.
 CALL_ONLY = ("config", "ckpt_path", "trust", "run", "quiet", "debug")
@@ -68,7 +68,7 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
 
 
 def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
-    for key in (*CALL_ONLY, *(flag.removeprefix("--") for flags in hooks("BARE_FLAGS") for flag in flags)):
+    for key in (*CALL_ONLY, *(flag.removeprefix("--") for flag in bare_flags())):
         given.pop(key, None)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what `_drop_objects` handles

@@ -81,7 +81,10 @@ class Inference(LightningModule):
         cls = import_class(spec.get("class_path", ""))
         if not isinstance(cls, type):
             raise InputError(f"--ckpt_path {given} has no DataModule, whose method prepare reads the inputs; {GUIDE}")
-        needed = {one.name for one in parameters_of(cls).values() if one.default is one.empty}
+        known = parameters_of(cls)
+        if wrong := next((name for name in data or {} if name not in known), None):
+            raise InputError(f"--data.{wrong}: {cls.__name__} has no such argument{nearest(wrong, known)}")
+        needed = {one.name for one in known.values() if one.default is one.empty}
         # Others than paths by their names may be used by `prepare`.
         needed |= {name[5:] for name in self.missing_paths if not PATHS.search(name.rpartition(".")[2])}
         if missing := [name for name in self.missing_paths if name[5:] in needed]:
@@ -91,7 +94,7 @@ class Inference(LightningModule):
                 f" give it, as in --{option}=VALUE"
             )
         with checkpoint_errors(str(self.path)):
-            self.data: Any = _build_data(self.checkpoint, cls, spec, data or {})
+            self.data: Any = _build_data(self.checkpoint, spec, data or {})
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
         only_writes = hasattr(self.data, "tokenizer") and not hasattr(self.data, "prepare")
         writes = hasattr(task, "check_sampling") or (hasattr(task, "generate") and only_writes)
@@ -280,11 +283,8 @@ def _check_labels(labels: Sequence[str], texts: Inputs) -> None:
         seen[key] = label
 
 
-def _build_data(checkpoint: dict[str, Any], cls: type, spec: Tree, arguments: Tree) -> LightningDataModule:
+def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree) -> LightningDataModule:
     """The DataModule of a run with its tokenizer and labels; the data is not loaded."""
-    known = parameters_of(cls)
-    if unknown := next((name for name in arguments if name not in known), None):
-        raise InputError(f"--data.{unknown}: {cls.__name__} has no such argument{nearest(unknown, known)}")
     with constructor_errors():
         data: LightningDataModule = build({**spec, "init_args": {**spec.get("init_args", {}), **arguments}})
     restore_data(checkpoint, data)

@@ -99,6 +99,7 @@ def predict(args: list[str]) -> int:
 
 def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterator[Any]]:
     """Returns a new iterator over the inputs at each call."""
+    from src.engine.data.files import IMG_EXTENSIONS
     from src.engine.deploy.inputs import find_images, read_numbers, read_texts
 
     if inference.kind in ("image", "file"):
@@ -107,10 +108,8 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
                 f"--truth {options.truth}: give a folder of masks with the names of the images, or the word folder:"
                 " each image's folder is its class"
             )
-        if inference.kind == "file":
-            suffixes = tuple(inference.data.file_suffixes)
-            return partial(find_images, options.inputs, options.truth, suffixes=suffixes, labels=inference.labels)
-        return partial(find_images, options.inputs, options.truth, labels=inference.labels)
+        suffixes = tuple(inference.data.file_suffixes) if inference.kind == "file" else IMG_EXTENSIONS
+        return partial(find_images, options.inputs, options.truth, suffixes=suffixes, labels=inference.labels)
     truth = options.truth.split(",") if options.truth else []
     if set(truth) == set(inference.labels):
         truth = inference.labels  # the targets are in this order

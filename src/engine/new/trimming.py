@@ -149,10 +149,8 @@ class Suite:
             lacking |= {id(one) for one in self.files[part.path]}  # they may use what it replaces
         while more := {id(part) for part in parts if id(part) not in lacking and self._needs_any(part, lacking)}:
             lacking |= more
-        kept, left = (
-            set[int](),
-            [part for part in parts if any(name.startswith(("test_", "Test")) for name in part.names)],
-        )
+        kept = set[int]()
+        left = [part for part in parts if any(name.startswith(("test_", "Test")) for name in part.names)]
         while left:
             part = left.pop()
             if id(part) not in kept | lacking:

@@ -30,23 +30,24 @@ def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
     from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    strategy = trainer.strategy
-    if isinstance(strategy, ModelParallelStrategy):
-        from src.engine.runs.fsdp2 import FSDP2Strategy  # lazy import: takes 0.3 s
-
-        is_own = isinstance(strategy, FSDP2Strategy)
-        if not is_own and strategy._save_distributed_checkpoint:  # Lightning 2.6 has no other name for it
-            raise InputError(
-                "ModelParallelStrategy writes and reads shards unchecked: give --strategy FSDP2Strategy, or"
-                " --trainer.strategy.save_distributed_checkpoint false"
-            )
-    else:
-        is_own = False
-    if not is_own and ckpt_path:
+    is_parallel = isinstance(trainer.strategy, ModelParallelStrategy)
+    is_own = is_parallel and _is_own(trainer.strategy)
+    if is_parallel and not is_own and trainer.strategy._save_distributed_checkpoint:
+        raise InputError(
+            "ModelParallelStrategy writes and reads shards unchecked: give --strategy FSDP2Strategy, or"
+            " --trainer.strategy.save_distributed_checkpoint false"
+        )
+    if ckpt_path and not is_own:
         refuse_folder(ckpt_path)
     averaging = next((one for one in trainer.callbacks if isinstance(one, WeightAveraging)), None)
-    if averaging and isinstance(strategy, ModelParallelStrategy):
+    if averaging and is_parallel:
         raise InputError(f"{type(averaging).__name__} copies whole weights, FSDP2 has shards: use another --strategy")
+
+
+def _is_own(strategy: Any) -> bool:
+    from src.engine.runs.fsdp2 import FSDP2Strategy  # lazy import: takes 0.3 s
+
+    return isinstance(strategy, FSDP2Strategy)
 
 
 def export_checkpoint(given: str, output: Path) -> None:

@@ -45,7 +45,7 @@ from src.engine.search.space import (
 from src.engine.system.addresses import is_address
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of
-from src.engine.system.hooks import hooks
+from src.engine.system.hooks import bare_flags
 from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import stage_of
 from src.engine.training.checks import DEFAULT_MONITOR
@@ -239,8 +239,7 @@ def _build_run(
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
     words += [f"{flag}={value}" for flag, value in more]
-    bare = [flag for flags in hooks("BARE_FLAGS") for flag in flags]  # which take no value
-    words = [word.removesuffix("=true") if word.partition("=")[0] in bare else word for word in words]
+    words = [word.removesuffix("=true") if word.partition("=")[0] in bare_flags() else word for word in words]
     words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"]
     if resume:
         words = [word for word in words if not word.startswith(("--config", "--name"))]

@@ -125,7 +125,7 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def check_strategy(given: Any) -> None:
-    """Raise InputError if there is no strategy with this name, or what it does does not go with this engine."""
+    """Raise InputError if there is no strategy with this name, or if it does not work with this engine."""
     name = given if isinstance(given, str) else str(getattr(given, "class_path", "")).rpartition(".")[2]
     start = str((getattr(given, "init_args", None) or {}).get("start_method", ""))
     if re.search("spawn|fork|notebook", f"{name} {start}"):

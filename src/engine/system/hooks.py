@@ -13,6 +13,11 @@ def hooks(name: str) -> list[Any]:
     return [getattr(part, name) for part in _parts() if hasattr(part, name)]
 
 
+def bare_flags() -> list[str]:
+    """The options of all parts that take no value."""
+    return [flag for flags in hooks("BARE_FLAGS") for flag in flags]
+
+
 @cache
 def _parts() -> list[Any]:
     package, folder = __name__.removesuffix(".system.hooks"), Path(__file__).parents[1]

@@ -34,3 +34,7 @@ def test_the_token_is_that_of_the_environment_unless_it_is_given(monkeypatch: py
     monkeypatch.setenv("SERVE_TOKEN", "of the environment")
     assert serving._parse([*port]).token == "of the environment"
     assert serving._parse([*port, "--token", "given"]).token == "given"
+
+
+def test_the_largest_body_that_may_be_asked_for_is_decoded() -> None:
+    assert serving.LARGEST_BODY_MB * 1_000_000 == requests.MAX_DECODING_PIXELS

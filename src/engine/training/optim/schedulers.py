@@ -71,9 +71,7 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
         if state_dict.get("total_steps", total) != total:  # the next step is at the rate of the new cycle
             with warnings.catch_warnings(action="ignore"):  # torch's, to ask for the last rate instead
-                self._last_lr = self.get_lr()
-            for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-                group["lr"] = lr
+                _set_rates(self, self.get_lr())
 
 
 class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
@@ -102,9 +100,13 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "T_max"})
         if is_changed:  # else the learning rate of the checkpoint is the next one, bit by bit
             share = (1 + math.cos(math.pi * position / length)) / 2
-            self._last_lr = [self.eta_min + (lr - self.eta_min) * share for lr in self.base_lrs]
-            for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-                group["lr"] = lr
+            _set_rates(self, [self.eta_min + (lr - self.eta_min) * share for lr in self.base_lrs])
+
+
+def _set_rates(schedule: lr_scheduler.LRScheduler, rates: list[Any]) -> None:
+    schedule._last_lr = rates
+    for group, lr in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
 
 
 def _too_short(position: int, total: int) -> str:
