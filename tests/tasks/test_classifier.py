@@ -66,6 +66,7 @@ def test_metrics_equal_a_manual_computation(tmp_path: Path) -> None:
     assert torch.equal(task.confusion.compute(), counts)
 
 
+@pytest.mark.slow
 def test_a_weighted_loss_is_averaged_over_the_weights_of_all_samples(tmp_path: Path) -> None:
     weights = [1.0, 4.0, 0.5]
     task = Classifier(net=ToyMLP(), loss=WeightedCrossEntropy(weights))

@@ -21,7 +21,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.program import retry_arguments
-from src.engine.data.loading import Batches, batch_loader
 from src.engine.runs.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.engine.runs.runs import lock_run
 from src.engine.system.errors import InputError
@@ -193,6 +192,7 @@ def write_forever(path: Path, written: Connection) -> None:
         written.send(None)
 
 
+@pytest.mark.slow
 def test_killing_a_write_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
@@ -270,6 +270,7 @@ def test_the_error_names_a_deleted_run_folder(tmp_path: Path) -> None:
 # NaN and infinity
 
 
+@pytest.mark.slow
 def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 13, at learning rate"):
         train("fit", *TOY, "--max_epochs=3", *inject_fault("nan", 13, tmp_path / "happened"))
@@ -280,6 +281,7 @@ def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: P
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_nonfinite_weights_are_never_saved(train: Train, tmp_path: Path) -> None:
     # A step that makes the weights infinite, with a checkpoint due before the next loss is computed.
     explode = ("--optimizer=SGD", "--optimizer.lr=1e38", "--lr_scheduler=null", "--save_every_n_steps=1")
@@ -324,6 +326,7 @@ def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tm
     assert resumed.count("FaultInjector") == 1
 
 
+@pytest.mark.slow
 def test_a_retry_starts_from_last_ckpt_even_if_another_checkpoint_was_given(train: Train) -> None:
     run = train("fit", *TOY, "--max_epochs=1", "--retries=2")
     words = retry_arguments(run.cli, NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])
@@ -344,34 +347,6 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     line = one_line(done)
     assert re.search(r"DataLoader worker \(pid \d+\) is killed by signal: Killed", line)
     assert "--ckpt_path last --run" in line
-
-
-class Broken:
-    """A data set that raises an error for every batch."""
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitems__(self, indices: list[int]) -> None:
-        raise KeyError("no such digit")
-
-
-def test_an_error_without_workers_has_its_traceback_and_samples() -> None:
-    with pytest.raises(KeyError) as caught:
-        next(iter(batch_loader(Broken(), Batches(8, 4, None))))  # type: ignore[arg-type]
-    assert caught.traceback[-1].name == "__getitems__"
-    assert caught.value.__notes__ == ["in the batch of samples 0, 1, 2, 3"]
-
-
-def test_an_error_in_a_worker_has_message_traceback_and_samples() -> None:
-    loader = batch_loader(Broken(), Batches(8, 4, None), num_workers=2)  # type: ignore[arg-type]
-    with pytest.raises(KeyError) as caught:
-        next(iter(loader))
-    message = str(caught.value)
-    assert not any("torch" in entry.path.parts for entry in caught.traceback)  # its frames would keep the workers
-    del caught, loader  # a garbage collection would wait 5 s for each worker
-    for words in ("no such digit", "in __getitems__", "in the batch of samples 0, 1, 2, 3"):
-        assert words in message
 
 
 # Two processes with the same run

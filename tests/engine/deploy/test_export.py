@@ -29,6 +29,7 @@ from tests.engine.deploy.toys import LateData, ToyTokenizer
 from tests.toy import ToyNet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["toy_checkpoint", "toy_texts", "toy_writer"])
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_every_format_computes_what_the_checkpoint_does_whatever_the_size(
@@ -47,6 +48,7 @@ def test_every_format_computes_what_the_checkpoint_does_whatever_the_size(
     check_free_sizes(checkpoint, tmp_path / f"model{SUFFIXES[form]}", shapes, 250 if is_image else 27)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["toy_checkpoint", "toy_texts"])
 def test_int8_says_what_it_costs(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     check_int8(request.getfixturevalue(kind), tmp_path, least=95)
@@ -92,6 +94,7 @@ def test_a_recurrent_network_keeps_its_length_free(tmp_path: Path) -> None:
     check_free_sizes(checkpoint, output, [(1, 3), (5, 13)], 27)
 
 
+@pytest.mark.slow
 def test_a_network_that_torch_cannot_export_is_one_line_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,6 +107,7 @@ def test_a_network_that_torch_cannot_export_is_one_line_with_the_reason(
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_size_that_torch_onnx_fixes_is_one_line(
     toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

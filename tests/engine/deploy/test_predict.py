@@ -227,6 +227,7 @@ def test_classes_are_named_where_the_task_takes_their_names(
     assert list(rows[0])[2:5] == ["probability_right side", "probability_left side", "probability_middle"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 40])
 def test_two_processes_write_each_input_once_in_order(
     toy_checkpoint: str, files: Any, tmp_path: Path, count: int

@@ -147,6 +147,7 @@ def test_paths_and_methods_that_are_none_are_refused(image_service: Service) -> 
     assert image_service.ask("GET", "/nothing").status == 404
 
 
+@pytest.mark.slow
 def test_others_are_served_while_some_misbehave(
     image_service: Service, samples: list[tuple[Image.Image, bytes]], offline: list[list[float]]
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_body_that_does_not_arrive_is_given_up(toy_checkpoint: str, monkeypatc
     assert receive.held_bytes == 0
 
 
+@pytest.mark.slow
 def test_many_clients_get_right_answers_and_memory_stays(
     image_service: Service, samples: list[tuple[Image.Image, bytes]], offline: list[list[float]]
 ) -> None:

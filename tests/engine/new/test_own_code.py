@@ -246,6 +246,7 @@ def test_data_of_tests_come_along_only_with_a_test_that_names_them(clone: Callab
     assert files["tests/helper.py"].decode() == "class Kept:\n    pass\n"
 
 
+@pytest.mark.slow
 def test_a_kind_that_only_trains_has_no_tests_of_the_engine() -> None:
     tests = Project(ROOT, Choice("mine", "classification", parts=[])).tests
     assert "tests/example/test_example.py" in tests

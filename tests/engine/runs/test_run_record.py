@@ -60,6 +60,7 @@ def test_throughput_counts_training_samples_over_training_time(train: Callable[.
     assert run.metrics["samples_per_second"] == pytest.approx(record._samples / record._train_time)
 
 
+@pytest.mark.slow
 def test_a_prediction_is_recorded_too(train: Callable[..., Run]) -> None:
     path = train("fit", *SHORT).folder / "checkpoints" / "last.ckpt"
     metrics = train("predict", "--ckpt_path", str(path), "--trainer.limit_predict_batches=1").metrics
@@ -123,6 +124,7 @@ def added(name: str, *arguments: str) -> tuple[str, ...]:
     return (f"--trainer.callbacks+={name}", *(f"--trainer.callbacks.{one}" for one in arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -40,6 +40,7 @@ def rows(shown: str) -> dict[str, list[str]]:
     return {name: values for name, *values in cells}
 
 
+@pytest.mark.slow
 def test_settings_results_and_curves_of_two_runs_are_shown(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     first = train("--max_epochs=2", "--optimizer.lr=0.0123456")
     second = train("--max_epochs=2", "--optimizer.lr=0.0123457", "--model.net.width=4")
