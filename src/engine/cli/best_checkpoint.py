@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -50,8 +51,11 @@ class BestCheckpoint:
             else:
                 content = {name: value for name, value in self.content.items() if name != "half_epoch"}
                 model.on_load_checkpoint(content)
-                model.load_state_dict(content["state_dict"], strict=model.strict_loading)
-                callbacks.insert(0, _Weights(content["state_dict"], model))
+                weights = content["state_dict"]
+                model.load_state_dict(weights, strict=model.strict_loading)
+                # Again when the test starts, for layers that a module builds anew in `setup`.
+                again = LambdaCallback(on_test_start=lambda _, module: module.load_state_dict(weights, strict=False))
+                callbacks.insert(0, again)
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None
@@ -60,22 +64,3 @@ class BestCheckpoint:
             rank_zero_info(f"Not tested: {error}")
         finally:
             callbacks[:] = before
-
-
-class _Weights(Callback):
-    """Loads the weights of layers that a module builds in `setup`, when the test starts: `setup` has built them anew.
-
-    Args:
-        weights: the state dict of a checkpoint.
-        model: has these weights.
-    """
-
-    def __init__(self, weights: dict[str, Any], model: LightningModule) -> None:
-        self.weights = weights
-        self.loaded = [*model.parameters(), *model.buffers()]
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        known = {id(one) for one in self.loaded}
-        now = (*pl_module.named_parameters(), *pl_module.named_buffers())
-        new = {name: self.weights[name] for name, one in now if id(one) not in known and name in self.weights}
-        pl_module.load_state_dict(new, strict=False)
