@@ -4,8 +4,6 @@ import yaml
 
 from src.engine.system.errors import InputError
 
-MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words such as on and no
-
 
 def check_keys(text: str, given: str, dotted: bool) -> None:
     """Check that no key stands twice, and that no name of a setting has dots.
@@ -16,37 +14,25 @@ def check_keys(text: str, given: str, dotted: bool) -> None:
         dotted: whether names may have dots.
 
     Raises:
-        InputError: there is such a key, the message names the line; or the file contains itself.
+        InputError: there is such a key; the message names the line.
     """
-    try:
-        _check(yaml.compose(text, yaml.SafeLoader), given, not dotted)
-    except RecursionError as error:
-        raise InputError(f"--config {given} contains itself, by an alias") from error
+    _check(yaml.compose(text, yaml.SafeLoader), given, dotted)
 
 
-def _check(node: yaml.Node | None, given: str, plain: bool, arguments: bool = False) -> None:
-    """Check a part of a file.
-
-    Args:
-        node: the part.
-        given: the file.
-        plain: whether the keys are names of settings, which have no dots.
-        arguments: whether they are the arguments of a class; among their values only classes have settings.
-    """
+def _check(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
+    """Check a part of a file. A plain dict among the `arguments` of a class may have keys with dots."""
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         name, line = str(key.value), key.start_mark.line + 1
         if name in lines:
             raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
         lines[name] = line
-        if plain and key.tag in MISREAD:
-            raise InputError(f"--config {given}, line {line}: {name} is not the name of a setting: put it in quotes")
-        if plain and "." in name:
+        if "." in name and not dotted:
             nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
             raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
-        _check(value, given, plain and (not arguments or _names_class(value)), name == "init_args")
+        _check(value, given, (dotted or arguments) and not _names_class(value), name == "init_args")
     for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _check(item, given, plain or _names_class(item))
+        _check(item, given, dotted and not _names_class(item))
 
 
 def _names_class(node: yaml.Node) -> bool:

@@ -51,8 +51,6 @@ def broken_files(folder: Path) -> None:
     write(folder / "dots.yaml", "trainer: {max_epochs: 3}\nmodel.net.width: 8\n")
     write(folder / "inner.yaml", "optimizer:\n  class_path: AdamW\n  init_args:\n    lr.x: 3\n")
     write(folder / "list2.yaml", "trainer:\n  callbacks+:\n  - class_path: EarlyStopping\n    class_path: Timer\n")
-    write(folder / "loop.yaml", "trainer: &a\n  callbacks: [*a]\n")
-    write(folder / "on.yaml", "trainer:\n  max_epochs: 3\n  on: 1\n")
 
 
 @pytest.mark.parametrize(
@@ -140,8 +138,6 @@ def broken_files(folder: Path) -> None:
         ("--config list2.yaml", "--config list2.yaml, line 4: class_path is also in line 3"),
         ("--config dots.yaml", "dots.yaml, line 2: model.net.width has dots: write model: {net: {width: ...}}"),
         ("--config inner.yaml", "inner.yaml, line 4: lr.x has dots: write lr: {x: ...}"),
-        ("--config loop.yaml", "--config loop.yaml contains itself, by an alias"),
-        ("--config on.yaml", "--config on.yaml, line 3: on is not the name of a setting: put it in quotes"),
         # Checkpoints
         ("--ckpt_path missing.ckpt", "--ckpt_path missing.ckpt: no such file"),
         ("--ckpt_path half.ckpt", "--ckpt_path half.ckpt is damaged or truncated"),
