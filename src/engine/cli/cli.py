@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
+from src.engine.cli.class_names import resolve_names
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.matching import match_model_and_data
 from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
@@ -60,6 +61,7 @@ from src.engine.training.default_callbacks import (
     own_checkpoint,
     prepare_checkpoints,
 )
+from src.engine.training.early_stopping import follow, followers
 from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
@@ -179,7 +181,7 @@ class StarterCLI(LightningCLI):
             tree = config.merge(tree, overlay, "", dropped)
         given = options
         self.flags = [flag for flag, _ in options]
-        tree, options = config.merge_options(tree, options, dropped)
+        tree, options = config.merge_class_options(resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
         self.given = config.given_names(tree, options)
@@ -323,10 +325,12 @@ class StarterCLI(LightningCLI):
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
             options["callbacks"][:] = [self.best, *(one for one in options["callbacks"] if one is not self.best)]
             options["callbacks"] += [ModuleCheckpoints(path), last]
-        if "checkpoint.monitor" not in self.given:
-            for monitor_choice in hooks("MonitorChoice"):
-                # Before EarlyStopping, whose metric it sets.
-                options["callbacks"].insert(0, monitor_choice(self.config_init.checkpoint, checkpoint))
+        choices = [] if "checkpoint.monitor" in self.given else hooks("MonitorChoice")
+        for monitor_choice in choices:  # before EarlyStopping, whose metric it sets
+            options["callbacks"].insert(0, monitor_choice(self.config_init.checkpoint, checkpoint))
+        if not choices:
+            monitor, mode = self.best.monitor or DEFAULT_MONITOR, self.best.mode if self.best.monitor else "min"
+            follow(followers(options["callbacks"]), monitor, mode)
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

@@ -11,7 +11,6 @@ from typing import Any
 
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping
 
 from src import ROOT
 from src.engine.cli.class_names import (
@@ -26,19 +25,9 @@ from src.engine.cli.class_names import (
 from src.engine.cli.keys import check_keys
 from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.runs.trust import PATHS
-from src.engine.system.classes import (
-    Tree,
-    as_list,
-    import_class,
-    is_class,
-    nearest,
-    project_classes,
-    short,
-    walk,
-)
+from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, project_classes, short, walk
 from src.engine.system.errors import InputError
-from src.engine.system.hooks import bare_flags, hooks
-from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
+from src.engine.system.hooks import bare_flags
 
 Option = tuple[str, str | None]
 
@@ -227,52 +216,6 @@ def other_parts(saved: Tree, tree: Tree) -> str:
         if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
     return " and ".join(found)
-
-
-def merge_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """`merge_class_options` for a tree with bare names; every EarlyStopping gets its monitor."""
-    tree, left = merge_class_options(resolve_names(tree), options, dropped)
-    return tree, _follow_checkpoint(tree, left)
-
-
-def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
-    """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
-
-    Those of the tree are changed in place; returns the options.
-    """
-    given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
-    default = FOLLOWED if hooks("MonitorChoice") else DEFAULT_MONITOR
-    settings = {"monitor": default, "mode": "min", **(tree.get("checkpoint") or {}), **given}
-    if not settings["monitor"]:  # no metric selects the best checkpoint
-        settings |= {"monitor": DEFAULT_MONITOR, "mode": "min"}
-    watched = {name: settings[name] for name in ("monitor", "mode")}
-    for one in as_list((tree.get("trainer") or {}).get("callbacks")):
-        if is_class(one) and _stops_early(one["class_path"]):
-            own = one.get("init_args") or {}
-            if own.get("monitor") == FOLLOWED:  # saved by the run that is continued
-                one["init_args"] = {**own, **watched}
-            elif "monitor" not in own:
-                one["init_args"] = {**watched, **own}
-    followed: list[Option] = []
-    has_monitor = False  # of the callback to which the later options belong
-    for flag, value in reversed(options):
-        has_monitor |= flag.replace(".init_args", "") == "--trainer.callbacks.monitor"
-        if flag.rstrip("+") == "--trainer.callbacks":
-            if _stops_early(value) and not has_monitor:
-                followed = [(f"{flag.rstrip('+')}.{name}", str(one)) for name, one in watched.items()] + followed
-            has_monitor = False
-        followed.insert(0, (flag, value))
-    return followed
-
-
-def _stops_early(class_path: Any) -> bool:
-    """Whether a class is an EarlyStopping that must be told what to monitor."""
-    cls = import_class(str(class_path))
-    if not (inspect.isclass(cls) and issubclass(cls, EarlyStopping)):
-        return False
-    parameters = inspect.signature(cls).parameters
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    return parameters["monitor"].default is inspect.Parameter.empty if "monitor" in parameters else takes_any
 
 
 def _own_option(tree: Tree, key: str, leaf: str) -> str:
