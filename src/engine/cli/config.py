@@ -211,7 +211,7 @@ def other_parts(saved: Tree, tree: Tree) -> str:
     found = []
     paths = [name for name in (tree.get("data") or {}).get("init_args") or {} if PATHS.search(name)]
     for key in ("model", "model.net", "data", *(f"data.{name}" for name in paths)):
-        old, new = _setting(saved, key), _setting(tree, key)
+        old, new = setting(saved, key), setting(tree, key)
         classes = [import_class(node["class_path"]) if is_class(node) else node for node in (old, new)]
         if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
@@ -239,11 +239,11 @@ def given_names(tree: Tree, options: list[Option]) -> set[str]:
 def is_class_setting(tree: Tree, key: str) -> bool:
     """Whether the setting with this dotted name, such as `model.net`, is a class."""
     parent, _, leaf = key.rpartition(".")
-    node = _setting(tree, parent)
+    node = setting(tree, parent)
     return key in CLASS_KEYS or (is_class(node) and takes_class(node["class_path"], leaf))
 
 
-def _setting(tree: Tree, key: str) -> Any:
+def setting(tree: Tree, key: str) -> Any:
     """The value of the setting with a dotted name, or None."""
     node: Any = tree
     for name in filter(None, key.split(".")):

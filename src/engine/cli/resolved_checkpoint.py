@@ -63,17 +63,15 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
     settings = _settings(loaded)
-    files = settings if _names_recipe(loaded) else [tree for _, tree in loaded]
-    paths = [*(tree.get("ckpt_path") for tree in files), given.get("--ckpt_path")]
-    path = next((path for path in reversed(paths) if path), None)
+    path, root = (_given(key, settings, options) for key in ("ckpt_path", "trainer.default_root_dir"))
     path = str(local_path(path)) if path and is_address(path) else path
+    root = local_root(root) if root else None
     run = given.get("--run")
     if run and is_address(run):
         run = str(at_address(hooks("fetch_run"), run)(run))
     folder = Path(run).expanduser().absolute() if run else None
-    roots = [_root_in(tree) for tree in settings]
-    roots += [given.get("--trainer.default_root_dir")]
-    root = next((local_root(root) for root in reversed(roots) if root), None)
+    if folder and not folder.is_dir():
+        raise InputError(f"--run {folder}: no such folder; give one such as logs/default/version_0")
     if stage not in (None, "fit"):
         return _to_evaluate(stage, path, folder, root, loaded, options)
     if folder or path in ("last", "auto"):
@@ -109,7 +107,7 @@ def _to_continue(
 ) -> ResolvedCheckpoint:
     automatic = path == "auto"
     if folder is None:
-        name = _given_name(_settings(loaded), options) or config.choose_recipe(loaded, {})[1]
+        name = _given("name", _settings(loaded), options) or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
         runs = runs_to_continue(parent, automatic) if is_first else iter(())
@@ -128,7 +126,6 @@ def _to_continue(
                 " --ckpt_path out to start a new run, or give the path of a checkpoint"
             )
         return ResolvedCheckpoint(loaded, options)
-    _check_run(folder)
     if path in (None, "last", "auto"):
         checkpoint, lines = good_checkpoint(folder)
         for line in lines:
@@ -144,11 +141,6 @@ def _names_recipe(loaded: Loaded) -> bool:
     return any(config.is_recipe(tree) for _, tree in loaded)
 
 
-def _root_in(tree: Tree) -> str | None:
-    root: str | None = (tree.get("trainer") or {}).get("default_root_dir")
-    return root
-
-
 def _settings(loaded: Loaded) -> list[Tree]:
     """The settings of a new run, lowest priority first; of the default recipe if none is given."""
     try:
@@ -158,10 +150,10 @@ def _settings(loaded: Loaded) -> list[Tree]:
     return [recipe, *overlays]
 
 
-def _given_name(trees: list[Tree], options: list[config.Option]) -> str | None:
-    """The name of the runs, if an option or a file gives one."""
-    names = (dict(options).get("--name"), *(tree.get("name") for tree in reversed(trees)))
-    return next(filter(None, names), None)
+def _given(key: str, trees: list[Tree], options: list[config.Option]) -> Any:
+    """The value of a setting, from an option or else from the last tree that has it."""
+    values = (dict(options).get(f"--{key}"), *(config.setting(tree, key) for tree in reversed(trees)))
+    return next(filter(None, values), None)
 
 
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
@@ -202,8 +194,7 @@ def _to_evaluate(
 ) -> ResolvedCheckpoint:
     given = dict(options)
     if path not in (None, "best", "last"):
-        is_elsewhere = "--trainer.default_root_dir" in given or any(_root_in(tree) for _, tree in loaded)
-        evaluated = None if is_elsewhere else run_of(Path(path))
+        evaluated = None if root else run_of(Path(path))
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
         return ResolvedCheckpoint(
@@ -215,18 +206,11 @@ def _to_evaluate(
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
         return ResolvedCheckpoint(loaded, options)
     if folder is None:
-        name = _given_name([tree for _, tree in loaded], options)
+        name = _given("name", [tree for _, tree in loaded], options)
         name = name or (config.choose_recipe(loaded, {})[1] if _names_recipe(loaded) else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
-    _check_run(folder)
     checkpoint = checkpoint_of(folder, path or "best")
     rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
     return ResolvedCheckpoint(
         loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder, own_run=folder
     )
-
-
-def _check_run(folder: Path) -> None:
-    """Raise InputError if there is no such run."""
-    if not folder.is_dir():
-        raise InputError(f"--run {folder}: no such folder; give one such as logs/default/version_0")
