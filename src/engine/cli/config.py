@@ -4,7 +4,6 @@ A tree is a configuration as read from YAML: dicts, lists and plain values. A cl
 and `init_args`. Bare class names are replaced by dotted paths here, so all other code sees dotted paths only.
 """
 
-import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lightning.pytorch import LightningModule
 from src import ROOT
 from src.engine.cli.class_names import (
     CLASS_KEYS,
-    PARTS_OF_TRAINER,
+    is_part_of_trainer,
     names_function,
     resolve_class,
     resolve_names,
@@ -25,7 +24,7 @@ from src.engine.cli.class_names import (
 from src.engine.cli.keys import check_keys
 from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.runs.trust import PATHS
-from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, project_classes, short, walk
+from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short, walk
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
 
@@ -194,15 +193,12 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         else:
-            may_be_class = key.startswith("trainer.") and value.lower() not in ("none", "null")
-            is_name = value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
-            is_path = key.rstrip("+") in PARTS_OF_TRAINER and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value)
-            left.append((flag, resolve_class(value, key) if may_be_class and (is_name or is_path) else value))
+            left.append((flag, resolve_class(value, key) if is_part_of_trainer(value, key) else value))
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
-            own = _own_option(tree, key, leaf) if key in ("optimizer", "lr_scheduler") else ""
-            raise InputError(f"{flag}: there is no {key}; {own}add one, as in --{key} CLASS")
+            own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
+            raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
 
 
@@ -216,18 +212,6 @@ def other_parts(saved: Tree, tree: Tree) -> str:
         if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
     return " and ".join(found)
-
-
-def _own_option(tree: Tree, key: str, leaf: str) -> str:
-    """For a model that makes its own optimizer or schedule: a hint to its option for this setting, else ""."""
-    model = tree["model"]["class_path"] if is_class(tree.get("model")) else ""
-    cls: Any = import_class(model)
-    if getattr(cls, "configure_optimizers", None) in (None, LightningModule.configure_optimizers):
-        return ""
-    known = inspect.signature(cls).parameters
-    names = [f"{key}.{leaf}", leaf, *(["learning_rate"] if leaf == "lr" else [])]
-    found = next((name for name in names if name.partition(".")[0] in known), None)
-    return f"{model.rpartition('.')[2]} makes its own, give --model.{found}, or " if found else ""
 
 
 def given_names(tree: Tree, options: list[Option]) -> set[str]:
