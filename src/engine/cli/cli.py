@@ -161,13 +161,12 @@ class StarterCLI(LightningCLI):
         if any(flag == "--quiet" for flag, _ in options):
             hide_information()
         resolved = resolve_checkpoint(self.stage, loaded, options)
-        loaded, options = resolved.loaded, resolved.options
-        self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
+        loaded, self.run_folder, self.evaluated = resolved.loaded, resolved.run_folder, resolved.evaluated
         if resolved.path:
             self.checkpoint = read_checkpoint(resolved.path)
             self.from_path = None if resolved.own_run else resolved.path
-            self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved)
-        options = [option for option in options if option[0] != "--trust"]
+            self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved, options)
+        options = [option for option in options if option[0] not in ("--ckpt_path", "--run", "--trust")]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
         name = self.run_folder.parent.name if self.run_folder else name
         if self.checkpoint is not None:
@@ -179,6 +178,7 @@ class StarterCLI(LightningCLI):
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
+        tree["ckpt_path"] = resolved.path
         given = options
         self.flags = [flag for flag, _ in options]
         tree, options = config.merge_class_options(resolve_names(tree), options, dropped)

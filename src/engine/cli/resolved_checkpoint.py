@@ -33,11 +33,10 @@ Loaded = list[tuple[Path, Tree]]
 
 @dataclass
 class ResolvedCheckpoint:
-    """A checkpoint, and the part of the command line that still applies.
+    """A checkpoint, and the configurations that still apply.
 
     Args:
         loaded: configurations; for a continued run only the overlays.
-        options: the options, with `--ckpt_path` as a path and, for a continued run, without `--run`.
         path: the checkpoint, if any.
         run_folder: folder of the run to continue.
         evaluated: folder of the run whose checkpoint is evaluated.
@@ -45,7 +44,6 @@ class ResolvedCheckpoint:
     """
 
     loaded: Loaded
-    options: list[config.Option]
     path: str | None = None
     run_folder: Path | None = None
     evaluated: Path | None = None
@@ -76,10 +74,12 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
         return _to_evaluate(stage, path, folder, root, loaded, options)
     if folder or path in ("last", "auto"):
         return _to_continue(path, folder, root, loaded, options)
-    return ResolvedCheckpoint(loaded, options, path)
+    return ResolvedCheckpoint(loaded, path)
 
 
-def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint) -> tuple[Tree, Tree, list[str]]:
+def read_configuration(
+    checkpoint: dict[str, Any], resolved: ResolvedCheckpoint, options: list[config.Option]
+) -> tuple[Tree, Tree, list[str]]:
     """Configuration of the run, configuration of the model, and names of the settings skipped because they are paths.
 
     The user's own runs (`--run`, `best`, `last`) give their whole configuration, any other checkpoint only what
@@ -90,8 +90,8 @@ def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint)
     """
     own = own_configuration(checkpoint, resolved.own_run)
     trees = [own, *(tree for _, tree in resolved.loaded)]
-    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in resolved.options}
-    modules = tuple(str(value) for flag, value in resolved.options if flag == "--trust")
+    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in options}
+    modules = tuple(str(value) for flag, value in options if flag == "--trust")
     trust = Trust(modules, frozenset(named), paths=bool(own))
     unused: list[str] = []
     with checkpoint_errors(str(resolved.path)):
@@ -117,15 +117,13 @@ def _to_continue(
         recipes = [one for one in loaded if config.is_recipe(one[1])]
         if _others(folder, loaded, options) and (others := _others(folder, recipes, [])):
             rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own settings")
-    options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
-    loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
     if folder is None:
         if not automatic:
             raise InputError(
                 f"--ckpt_path last: {parent} has no unfinished run that has a checkpoint and is not in use; leave"
                 " --ckpt_path out to start a new run, or give the path of a checkpoint"
             )
-        return ResolvedCheckpoint(loaded, options)
+        return ResolvedCheckpoint(loaded)
     if path in (None, "last", "auto"):
         checkpoint, lines = good_checkpoint(folder)
         for line in lines:
@@ -134,7 +132,7 @@ def _to_continue(
     rank_zero_info(f"Continuing run {relative(folder)} from {Path(path).name}")
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
-    return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
+    return ResolvedCheckpoint(overlays, path, run_folder=folder, own_run=own_run)
 
 
 def _names_recipe(loaded: Loaded) -> bool:
@@ -197,20 +195,16 @@ def _to_evaluate(
         evaluated = None if root else run_of(Path(path))
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
-        return ResolvedCheckpoint(
-            loaded, [*options, ("--ckpt_path", path)], path, evaluated=folder or evaluated, own_run=folder
-        )
+        return ResolvedCheckpoint(loaded, path, evaluated=folder or evaluated, own_run=folder)
     if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
-        return ResolvedCheckpoint(loaded, options)
+        return ResolvedCheckpoint(loaded)
     if path is None and folder is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
-        return ResolvedCheckpoint(loaded, options)
+        return ResolvedCheckpoint(loaded)
     if folder is None:
         name = _given("name", [tree for _, tree in loaded], options)
         name = name or (config.choose_recipe(loaded, {})[1] if _names_recipe(loaded) else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
     checkpoint = checkpoint_of(folder, path or "best")
     rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
-    return ResolvedCheckpoint(
-        loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder, own_run=folder
-    )
+    return ResolvedCheckpoint(loaded, str(checkpoint), evaluated=folder, own_run=folder)
