@@ -23,22 +23,13 @@ CALL_ONLY = ("config", "ckpt_path", "trust", "run", "quiet", "debug")
 NOT_WRITTEN = "Unable to serialize instance "  # what jsonargparse writes for an object
 # For the default of Lightning's Timer, an Enum whose values are texts.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represent_data(value.value))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts such as 1e3, which PyYAML reads as text and jsonargparse as a number."""
-
-
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if re.match(r"[-+.\d]", text) else None)
-
-
-_Dumper.add_representer(str, _represent_text)
+# Quotes texts such as 1e3, which PyYAML reads as text and jsonargparse as a number.
+yaml.SafeDumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+.\d]"), list("-+.0123456789"))
 
 
 def dump(tree: Tree) -> str:
     """A tree as YAML that jsonargparse reads as the same tree."""
-    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def configuration_text(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> tuple[str, Tree]:
