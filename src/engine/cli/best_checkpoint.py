@@ -15,10 +15,7 @@ from src.engine.system.errors import raised_by_lightning
 
 
 class BestCheckpoint:
-    """The checkpoint that `--checkpoint` has chosen, read from its file.
-
-    Args:
-        trainer: has trained the run.
+    """The checkpoint that `--checkpoint` has chosen in the run of a Trainer, read from its file.
 
     `metrics` are its validation metrics and its epoch; empty if there is no such checkpoint.
     """

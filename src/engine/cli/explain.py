@@ -13,15 +13,7 @@ from src.engine.system.errors import InputError
 
 
 def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: list[Option], files: list[str]) -> str:
-    """Rewrite an error message of jsonargparse as one line.
-
-    Args:
-        message: the message, of one or more lines.
-        parser: the parser that raised the error.
-        tree: the settings that were parsed.
-        options: the options of the command line.
-        files: the configuration files.
-    """
+    """Rewrite an error message of jsonargparse, for the settings in `tree`, as one line in the words of the user."""
     message = " ".join(message.split())
     known = [
         f"--{name}"

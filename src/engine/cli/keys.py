@@ -6,12 +6,7 @@ from src.engine.system.errors import InputError
 
 
 def check_keys(text: str, given: str, dotted: bool) -> None:
-    """Check that no key stands twice, and that no name of a setting has dots.
-
-    Args:
-        text: YAML that can be parsed.
-        given: the file, for messages.
-        dotted: whether names may have dots.
+    """Check that no key stands twice in a YAML text, and, unless `dotted`, that no name of a setting has dots.
 
     Raises:
         InputError: there is such a key; the message names the line.
