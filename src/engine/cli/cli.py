@@ -200,7 +200,7 @@ class StarterCLI(LightningCLI):
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
         for key in ("callbacks", "logger", "plugins"):
-            self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
+            self.config.trainer[key] = config.without_repeats(self.config.trainer[key], self.config.checkpoint)
         refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:

@@ -27,6 +27,7 @@ from src.engine.runs.trust import PATHS
 from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short, walk
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
+from src.engine.training.checks import FOLLOWED
 
 Option = tuple[str, str | None]
 
@@ -279,16 +280,20 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
     return merged
 
 
-def without_repeats(parts: Any) -> Any:
+def without_repeats(parts: Any, best: Namespace) -> Any:
     """Remove repeats, which a continued run has from its first start, from a list of callbacks, loggers or plugins.
 
-    Callbacks that monitor the same metric in the same way count as one; the arguments of the last one are kept.
+    Callbacks that monitor the same metric in the same way count as one; the arguments of the last one are kept. An
+    EarlyStopping may follow the settings of the best checkpoint.
     """
     if not isinstance(parts, list):
         return parts
     kept = {}
     for part in parts:
-        arguments = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        arguments: Any = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        if arguments.get("monitor") == FOLLOWED:
+            arguments = arguments.as_dict() | {name: best[name] for name in ("monitor", "mode")}
         is_monitor = arguments.get("monitor") is not None
-        kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if is_monitor else part)] = part
+        same = [part.class_path.rpartition(".")[2], *map(arguments.get, STATE_KEY)] if is_monitor else part
+        kept[str(same)] = part
     return list(kept.values())
