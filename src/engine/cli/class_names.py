@@ -35,10 +35,6 @@ NAMESPACES = (
 def resolve_class(name: str, key: str) -> str:
     """The dotted path of a class; a bare name is looked up in this project, then in torch and Lightning.
 
-    Args:
-        name: bare name or dotted path.
-        key: the setting, for the error message.
-
     Raises:
         InputError: there is no such class, or several in this project.
     """

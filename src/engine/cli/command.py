@@ -45,12 +45,7 @@ def command_parser(module: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:
-    """Parse a command line.
-
-    Args:
-        parser: from `command_parser`.
-        args: command line without the program name.
-        also: prefix, without dashes, of other options to accept; returned in `more` as (flag, value) pairs.
+    """Parse a command line. Other options whose names start with `also` are in `more`, as pairs of flag and value.
 
     Raises:
         InputError: an option is unknown or has a wrong value; the message suggests the nearest option.

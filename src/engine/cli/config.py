@@ -114,11 +114,7 @@ def describe_files(loaded: list[tuple[Path, Tree]], saved: Tree) -> str:
 
 
 def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
-    """Path and tree of a YAML file, found in the working directory or else in the project.
-
-    Args:
-        given: the path.
-        dotted: whether keys may have dots, as in a search.
+    """Path and tree of a YAML file, found in the working directory or else in the project; a search has `dotted` keys.
 
     Raises:
         InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
