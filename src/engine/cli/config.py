@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch import LightningModule
 
@@ -132,7 +133,7 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
-    check_keys(text, given, dotted)
+    check_keys(yaml.compose(text, yaml.SafeLoader), given, dotted)
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"--config {given} is not a configuration: it holds {type(tree).__name__}, not settings")

@@ -5,17 +5,14 @@ import yaml
 from src.engine.system.errors import InputError
 
 
-def check_keys(text: str, given: str, dotted: bool) -> None:
-    """Check that no key stands twice in a YAML text, and, unless `dotted`, that no name of a setting has dots.
+def check_keys(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
+    """Check that no key of a YAML file stands twice, and, unless `dotted`, that no name of a setting has dots.
+
+    A plain dict among the `arguments` of a class may have keys with dots.
 
     Raises:
         InputError: there is such a key; the message names the line.
     """
-    _check(yaml.compose(text, yaml.SafeLoader), given, dotted)
-
-
-def _check(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
-    """Check a part of a file. A plain dict among the `arguments` of a class may have keys with dots."""
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         name, line = str(key.value), key.start_mark.line + 1
@@ -25,9 +22,9 @@ def _check(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = F
         if "." in name and not dotted:
             nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
             raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
-        _check(value, given, (dotted or arguments) and not _names_class(value), name == "init_args")
+        check_keys(value, given, (dotted or arguments) and not _names_class(value), name == "init_args")
     for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _check(item, given, dotted and not _names_class(item))
+        check_keys(item, given, dotted and not _names_class(item))
 
 
 def _names_class(node: yaml.Node) -> bool:
