@@ -39,20 +39,18 @@ class BestCheckpoint:
                 return
         path, callbacks = None, self.trainer.callbacks  # type: ignore[attr-defined]
         before = list(callbacks)
-        if not self.content:
-            rank_zero_info("Testing the last weights: no best checkpoint was saved")
-        else:
-            rank_zero_info(f"Testing {relative(Path(self.path))}")
-            if shards_of(Path(self.path)):
-                path = self.path
-            else:
-                content = {name: value for name, value in self.content.items() if name != "half_epoch"}
-                model.on_load_checkpoint(content)
-                weights = content["state_dict"]
-                model.load_state_dict(weights, strict=model.strict_loading)
-                # Again when the test starts, for layers that a module builds anew in `setup`.
-                again = LambdaCallback(on_test_start=lambda _, module: module.load_state_dict(weights, strict=False))
-                callbacks.insert(0, again)
+        what = relative(Path(self.path)) if self.content else "the last weights: no best checkpoint was saved"
+        rank_zero_info(f"Testing {what}")
+        if self.content and shards_of(Path(self.path)):
+            path = self.path
+        elif self.content:
+            content = {name: value for name, value in self.content.items() if name != "half_epoch"}
+            model.on_load_checkpoint(content)
+            weights = content["state_dict"]
+            model.load_state_dict(weights, strict=model.strict_loading)
+            # Again when the test starts, for layers that a module builds anew in `setup`.
+            again = LambdaCallback(on_test_start=lambda _, module: module.load_state_dict(weights, strict=False))
+            callbacks.insert(0, again)
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None

@@ -56,9 +56,8 @@ def resolve_class(name: str, key: str) -> str:
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
     here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
-    known = (
-        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
-    )
+    more = " ..." if len(here) > MAX_LISTED else ""
+    known = f"; this project has {', '.join(here[:MAX_LISTED])}{more}" if here else ""
     raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 

@@ -39,7 +39,7 @@ from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, lock_run, runs_of
 from src.engine.system.addresses import at_address, is_address, local_root
-from src.engine.system.classes import Tree, as_list, short
+from src.engine.system.classes import Tree, as_list, short, walk
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.hooks import hooks
@@ -184,7 +184,8 @@ class StarterCLI(LightningCLI):
         tree, options = config.merge_class_options(resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
-        self.given = config.given_names(tree, options)
+        self.given = {name for name, _ in walk(tree)}
+        self.given |= {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
         known = {"data.tokenizer", *self.given}  # the tokenizer is saved
         if missing := [name for name in unused_paths if name.startswith("data.") and name not in known]:
             raise InputError(

@@ -25,7 +25,7 @@ from src.engine.cli.class_names import (
 from src.engine.cli.keys import check_keys
 from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.runs.trust import PATHS
-from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short, walk
+from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
 from src.engine.training.checks import FOLLOWED
@@ -210,12 +210,6 @@ def other_parts(saved: Tree, tree: Tree) -> str:
         if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
     return " and ".join(found)
-
-
-def given_names(tree: Tree, options: list[Option]) -> set[str]:
-    """Dotted names, such as `model.net.width`, of all settings in a tree and in options."""
-    of_options = {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
-    return of_options | {key for key, _ in walk(tree)}
 
 
 def is_class_setting(tree: Tree, key: str) -> bool:
