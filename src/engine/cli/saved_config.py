@@ -1,6 +1,5 @@
 """Writes the configuration of a run so that it repeats the run, and reads it back to be sure."""
 
-import argparse
 import inspect
 import re
 import warnings
@@ -12,7 +11,6 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.engine.cli.explain import explain
 from src.engine.runs.checkpoint import reason_of
 from src.engine.system.classes import Tree, argument_types, differences, import_class, is_class, walk
 from src.engine.system.errors import InputError
@@ -45,11 +43,7 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
         InputError: it holds a value that cannot be written, or that is read back as another.
     """
     tree = _written(parser, given)
-    try:
-        again = _written(parser, parser.parse_string(dump(tree)))
-    except argparse.ArgumentError as error:
-        reason = explain(str(error), parser, tree, [], [])
-        raise InputError(f"{reason} (when config.yaml is read back); give another value") from error
+    again = _written(parser, parser.parse_string(dump(tree)))
     if dump(again) != dump(tree):
         changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
         raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
