@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -175,12 +174,6 @@ def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
             wait = 0
             continue
         yield folder
-
-
-def clock_lag(folder: Path) -> float:
-    """Seconds by which the clock is behind the time stamps of a run's logs; at least 0."""
-    times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-    return max(0.0, max(times, default=0) - time.time())
 
 
 def checkpoints_of(folder: Path) -> Iterator[Path]:

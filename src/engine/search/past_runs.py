@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from src.engine.system.classes import is_class, short
+from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
 
 MAX_POINTS = 2000  # of a curve
@@ -74,24 +74,6 @@ def runs_in(folder: Path) -> Iterator[Path]:
                 yield path
             else:
                 yield from runs_in(path)
-
-
-def flat(node: Any, name: str = "") -> dict[str, Any]:
-    """The settings of a configuration by option name, such as `model.net.width`; a class is its name."""
-    if isinstance(node, list) and node and all(is_class(one) for one in node):
-        found = {name: ", ".join(map(short, node))}
-        for one in node:
-            found |= {
-                key: value for key, value in flat(one, f"{name}.{short(one)}").items() if "." in key[len(name) + 1 :]
-            }
-        return found
-    if not isinstance(node, dict) or not node:
-        return {name: node}
-    found = {name: short(node)} if is_class(node) else {}
-    children = {**(node.get("init_args") or {}), **(node.get("dict_kwargs") or {})} if is_class(node) else node
-    for key, value in children.items():
-        found |= flat(value, f"{name}.{key}".lstrip("."))
-    return found
 
 
 def curves(folder: Path) -> dict[str, Curve]:

@@ -118,8 +118,8 @@ def test_results_of_testing_a_checkpoint_go_to_its_run_folder(train: Train) -> N
     # With --run it is one's own: its classes and paths are trusted.
     StarterCLI(["test", *words[:2], "--run", str(folder), *QUIET], time.perf_counter()).run()
     assert "test/acc" in json.loads((folder / "test_1" / "metrics.json").read_text())
-    with pytest.raises(InputError, match=r"^--run .*elsewhere has no checkpoint .*last\.ckpt: leave --run out"):
-        StarterCLI(["test", *words[:2], "--run", str(folder / "elsewhere"), *QUIET], time.perf_counter())
+    with pytest.raises(InputError, match=r"^--run .*toy has no checkpoint .*last\.ckpt: leave --run out"):
+        StarterCLI(["test", *words[:2], "--run", str(folder.parent), *QUIET], time.perf_counter())
 
 
 def test_the_stage_may_be_before_or_after_the_options(parse: Parse) -> None:

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.engine.search import comparing
 from src.engine.search.comparing import compare
-from src.engine.search.past_runs import flat
+from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
 from tests.conftest import Run, program
 
