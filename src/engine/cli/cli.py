@@ -36,7 +36,7 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
-from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, clock_lag, lock_run, runs_of
+from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, lock_run, runs_of
 from src.engine.system.addresses import at_address, is_address, local_root
 from src.engine.system.classes import Tree, as_list, short
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
@@ -311,11 +311,6 @@ class StarterCLI(LightningCLI):
             if address and self.evaluated is None:
                 self.copy = at_address(hooks("RunCopy"), address)(folder, address)
                 options["callbacks"].append(self.copy)
-            if self.run_folder and (seconds := clock_lag(folder)):
-                rank_zero_info(
-                    f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
-                    " TensorBoard may show the curves in the wrong order"
-                )
         self.record = RunRecord(folder, text, is_new=self.run_folder is None)
         options["callbacks"].append(self.record)
         if options["enable_checkpointing"] is not False:

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,17 +215,6 @@ def test_batches_of_another_size_wait_for_the_next_epoch(train: Train, tmp_path:
         train("fit", *TOY, *stopped_at(3, tmp_path))
     with pytest.raises(InputError, match=r"batch_size 64: the checkpoint is in the middle of an epoch .* of 32"):
         train("fit", "--ckpt_path=last", "--data.batch_size=64")
-
-
-@pytest.mark.slow
-def test_a_clock_that_was_set_back_is_noticed(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        train("fit", *TOY, *stopped_at(3, tmp_path))
-    (folder,) = (tmp_path / "logs" / "toy").glob("version_*")
-    (events,) = folder.glob("events.out.tfevents.*")
-    events.rename(folder / f"events.out.tfevents.{int(time.time()) + 5000}.host.1.0")
-    run = train("fit", "--ckpt_path=last")
-    assert any(re.search(r"The clock is (49\d\d|5000) s behind this run's log", line) for line in run.messages)
 
 
 class Loaded(ToyMLP):
