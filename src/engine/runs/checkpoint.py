@@ -233,8 +233,6 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
     Callbacks, loggers, profilers, plugins and strategies are ignored.
 
     Args:
-        checkpoint: from `read_checkpoint`.
-        trust: what the user trusts.
         dropped: the names of settings skipped because they are paths are appended to this list.
 
     Raises:

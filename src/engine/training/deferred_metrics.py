@@ -47,9 +47,7 @@ class DeferredMetrics(nn.Module):
     def __getitem__(self, stage: str) -> MetricCollection:
         """The metrics of a stage, updated with all pending steps."""
         self._update(stage)
-        found: Any = self.logged[f"{stage}_metrics"]
-        metrics: MetricCollection = found
-        return metrics
+        return self.logged[f"{stage}_metrics"]  # type: ignore[return-value]
 
     def add(self, stage: str, seen: dict[str, Any], may_wait: bool = True) -> None:
         """Keep the values of a step for the next update.
