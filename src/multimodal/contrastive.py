@@ -11,7 +11,6 @@ from torchmetrics import MeanMetric, MetricCollection
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.batches import gathered
 from src.engine.system.errors import InputError
-from src.engine.training.hyperparameters import describe_arguments
 from src.tasks.classifier import class_rows
 from src.tasks.task import Task
 
@@ -42,7 +41,7 @@ class ContrastiveModel(Task):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, MetricCollection({"loss": MeanMetric()}))
-        self.save_hyperparameters(describe_arguments(type(self), net=net))
+        self.save_arguments(net=net)
         self.similarity: Tensor | None = None
         """After an evaluation: mean similarity of each class's images (rows) and prompts (columns), in [-1, 1]."""
         self._classes: Tensor | None = None

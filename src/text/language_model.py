@@ -12,7 +12,6 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
-from src.engine.training.hyperparameters import describe_arguments
 from src.engine.training.optim.groups import Group, decay_groups
 from src.tasks.task import Task
 from src.text.gpt import check_sampling_arguments, sample
@@ -39,7 +38,7 @@ class LanguageModel(Task):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, MetricCollection({"loss": MeanMetric()}))
-        self.save_hyperparameters(describe_arguments(type(self), net=net))
+        self.save_arguments(net=net)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of the tokens of a batch, and how many they are."""

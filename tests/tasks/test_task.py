@@ -162,5 +162,5 @@ def test_data_that_the_network_is_too_small_for_is_one_line(tmp_path: Path, name
     setattr(net, name, 10)
     setattr(data, name, 11)
     data.train_dataloader = lambda: DataLoader(TensorDataset(torch.ones(2, 1), torch.ones(2, 1)))  # type: ignore[method-assign]
-    with pytest.raises(InputError, match=f"{name} 11 of the data does not fit Linear, which has 10"):
+    with pytest.raises(InputError, match=f"{name} 11 of the data does not fit Linear, which has {name} 10"):
         trainer(tmp_path, max_epochs=1).fit(Doubler(net), data)
