@@ -64,18 +64,18 @@ class Reference:
 
     def samples(self, count: int | None = None, part: str = "val") -> list[Sample]:
         """Batches of raw inputs and targets: the first `count` samples of a part, or all."""
-        data = self.inference.data
+        data, features = self.inference.data, self.inference.features
         if not is_overridden(f"{part}_dataloader", data, LightningDataModule):
             raise InputError(f"{type(data).__name__} has no method {part}_dataloader to compare the export on; {GUIDE}")
         found: list[Sample] = []
         loaders = getattr(data, f"{part}_dataloader")()
         for batch in loaders[0] if isinstance(loaders, list | tuple) else loaders:
             # With `features`, the batch of the loader has the inputs of `net`.
-            raw = batch if self.inference.features is not None else data.on_after_batch_transfer(batch, 0)
-            inputs, targets = self._split(raw)
+            has_raw = self.kind != "image" and features is not None
+            inputs, targets = self._split(batch if has_raw else data.on_after_batch_transfer(batch, 0))
             if self.kind == "image":
                 # Undo the normalisation; raw pixels are whole numbers.
-                pixels = ((inputs[0] * self.inference.pixels.std + self.inference.pixels.mean) * 255).round()
+                pixels = ((inputs[0] * features.std + features.mean) * 255).round()
                 inputs = [pixels.clamp(0, 255).to(torch.uint8)]
             needed = len(targets) if count is None else count - sum(len(one) for _, one in found)
             found.append((tuple(one[:needed] for one in inputs), targets[:needed]))
