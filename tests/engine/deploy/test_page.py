@@ -107,16 +107,6 @@ def test_a_text_that_is_begun_again_replaces_the_first() -> None:
 
 
 @pytest.mark.slow
-def test_a_token_in_any_script_is_sent() -> None:
-    with local(writer(lambda prompt, before: iter(["la la"])), token="ключ") as one, browser() as page:
-        page.goto(f"http://127.0.0.1:{one.port}/")
-        page.fill("#token", "ключ")
-        page.fill("#area", "to be ")
-        page.click("#go")
-        page.wait_for_function("document.getElementById('text').textContent === 'to be la la'")
-
-
-@pytest.mark.slow
 def test_a_text_has_the_title_of_its_data() -> None:
     reviews = SimpleNamespace(input_kind="text", input_title="Enter a review")
     one = SimpleNamespace(kind="text", data=reviews, task=None, device=torch.device("cpu"))
