@@ -4,7 +4,6 @@ import json
 import runpy
 import shutil
 import sys
-import tarfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -280,25 +279,3 @@ def test_an_update_from_a_clone_with_changes_is_refused(both: tuple[Path, Path])
     (root / "new.py").touch()
     with pytest.raises(InputError, match=r"^--update .*mine: .*clone has changes that are not committed; commit them"):
         updating.update(root, project)
-
-
-@pytest.mark.parametrize("has_filters", [True, False])
-def test_an_update_needs_no_filters_of_archives(
-    has_filters: bool, both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extractall: Any = tarfile.TarFile.extractall
-    given: list[dict[str, Any]] = []
-
-    def old(files: tarfile.TarFile, path: str, **options: Any) -> None:
-        given.append(options)
-        extractall(files, path, filter="data")
-
-    def make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
-        shutil.copytree(template, folder, ignore=shutil.ignore_patterns(".git"))
-
-    monkeypatch.setattr(tarfile.TarFile, "extractall", old)
-    monkeypatch.setattr(updating, "_make", make)
-    if not has_filters:
-        monkeypatch.delattr(tarfile, "data_filter")
-    assert updating.update(*both) == 0
-    assert given == [{"filter": "data"} if has_filters else {}]
