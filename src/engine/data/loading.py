@@ -205,8 +205,7 @@ class BatchedDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.test_set)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test_set)
+    predict_dataloader = test_dataloader
 
     def _loader(self, dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
         order = shuffled(len(dataset)) if shuffle else None
