@@ -186,7 +186,7 @@ class SpokenWordsDataModule(PartsDataModule):
         sounds = waveforms.float()
         features = self.features.to(sounds.device)
         if self.trainer is None or not self.trainer.training:
-            return features(sounds).to(waveforms.dtype)  # type: ignore[no-any-return]
+            return features(sounds).to(waveforms.dtype)
         seed = derive_seed(run_seed(), *step_position(self.trainer))
         generator = torch.Generator(sounds.device).manual_seed(seed)
         images = features(changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator))

@@ -212,7 +212,10 @@ class CaptionDataModule(BatchedDataModule):
         return batch_loader(data, batches, num_workers=self._workers(data, shuffle=True))
 
     def _workers(self, dataset: Any, shuffle: bool) -> int:
-        return self.files.workers(dataset.images, self.trainer, report=shuffle) if self.files else 0
+        if not self.files:
+            return 0
+        self.files.trainer = self.trainer
+        return self.files._workers(dataset.images, shuffle)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise images, or augment a training batch of MNIST images."""

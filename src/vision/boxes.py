@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.engine.data.files import is_hidden, suffix_of
-from src.engine.data.images import UNREADABLE, upright_size
+from src.engine.data.images import image_error, upright_size
+from src.engine.data.labelled_files import read_all
 from src.engine.data.loading import announce
 from src.engine.data.tables import TABLES, stream_columns
 from src.engine.system.errors import InputError
@@ -132,14 +133,12 @@ def check_boxes(boxes: list[Box], files: Mapping[str, Path], path: Path) -> dict
     Raises:
         InputError: boxes are outside of their image, have no area, no label, or are no numbers.
     """
-    sizes: dict[str, tuple[int, int]] = {}
+    names = list(dict.fromkeys(box.file for box in boxes))
+    paths = [files[name] for name in names]
+    sizes = dict(zip(names, read_all(paths, paths, _size, image_error), strict=True))
     found: dict[str, list[tuple[list[float], str]]] = {}
-    broken, resized = [], []
+    broken: list[str] = []
     for box in boxes:
-        if box.file not in sizes:
-            sizes[box.file] = _size(files[box.file])
-            if box.size and box.size != sizes[box.file]:
-                resized.append("{} is {} x {}, in this file {} x {}".format(box.file, *sizes[box.file], *box.size))
         size = sizes[box.file]
         reason, corners = _check(box, size)
         if reason:
@@ -152,21 +151,19 @@ def check_boxes(boxes: list[Box], files: Mapping[str, Path], path: Path) -> dict
         raise InputError(
             f"{path}: {len(broken):,} of {len(boxes):,} boxes cannot be used: {'; '.join(broken[:MAX_LISTED])}{more}"
         )
-    if resized:
+    if resized := {box.file: box.size for box in boxes if box.size and box.size != sizes[box.file]}:
+        name, said = next(iter(resized.items()))
+        example = "{} is {} x {}, in this file {} x {}".format(name, *sizes[name], *said)
         announce(
-            f"{path}: {len(resized):,} images have another size, such as {resized[0]}; boxes are read as pixels of the"
+            f"{path}: {len(resized):,} images have another size, such as {example}; boxes are read as pixels of the"
             " images, rotated as EXIF says"
         )
     return found
 
 
 def _size(file: Path) -> tuple[int, int]:
-    """Width and height of an image, rotated as its EXIF data says."""
-    try:
-        with Image.open(file) as image:
-            return upright_size(image)
-    except UNREADABLE as error:
-        raise InputError(f"{file} cannot be opened ({error})") from error
+    with Image.open(file) as image:
+        return upright_size(image)
 
 
 def _check(box: Box, size: tuple[int, int]) -> tuple[str, list[float]]:

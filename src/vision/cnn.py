@@ -58,5 +58,4 @@ class CNN(nn.Module):
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 2*width, S/4, S/4)
         x = F.relu(self.fc1(torch.flatten(x, 1)))  # (B, hidden)
         x = F.dropout(x, self.dropout, self.training)
-        logits: Tensor = self.fc2(x)  # (B, num_classes)
-        return logits
+        return self.fc2(x)  # (B, num_classes)

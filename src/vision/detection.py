@@ -92,8 +92,7 @@ class DetectionTask(Task):
         for found, true in (image for part in gathered(self._seen) for image in part):
             box = {"boxes": found[:, :4], "scores": found[:, 4], "labels": found[:, 5].long()}
             metric.update([box], [{"boxes": true[:, :4], "labels": true[:, 4].long()}])
-        values: dict[str, Tensor] = metric.compute()
-        return values
+        return metric.compute()
 
     def log_metrics(self, stage: str) -> None:
         """Log the metrics, after the test also the average precision of each class that has true boxes."""

@@ -80,11 +80,7 @@ class Detector(nn.Module):
         if isinstance(self.net, FasterRCNN):
             return self._two_stages(x)
         transform = self.net.transform
-        mean, std = (
-            torch.tensor(one, dtype=x.dtype, device=x.device)[:, None, None]
-            for one in (transform.image_mean, transform.image_std)
-        )
-        x = (x - mean) / std
+        x = transform.normalize(x)
         if transform.fixed_size is not None:
             x = F.interpolate(x, size=transform.fixed_size[::-1], mode="bilinear", align_corners=False)
         features = list(self.net.backbone(x).values())
@@ -299,8 +295,7 @@ class _Pyramid(nn.Module):
             x = stage(x)
             if number:
                 maps[str(number)] = x
-        found: dict[str, Tensor] = self.pyramid(maps)
-        return found
+        return self.pyramid(maps)
 
 
 def _convolution(channels: int, out: int, stride: int = 1) -> list[nn.Module]:

@@ -77,10 +77,10 @@ class DigitScenes(BatchDataset):
 
     def _scaled(self, digit: Any, scale: float) -> Any:
         """A digit (28, 28) without its margins, in another size."""
-        rows, columns = ((digit > 0).any(axis=axis).nonzero()[0] for axis in (1, 0))
-        ink = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        height, width = (max(1, round(side * scale)) for side in ink.shape)
-        return np.asarray(Image.fromarray(ink).resize((width, height), Image.Resampling.BILINEAR))
+        ink = Image.fromarray(digit)
+        ink = ink.crop(ink.getbbox())
+        width, height = (max(1, round(side * scale)) for side in ink.size)
+        return np.asarray(ink.resize((width, height), Image.Resampling.BILINEAR))
 
 
 class DigitScenesDataModule(BatchedDataModule):

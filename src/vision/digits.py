@@ -39,8 +39,7 @@ def _fit(grey: Any) -> Any:
     if strength <= FAINT:
         return np.zeros((SIDE, SIDE), dtype=np.uint8)  # an empty picture
     ink = (ink.clip(0) * 255.0 / strength).astype(np.uint8)  # full contrast, as in MNIST
-    rows, columns = (np.flatnonzero((ink > 2 * FAINT).any(axis=axis)) for axis in (1, 0))
-    cut = Image.fromarray(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    cut = Image.fromarray(ink).crop(Image.fromarray(ink > 2 * FAINT).getbbox())
     scale = BOX / max(cut.size)
     size = [max(1, round(side * scale)) for side in cut.size]
     small = np.asarray(cut.resize((size[0], size[1]), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))

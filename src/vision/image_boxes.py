@@ -12,16 +12,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from src.engine.data.images import Ranges, Shrink, content_keys
-from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.labels import report_classes
 from src.engine.data.loading import Indices
-from src.engine.data.split import PARTS, stratified_split, with_fold
+from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
 from src.engine.data.workers import NumWorkers
 from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
 from src.vision.image_files import Batch, ImageFiles, rgb
-from src.vision.image_folder import ImageFolderDataModule, check_files, report_copies
+from src.vision.image_folder import ImageFolderDataModule, check_files
 
 SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
 
@@ -149,14 +149,9 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         labels = [label for own in found.values() for _, label in own]
         if not labels:
             raise InputError(f"{path} has no boxes")
-        check_labels(labels, str(path), self.restored)
-        self.labels = self.restored or sorted(set(labels))
-        self.num_classes = len(self.labels)
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        if unknown := next((label for label in labels if label not in numbers), None):
-            raise InputError(f"class {unknown} of {path} was not trained on: use only {', '.join(self.labels)}")
+        numbers = self.find_labels(labels, str(path))
         targets = [_tensors(found.get(name, []), numbers) for name in names]
-        keys = content_keys(files) if self.fold[0] else None
+        keys = content_keys(files)
         folded = with_fold(stratified_split([0] * len(names), self.shares), [0] * len(names), *self.fold, keys)
         parts = dict(zip(PARTS, folded, strict=True))
         if empty := [part for part, own in parts.items() if not any(len(targets[i][1]) for i in own)]:
@@ -166,7 +161,8 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         classes = {part: [number for i in own for number in targets[i][1].tolist()] for part, own in parts.items()}
         report_classes(self.labels, classes)
         self.report_changes({part: [""] * len(own) for part, own in parts.items()}, self.data_source, "images")
-        report_copies({part: [files[i] for i in own] for part, own in parts.items()})
+        own_keys = {part: [keys[i] for i in own] for part, own in parts.items()}
+        report_duplicates(own_keys, "images", lambda part, i: str(files[parts[part][i]]))
         count = max(len(own) for _, own in targets)
         self.train_set, self.val_set, self.test_set = (
             BoxFiles(

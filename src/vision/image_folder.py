@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.engine.data.images import (
-    UNREADABLE,
     Ranges,
     Shrink,
     content_keys,
@@ -22,10 +21,10 @@ from src.engine.data.images import (
     restored_ranges,
     usual_range,
 )
-from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all
+from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.data.split import PARTS, check_fold, check_shares, report_duplicates, stratified_split, with_fold
+from src.engine.data.split import check_fold, check_shares
 from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.hardware import available_memory, cores_per_process
@@ -125,20 +124,16 @@ class ImageFolderDataModule(PartsDataModule):
         self.refuse_new_classes(found)
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
-        classes = {label: number for number, label in enumerate(sorted({one.label for one in found}))}
-        targets = [classes[one.label] for one in found]
-        keys = content_keys(files) if self.fold[0] else None
-        folded = with_fold(stratified_split(targets, self.shares), targets, *self.fold, keys)
-        parts = {part: [found[index] for index in own] for part, own in zip(PARTS, folded, strict=True)}
-        labels = {part: [one.label for one in own] for part, own in parts.items()}
+        parts = split_files(found, files, content_keys(files), self.shares, "images", self.fold)
+        labels = {part: [label for _, label in own] for part, own in parts.items()}
         numbers = self.number_labels(labels, self.data_source, "images")
         if empty := [part for part, own in parts.items() if not own]:
             raise InputError(
                 f"{self.data_source} has {len(files)} images, too few for a {empty[0]} part: give 3 per class"
             )
-        paths = {part: [one.file for one in own] for part, own in parts.items()}
-        report_copies(paths)
-        self.train_set, self.val_set, self.test_set = (self.dataset(paths[part], numbers[part], part) for part in PARTS)
+        self.train_set, self.val_set, self.test_set = (
+            self.dataset([file for file, _ in own], numbers[part], part) for part, own in parts.items()
+        )
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
@@ -173,12 +168,9 @@ class ImageFolderDataModule(PartsDataModule):
         return super()._loader(files, shuffle)
 
     def _workers(self, files: ImageFiles, shuffle: bool) -> int:
-        return self.workers(files, self.trainer, report=shuffle)
-
-    def workers(self, files: ImageFiles, trainer: Any, report: bool) -> int:
         """The number of worker processes that decode files; without, they are decoded by threads."""
-        workers, files.threads = file_workers(self.num_workers, trainer), cores_per_process(trainer)
-        if report:
+        workers, files.threads = file_workers(self.num_workers, self.trainer), cores_per_process(self.trainer)
+        if shuffle:
             by = f"{workers} worker processes" if workers else f"{files.threads} threads of the training process"
             rank_zero_info(f"Images are decoded by {by} (num_workers {self.num_workers})")
         return workers
@@ -226,7 +218,7 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
             image.verify()
         return ("colours", 0.0, 0.0) if has_deep_colours else None
 
-    checked = read_all(files, files, check, UNREADABLE, image_error)
+    checked = read_all(files, files, check, image_error)
     if deep_colours := [file for file, found in zip(files, checked, strict=True) if found and found[0] == "colours"]:
         announce(
             f"{len(deep_colours):,} images have colours of 16 bits, of which only the upper 8 are read, such as"
@@ -240,10 +232,3 @@ def check_files(files: list[Path], known: Ranges) -> Ranges:
             example = files[checked.index(deep[0])]
             announce(f"{len(deep):,} images have more than 8 bits, such as {example}: {low:g} is black, {high:g} white")
     return ranges
-
-
-def report_copies(parts: dict[str, list[Path]]) -> None:
-    """Log how many image files are also in another part, by their content."""
-    keys = iter(content_keys([file for files in parts.values() for file in files]))
-    by_part = {part: [next(keys) for _ in files] for part, files in parts.items()}
-    report_duplicates(by_part, "images", lambda part, index: str(parts[part][index]))

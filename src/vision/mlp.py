@@ -33,5 +33,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.fc1(torch.flatten(x, 1)))  # (B, hidden)
-        logits: Tensor = self.fc2(x)  # (B, num_classes)
-        return logits
+        return self.fc2(x)  # (B, num_classes)

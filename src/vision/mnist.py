@@ -2,8 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -19,9 +18,9 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
 from src import ROOT
-from src.engine.data.download import DownloadError, downloading, unwritable
+from src.engine.data.download import DownloadError, downloading, locked_folder
 from src.engine.data.labels import report_classes
-from src.engine.data.loading import BatchDataset, BatchedDataModule, Batches, announce, batch_loader, shuffled
+from src.engine.data.loading import BatchDataset, BatchedDataModule, announce
 from src.engine.data.pixels import normalise
 from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
@@ -143,10 +142,7 @@ class MNISTDataModule(BatchedDataModule):
         self.source = source
         self.batch_size = batch_size
         self.val_size = val_size
-        self.max_shift = max_shift
-        self.max_rotation = max_rotation
-        self.max_scale = max_scale
-        self.max_warp = max_warp
+        self.limits = (max_shift, max_rotation, max_scale, max_warp)  # of `distort`
         self.num_workers = num_workers
         self.device_resident = device_resident
         self._files = [self.data_dir / "MNIST" / "raw" / name for name in CHECKSUMS]
@@ -214,23 +210,20 @@ class MNISTDataModule(BatchedDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment a whole training batch at once, on the training device."""
-        if self.trainer is None or not self.trainer.training:
-            return batch
-        limits = (self.max_shift, self.max_rotation, self.max_scale, self.max_warp)
-        if not any(limits):
+        if self.trainer is None or not self.trainer.training or not any(self.limits):
             return batch
         images, targets = batch
         seed = derive_seed(run_seed(), *step_position(self.trainer))
         generator = torch.Generator(images.device).manual_seed(seed)
-        return distort(images, *limits, generator), targets
+        return distort(images, *self.limits, generator), targets
 
     def _loader(self, dataset: ImageTensors, shuffle: bool = False) -> DataLoader[Batch]:
         if self.device_resident and self.trainer is not None:
             dataset.to(self.trainer.strategy.root_device)
-        order = shuffled(len(dataset)) if shuffle else None
-        batches = Batches(len(dataset), self.batch_size, self.trainer, order)
-        workers = 0 if self.num_workers == "auto" else self.num_workers
-        return batch_loader(dataset, batches, num_workers=workers, on_device=self.device_resident)
+        return super()._loader(dataset, shuffle)
+
+    def _workers(self, dataset: ImageTensors, shuffle: bool) -> int:
+        return 0 if self.num_workers == "auto" else self.num_workers
 
 
 def distort(
@@ -278,13 +271,7 @@ def distort(
 
 def _download(raw: Path) -> None:
     """Download the official files into a temporary folder and move them to `raw` once complete and checked."""
-    created = [path for path in (raw, *raw.parents) if not path.exists()]
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=raw, prefix=".download-")
-    except OSError as error:
-        raise unwritable(raw.parents[1], error) from error
-    with _removed_if_empty(created), folder as name:
+    with locked_folder(raw / "MNIST"), tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as name:
         fresh = Path(name) / "MNIST" / "raw"
         fresh.mkdir(parents=True)
         for archive in raw.glob("*.gz"):  # downloaded by hand; torchvision checks them and uses the good ones
@@ -297,16 +284,6 @@ def _download(raw: Path) -> None:
             if (raw / file).exists():
                 os.replace(raw / file, raw / f"{file}.damaged")
             os.replace(fresh / file, raw / file)
-
-
-@contextmanager
-def _removed_if_empty(folders: list[Path]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # stops at the first folder that is not empty
-            for folder in folders:
-                folder.rmdir()
 
 
 def _with_fold(parts: dict[str, Batch], fold: int, folds: int) -> dict[str, Batch]:

@@ -88,10 +88,9 @@ class TorchvisionNet(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Any = self.net(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
+        logits = self.net(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
         # In training, Inception and GoogLeNet also return auxiliary logits.
-        result: Tensor = logits if isinstance(logits, Tensor) else logits.logits
-        return result  # (B, num_classes)
+        return logits if isinstance(logits, Tensor) else logits.logits  # (B, num_classes)
 
 
 def _check_size(net: TorchvisionNet, size: int) -> None:

@@ -70,5 +70,4 @@ class VGG(nn.Module):
                 f" at least {self.least}"
             )
         x = self.features(x)  # (B, width * 2^(stages - 1), H / least, W / least)
-        logits: Tensor = self.head(torch.mean(x, dim=(2, 3)))  # (B, num_classes)
-        return logits
+        return self.head(torch.mean(x, dim=(2, 3)))  # (B, num_classes)

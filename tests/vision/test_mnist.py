@@ -212,7 +212,7 @@ def test_source_official_never_uses_the_sample(official: dict[str, bytes], tmp_p
 
 def test_a_data_folder_inside_a_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/data cannot be written \(Not a directory\)"):
+    with pytest.raises(InputError, match=r"file/data/MNIST/raw cannot be written \(Not a directory\)"):
         ready(data_dir=str(tmp_path / "file" / "data"))
 
 

@@ -40,28 +40,36 @@ def downloading() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+@contextmanager
+def locked_folder(path: Path) -> Iterator[None]:
+    """Make and lock the folder of a file to download; remove it and its new parents if they stay empty.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    new_folders = [parent for parent in path.parents if not parent.exists()]
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            yield
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    finally:
+        with suppress(OSError):  # not empty, or never created
+            lock.unlink(missing_ok=True)
+            for folder in new_folders:
+                folder.rmdir()
+
+
 def download(url: str, sha256: str, path: Path) -> None:
     """Download a file and verify its checksum; if that fails, nothing is left.
 
     Raises DownloadError, or InputError if the folder cannot be written.
     """
-    new_folders = [parent for parent in path.parents if not parent.exists()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            if not path.is_file():
-                with downloading():
-                    torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-    except OSError as error:
-        raise unwritable(path.parent, error) from error
-    finally:
-        with suppress(OSError):
-            path.with_name(f".{path.name}.lock").unlink()
-        for folder in new_folders:
-            try:
-                folder.rmdir()
-            except OSError:  # not empty, or never created
-                break
+    with locked_folder(path), downloading():
+        if not path.is_file():
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
 
 
 def published(url: str, sha256: str, path: Path) -> Path:

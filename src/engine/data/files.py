@@ -67,20 +67,17 @@ def suffix_of(path: Path) -> str:
 
 def open_utf8(path: Path) -> BinaryIO:
     """A text file, opened after its byte order mark if there is one; .gz is unpacked. InputError if it is UTF-16."""
-    file: Any = _unpacked(path)
+    file = _unpacked(path)
     start = file.peek(4096)[:4096]  # a pipe cannot be rewound
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
         file.close()
         raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
     file.read(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-    found: BinaryIO = file
-    return found
-
-
-def _unpacked(path: Path) -> BinaryIO:
-    opened: Any = (gzip.GzipFile if path.suffix.lower() == ".gz" else open)(path, "rb")
-    file: BinaryIO = opened
     return file
+
+
+def _unpacked(path: Path) -> Any:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def not_utf8(path: Path) -> InputError:

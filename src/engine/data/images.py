@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,15 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from src.engine.data.files import file_error
 from src.engine.system.errors import InputError
 
-UNREADABLE = (  # what PIL raises for damaged files
-    *(OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError, struct.error, TypeError),
-    *(LookupError, EOFError, RuntimeError, AttributeError, AssertionError),
-)
+UNREADABLE = (Exception,)  # damaged files make PIL raise errors of almost any kind
 SIZE = "original size"  # in the info of an image
 CROP_RATIO = 3 / 4  # of a random crop's sides: at least this, at most its inverse
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
@@ -129,8 +125,7 @@ class Shrink(NamedTuple):
 def reader(data: Any) -> Callable[[Any], Any]:
     """A DataModule's `read_file`, else `read_image` by its attributes `value_ranges` and `shrink`, if it has them."""
     if hasattr(data, "read_file"):
-        read: Callable[[Any], Any] = data.read_file
-        return read
+        return data.read_file
     return partial(read_image, ranges=getattr(data, "value_ranges", None), shrink=getattr(data, "shrink", None))
 
 
@@ -143,7 +138,7 @@ def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None 
         shrink: makes large images smaller; default: none.
 
     Raises:
-        `UNREADABLE`: not an image.
+        an error of any kind: not an image.
     """
     with Image.open(source) as opened:
         size = upright_size(opened)
@@ -190,8 +185,7 @@ def upright_size(opened: Image.Image) -> tuple[int, int]:
 
 def original_size(image: Image.Image) -> tuple[int, int]:
     """The original width and height of an image that `read_image` may have shrunk."""
-    size: tuple[int, int] = image.info.get(SIZE, image.size)
-    return size
+    return image.info.get(SIZE, image.size)
 
 
 def read_mask(path: Path) -> Image.Image:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, is_hidden, skipped_line
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
 from src.engine.data.loading import BatchedDataModule, announce
-from src.engine.data.split import PARTS, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
 from src.engine.data.tables import read_table
 from src.engine.system.addresses import local_path, local_paths
 from src.engine.system.errors import InputError
@@ -53,21 +53,15 @@ def labelled_files(
         return [LabelledFile(f"{path}, row {row}: {name}", file, label) for row, (file, (name, label)) in numbered]
     if not place.is_dir():
         raise InputError(f"--data.path {path}: no such folder or table; give a folder with one folder per class")
+    folders = sorted(one.name for one in place.iterdir() if one.is_dir() and not is_hidden(one.name))
+    check_not_parts(folders, path)
     skipped: Counter[str] = Counter()
-    beside = sorted(one for one in place.iterdir() if not is_hidden(one.name))
-    folders = [one for one in beside if one.is_dir()]
-    for one in beside:
-        if not one.is_dir():
-            skipped["files outside of class folders" if one.exists() else "broken links"] += 1
-    check_not_parts([folder.name for folder in folders], path)
-    found = [
-        LabelledFile(str(file), file, folder.name)
-        for folder in folders
-        for file in find_files(folder, suffixes, skipped)
-    ]
+    files = list(find_files(place, suffixes, skipped))
+    found = [LabelledFile(str(file), file, file.relative_to(place).parts[0]) for file in files if file.parent != place]
+    skipped.update(["files outside of class folders"] * (len(files) - len(found)))
     if not found:
         raise InputError(f"--data.path {path}: no {kind} in its folders; give one folder of {kind} per class")
-    if without := {folder.name for folder in folders} - {one.label for one in found}:
+    if without := {*folders} - {one.label for one in found}:
         rank_zero_info(f"Ignored folders without {kind}: {', '.join(sorted(without))}")
     if skipped:
         rank_zero_info(skipped_line(skipped, kind))
@@ -78,19 +72,18 @@ def read_all(
     names: Sequence[Any],
     files: Sequence[Path],
     read: Callable[[Path], T],
-    errors: tuple[type[Exception], ...] = (OSError, ValueError),
     reason: Callable[[Path, Exception], str] = file_error,
 ) -> list[T]:
     """Call `read` for each file, in threads.
 
     Raises:
-        InputError: it has raised one of the `errors` for some; the message has their `names`, and the `reason` of each.
+        InputError: it has failed for some; the message has their `names`, and the `reason` of each.
     """
 
     def tried(file: Path) -> tuple[Any, str]:
         try:
             return read(file), ""
-        except errors as error:
+        except Exception as error:  # damaged files raise errors of any kind
             return None, reason(file, error)
 
     with ThreadPoolExecutor() as pool:
@@ -113,7 +106,12 @@ def check_class_sizes(files: Sequence[LabelledFile]) -> None:
 
 
 def split_files(
-    files: Sequence[LabelledFile], values: Sequence[T], keys: Sequence[Any], shares: Sequence[float], kind: str
+    files: Sequence[LabelledFile],
+    values: Sequence[T],
+    keys: Sequence[Any],
+    shares: Sequence[float],
+    kind: str,
+    fold: tuple[int | None, int] = (None, 5),
 ) -> dict[str, list[tuple[T, str]]]:
     """Values and labels of each part, in equal class proportions; those with equal keys in several parts are reported.
 
@@ -123,9 +121,11 @@ def split_files(
         keys: equal for files with the same content.
         shares: of validation and test.
         kind: what they are, such as sounds, for messages.
+        fold: the fold to validate on, and the number of folds: see `with_fold`.
     """
     classes = {label: number for number, label in enumerate(sorted({one.label for one in files}))}
-    split = stratified_split([classes[one.label] for one in files], shares)
+    targets = [classes[one.label] for one in files]
+    split = with_fold(stratified_split(targets, shares), targets, *fold, keys)
     parts = dict(zip(PARTS, split, strict=True))
     found = {part: [keys[number] for number in own] for part, own in parts.items()}
     report_duplicates(found, kind, lambda part, index: files[parts[part][index]].name)
@@ -154,6 +154,16 @@ class PartsDataModule(BatchedDataModule):
             known = ", ".join(self.restored)
             raise InputError(f"class {unknown.label} of {unknown.name} was not trained on: use only {known}")
 
+    def find_labels(self, labels: Sequence[str], source: str) -> dict[str, int]:
+        """Set `labels` and `num_classes`, and return the class number of each label; arguments of `check_labels`."""
+        check_labels(labels, source, self.restored)
+        self.labels = self.restored or sorted(set(labels), key=self.label_order)
+        self.num_classes = len(self.labels)
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        if unknown := [label for label in labels if label not in numbers]:
+            raise InputError(f"class {unknown[0]} of {source} was not trained on: use only {', '.join(self.labels)}")
+        return numbers
+
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
 
@@ -162,13 +172,7 @@ class PartsDataModule(BatchedDataModule):
             source: where they are from, for messages.
             kind: what the samples are, such as sounds.
         """
-        labels = [label for own in parts.values() for label in own]
-        check_labels(labels, source, self.restored)
-        self.labels = self.restored or sorted(set(labels), key=self.label_order)
-        self.num_classes = len(self.labels)
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        if unknown := [label for label in labels if label not in numbers]:
-            raise InputError(f"class {unknown[0]} of {source} was not trained on: use only {', '.join(self.labels)}")
+        numbers = self.find_labels([label for own in parts.values() for label in own], source)
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
         self.report_changes(parts, source, kind)

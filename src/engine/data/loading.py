@@ -191,6 +191,7 @@ class BatchedDataModule(LightningDataModule):
     """Loads `train_set`, `val_set` and `test_set`, which `setup` sets, in batches of `batch_size`."""
 
     batch_size: int
+    device_resident = False  # whether the datasets return batches on the device
     train_set: Any
     val_set: Any
     test_set: Any
@@ -204,14 +205,14 @@ class BatchedDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.test_set)
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.test_set)
+    predict_dataloader = test_dataloader
 
     def _loader(self, dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
         order = shuffled(len(dataset)) if shuffle else None
         # Batch norm cannot train on a batch of one.
         batches = Batches(len(dataset), self.batch_size, self.trainer, order, drop_single=shuffle)
-        return batch_loader(dataset, batches, num_workers=self._workers(dataset, shuffle))
+        workers = self._workers(dataset, shuffle)
+        return batch_loader(dataset, batches, num_workers=workers, on_device=self.device_resident)
 
     def _workers(self, dataset: Any, shuffle: bool) -> int:
         """The number of worker processes of a loader."""

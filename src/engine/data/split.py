@@ -57,7 +57,7 @@ def stratified_indices(targets: Tensor, shares: Sequence[float]) -> list[Tensor]
 
 def with_fold(
     parts: Sequence[Sequence[int]],
-    targets: Sequence[int],
+    targets: Sequence[Any],
     fold: int | None,
     folds: int,
     keys: Sequence[Any] | None = None,
@@ -66,7 +66,7 @@ def with_fold(
 
     Args:
         parts: sample indices of the training, validation and test part; the last is not changed.
-        targets: class number of every sample; each fold gets its share of each class. All 0 if there are no classes.
+        targets: class of every sample; each fold gets its share of each class. All 0 if there are no classes.
         fold: 1 to folds; None: the parts as they are.
         folds: number of folds.
         keys: a key of every sample; samples with equal keys, such as copies, are in the same fold.
@@ -84,7 +84,7 @@ def with_fold(
     for index in (pool[place] for place in torch.randperm(len(pool), generator=generator).tolist()):
         groups.setdefault(index if keys is None else keys[index], []).append(index)
     dealt: list[list[int]] = [[] for _ in range(folds)]
-    counts = [Counter[int]() for _ in range(folds)]
+    counts = [Counter[Any]() for _ in range(folds)]
     for group in sorted(groups.values(), key=len, reverse=True):  # stable: groups of one size stay shuffled
         label = targets[group[0]]
         least = min(range(folds), key=lambda number: (counts[number][label], len(dealt[number])))
@@ -98,8 +98,7 @@ def with_fold(
 
 def _plain(values: Any) -> Sequence[Any]:
     """Values that can be compared: equal numbers in a tensor are different objects."""
-    found: Sequence[Any] = values.tolist() if isinstance(values, Tensor) else values
-    return found
+    return values.tolist() if isinstance(values, Tensor) else values
 
 
 def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:
@@ -125,10 +124,8 @@ def fold_samples(
     if fold is None:
         return parts
     pool, first = parts["train"] + parts["val"], len(parts["train"])
-    labels = [label(one) for one in pool]
-    numbers = {one: number for number, one in enumerate(dict.fromkeys(labels))}
     usual = (range(first), range(first, len(pool)))
-    folded = with_fold(usual, [numbers[one] for one in labels], fold, folds, [key(one) for one in pool])
+    folded = with_fold(usual, [label(one) for one in pool], fold, folds, [key(one) for one in pool])
     train, val = ([pool[index] for index in own] for own in folded)
     return {**parts, "train": train, "val": val}
 

@@ -31,7 +31,11 @@ def extra_seconds(trainer: Trainer) -> dict[str, float]:
 
 def input_error(error: BaseException, config: Any) -> InputError | None:
     """The error for the user if torch's compiler raised one in a run with the option."""
-    return compile_error(error) if config.compile and is_compiler_error(error) else None
+    # By the name of its module, so that the compiler is not imported.
+    if not config.compile or not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return InputError(f"--compile: torch cannot compile this network here ({reason}): leave it out")
 
 
 class Compilation(Callback):
@@ -41,11 +45,10 @@ class Compilation(Callback):
     running statistics and random state stay unchanged. `seconds` is the time this took.
 
     Raises:
-        InputError: torch cannot compile here, or the model is not a task with a `net` and a `step`.
+        InputError: the model is not a task with a `net` and a `step`.
     """
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         net: Any = getattr(pl_module, "net", None)
@@ -62,40 +65,24 @@ class Compilation(Callback):
         rank_zero_info("Compiling the network ...")
         modes = [(module, module.training) for module in task.modules()]
         buffers = {name: value.clone() for name, value in task.net.named_buffers()}
-        try:
-            with isolate_rng():
-                data: Any = trainer.datamodule or task  # type: ignore[attr-defined]
-                batch = trainer.precision_plugin.convert_input(next(iter(data.train_dataloader())))
-                batch = data.on_before_batch_transfer(batch, 0)
-                batch = trainer.strategy.batch_to_device(batch)
-                # The smaller second batch makes torch compile for any size: the last batch of an epoch may be smaller.
-                parts = (batch, tuple(part[: len(part) // 2 + 1] for part in batch))
-                for part in parts:
-                    with trainer.precision_plugin.train_step_context():
-                        task.step(part)[0].backward()
-                task.zero_grad()
-                task.eval()
-                for part in parts:
-                    with trainer.precision_plugin.val_step_context(), torch.no_grad():
-                        task.step(part)
-        except (RuntimeError, ImportError) as error:
-            if not is_compiler_error(error):
-                raise
-            raise compile_error(error) from error
+        with isolate_rng():
+            data: Any = trainer.datamodule or task  # type: ignore[attr-defined]
+            batch = trainer.precision_plugin.convert_input(next(iter(data.train_dataloader())))
+            batch = data.on_before_batch_transfer(batch, 0)
+            batch = trainer.strategy.batch_to_device(batch)
+            # The smaller second batch makes torch compile for any size: the last batch of an epoch may be smaller.
+            parts = (batch, tuple(part[: len(part) // 2 + 1] for part in batch))
+            for part in parts:
+                with trainer.precision_plugin.train_step_context():
+                    task.step(part)[0].backward()
+            task.zero_grad()
+            task.eval()
+            for part in parts:
+                with trainer.precision_plugin.val_step_context(), torch.no_grad():
+                    task.step(part)
         for module, training in modes:
             module.training = training
         for name, value in task.net.named_buffers():
             value.copy_(buffers[name])
         self.seconds = time.perf_counter() - start
         rank_zero_info(f"Compiled in {self.seconds:.0f} s")
-
-
-def is_compiler_error(error: BaseException) -> bool:
-    """Whether torch's compiler raised an error. Compares module names, so that the compiler is not imported."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
-
-
-def compile_error(error: BaseException) -> InputError:
-    """The InputError for an error of torch's compiler."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return InputError(f"--compile: torch cannot compile this network here ({reason}): leave it out")

@@ -4,9 +4,9 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from src.engine.system.classes import flat
+from src.engine.tensorboard.writers import writers
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
@@ -17,12 +17,10 @@ def show_final(trainer: Trainer, config: str, metrics: dict[str, float]) -> None
     from torch.utils.tensorboard.summary import hparams  # lazy import: not needed at start
 
     settings = hyperparameters(yaml.safe_load(config))
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            # Private (torch 2.15): logger.log_hyperparams, which calls it too, logs the metrics a second time.
-            file = logger.experiment._get_file_writer()
-            for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
-                file.add_summary(summary, trainer.global_step)
+    for writer in writers(trainer):
+        # Private (torch 2.15): logger.log_hyperparams, which calls it too, logs the metrics a second time.
+        for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
+            writer._get_file_writer().add_summary(summary, trainer.global_step)
 
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:

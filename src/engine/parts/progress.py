@@ -67,8 +67,6 @@ class ProgressLines(ProgressBar):
         super().__init__()
         self._is_enabled = True
         self._printed_at = time.monotonic()
-        self._rate_from = (0.0, 0)  # start time and step; validation time is added to the start
-        self._validation_start = 0.0
 
     def enable(self) -> None:
         self._is_enabled = True
@@ -78,6 +76,7 @@ class ProgressLines(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._printed_at = time.monotonic()
+        # Start time and step; validation time is added to the start.
         self._rate_from = (self._printed_at, trainer.global_step)
 
     def on_train_batch_end(
@@ -90,9 +89,9 @@ class ProgressLines(ProgressBar):
         self._validation_start = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        since, step = self._rate_from
-        self._rate_from = (since + time.monotonic() - self._validation_start, step)
         if not trainer.sanity_checking and trainer.state.fn == "fit":
+            since, step = self._rate_from
+            self._rate_from = (since + time.monotonic() - self._validation_start, step)
             self._print_training(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -29,9 +29,7 @@ class Dashboard(Callback):
     TensorBoard's page CUSTOM SCALARS.
     """
 
-    def __init__(self) -> None:
-        self._is_laid_out = False
-        self._logged = 0  # step
+    _is_laid_out = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._logged = max(0, trainer.global_step + 1 - len(trainer.optimizers))

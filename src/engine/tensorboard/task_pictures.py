@@ -20,11 +20,8 @@ class TaskPictures(Callback):
     A sample is a row of those tensors `inputs`, `target` and `preds` that the task's `test_step` returns.
     """
 
-    def __init__(self) -> None:
-        self._samples: list[Sample] = []
-
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._samples = []
+        self._samples: list[Sample] = []
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
@@ -48,4 +45,3 @@ class TaskPictures(Callback):
         for writer in writers(trainer):
             for name, figure in figures.items():
                 writer.add_figure(f"test/{name}", figure, trainer.global_step)
-        self._samples = []

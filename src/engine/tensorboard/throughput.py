@@ -43,16 +43,9 @@ class Throughput(Callback):
         InputError: the run has no log steps.
     """
 
-    def __init__(self) -> None:
-        self._every = 0
-        self._logged_step = 0
-        self._peak: float | None = None
-        self._batch_flops = -1.0  # not counted yet
-        self._started = 0.0
-        self._batches = self._tokens = 0
-        self._samples = 0.0  # NaN if batches do not say their size
-        self._waited_before = 0.0
-        self._totals: list[float] | None = None  # seconds of training, waited for data, and blocked by the device
+    _peak: float | None = None
+    _batch_flops = -1.0  # not counted yet
+    _totals: list[float] | None = None  # seconds of training, waited for data, and blocked by the device
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -68,7 +61,7 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
         self._waited_before = getattr(trainer.profiler, "waited", 0.0)  # type: ignore[attr-defined]
-        self._samples = 0.0
+        self._samples = 0.0  # NaN if batches do not say their size
         self._batches = self._tokens = 0
 
     on_validation_end = on_train_epoch_start

@@ -3,6 +3,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback
 
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
-from src.engine.parts.compile import is_compiler_error
+from src.engine.parts.compile import input_error
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests import toy
@@ -80,41 +81,31 @@ def test_compiling_a_model_without_a_network_is_one_line(train: Train) -> None:
         train(*SHORT, "--compile", "--model=lightning.pytorch.demos.boring_classes.BoringModel")
 
 
-def break_compiler(monkeypatch: pytest.MonkeyPatch, text: str = "no working C++ compiler\nand a long story") -> None:
-    class CompilerError(RuntimeError):
-        __module__ = "torch._inductor.exc"
+class CompilerError(RuntimeError):
+    """An error of torch's compiler."""
 
-    def fail(*_: object) -> None:
-        raise CompilerError(text)
-
-    monkeypatch.setattr(Classifier, "forward", fail)
+    __module__ = "torch._inductor.exc"
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["fit", "validate"])
 def test_a_compiler_error_is_one_line(
-    train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    break_compiler(monkeypatch)
-    with pytest.raises(InputError, match=r"--compile: torch cannot compile .*\(no working C\+\+ compiler\): leave it"):
-        train(*SHORT, "--compile")
-    break_compiler(monkeypatch, text="")
-    with pytest.raises(InputError, match=r"cannot compile this network here \(CompilerError\): leave it out"):
-        train(*SHORT, "--compile")
-
-
-@pytest.mark.slow
-def test_a_compiler_error_in_an_evaluation_is_one_line_too(
+    stage: str,
     train: Train,
     eager: list[torch.nn.Module],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def fail(*_: object) -> None:
+        raise CompilerError("no working C++ compiler\nand a long story")
+
     checkpoint = train(*SHORT).folder / "checkpoints" / "last.ckpt"
-    break_compiler(monkeypatch)
+    monkeypatch.setattr(Classifier, "forward", fail)
     given = write(tmp_path / "compiled.yaml", "compile: true\n")
-    words = ["validate", f"--config={toy.RECIPE}", f"--config={given}", f"--ckpt_path={checkpoint}", *QUIET]
-    monkeypatch.setattr(sys, "argv", ["train", *words, f"--trainer.default_root_dir={tmp_path}"])
+    words = [stage, f"--config={toy.RECIPE}", f"--config={given}", *QUIET, f"--trainer.default_root_dir={tmp_path}"]
+    words += [f"--ckpt_path={checkpoint}"] if stage == "validate" else []
+    monkeypatch.setattr(sys, "argv", ["train", *words])
     with pytest.raises(SystemExit) as stop:
         program.run(time.perf_counter())
     assert stop.value.code == 2
@@ -140,6 +131,8 @@ def test_errors_of_torchs_compiler_are_known_by_where_they_are_defined() -> None
     from torch._dynamo.exc import TorchDynamoException
     from torch._inductor.exc import InductorError
 
-    for kind in (TorchDynamoException, InductorError):
-        assert is_compiler_error(kind.__new__(kind)), kind
-    assert not is_compiler_error(RuntimeError("an own error"))
+    for kind in (TorchDynamoException, InductorError, CompilerError):
+        error = input_error(kind.__new__(kind), SimpleNamespace(compile=True))
+        assert str(error) == f"--compile: torch cannot compile this network here ({kind.__name__}): leave it out"
+        assert input_error(kind.__new__(kind), SimpleNamespace(compile=False)) is None
+    assert input_error(RuntimeError("an own error"), SimpleNamespace(compile=True)) is None

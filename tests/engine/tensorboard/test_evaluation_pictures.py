@@ -189,6 +189,7 @@ def test_mistakes_without_a_single_input_are_not_listed(batch: Any, shape: tuple
     pictures.on_test_batch_end(None, task, {"logits": logits, "targets": targets}, batch, 0)  # type: ignore[arg-type]
     assert pictures._worst == []
     samples = TaskPictures()
+    samples.on_test_start(None, task)  # type: ignore[arg-type]
     outputs = {"inputs": batch[0], "target": targets, "preds": targets}
     samples.on_test_batch_end(None, SimpleNamespace(figure_samples=3), outputs, batch)  # type: ignore[arg-type]
     assert len(samples._samples) == (3 if isinstance(batch[0], torch.Tensor) else 0)
