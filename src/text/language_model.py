@@ -12,7 +12,6 @@ from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
-from src.engine.training.hyperparameters import describe_arguments
 from src.engine.training.optim.groups import Group, decay_groups
 from src.tasks.task import Task
 from src.text.gpt import check_sampling_arguments, sample
@@ -39,7 +38,7 @@ class LanguageModel(Task):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, MetricCollection({"loss": MeanMetric()}))
-        self.save_hyperparameters(describe_arguments(type(self), net=net))
+        self.save_arguments(net=net)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of the tokens of a batch, and how many they are."""
@@ -49,12 +48,6 @@ class LanguageModel(Task):
         total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         loss = total / count.clamp(min=1)  # a batch may be padding only
         return loss, {"value": loss.detach(), "weight": count}
-
-    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
-        """The likeliest next token at each position, (B, T) int64."""
-        logits = self(batch if isinstance(batch, Tensor) else batch[0])  # (B, T, vocab_size)
-        likeliest: Tensor = logits.argmax(dim=-1)  # (B, T)
-        return likeliest
 
     def log_metrics(self, stage: str) -> None:
         """Log the loss, and from it perplexity and bits per character."""
@@ -86,6 +79,7 @@ class LanguageModel(Task):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
         use_cache: bool = True,
+        together: TextsTogether | None = None,
     ) -> Iterator[int]:
         """Continue a text, token by token.
 
@@ -100,6 +94,7 @@ class LanguageModel(Task):
                 2020). Default: 1.
             generator: random generator, on the CPU.
             use_cache: process each token once; without, the whole context is processed for every token (slower).
+            together: computes this text together with others; see `generate_together`.
 
         Raises:
             InputError: the prompt is empty.
@@ -109,6 +104,8 @@ class LanguageModel(Task):
             raise InputError("the prompt is empty: give at least one token")
         check_sampling_arguments(max_new_tokens, temperature, top_k, top_p)
         draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        if together is not None:
+            return together.read(prompt.tolist(), max_new_tokens, draw)
         return self._generate(prompt.tolist(), max_new_tokens, draw, use_cache)
 
     def _generate(
