@@ -22,8 +22,6 @@ class TextSamples(Callback):
     """
 
     def __init__(self, prompt: str = "\n", max_new_tokens: int = 200, temperature: float = 0.8) -> None:
-        if not prompt:
-            raise InputError("TextSamples needs a prompt of at least one character")
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
