@@ -11,7 +11,6 @@ from torchmetrics import MeanMetric, MetricCollection
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.batches import gathered
 from src.engine.system.errors import InputError
-from src.engine.training.hyperparameters import describe_arguments
 from src.tasks.classifier import class_rows
 from src.tasks.task import Task
 
@@ -42,7 +41,9 @@ class ContrastiveModel(Task):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, MetricCollection({"loss": MeanMetric()}))
-        self.save_hyperparameters(describe_arguments(type(self), net=net))
+        self.save_arguments(net=net)
+        self.modalities: list[str] = list(net.modalities)  # type: ignore[arg-type]
+        """The network's modalities; the first one is predicted on."""
         self.similarity: Tensor | None = None
         """After an evaluation: mean similarity of each class's images (rows) and prompts (columns), in [-1, 1]."""
         self._classes: Tensor | None = None
@@ -56,12 +57,6 @@ class ContrastiveModel(Task):
                 f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}: give"
                 f" --model.net.modalities [{', '.join(found)}]"
             )
-
-    @property
-    def modalities(self) -> list[str]:
-        """The network's modalities; the first one is predicted on."""
-        net: Any = self.net
-        return list(net.modalities)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of a batch."""

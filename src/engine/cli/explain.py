@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from src.engine.cli.config import Option, load_config
 from src.engine.cli.overview import SHORT_FLAGS
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, walk
+from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, parameters_of, walk
 from src.engine.system.errors import InputError
 
 
@@ -29,7 +29,7 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
     ]
     for key, value in walk(tree):
         if is_class(value) and (cls := import_class(value["class_path"])):
-            known += [f"--{key}.{name}" for name in inspect.signature(cls).parameters]
+            known += [f"--{key}.{name}" for name in parameters_of(cls)]
     if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
         return f"{found[1]}: no such option{nearest(found[1], known)}"
     if found := re.match(r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<leaf>[^']+)'", message):
@@ -40,7 +40,7 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
     key = ".".join(re.findall(r'Parser key "([^"]+)"', message))
     classes = re.findall(r"class_path '([^']+)'", message)
     if found := re.search(r"Option '([^']+)' is not accepted", message):
-        arguments = [name for name in inspect.signature(import_class(classes[-1])).parameters if name != found[1]]
+        arguments = [name for name in parameters_of(import_class(classes[-1])) if name != found[1]]
         if key in ("optimizer", "lr_scheduler"):  # arguments that Lightning fills in
             arguments = [name for name in arguments if name not in ("params", "optimizer")]
         name = classes[-1].rpartition(".")[2]
@@ -74,7 +74,7 @@ def refuse_nulls(tree: Tree) -> None:
     """
     for key, node in walk(tree):
         cls = import_class(node["class_path"]) if is_class(node) else None
-        defaults = inspect.signature(cls).parameters if cls else {}
+        defaults = parameters_of(cls) if cls else {}
         given = node.get("init_args") or {} if cls else {}
         for name in (name for name, value in given.items() if value is None and name in defaults):
             hint = argument_types(cls).get(name, Any)
