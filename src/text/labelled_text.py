@@ -259,9 +259,7 @@ class LabelledTextDataModule(PartsDataModule):
                 rank_zero_info(f"rt-polarity is not in {self.data_dir} and could not be downloaded: {error}")
             announce("*** NOT REVIEWS: using names in 34 languages (CLDR); results are not comparable. ***")
         self.data_source = "language_names"
-        rows, shared = language_names()
-        rank_zero_info(f"Left out {shared:,} names that exist in several languages")
-        return self._split(_columns(rows), ("val", "test"))
+        return self._split(_columns(language_names()), ("val", "test"))
 
     def _load_tables(self) -> dict[str, Columns]:
         given = {part: path for part, path in self.paths.items() if path is not None}

@@ -93,11 +93,10 @@ def python_reference(folder: Path) -> Path:
     return path
 
 
-def language_names() -> tuple[list[tuple[str, str]], int]:
-    """Names of territories, languages and currencies in 34 languages, from the CLDR.
+def language_names() -> list[tuple[str, str]]:
+    """Names of territories, languages and currencies, each with the English name of its language, from the CLDR.
 
-    Returns:
-        (name, English name of its language) pairs, and how many names were left out because languages share them.
+    Names that several of the 34 languages share are left out.
 
     Raises:
         InputError: the package Babel, which contains them, is not installed.
@@ -116,4 +115,5 @@ def language_names() -> tuple[list[tuple[str, str]], int]:
                 if len(name) > 3 or not name.isascii():  # short ones are codes
                     found[name].add(str(locale.english_name))
     unique = [(name, languages.pop()) for name, languages in sorted(found.items()) if len(languages) == 1]
-    return unique, len(found) - len(unique)
+    rank_zero_info(f"Left out {len(found) - len(unique):,} names that exist in several languages")
+    return unique

@@ -4,7 +4,6 @@ import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -191,10 +190,7 @@ def pretrained_tokenizer(name: str) -> SubwordTokenizer:
             f"the tokenizer of {name} has no fast version, which this project needs: give another --data.tokenizer"
         )
     if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:  # what transformers makes without its files
-        kind = "folder" if Path(name).expanduser().is_dir() else "model"
-        raise InputError(
-            f"the {kind} {name} has no tokenizer: add its files, such as tokenizer.json, or give --data.tokenizer"
-        )
+        raise InputError(f"{name} has no tokenizer: add its files, such as tokenizer.json, or give --data.tokenizer")
     return SubwordTokenizer(loaded.backend_tokenizer.to_str())
 
 
