@@ -247,6 +247,7 @@ def test_without_a_gpu_the_benchmark_says_so(
     )
 
 
+@pytest.mark.slow
 def test_a_part_for_a_gpu_that_fails_is_reported_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

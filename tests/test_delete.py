@@ -87,6 +87,7 @@ def test_other_tests_cannot_know_that_a_domain_is_gone() -> None:
                 assert not (found := names.search(path.read_text(encoding="utf-8"))), f"{path}: {found}"
 
 
+@pytest.mark.slow
 def test_no_module_that_stays_imports_one_that_goes() -> None:
     for names in FOLDERS.values():
         gone = tuple(f"{name.replace('/', '.')}." for name in names if name.startswith("src/"))

@@ -22,7 +22,7 @@ from src.engine.cli.config import load_config
 from src.engine.cli.overview import show
 from src.engine.deploy import exporting, generating, predicting, serving
 from src.engine.new.creating import new
-from src.engine.search import tuning
+from src.engine.search import comparing, tuning
 from src.engine.system.classes import import_class, project_classes
 from tests import toy
 from tests.conftest import QUIET, once, pictures
@@ -67,7 +67,7 @@ def runnable(commands: list[str]) -> list[str]:
 # Their commands need data that tests of their own make, or another host: they are read here.
 READ = ("audio.md", "detection.md", "remote_files.md")
 ALL = "\n".join(text for page, text in TEXTS.items() if page.name not in READ)
-SHOWN = re.findall(r"python (-m src\.(?:train|generate|predict|export|serve|tune)[^`\n|#]*)", ALL)
+SHOWN = re.findall(r"python (-m src\.(?:train|generate|predict|export|serve|tune|compare)[^`\n|#]*)", ALL)
 SHOWN = [command for command in SHOWN if '"$@"' not in command and not re.search(r"(s3|https)://", command)]
 LONG = re.findall(TRAIN, FIGURES)  # test_configs.py runs every recipe
 COMMANDS = [one for one in runnable(SHOWN) if one not in runnable(LONG) and "--format checkpoint" not in one]
@@ -202,6 +202,12 @@ def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch
     if "src.tune" in command:
         assert load_config(tuning._parse(words).config, dotted=True)[1]["space"]
         return
+    if "src.compare" in command:
+        runs = workplace / "logs" / "default"
+        if not (runs / "version_1").exists():
+            shutil.copytree(runs / "version_0", runs / "version_1")
+        assert comparing.compare([*words, *(["logs"] if "--best" in words else ["--output", "curves.png"])]) == 0
+        return
     if "src.predict" in command:
         if "--help" in words:
             with pytest.raises(SystemExit, match="0"):
@@ -319,6 +325,7 @@ def test_the_readmes_figures_are_those_of_the_page() -> None:
         assert f"| {value} " in row, row
 
 
+@pytest.mark.slow
 def test_new_projects_can_be_made_as_the_pages_say(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     commands = {one.strip() for one in re.findall(r"python -m src\.new (\.\./[^`\n|#]*)", ALL)}
     assert len(commands) > 4

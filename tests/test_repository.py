@@ -134,6 +134,7 @@ def may_import(module: str, imported: str) -> bool:
     return other in allowed[kind]
 
 
+@pytest.mark.slow
 def test_imports_go_with_the_arrows_only() -> None:
     own = [(a, b) for a, names in imports().items() if a != "src" for b in names if b.split(".")[0] == "src"]
     assert len(own) > 100

@@ -86,9 +86,7 @@ class Classifier(Task):
     @property
     def confusion(self) -> MulticlassConfusionMatrix:
         """The confusion matrix of the last validation or test."""
-        found: Any = self.metrics.unlogged["confusion"]
-        matrix: MulticlassConfusionMatrix = found
-        return matrix
+        return self.metrics.unlogged["confusion"]  # type: ignore[return-value]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -96,11 +94,6 @@ class Classifier(Task):
         ignored = getattr(self.loss, "ignore_index", None)
         if stage == "fit" and ignored not in (None, IGNORED):
             raise InputError(f"ignore_index {ignored}: only targets of {IGNORED} can be left out: leave it out")
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Network inputs -> logits (B, num_classes) float, or (B, num_classes, ...) for several targets per input."""
-        logits: Tensor = self.net(*inputs)
-        return logits
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""

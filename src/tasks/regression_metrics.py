@@ -1,25 +1,25 @@
 """Statistics and metrics for regression; unknown targets (NaN or infinite) do not count."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from src.engine.system.batches import gathered
 
-def mean_and_std(targets: Tensor, add_up: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each target, float64; the deviation of a constant is set to 1.
+
+def mean_and_std(targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each target over all processes, float64; the deviation of a constant is set to 1.
 
     Args:
         targets: (N, num_targets) float, those of this process.
-        add_up: returns the sum of a tensor over all processes.
     """
     known = targets.isfinite()
     targets = torch.where(known, targets.double(), 0)
-    count = add_up(known.double().sum(dim=0))
-    mean = add_up(targets.sum(dim=0)) / count
+    count = sum(gathered(known.double().sum(dim=0)))
+    mean = sum(gathered(targets.sum(dim=0))) / count
     # In a second pass: the squares of large numbers would lose the digits of a small deviation.
-    std = (add_up((torch.where(known, targets - mean, 0) ** 2).sum(dim=0)) / count).sqrt()
+    squares = torch.where(known, targets - mean, 0) ** 2
+    std = (sum(gathered(squares.sum(dim=0))) / count).sqrt()
     return mean, torch.where(std == 0, 1.0, std)
 
 

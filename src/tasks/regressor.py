@@ -67,7 +67,7 @@ class Regressor(Task):
         with torch.random.fork_rng(devices=[]):  # a shuffling loader draws a seed
             batches = in_large_batches(loader, limit)
             targets = torch.cat([self._columns(batch[-1], "targets") for batch in batches])
-        mean, std = mean_and_std(targets, self._add_up)
+        mean, std = mean_and_std(targets)
         unknown = mean.isnan()
         if limit is not None:  # not all of the part was read
             mean, std = mean.where(~unknown, 0), std.where(~unknown, 1)
@@ -77,12 +77,6 @@ class Regressor(Task):
         self.target_std.copy_(std)
         shown = ", ".join(f"{a:.4g} ± {b:.4g}" for a, b in zip(mean.tolist(), std.tolist(), strict=True))
         rank_zero_info(f"Targets of the training part: {shown}")
-
-    def _add_up(self, values: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return values
-        device = self.trainer.strategy.root_device
-        return self.trainer.strategy.reduce(values.to(device), reduce_op="sum").cpu()
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Network inputs -> predictions (B, num_targets) float, in the targets' unit."""

@@ -7,7 +7,6 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -46,13 +45,11 @@ class Task(LightningModule):
         self.metrics = DeferredMetrics(metrics, unlogged)
         self._logged_step = -1
         self._checked = False
-        self._unsaved: list[str] = []
 
     def save_arguments(self, **arguments: Any) -> None:
         """Save the arguments of the constructor, so that a checkpoint can rebuild this task and its modules."""
         # The command line records its parsed arguments instead.
         self.save_hyperparameters(describe_arguments(type(self), **arguments))
-        self._unsaved = [name for name in arguments if name not in self.hparams]
 
     def configure_optimizers(self) -> Any:
         """AdamW (Loshchilov and Hutter 2019), unless the command line configures another optimizer."""
@@ -61,14 +58,6 @@ class Task(LightningModule):
     def setup(self, stage: str) -> None:
         self.metrics.reset()
         check_limits(self.net, getattr(self.trainer, "datamodule", None))
-
-    def on_fit_start(self) -> None:
-        for name in (one for one in self._unsaved if one not in self.hparams):
-            rank_zero_warn(
-                f"the arguments of {type(getattr(self, name)).__name__} cannot be read back from its attributes, so"
-                " a checkpoint cannot rebuild it: store each argument as an attribute of the same name, or load"
-                f" the checkpoint with {name}=..."
-            )
 
     def forward(self, *inputs: Any) -> Any:
         """The network's output."""
@@ -164,8 +153,7 @@ class Task(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.metrics.unlogged.reset()
 
-    def on_test_epoch_start(self) -> None:
-        self.metrics.unlogged.reset()
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_train_epoch_end(self) -> None:
         if any(gathered(self.metrics.has_seen("train"))):  # none after resuming at the end of an epoch

@@ -75,9 +75,7 @@ class DetectionTask(Task):
         super().on_validation_epoch_start()
         self._seen = []
 
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
-        self._seen = []
+    on_test_epoch_start = on_validation_epoch_start
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch

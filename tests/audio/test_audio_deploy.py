@@ -66,6 +66,7 @@ def test_folders_are_the_true_classes(tones: str, tmp_path: Path, capsys: pytest
     assert float(accuracy.split()[1]) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_a_network_is_exported_with_its_spectrogram(
     form: str, tones: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +99,7 @@ def test_the_program_beside_an_exported_model_hears_what_the_service_does(
         exec("\n".join(data.file_example), names)
 
 
+@pytest.mark.slow
 def test_a_network_of_int8_is_as_good(tones: str, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     check_int8(tones, tmp_path / "model", 80, "--data.path", str(own_sounds(tmp_path / "sounds")))
@@ -148,6 +150,7 @@ def test_a_sound_is_recorded_in_the_page_and_files_are_sent(tones: str, tmp_path
             assert reason in answer.json["detail"]
 
 
+@pytest.mark.slow
 def test_a_page_without_a_microphone_says_so(tones: str) -> None:
     with service(tones) as one, browser() as page:
         page.goto(f"http://127.0.0.1:{one.port}/")

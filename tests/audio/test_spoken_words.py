@@ -68,6 +68,7 @@ def test_folders_named_like_parts_are_refused(tmp_path: Path) -> None:
         ready(path=str(tmp_path))
 
 
+@pytest.mark.slow
 def test_folders_and_tables_may_be_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
     folder = own_sounds(tmp_path / "web" / "sounds", 3)
@@ -184,6 +185,7 @@ def test_labels_of_a_checkpoint_stay_and_others_are_an_error(tmp_path: Path) -> 
         other.setup("fit")
 
 
+@pytest.mark.slow
 def test_sounds_are_changed_in_training_only_and_alike_in_each_run(tmp_path: Path, train: Callable[..., Run]) -> None:
     words = (*TONES, f"--data.path={own_sounds(tmp_path / 'sounds')}", "--max_epochs=1", "--seed_everything=3")
     first = train(*words)

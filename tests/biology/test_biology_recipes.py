@@ -47,6 +47,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_numbers_of_molecules_are_learned_and_predicted(drugs: str, tmp_path: Path) -> None:
     table, output = write(tmp_path / "a.csv", "smiles\nCCCCCC\nOCOCOO\nCC(\n\nCO\n"), tmp_path / "out.csv"
     assert predict(["--ckpt_path", drugs, table, "--output", str(output)]) == 3  # one cannot be used
@@ -70,6 +71,7 @@ def test_a_model_of_molecules_is_exported(drugs: str, tmp_path: Path, monkeypatc
     assert f"mask = {SequenceDataModule.mask_example}" in output.with_name(f"{output.name}.example.py").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_takes_a_molecule_and_the_service_says_what_is_wrong_with_one(drugs: str) -> None:
     with service(drugs) as one, browser() as page:
         page.goto(f"http://127.0.0.1:{one.port}/")
@@ -117,6 +119,7 @@ def test_the_frequency_of_splice_sites_is_learned_and_drawn(train: Train) -> Non
     assert "test/sequence logo" in EventAccumulator(str(run.folder)).Reload().Tags()["images"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "picture"),
     [(SMALL_GENOMES, "test/predicted and true"), ((PROTEINS,), "test/sequences")],

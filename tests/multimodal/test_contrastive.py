@@ -198,6 +198,7 @@ def test_copies_of_a_sound_count_once() -> None:
     assert _distinct(sounds, torch.tensor([0, 1, 0, 1, 1, 2])).tolist() == [0, 1, 2, 3, 5]
 
 
+@pytest.mark.slow
 def test_images_with_captions_train_with_weights_of_another_type(train: Train, tmp_path: Path) -> None:
     words = (CONFIG, "--data.source=sample", "--model.net.width=4", "--precision=bf16-true", "--max_epochs=1")
     run = train("fit", *words, "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=2")
@@ -267,6 +268,7 @@ def test_images_are_classified_by_your_own_labels(trained: str, tmp_path: Path) 
         assert sum(row["label"] == "three" for row in csv.DictReader(file)) >= 8
 
 
+@pytest.mark.slow
 def test_your_own_images_with_captions_train_and_bad_files_are_named(train: Train, tmp_path: Path) -> None:
     table = own_pairs(tmp_path / "pairs")
     words = (f"--data.path={table}", "--data.image_size=16", "--data.batch_size=12", "--max_epochs=2")
@@ -318,6 +320,7 @@ def test_two_processes_compare_the_pairs_of_both_and_match_one_process(train: Tr
         assert seen[name] == pytest.approx(alone.metrics[name], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_labels_of_words_that_the_model_does_not_know_are_refused(trained: str, tmp_path: Path) -> None:
     Image.new("L", (28, 28)).save(tmp_path / "a.png")
     words = ["--ckpt_path", trained, str(tmp_path), "--output", str(tmp_path / "out.csv")]

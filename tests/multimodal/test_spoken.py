@@ -83,6 +83,7 @@ def test_a_spoken_digit_finds_its_image_and_every_pair_is_reported(trained: str,
     assert metrics["test/acc"] > 0.8
 
 
+@pytest.mark.slow
 def test_the_pairs_are_of_the_same_digit_and_no_voice_is_in_two_parts() -> None:
     data = SpokenCaptionDataModule(source="sample")
     data.setup("fit")
@@ -96,6 +97,7 @@ def test_the_pairs_are_of_the_same_digit_and_no_voice_is_in_two_parts() -> None:
     assert torch.equal(first, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["[image,sound]", "[sound,text]", "[image,text]"])
 def test_two_modalities_train_and_are_reported(names: str, train: Train) -> None:
     short = ("--max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
@@ -141,6 +143,7 @@ def triples(folder: Path) -> Path:
     return table
 
 
+@pytest.mark.slow
 def test_your_own_triples_train_and_bad_sounds_are_named_with_their_row(train: Train, tmp_path: Path) -> None:
     table = triples(tmp_path / "own")
     words = (CONFIG, f"--data.path={table}", "--data.image_size=16", "--data.batch_size=12", "--max_epochs=1")
@@ -175,6 +178,7 @@ def test_rows_of_one_image_keep_their_own_sounds(tmp_path: Path) -> None:
         assert len({*targets.tolist()}) == len(own) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -186,6 +190,7 @@ def test_wrong_modalities_are_one_line(words: str, message: str, error_of: Calla
     assert message in error_of(*SMALL, words)
 
 
+@pytest.mark.slow
 def test_a_model_without_texts_says_that_it_cannot_name_classes(tmp_path: Path) -> None:
     short = ("--max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
     checkpoint = fit(tmp_path, *SMALL, "--data.modalities=[image,sound]", *short)

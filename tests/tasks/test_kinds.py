@@ -46,6 +46,7 @@ def test_two_processes_train_and_test_as_one_does(train: Train, tmp_path: Path, 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds.TASKS)
 def test_a_run_that_is_stopped_within_an_epoch_goes_on_bit_by_bit(train: Train, tmp_path: Path, kind: str) -> None:
     words = (*kinds.options(kind), "--max_epochs=2")
@@ -96,6 +97,7 @@ FIGURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds.TASKS)
 def test_it_draws_predicts_scores_and_exports(
     train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str

@@ -31,6 +31,7 @@ def recipe() -> tuple[str, ...]:
     return (f"--config={toy.RECIPE}",)
 
 
+@pytest.mark.slow
 def test_only_log_steps_wait_for_the_device(parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch) -> None:
     # Metrics are due between log steps; their update must be deferred.
     monkeypatch.setattr(deferred_metrics, "STEPS_PER_UPDATE", 7)
@@ -59,6 +60,7 @@ def test_metrics_do_not_depend_on_the_number_of_steps_per_update(train: Train, m
     assert all(0 < value < 10 for value in found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "steps"),
     [
@@ -160,5 +162,5 @@ def test_data_that_the_network_is_too_small_for_is_one_line(tmp_path: Path, name
     setattr(net, name, 10)
     setattr(data, name, 11)
     data.train_dataloader = lambda: DataLoader(TensorDataset(torch.ones(2, 1), torch.ones(2, 1)))  # type: ignore[method-assign]
-    with pytest.raises(InputError, match=f"{name} 11 of the data does not fit Linear, which has 10"):
+    with pytest.raises(InputError, match=f"{name} 11 of the data does not fit Linear, which has {name} 10"):
         trainer(tmp_path, max_epochs=1).fit(Doubler(net), data)

@@ -69,6 +69,7 @@ def test_without_a_checkpoint_the_best_of_the_newest_run_writes(
         generate(list(words))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["bpe", "pretrained"])
 def test_the_tokenizer_comes_from_the_checkpoint(
     tokenizer: str, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -28,6 +28,7 @@ def test_a_language_model_takes_its_sizes_from_the_data(train: Train, tmp_path: 
     assert saved["model"]["init_args"]["net"]["init_args"]["vocab_size"] == run.cli.datamodule.vocab_size
 
 
+@pytest.mark.slow
 def test_a_text_classifier_takes_its_sizes_from_the_data(train: Train, tmp_path: Path) -> None:
     table = write(tmp_path / "own.csv", "text,label\n" + "".join(f"text {n % 20},{n % 5}\n" for n in range(60)))
     encoder = ("--config=configs/text/sentiment_transformer.yaml", "--fast_dev_run", f"--data.path={table}")

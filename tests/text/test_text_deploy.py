@@ -43,6 +43,7 @@ def own_data(checkpoint: str) -> tuple[str, ...]:
     return f"--data.path={folder / 'own.txt'}", f"--data.cache_dir={folder / 'cache'}"
 
 
+@pytest.mark.slow
 def test_texts_of_a_table_are_classified(sentiments: str, tmp_path: Path) -> None:
     table, output = tmp_path / "table.csv", tmp_path / "out.csv"
     texts = ["a fine film", "an awful film", "ein Film", "good, really good", "bad\tand awful"]
@@ -55,6 +56,7 @@ def test_texts_of_a_table_are_classified(sentiments: str, tmp_path: Path) -> Non
     assert [row["label"] for row in (*rows[:2], *rows[3:])] == ["good", "bad", "good", "bad"]
 
 
+@pytest.mark.slow
 def test_a_language_model_is_not_for_prediction(writer: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a language model, which only continues texts"):
         predict(["--ckpt_path", writer, str(tmp_path), "--output", str(tmp_path / "out.csv")])

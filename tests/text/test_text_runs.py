@@ -70,6 +70,7 @@ def test_a_language_model_run_uses_muon_and_logs_tokens_per_second(train: Train,
     assert not (run.folder / "confusion_matrix.csv").exists()
 
 
+@pytest.mark.slow
 def test_only_log_steps_of_a_language_model_wait_for_the_device(
     parse: Callable[..., StarterCLI], writing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_prompt_is_needed(train: Train, own: tuple[str, ...]) -> None:
         train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.prompt=")
 
 
+@pytest.mark.slow
 def test_a_prompt_that_has_no_token_is_refused_before_training(
     train: Train, own: tuple[str, ...], tmp_path: Path
 ) -> None:

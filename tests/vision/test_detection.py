@@ -177,6 +177,7 @@ def test_the_figure_shows_true_and_predicted_boxes() -> None:
     assert [one.get_text() for one in axes.texts] == ["b", "b 0.90"]
 
 
+@pytest.mark.slow
 def test_a_run_logs_precision_by_class_and_shows_boxes(train: Train) -> None:
     run = train(*SMALL, "--data.scenes=40", "--max_epochs=1")
     assert {"val/loss", "val/map", "val/map_50", "test/loss", "test/map", "test/map_50"} <= run.metrics.keys()

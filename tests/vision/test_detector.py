@@ -34,6 +34,7 @@ def with_spread_scores(net: Any, least: float) -> None:
     net.score_thresh = least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SmallFCOS", *NAMES])
 def test_boxes_are_those_of_torchvision(name: str) -> None:
     found = detector(name).eval()
@@ -178,6 +179,7 @@ def test_many_objects_are_all_found() -> None:
     assert (best_boxes(boxes, scores, 0.05, 0.5)[0, :, 4] > 0).sum() == 60
 
 
+@pytest.mark.slow
 def test_weights_with_names_of_older_versions_are_loaded(tmp_path: Path) -> None:
     other = TorchvisionDetector(NAMES[2], num_classes=5, image_size=64).net.state_dict()
     old = {re.sub(r"(fpn\.\w+_blocks\.\d)\.0\.", r"\1.", key): one for key, one in other.items()}

@@ -259,6 +259,7 @@ def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messa
         assert len(said) == is_changed
 
 
+@pytest.mark.slow
 def test_a_table_names_images_at_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ROOT", tmp_path / "project")
     rows = squares(tmp_path / "images")

@@ -39,6 +39,7 @@ def test_the_first_batch_is_shown_after_augmentation(train: Train) -> None:
     assert (still != moved).mean() > 0.05
 
 
+@pytest.mark.slow
 def test_only_log_steps_wait_for_the_device_with_augmentation(
     parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,6 +48,7 @@ def test_only_log_steps_wait_for_the_device_with_augmentation(
     check_that_only_log_steps_wait(parse("fit", *CNN, *LIMITS, "--data.batch_size=16"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
 def test_image_files_train_and_are_predicted_with_weights_of_any_type(precision: str, tmp_path: Path) -> None:
     folder, option = pictures(tmp_path / "pictures"), f"--precision={precision}"

@@ -307,6 +307,7 @@ def test_a_warp_is_smooth_and_differs_between_distant_points() -> None:
     assert (moved[:, 0, 0] - moved[:, -1, -1]).std() > 0.5
 
 
+@pytest.mark.slow
 def test_device_resident_batches_are_the_same_and_are_built_on_the_device(tmp_path: Path) -> None:
     losses = []
     for resident in (False, True):

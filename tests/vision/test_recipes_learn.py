@@ -22,6 +22,7 @@ def test_the_default_recipe_is_tested() -> None:
     assert "configs/default.yaml" in RECIPES
 
 
+@pytest.mark.slow
 def test_the_default_recipe_learns_digits(train: Train) -> None:
     run = train("fit", DEFAULT, SAMPLE, "--data.batch_size=64", "--max_epochs=1", "--trainer.limit_train_batches=40")
     assert run.cli.config.name == "default"

@@ -75,6 +75,7 @@ def test_a_checkpoint_does_not_need_the_weights_file(weights: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("inception_v3", 299), ("googlenet", 224)])
 def test_a_network_with_weights_of_its_own_is_rebuilt_as_it_was_trained(
     name: str, size: int, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +103,7 @@ def test_a_checkpoint_of_a_subclass_has_its_own_arguments_only() -> None:
     assert rebuild_arguments(Named()) == {"weights": None}
 
 
+@pytest.mark.slow
 def test_weights_of_a_file_are_used_as_torchvision_uses_them(tmp_path: Path) -> None:
     torch.save(models.inception_v3(init_weights=False).state_dict(), tmp_path / "inception.pth")
     assert TorchvisionNet("inception_v3", str(tmp_path / "inception.pth")).net.transform_input
@@ -146,6 +148,7 @@ def test_what_cannot_work_is_one_clear_error(
         TorchvisionNet(*arguments)
 
 
+@pytest.mark.slow
 def test_the_error_for_a_wrong_image_size_names_one_that_works() -> None:
     with pytest.raises(ValueError, match=r"vit_b_16 does not take images of 64 x 64 pixels .*--data.image_size 224"):
         TorchvisionNet("vit_b_16", image_size=64)
@@ -177,6 +180,7 @@ def test_errors_that_have_a_cause_in_torchvision_are_one_line_too(
     assert expected in error_of(f"--data.path={pictures(tmp_path / 'pictures')}", words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_auxiliary_logits_are_left_out_and_every_parameter_is_trained(name: str) -> None:
     net = TorchvisionNet(name, num_classes=3, image_size=128)

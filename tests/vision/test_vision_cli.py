@@ -20,6 +20,7 @@ def recipe() -> tuple[str, ...]:
     return ()
 
 
+@pytest.mark.slow
 def test_without_config_the_default_recipe_is_used(parse: Parse) -> None:
     built = parse()
     assert built.config == parse("--config=configs/default.yaml").config
@@ -37,6 +38,7 @@ def test_model_data_and_network_can_be_given_by_name(parse: Parse) -> None:
     assert built.model.net.hidden == 7
 
 
+@pytest.mark.slow
 def test_a_class_name_finds_the_projects_class_before_a_librarys(parse: Parse) -> None:
     assert parse("--model.net=MLP").config.model.init_args.net.class_path == "src.vision.mlp.MLP"
     sizes = ("--model.num_classes=10", "--model.net.in_channels=9", "--model.net.hidden_channels=[10]")

@@ -86,6 +86,7 @@ def test_digits_of_any_size_and_mode_are_told_and_dark_ink_is_inverted(
     assert "160 " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_images_in_colour_are_seen_as_validation_sees_them(tmp_path: Path) -> None:
     pictures(tmp_path / "pictures")
     words = ("--config=configs/vision/image_folder.yaml", f"--data.path={tmp_path / 'pictures'}", "--max_epochs=1")
@@ -140,6 +141,7 @@ def test_the_program_beside_a_model_of_digits_keeps_the_whole_picture(
     assert np.array_equal(found, np.asarray(ImageOps.mirror(whole))[None, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_a_cnn_is_exported_to_every_format(
     form: str, digits: str, samples: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
@@ -14,10 +15,7 @@ from src.engine.system.errors import raised_by_lightning
 
 
 class BestCheckpoint:
-    """The checkpoint that `--checkpoint` has chosen, read from its file.
-
-    Args:
-        trainer: has trained the run.
+    """The checkpoint that `--checkpoint` has chosen in the run of a Trainer, read from its file.
 
     `metrics` are its validation metrics and its epoch; empty if there is no such checkpoint.
     """
@@ -41,17 +39,18 @@ class BestCheckpoint:
                 return
         path, callbacks = None, self.trainer.callbacks  # type: ignore[attr-defined]
         before = list(callbacks)
-        if not self.content:
-            rank_zero_info("Testing the last weights: no best checkpoint was saved")
-        else:
-            rank_zero_info(f"Testing {relative(Path(self.path))}")
-            if shards_of(Path(self.path)):
-                path = self.path
-            else:
-                content = {name: value for name, value in self.content.items() if name != "half_epoch"}
-                model.on_load_checkpoint(content)
-                model.load_state_dict(content["state_dict"], strict=model.strict_loading)
-                callbacks.insert(0, _Weights(content["state_dict"], model))
+        what = relative(Path(self.path)) if self.content else "the last weights: no best checkpoint was saved"
+        rank_zero_info(f"Testing {what}")
+        if self.content and shards_of(Path(self.path)):
+            path = self.path
+        elif self.content:
+            content = {name: value for name, value in self.content.items() if name != "half_epoch"}
+            model.on_load_checkpoint(content)
+            weights = content["state_dict"]
+            model.load_state_dict(weights, strict=model.strict_loading)
+            # Again when the test starts, for layers that a module builds anew in `setup`.
+            again = LambdaCallback(on_test_start=lambda _, module: module.load_state_dict(weights, strict=False))
+            callbacks.insert(0, again)
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)
         except TypeError as error:  # test_dataloader returns None
@@ -60,22 +59,3 @@ class BestCheckpoint:
             rank_zero_info(f"Not tested: {error}")
         finally:
             callbacks[:] = before
-
-
-class _Weights(Callback):
-    """Loads the weights of layers that a module builds in `setup`, when the test starts: `setup` has built them anew.
-
-    Args:
-        weights: the state dict of a checkpoint.
-        model: has these weights.
-    """
-
-    def __init__(self, weights: dict[str, Any], model: LightningModule) -> None:
-        self.weights = weights
-        self.loaded = [*model.parameters(), *model.buffers()]
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        known = {id(one) for one in self.loaded}
-        now = (*pl_module.named_parameters(), *pl_module.named_buffers())
-        new = {name: self.weights[name] for name, one in now if id(one) not in known and name in self.weights}
-        pl_module.load_state_dict(new, strict=False)

@@ -35,10 +35,6 @@ NAMESPACES = (
 def resolve_class(name: str, key: str) -> str:
     """The dotted path of a class; a bare name is looked up in this project, then in torch and Lightning.
 
-    Args:
-        name: bare name or dotted path.
-        key: the setting, for the error message.
-
     Raises:
         InputError: there is no such class, or several in this project.
     """
@@ -60,9 +56,8 @@ def resolve_class(name: str, key: str) -> str:
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
     near = nearest(name, [*project_classes(), *library]).removesuffix("?")
     here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
-    known = (
-        f"; this project has {', '.join(here[:MAX_LISTED])}{' ...' if len(here) > MAX_LISTED else ''}" if here else ""
-    )
+    more = " ..." if len(here) > MAX_LISTED else ""
+    known = f"; this project has {', '.join(here[:MAX_LISTED])}{more}" if here else ""
     raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
 
 
@@ -70,7 +65,7 @@ def resolve_names(node: Any, key: str = "") -> Any:
     """A copy of a tree with every class name replaced by its dotted path."""
     if isinstance(node, list):
         return [resolve_names(item, key) for item in node]
-    if isinstance(node, str) and (key in CLASS_KEYS or _is_part_of_trainer(node, key.rstrip("+"))):
+    if isinstance(node, str) and (key in CLASS_KEYS or is_part_of_trainer(node, key)):
         node = {"class_path": node}
     if not isinstance(node, dict):
         return node
@@ -86,10 +81,12 @@ def resolve_names(node: Any, key: str = "") -> Any:
     return node
 
 
-def _is_part_of_trainer(name: str, key: str) -> bool:
-    """Whether a text is the class of a part of the Trainer, not the name of a strategy or profiler."""
-    is_class_name = name.rpartition(".")[2][:1].isupper()
-    return key in ("trainer.callbacks", "trainer.logger") or (is_class_name and key in PARTS_OF_TRAINER)
+def is_part_of_trainer(value: str, key: str) -> bool:
+    """Whether a text is the class of a part of the Trainer, not true, false, or the name of a strategy or profiler."""
+    words, key = value.split("."), key.rstrip("+")
+    is_name = all(map(str.isidentifier, words)) and value.lower() not in ("none", "null", "true", "false")
+    may_be_lower = key in ("trainer.callbacks", "trainer.logger")
+    return is_name and key in PARTS_OF_TRAINER and (may_be_lower or words[-1][:1].isupper())
 
 
 def _as_class(class_path: str, argument: str, value: Any) -> Any:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
+from src.engine.cli.class_names import resolve_names
 from src.engine.cli.explain import explain, refuse_nulls
 from src.engine.cli.matching import match_model_and_data
 from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
@@ -36,9 +37,9 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
-from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, clock_lag, lock_run, runs_of
+from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, lock_run, runs_of
 from src.engine.system.addresses import at_address, is_address, local_root
-from src.engine.system.classes import Tree, as_list, short
+from src.engine.system.classes import Tree, as_list, short, walk
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.hooks import hooks
@@ -60,6 +61,7 @@ from src.engine.training.default_callbacks import (
     own_checkpoint,
     prepare_checkpoints,
 )
+from src.engine.training.early_stopping import follow, followers
 from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
@@ -159,13 +161,12 @@ class StarterCLI(LightningCLI):
         if any(flag == "--quiet" for flag, _ in options):
             hide_information()
         resolved = resolve_checkpoint(self.stage, loaded, options)
-        loaded, options = resolved.loaded, resolved.options
-        self.run_folder, self.evaluated = resolved.run_folder, resolved.evaluated
+        loaded, self.run_folder, self.evaluated = resolved.loaded, resolved.run_folder, resolved.evaluated
         if resolved.path:
             self.checkpoint = read_checkpoint(resolved.path)
             self.from_path = None if resolved.own_run else resolved.path
-            self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved)
-        options = [option for option in options if option[0] != "--trust"]
+            self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved, options)
+        options = [option for option in options if option[0] not in ("--ckpt_path", "--run", "--trust")]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
         name = self.run_folder.parent.name if self.run_folder else name
         if self.checkpoint is not None:
@@ -177,12 +178,14 @@ class StarterCLI(LightningCLI):
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
+        tree["ckpt_path"] = resolved.path
         given = options
         self.flags = [flag for flag, _ in options]
-        tree, options = config.merge_options(tree, options, dropped)
+        tree, options = config.merge_class_options(resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
-        self.given = config.given_names(tree, options)
+        self.given = {name for name, _ in walk(tree)}
+        self.given |= {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
         known = {"data.tokenizer", *self.given}  # the tokenizer is saved
         if missing := [name for name in unused_paths if name.startswith("data.") and name not in known]:
             raise InputError(
@@ -198,7 +201,7 @@ class StarterCLI(LightningCLI):
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
         for key in ("callbacks", "logger", "plugins"):
-            self.config.trainer[key] = config.without_repeats(self.config.trainer[key])
+            self.config.trainer[key] = config.without_repeats(self.config.trainer[key], self.config.checkpoint)
         refuse_nulls(self.config.as_dict())
         self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
@@ -311,11 +314,6 @@ class StarterCLI(LightningCLI):
             if address and self.evaluated is None:
                 self.copy = at_address(hooks("RunCopy"), address)(folder, address)
                 options["callbacks"].append(self.copy)
-            if self.run_folder and (seconds := clock_lag(folder)):
-                rank_zero_info(
-                    f"The clock is {seconds:.0f} s behind this run's log, so it was set back: nothing is lost, but"
-                    " TensorBoard may show the curves in the wrong order"
-                )
         self.record = RunRecord(folder, text, is_new=self.run_folder is None)
         options["callbacks"].append(self.record)
         if options["enable_checkpointing"] is not False:
@@ -328,10 +326,12 @@ class StarterCLI(LightningCLI):
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
             options["callbacks"][:] = [self.best, *(one for one in options["callbacks"] if one is not self.best)]
             options["callbacks"] += [ModuleCheckpoints(path), last]
-        if "checkpoint.monitor" not in self.given:
-            for monitor_choice in hooks("MonitorChoice"):
-                # Before EarlyStopping, whose metric it sets.
-                options["callbacks"].insert(0, monitor_choice(self.config_init.checkpoint, checkpoint))
+        choices = [] if "checkpoint.monitor" in self.given else hooks("MonitorChoice")
+        for monitor_choice in choices:  # before EarlyStopping, whose metric it sets
+            options["callbacks"].insert(0, monitor_choice(self.config_init.checkpoint, checkpoint))
+        if not choices:
+            monitor, mode = self.best.monitor or DEFAULT_MONITOR, self.best.mode if self.best.monitor else "min"
+            follow(followers(options["callbacks"]), monitor, mode)
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

@@ -4,19 +4,18 @@ A tree is a configuration as read from YAML: dicts, lists and plain values. A cl
 and `init_args`. Bare class names are replaced by dotted paths here, so all other code sees dotted paths only.
 """
 
-import inspect
 import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace, get_loader
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EarlyStopping
 
 from src import ROOT
 from src.engine.cli.class_names import (
     CLASS_KEYS,
-    PARTS_OF_TRAINER,
+    is_part_of_trainer,
     names_function,
     resolve_class,
     resolve_names,
@@ -26,19 +25,10 @@ from src.engine.cli.class_names import (
 from src.engine.cli.keys import check_keys
 from src.engine.cli.overview import SHORT_FLAGS
 from src.engine.runs.trust import PATHS
-from src.engine.system.classes import (
-    Tree,
-    as_list,
-    import_class,
-    is_class,
-    nearest,
-    project_classes,
-    short,
-    walk,
-)
+from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
 from src.engine.system.errors import InputError
-from src.engine.system.hooks import bare_flags, hooks
-from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
+from src.engine.system.hooks import bare_flags
+from src.engine.training.checks import FOLLOWED
 
 Option = tuple[str, str | None]
 
@@ -125,11 +115,7 @@ def describe_files(loaded: list[tuple[Path, Tree]], saved: Tree) -> str:
 
 
 def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
-    """Path and tree of a YAML file, found in the working directory or else in the project.
-
-    Args:
-        given: the path.
-        dotted: whether keys may have dots, as in a search.
+    """Path and tree of a YAML file, found in the working directory or else in the project; a search has `dotted` keys.
 
     Raises:
         InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
@@ -147,7 +133,10 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     except (InputError, OSError, UnicodeDecodeError) as error:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
-    check_keys(text, given, dotted)
+    try:
+        check_keys(yaml.compose(text, yaml.SafeLoader), given, dotted)
+    except RecursionError as error:
+        raise InputError(f"--config {given} contains itself, by an alias") from error
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise InputError(f"--config {given} is not a configuration: it holds {type(tree).__name__}, not settings")
@@ -205,15 +194,12 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
         else:
-            may_be_class = key.startswith("trainer.") and value.lower() not in ("none", "null")
-            is_name = value in project_classes() or (key.rstrip("+") == "trainer.callbacks" and value.isidentifier())
-            is_path = key.rstrip("+") in PARTS_OF_TRAINER and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", value)
-            left.append((flag, resolve_class(value, key) if may_be_class and (is_name or is_path) else value))
+            left.append((flag, resolve_class(value, key) if is_part_of_trainer(value, key) else value))
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
-            own = _own_option(tree, key, leaf) if key in ("optimizer", "lr_scheduler") else ""
-            raise InputError(f"{flag}: there is no {key}; {own}add one, as in --{key} CLASS")
+            own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
+            raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
 
 
@@ -222,85 +208,21 @@ def other_parts(saved: Tree, tree: Tree) -> str:
     found = []
     paths = [name for name in (tree.get("data") or {}).get("init_args") or {} if PATHS.search(name)]
     for key in ("model", "model.net", "data", *(f"data.{name}" for name in paths)):
-        old, new = _setting(saved, key), _setting(tree, key)
+        old, new = setting(saved, key), setting(tree, key)
         classes = [import_class(node["class_path"]) if is_class(node) else node for node in (old, new)]
         if None not in (old, new) and classes[0] != classes[1]:
             found.append(f"--{key} {short(old)}, not {short(new)}")
     return " and ".join(found)
 
 
-def merge_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """`merge_class_options` for a tree with bare names; every EarlyStopping gets its monitor."""
-    tree, left = merge_class_options(resolve_names(tree), options, dropped)
-    return tree, _follow_checkpoint(tree, left)
-
-
-def _follow_checkpoint(tree: Tree, options: list[Option]) -> list[Option]:
-    """Let every EarlyStopping without a monitor watch the metric that selects the best checkpoint.
-
-    Those of the tree are changed in place; returns the options.
-    """
-    given = {flag[13:]: parse_value(value or "") for flag, value in options if flag.startswith("--checkpoint.m")}
-    default = FOLLOWED if hooks("MonitorChoice") else DEFAULT_MONITOR
-    settings = {"monitor": default, "mode": "min", **(tree.get("checkpoint") or {}), **given}
-    if not settings["monitor"]:  # no metric selects the best checkpoint
-        settings |= {"monitor": DEFAULT_MONITOR, "mode": "min"}
-    watched = {name: settings[name] for name in ("monitor", "mode")}
-    for one in as_list((tree.get("trainer") or {}).get("callbacks")):
-        if is_class(one) and _stops_early(one["class_path"]):
-            own = one.get("init_args") or {}
-            if own.get("monitor") == FOLLOWED:  # saved by the run that is continued
-                one["init_args"] = {**own, **watched}
-            elif "monitor" not in own:
-                one["init_args"] = {**watched, **own}
-    followed: list[Option] = []
-    has_monitor = False  # of the callback to which the later options belong
-    for flag, value in reversed(options):
-        has_monitor |= flag.replace(".init_args", "") == "--trainer.callbacks.monitor"
-        if flag.rstrip("+") == "--trainer.callbacks":
-            if _stops_early(value) and not has_monitor:
-                followed = [(f"{flag.rstrip('+')}.{name}", str(one)) for name, one in watched.items()] + followed
-            has_monitor = False
-        followed.insert(0, (flag, value))
-    return followed
-
-
-def _stops_early(class_path: Any) -> bool:
-    """Whether a class is an EarlyStopping that must be told what to monitor."""
-    cls = import_class(str(class_path))
-    if not (inspect.isclass(cls) and issubclass(cls, EarlyStopping)):
-        return False
-    parameters = inspect.signature(cls).parameters
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    return parameters["monitor"].default is inspect.Parameter.empty if "monitor" in parameters else takes_any
-
-
-def _own_option(tree: Tree, key: str, leaf: str) -> str:
-    """For a model that makes its own optimizer or schedule: a hint to its option for this setting, else ""."""
-    model = tree["model"]["class_path"] if is_class(tree.get("model")) else ""
-    cls: Any = import_class(model)
-    if getattr(cls, "configure_optimizers", None) in (None, LightningModule.configure_optimizers):
-        return ""
-    known = inspect.signature(cls).parameters
-    names = [f"{key}.{leaf}", leaf, *(["learning_rate"] if leaf == "lr" else [])]
-    found = next((name for name in names if name.partition(".")[0] in known), None)
-    return f"{model.rpartition('.')[2]} makes its own, give --model.{found}, or " if found else ""
-
-
-def given_names(tree: Tree, options: list[Option]) -> set[str]:
-    """Dotted names, such as `model.net.width`, of all settings in a tree and in options."""
-    of_options = {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
-    return of_options | {key for key, _ in walk(tree)}
-
-
 def is_class_setting(tree: Tree, key: str) -> bool:
     """Whether the setting with this dotted name, such as `model.net`, is a class."""
     parent, _, leaf = key.rpartition(".")
-    node = _setting(tree, parent)
+    node = setting(tree, parent)
     return key in CLASS_KEYS or (is_class(node) and takes_class(node["class_path"], leaf))
 
 
-def _setting(tree: Tree, key: str) -> Any:
+def setting(tree: Tree, key: str) -> Any:
     """The value of the setting with a dotted name, or None."""
     node: Any = tree
     for name in filter(None, key.split(".")):
@@ -352,16 +274,20 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
     return merged
 
 
-def without_repeats(parts: Any) -> Any:
+def without_repeats(parts: Any, best: Namespace) -> Any:
     """Remove repeats, which a continued run has from its first start, from a list of callbacks, loggers or plugins.
 
-    Callbacks that monitor the same metric in the same way count as one; the arguments of the last one are kept.
+    Callbacks that monitor the same metric in the same way count as one; the arguments of the last one are kept. An
+    EarlyStopping may follow the settings of the best checkpoint.
     """
     if not isinstance(parts, list):
         return parts
     kept = {}
     for part in parts:
-        arguments = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        arguments: Any = part.get("init_args", {}) if isinstance(part, Namespace) else {}
+        if arguments.get("monitor") == FOLLOWED:
+            arguments = arguments.as_dict() | {name: best[name] for name in ("monitor", "mode")}
         is_monitor = arguments.get("monitor") is not None
-        kept[str([part.class_path, *(arguments.get(name) for name in STATE_KEY)] if is_monitor else part)] = part
+        same = [part.class_path.rpartition(".")[2], *map(arguments.get, STATE_KEY)] if is_monitor else part
+        kept[str(same)] = part
     return list(kept.values())

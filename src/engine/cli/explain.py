@@ -13,20 +13,10 @@ from src.engine.system.errors import InputError
 
 
 def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: list[Option], files: list[str]) -> str:
-    """Rewrite an error message of jsonargparse as one line.
-
-    Args:
-        message: the message, of one or more lines.
-        parser: the parser that raised the error.
-        tree: the settings that were parsed.
-        options: the options of the command line.
-        files: the configuration files.
-    """
+    """Rewrite an error message of jsonargparse, for the settings in `tree`, as one line in the words of the user."""
     message = " ".join(message.split())
-    known = [
-        f"--{name}"
-        for name in (*SHORT_FLAGS, "config", "print_config", "help_all", "list", *parser.get_defaults().keys())
-    ]
+    plain = (*SHORT_FLAGS, "config", "print_config", "help_all", "list", *parser.get_defaults().keys())
+    known = [f"--{name}" for name in plain]
     for key, value in walk(tree):
         if is_class(value) and (cls := import_class(value["class_path"])):
             known += [f"--{key}.{name}" for name in parameters_of(cls)]

@@ -7,31 +7,13 @@ from src.engine.system.errors import InputError
 MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words such as on and no
 
 
-def check_keys(text: str, given: str, dotted: bool) -> None:
-    """Check that no key stands twice, and that no name of a setting has dots.
+def check_keys(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
+    """Check that no key of a YAML file stands twice, and, unless `dotted`, that no name of a setting has dots.
 
-    Args:
-        text: YAML that can be parsed.
-        given: the file, for messages.
-        dotted: whether names may have dots.
+    A plain dict among the `arguments` of a class may have keys with dots.
 
     Raises:
-        InputError: there is such a key, the message names the line; or the file contains itself.
-    """
-    try:
-        _check(yaml.compose(text, yaml.SafeLoader), given, not dotted)
-    except RecursionError as error:
-        raise InputError(f"--config {given} contains itself, by an alias") from error
-
-
-def _check(node: yaml.Node | None, given: str, plain: bool, arguments: bool = False) -> None:
-    """Check a part of a file.
-
-    Args:
-        node: the part.
-        given: the file.
-        plain: whether the keys are names of settings, which have no dots.
-        arguments: whether they are the arguments of a class; among their values only classes have settings.
+        InputError: there is such a key; the message names the line.
     """
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
@@ -39,14 +21,14 @@ def _check(node: yaml.Node | None, given: str, plain: bool, arguments: bool = Fa
         if name in lines:
             raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
         lines[name] = line
-        if plain and key.tag in MISREAD:
+        if key.tag in MISREAD and not dotted:
             raise InputError(f"--config {given}, line {line}: {name} is not the name of a setting: put it in quotes")
-        if plain and "." in name:
+        if "." in name and not dotted:
             nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
             raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
-        _check(value, given, plain and (not arguments or _names_class(value)), name == "init_args")
+        check_keys(value, given, (dotted or arguments) and not _names_class(value), name == "init_args")
     for item in node.value if isinstance(node, yaml.SequenceNode) else ():
-        _check(item, given, plain or _names_class(item))
+        check_keys(item, given, dotted and not _names_class(item))
 
 
 def _names_class(node: yaml.Node) -> bool:

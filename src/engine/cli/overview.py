@@ -60,28 +60,23 @@ def short_help() -> str:
 
 def listed() -> Iterator[str]:
     """Recipes, networks, tasks, DataModules, callbacks, overlays and searches with one line each."""
-    files = {path: _comment(path) for path in sorted((ROOT / "configs").rglob("*.yaml"))}
     own_loaders = [name for name in _classes("LightningModule") if "train_dataloader" in _methods(name)]
-    kinds: dict[Path, str] = {}
-    for path in files:
+    configs: dict[str, list[tuple[str, str]]] = {"Recipes": [], "Searches": [], "Overlays": []}
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
         text = path.read_text(encoding="utf-8", errors="replace")
         keys = {*re.findall(r"^(\w+):", text, re.MULTILINE)}
         has_data = "data" in keys or any(re.search(rf"\b{name}\b", text) for name in own_loaders)
-        is_recipe = "model" in keys and has_data
-        kinds[path] = "Recipes" if is_recipe else "Searches" if "space" in keys else "Overlays"
-
-    def configs(kind: str) -> list[tuple[str, str]]:
-        return [(path.relative_to(ROOT).as_posix(), text) for path, text in files.items() if kinds[path] == kind]
-
+        kind = "Recipes" if "model" in keys and has_data else "Searches" if "space" in keys else "Overlays"
+        configs[kind].append((path.relative_to(ROOT).as_posix(), _first_sentence(text)))
     networks = [name for name in _classes("Module", "Sequential") if _is_network(name)]
     for title, lines in (
-        ("Recipes: --config FILE", configs("Recipes")),
+        ("Recipes: --config FILE", configs["Recipes"]),
         ("Networks: --model.net NAME", _described(networks)),
         ("Tasks: --model NAME", _described(_classes("LightningModule"))),
         ("DataModules: --data NAME", _described(_classes("LightningDataModule"))),
         ("Callbacks: --trainer.callbacks+=NAME", _described(_classes("Callback"))),
-        ("Overlays: --config FILE, added to a recipe", configs("Overlays")),
-        ("Searches: --config FILE, of the command tune", configs("Searches")),
+        ("Overlays: --config FILE, added to a recipe", configs["Overlays"]),
+        ("Searches: --config FILE, of the command tune", configs["Searches"]),
     ):
         if lines:
             yield from (title, _table(lines), "")
@@ -105,19 +100,15 @@ def _classes(*bases: str) -> list[str]:
     return sorted({name for base in bases for name in subclasses_here(base, "")})
 
 
-def _definition(name: str) -> ast.ClassDef:
-    module = project_classes()[name][0].rpartition(".")[0]
-    path = ROOT / f"{module.replace('.', '/')}.py"
-    tree = _parsed(path if path.is_file() else path.with_suffix("") / "__init__.py")
-    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
 @cache
-def _parsed(path: Path) -> ast.Module:
+def _definition(name: str) -> ast.ClassDef:
+    path = ROOT.joinpath(*project_classes()[name][0].split(".")[:-1])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     try:
-        return ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise InputError(f"{path}, line {error.lineno}: {error.msg}") from error
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
 def _methods(name: str) -> dict[str, ast.FunctionDef]:
@@ -136,11 +127,11 @@ def _described(names: Iterable[str]) -> list[tuple[str, str]]:
     return [(name, _line((ast.get_docstring(_definition(name)) or "").split("\n\n")[0])) for name in names]
 
 
-def _comment(path: Path) -> str:
+def _first_sentence(text: str) -> str:
     """The first sentence of the comment at the head of a file."""
-    lines = re.match(r"(#.*\n)*", path.read_text(encoding="utf-8", errors="replace"))
-    text = _line(lines[0].replace("#", " ")) if lines else ""
-    return re.sub(r"(?<!\bal)\. .*", ".", text)
+    lines = re.match(r"(#.*\n)*", text)
+    comment = _line(lines[0].replace("#", " ")) if lines else ""
+    return re.sub(r"(?<!\bal)\. .*", ".", comment)
 
 
 def _line(text: str) -> str:

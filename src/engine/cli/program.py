@@ -1,6 +1,5 @@
 """Runs the command line of `src.train`: retries, signals and one-line errors."""
 
-import multiprocessing
 import os
 import re
 import shlex
@@ -34,7 +33,6 @@ def run(started: float) -> None:
     """Run the command line in `sys.argv`; an error that the user can fix is one line and exit code 2."""
     args = sys.argv[1:]
     silence_known_warnings()
-    others = set(multiprocessing.active_children())
     cli: StarterCLI | None = None
     try:
         words = args
@@ -69,11 +67,6 @@ def run(started: float) -> None:
             report(cause, getattr(rank_zero_only, "rank", 0))
         finally:
             _end_processes(cli, 5)  # they report the error too, and may end with this process
-    finally:
-        # Python would wait for a server of ServableModuleValidator that hangs.
-        for process in set(multiprocessing.active_children()) - others:
-            if not process.daemon:
-                process.kill()
 
 
 def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> list[str]:

@@ -33,11 +33,10 @@ Loaded = list[tuple[Path, Tree]]
 
 @dataclass
 class ResolvedCheckpoint:
-    """A checkpoint, and the part of the command line that still applies.
+    """A checkpoint, and the configurations that still apply.
 
     Args:
         loaded: configurations; for a continued run only the overlays.
-        options: the options, with `--ckpt_path` as a path and, for a continued run, without `--run`.
         path: the checkpoint, if any.
         run_folder: folder of the run to continue.
         evaluated: folder of the run whose checkpoint is evaluated.
@@ -45,7 +44,6 @@ class ResolvedCheckpoint:
     """
 
     loaded: Loaded
-    options: list[config.Option]
     path: str | None = None
     run_folder: Path | None = None
     evaluated: Path | None = None
@@ -63,25 +61,25 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
     settings = _settings(loaded)
-    files = settings if _names_recipe(loaded) else [tree for _, tree in loaded]
-    paths = [*(tree.get("ckpt_path") for tree in files), given.get("--ckpt_path")]
-    path = next((path for path in reversed(paths) if path), None)
+    path, root = (_given(key, settings, options) for key in ("ckpt_path", "trainer.default_root_dir"))
     path = str(local_path(path)) if path and is_address(path) else path
+    root = local_root(root) if root else None
     run = given.get("--run")
     if run and is_address(run):
         run = str(at_address(hooks("fetch_run"), run)(run))
     folder = Path(run).expanduser().absolute() if run else None
-    roots = [_root_in(tree) for tree in settings]
-    roots += [given.get("--trainer.default_root_dir")]
-    root = next((local_root(root) for root in reversed(roots) if root), None)
+    if folder and not folder.is_dir():
+        raise InputError(f"--run {folder}: no such folder; give one such as logs/default/version_0")
     if stage not in (None, "fit"):
         return _to_evaluate(stage, path, folder, root, loaded, options)
     if folder or path in ("last", "auto"):
         return _to_continue(path, folder, root, loaded, options)
-    return ResolvedCheckpoint(loaded, options, path)
+    return ResolvedCheckpoint(loaded, path)
 
 
-def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint) -> tuple[Tree, Tree, list[str]]:
+def read_configuration(
+    checkpoint: dict[str, Any], resolved: ResolvedCheckpoint, options: list[config.Option]
+) -> tuple[Tree, Tree, list[str]]:
     """Configuration of the run, configuration of the model, and names of the settings skipped because they are paths.
 
     The user's own runs (`--run`, `best`, `last`) give their whole configuration, any other checkpoint only what
@@ -92,8 +90,8 @@ def read_configuration(checkpoint: dict[str, Any], resolved: ResolvedCheckpoint)
     """
     own = own_configuration(checkpoint, resolved.own_run)
     trees = [own, *(tree for _, tree in resolved.loaded)]
-    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in resolved.options}
-    modules = tuple(str(value) for flag, value in resolved.options if flag == "--trust")
+    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in options}
+    modules = tuple(str(value) for flag, value in options if flag == "--trust")
     trust = Trust(modules, frozenset(named), paths=bool(own))
     unused: list[str] = []
     with checkpoint_errors(str(resolved.path)):
@@ -109,7 +107,7 @@ def _to_continue(
 ) -> ResolvedCheckpoint:
     automatic = path == "auto"
     if folder is None:
-        name = _given_name(_settings(loaded), options) or config.choose_recipe(loaded, {})[1]
+        name = _given("name", _settings(loaded), options) or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
         runs = runs_to_continue(parent, automatic) if is_first else iter(())
@@ -119,16 +117,13 @@ def _to_continue(
         recipes = [one for one in loaded if config.is_recipe(one[1])]
         if _others(folder, loaded, options) and (others := _others(folder, recipes, [])):
             rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own settings")
-    options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
-    loaded = [(file, {key: value for key, value in tree.items() if key != "ckpt_path"}) for file, tree in loaded]
     if folder is None:
         if not automatic:
             raise InputError(
                 f"--ckpt_path last: {parent} has no unfinished run that has a checkpoint and is not in use; leave"
                 " --ckpt_path out to start a new run, or give the path of a checkpoint"
             )
-        return ResolvedCheckpoint(loaded, options)
-    _check_run(folder)
+        return ResolvedCheckpoint(loaded)
     if path in (None, "last", "auto"):
         checkpoint, lines = good_checkpoint(folder)
         for line in lines:
@@ -137,16 +132,11 @@ def _to_continue(
     rank_zero_info(f"Continuing run {relative(folder)} from {Path(path).name}")
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
-    return ResolvedCheckpoint(overlays, [*options, ("--ckpt_path", path)], path, run_folder=folder, own_run=own_run)
+    return ResolvedCheckpoint(overlays, path, run_folder=folder, own_run=own_run)
 
 
 def _names_recipe(loaded: Loaded) -> bool:
     return any(config.is_recipe(tree) for _, tree in loaded)
-
-
-def _root_in(tree: Tree) -> str | None:
-    root: str | None = (tree.get("trainer") or {}).get("default_root_dir")
-    return root
 
 
 def _settings(loaded: Loaded) -> list[Tree]:
@@ -158,10 +148,10 @@ def _settings(loaded: Loaded) -> list[Tree]:
     return [recipe, *overlays]
 
 
-def _given_name(trees: list[Tree], options: list[config.Option]) -> str | None:
-    """The name of the runs, if an option or a file gives one."""
-    names = (dict(options).get("--name"), *(tree.get("name") for tree in reversed(trees)))
-    return next(filter(None, names), None)
+def _given(key: str, trees: list[Tree], options: list[config.Option]) -> Any:
+    """The value of a setting, from an option or else from the last tree that has it."""
+    values = (dict(options).get(f"--{key}"), *(config.setting(tree, key) for tree in reversed(trees)))
+    return next(filter(None, values), None)
 
 
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
@@ -202,31 +192,19 @@ def _to_evaluate(
 ) -> ResolvedCheckpoint:
     given = dict(options)
     if path not in (None, "best", "last"):
-        is_elsewhere = "--trainer.default_root_dir" in given or any(_root_in(tree) for _, tree in loaded)
-        evaluated = None if is_elsewhere else run_of(Path(path))
+        evaluated = None if root else run_of(Path(path))
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
-        return ResolvedCheckpoint(
-            loaded, [*options, ("--ckpt_path", path)], path, evaluated=folder or evaluated, own_run=folder
-        )
+        return ResolvedCheckpoint(loaded, path, evaluated=folder or evaluated, own_run=folder)
     if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
-        return ResolvedCheckpoint(loaded, options)
+        return ResolvedCheckpoint(loaded)
     if path is None and folder is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
-        return ResolvedCheckpoint(loaded, options)
+        return ResolvedCheckpoint(loaded)
     if folder is None:
-        name = _given_name([tree for _, tree in loaded], options)
+        name = _given("name", [tree for _, tree in loaded], options)
         name = name or (config.choose_recipe(loaded, {})[1] if _names_recipe(loaded) else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
-    _check_run(folder)
     checkpoint = checkpoint_of(folder, path or "best")
     rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
-    return ResolvedCheckpoint(
-        loaded, [*options, ("--ckpt_path", str(checkpoint))], str(checkpoint), evaluated=folder, own_run=folder
-    )
-
-
-def _check_run(folder: Path) -> None:
-    """Raise InputError if there is no such run."""
-    if not folder.is_dir():
-        raise InputError(f"--run {folder}: no such folder; give one such as logs/default/version_0")
+    return ResolvedCheckpoint(loaded, str(checkpoint), evaluated=folder, own_run=folder)

@@ -16,13 +16,7 @@ from src.engine.system.metric_names import final_names
 
 
 def print_summary(trainer: Trainer, folder: Path | None, best: BestCheckpoint | None) -> None:
-    """Print the metrics of the last stage, the run folder, the best checkpoint and the TensorBoard command.
-
-    Args:
-        trainer: has run the stage.
-        folder: run folder, if there is one.
-        best: the best checkpoint, if it was trained now.
-    """
+    """Print the metrics of the last stage, the run folder, the best checkpoint and the TensorBoard command."""
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(overflow="fold")

@@ -10,10 +10,6 @@ from typing import Any
 MAX_WAITING = 1024  # inputs in the queue
 
 
-class TooManyError(Exception):
-    """Too much work is waiting."""
-
-
 class Threads:
     """Threads for blocking work, with a limit on how much of it waits.
 
@@ -29,9 +25,9 @@ class Threads:
         self.started: dict[object, float] = {}  # when each running call started
 
     async def __call__(self, function: Callable[..., Any], *args: Any, weight: int = 1) -> Any:
-        """Call a function in a thread; raises TooManyError if too many calls are waiting."""
+        """Call a function in a thread; raises asyncio.QueueFull if too many calls are waiting."""
         if self.free < weight:
-            raise TooManyError
+            raise asyncio.QueueFull
         self.free -= weight
         try:
             return await asyncio.get_running_loop().run_in_executor(self.pool, self._call, function, args)
@@ -80,12 +76,9 @@ class Batcher:
         self.thread = Threads(1, limit=1)
 
     async def __call__(self, value: Any) -> Any:
-        """Add an input to a batch and return its output; raises TooManyError if too many inputs are waiting."""
+        """Add an input to a batch and return its output; raises asyncio.QueueFull if too many inputs are waiting."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        try:
-            self.queue.put_nowait((value, future))
-        except asyncio.QueueFull as error:
-            raise TooManyError from error
+        self.queue.put_nowait((value, future))
         return await future
 
     async def run(self) -> None:
@@ -99,8 +92,7 @@ class Batcher:
             return
         try:
             outputs = await self.thread(self.compute, [value for value, _ in batch])
-            if len(outputs) != len(batch):
-                raise RuntimeError(f"{len(outputs)} outputs for {len(batch)} inputs")
+            answers = list(zip(batch, outputs, strict=True))
         except Exception as error:
             if half := len(batch) // 2:
                 await self._answer(batch[:half])
@@ -108,7 +100,7 @@ class Batcher:
             elif not batch[0][1].done():
                 batch[0][1].set_exception(error)
             return
-        for (_, future), output in zip(batch, outputs, strict=True):
+        for (_, future), output in answers:
             if not future.done():
                 future.set_result(output)
 
@@ -136,9 +128,9 @@ class Turns:
         self.free = limit
 
     async def __call__(self, pieces: Generator[str, None, None]) -> AsyncGenerator[str, None]:
-        """The pieces of a text, made in the thread; raises TooManyError if too many texts are waiting."""
+        """The pieces of a text, made in the thread; raises asyncio.QueueFull if too many texts are waiting."""
         if not self.free:
-            raise TooManyError
+            raise asyncio.QueueFull
         self.free -= 1
         try:
             async with self.places:

@@ -8,7 +8,6 @@ import resource
 import socket
 import sys
 import traceback
-from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 IDLE_SECONDS = 15.0  # a connection without a request; a request whose head is incomplete
 MAX_HEAD = 2**16  # bytes of a request besides its body
-MAX_DISCARDED = 2**24  # bytes of a refused body to read, because clients look for an answer after sending all of it
 MAX_CONNECTIONS = 1000
 OTHER_FILES = 100  # open files that are not connections
 SHUTDOWN_SECONDS = 6  # for open requests when the server stops
@@ -41,30 +39,19 @@ class Connection(HttpToolsProtocol):
 
     since = 0.0  # time of the last event: connected, request begun, head complete, answered
     overhead = 0  # bytes received since the last complete request that are not its body
-    discarded = 0  # bytes of bodies received after their answer
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.unanswered: deque[RequestResponseCycle] = deque()
-
-    def is_late(self, now: float, longest: float) -> bool:
-        """Whether it has been idle for too long, or a request has taken longer than `longest` seconds."""
-        return now - self.since > (longest if self.unanswered else IDLE_SECONDS)
+    @property
+    def is_idle(self) -> bool:
+        """Whether all requests are answered."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.since = self.loop.time()
         if len(self.connections) >= (self.config.limit_concurrency or math.inf):
             connections: Any = self.connections
-            idle = [one for one in connections if one is not self and not one.unanswered]
-            if idle:
+            if idle := [one for one in connections if one is not self and one.is_idle]:
                 min(idle, key=lambda one: one.since).drop()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        for request in self.unanswered:  # uvicorn does this for the last request only
-            request.disconnected = True
-            request.message_event.set()
-        super().connection_lost(exc)
 
     def drop(self) -> None:
         """Close it at once."""
@@ -83,23 +70,17 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self.unanswered.append(self.cycle)
         self.since = self.loop.time()
 
     def on_body(self, body: bytes) -> None:
         self.overhead -= 2 * len(body)  # twice, for the lengths of small chunks
-        if self.cycle.response_complete:
-            self.discarded += len(body)
-            if self.discarded > MAX_DISCARDED:
-                self.drop()
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self.overhead = self.discarded = 0
+        self.overhead = 0
 
     def on_response_complete(self) -> None:
-        self.unanswered.popleft()
         super().on_response_complete()
         self.since = self.loop.time()
 
@@ -125,8 +106,9 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         now = asyncio.get_running_loop().time()
-        for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection) and connection.is_late(now, self.longest):
+        connections: Any = list(self.server_state.connections)
+        for connection in connections:
+            if now - connection.since > (IDLE_SECONDS if connection.is_idle else self.longest):
                 connection.drop()
         return await super().on_tick(counter)
 

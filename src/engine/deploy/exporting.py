@@ -50,9 +50,9 @@ def export(args: list[str]) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
             path = Path(folder) / output.name
-            exported = formats.WRITERS[options.format](reference, path)
+            runtime, lines = formats.WRITERS[options.format](reference, path)
             samples = reference.samples(SAMPLES)
-            difference = exported.largest_difference(samples)
+            difference = formats.largest_difference(reference, runtime, samples)
             count = sum(len(targets) for _, targets in samples)
             print(f"largest difference {difference:.1e} over {count} validation samples, limit {LIMIT:.0e}")
             if not difference <= LIMIT:
@@ -61,10 +61,11 @@ def export(args: list[str]) -> None:
                     f" {LIMIT:.0e}; nothing was written"
                 )
             if options.quantize:
-                before = exported.accuracy()
-                exported = formats.quantized_file(reference, path)
-                print(f"accuracy on the validation part {before:.2%} in float32 and {exported.accuracy():.2%} in int8")
-            exported.write_extras(path)
+                before = formats.accuracy(reference, runtime)
+                runtime, lines = formats.quantized_file(reference, path)
+                after = formats.accuracy(reference, runtime)
+                print(f"accuracy on the validation part {before:.2%} in float32 and {after:.2%} in int8")
+            formats.write_extras(reference, path, lines)
             written = sorted(Path(folder).iterdir())
             if existing := [path.name for path in written if (output.parent / path.name).exists()]:
                 raise InputError(f"{output.parent / existing[0]} already exists: give another --output")

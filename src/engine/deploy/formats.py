@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,10 +29,12 @@ from src.engine.system.errors import GUIDE, InputError
 
 Sample = tuple[Inputs, Tensor]
 Runtime = Callable[..., Tensor]
+"""An exported file, loaded: network inputs -> logits."""
+Exported = tuple[Runtime, list[str]]
+"""The same, and five lines of an example program that uses the file."""
 
 CALIBRATION = 512  # training samples to measure the range of activations
-INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",)}
-INPUT_NAMES |= {"table": ("values",), "file": ("values",)}
+INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",)}  # of other kinds: values
 
 
 class Reference:
@@ -59,23 +62,23 @@ class Reference:
         self.tokenizer: Any = tokenizer if hasattr(tokenizer, "example") else None  # not one of another library
         self.max_length = getattr(inference.data, "max_length", None) if self.kind == "text" else None
         self.example = self._example()
-        known, count = INPUT_NAMES[self.kind], len(self.example)
+        known, count = INPUT_NAMES.get(self.kind, ("values",)), len(self.example)
         self.names = [*known[:count], *(f"input_{number}" for number in range(len(known), count))]
 
     def samples(self, count: int | None = None, part: str = "val") -> list[Sample]:
         """Batches of raw inputs and targets: the first `count` samples of a part, or all."""
-        data = self.inference.data
+        data, features = self.inference.data, self.inference.features
         if not is_overridden(f"{part}_dataloader", data, LightningDataModule):
             raise InputError(f"{type(data).__name__} has no method {part}_dataloader to compare the export on; {GUIDE}")
         found: list[Sample] = []
         loaders = getattr(data, f"{part}_dataloader")()
         for batch in loaders[0] if isinstance(loaders, list | tuple) else loaders:
             # With `features`, the batch of the loader has the inputs of `net`.
-            raw = batch if self.inference.features is not None else data.on_after_batch_transfer(batch, 0)
-            inputs, targets = self._split(raw)
+            has_raw = self.kind != "image" and features is not None
+            inputs, targets = self._split(batch if has_raw else data.on_after_batch_transfer(batch, 0))
             if self.kind == "image":
                 # Undo the normalisation; raw pixels are whole numbers.
-                pixels = ((inputs[0] * self.inference.pixels.std + self.inference.pixels.mean) * 255).round()
+                pixels = ((inputs[0] * features.std + features.mean) * 255).round()
                 inputs = [pixels.clamp(0, 255).to(torch.uint8)]
             needed = len(targets) if count is None else count - sum(len(one) for _, one in found)
             found.append((tuple(one[:needed] for one in inputs), targets[:needed]))
@@ -124,60 +127,46 @@ class Reference:
         return (shapes,) if any(one.kind is one.VAR_POSITIONAL for one in parameters) else shapes
 
 
-class Exported:
-    """An exported file, loaded in its runtime.
+@torch.no_grad()
+def largest_difference(reference: Reference, runtime: Runtime, samples: list[Sample]) -> float:
+    """The largest difference of an output from the checkpoint's, by the task's `difference` if it has one.
 
-    Args:
-        reference: the network it was exported from.
-        runtime: network inputs -> logits.
-        lines: five lines of an example program that uses the file.
-        tokenizer: whether to write the tokenizer next to the file.
+    Infinity if an output is NaN. For outputs that are not logits it is relative to the largest one.
     """
-
-    def __init__(self, reference: Reference, runtime: Runtime, lines: list[str], tokenizer: bool = True) -> None:
-        self.reference = reference
-        self.runtime = runtime
-        self.lines = lines
-        self.tokenizer = tokenizer
-
-    @torch.no_grad()
-    def largest_difference(self, samples: list[Sample]) -> float:
-        """The largest difference of an output from the checkpoint's, by the task's `difference` if it has one.
-
-        Infinity if an output is NaN. For outputs that are not logits it is relative to the largest one.
-        """
-        task: Any = self.reference.inference.task
-        with exporting(self.reference):
-            outputs = [self.runtime(*inputs) for inputs, _ in samples]
-        others = [self.reference.net(*inputs) for inputs, _ in samples]
-        if hasattr(task, "difference"):
-            differences = torch.stack([*map(task.difference, outputs, others)])
-            return float(differences.max().nan_to_num(nan=torch.inf))
+    task: Any = reference.inference.task
+    with exporting(reference):
+        outputs = [runtime(*inputs) for inputs, _ in samples]
+    others = [reference.net(*inputs) for inputs, _ in samples]
+    if hasattr(task, "difference"):
+        largest = torch.stack([*map(task.difference, outputs, others)]).max()
+    else:
         found, expected = (torch.cat([one.flatten() for one in some]) for some in (outputs, others))
-        scale = 1.0 if self.reference.has_logits else expected.abs().max().clamp(min=1)
-        return float(((found - expected).abs().max() / scale).nan_to_num(nan=torch.inf))
+        scale = 1.0 if reference.has_logits else expected.abs().max().clamp(min=1)
+        largest = (found - expected).abs().max() / scale
+    return float(largest.nan_to_num(nan=torch.inf))
 
-    @torch.no_grad()
-    def accuracy(self) -> float:
-        """Accuracy on the validation part, in [0, 1]."""
-        correct = total = 0
-        for inputs, targets in self.reference.samples():
-            counted = targets >= 0  # false for -100 and NaN
-            logits = self.runtime(*inputs)
-            preds = (logits > 0) if logits.shape == targets.shape else logits.argmax(dim=1)
-            correct += int((preds == targets)[counted].sum())
-            total += int(counted.sum())
-        if not total:
-            raise InputError("--quantize int8: all targets of the validation part are unknown: leave it out")
-        return correct / total
 
-    def write_extras(self, path: Path) -> None:
-        """Write the tokenizer and the example program next to the file."""
-        tokenizer = self.reference.tokenizer
-        if self.tokenizer and tokenizer is not None and tokenizer.json is not None:
-            path.with_name(f"{path.name}.tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-        example = path.with_name(f"{path.name}.example.py")
-        example.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
+@torch.no_grad()
+def accuracy(reference: Reference, runtime: Runtime) -> float:
+    """Accuracy of an exported classifier on the validation part, in [0, 1]."""
+    correct = total = 0
+    for inputs, targets in reference.samples():
+        counted = targets >= 0  # false for -100 and NaN
+        logits = runtime(*inputs)
+        preds = (logits > 0) if logits.shape == targets.shape else logits.argmax(dim=1)
+        correct += int((preds == targets)[counted].sum())
+        total += int(counted.sum())
+    if not total:
+        raise InputError("--quantize int8: all targets of the validation part are unknown: leave it out")
+    return correct / total
+
+
+def write_extras(reference: Reference, path: Path, lines: list[str]) -> None:
+    """Write the tokenizer, unless it is in the folder of a model, and the example program next to the file."""
+    tokenizer = reference.tokenizer
+    if not path.is_dir() and tokenizer is not None and tokenizer.json is not None:
+        path.with_name(f"{path.name}.tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    path.with_name(f"{path.name}.example.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def onnx_file(reference: Reference, path: Path) -> Exported:
@@ -205,16 +194,10 @@ def quantized_file(reference: Reference, path: Path) -> Exported:
     original, prepared = path.rename(f"{path}.whole"), Path(f"{path}.prepared")
     with exporting(reference):
         if reference.kind == "image":
-
-            class Calibration(quantization.CalibrationDataReader):  # type: ignore[misc]
-                batches: Iterator[Sample] = iter(reference.samples(CALIBRATION, "train"))
-
-                def get_next(self) -> dict[str, Any] | None:
-                    batch = next(self.batches, None)
-                    return None if batch is None else {"pixels": batch[0][0].numpy()}
-
+            batches = iter([{"pixels": one[0].numpy()} for one, _ in reference.samples(CALIBRATION, "train")])
             quant_pre_process(original, prepared, skip_symbolic_shape=True)
-            quantization.quantize_static(prepared, path, Calibration(), per_channel=True)
+            calibration = SimpleNamespace(get_next=lambda: next(batches, None))
+            quantization.quantize_static(prepared, path, calibration, per_channel=True)
             prepared.unlink()
         else:
             quantization.quantize_dynamic(original, path, weight_type=quantization.QuantType.QInt8)
@@ -239,7 +222,7 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
     load = f'onnxruntime.InferenceSession("{path.name}")'
     arguments = ", ".join(f'"{name}": {name}' for name in reference.names)
     lines = _example_lines(reference, path, "onnxruntime", f"{load}.run(None, {{{arguments}}})[0]")
-    return Exported(reference, run, lines)
+    return run, lines
 
 
 def torch_file(reference: Reference, path: Path) -> Exported:
@@ -254,7 +237,7 @@ def torch_file(reference: Reference, path: Path) -> Exported:
     module: Any = torch.export.load(path).module()
     arguments = ", ".join(f"torch.from_numpy({name})" for name in reference.names)
     lines = _example_lines(reference, path, "torch", f'torch.export.load("{path.name}").module()({arguments}).detach()')
-    return Exported(reference, module, lines)
+    return module, lines
 
 
 def safetensors_file(reference: Reference, path: Path) -> Exported:
@@ -280,7 +263,7 @@ def safetensors_file(reference: Reference, path: Path) -> Exported:
         + f'{"; task.configure_model()" if completes else ""}; load_model(task, "{path.name}")',
         "print(task.eval())",
     ]
-    return Exported(reference, net, lines)
+    return net, lines
 
 
 def huggingface_folder(reference: Reference, path: Path) -> Exported:
@@ -288,8 +271,8 @@ def huggingface_folder(reference: Reference, path: Path) -> Exported:
     net: Any = getattr(reference.inference.task, "net", None)
     if not hasattr(net, "write_huggingface"):
         raise InputError(f"--format huggingface: {type(net).__name__} is not a transformers model; give onnx or torch")
-    runtime, lines = net.write_huggingface(path, reference.labels, reference.tokenizer, reference.max_length)
-    return Exported(reference, runtime, lines, tokenizer=False)
+    exported: Exported = net.write_huggingface(path, reference.labels, reference.tokenizer, reference.max_length)
+    return exported
 
 
 WRITERS = {"onnx": onnx_file, "torch": torch_file, "safetensors": safetensors_file, "huggingface": huggingface_folder}
@@ -317,14 +300,14 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
         lines.append("values = np.array([sys.argv[1:]], dtype=np.float32)")
         lines = list(getattr(reference.inference.data, "file_example", lines))
         return [f"import numpy as np, {package}, sys", *lines, f"logits = {call}", answer]
+    first, ids = f"import numpy as np, {package}, sys", "sys.argv[1:]"
     if reference.tokenizer is None:
-        imported, ids = f"# give the tokens that {data}.prepare returns for a text", "sys.argv[1:]"
-        first = f"import numpy as np, {package}, sys  {imported}"
+        first += f"  # give the tokens that {data}.prepare returns for a text"
     else:
         imported, ids = reference.tokenizer.example(
             f"{path.name}.tokenizer.json", reference.kind == "text", reference.max_length
         )
-        first = "; ".join(filter(None, (f"import numpy as np, {package}, sys", imported)))
+        first += f"; {imported}" if imported else ""
     how = getattr(reference.inference.data, "mask_example", "np.ones_like(tokens, dtype=bool)")
     mask = f"; mask = {how}" if "mask" in reference.names else ""
     return [first, f"tokens = np.array([{ids}])", f"tokens = tokens.astype(np.int64){mask}", f"logits = {call}", answer]

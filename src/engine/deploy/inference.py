@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from PIL import Image
 from torch import Tensor, nn
 
 from src.engine.data.loading import IGNORED
-from src.engine.data.pixels import pixel_statistics
-from src.engine.deploy.pixels import Pixels
+from src.engine.data.pixels import Normalise
 from src.engine.deploy.prepare import Inputs, kind_of, prepare_inputs
 from src.engine.deploy.rebuild import build, load_model
 from src.engine.runs.checkpoint import (
@@ -66,7 +65,10 @@ class Inference(LightningModule):
         trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))
         task: Any = load_model(self.checkpoint, ability, str(self.path), trusted)
         self.task = task
-        self._check_methods(ability)
+        methods = ("forward",) if ability == "forward" else ("predict_step", "forward")
+        if not any(is_overridden(name, task, LightningModule) for name in methods):
+            name = type(task).__name__
+            raise InputError(f"--ckpt_path {self.path} is of {name}, which has no method forward; {GUIDE}")
         self.spec = model_arguments(self.checkpoint, trusted)
         with checkpoint_errors(str(self.path)):
             unused: list[str] = []
@@ -94,15 +96,17 @@ class Inference(LightningModule):
                 f" give it, as in --{option}=VALUE"
             )
         with checkpoint_errors(str(self.path)):
-            self.data: Any = _build_data(self.checkpoint, spec, data or {})
+            with constructor_errors():
+                self.data: Any = build({**spec, "init_args": {**spec.get("init_args", {}), **(data or {})}})
+            restore_data(self.checkpoint, self.data)
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
         only_writes = hasattr(self.data, "tokenizer") and not hasattr(self.data, "prepare")
         writes = hasattr(task, "check_sampling") or (hasattr(task, "generate") and only_writes)
         self.kind = "prompt" if writes or ability == "generate" else kind_of(self.data)
         self.labels = labels_of(self.data)
-        self.pixels = Pixels(task, *pixel_statistics(self.data))
-        features = getattr(self.data, "features", None)
-        self.features = deepcopy(features) if isinstance(features, nn.Module) else None  # the data stays on the CPU
+        features = Normalise(self.data) if self.kind == "image" else getattr(self.data, "features", None)
+        # A copy, because the data stays on the CPU.
+        self.features: Any = deepcopy(features) if isinstance(features, nn.Module) else None
         if self.labels:
             self.name_classes(self.labels)
         if len(set(self.labels)) < len(self.labels):
@@ -114,12 +118,6 @@ class Inference(LightningModule):
         self.is_scored = False
         self.scores: dict[str, float] = {}
         self.eval()
-
-    def _check_methods(self, ability: str) -> None:
-        needed = ["forward"] if ability == "forward" else ["predict_step", "forward"]
-        if not any(is_overridden(name, self.task, LightningModule) for name in needed):
-            name = type(self.task).__name__
-            raise InputError(f"--ckpt_path {self.path} is of {name}, which has no method {needed[-1]}; {GUIDE}")
 
     def name_classes(self, labels: list[str]) -> None:
         """Set the classes of a model that compares images with texts.
@@ -144,8 +142,6 @@ class Inference(LightningModule):
 
     def on_prepared(self, model: nn.Module) -> nn.Module:
         """Wrap a model for loader batches so that it takes what `prepare` returns."""
-        if self.kind == "image":
-            return Pixels(model, self.pixels.mean, self.pixels.std)
         return model if self.features is None else nn.Sequential(self.features, model)
 
     def prepare(self, inputs: list[Any]) -> tuple[Inputs, list[str]]:
@@ -166,11 +162,9 @@ class Inference(LightningModule):
 
     def _network_inputs(self, inputs: Inputs) -> Inputs:
         """Turn what `prepare` returns into network inputs; images and features in the weights' dtype."""
-        dtype = next((one.dtype for one in self.task.parameters() if one.is_floating_point()), torch.float32)
-        if self.kind == "image":
-            return (self.pixels.normalise(inputs[0]).to(dtype),)
         if self.features is None:
             return inputs
+        dtype = next((one.dtype for one in self.task.parameters() if one.is_floating_point()), torch.float32)
         inputs = tuple(one.float() if one.is_floating_point() else one for one in inputs)
         with torch.autocast(inputs[0].device.type, enabled=False):
             return (self.features.float()(*inputs).to(dtype),)
@@ -281,14 +275,6 @@ def _check_labels(labels: Sequence[str], texts: Inputs) -> None:
                 " was trained on"
             )
         seen[key] = label
-
-
-def _build_data(checkpoint: dict[str, Any], spec: Tree, arguments: Tree) -> LightningDataModule:
-    """The DataModule of a run with its tokenizer and labels; the data is not loaded."""
-    with constructor_errors():
-        data: LightningDataModule = build({**spec, "init_args": {**spec.get("init_args", {}), **arguments}})
-    restore_data(checkpoint, data)
-    return data
 
 
 def is_finite(value: Any) -> bool:

@@ -198,23 +198,15 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             if index % count == number:
                 yield self._batch(chunk)
 
-    def _batch(self, chunk: list[Input]) -> dict[str, Any]:
-        good, truths, errors = [], [], []
-        for one in chunk:
-            error = one.error
-            if not error:
-                try:
-                    good.append(self.read(one.value) if isinstance(one.value, Path) else one.value)
-                except UNREADABLE as problem:
-                    refuses = isinstance(problem, SampleError)
-                    error = (file_error if refuses else image_error)(one.value, problem)
-                else:
-                    truths.append(self._truth(one))
-            errors.append(error)
+    def _batch(self, chunk: list[Input], alone: bool = False) -> dict[str, Any]:
+        read = [self._read(one, alone) for one in chunk]
+        errors = [error for _, error in read]
+        good = [value for value, error in read if not error]
+        truths = [self._truth(one) for one, error in zip(chunk, errors, strict=True) if not error]
         try:
             inputs, good_notes = self.prepare(good) if good else (None, [])
         except SampleError:
-            return self._batch([self._refused(one) for one in chunk])
+            return self._batch(chunk, alone=True)
         notes = iter(good_notes)
         return {
             "names": [one.name for one in chunk],
@@ -225,16 +217,20 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             "targets": self.prepare_targets(truths, inputs) if inputs and self.prepare_targets else None,
         }
 
-    def _refused(self, one: Input) -> Input:
-        """The input, with an error if `prepare` refuses it."""
+    def _read(self, one: Input, prepares: bool) -> tuple[Any, str]:
+        """The raw input, and why it cannot be used; if `prepares`, also because `prepare` refuses it."""
+        value, error = one.value, one.error
         try:
-            if not one.error:
-                self.prepare([self.read(one.value) if isinstance(one.value, Path) else one.value])
-        except SampleError as error:
-            return one._replace(error=str(error))
-        except UNREADABLE:
-            pass  # `_batch` says why
-        return one
+            if isinstance(value, Path) and not error:
+                value = self.read(value)
+        except UNREADABLE as problem:
+            error = (file_error if isinstance(problem, SampleError) else image_error)(one.value, problem)
+        try:
+            if prepares and not error:
+                self.prepare([value])
+        except SampleError as problem:
+            error = str(problem)
+        return value, error
 
     def _truth(self, one: Input) -> Any:
         if self.prepare_targets is None:

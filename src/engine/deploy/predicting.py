@@ -47,7 +47,7 @@ def predict(args: list[str]) -> int:
     precision, reason = choose_precision(options.accelerator, options.precision)
     skipped: Counter[str] = Counter()
     inputs, total = _inputs(options, inference), None
-    if inference.kind in ("image", "file"):  # listed before masks are written, perhaps to the same folder
+    if inference.kind in ("image", "file"):  # listed first, to count them
         found = list(inputs(skipped=skipped))
         inputs, total = partial(iter, found), len(found)
     finds_boxes = getattr(inference.task, "finds_boxes", False)

@@ -1,19 +1,18 @@
 """Writes predictions to a table, one row per input, in input order."""
 
 import csv
-import errno
 import io
 import json
-import os
 import shutil
 import signal
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager
+from itertools import chain, zip_longest
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
-from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -21,13 +20,11 @@ from tqdm import tqdm
 
 from src.engine.data.images import flatten, read_image
 from src.engine.deploy.inference import NOT_FINITE, is_finite, mask_image
-from src.engine.runs.runs import WORKER_SECONDS
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 ROWS = 8192  # rows per group of a Parquet file
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems
 STEM = 200  # largest number of bytes of an input's name in that of its mask or picture
 # A dict in a row becomes one column per key: `probabilities` becomes `probability_a`, `probability_b`.
 SINGULAR = {"probabilities": "probability", "areas": "area"}
@@ -39,46 +36,54 @@ class PredictionTable(Callback):
 
     `boxes` in a prediction become one row per box, and a row without box if there are none.
 
-    With several processes, each writes its share to a temporary file; at the end the first process merges them.
+    Everything is written to a hidden folder beside the table, and renamed at the end if it is complete. With several
+    processes, each writes its share there; at the end the first process merges them.
 
     Args:
-        path: absolute path of the table, .csv, .jsonl or .parquet; the file appears when it is complete. Masks are
-            written to the folder PATH_masks, for `out.csv` `out_masks`.
+        path: absolute path of the table, .csv, .jsonl or .parquet. Masks are in the folder PATH_masks, for `out.csv`
+            `out_masks`.
         total: number of inputs, for the progress bar.
         draws: also write images with their boxes, to the folder PATH_pictures.
 
     `rows` (inputs), `errors` and `notes` are counts, set in the first process at the end.
 
     Raises:
-        InputError: the table has another suffix, or cannot be written.
+        InputError: the table has another suffix, exists at the end, or cannot be written.
     """
 
     def __init__(self, path: Path, total: int | None = None, draws: bool = False) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(f"--output {path.name}: give a name that ends in {', '.join(SUFFIXES)}")
         self.path = path
-        self.masks, self.pictures = (path.with_name(f"{path.stem}_{kind}") for kind in ("masks", "pictures"))
-        for folder in (self.masks, self.pictures):
+        self.beside = [path.with_name(f"{path.stem}_{kind}") for kind in ("masks", "pictures")]
+        for folder in self.beside:
             if folder.exists():
                 raise InputError(f"{folder} already exists: give another --output")
         self.total = total
         self.draws = draws
         self.rows = self.errors = self.notes = 0
         self.first_errors: list[str] = []
+        self.folder: Any = None  # where all processes write
         self._writer: _Writer | None = None
         self._bar: Any = None
         self._seen = 0
-        self._lock: FileLock | None = None  # held by the first process
-        self._is_ours = False
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        problem = trainer.strategy.broadcast(self._take() if trainer.is_global_zero else "")
-        if problem:
-            raise InputError(problem)
-        self._is_ours = True
+        made: Any = None
+        if trainer.is_global_zero:
+            try:
+                with _writing(self.path):
+                    made = Path(mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+            except InputError as error:
+                made = error
+        made = trainer.strategy.broadcast(made)
+        if isinstance(made, InputError):
+            raise made
+        self.folder = made
         Interruption().install()  # Lightning's handler of SIGTERM does not stop a prediction
-        suffix = self.path.suffix.lower() if trainer.world_size == 1 else ".jsonl"
-        self._writer = _Writer(self._part(trainer.global_rank), suffix)
+        own = self._part(trainer.global_rank) if trainer.world_size > 1 else self.folder / self.path.name
+        with _writing(self.path):
+            self._writer = _Writer(own)
         if trainer.is_global_zero:
             self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
 
@@ -91,82 +96,50 @@ class PredictionTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        assert self._writer is not None
         predicted = iter([] if outputs is None else outputs)
         for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
             values = {} if error else next(predicted)
             error = error or ("" if is_finite(values) else NOT_FINITE)
             columns = {} if error else self._flatten(values, name, trainer)
             row = {"input": _valid(name), **columns, "error": _valid(error), "note": note}
-            self._write(self._writer, row, counts=trainer.world_size == 1)
+            self._write(row, counts=trainer.world_size == 1)
             self._seen += 1
         if self._bar is not None:
             self._bar.update(len(batch["names"]) * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._writer is not None
-        self._writer.close()
-        if self._bar is not None:
-            self._bar.close()
-        trainer.strategy.barrier()
-        if not trainer.is_global_zero:
-            return
-        try:
+        with _writing(self.path):
+            self._writer.close()
+            if self._bar is not None:
+                self._bar.close()
+            trainer.strategy.barrier()
+            if not trainer.is_global_zero:
+                return
             if trainer.world_size > 1:
-                whole = self.path.with_name(f".{self.path.name}.whole")
-                self._writer = _Writer(whole, self.path.suffix.lower())
-                for row in _merged_rows([self._part(rank) for rank in range(trainer.world_size)]):
-                    self._write(self._writer, row, counts=True)
+                self._writer = _Writer(self.folder / self.path.name)
+                with ExitStack() as stack:
+                    paths = map(self._part, range(trainer.world_size))
+                    parts = [stack.enter_context(path.open(encoding="utf-8")) for path in paths]
+                    for line in filter(None, chain.from_iterable(zip_longest(*parts))):  # one of each in turn
+                        self._write(json.loads(line), counts=True)
                 self._writer.close()
-            _rename_new(self._writer.path, self.path)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
-        finally:
-            self.remove_parts(trainer.world_size)
+            for folder in self.beside:
+                if (written := self.folder / folder.name).exists():
+                    written.rename(folder)  # an error if another run has written files there
+            self.path.open("xb").close()  # an error if another run has written the table
+            self._writer.path.replace(self.path)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._bar is not None:
             self._bar.close()
-        if not self._is_ours:
+        if self.folder is None:
             return
         launcher: Any = trainer.strategy.launcher
         if isinstance(exception, Interrupted) and hasattr(launcher, "kill"):
             launcher.kill(signal.SIGTERM)  # the other processes, which may not have got it
-        self.remove_parts(trainer.world_size)
-        for folder in (self.masks, self.pictures):
-            shutil.rmtree(folder, ignore_errors=True)  # it was not there before
-
-    def remove_parts(self, world: int) -> None:
-        """Remove the temporary files of all processes."""
-        whole = self.path.with_name(f".{self.path.name}.whole")
-        for path in (whole, *(self._part(rank) for rank in range(world))):
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        self._unlock()
-
-    def _take(self) -> str:
-        """Keep other runs from writing this table; returns why it cannot be written, or ""."""
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=WORKER_SECONDS)
-        try:
-            lock.acquire()
-            self._lock = lock
-        except Timeout:
-            return f"--output {self.path} is being written by another run: give another name"
-        except NotImplementedError:  # a file system without locks
-            pass
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                return str(_unwritable(self.path, error))
-        if not self.path.exists():
-            return ""
-        self._unlock()
-        return f"--output {self.path} already exists: give another name, or remove it"
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            with suppress(OSError):
-                Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _flatten(self, row: dict[str, Any], name: str, trainer: Trainer) -> dict[str, Any]:
         """The columns of a row; a mask (H, W) is written to a file."""
@@ -175,42 +148,37 @@ class PredictionTable(Callback):
             if isinstance(value, dict):
                 columns |= {f"{SINGULAR.get(key, key)}_{part}": one for part, one in value.items()}
             elif isinstance(value, Tensor):
-                columns[key] = self._save(mask_image(value), self.masks, name, trainer)
+                columns[key] = self._save(mask_image(value), "masks", name, trainer)
             else:
                 columns[key] = value
         if self.draws:
-            columns["picture"] = self._save(box_image(name, columns["boxes"]), self.pictures, name, trainer)
+            columns["picture"] = self._save(box_image(name, columns["boxes"]), "pictures", name, trainer)
         if taken := columns.keys() & {"input", "error", "note"}:
             raise InputError(
                 f"a prediction is named {taken.pop()}, which is already a column of every table: rename it"
             )
         return columns
 
-    def _save(self, image: Image.Image, folder: Path, name: str, trainer: Trainer) -> str:
-        """Write an image to a folder; returns its path in the table."""
+    def _save(self, image: Image.Image, kind: str, name: str, trainer: Trainer) -> str:
+        """Write an image to the folder of its kind; returns its path in the table."""
         number = self._seen * trainer.world_size + trainer.global_rank + 1
         stem = _valid(Path(name).stem).encode()[:STEM].decode(errors="ignore")
-        file = folder / f"{number:06}_{stem}.png"
-        try:
-            folder.mkdir(exist_ok=True)
-            image.save(file)
-        except OSError as error:
-            raise _unwritable(file, error) from error
-        return f"{folder.name}/{file.name}"
+        file = Path(f"{self.path.stem}_{kind}", f"{number:06}_{stem}.png")
+        with _writing(self.path):
+            (self.folder / file).parent.mkdir(exist_ok=True)
+            image.save(self.folder / file)
+        return str(file)
 
     def _part(self, rank: int) -> Path:
-        return self.path.with_name(f".{self.path.name}.{rank}")
+        return Path(self.folder, f"{self.path.name}.{rank}.jsonl")
 
-    def _write(self, writer: "_Writer", row: dict[str, Any], counts: bool) -> None:
-        try:
-            if counts and "boxes" in row:
-                name, boxes, rest = row["input"], row["boxes"], {key: row[key] for key in row if key != "boxes"}
-                for box in boxes or [dict.fromkeys(BOX)]:
-                    writer.write({"input": name, **box, **rest})
-            else:
-                writer.write(row)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+    def _write(self, row: dict[str, Any], counts: bool) -> None:
+        """Write a row of the table, which `counts`, or of the part of one process."""
+        assert self._writer is not None
+        with _writing(self.path):
+            boxes = row.pop("boxes", None) if counts else None
+            for box in [{}] if boxes is None else boxes or [dict.fromkeys(BOX)]:
+                self._writer.write({"input": row["input"], **box, **row})
         if counts:
             self.rows += 1
             self.errors += bool(row["error"])
@@ -227,17 +195,14 @@ def _valid(name: str) -> str:
 class _Writer:
     """Writes rows to a .csv, .jsonl or .parquet file; the first row without error gives the columns."""
 
-    def __init__(self, path: Path, suffix: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.suffix = suffix
+        self.suffix = path.suffix.lower()
         self.columns: list[str] = []
         self.buffer: list[dict[str, Any]] = []  # rows before the columns are known, or before the next group of rows
         self.csv: Any = None
         self.table: Any = None
-        try:
-            self.file = path.open("wb")
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        self.file = path.open("wb")
 
     def write(self, row: dict[str, Any]) -> None:
         self.buffer.append(row)
@@ -273,15 +238,12 @@ class _Writer:
             self.table.write_table(pa.Table.from_pylist(rows, self.schema))
 
     def close(self) -> None:
-        try:
-            if not self.columns:  # no input could be used
-                self._start({"input": "", "error": "", "note": ""})
-            self._flush()
-            if self.table is not None:
-                self.table.close()
-            self.file.close()
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        if not self.columns:  # no input could be used
+            self._start({"input": "", "error": "", "note": ""})
+        self._flush()
+        if self.table is not None:
+            self.table.close()
+        self.file.close()
 
 
 def box_image(name: str, boxes: list[dict[str, Any]]) -> Image.Image:
@@ -311,38 +273,11 @@ def _shown(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-def _merged_rows(paths: list[Path]) -> Iterator[dict[str, Any]]:
-    """The rows of all files, one of each in turn."""
-    files = [path.open(encoding="utf-8") for path in paths]
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        while True:
-            for file in files:
-                line = file.readline()
-                if not line:
-                    return
-                yield json.loads(line)
-    finally:
-        for file in files:
-            file.close()
-
-
-def _rename_new(source: Path, target: Path) -> None:
-    """Rename a file, replacing nothing.
-
-    Raises:
-        FileExistsError: there is a file of that name.
-    """
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        with target.open("xb"):
-            pass
-        source.replace(target)
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"--output {path} cannot be written ({error.strerror or error}): free some space, or give another --output"
-    )
+        yield
+    except OSError as error:
+        raise InputError(
+            f"--output {path} cannot be written ({error.strerror or error}): free some space, or give another --output"
+        ) from error

@@ -18,6 +18,7 @@ from src.engine.system.errors import GUIDE, InputError
 Inputs = tuple[Tensor, ...]
 
 KINDS = ("image", "text", "table", "file")
+NEEDED = {"table": ("columns",), "file": ("read_file", "file_suffixes")}  # other attributes of a DataModule, by kind
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -34,12 +35,9 @@ def kind_of(data: Any) -> str:
             f"{type(data).__name__} cannot prepare single inputs: give it a method prepare and input_kind ="
             f" {', '.join(map(repr, KINDS[:-1]))} or {KINDS[-1]!r}; {GUIDE}"
         )
-    if kind == "table" and not getattr(data, "columns", ()):
-        raise InputError(f"{type(data).__name__} has no columns: give it the names of a table's columns; {GUIDE}")
-    if kind == "file" and not (hasattr(data, "read_file") and getattr(data, "file_suffixes", None)):
-        raise InputError(
-            f"{type(data).__name__} cannot read files: give it a method read_file, and file_suffixes; {GUIDE}"
-        )
+    for needed in NEEDED.get(kind, ()):
+        if not getattr(data, needed, None):
+            raise InputError(f"{type(data).__name__} has no {needed}, which input_kind = {kind!r} needs; {GUIDE}")
     return str(kind)
 
 
@@ -83,18 +81,10 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
     Raises:
         InputError: masks differ in size, a value is neither a label nor a number, or the DataModule cannot use it.
     """
-    name = type(data).__name__
     if hasattr(data, "prepare_targets"):
-        try:
-            targets: Tensor = data.prepare_targets(list(values))
-        except InputError:
-            raise
-        except (TypeError, ValueError, LookupError, OverflowError) as error:
-            raise InputError(
-                f"{name}.prepare_targets cannot use the true values, such as {values[0]!r:.80}"
-                f" ({type(error).__name__}: {error}); {GUIDE}"
-            ) from error
+        targets: Tensor = data.prepare_targets(list(values))
         return targets
+    name = type(data).__name__
     if isinstance(values[0], Image.Image):
         if len({mask.size for mask in values}) > 1:
             raise InputError(f"masks differ in size: give {name} a method prepare_targets that resizes them; {GUIDE}")

@@ -4,10 +4,9 @@ import asyncio
 import hmac
 import io
 import json
-import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from src.engine.data.images import original_size, reader
-from src.engine.deploy.batcher import Threads, TooManyError
+from src.engine.deploy.batcher import Threads
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.prepare import LARGEST, prepare_inputs
 from src.engine.system.hardware import return_freed_memory
@@ -43,7 +42,7 @@ class RequestReader:
 
     Args:
         inference: the loaded checkpoint.
-        token: token that requests must send; None: none needed.
+        token: token that requests must send, ASCII; None: none needed.
         max_bytes: maximum size of the body, in bytes.
     """
 
@@ -52,10 +51,7 @@ class RequestReader:
         self.data = inference.data
         self.read_image = reader(inference.data)
         self.check_sampling: Any = getattr(inference.task, "check_sampling", None)
-        self.tokens = None if token is None else [token.encode("utf-8")]
-        with suppress(UnicodeEncodeError):
-            if token is not None and self.tokens is not None:
-                self.tokens.append(token.encode("latin-1"))  # as some clients send it
+        self.token = token
         self.max_bytes = max_bytes
         self.held_bytes = 0
         self.small, self.large = Threads(2, MAX_DECODING), Threads(1, MAX_DECODING_PIXELS)
@@ -65,7 +61,7 @@ class RequestReader:
 
         Raises:
             HTTPException: the request cannot be used.
-            TooManyError: too much is being read.
+            asyncio.QueueFull: too much is being read.
         """
         self._check_token(request.headers.get("authorization", ""))
         async with self._body(request) as body:
@@ -84,10 +80,10 @@ class RequestReader:
             return await self.large(self._decode_large, body, form, weight=weight)
 
     def _check_token(self, header: str) -> None:
-        scheme, _, given = header.encode("latin-1").partition(b" ")
-        if self.tokens is None:
+        if self.token is None:
             return
-        if scheme.lower() != b"bearer" or not any(hmac.compare_digest(given.strip(), token) for token in self.tokens):
+        scheme, _, given = header.encode("latin-1").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token.encode()):
             raise HTTPException(401, "give the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
     def _decode_large(self, body: bytearray, form: str) -> Any:
@@ -106,7 +102,10 @@ class RequestReader:
             return self._image(body, is_large)
         if self.kind == "file":
             return self._file(body)
-        value = _json(body, self._expected())
+        try:
+            value = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise HTTPException(422, f"the body is not JSON: send {self._expected()}") from error
         readers = {"image": self._pixels, "text": self._text, "prompt": self._prompt, "table": self._row}
         return readers[self.kind](value)
 
@@ -135,7 +134,7 @@ class RequestReader:
                         if len(body) > self.max_bytes:
                             raise too_large
                         if self.held_bytes > MAX_BODIES:
-                            raise TooManyError
+                            raise asyncio.QueueFull
             except TimeoutError as error:
                 raise HTTPException(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from error
             yield body
@@ -156,38 +155,27 @@ class RequestReader:
         return pixels if image is None else self._prepare(image)
 
     def _pixels(self, value: Any) -> Prepared:
-        wrong = HTTPException(422, f"not pixels: send {self._expected()}")
         value = value.get("pixels") if isinstance(value, dict) else value
-        try:
-            # Of texts, NumPy would make an array as wide as the longest one.
-            if not all(type(one) in (int, float) for one in np.asarray(value, object).flat):
-                raise wrong
-            pixels = np.asarray(value)
-        except ValueError as error:
-            raise wrong from error
-        if pixels.ndim == 1:
-            side = math.isqrt(pixels.size)
-            pixels = pixels.reshape(side, side) if side * side == pixels.size else pixels
+        pixels = np.asarray(value, object)  # an array of texts would be as wide as the longest one
         is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
-        if not is_image or pixels.dtype.kind not in "iuf" or not pixels.size or pixels.size > MAX_PIXELS:
-            raise wrong
-        if not (pixels.min() >= 0 and pixels.max() <= 255):
-            raise wrong
-        return self._prepare(Image.fromarray(pixels.round().astype(np.uint8)))
+        is_image = is_image and 0 < pixels.size <= MAX_PIXELS
+        if not is_image or not all(type(one) in (int, float) and 0 <= one <= 255 for one in pixels.flat):
+            raise HTTPException(422, f"not pixels: send {self._expected()}")
+        return self._prepare(Image.fromarray(pixels.astype(float).round().astype(np.uint8)))
 
-    def _prepare(self, image: Image.Image) -> Prepared:
-        if max(image.size) > MAX_RATIO * min(image.size):
+    def _prepare(self, value: Any) -> Prepared:
+        size = original_size(value) if isinstance(value, Image.Image) else (1, 1)
+        if max(size) > MAX_RATIO * min(size):
             raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
-        tensors, notes = prepare_inputs(self.data, [image])
-        return tensors, notes[0], original_size(image)
+        tensors, notes = prepare_inputs(self.data, [value])
+        return tensors, notes[0], size
 
     def _file(self, body: bytearray | bytes) -> Prepared:
         try:
             value = self.data.read_file(io.BytesIO(body))
         except (OSError, ValueError) as error:  # others are faults of its code
             raise HTTPException(422, f"not a usable file: {error}; send {self._expected()}") from error
-        tensors, notes = prepare_inputs(self.data, [value])
-        return tensors, notes[0], original_size(value) if isinstance(value, Image.Image) else (1, 1)
+        return self._prepare(value)
 
     def _row(self, value: Any) -> dict[str, float]:
         """The numbers of a table's row, by column."""
@@ -235,13 +223,6 @@ class RequestReader:
 
 def _is_json(body: bytearray | bytes) -> bool:
     return re.match(rb"\s*[\[{]", body) is not None
-
-
-def _json(body: bytearray | bytes, expected: str) -> Any:
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(422, f"the body is not JSON: send {expected}") from error
 
 
 def _check_encodable(text: str) -> str:

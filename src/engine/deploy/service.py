@@ -6,7 +6,6 @@ import base64
 import gc
 import io
 import json
-import logging
 import os
 import sys
 import warnings
@@ -27,7 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from src.engine.cli.command import data_options
-from src.engine.deploy.batcher import Batcher, Threads, TooManyError, Turns
+from src.engine.deploy.batcher import Batcher, Threads, Turns
 from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, printable
 from src.engine.deploy.inference import NOT_FINITE, Inference, is_finite, mask_image
 from src.engine.deploy.requests import BODY_SECONDS, RequestReader
@@ -76,7 +75,7 @@ class Service:
         if self.inference.kind == "prompt":
             endpoint = Route("/generate", self.generate, methods=["POST"])
         routes = [endpoint, Route("/health", self.health), Route("/", self.page)]
-        guard = Middleware(Guard, checks_host=self.read.tokens is None)
+        guard = Middleware(Guard, checks_host=self.read.token is None)
         return Starlette(
             routes=routes, middleware=[guard], exception_handlers=self._handlers(), lifespan=self._lifespan
         )
@@ -97,7 +96,7 @@ class Service:
             HTTPException: http_error,
             InputError: answer(422),
             ClientDisconnect: answer(400),
-            TooManyError: answer(503, "too many requests are waiting: try again", **{"Retry-After": "1"}),
+            asyncio.QueueFull: answer(503, "too many requests are waiting: try again", **{"Retry-After": "1"}),
             TimeoutError: answer(504, f"the request took longer than {self.timeout:g} s"),
             Exception: answer(500, "internal error: see the log of the server"),
         }
@@ -105,7 +104,6 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self.loop = asyncio.create_task(self.batcher.run())
-        self.loop.add_done_callback(_log_error)
         yield
         self.loop.cancel()
         for threads in self._threads():
@@ -161,26 +159,9 @@ class Service:
         async with asyncio.timeout(None) as deadline:
             options = await self.read(request, deadline, self.timeout)
             pieces = self.writing(self._generate(options))
-            first = await self._first(request, pieces)
+            first = await anext(pieces, "")
         stream = self._stream(first, pieces, deadline.when())
         return StreamingResponse(stream, media_type="text/plain; charset=utf-8")
-
-    async def _first(self, request: Request, pieces: AsyncGenerator[str, None]) -> str:
-        """The first piece of a text; a client that leaves before it gives its place back."""
-
-        async def left() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-
-        first, gone = asyncio.create_task(anext(pieces, "")), asyncio.create_task(left())
-        try:
-            await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not first.done():
-                raise ClientDisconnect
-            return first.result()
-        finally:
-            first.cancel()
-            gone.cancel()
 
     async def _stream(self, piece: str, pieces: AsyncGenerator[str, None], end: float | None) -> AsyncIterator[bytes]:
         async with aclosing(pieces):
@@ -201,11 +182,6 @@ class Service:
         limits = {name: options[name] for name in ("temperature", "top_k", "top_p")}
         ids = self.writer.generate(prompt, options["max_new_tokens"], **limits, generator=generator)
         yield from filter(None, tokenizer.stream(ids, prompt.tolist()))
-
-
-def _log_error(task: "asyncio.Task[None]") -> None:
-    if not task.cancelled():
-        logging.getLogger("uvicorn.error").error("the model has stopped", exc_info=task.exception())
 
 
 def page(facts: dict[str, Any], script: str = "") -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import socket
 import sys
@@ -64,18 +65,14 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError(f"--max_body_mb {options.max_body_mb} is too large: give at most {LARGEST_BODY_MB}")
     if not 1024 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is out of range: give 1024 to 65535")
-    if options.token == "":
-        raise InputError("--token is empty: give a token, or leave it out")
-    if options.token is not None and (options.token != options.token.strip() or not options.token.isprintable()):
-        raise InputError("--token begins or ends with a space, or has a control character: no HTTP header can hold it")
+    if options.token is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", options.token):
+        raise InputError("--token: give printable ASCII that neither begins nor ends with a space, or leave it out")
     family = socket.AF_INET6 if options.host == "::" else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as test:
-        test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            test.bind((options.host, options.port))
-        except OSError as error:
-            raise InputError(
-                f"--port {options.port} of {options.host} cannot be used ({error.strerror}): give another, such as"
-                f" --port {options.port + 1}"
-            ) from error
+    try:
+        socket.create_server((options.host, options.port), family=family).close()
+    except OSError as error:
+        raise InputError(
+            f"--port {options.port} of {options.host} cannot be used ({error.strerror}): give another, such as"
+            f" --port {options.port + 1}"
+        ) from error
     return options

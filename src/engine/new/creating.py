@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from src import ROOT
-from src.engine.cli.command import command_parser, parse_words
+from src.engine.cli.command import command_parser, new_output, parse_words
 from src.engine.new.project import ALWAYS, DEFAULT, Choice, Project, default_parts, kinds, parts, recipes
 from src.engine.new.pyproject import distributions
 from src.engine.new.template import Template, commit, git, uncommitted
@@ -22,6 +23,8 @@ from src.engine.system.errors import InputError
 
 # Names that a project's own folder or package cannot have: they are taken in every project, or git ignores them.
 TAKEN = {"engine", "tasks", "train", "new", "tests", "configs", "src", "data", "logs", "build", "docs", "scripts"}
+# Another name, and what is left out, order and wrap other lines.
+RUFF = (("check", "--select=I", "--fix"), ("format",))
 
 
 def new(args: list[str]) -> int | None:
@@ -72,9 +75,9 @@ def write(folder: Path, files: dict[str, bytes], author: str) -> None:
                 file.write_bytes(content)
                 if content.startswith(b"#!"):
                     file.chmod(file.stat().st_mode | 0o111)
-            if importlib.util.find_spec("ruff") is not None:  # another name wraps other lines
-                subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", "."], cwd=temporary, check=True)
-                shutil.rmtree(temporary / ".ruff_cache", ignore_errors=True)
+            for words in RUFF if importlib.util.find_spec("ruff") is not None else ():
+                subprocess.run([sys.executable, "-m", "ruff", *words, "--quiet", "."], cwd=temporary, check=True)
+            shutil.rmtree(temporary / ".ruff_cache", ignore_errors=True)
             git(temporary, "init", "--quiet", "--initial-branch=main")
             git(temporary, "add", "--all", "--force")  # whatever git ignores everywhere on this machine
             commit(temporary, "New project from lightning-starter", author)
@@ -96,14 +99,10 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
     """
     if not options.folder:
         raise InputError("the folder is missing: give one, as in python -m src.new ../tumours --kind classification")
-    folder = Path(options.folder).expanduser().absolute()
     if not options.kind and not options.recipe:
         known = f"--kind {' or '.join(kinds(ROOT))}, or --recipe with one of {', '.join(recipes(Template(ROOT)))}"
         raise InputError(f"{options.folder}: nothing is chosen for this project: give {known}")
-    if folder.exists() or folder.is_symlink():
-        raise InputError(f"{options.folder} already exists: give another folder")
-    if not folder.parent.is_dir():
-        raise InputError(f"{options.folder}: there is no folder {folder.parent}; make it first")
+    folder = new_output("folder", options.folder)
     name = options.name or folder.name
     _check_name("--name" if options.name else f"{options.folder}: the name", name, "--name tumours")
     if options.package != "src":
@@ -152,22 +151,21 @@ def _ask(options: argparse.Namespace) -> None:
     template = Template(ROOT)
     options.folder = input("Folder of the new project, such as ../tumours: ").strip()
     print("\nWhat it starts with, and the lines of its src/:")
-    starts = [("kind", name, str(about["about"])) for name, about in kinds(ROOT).items()]
-    starts += [("recipe", name, path) for name, path in recipes(template).items()]
-    for number, (kind, name, about) in enumerate(starts, start=1):
-        words: dict[str, object] = {"kind": name} if kind == "kind" else {"recipes": [name]}
-        project = Project(ROOT, Choice("example", parts=[], **words))  # type: ignore[arg-type]
-        print(f"{number:3}  {project.lines():6,} lines  {name}: {about}")
+    starts = {f"{name}: {about['about']}": Choice("example", name, parts=[]) for name, about in kinds(ROOT).items()}
+    for name, path in recipes(template).items():
+        starts[f"{name}: {path}"] = Choice("example", recipes=[name], parts=[])
+    for number, (shown, choice) in enumerate(starts.items(), start=1):
+        print(f"{number:3}  {Project(ROOT, choice).lines():6,} lines  {shown}")
     answer = input("Number: ").strip()
     if not answer.isdigit() or not 1 <= int(answer) <= len(starts):
         raise InputError(f"{answer or 'no number'}: give 1 to {len(starts)}")
-    kind, name, _ = starts[int(answer) - 1]
-    options.kind, options.recipe = (name, []) if kind == "kind" else (None, [name])
+    choice = [*starts.values()][int(answer) - 1]
+    options.kind, options.recipe = choice.kind, choice.recipes
     print("\nWhat it can do besides training, and what each adds:")
-    base = Project(ROOT, Choice("example", options.kind, options.recipe, []))
+    base = Project(ROOT, choice)
     needed = base.requirements()
     for word in (word for word in parts(template) if word not in ALWAYS):
-        more = Project(ROOT, Choice("example", options.kind, options.recipe, [word]))
+        more = Project(ROOT, replace(choice, parts=[word]))
         packages = ", ".join(sorted(more.requirements() - needed))
         if more.kept != base.kept:
             print(f"  {more.lines() - base.lines():6,} lines  {word}{f' (needs {packages})' if packages else ''}")
@@ -198,8 +196,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list the files with their lines and write nothing")
     parser.add_argument("--update", metavar="PROJECT", help="merge newer files into a project made by this command")
     options = parse_words(parser, args)
-    others = [word for word in vars(options) if getattr(options, word) != parser.get_default(word)]
-    if options.update and (unused := {*others} - {"update", "debug", "more"}):
-        flags = [{"folder": options.folder, "parts": "--with"}.get(word, f"--{word}") for word in sorted(unused)]
-        raise InputError(f"--update takes no other option, was given {', '.join(flags).replace('_', '-')}")
+    used = {"--update", options.update, f"--update={options.update}", "--debug"}
+    if options.update and (others := [word for word in args if word not in used]):
+        raise InputError(f"--update takes no other option, was given {' '.join(others)}")
     return options

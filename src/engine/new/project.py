@@ -82,69 +82,58 @@ class Project:
         known = {path.name: path for path in (root / "templates/licenses").iterdir()}
         self.license: Path = _one("license", choice.license, known)
         self.recipes: list[str] = [_one("recipe", name, recipes(template)) for name in choice.recipes]
-        self.recipes.sort(key=lambda path: path != "configs/default.yaml")  # the first is the project's default
+        self.recipes.sort(key=lambda path: path != "configs/default.yaml")
+        self.default = self.recipes[0] if choice.kind is None else "configs/default.yaml"
+        """The recipe that becomes `configs/default.yaml`."""
         roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
         added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
         if "src/tune.py" in roots:
-            roots |= {path for path in template.source if path.startswith("configs/tune/") and self._searches(path)}
+            searches = {path for path in template.source if path.startswith("configs/tune/")}
+            recipe = {path: template.tree(path).get("recipe") for path in searches}
+            roots |= {path for path in searches if path in template.added or recipe[path] in self.recipes}
         self.kept = template.reached({*roots, *added, *COPIED, *self.recipes})
         """All files but tests, by their path in a project named `example` with the package `src`."""
-        self.kept |= {path for path in overlays(template) if self._comes_along(path)}
-
-    def _searches(self, path: str) -> bool:
-        recipe = re.search(r"^recipe: (\S+)", self.template.text(path), re.MULTILINE)
-        return path in self.template.added or (recipe is not None and recipe[1] in self.recipes)
-
-    def _comes_along(self, path: str) -> bool:
-        return self.template.needs(path) <= self.kept and "needs `pip install" not in self.template.text(path)
+        free = {path for path in overlays(template) if "needs `pip install" not in template.text(path)}
+        self.kept |= {path for path in free if template.needs(path) <= self.kept}
 
     @cached_property
     def tests(self) -> dict[str, str]:
         """Content of the tests that remain, by path."""
         template = self.template
-        folders = {path.split("/")[1] for path in self.kept if path.startswith("src/")} | {"engine"}
-        inits = {path for path in template.source if path.startswith("tests/") and path.endswith("__init__.py")}
+        domains = {path.split("/")[1] for path in self.kept if path.startswith("src/")} - {"engine", "tasks"}
+        every = [path for path in template.source if path.startswith("tests/")]
+        inits = {path for path in every if path.endswith("__init__.py")}
         paths = [
             path
-            for path in template.source
-            if re.fullmatch(r"tests/(.+/)?(?!__init__)\w+\.py", path)
-            and (
-                path.split("/")[1] in folders
-                or (path.count("/") == 1 and "/test_" not in path)
-                or path in template.added
-            )
-            and not re.match(r"tests/(engine|tasks)/(.+/)?test_", path)  # this template runs them
+            for path in every
+            if path.endswith(".py")
+            and path not in inits
+            and ("/test_" not in path or path.split("/")[1] in domains or path in template.added)
         ]
-        named = "\n".join(map(template.text, paths))
         data = {
             path
-            for path in template.source
-            if re.fullmatch(r"tests/.+\.(yaml|js)", path)
-            and PurePosixPath(path).name in named
-            and all(one in self.kept for one in template.needs(path) if one.startswith("src/"))
+            for path in every
+            if path.endswith((".yaml", ".js"))
+            and not any(one.startswith("src/") for one in template.needs(path) - self.kept)
         }
         other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
         gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
-        found = Suite(template, gone, paths).trimmed({PurePosixPath(path).name: template.text(path) for path in data})
+        found = Suite(template, gone, paths, data).trimmed()
         remaining = "\n".join(found.values())
-        data = {path for path in data if PurePosixPath(path).name in remaining}
-        needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents}
-        found |= {path: template.text(path) for path in (data | inits) & {*data, *needed}}
-        uses_kill = any(re.search(r"^(from|import) kill\b", text, re.MULTILINE) for text in found.values())
-        return {**found, **({KILL: template.text(KILL)} if uses_kill else {})}
+        needed = {f"{folder}/__init__.py" for path in found for folder in PurePosixPath(path).parents} & inits
+        needed |= {path for path in data if PurePosixPath(path).name in remaining}
+        needed |= {KILL} if re.search(r"^(from|import) kill\b", remaining, re.MULTILINE) else set()
+        return found | {path: template.text(path) for path in needed}
 
-    def lines(self, folder: str = "src/") -> int:
-        """Lines of code in a folder."""
-        return sum(len(self.template.text(path).splitlines()) for path in self.kept if path.startswith(folder))
+    def lines(self) -> int:
+        """Lines of code."""
+        return sum(len(self.template.text(path).splitlines()) for path in self.kept if path.startswith("src/"))
 
     def packages(self) -> set[str]:
         """Names of packages that the code imports."""
-        needed = (
-            re.findall(r"needs `pip install (\w+)", self.template.text(path))
-            for path in self.kept & overlays(self.template)
-        )
+        text = "\n".join(self.template.text(path) for path in self.kept & overlays(self.template))
         code = self.template.packages(path for path in self.kept if path.startswith("src/"))
-        return {"torch", "lightning", "tensorboard", *code, *(name for names in needed for name in names)}
+        return {"torch", "lightning", "tensorboard", *code, *re.findall(r"needs `pip install (\w+)", text)}
 
     def requirements(self) -> set[str]:
         """The packages to install, as `pyproject.toml` will name them."""
@@ -156,31 +145,25 @@ class Project:
         choice, template = self.choice, self.template
         texts = {path: template.text(path) for path in self.kept} | self.tests
         if choice.kind is None and "configs/default.yaml" not in texts:
-            texts["configs/default.yaml"] = template.text(self.recipes[0])
+            texts["configs/default.yaml"] = template.text(self.default)
         texts["pyproject.toml"] = project_table(
             texts["pyproject.toml"], choice, self.packages(), self.tests, template.root
         )
-        texts["README.md"] = self._readme(texts["README.md"])
+        gone = Gone(template, {*self.kept, *self.tests})
+        rows = texts["README.md"].splitlines(keepends=True)
+        texts["README.md"] = "".join(row for row in rows if not (row.startswith("|") and gone.in_text(row)))
         if SEARCH in texts:
             texts[SEARCH] += self._search_options(texts["configs/default.yaml"])
         texts["LICENSE-lightning-starter"] = template.text("LICENSE")
         texts["LICENSE"] = self.license.read_text(encoding="utf-8")
-        values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
-        values["quoted_author"] = json.dumps(choice.author, ensure_ascii=False)  # for YAML
-        own = template.packages(path for path in template.reached({*self.recipes}) if path.startswith("src/"))
-        to_train = {*TO_TRAIN, *requirements(template.text("pyproject.toml"), own)}
-        known = requirements(template.text("pyproject.toml"), self.packages())
-        extras = [name for name in known if name and name in to_train]
-        values["extras"] = f"[{','.join(extras)}]" if extras else ""
         tops = {path.split("/")[1].removesuffix(".py") for path in texts if path.startswith("src/")} | {choice.name}
+        values = self._values()
         found = {"logs/.gitkeep": b""}
         for source, text in texts.items():
             path = source
             if path in template.added or path in OWN:
                 path, text = _named(path, choice.name), _named(text, choice.name)
                 text = re.sub(r"\{\{(\w+)\}\}", lambda one: values[one[1]], text)
-                if path.endswith(".py"):  # the project's name may come before `engine`
-                    text = re.sub(r"(^from src\.[^(\n]*\n)+", _sorted_lines, text, flags=re.MULTILINE)
             is_code = path.startswith(("src/", "tests/", "configs/"))  # may have a column or an argument of that name
             if not is_code or path.endswith((".py", ".yaml")):  # in a page src is the address of a picture
                 is_engine = path.startswith("src/engine/") or path.count("/") == 1
@@ -195,29 +178,29 @@ class Project:
         paths = {*self.kept, *self.tests}
         return name != EXAMPLE and any(re.match(rf"(src|tests)/{name}(/|\.py$)", path) for path in paths)
 
-    def _readme(self, text: str) -> str:
-        gone = Gone(self.template, {*self.kept, *self.tests})
-        shown = [
-            f"| train `{path}` | `python -m src.train --config {path}{self.given_data(path)}` |"
-            for path in self.recipes
-        ]
-        about = self.choice.kind and kinds(self.template.root)[self.choice.kind]["about"]
-        inits = sorted(path for path in self.kept if re.fullmatch(r"src/\w+/__init__\.py", path))
-        found = {
-            path.removesuffix("__init__.py"): self.template.text(path).strip().strip('"').rstrip(".") for path in inits
-        }
-        found["configs/"] = "one YAML file per recipe; overlays in folders"
-        found["tests/"] = "of your code and recipes; the template tests the engine"
-        folders = [f"| `{folder}` | {what} |" for folder, what in found.items()]
-        for name, value in (
-            ("longer", [self._longer()]),
-            ("about", [about or comment(self.template.text(self.recipes[0]))]),
-            ("folders", folders),
-            ("recipes", shown),
-        ):
-            text = text.replace(f"{{{{{name}}}}}\n", "".join(f"{line}\n" for line in value))
-        text = text.replace("{{data}}", self.data_option).replace("{{arguments}}", self.make_arguments)
-        return "".join(line for line in text.splitlines(True) if not (line.startswith("|") and gone.find(line)))
+    def _values(self) -> dict[str, str]:
+        """What is written for each {{name}} in files of templates/."""
+        choice, template = self.choice, self.template
+        values = {"name": choice.name, "author": choice.author, "license": choice.license, "year": time.strftime("%Y")}
+        values["quoted_author"] = json.dumps(choice.author, ensure_ascii=False)  # for YAML
+        table = template.text("pyproject.toml")
+        own = template.packages(path for path in template.reached({*self.recipes}) if path.startswith("src/"))
+        to_train = {*TO_TRAIN, *requirements(table, own)}
+        extras = [name for name in requirements(table, self.packages()) if name and name in to_train]
+        values["extras"] = f"[{','.join(extras)}]" if extras else ""
+        values |= {"data": self.data_option, "arguments": self.make_arguments, "longer": self._longer()}
+        about = choice.kind and kinds(template.root)[choice.kind]["about"]
+        values["about"] = about or comment(template.text(self.default))
+        rows = {}
+        for path in sorted(path for path in self.kept if re.fullmatch(r"src/\w+/__init__\.py", path)):
+            folder = _named(path.removesuffix("__init__.py"), choice.name)
+            rows[folder] = template.text(path).strip().strip('"').rstrip(".")
+        rows["configs/"] = "one YAML file per recipe; overlays in folders"
+        rows["tests/"] = "of your code and recipes; the template tests the engine"
+        values["folders"] = "\n".join(f"| `{folder}` | {what} |" for folder, what in rows.items())
+        shown = {path: f"python -m src.train --config {path}{self.given_data(path)}" for path in self.recipes}
+        values["recipes"] = "".join(f"\n| train `{path}` | `{command}` |" for path, command in shown.items())
+        return values
 
     def given_data(self, path: str) -> str:
         """The option for data of one's own, if a recipe has none."""
@@ -226,7 +209,7 @@ class Project:
     @property
     def data_option(self) -> str:
         """The option for data of one's own that the default recipe needs, or nothing."""
-        return self.given_data(self.recipes[0]) if self.choice.kind is None else ""
+        return self.given_data(self.default)
 
     @property
     def make_arguments(self) -> str:
@@ -244,19 +227,14 @@ class Project:
 
     def _longer(self) -> str:
         """A row with the command that trains the default recipe for longer, with another learning rate."""
-        path = self.recipes[0] if self.choice.kind is None else "configs/default.yaml"
-        tree = yaml.safe_load(self.template.text(path))
+        tree = self.template.tree(self.default)
         trainer = tree.get("trainer") or {}
         steps, epochs = trainer.get("max_steps") or 0, trainer.get("max_epochs") or 10
         length = f"--trainer.max_steps {2 * steps}" if steps > 0 else f"--max_epochs {2 * epochs}"
         own = (tree["model"].get("init_args") or {}) if isinstance(tree["model"], dict) else {}
         rate = "--model.lr" if "optimizer" not in tree and "lr" in own else "--optimizer.lr"
-        command = f"python -m src.train{self.given_data(path)} {length} {rate} 1e-3"
+        command = f"python -m src.train{self.data_option} {length} {rate} 1e-3"
         return f"| train longer, with another learning rate | `{command}` |"
-
-
-def _sorted_lines(found: re.Match[str]) -> str:
-    return "".join(sorted(found[0].splitlines(keepends=True)))
 
 
 def _one(option: str, name: str, known: dict[str, Any]) -> Any:
@@ -275,33 +253,24 @@ def kinds(root: Path) -> dict[str, dict[str, Any]]:
 
 def recipes(template: Template) -> dict[str, str]:
     """The recipes of a template by name: files of `configs` with model and data whose classes are there."""
-    own = [path for path in _configs(template) if path not in template.added]
-    found = [path for path in own if _is_recipe(template, path) and _has_its_classes(template, path)]
+    classes = {path: _classes(template, path) for path in _configs(template) if path not in template.added}
+    found = [
+        path for path, names in classes.items() if names and all(one in template.classes or "." in one for one in names)
+    ]
     count = Counter(PurePosixPath(path).stem for path in found)
     return {name if count[name := PurePosixPath(path).stem] == 1 else path: path for path in found}
 
 
-def _is_recipe(template: Template, path: str) -> bool:
-    """Whether a file has a model, and data or a model that makes its own loaders."""
-    keys = _keys(template, path)
-    if "model" not in keys or "data" in keys:
-        return {"model", "data"} <= keys
-    model = yaml.safe_load(template.text(path))["model"]
-    name = (model.get("class_path") if isinstance(model, dict) else model) or ""  # an overlay may have arguments only
-    file = template.classes.get(name) or template.module(name.rpartition(".")[0])
-    return file is not None and "def train_dataloader(" in template.text(file)
-
-
 def _classes(template: Template, path: str) -> list[str]:
-    """The names of model and data of a recipe."""
-    tree = yaml.safe_load(template.text(path))
+    """The names of model and data in a recipe; a model that makes its own loaders needs no data. Else empty."""
+    tree = template.tree(path) or {}
     parts = [tree[key] for key in ("model", "data") if tree.get(key)]
-    return [part["class_path"] if isinstance(part, dict) else part for part in parts]
-
-
-def _has_its_classes(template: Template, path: str) -> bool:
-    """Whether model and data of a recipe are there: their domain may have been deleted."""
-    return all(name in template.classes or "." in name for name in _classes(template, path))
+    names = [(part.get("class_path") or "") if isinstance(part, dict) else part for part in parts]
+    if "model" not in tree or "data" in tree:
+        return names if {"model", "data"} <= tree.keys() else []
+    name = next(iter(names), "")  # an overlay may have arguments of the model only
+    file = template.classes.get(name) or template.module(name.rpartition(".")[0])
+    return names if file is not None and "def train_dataloader(" in template.text(file) else []
 
 
 def default_parts(root: Path, names: list[str]) -> list[str]:
@@ -317,32 +286,24 @@ def default_parts(root: Path, names: list[str]) -> list[str]:
 
 def overlays(template: Template) -> set[str]:
     """The files of `configs` that are neither recipes nor searches."""
-    return {path for path in _configs(template) if not _is_recipe(template, path)} - {
-        path for path in template.source if path.startswith("configs/tune/")
+    return {
+        path for path in _configs(template) if not path.startswith("configs/tune/") and not _classes(template, path)
     }
 
 
 def parts(template: Template) -> dict[str, list[str]]:
     """The commands, parts of the engine and overlays of a template with their files, by name."""
     found: dict[str, list[str]] = {}
-    files = [
-        path for path in template.source if re.fullmatch(r"src/(engine/(parts|tensorboard)/)?(?!__init__)\w+\.py", path)
-    ]
-    pictures = [path for path in files if "/tensorboard/" in path and "\ndef callbacks(" not in template.text(path)]
-    for path in (
-        *sorted({*files} - {*pictures}, key=lambda path: (path.count("/"), path)),
-        *sorted(overlays(template)),
-    ):
+    named = re.compile(r"src/(engine/(parts|tensorboard)/)?(?!__init__)\w+\.py")
+    files = [path for path in template.source if named.fullmatch(path)]
+    own = [path for path in files if "/tensorboard/" not in path or "\ndef callbacks(" in template.text(path)]
+    for path in (*sorted(own, key=lambda path: (path.count("/"), path)), *sorted(overlays(template))):
         found.setdefault(PurePosixPath(path).stem, []).append(path)
     return found
 
 
 def _configs(template: Template) -> Iterable[str]:
     return sorted(path for path in template.source if path.startswith("configs/") and path.endswith(".yaml"))
-
-
-def _keys(template: Template, path: str) -> set[str]:
-    return set(re.findall(r"^(\w+):", template.text(path), re.MULTILINE))
 
 
 def comment(text: str) -> str:

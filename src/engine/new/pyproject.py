@@ -24,19 +24,22 @@ TO_TRAIN = ("sample", "pretrained", "detection", "audio", "biology")
 
 def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:
     """The requirements of a `pyproject.toml` whose packages are imported: those of all, by "", and of each extra."""
-    project = tomllib.loads(text)["project"]
-    groups = {"": project["dependencies"], **project["optional-dependencies"]}
     found = {
-        name: [one for one in group if _is_imported(one, imported)] for name, group in groups.items() if name != "dev"
+        name: [one for one in group if _is_imported(one, imported)]
+        for name, group in _groups(text).items()
+        if name != "dev"
     }
     return {name: group for name, group in found.items() if group}
 
 
 def distributions(text: str) -> set[str]:
     """The packages that a `pyproject.toml` names, in lower case with underscores."""
+    return {_distribution(one).replace("-", "_") for group in _groups(text).values() for one in group}
+
+
+def _groups(text: str) -> dict[str, list[str]]:
     project = tomllib.loads(text)["project"]
-    groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    return {_distribution(one).replace("-", "_") for group in groups for one in group}
+    return {"": project["dependencies"], **project["optional-dependencies"]}
 
 
 def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, str], root: Path) -> str:
@@ -53,11 +56,9 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     tested = imported | set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(tests.values()), re.MULTILINE))
     extras = requirements(text, imported)
     base = extras.pop("")
-    known = [one for group in (project["dependencies"], *project["optional-dependencies"].values()) for one in group]
-    named = {*base, *(one for group in extras.values() for one in group), f"{project['name']}"}
-    dev = [one for one in dict.fromkeys(known) if _is_imported(one, tested) or _distribution(one) in TOOLS]
     own = [one for group in extras.values() for one in group]  # not by the project's name, which may change
-    extras["dev"] = own + [one for one in dev if one not in named]
+    known = dict.fromkeys(one for group in _groups(text).values() for one in group if one not in {*base, *own})
+    extras["dev"] = own + [one for one in known if _is_imported(one, tested) or _distribution(one) in TOOLS]
 
     head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}
     head["requires-python"] = project["requires-python"]
@@ -66,12 +67,9 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     lines += [line for name, group in extras.items() for line in _array(name, group, text)]
     for section in SECTIONS:
         lines += ["", f"[tool.{section}]", *_section(text, f"tool.{section}")]
-    if choice.package != "src":  # another name, longer or after `tests`
+    if choice.package != "src":  # another name makes lines longer
         longest = 120 + max(0, len(choice.package) - len("src"))
         lines += ["", "[tool.ruff.lint.pycodestyle]", f"max-line-length = {longest}"]
-        lines += ["", "[tool.ruff.lint.isort]", 'no-lines-before = ["tests"]', 'sections = { tests = ["tests"] }']
-        order = ["future", "standard-library", "third-party", "first-party", "tests", "local-folder"]
-        lines += _lines({"section-order": order})
     lines = [line for line in lines if not re.match('"templates/|# Checked in the projects', line)]
     for override in tool["mypy"]["overrides"]:
         override["module"] = [one for one in override["module"] if one.partition(".")[0] in tested]

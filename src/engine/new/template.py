@@ -50,30 +50,31 @@ class Template:
         """The content of a file, with line breaks as in Python."""
         return _read(self.root / self.source[path])
 
+    def tree(self, path: str) -> Any:
+        """The content of a YAML file, not to be changed."""
+        return _parsed(self.text(path))
+
     def module(self, name: str) -> str | None:
         """The file of a module such as `src.engine.cli.config`, or None."""
         path = name.replace(".", "/")
         return next((one for one in (f"{path}.py", f"{path}/__init__.py") if one in self.source), None)
 
-    def texts(self, path: str) -> tuple[str, ...]:
-        """All text in a Python file, docstrings and parts of f-strings included."""
-        return _named(self.root / self.source[path], path)[0]
-
-    def named_modules(self, path: str) -> tuple[str, ...]:
-        """Dotted names of what a Python file imports, also within functions."""
-        return _named(self.root / self.source[path], path)[1]
+    def named(self, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """All text in a Python file, docstrings and parts of f-strings included; dotted names of what it imports."""
+        return _named(self.root / self.source[path], path)
 
     def needs(self, path: str) -> set[str]:
         """The files that a file needs: imported modules, classes named in YAML, data files beside a module."""
         if path.endswith(".yaml"):  # bare or dotted names of classes
-            values = {*_values(yaml.safe_load(self.text(path)))}
+            values = {*_values(self.tree(path))}
             files = (self.classes.get(value) or self.module(value.rpartition(".")[0]) for value in values)
             return {file for file in files if file}
         if not path.endswith(".py"):
             return set()
-        found = {file for name in self.named_modules(path) if (file := self.module(name))}
+        texts, modules = self.named(path)
+        found = {file for name in modules if (file := self.module(name))}
         found |= {file for folder in Path(path).parents if (file := f"{folder}/__init__.py") in self.source}
-        for text in self.texts(path):
+        for text in texts:
             beside = f"{Path(path).parent}/{text}"
             found |= {beside} & self.source.keys() if not text.endswith(".py") else set()
             found |= {text} & self.source.keys() if not text.endswith((".py", ".yaml", ".md")) else set()
@@ -98,8 +99,8 @@ class Template:
         found = set[str]()
         for path in paths:
             if path.endswith(".py"):
-                names = {part for name in self.named_modules(path) for part in name.split(".")}
-                found |= names | {text for text in self.texts(path) if text.isidentifier()}
+                texts, modules = self.named(path)
+                found |= {part for name in modules for part in name.split(".")} | {*filter(str.isidentifier, texts)}
         return found
 
 
@@ -168,6 +169,11 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:  # such as an array beside a module
         return path.read_bytes().decode(errors="surrogateescape")
+
+
+@cache
+def _parsed(text: str) -> Any:
+    return yaml.safe_load(text)
 
 
 @cache

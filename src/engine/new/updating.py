@@ -1,10 +1,9 @@
 """Merges newer files of this template into a project that was made of it."""
 
-import io
+import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import tomllib
 from pathlib import Path
@@ -36,25 +35,18 @@ def update(root: Path, project: Path) -> int:
         )
     if status.stdout.strip():
         raise InputError(f"--update {project}: it has changes that are not committed; commit them first")
-    if noted["commit"] == "unknown":
-        raise InputError(
-            f"--update {project}: it was made of a copy without history: write the commit that it was made of into its"
-            " pyproject.toml, below [tool.lightning-starter]"
-        )
     if reason := uncommitted(root):
         raise InputError(f"--update {project}: {reason}")
     if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
         raise InputError(
-            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from; give a full"
-            " clone (git fetch --unshallow)"
+            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from: give a full"
+            " clone (git fetch --unshallow); if it was made of a copy without history, write the commit of that copy"
+            " into its pyproject.toml, below [tool.lightning-starter]"
         )
     with tempfile.TemporaryDirectory() as name:
         before, after, template = (Path(name) / one for one in ("before", "after", "template"))
-        archive = subprocess.run(["git", "-C", root, "archive", noted["commit"]], capture_output=True, check=True)
-        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-            has_filters = hasattr(tarfile, "data_filter")  # Python 3.11.0 to 3.11.3 have none
-            filters: dict[str, Any] = {"filter": "data"} if has_filters else {}
-            files.extractall(template, **filters)
+        git(root, "archive", "--format=zip", f"--output={template}.zip", noted["commit"])
+        shutil.unpack_archive(f"{template}.zip", template)
         _make(template, before, noted)
         more = NEW_PARTS if (template / OLD_FILE).is_file() else ()
         _make(root, after, {**noted, "with": [*noted["with"], *more]})
@@ -110,28 +102,23 @@ def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> t
         old, new, mine = (_read(side / path) for side in (before, after, project))
         if new in (old, mine) or (mine is None and old is not None):
             continue
-        if new is None and mine != old:
-            conflicts.append(f"{path}: it is gone from the template, and you have changed it")
-        elif new is None:
+        if mine == old and new is None:
             (project / path).unlink()
-            merged.append(path)
         elif mine == old:
             (project / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(after / path, project / path)
-            merged.append(path)
+        elif new is None:
+            conflicts.append(f"{path}: it is gone from the template, and you have changed it")
         else:
-            base = before / path
-            if old is None:  # both have added it
-                base.parent.mkdir(parents=True, exist_ok=True)
-                base.touch()
+            base = str(before / path) if old is not None else os.devnull  # both have added it
             labels = ("-L", "yours", "-L", "before", "-L", "template")
-            done = git(project, "merge-file", *labels, str(project / path), str(base), str(after / path), check=False)
+            done = git(project, "merge-file", *labels, str(project / path), base, str(after / path), check=False)
             if done.returncode > 127:  # else the number of conflicts
                 conflicts.append(f"{path}: {' '.join(done.stderr.split())}")
             elif done.returncode:
                 conflicts.append(path)
-            elif _read(project / path) != mine:
-                merged.append(path)
+        if _read(project / path) != mine and path not in conflicts:
+            merged.append(path)
     return merged, conflicts
 
 

@@ -6,6 +6,8 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from src.engine.system.classes import flat
+
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
 
@@ -25,17 +27,7 @@ def show_final(trainer: Trainer, config: str, metrics: dict[str, float]) -> None
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:
     """Settings in which runs may differ, keyed by option name."""
-    flat: dict[str, bool | float | str] = {}
-
-    def walk(node: Any, name: str) -> None:
-        if isinstance(node, dict):
-            if "class_path" in node:
-                flat[name] = str(node["class_path"]).rpartition(".")[2]
-            for key, value in (node.get("init_args", {}) if "class_path" in node else node).items():
-                walk(value, f"{name}.{key}".lstrip("."))
-        elif node is not None:
-            flat[name] = node if isinstance(node, bool | int | float | str) else str(node)
-
-    walk({key: tree.get(key) for key in COMPARED}, "")
-    walk({key: tree.get("trainer", {}).get(key) for key in COMPARED_OF_TRAINER}, "trainer")
-    return flat
+    compared = {key: tree.get(key) for key in COMPARED}
+    compared["trainer"] = {key: tree.get("trainer", {}).get(key) for key in COMPARED_OF_TRAINER}
+    given = {name: value for name, value in flat(compared).items() if value is not None}
+    return {name: value if isinstance(value, bool | float | int | str) else str(value) for name, value in given.items()}

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import best_states
 from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
+from src.engine.training.early_stopping import follow, followers
 
 
 class MonitorChoice(Callback):
@@ -37,10 +38,7 @@ class MonitorChoice(Callback):
         self._saves = bool(others)
         if others and self.best not in others:  # the module or the configuration has its own
             self._is_settled, self.best = True, others[0]
-        self._stoppers += [one for one in everyone if isinstance(one, EarlyStopping) and one.monitor == FOLLOWED]
-        for one in self._stoppers:
-            if one.mode != self.best.mode:
-                one.mode, one.min_delta, one.best_score = self.best.mode, -one.min_delta, -one.best_score
+        self._stoppers += followers(everyone)
         self._follow()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,5 +78,4 @@ class MonitorChoice(Callback):
             )
 
     def _follow(self, otherwise: str = FOLLOWED) -> None:
-        for one in self._stoppers:
-            one.monitor = self.best.monitor or otherwise
+        follow(self._stoppers, self.best.monitor or otherwise, self.best.mode)

@@ -1,7 +1,6 @@
 """Writes checkpoints completely or not at all, and reads them without trusting them."""
 
 import errno
-import hashlib
 import inspect
 import os
 import pickle
@@ -36,18 +35,13 @@ CONFIGURED: dict[str, tuple[type, ...]] = {
 }
 TRAINER_KEYS = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
 TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
-# A checkpoint file ends with this mark and the SHA-256 of all bytes before the digest. Both are stored as the comment
-# of the zip archive, which torch ignores.
-MARK = b"sha256="
-COMMENT = len(MARK) + 64
 # Errors that unexpected content of a checkpoint causes in the code that reads it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 CONTENT_ERRORS += (ValueError,)  # type: ignore[assignment]
-END = 22  # bytes of the archive's last record without the comment
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint under its name only when it is complete on the disk, with a checksum."""
+    """Writes a checkpoint under its name only when it is complete on the disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         if "://" in str(path):
@@ -57,44 +51,30 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and its checksum.
+    """Write a checkpoint; torch.save stores checksums of its content, which `damage` compares.
 
     Raises:
         InputError: the checkpoint holds something that could not be loaded again.
         UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
     """
     refuse_unloadable(checkpoint)
-    temporary = None
+    temporary = path.parent / f".{path.name}-{os.getpid()}"
     try:
         # Do not recreate `checkpoints` if the run has been deleted in the meantime.
         path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
-        temporary = path.parent / f".{path.name}-{os.getpid()}"
         with temporary.open("xb") as file:  # not by tempfile, which overrides the user's umask
             torch.save(checkpoint, file)
-        with zipfile.ZipFile(temporary, "a") as archive:
-            archive.comment = MARK + b"0" * 64
-        digest = _digest(temporary)
-        with temporary.open("r+b") as file:
-            file.seek(-64, os.SEEK_END)
-            file.write(digest.encode())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        if system_error(error) is None:
+    except BaseException as error:
+        with suppress(OSError):  # first: it takes space that the message says is free
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError | RuntimeError) or system_error(error) is None:
             raise
-        _remove(temporary)
         raise unwritable(path, size_of(checkpoint), error) from error
-    finally:
-        _remove(temporary)
-
-
-def _remove(path: Path | None) -> None:
-    if path is not None:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 def system_error(error: BaseException) -> OSError | None:
@@ -122,34 +102,20 @@ def size_of(value: Any) -> int:
     return value.nbytes if isinstance(value, torch.Tensor) else sum(map(size_of, children))
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file without its last 64 bytes, which hold the digest."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size - 64
-    with path.open("rb") as file:
-        while left and (chunk := file.read(min(left, 2**20))):
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.hexdigest()
-
-
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file or folder, or None. A file without a checksum passes."""
+    """What is wrong with a checkpoint file or folder, or None. Files that are no zip archives pass."""
     if path.is_dir():
         shards = shards_of(path)
         return shards.shard_damage(path) if shards else "it is a folder"
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            file.seek(-min(size, END + COMMENT), os.SEEK_END)
-            end = file.read()
-        if end[-COMMENT : -COMMENT + len(MARK)] == MARK:
-            return None if _digest(path).encode() == end[-64:] else "its checksum does not match its content"
-        if end[-END:-18] == b"PK\5\6" and end[-2:] == b"\0\0":
-            return None  # a zip archive without a comment, as torch.save writes
-        return "it is truncated, or its end is damaged" if is_zip(path) else None
+        if not is_zip(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            return "its checksum does not match its content" if archive.testzip() else None
     except OSError as error:
         return error.strerror
+    except Exception:  # zipfile raises many kinds
+        return "it is truncated, or its end is damaged"
 
 
 def shards_of(path: Path) -> Any:
@@ -194,17 +160,16 @@ def read_checkpoint(given: str) -> dict[str, Any]:
         raise InputError(
             f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
         ) from error
-    keys = checkpoint.keys() if isinstance(checkpoint, dict) else ()
-    missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in keys]
-    if missing or not isinstance(checkpoint["state_dict"], dict):
+    content = dict(checkpoint) if isinstance(checkpoint, dict) else {}
+    if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]:
         raise InputError(
-            f"--ckpt_path {given} is not a Lightning checkpoint: it has no {(missing or ['weights'])[0]}; give"
-            " one that a run of this project wrote"
+            f"--ckpt_path {given} is not a Lightning checkpoint: it has no {missing[0]}; give one that a run of this"
+            " project wrote"
         )
-    weights = checkpoint["state_dict"].items()
+    weights = content["state_dict"].items() if isinstance(content["state_dict"], dict) else ()
     if not weights or not all(isinstance(name, str) and isinstance(one, torch.Tensor) for name, one in weights):
         raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: its state_dict has no weights")
-    return dict(checkpoint)
+    return content
 
 
 def best_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
@@ -268,8 +233,6 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
     Callbacks, loggers, profilers, plugins and strategies are ignored.
 
     Args:
-        checkpoint: from `read_checkpoint`.
-        trust: what the user trusts.
         dropped: the names of settings skipped because they are paths are appended to this list.
 
     Raises:
@@ -318,10 +281,9 @@ def checkpoint_errors(given: str) -> Iterator[None]:
     """Turn errors caused by a checkpoint's content into InputErrors that name the checkpoint."""
     try:
         yield
-    except InputError as error:
-        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {error}") from error
     except CONTENT_ERRORS as error:
-        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {reason_of(error)}") from error
+        reason = error if isinstance(error, InputError) else reason_of(error)
+        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {reason}") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.states import TrainerFn
 
-from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 
 # Modules whose callbacks raise an error at the end of an epoch or validation if the metric they monitor is missing.
@@ -34,16 +33,10 @@ class LastCheckpoint(Checkpoint):
         every_n_minutes: also save after this many minutes; 0: never.
 
     Raises:
-        InputError: a number is below 0.
         Interrupted: a signal was received; the checkpoint is saved.
     """
 
-    def __init__(
-        self, folder: Path, interruption: Interruption, every_n_steps: int = 0, every_n_minutes: float = 0
-    ) -> None:
-        for name, value in (("save_every_n_steps", every_n_steps), ("save_every_n_minutes", every_n_minutes)):
-            if value < 0:
-                raise InputError(f"--{name} {value} is out of range: give 0 (never) or more")
+    def __init__(self, folder: Path, interruption: Interruption, every_n_steps: int, every_n_minutes: float) -> None:
         self.path = folder / "last.ckpt"
         self.interruption = interruption
         self.every_n_steps = every_n_steps
@@ -57,7 +50,8 @@ class LastCheckpoint(Checkpoint):
         self._metrics: dict[str, Any] = {}  # of the checkpoint from which the run continues
         self._has_ended = False  # whether that checkpoint is of the end of an epoch
         self._group: Any = None
-        self._reduction: Any = None  # tensor and handle of the all_reduce started after the previous step
+        self._reduced = torch.tensor([0, 0])  # signal and time flag of the previous step
+        self._work: Any = None  # the all_reduce of these that was started after it
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # After the checkpoint callbacks of the module: last.ckpt has their state, and the Trainer's is the first one.
@@ -87,7 +81,8 @@ class LastCheckpoint(Checkpoint):
         self._metrics = checkpoint.get("record", {}).get("metrics", {})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish_reduction()
+        if self._work is not None:
+            self._work.wait()
         self.interruption.waits = False
         if self.interruption.received:
             raise Interrupted(self.interruption.received)
@@ -138,9 +133,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
-            flush = getattr(getattr(logger, "experiment", None), "flush", None)
-            if callable(flush):
-                flush()
+            logger.save()
         trainer.save_checkpoint(self.path, weights_only=False)  # with the optimizer
         self._saved_at, self._saved_step, self._is_due = time.monotonic(), trainer.global_step, False
         if self._signum:
@@ -150,20 +143,11 @@ class LastCheckpoint(Checkpoint):
         """Signal and time flag, the maximum over all processes; with several processes, those of the previous step."""
         if trainer.world_size == 1:
             return signum, is_time
-        result = self._finish_reduction()
-        values = torch.tensor([signum, int(is_time)])
-        work = torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, self._group, True)
-        self._reduction = (values, work)
-        return result[0], bool(result[1])
-
-    def _finish_reduction(self) -> list[int]:
-        if self._reduction is None:
-            return [0, 0]
-        values, work = self._reduction
-        self._reduction = None
-        work.wait()
-        result: list[int] = values.tolist()
-        return result
+        if self._work is not None:
+            self._work.wait()
+        before, self._reduced = self._reduced, torch.tensor([signum, int(is_time)])
+        self._work = torch.distributed.all_reduce(self._reduced, torch.distributed.ReduceOp.MAX, self._group, True)
+        return int(before[0]), bool(before[1])
 
 
 def _ends_here(trainer: Trainer) -> bool:

@@ -26,7 +26,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from src import ROOT
 from src.engine.runs.checkpoint import configurations
 from src.engine.system.batches import batch_size
-from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 from src.engine.system.metric_names import final_names, stage_of
 
@@ -207,11 +206,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def best_metrics(checkpoint: dict[str, Any], monitor: str | None) -> dict[str, float]:
-    """Validation metrics of a run's best checkpoint and its epoch, from 1; empty if it was saved without validation.
+    """Validation metrics of a run's best checkpoint, also `monitor`, which has selected it, and its epoch, from 1.
 
-    Args:
-        checkpoint: as read from its file.
-        monitor: the metric that has selected it, whatever its name.
+    Empty if it was saved without validation.
     """
     record = checkpoint.get("record") or {}
     if record.get("validated") != checkpoint["global_step"]:
@@ -308,8 +305,6 @@ def _peak_memory_mb() -> float | None:
 
 def _write(path: Path, text: str) -> None:
     """Write a file completely or not at all."""
-    if not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written: {path.parent} is gone, deleted or renamed during the run")
     temporary = path.with_suffix(".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

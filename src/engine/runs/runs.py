@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -106,12 +105,7 @@ def checkpoint_of(folder: Path, which: str) -> Path:
     is_there = path in found
     if which == "best" and found and (not is_there or {one.stem for one in found} - {"best", "last"}):
         # The run uses another file name, perhaps since it was continued; or a callback saves more.
-        try:
-            states = best_states(read_checkpoint(str(found[0])))
-        except InputError:
-            if not is_there:
-                raise
-            states = []
+        states = best_states(read_checkpoint(str(found[0])))
         states = states[:1] if is_there else states
         best = [Path(state["best_model_path"]) for state in states if state["best_model_path"]]
         found += [one for one in best if one.exists()]  # in a folder that its callback names
@@ -137,11 +131,7 @@ def find_checkpoint(given: str) -> tuple[Path, Path | None]:
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:
-    """Lock a run folder until this process ends.
-
-    Args:
-        folder: run folder.
-        wait: seconds to wait for another process to release it.
+    """Lock a run folder until this process ends; wait at most `wait` seconds for another process to release it.
 
     Raises:
         InputError: another process uses the folder, or it cannot be written.
@@ -175,12 +165,6 @@ def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
             wait = 0
             continue
         yield folder
-
-
-def clock_lag(folder: Path) -> float:
-    """Seconds by which the clock is behind the time stamps of a run's logs; at least 0."""
-    times = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]
-    return max(0.0, max(times, default=0) - time.time())
 
 
 def checkpoints_of(folder: Path) -> Iterator[Path]:

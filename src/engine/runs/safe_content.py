@@ -14,14 +14,12 @@ from src.engine.system.errors import InputError
 
 def refuse_unloadable(checkpoint: Any) -> None:
     """Raise InputError, with the key, if something in a checkpoint cannot be loaded with `weights_only=True`."""
-    odd = list(_odd(checkpoint))
-    if not odd or _loads([value for _, value in odd]):
-        return
-    key, value = next((key, value) for key, value in odd if not _loads(value))
-    raise InputError(
-        f"{key} of the checkpoint is of type {type(value).__name__}, which cannot be loaded safely: save only numbers,"
-        " text, tensors, and lists and dicts of them; earlier checkpoints are unchanged"
-    )
+    for key, value in _odd(checkpoint):
+        if not _loads(value):
+            raise InputError(
+                f"{key} of the checkpoint is of type {type(value).__name__}, which cannot be loaded safely: save only"
+                " numbers, text, tensors, and lists and dicts of them; earlier checkpoints are unchanged"
+            )
 
 
 def _odd(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -147,12 +147,8 @@ def read_whole(folder: Path) -> dict[str, Any]:
     read_index(folder)  # torch would wrap its InputError
     state: dict[str, Any] = {}
     try:
-        _load_state_dict(
-            state,
-            SafeReader(folder),
-            planner=_SafeEmptyPlanner(),  # type: ignore[no-untyped-call]
-            no_dist=True,
-        )
+        planner = _SafeEmptyPlanner()  # type: ignore[no-untyped-call]
+        _load_state_dict(state, SafeReader(folder), planner=planner, no_dist=True)
     except CheckpointException as error:
         causes = [failure[0] for failure in error.failures.values()]
         is_code = any(isinstance(cause, pickle.UnpicklingError) for cause in causes)

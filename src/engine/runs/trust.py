@@ -116,9 +116,7 @@ def checked_spec(
 
     Args:
         spec: `class_path` and `init_args`.
-        bases: the class must be a subclass of one of these.
-        trust: what the user trusts.
-        place: the setting, such as `model.net`, for messages.
+        bases, trust, place: as in `checked_class`.
         dropped: the names of settings skipped because they are paths are appended to this list.
 
     Raises:
@@ -148,14 +146,12 @@ class _Check:
         parameters = parameters_of(cls)
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         types = argument_types(cls)
-        for name in given:
-            if name in parameters and parameters[name].annotation is inspect.Parameter.empty:
-                types.setdefault(name, Any)
-            elif name not in parameters and not takes_any:
-                raise InputError(f"{place} has an argument {name}, which {cls.__name__} does not take")
         arguments = {}
         for name, value in given.items():
-            hint = types.get(name, UNKNOWN)
+            if name not in parameters and not takes_any:
+                raise InputError(f"{place} has an argument {name}, which {cls.__name__} does not take")
+            is_untyped = name in parameters and parameters[name].annotation is inspect.Parameter.empty
+            hint = types.get(name, Any if is_untyped else UNKNOWN)
             if not self.trust.paths and (_names_path(name, value) or _looks_like_path(name, value, hint)):
                 self.dropped.append(f"{place}.{name}")
             else:

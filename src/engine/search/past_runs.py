@@ -3,14 +3,14 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from src.engine.system.classes import is_class, short
+from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
 
 MAX_POINTS = 2000  # of a curve
@@ -40,28 +40,29 @@ def read_run(folder: Path) -> PastRun:
     """Read the newest configuration and the metrics of a run."""
     run = PastRun(folder.absolute())
     configs = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
-    try:
-        tree = yaml.safe_load([folder / "config.yaml", *configs][-1].read_text(encoding="utf-8"))
-        run.settings = flat(tree) if isinstance(tree, dict) else {}
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        run.problem = f"broken: {_reason(error, 'config.yaml')}"
-        return run
-    if not run.settings:
-        run.problem = "broken: config.yaml has no settings"
-        return run
-    try:
-        found = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    tree, problem = _read([folder / "config.yaml", *configs][-1], yaml.safe_load)
+    if not problem:
+        run.settings = flat(tree)
+        run.metrics, problem = _read(folder / "metrics.json", json.loads)
+    if problem == "it has no metrics.json":
         run.problem = "unfinished: it has no metrics yet"
-    except (OSError, ValueError, RecursionError) as error:
-        run.problem = f"broken: {_reason(error, 'metrics.json')}"
-    else:
-        run.metrics = found if isinstance(found, dict) else {}
-        if not isinstance(found, dict):
-            run.problem = "broken: metrics.json holds no metrics"
-        elif "total_seconds" not in found:
-            run.problem = "unfinished: its metrics are those of its last validation"
+    elif problem:
+        run.problem = f"broken: {problem}"
+    elif "total_seconds" not in run.metrics:
+        run.problem = "unfinished: its metrics are those of its last validation"
     return run
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any], str]:
+    """The names and values in a file, and what is wrong with it or ""."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, f"it has no {path.name}"
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:100]
+        return {}, f"{path.name} cannot be read ({reason})"
+    return (found, "") if found and isinstance(found, dict) else ({}, f"{path.name} holds no names and values")
 
 
 def runs_in(folder: Path) -> Iterator[Path]:
@@ -74,24 +75,6 @@ def runs_in(folder: Path) -> Iterator[Path]:
                 yield path
             else:
                 yield from runs_in(path)
-
-
-def flat(node: Any, name: str = "") -> dict[str, Any]:
-    """The settings of a configuration by option name, such as `model.net.width`; a class is its name."""
-    if isinstance(node, list) and node and all(is_class(one) for one in node):
-        found = {name: ", ".join(map(short, node))}
-        for one in node:
-            found |= {
-                key: value for key, value in flat(one, f"{name}.{short(one)}").items() if "." in key[len(name) + 1 :]
-            }
-        return found
-    if not isinstance(node, dict) or not node:
-        return {name: node}
-    found = {name: short(node)} if is_class(node) else {}
-    children = {**(node.get("init_args") or {}), **(node.get("dict_kwargs") or {})} if is_class(node) else node
-    for key, value in children.items():
-        found |= flat(value, f"{name}.{key}".lstrip("."))
-    return found
 
 
 def curves(folder: Path) -> dict[str, Curve]:
@@ -116,9 +99,3 @@ def find_folder(given: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{given}: no such folder; give one such as logs/default/version_0")
     return folder
-
-
-def _reason(error: Exception, name: str) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"it has no {name}"
-    return f"{name} cannot be read ({' '.join(str(getattr(error, 'strerror', None) or error).split())[:100]})"

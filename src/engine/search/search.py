@@ -12,7 +12,7 @@ import time
 import warnings
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,7 +199,9 @@ def _open_database(url: str) -> Any:
 
 
 def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
-    if name not in (known := _usable(module, what)):
+    own = (one for one in module.__all__ if one.endswith(what.title()) and not one.startswith("Base"))
+    known = sorted({*own} - {"CmaEsSampler"})  # which unpickles what is in the study
+    if name not in known:
         raise InputError(f"--{what} {name}: no such {what}{nearest(name, known) or f'; known: {known}'}")
     if name == "GridSampler":
         if not all("categorical" in one for one in space.values()):
@@ -208,21 +210,12 @@ def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any
     cls, arguments = getattr(module, name), dict(ARGUMENTS.get(name, {}))
     if seed is not None and "seed" in inspect.signature(cls).parameters:
         arguments["seed"] = seed
-    return cls(**arguments)
-
-
-@cache
-def _usable(module: Any, what: str) -> list[str]:
-    """Names of the samplers or pruners that a search can use: those without required arguments, and GridSampler."""
-    found = []
-    with warnings.catch_warnings(action="ignore"):  # some are experimental
-        names = set(module.__all__) - {"CmaEsSampler"}  # which unpickles what is in the study
-        for name in sorted(one for one in names if one.endswith(what.title())):
-            with suppress(TypeError, ValueError):  # arguments are required; ThresholdPruner raises ValueError
-                if name != "GridSampler":  # its argument is the space
-                    getattr(module, name)()
-                found.append(name)
-    return found
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"--{what} {name} needs arguments, which a search cannot give ({error}): give another"
+        ) from error
 
 
 def _build_run(

@@ -43,7 +43,7 @@ class Interruption:
         if self.waits and not is_second:
             self.received = self.received or signum
             return
-        if os.getpid() != self._process:  # a fork, such as the server of a ServableModuleValidator
+        if os.getpid() != self._process:  # a fork, such as a process that loads data
             os._exit(128 + signum)
         self.waits = False
         raise Interrupted(signum)

@@ -11,7 +11,7 @@ from torch import nn
 
 from src.engine.data.loading import announce
 from src.engine.system.classes import as_list, import_class, nearest
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, check_least
 
 DEFAULT_MONITOR = "val/loss"
 FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
@@ -39,11 +39,9 @@ class MonitorCheck(Callback):
             for key, metric in [("monitor", getattr(one, "monitor", None)), *(("filename", name) for name in of_name)]:
                 if not isinstance(metric, str) or metric in logged or not OF_EVALUATION.match(metric):
                     continue
-                what = (
-                    f"--checkpoint.{key}" if one is own else f"{type(getattr(one, 'scheduler', one)).__name__}: {key}"
-                )
+                owner = "--checkpoint." if one is own else f"{type(getattr(one, 'scheduler', one)).__name__}: "
                 raise InputError(
-                    f"{what} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
+                    f"{owner}{key} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
                     " (--trainer.num_sanity_val_steps 0 skips this check)"
                 )
 
@@ -70,10 +68,8 @@ class TrainedCheck(Callback):
 def check_settings(config: Any, trains: bool) -> None:
     """Raise InputError if Lightning accepts a Trainer or checkpoint setting that would not do what it says."""
     trainer = config.trainer
-    if trainer.accumulate_grad_batches < 1:
-        raise InputError(f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}: give at least 1")
-    if config.retries < 0:
-        raise InputError(f"--retries {config.retries}: give at least 0")
+    check_least(1, **{"--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
+    check_least(0, **{f"--{name}": config[name] for name in ("retries", "save_every_n_steps", "save_every_n_minutes")})
     if trains and config.retries and config.optimizer is None:
         raise InputError(
             f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"

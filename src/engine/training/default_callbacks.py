@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    Callback,
-    Checkpoint,
-    LearningRateMonitor,
-    ModelCheckpoint,
-)
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -28,7 +23,6 @@ from src.engine.training.checks import MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.step_seeds import StepSeeds
 
-Options = dict[str, Any]  # arguments of the Trainer
 MAX_NAME = 200  # characters of a checkpoint's file name
 
 
@@ -54,7 +48,7 @@ class NoProfiler(PassThroughProfiler):
             self.waited += time.perf_counter() - self._since
 
 
-def add_default_callbacks(options: Options, stage: str | None, quiet: bool) -> None:
+def add_default_callbacks(options: dict[str, Any], stage: str | None, quiet: bool) -> None:
     """Add default callbacks, profiler and checkpoint plugin, each unless the configuration has its own."""
     callbacks = options["callbacks"]  # extended in place
     if options["logger"] is False:  # LearningRateMonitor raises an error without a logger
@@ -117,28 +111,20 @@ def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> Mod
 
 
 def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_continued: bool, saves: bool) -> None:
-    """Check the file names of checkpoints, and make their folders.
-
-    Args:
-        best: the project's own, of `--checkpoint`.
-        callbacks: those of the configuration.
-        is_continued: whether the run continues in its folder.
-        saves: whether the run saves checkpoints.
-    """
+    """Check the file names of checkpoints, of `--checkpoint` (`best`) and `--trainer.callbacks`; make their folders."""
     best.filename = best.filename or ("best" if best.save_top_k in (0, 1) else "best-{epoch}-{step}")
-    is_ours = all(best is not one for one in callbacks)  # others number files of the same name
-    if is_ours and best.save_top_k not in (0, 1) and "{" in best.filename and "{step" not in best.filename:
+    if best.save_top_k not in (0, 1) and "{" in best.filename and "{step" not in best.filename:
         best.filename += "-{step}"  # else a worse checkpoint could replace a better one of the same epoch
     _save_whole(best, "--checkpoint")
-    others = [one for one in callbacks if isinstance(one, Checkpoint)]
-    for one in (best, *others):
-        flag = "--checkpoint" if one is best else "--trainer.callbacks"
-        if one is best and "://" in str(one.dirpath):
-            raise InputError(
-                f"{flag}.dirpath {one.dirpath}: checkpoints are written on this machine; give the address as"
-                " --trainer.default_root_dir, to which the run is copied"
-            )
-        _prepare(one, flag, saves, may_have_files=is_continued or one is not best)
+    if "://" in str(best.dirpath):
+        raise InputError(
+            f"--checkpoint.dirpath {best.dirpath}: checkpoints are written on this machine; give the address as"
+            " --trainer.default_root_dir, to which the run is copied"
+        )
+    _prepare(best, "--checkpoint", saves, may_have_files=is_continued)
+    for one in callbacks:
+        if isinstance(one, Checkpoint):
+            _prepare(one, "--trainer.callbacks", saves, may_have_files=True)
 
 
 def _save_whole(best: ModelCheckpoint, flag: str) -> None:

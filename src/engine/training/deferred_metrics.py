@@ -47,9 +47,7 @@ class DeferredMetrics(nn.Module):
     def __getitem__(self, stage: str) -> MetricCollection:
         """The metrics of a stage, updated with all pending steps."""
         self._update(stage)
-        found: Any = self.logged[f"{stage}_metrics"]
-        metrics: MetricCollection = found
-        return metrics
+        return self.logged[f"{stage}_metrics"]  # type: ignore[return-value]
 
     def add(self, stage: str, seen: dict[str, Any], may_wait: bool = True) -> None:
         """Keep the values of a step for the next update.
@@ -135,40 +133,28 @@ def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
         InputError: it is not a loss and a dict, the loss is not one number, `weight` is missing, a metric does not take
             the values, or no metric takes one.
     """
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise InputError(f"{name}.step returns {_shown(result)}: return the loss and a dict of the metrics' arguments")
     loss, seen = result
     if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.ndim:
         raise InputError(
             f"{name}.step returns the loss {_shown(loss)}: give one number, as loss.mean() or reduction=mean do"
         )
-    if not isinstance(seen, dict):
-        raise InputError(f"{name}.step returns {_shown(seen)} after the loss: return a dict of the metrics' arguments")
     if "weight" not in seen:
         raise InputError(
             f"{name}.step gives {', '.join(seen) or 'nothing'}: add weight, the number of samples in the loss"
         )
     given = ", ".join(f"{key} {_shown(value)}" for key, value in seen.items())
     known = {"weight"}
-    trained: Any = metrics.logged["train_metrics"]
-    logged = trained.items(keep_base=True, copy_state=False)
-    unlogged: Any = metrics.unlogged.items(keep_base=True, copy_state=False)
-    for key, metric in [*logged, *unlogged]:
+    for key, metric in [*metrics._train_metrics().items(), *metrics.unlogged.items(keep_base=True, copy_state=False)]:
         trial = metric.clone()
         trial.reset()
-        parameters = inspect.signature(trial.update).parameters
-        known |= set(seen) if any(one.kind is one.VAR_KEYWORD for one in parameters.values()) else set(parameters)
-        wanted = [
-            parameter
-            for parameter, one in parameters.items()
-            if one.default is one.empty and one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
-        ]
-        if missing := [parameter for parameter in wanted if parameter not in seen]:
-            raise InputError(f"{name}.step gives {given}: metric {key} also needs {', '.join(missing)}")
+        known |= inspect.signature(trial.update).parameters.keys()
         try:
-            joined = {name: _join([value], trial.device) for name, value in seen.items()}
+            taken = trial._filter_kwargs(**{name: _join([value], trial.device) for name, value in seen.items()})
+            known |= taken.keys()  # also those of **kwargs
             with counting():
-                trial.update(**trial._filter_kwargs(**joined))
+                trial.update(**taken)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{name}.step gives {given}, which metric {key} does not take: {reason}") from error
@@ -177,6 +163,8 @@ def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

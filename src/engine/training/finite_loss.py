@@ -9,6 +9,7 @@ from torch import Tensor
 from src.engine.system.errors import InputError
 
 MAX_PENDING_LOSSES = 500  # checked after this many steps at the latest, even if log steps are further apart
+NO_STEP = 2**62
 
 
 class NotFiniteError(InputError):
@@ -49,7 +50,7 @@ class FiniteLoss(Callback):
             return
         self._check(trainer)
         bad = [name for name, value in pl_module.named_parameters() if not _is_finite(value)]
-        if _in_any_process(trainer, bool(bad)):
+        if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
             name = f" ({bad[0]})" if bad else ""
             raise NotFiniteError(
                 f"a weight{name} is NaN or infinite after step {trainer.global_step - 1}, {_advice(trainer)}"
@@ -59,14 +60,14 @@ class FiniteLoss(Callback):
         seen_steps, losses = zip(*self._losses, strict=True) if self._losses else ((), ())
         self._losses = []
         finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
-        first = next((step for step, is_finite in zip(seen_steps, finite, strict=True) if not is_finite), -1)
-        if not _in_any_process(trainer, first >= 0):
-            return
+        bad = (step for step, is_finite in zip(seen_steps, finite, strict=True) if not is_finite)
+        first = next(bad, NO_STEP)
         if trainer.world_size > 1:
-            steps = torch.tensor(first if first >= 0 else 2**62, device=trainer.strategy.root_device)
+            steps = torch.tensor(first, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MIN)
             first = int(steps)
-        raise NotFiniteError(f"the loss is NaN or infinite since step {first}, {_advice(trainer)}")
+        if first != NO_STEP:
+            raise NotFiniteError(f"the loss is NaN or infinite since step {first}, {_advice(trainer)}")
 
 
 def _advice(trainer: Trainer) -> str:
@@ -82,8 +83,3 @@ def _advice(trainer: Trainer) -> str:
 def _is_finite(value: Tensor) -> bool:
     local: Any = value.to_local() if hasattr(value, "to_local") else value
     return bool(torch.isfinite(local).all())
-
-
-def _in_any_process(trainer: Trainer, here: bool) -> bool:
-    """Whether `here` is true in any process."""
-    return trainer.strategy.reduce_boolean_decision(here, all=False)

@@ -112,18 +112,12 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
 
 def check_limits(net: nn.Module, data: Any) -> None:
     """Raise InputError if the data has more tokens, longer texts or a longer context than the network."""
-    length, limit = getattr(data, "max_length", None), getattr(net, "block_size", None)
-    if isinstance(length, int) and isinstance(limit, int) and length > limit > 0:
-        raise InputError(
-            f"max_length {length} of the data does not fit {type(net).__name__}, which takes {limit} tokens: give"
-            f" --data.max_length {limit}"
-        )
-    for name in ("vocab_size", "block_size"):
-        have, limit = getattr(data, name, None), getattr(net, name, None)
-        if have and limit and have > limit:
+    for name, limiting in (("max_length", "block_size"), ("vocab_size", "vocab_size"), ("block_size", "block_size")):
+        have, limit = getattr(data, name, None), getattr(net, limiting, None)
+        if isinstance(have, int) and isinstance(limit, int) and have > limit > 0:
             raise InputError(
-                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limit}: leave the network's"
-                f" {name} out, or give data that fits"
+                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limiting} {limit}: give data"
+                f" that fits, or leave the network's {limiting} out"
             )
 
 

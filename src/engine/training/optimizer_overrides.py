@@ -13,9 +13,6 @@ Spec = dict[str, Any]
 # Learning rates that a schedule keeps in the optimizer's parameter groups.
 LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
-# Arguments of a schedule that are not in its state: a continued run computes OneCycleLR's phases again.
-NOT_IN_STATE = ("pct_start",)
-
 
 class OptimizerOverrides(Callback):
     """Writes changed arguments into the optimizer and schedule state of a checkpoint before it is restored.
@@ -80,7 +77,8 @@ class OptimizerOverrides(Callback):
             if not any(name in group for group in groups):
                 raise InputError(f"--optimizer.{name} cannot be changed in a continued run: leave it out")
         for state in checkpoint["lr_schedulers"]:
-            if unknown := next((name for name in self.lr_scheduler if name not in {*state, *NOT_IN_STATE}), None):
+            # `pct_start` is not in the state: a continued run computes OneCycleLR's phases again.
+            if unknown := next((name for name in self.lr_scheduler if name not in {*state, "pct_start"}), None):
                 raise InputError(f"--lr_scheduler.{unknown} cannot be changed in a continued run: leave it out")
             if "base_lrs" in state:
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]

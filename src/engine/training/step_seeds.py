@@ -24,8 +24,7 @@ class StepSeeds(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._reseed(trainer, between=1)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._reseed(trainer, between=1)
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._reseed(trainer, between=0)

@@ -1,6 +1,5 @@
 """LightningModules and DataModules as people write them, without a thought of this project."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,7 +10,6 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BaseFinetuning, ModelCheckpoint
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.serve import ServableModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -85,31 +83,6 @@ class Transfer(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         return [Unfreeze(), ModelCheckpoint(monitor="valid_acc", mode="max", filename="mine-{epoch}")]
-
-
-class Servable(Transfer, ServableModule):
-    """A module that Lightning's ServableModuleValidator tries to serve."""
-
-    def __init__(self, lr: float = 1e-2, hangs: bool = False) -> None:
-        super().__init__(lr)
-        self.hangs = hangs
-
-    def configure_callbacks(self) -> list[Callback]:
-        return []
-
-    def configure_payload(self) -> dict[str, Any]:
-        return {"body": {"x": [0.0] * FEATURES}}
-
-    def configure_serialization(self) -> Any:
-        while self.hangs:
-            torch.arange(3).sum()
-        return {"x": torch.tensor}, {"output": lambda value: value.tolist()}
-
-    def serve_step(self, x: Tensor) -> dict[str, Tensor]:
-        return {"output": self(x[None])[0]}
-
-    def configure_response(self) -> dict[str, Any]:
-        return json.loads(json.dumps({"output": self.eval().serve_step(torch.zeros(FEATURES))["output"].tolist()}))
 
 
 class Alone(LightningModule):

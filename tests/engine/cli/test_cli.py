@@ -99,6 +99,7 @@ def test_the_test_stage_needs_no_argument(train: Train, tmp_path: Path) -> None:
         train("test", "--config", other)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_found_under_a_custom_file_name(train: Train) -> None:
     fitted = train("fit", *SHORT, "--max_epochs=2", "--checkpoint.filename={epoch}-mine")
     tested = train("test")
@@ -107,6 +108,7 @@ def test_the_best_checkpoint_is_found_under_a_custom_file_name(train: Train) -> 
     assert tested.cli.config.ckpt_path == str(best)
 
 
+@pytest.mark.slow
 def test_results_of_testing_a_checkpoint_go_to_its_run_folder(train: Train) -> None:
     folder = train("fit", *SHORT).folder
     # Without the --trainer.default_root_dir that `train` adds.
@@ -116,8 +118,8 @@ def test_results_of_testing_a_checkpoint_go_to_its_run_folder(train: Train) -> N
     # With --run it is one's own: its classes and paths are trusted.
     StarterCLI(["test", *words[:2], "--run", str(folder), *QUIET], time.perf_counter()).run()
     assert "test/acc" in json.loads((folder / "test_1" / "metrics.json").read_text())
-    with pytest.raises(InputError, match=r"^--run .*elsewhere has no checkpoint .*last\.ckpt: leave --run out"):
-        StarterCLI(["test", *words[:2], "--run", str(folder / "elsewhere"), *QUIET], time.perf_counter())
+    with pytest.raises(InputError, match=r"^--run .*toy has no checkpoint .*last\.ckpt: leave --run out"):
+        StarterCLI(["test", *words[:2], "--run", str(folder.parent), *QUIET], time.perf_counter())
 
 
 def test_the_stage_may_be_before_or_after_the_options(parse: Parse) -> None:
@@ -169,6 +171,7 @@ def test_fast_dev_run_needs_no_value_before_another_option(parse: Parse) -> None
     assert built.record is None
 
 
+@pytest.mark.slow
 def test_saved_and_printed_configurations_have_no_short_flags(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     saved = yaml.safe_load((train("fit", *SHORT, "--devices=1").folder / "config.yaml").read_text())
     with pytest.raises(SystemExit):
@@ -209,6 +212,7 @@ def test_help_for_a_class_shows_its_arguments(words: str, expected: str, capsys:
 # Sizes that depend on the data
 
 
+@pytest.mark.slow
 def test_a_network_takes_its_sizes_from_the_data(train: Train) -> None:
     sized = (*SHORT, "--data=tests.engine.cli.toys.SizedData", "--data.count=5")
     run = train("fit", *sized)
@@ -219,6 +223,7 @@ def test_a_network_takes_its_sizes_from_the_data(train: Train) -> None:
         train(*sized, "--model.net.num_classes=4")
 
 
+@pytest.mark.slow
 def test_data_is_restored_from_a_checkpoint_before_the_network_gets_its_sizes(train: Train) -> None:
     run = train("fit", *SHORT, "--data=tests.engine.cli.toys.SizedData", "--data.count=5")
     tested = train(
@@ -273,6 +278,7 @@ def test_float32_uses_tensorfloat32_only_on_a_gpu(tmp_path: Path, monkeypatch: p
     assert ("PYTORCH_NVML_BASED_CUDA_CHECK" in os.environ) == gpu  # slows each step, and is useless without a GPU
 
 
+@pytest.mark.slow
 def test_the_chosen_precision_is_printed_and_saved_and_a_given_one_is_kept(train: Train) -> None:
     chosen = choose_precision("cpu")[0]
     run = train("fit", *SHORT)
@@ -283,11 +289,13 @@ def test_the_chosen_precision_is_printed_and_saved_and_a_given_one_is_kept(train
     assert run.cli.trainer.precision == "64-true"
 
 
+@pytest.mark.slow
 def test_a_precision_plugin_is_kept(parse: Parse) -> None:
     plugin = ("--trainer.plugins=MixedPrecision", "--trainer.plugins.precision=bf16-mixed")
     assert parse(TOY, *plugin, "--trainer.plugins.device=cpu").trainer.precision == "bf16-mixed"
 
 
+@pytest.mark.slow
 def test_a_profiler_runs_only_if_one_is_given(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     # Lightning's default profiler costs up to 5 % of the step time of a small network.
     monkeypatch.delattr(Profiler, "profile")

@@ -57,6 +57,7 @@ def test_the_last_of_two_recipes_is_used_alone(parse: Parse, mine: str) -> None:
     assert config.optimizer.class_path == "torch.optim.AdamW"
 
 
+@pytest.mark.slow
 def test_an_overlay_wins_over_the_recipe_in_any_order(parse: Parse, mine: str, tmp_path: Path) -> None:
     overlay = write(tmp_path / "over.yaml", "trainer: {max_steps: 7}\ndata: {batch_size: 11}\n")
     for order in (("--config", overlay, "--config", mine), ("--config", mine, "--config", overlay)):
@@ -67,12 +68,14 @@ def test_an_overlay_wins_over_the_recipe_in_any_order(parse: Parse, mine: str, t
     assert parse("--config", overlay, "--config", mine).config.trainer.max_steps == 7
 
 
+@pytest.mark.slow
 def test_overlays_append_callbacks(parse: Parse) -> None:
     built = parse("--config=configs/callbacks/early_stopping.yaml", "--config=configs/callbacks/weight_averaging.yaml")
     names = [type(callback).__name__ for callback in built.trainer.callbacks]
     assert {"EarlyStopping", "EMAWeightAveraging", "LearningRateMonitor"} <= set(names)
 
 
+@pytest.mark.slow
 def test_overlays_append_callbacks_to_a_recipe_without_a_trainer_or_with_callbacks_of_its_own(
     parse: Parse, tmp_path: Path
 ) -> None:
@@ -84,6 +87,7 @@ def test_overlays_append_callbacks_to_a_recipe_without_a_trainer_or_with_callbac
         assert {"EarlyStopping", "EMAWeightAveraging"} | more <= names
 
 
+@pytest.mark.slow
 def test_a_section_without_settings_changes_nothing_and_one_that_is_no_section_is_an_error(
     parse: Parse, tmp_path: Path
 ) -> None:
@@ -100,6 +104,7 @@ class StopsAtAccuracy(EarlyStopping):
         super().__init__("val/acc", patience=patience, mode="max")
 
 
+@pytest.mark.slow
 def test_an_early_stopping_that_names_its_metric_keeps_it(parse: Parse, tmp_path: Path) -> None:
     overlay = f"trainer:\n  callbacks+:\n  - class_path: {__name__}.StopsAtAccuracy\n"
     for words in (
@@ -118,6 +123,7 @@ def test_early_stopping_watches_the_validation_loss_if_no_metric_selects_the_bes
     assert (callback.monitor, callback.mode) == ("val/loss", "min")
 
 
+@pytest.mark.slow
 def test_early_stopping_stops(train: Train, tmp_path: Path) -> None:
     never_better = write(
         tmp_path / "never.yaml",
@@ -130,6 +136,7 @@ def test_early_stopping_stops(train: Train, tmp_path: Path) -> None:
     assert any(isinstance(callback, EarlyStopping) for callback in overlay.cli.trainer.callbacks)
 
 
+@pytest.mark.slow
 def test_weight_averaging_saves_averaged_weights_that_load(train: Train) -> None:
     run = train(*SHORT, "--config=configs/callbacks/weight_averaging.yaml")
     assert any(isinstance(callback, EMAWeightAveraging) for callback in run.cli.trainer.callbacks)
@@ -188,6 +195,7 @@ def test_a_class_changed_in_an_overlay_starts_from_its_own_defaults(
     assert any("AdamW's lr=0.01" in message for message in messages)
 
 
+@pytest.mark.slow
 def test_this_projects_class_wins_over_a_library_class_of_that_name(parse: Parse) -> None:
     own = parse("--lr_scheduler=OneCycleLR").config.lr_scheduler  # torch has one too
     assert own.class_path == "src.engine.training.optim.schedulers.OneCycleLR"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.program import retry_arguments
-from src.engine.data.loading import Batches, batch_loader
 from src.engine.runs.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.engine.runs.runs import lock_run
 from src.engine.system.errors import InputError
@@ -139,18 +139,23 @@ def checkpoint(value: float = 0.0) -> dict[str, object]:
     return {"state_dict": {"weight": torch.full((200, 100), value)}, "pytorch-lightning_version": "2.6.6"}
 
 
-def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_is_detected_or_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    write_checkpoint(checkpoint(), path)
+    write_checkpoint(checkpoint(1.0), path)
     assert damage(path) is None
-    whole = path.read_bytes()
+    whole, weight = path.read_bytes(), torch.ones(200, 100)
+    start = whole.index(weight.numpy().tobytes())
+    end = start + weight.nbytes
     # Some bytes of the weights, and all bytes before and after them.
-    positions = [*range(0, len(whole), 499), *range(2000), *range(len(whole) - 2000, len(whole))]
+    positions = [*range(0, len(whole), 499), *range(start), *range(end, len(whole))]
     with path.open("r+b", buffering=0) as file:
         for position in positions:
             os.pwrite(file.fileno(), bytes([whole[position] ^ 1 << position % 8]), position)
-            assert damage(path) is not None, position
+            if damage(path) is None:  # padding or a date, or it is no zip archive any more
+                assert not start <= position < end
+                with suppress(InputError):
+                    assert torch.equal(read_checkpoint(str(path))["state_dict"]["weight"], weight)
             os.pwrite(file.fileno(), whole[position : position + 1], position)
     assert damage(path) is None
     for length in (10, 100, len(whole) // 2, len(whole) - 1):
@@ -161,7 +166,7 @@ def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
         read_checkpoint(str(path))
 
 
-def test_a_checkpoint_without_a_checksum_is_read(tmp_path: Path) -> None:
+def test_a_checkpoint_that_torch_wrote_is_read(tmp_path: Path) -> None:
     torch.save(checkpoint(), tmp_path / "plain.ckpt")
     assert damage(tmp_path / "plain.ckpt") is None
     assert "weight" in read_checkpoint(str(tmp_path / "plain.ckpt"))["state_dict"]
@@ -172,7 +177,8 @@ def test_a_damaged_last_checkpoint_is_reported_and_the_newest_good_one_is_used(t
     fitted = train("fit", *TOY, "--max_epochs=2")
     last, best = (fitted.folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     content = bytearray(last.read_bytes())
-    content[len(content) // 2] ^= 4
+    weight = max(read_checkpoint(str(last))["state_dict"].values(), key=torch.Tensor.numel)
+    content[content.index(weight.numpy().tobytes())] ^= 4
     last.write_bytes(content)
     again = train("fit", "--run", str(fitted.folder), "--max_epochs=3")
     assert any(
@@ -193,6 +199,7 @@ def write_forever(path: Path, written: Connection) -> None:
         written.send(None)
 
 
+@pytest.mark.slow
 def test_killing_a_write_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
@@ -270,6 +277,7 @@ def test_the_error_names_a_deleted_run_folder(tmp_path: Path) -> None:
 # NaN and infinity
 
 
+@pytest.mark.slow
 def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 13, at learning rate"):
         train("fit", *TOY, "--max_epochs=3", *inject_fault("nan", 13, tmp_path / "happened"))
@@ -280,6 +288,7 @@ def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: P
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_nonfinite_weights_are_never_saved(train: Train, tmp_path: Path) -> None:
     # A step that makes the weights infinite, with a checkpoint due before the next loss is computed.
     explode = ("--optimizer=SGD", "--optimizer.lr=1e38", "--lr_scheduler=null", "--save_every_n_steps=1")
@@ -324,6 +333,7 @@ def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tm
     assert resumed.count("FaultInjector") == 1
 
 
+@pytest.mark.slow
 def test_a_retry_starts_from_last_ckpt_even_if_another_checkpoint_was_given(train: Train) -> None:
     run = train("fit", *TOY, "--max_epochs=1", "--retries=2")
     words = retry_arguments(run.cli, NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])
@@ -344,34 +354,6 @@ def test_a_worker_that_dies_is_one_line(tmp_path: Path) -> None:
     line = one_line(done)
     assert re.search(r"DataLoader worker \(pid \d+\) is killed by signal: Killed", line)
     assert "--ckpt_path last --run" in line
-
-
-class Broken:
-    """A data set that raises an error for every batch."""
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitems__(self, indices: list[int]) -> None:
-        raise KeyError("no such digit")
-
-
-def test_an_error_without_workers_has_its_traceback_and_samples() -> None:
-    with pytest.raises(KeyError) as caught:
-        next(iter(batch_loader(Broken(), Batches(8, 4, None))))  # type: ignore[arg-type]
-    assert caught.traceback[-1].name == "__getitems__"
-    assert caught.value.__notes__ == ["in the batch of samples 0, 1, 2, 3"]
-
-
-def test_an_error_in_a_worker_has_message_traceback_and_samples() -> None:
-    loader = batch_loader(Broken(), Batches(8, 4, None), num_workers=2)  # type: ignore[arg-type]
-    with pytest.raises(KeyError) as caught:
-        next(iter(loader))
-    message = str(caught.value)
-    assert not any("torch" in entry.path.parts for entry in caught.traceback)  # its frames would keep the workers
-    del caught, loader  # a garbage collection would wait 5 s for each worker
-    for words in ("no such digit", "in __getitems__", "in the batch of samples 0, 1, 2, 3"):
-        assert words in message
 
 
 # Two processes with the same run

@@ -198,6 +198,7 @@ def test_early_stopping_follows_a_metric_that_is_first_named_when_the_run_goes_o
         assert torch.isfinite(callback.best_score)
 
 
+@pytest.mark.slow
 @each
 def test_ctrl_c_saves_and_the_run_goes_on(name: str, train: Train, write: Write, tmp_path: Path) -> None:
     case = CASES[name]

@@ -126,6 +126,7 @@ def test_every_listed_network_can_be_named_and_nothing_is_imported(capsys: pytes
     assert done.stdout.endswith("False\n")
 
 
+@pytest.mark.slow
 def test_every_listed_class_and_file_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     overview.show(["--list"])
     shown = capsys.readouterr().out

@@ -113,6 +113,7 @@ def test_layers_of_the_test_only_stay_as_they_are(train: Train, of: Callable[...
     assert "judge.weight" in run.cli.model.state_dict()
 
 
+@pytest.mark.slow
 def test_layers_built_in_setup_are_tested_and_continued_with_their_weights(
     train: Train, of: Callable[..., str]
 ) -> None:
@@ -125,6 +126,7 @@ def test_layers_built_in_setup_are_tested_and_continued_with_their_weights(
     assert train("fit", f"--run={trained.folder}", "--max_epochs=4").cli.trainer.global_step == 24
 
 
+@pytest.mark.slow
 def test_a_parameter_that_no_optimizer_has_is_named(train: Train, of: Callable[..., str]) -> None:
     run = train("fit", of(f"{HERE}.Unfrozen"), "--optimizer=SGD", "--optimizer.lr=0.1", "--max_epochs=3")
     lines = [line for line in run.messages if "are not in the optimizer" in line]
@@ -143,6 +145,7 @@ def test_complex_weights_are_trained(train: Train, of: Callable[..., str], optim
     assert not torch.equal(run.weights["net.weight"], torch.ones(FEATURES // 2 + 1, dtype=torch.cfloat))
 
 
+@pytest.mark.slow
 def test_layers_of_unknown_size_are_trained_tested_and_continued(train: Train, of: Callable[..., str]) -> None:
     words = (of(f"{HERE}.Lazy"), "--precision=32-true")
     trained = train(*words, "--max_epochs=1", "--trainer.enable_model_summary=true")

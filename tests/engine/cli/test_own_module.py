@@ -214,6 +214,7 @@ def checkpoint(**arguments: Any) -> dict[str, Any]:
     return {"class_path": "ModelCheckpoint", "init_args": arguments}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("monitor", "mode"), [("val_loss", "min"), ("val_acc", "max")])
 def test_a_checkpoint_of_the_recipe_is_the_one_that_is_tested_and_continued(
     own: Train, train: Train, monitor: str, mode: str
@@ -236,6 +237,7 @@ def test_a_checkpoint_of_the_recipe_without_a_metric_is_one_more(own: Train) -> 
     assert {"best.ckpt", "last.ckpt", "step=3.ckpt", "step=12.ckpt"} <= names
 
 
+@pytest.mark.slow
 def test_such_a_run_is_repeated_from_its_configuration(own: Train, train: Train) -> None:
     run = own("Own", callbacks=[checkpoint(monitor="val_acc", mode="max")])
     again = train("--config", str(run.folder / "config.yaml"))
@@ -334,6 +336,7 @@ def test_what_a_hook_reads_from_the_best_checkpoint_is_tested(own: Train, train:
     assert read_metrics(run.folder)["test_average"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_weights_that_a_hook_adds_need_not_be_in_a_checkpoint(own: Train, train: Train) -> None:
     run = own("Frozen")
     assert "test_loss" in read_metrics(run.folder)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from src.engine.deploy import batcher
-from src.engine.deploy.batcher import Batcher, TooManyError, Turns
+from src.engine.deploy.batcher import Batcher, Turns
 
 
 def test_inputs_that_come_together_are_computed_together_and_answered_in_order() -> None:
@@ -100,7 +100,7 @@ def test_more_than_can_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         await asyncio.sleep(0.05)  # it is being computed
         waiting = [asyncio.create_task(batches(number)) for number in range(1, 4)]
         await asyncio.sleep(0)
-        with pytest.raises(TooManyError):
+        with pytest.raises(asyncio.QueueFull):
             await batches(9)
         held.set()
         found = await asyncio.gather(first, *waiting)

@@ -45,6 +45,7 @@ def test_files_are_predicted_with_their_notes_and_errors(toy_files: str, files: 
     assert [row["note"] for row in rows] == ["64 numbers"] * 3 + [""] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_an_exported_model_contains_the_features(
     form: str, toy_files: str, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -53,6 +54,7 @@ def test_an_exported_model_contains_the_features(
     check_format(toy_files, form, tmp_path / "model", files / "1.numbers", monkeypatch)
 
 
+@pytest.mark.slow
 def test_files_are_served_and_a_page_has_what_the_data_adds(toy_files: str, files: Path) -> None:
     with service(toy_files) as one, browser() as page:
         assert one.predict((files / "0.numbers").read_bytes()).json["note"] == "64 numbers"

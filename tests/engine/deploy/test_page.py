@@ -30,6 +30,7 @@ STROKE_AND_CLEAR = """() => {
 }"""
 
 
+@pytest.mark.slow
 def test_a_drawing_gets_bars_until_it_is_cleared(image_service: Service) -> None:
     # Ink on the left and in the middle leaves a light bar on the right, which is what these classes are about.
     zigzag = [(x, y) for x in range(10, 205, 20) for y in ((2, 278) if x % 40 == 10 else (278, 2))]
@@ -62,6 +63,7 @@ def test_pictures_of_the_page_show_drawing_and_answer_on_a_computer_and_a_phone(
     assert sizes == [(820, 520), (390, 844)]
 
 
+@pytest.mark.slow
 def test_a_text_that_is_typed_gets_bars_where_a_token_is_given(text_service: Service) -> None:
     with browser() as page:
         page.goto(f"http://127.0.0.1:{text_service.port}/")
@@ -72,6 +74,7 @@ def test_a_text_that_is_typed_gets_bars_where_a_token_is_given(text_service: Ser
         assert page.locator(".best").get_attribute("data-label") == "bad"
 
 
+@pytest.mark.slow
 def test_a_text_that_is_begun_goes_on_in_the_page(writer_service: Service) -> None:
     with browser() as page:
         page.goto(f"http://127.0.0.1:{writer_service.port}/")
@@ -81,6 +84,7 @@ def test_a_text_that_is_begun_goes_on_in_the_page(writer_service: Service) -> No
         assert page.locator("#text").text_content().startswith("to be")
 
 
+@pytest.mark.slow
 def test_a_text_that_is_begun_again_replaces_the_first() -> None:
     over = threading.Event()
 
@@ -102,15 +106,7 @@ def test_a_text_that_is_begun_again_replaces_the_first() -> None:
         over.set()
 
 
-def test_a_token_in_any_script_is_sent() -> None:
-    with local(writer(lambda prompt, before: iter(["la la"])), token="ключ") as one, browser() as page:
-        page.goto(f"http://127.0.0.1:{one.port}/")
-        page.fill("#token", "ключ")
-        page.fill("#area", "to be ")
-        page.click("#go")
-        page.wait_for_function("document.getElementById('text').textContent === 'to be la la'")
-
-
+@pytest.mark.slow
 def test_a_text_has_the_title_of_its_data() -> None:
     reviews = SimpleNamespace(input_kind="text", input_title="Enter a review")
     one = SimpleNamespace(kind="text", data=reviews, task=None, device=torch.device("cpu"))
@@ -200,6 +196,7 @@ def test_numbers_of_any_name_are_shown() -> None:
         assert page.locator(".value").all_text_contents() == ["label: -2.13", "mask: 4", "price: 1.5"]
 
 
+@pytest.mark.slow
 def test_the_same_file_can_be_chosen_again(tmp_path: Path) -> None:
     (tmp_path / "a.numbers").write_text("1")
     with browser() as page:

@@ -1,7 +1,6 @@
 """The command that predicts on a user's own files, as the user meets it."""
 
 import csv
-import errno
 import gzip
 import json
 import os
@@ -227,6 +226,7 @@ def test_classes_are_named_where_the_task_takes_their_names(
     assert list(rows[0])[2:5] == ["probability_right side", "probability_left side", "probability_middle"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 40])
 def test_two_processes_write_each_input_once_in_order(
     toy_checkpoint: str, files: Any, tmp_path: Path, count: int
@@ -338,18 +338,6 @@ def test_a_worker_that_dies_is_one_error_and_no_table(
 def test_a_language_model_is_refused(toy_writer: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is a language model, which only continues texts"):
         predict([*of(toy_writer), str(tmp_path), "--output", str(tmp_path / "out.csv")])
-
-
-def test_a_table_is_kept_on_a_file_system_without_hard_links(
-    toy_checkpoint: str, files: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    output = tmp_path / "out.csv"
-    assert predict([*of(toy_checkpoint), str(files[0]), "--output", str(output)]) == 0
-    assert len(rows_of(output)) == 40
 
 
 def test_a_folder_with_looping_and_broken_links_works_and_what_is_skipped_is_counted(

@@ -225,20 +225,16 @@ def test_a_client_that_leaves_in_mid_body_leaves_no_trace(capfd: pytest.CaptureF
     assert capfd.readouterr().err == "ready\n"
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_a_token_that_is_not_ascii_is_recognized(encoding: str) -> None:
-    token = "schlüssel"
-    with local(classifier(even), token=token) as one:
+def test_a_token_is_compared_whatever_bytes_a_client_sends() -> None:
+    with local(classifier(even), token="a secret") as one:
 
         def status(value: bytes) -> int:
             connection = http.client.HTTPConnection("127.0.0.1", one.port, timeout=20)
             connection.request("POST", "/predict", b"[[1]]", {"Authorization": value})
             return connection.getresponse().status
 
-        assert status(f"Bearer {token}".encode(encoding)) == 200
-        assert status(f"bearer {token}".encode(encoding)) == 200
-        assert status(b"Bearer schl?ssel") == 401
-        assert status(b"Bearer") == 401
+        assert [status(b"Bearer a secret"), status(b"bearer  a secret")] == [200, 200]
+        assert [status(value) for value in (b"Bearer", b"Bearer \xc3\xa4", b"Basic a secret")] == [401] * 3
 
 
 def test_a_page_of_another_site_is_refused_without_a_token() -> None:
@@ -337,20 +333,6 @@ def test_readers_that_leave_or_wait_free_their_place(monkeypatch: pytest.MonkeyP
             reader.close()
         waited_for(lambda: places.free == 3)
         assert one.generate({"prompt": "or"}).body == b"la"
-
-
-def test_a_reader_that_leaves_before_its_text_begins_frees_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "GENERATING", 1)
-    monkeypatch.setattr(service, "MAX_GENERATING", 2)
-    body = json.dumps(PROMPT).encode()
-    request = b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-    with local(writer(endless)) as one, socket.create_connection(("127.0.0.1", one.port)) as reads:
-        reads.sendall(request)
-        assert reads.recv(12) == b"HTTP/1.1 200"
-        with socket.create_connection(("127.0.0.1", one.port)) as waits:
-            waits.sendall(request)
-            waited_for(lambda: one.service.writing.free == 0)
-        waited_for(lambda: one.service.writing.free == 1)
 
 
 @pytest.mark.parametrize("name", ["\ud800", "line\nbreak", "x" * 5000])

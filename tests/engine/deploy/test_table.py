@@ -1,8 +1,6 @@
 """The table of predictions: names that no file can have, numbers that are none, and two runs at the same time."""
 
 import csv
-import errno
-import fcntl
 import math
 import os
 import signal
@@ -14,7 +12,6 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from src.engine.deploy import prediction_table
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
@@ -93,23 +90,6 @@ def test_a_signal_ends_a_prediction_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
-def test_a_second_run_with_the_same_table_is_refused_and_the_first_keeps_its_files(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prediction_table, "WORKER_SECONDS", 0)
-    (tmp_path / ".out.csv.0").write_text("rows of the first run")
-    (tmp_path / "out_masks").mkdir()
-    with (tmp_path / ".out.csv.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        (tmp_path / "out_masks").rename(tmp_path / "out_later")  # as if the first run had not written one yet
-        with pytest.raises(InputError, match=r"out\.csv is being written by another run: give another name"):
-            predict(words)
-    assert (tmp_path / ".out.csv.0").read_text() == "rows of the first run"
-    assert predict(words) == 0  # the first run was killed
-    assert len(table_of(tmp_path / "out.csv")) == 2
-    assert not list(tmp_path.glob(".out*"))
-
-
 def test_a_table_that_another_run_finishes_in_the_meantime_is_kept_with_its_masks(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +101,7 @@ def test_a_table_that_another_run_finishes_in_the_meantime_is_kept_with_its_mask
         return load(self)
 
     monkeypatch.setattr(InputsDataModule, "predict_dataloader", finish)
-    with pytest.raises(InputError, match=r"out\.csv already exists: give another name"):
+    with pytest.raises(InputError, match=r"out\.csv cannot be written \(File exists\)"):
         predict(words)
     assert (tmp_path / "out.csv").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out_masks"]
@@ -153,19 +133,6 @@ def test_labels_that_the_model_cannot_tell_apart_are_refused(
     else:
         inference.name_classes(labels)
         assert inference.labels == labels
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), NotImplementedError()])
-def test_a_table_is_written_where_files_cannot_be_locked(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(prediction_table.FileLock, "acquire", refuse)
-    table = prediction_table.PredictionTable(tmp_path / "o.csv", 1)
-    assert table._take() == ""
-    table._unlock()
 
 
 def test_a_plain_module_that_unpacks_labels_of_its_batch_is_one_line(

@@ -14,6 +14,7 @@ from tests.conftest import copy_of_the_repository
 from tests.engine.new.projects import DOMAIN, OTHER, RECIPES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_commands_of_a_recipe_fit_it(recipe: str) -> None:
     readme = Project(ROOT, Choice("mine", recipes=[recipe], parts=default_parts(ROOT, [recipe]))).files()["README.md"]
@@ -32,6 +33,7 @@ def test_the_commands_of_a_recipe_fit_it(recipe: str) -> None:
     assert "{{" not in readme.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_search_of_a_recipe_knows_its_metric(recipe: str) -> None:
     files = Project(ROOT, Choice("mine", recipes=[recipe], parts=["tune"])).files()
@@ -42,11 +44,13 @@ def test_a_search_of_a_recipe_knows_its_metric(recipe: str) -> None:
     assert ("options" in search) == (recipe == "image_folder")
 
 
+@pytest.mark.slow
 def test_a_kind_without_an_optimizer_has_its_rate_in_the_model() -> None:
     for kind, flag in (("lightning", "--model.lr 1e-3"), ("regression", "--optimizer.lr 1e-3")):
         assert f"--max_epochs 40 {flag}`" in Project(ROOT, Choice("mine", kind)).files()["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_the_default_recipe_is_the_default_of_a_project_that_has_it() -> None:
     chosen = [OTHER, *({"default"} & {*RECIPES})]
     files = Project(ROOT, Choice("mine", recipes=chosen)).files()
@@ -56,6 +60,7 @@ def test_the_default_recipe_is_the_default_of_a_project_that_has_it() -> None:
     assert comment(files["configs/default.yaml"].decode()) in files["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_a_recipe_needs_neither_trainer_nor_optimizer(tmp_path: Path) -> None:
     copy = copy_of_the_repository(tmp_path / "copy")
     tree = yaml.safe_load((copy / RECIPES[OTHER]).read_text())

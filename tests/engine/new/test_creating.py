@@ -46,6 +46,7 @@ def test_it_is_a_repository_with_one_commit_and_nothing_uncommitted(tmp_path: Pa
     assert (noted["kind"], noted["with"]) == ("classification", [])
 
 
+@pytest.mark.slow
 def test_name_author_and_license_are_the_users(tmp_path: Path) -> None:
     words = ("--kind", "regression", "--name", "house_prices", "--author", 'Ada: "Lovelace"', "--license", "Apache-2.0")
     project = make(tmp_path / "houses", *words)
@@ -73,6 +74,7 @@ def test_texts_that_come_along_keep_their_words(tmp_path: Path) -> None:
     assert "for example: make train" in (project / "Makefile").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_needs_is_installed_before_it_trains(recipe: str) -> None:
     files = Project(ROOT, Choice("mine", recipes=[recipe])).files()
@@ -113,6 +115,7 @@ def test_a_kind_has_at_most_150_lines_of_its_own(kind: str, tmp_path: Path) -> N
     assert sum(len(path.read_text().splitlines()) for path in files) <= 150
 
 
+@pytest.mark.slow
 def test_only_what_is_chosen_comes_along(tmp_path: Path) -> None:
     least = make(tmp_path / "least", "--kind", "regression", "--with", "train")
     usual = make(tmp_path / "usual", "--kind", "regression")
@@ -124,6 +127,7 @@ def test_only_what_is_chosen_comes_along(tmp_path: Path) -> None:
     assert table(least)["project"]["optional-dependencies"].keys() == {"dev"}
 
 
+@pytest.mark.slow
 def test_a_recipe_is_the_default_recipe_of_its_project(tmp_path: Path) -> None:
     first, second = ((name, RECIPES[name]) for name in OTHERS[:2])
     project = make(tmp_path / "mine", "--recipe", first[0], "--recipe", second[0], "--with", "train")
@@ -164,8 +168,8 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
             "mine",
             rf"mine: nothing is chosen for this project: give --kind classification or .* --recipe with one of {FIRST}",
         ),
-        ("there --kind lightning", "there already exists: give another folder"),
-        ("link --kind lightning", "link already exists: give another folder"),
+        ("there --kind lightning", "folder there already exists: give another name"),
+        ("link --kind lightning", "link cannot be written: Not a directory; nothing is left of it"),
         ("no/where --kind lightning", "there is no folder .*no; make it first"),
         ("mine --kind lightnin", "--kind lightnin: no such kind, did you mean lightning?"),
         (f"mine --recipe {OTHER}s", f"--recipe {OTHER}s: no such recipe, did you mean {OTHER}"),
@@ -184,7 +188,7 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
         ("mine --kind lightning --name _mine", "--name _mine is not the name of a module"),
         ("mine --kind lightning --name mine_", "--name mine_ is not the name of a module"),
         ("--update there --dry-run", "--update takes no other option, was given --dry-run"),
-        ("mine --update there --with serve", "--update takes no other option, was given mine, --with"),
+        ("mine --update there --with serve", "--update takes no other option, was given mine --with serve"),
         ("mine --kind lightning --package tests", "--package tests is already used in the project"),
         ("mine --kin lightning", "--kin: no such option, did you mean --kind?"),
         ("", "the folder is missing"),
@@ -233,6 +237,7 @@ def test_a_file_that_is_no_text_is_left_out(tmp_path: Path) -> None:
     assert not [path for path in files if path.endswith((".png", ".DS_Store", "notes.txt"))]
 
 
+@pytest.mark.slow
 def test_what_an_update_cannot_know_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +286,7 @@ def test_a_folder_made_meanwhile_is_not_written_over(tmp_path: Path, monkeypatch
     assert left_in(tmp_path) == ["mine"]
 
 
+@pytest.mark.slow
 def test_the_first_commit_needs_no_identity_hooks_or_keys_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +347,7 @@ def test_all_files_are_committed_whatever_git_ignores_everywhere(
     assert ".vscode/settings.json" in listed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["brain", "breast_cancer_histology_grading"])
 def test_a_project_of_any_name_is_formatted(name: str, tmp_path: Path) -> None:
     project = make(tmp_path / name, "--kind", "regression")

@@ -4,7 +4,6 @@ import json
 import runpy
 import shutil
 import sys
-import tarfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -246,6 +245,7 @@ def test_data_of_tests_come_along_only_with_a_test_that_names_them(clone: Callab
     assert files["tests/helper.py"].decode() == "class Kept:\n    pass\n"
 
 
+@pytest.mark.slow
 def test_a_kind_that_only_trains_has_no_tests_of_the_engine() -> None:
     tests = Project(ROOT, Choice("mine", "classification", parts=[])).tests
     assert "tests/example/test_example.py" in tests
@@ -279,25 +279,3 @@ def test_an_update_from_a_clone_with_changes_is_refused(both: tuple[Path, Path])
     (root / "new.py").touch()
     with pytest.raises(InputError, match=r"^--update .*mine: .*clone has changes that are not committed; commit them"):
         updating.update(root, project)
-
-
-@pytest.mark.parametrize("has_filters", [True, False])
-def test_an_update_needs_no_filters_of_archives(
-    has_filters: bool, both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extractall: Any = tarfile.TarFile.extractall
-    given: list[dict[str, Any]] = []
-
-    def old(files: tarfile.TarFile, path: str, **options: Any) -> None:
-        given.append(options)
-        extractall(files, path, filter="data")
-
-    def make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
-        shutil.copytree(template, folder, ignore=shutil.ignore_patterns(".git"))
-
-    monkeypatch.setattr(tarfile.TarFile, "extractall", old)
-    monkeypatch.setattr(updating, "_make", make)
-    if not has_filters:
-        monkeypatch.delattr(tarfile, "data_filter")
-    assert updating.update(*both) == 0
-    assert given == [{"filter": "data"} if has_filters else {}]

@@ -200,7 +200,7 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
     noted = re.findall('commit = "(.*)"', (project / "pyproject.toml").read_text())[0]
     replace(project / "pyproject.toml", noted, "unknown")
     save(project)
-    with pytest.raises(InputError, match="it was made of a copy without history"):
+    with pytest.raises(InputError, match=r"has no commit unknown.*if it was made of a copy without history, write"):
         update(template, project)
     replace(project / "pyproject.toml", '"unknown"', f'"abcdef{noted}"')
     save(project)

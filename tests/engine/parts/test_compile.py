@@ -49,6 +49,7 @@ def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
     assert "compile_seconds" not in plain.metrics
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_once_training_has_begun(
     parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def break_compiler(monkeypatch: pytest.MonkeyPatch, text: str = "no working C++ 
     monkeypatch.setattr(Classifier, "forward", fail)
 
 
+@pytest.mark.slow
 def test_a_compiler_error_is_one_line(
     train: Train, eager: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_compiler_error_is_one_line(
         train(*SHORT, "--compile")
 
 
+@pytest.mark.slow
 def test_a_compiler_error_in_an_evaluation_is_one_line_too(
     train: Train,
     eager: list[torch.nn.Module],

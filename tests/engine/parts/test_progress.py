@@ -100,12 +100,14 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(on_
     assert not warned
 
 
+@pytest.mark.slow
 def test_no_color_turns_colours_off(on_a_terminal: Callable[..., str]) -> None:
     shown = on_a_terminal("fit", "--max_epochs=1", NO_COLOR="1")
     assert "Epoch 0/0" in shown
     assert not COLOUR.search(shown)
 
 
+@pytest.mark.slow
 def test_without_a_terminal_each_validation_prints_a_line(build: Build, capsys: pytest.CaptureFixture[str]) -> None:
     build("--max_epochs=2", "--trainer.limit_train_batches=8", "--trainer.log_every_n_steps=4").run()
     said = re.findall(
@@ -116,6 +118,7 @@ def test_without_a_terminal_each_validation_prints_a_line(build: Build, capsys: 
     assert said == [("1", "8"), ("2", "16")]
 
 
+@pytest.mark.slow
 def test_long_epochs_and_long_tests_print_a_line_twice_a_minute(
     build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

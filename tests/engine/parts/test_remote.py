@@ -127,6 +127,7 @@ def test_addresses_that_differ_in_their_query_have_copies_of_their_own(folder: P
     assert first.name == second.name == "table.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "expected"),
     [

@@ -52,6 +52,7 @@ def names(store: Any, run: str = "version_0") -> set[str]:
     return {name for name in found if not name.startswith(("claim-", "events"))}
 
 
+@pytest.mark.slow
 def test_a_run_is_here_and_at_the_address_and_goes_on_from_there(store: Any, project: Path) -> None:
     cli = train(f"--config={RECIPE}", "--max_epochs=2")
     folder = project / "logs" / "toy" / "version_0"
@@ -150,6 +151,7 @@ def test_processes_that_want_the_same_run_copy_it_once_and_nothing_is_left_of_a_
     assert [path.name for path in (project / "logs" / "toy").iterdir()] in ([], [".version_0.lock"])
 
 
+@pytest.mark.slow
 def test_each_checkpoint_is_copied_while_the_run_goes_on(store: Any) -> None:
     seen: list[bool] = []
     cli = StarterCLI(
@@ -197,6 +199,7 @@ def test_a_run_that_is_faster_keeps_its_number(store: Any, project: Path, monkey
     assert len(store.ls("/bucket/logs/toy/version_0")) == 1
 
 
+@pytest.mark.slow
 def test_an_address_that_fails_is_one_line_and_the_run_is_complete_here(
     store: Any, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

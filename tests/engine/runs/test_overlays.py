@@ -17,6 +17,7 @@ def kinds(run: Run) -> list[str]:
     return sorted(type(one).__name__ for one in run.cli.trainer.callbacks)  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "added",
     [
@@ -50,6 +51,7 @@ def test_a_changed_early_stopping_replaces_that_of_the_run(train: Train) -> None
     assert callback.patience == 7
 
 
+@pytest.mark.slow
 def test_the_test_after_training_scores_what_the_checkpoint_holds(train: Train) -> None:
     words = ("--config=configs/callbacks/weight_averaging.yaml", "--max_epochs=1", "--data.size=96")
     trained = train(*words, "--checkpoint.monitor=null")

@@ -1,11 +1,8 @@
 """A run that goes on is the run that nothing happened to, bit by bit."""
 
 import json
-import os
 import re
-import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +10,11 @@ import kill
 import pytest
 from kill import differences
 
-from src.engine.cli import config
-from src.engine.cli.resolved_checkpoint import resolve_checkpoint
-from src.engine.runs import runs
 from src.engine.runs.checkpoint import read_checkpoint
-from src.engine.runs.runs import checkpoint_of, find_checkpoint
+from src.engine.runs.runs import checkpoint_of
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
-from tests.conftest import Run, write
+from tests.conftest import Run
 from tests.engine.runs.stops import ENDS, EXACT, differences_after_stops, stopped_at
 from tests.toy import RECIPE, ToyMLP
 
@@ -90,45 +84,6 @@ def test_three_kills_at_random_moments_change_nothing(
 
 
 @pytest.mark.slow
-def test_last_takes_the_newest_unfinished_run_of_the_recipe(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no unfinished run that has a checkpoint"):
-        train("fit", *TOY, "--ckpt_path=last")
-    with pytest.raises(Interrupted):
-        train("fit", *TOY, *stopped_at(3, tmp_path))
-    finished = train("fit", *TOY, "--max_epochs=1")
-    other = train("fit", *TOY, "--max_epochs=1", "--name=other")
-    assert (finished.folder.name, other.folder.name) == ("version_1", "version_0")
-    run = train("fit", "--ckpt_path=last")
-    assert run.folder == finished.folder.with_name("version_0")
-    with pytest.raises(InputError, match="no unfinished run"):
-        train("fit", "--ckpt_path=last")
-
-
-def test_auto_goes_on_or_begins(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        train("fit", *TOY, "--ckpt_path=auto", *stopped_at(3, tmp_path))
-    again = train("fit", *TOY, "--max_epochs=1", "--ckpt_path=auto")
-    assert again.folder.name == "version_0"
-    fresh = train("fit", *TOY, "--max_epochs=1", "--ckpt_path=auto")
-    assert fresh.folder.name == "version_1"
-
-
-def test_a_job_that_is_started_again_finds_its_own_run(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("src.engine.parts.clusters.job_name", lambda: os.environ.get("JOB", ""))
-    monkeypatch.setattr("src.engine.parts.clusters.restarts", lambda: int(os.environ.get("RESTARTS", "0")))
-    for job, step in (("slurm 1", 3), ("torchrun 2", 4), ("", 5)):
-        monkeypatch.setenv("JOB", job)
-        with pytest.raises(Interrupted):
-            train("fit", *TOY, "--ckpt_path=auto", "--name=mine", *stopped_at(step, tmp_path))
-    names = sorted(path.name for path in (tmp_path / "logs" / "mine").iterdir())
-    assert names == ["version_0", "version_1"]  # the last went on with the run of torchrun, and not with SLURM's
-    monkeypatch.setenv("JOB", "slurm 1")
-    monkeypatch.setenv("RESTARTS", "1")
-    assert train("fit", *TOY, "--ckpt_path=auto", "--name=mine").folder.name == "version_0"
-
-
 def test_a_run_that_was_trained_but_not_tested_is_tested(train: Train, tmp_path: Path) -> None:
     fitted = train("fit", *TOY, "--max_epochs=1")
     metrics = fitted.folder / "metrics.json"
@@ -139,6 +94,7 @@ def test_a_run_that_was_trained_but_not_tested_is_tested(train: Train, tmp_path:
     assert run.cli.trainer.global_step == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["[]", "5", "not JSON", ""])
 def test_metrics_that_are_no_json_object_are_written_again(train: Train, content: str) -> None:
     fitted = train("fit", *TOY, "--max_epochs=2")
@@ -162,6 +118,7 @@ def test_a_finished_run_that_trains_on_is_unfinished_again(train: Train, tmp_pat
     assert again.cli.trainer.global_step == 30
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(train: Train, tmp_path: Path) -> None:
     words = ("--checkpoint.mode=min", "--max_epochs=2")  # the first epoch is the best
     first = train("fit", *TOY, *words)
@@ -172,6 +129,7 @@ def test_a_run_that_was_moved_keeps_its_best_checkpoint(train: Train, tmp_path: 
     assert read_checkpoint(str(best))["global_step"] == 10
 
 
+@pytest.mark.slow
 def test_a_run_with_the_name_of_its_recipe_is_found(train: Train, tmp_path: Path) -> None:
     named = tmp_path / "named.yaml"
     named.write_text("name: mine\n")
@@ -182,6 +140,7 @@ def test_a_run_with_the_name_of_its_recipe_is_found(train: Train, tmp_path: Path
     assert train("test", f"--config={named}").metrics["test/acc"] > 0
 
 
+@pytest.mark.slow
 def test_a_schedule_that_is_over_before_the_checkpoint_is_an_error(train: Train) -> None:
     run = train("fit", *TOY, "--max_epochs=2", "--lr_scheduler=OneCycleLR")
     problem = r"is at step 20 of its schedule, and this run's has 3 steps: give more --max_epochs"
@@ -195,6 +154,7 @@ STOPS = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/
 STOPS = (*STOPS, "--trainer.callbacks.min_delta=100")  # only the first epoch is an improvement
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_says_so_and_is_finished(train: Train) -> None:
     run = train("fit", *TOY, *STOPS, "--trainer.callbacks.patience=1")
     reason = "Monitored metric val/loss did not improve in the last 1 records. Best score: "
@@ -225,6 +185,7 @@ def test_a_run_that_reaches_its_end_has_not_stopped_early(train: Train) -> None:
     assert "stopped_early" not in run.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("validates", [True, False])
 @pytest.mark.parametrize(("step", "epochs"), [(4, 1), (14, 3)])
 def test_a_run_that_a_callback_ends_goes_on_there(train: Train, validates: bool, step: int, epochs: int) -> None:
@@ -239,6 +200,7 @@ def test_a_run_that_a_callback_ends_goes_on_there(train: Train, validates: bool,
     assert all((value == whole.weights[name]).all() for name, value in again.weights.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_between_two_steps_goes_on_in_its_epoch(train: Train) -> None:
     words = ("--max_epochs=1", "--trainer.accumulate_grad_batches=4", ENDS)
     ended = train("fit", *TOY, *words, "--trainer.callbacks.batch=6")
@@ -247,115 +209,12 @@ def test_a_run_that_ends_between_two_steps_goes_on_in_its_epoch(train: Train) ->
     assert again.cli.trainer.global_step == 3  # after batches 8 and 10
 
 
-def test_the_default_recipe_says_where_runs_are(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
-) -> None:
-    with pytest.raises(Interrupted):
-        train("fit", *TOY, "--name=stopped", *stopped_at(3, tmp_path))
-    (folder,) = (tmp_path / "logs" / "stopped").glob("version_*")
-    (tmp_path / "configs").mkdir()
-    place = f"trainer: {{default_root_dir: {tmp_path / 'logs'}}}\n"
-    recipe = re.sub("^trainer:$.*?(?=^\\w)|\\Z", "", Path(RECIPE).read_text(), flags=re.M | re.S)
-    write(tmp_path / "configs" / "default.yaml", f"name: stopped\n{place}{recipe}")
-    monkeypatch.setattr(config, "ROOT", tmp_path)
-    assert resolve_checkpoint("fit", [], [("--ckpt_path", "auto")]).run_folder == folder
-    saved = (folder / "config.yaml").read_text()
-    (folder / "config.yaml").write_text(saved.replace("tests.toy.ToyData", "tests.toy.Renamed"))
-    assert resolve_checkpoint("fit", [], [("--ckpt_path", "auto")]).run_folder is None
-    assert any("settings that no longer work (--data tests.toy.Renamed" in line for line in messages)
-
-
-# Runs and checkpoints of another recipe
-
-
-@pytest.mark.parametrize(
-    ("other", "words"),
-    [
-        ("--model.net=tests.toy.ToyMLP", "--model.net ToyNet, not ToyMLP"),
-        ("--data=tests.engine.cli.toys.SizedData", "--data ToyData, not SizedData"),
-        ("--data.path=there", "--data.path here, not there"),
-    ],
-)
-def test_a_run_of_another_recipe_with_the_same_name_is_passed_over(
-    train: Train, tmp_path: Path, other: str, words: str
-) -> None:
-    here = ("--data=tests.engine.runs.toys.PlacedData", "--data.path=here") if ".path" in other else ()
-    with pytest.raises(Interrupted):
-        train("fit", *here, *stopped_at(3, tmp_path))
-    run = tmp_path / "logs" / "toy" / "version_0"
-    line = f"{run} has {words}, so it is not continued: give --run {run} to continue it"
-    with pytest.raises(InputError, match="no unfinished run"):
-        train("fit", *here, other, "--ckpt_path=last")
-    fresh = train("fit", *here, other, "--ckpt_path=auto", "--max_epochs=1")
-    assert line in fresh.messages
-    assert fresh.folder.name == "version_1"
-    own = train("fit", *here, "--ckpt_path=auto")
-    assert own.folder == run
-
-
-def test_a_run_given_with_another_recipe_says_that_its_own_is_used(train: Train) -> None:
-    run = train("fit", "--model.net=tests.toy.ToyMLP", "--max_epochs=1")
-    again = train("fit", f"--run={run.folder}", "--max_epochs=2")
-    assert f"{run.folder} has --model.net ToyMLP, not ToyNet: it is continued with its own settings" in again.messages
-
-
 @pytest.mark.slow
-def test_a_checkpoint_of_another_run_in_a_run_folder_is_passed_over(train: Train) -> None:
-    run = train("fit", *TOY, "--max_epochs=1")
-    other = train("fit", "--max_epochs=2", "--name=other")
-    last = run.folder / "checkpoints" / "last.ckpt"
-    shutil.copy(other.folder / "checkpoints" / "last.ckpt", last)
-    again = train("fit", f"--run={run.folder}", "--max_epochs=2")
-    assert f"{last} is not of this run: not used" in again.messages
-    assert f"Continuing run {run.folder} from best.ckpt" in again.messages
-
-
-@pytest.mark.parametrize("stage", ["fit", "test"])
-def test_a_given_checkpoint_of_another_network_says_what_is_used(train: Train, stage: str) -> None:
-    run = train("fit", "--model.net=tests.toy.ToyMLP", "--max_epochs=1")
-    path = run.folder / "checkpoints" / "last.ckpt"
-    again = train(stage, f"--ckpt_path={path}", "--max_epochs=2", "--trust=tests.toy")
-    assert "The checkpoint has --model.net ToyMLP, not ToyNet: its network is used, and the recipe's data" in (
-        again.messages
-    )
-
-
-def test_the_best_checkpoint_of_another_run_is_not_that_of_a_new_one(train: Train) -> None:
-    first = train("fit", *TOY, "--max_epochs=1")
-    given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
-    again = train(given, "--trust=tests.toy", "--max_epochs=2", "--trainer.max_steps=13")  # ends before a validation
-    assert "Testing the last weights: no best checkpoint was saved" in again.messages
-
-
-def test_a_new_run_from_a_run_that_stopped_early_waits_anew(train: Train) -> None:
-    first = train("fit", *STOPS, "--trainer.callbacks.patience=1")
-    given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
-    again = train("fit", given, "--trust=tests.toy", *STOPS, "--trainer.callbacks.patience=3")
-    assert again.metrics["stopped_early"].startswith("epoch 5: ")
-
-
 def test_batches_of_another_size_wait_for_the_next_epoch(train: Train, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         train("fit", *TOY, *stopped_at(3, tmp_path))
     with pytest.raises(InputError, match=r"batch_size 64: the checkpoint is in the middle of an epoch .* of 32"):
         train("fit", "--ckpt_path=last", "--data.batch_size=64")
-
-
-def test_a_clock_that_was_set_back_is_noticed(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        train("fit", *TOY, *stopped_at(3, tmp_path))
-    (folder,) = (tmp_path / "logs" / "toy").glob("version_*")
-    (events,) = folder.glob("events.out.tfevents.*")
-    events.rename(folder / f"events.out.tfevents.{int(time.time()) + 5000}.host.1.0")
-    run = train("fit", "--ckpt_path=last")
-    assert any(re.search(r"The clock is (49\d\d|5000) s behind this run's log", line) for line in run.messages)
-
-
-def test_a_named_folder_must_be_a_run(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--run \S*nowhere: no such folder"):
-        train("fit", f"--run={tmp_path / 'nowhere'}")
-    with pytest.raises(InputError, match="has no checkpoint to continue from"):
-        train("fit", f"--run={tmp_path}")
 
 
 class Loaded(ToyMLP):
@@ -366,6 +225,7 @@ class Loaded(ToyMLP):
         self.source, self.rebuild = source, {"source": None}
 
 
+@pytest.mark.slow
 def test_a_continued_run_names_the_files_that_its_network_was_built_from(train: Train, tmp_path: Path) -> None:
     words = (f"--model.net={__name__}.Loaded", "--model.net.source=files", "--max_epochs=3")
     with pytest.raises(Interrupted):
@@ -381,6 +241,7 @@ def test_a_continued_run_names_the_files_that_its_network_was_built_from(train: 
     assert any("source: others" in path.read_text() for path in folder.glob("config.resume-*.yaml"))
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_of_a_run_continued_with_another_metric_is_its_own(train: Train, tmp_path: Path) -> None:
     first = train("fit", "--max_epochs=1", "--checkpoint.monitor=val/loss", "--checkpoint.mode=min")
     more = ("--checkpoint.monitor=val/acc", "--checkpoint.mode=max", "--checkpoint.filename={epoch}")
@@ -391,9 +252,9 @@ def test_the_best_checkpoint_of_a_run_continued_with_another_metric_is_its_own(t
     assert str(checkpoint_of(first.folder, "best")) == best
 
 
-def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = train("fit", "--max_epochs=1", f"--checkpoint.dirpath={tmp_path / 'large' / 'disk'}")
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    assert find_checkpoint("best") == (tmp_path / "large" / "disk" / "best.ckpt", run.folder)
+@pytest.mark.slow
+def test_a_new_run_from_a_run_that_stopped_early_waits_anew(train: Train) -> None:
+    first = train("fit", *STOPS, "--trainer.callbacks.patience=1")
+    given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
+    again = train("fit", given, "--trust=tests.toy", *STOPS, "--trainer.callbacks.patience=3")
+    assert again.metrics["stopped_early"].startswith("epoch 5: ")

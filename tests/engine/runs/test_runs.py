@@ -62,6 +62,7 @@ def test_a_run_folder_holds_everything_and_nothing_else(train: Train) -> None:
     assert list(run.folder.glob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_is_the_last_step_even_where_it_is_not_the_best(train: Train) -> None:
     run = train("fit", *SHORT, "--checkpoint.monitor=val/acc", "--checkpoint.mode=min", "--max_epochs=3")
     best, last = (
@@ -95,6 +96,7 @@ def test_convolutions_and_dropout_repeat_bitwise_too(train: Train) -> None:
     assert all(torch.equal(value, again.weights[name]) for name, value in first.weights.items())
 
 
+@pytest.mark.slow
 def test_a_continued_run_saves_no_checkpoint_path(train: Train) -> None:
     first = train("fit", *SHORT)
     second = train("fit", "--ckpt_path", str(first.folder / "checkpoints" / "last.ckpt"), "--max_epochs=2")
@@ -192,6 +194,7 @@ def test_an_override_that_does_not_fit_the_weights_is_named(train: Train) -> Non
         train("test", "--ckpt_path", path, "--model.net=tests.toy.ToyNet")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_command_line_loads_in_python(train: Train) -> None:
     run = train("fit", *SHORT)
     loaded = Classifier.load_from_checkpoint(run.folder / "checkpoints" / "last.ckpt")

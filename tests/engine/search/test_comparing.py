@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.engine.search import comparing
 from src.engine.search.comparing import compare
-from src.engine.search.past_runs import flat
+from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
 from tests.conftest import Run, program
 
@@ -40,6 +40,7 @@ def rows(shown: str) -> dict[str, list[str]]:
     return {name: values for name, *values in cells}
 
 
+@pytest.mark.slow
 def test_settings_results_and_curves_of_two_runs_are_shown(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     first = train("--max_epochs=2", "--optimizer.lr=0.0123456")
     second = train("--max_epochs=2", "--optimizer.lr=0.0123457", "--model.net.width=4")

@@ -41,6 +41,7 @@ def test_a_trial_goes_on_with_its_own_run_and_not_with_another_in_that_folder(
     assert asked == [str(run) if kept == "seed_everything: 1\n" else ""]
 
 
+@pytest.mark.slow
 def test_a_grid_does_not_go_on_with_more_entries(tmp_path: Path) -> None:
     rates = {"space": {"optimizer.lr": {"categorical": [0.1, 0.01]}}, "sampler": "GridSampler", "n_trials": 1}
     assert len(search(tmp_path, **rates)) == 1
@@ -49,6 +50,7 @@ def test_a_grid_does_not_go_on_with_more_entries(tmp_path: Path) -> None:
         opened(tmp_path, **rates)
 
 
+@pytest.mark.slow
 def test_entries_that_only_fit_together_are_checked_together(tmp_path: Path) -> None:
     space = {"optimizer": {"categorical": ["SGD", "RMSprop"]}, "optimizer.momentum": {"float": [0.0, 0.9]}}
     open_search(_parse(words(tmp_path, space=space)), probes=True)
@@ -56,10 +58,12 @@ def test_entries_that_only_fit_together_are_checked_together(tmp_path: Path) -> 
         open_search(_parse(words(tmp_path, space={**space, "optimizer.mass": {"float": [0.0, 0.9]}})), probes=True)
 
 
+@pytest.mark.slow
 def test_any_seed_that_is_taken_runs(tmp_path: Path) -> None:
     assert [one.state.name for one in search(tmp_path, f"--seed={2**32 - 1}", n_trials=1)] == ["COMPLETE"]
 
 
+@pytest.mark.slow
 def test_the_folder_is_that_of_the_search_or_the_recipe_and_must_be_one(tmp_path: Path) -> None:
     own = {"model.net": "tests.toy.ToyMLP", "trainer.default_root_dir": str(tmp_path / "own")}
     found = open_search(_parse(["--config", spec(tmp_path, options=own), *TINY]), probes=False)

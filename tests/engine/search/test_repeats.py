@@ -26,6 +26,7 @@ from tests.toy import RECIPE
 SEEDS: dict[str, Any] = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [0, 1])
 def test_a_broken_trial_of_a_grid_is_tried_again_also_as_the_last_one(tmp_path: Path, before: int) -> None:
     if before:
@@ -40,6 +41,7 @@ def test_a_broken_trial_of_a_grid_is_tried_again_also_as_the_last_one(tmp_path: 
     assert {one.params["seed_everything"] for one in ended if one.state.name == "COMPLETE"} == {1, 2}
 
 
+@pytest.mark.slow
 def test_a_grid_runs_each_combination_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, **SEEDS, n_trials=5) == 0
     said = capsys.readouterr()
@@ -48,12 +50,14 @@ def test_a_grid_runs_each_combination_once(tmp_path: Path, capsys: pytest.Captur
     assert " of 2: " in said.out
 
 
+@pytest.mark.slow
 def test_a_pruner_that_leaves_out_the_worst_is_refused_for_means(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^pruner MedianPruner stops the worst trials: the mean over seed_everything"):
         opened(tmp_path, "--pruner=MedianPruner", **SEEDS)
     assert type(opened(tmp_path, **SEEDS).study.pruner).__name__ == "NopPruner"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler"])
 def test_a_sampler_that_repeats_trials_is_refused_for_means(tmp_path: Path, sampler: str) -> None:
     seeds = {"space": SEEDS["space"]}
@@ -62,6 +66,7 @@ def test_a_sampler_that_repeats_trials_is_refused_for_means(tmp_path: Path, samp
     assert type(opened(tmp_path, **seeds).study.sampler).__bases__[0].__name__ == "GridSampler"
 
 
+@pytest.mark.slow
 def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a mean over seed_everything needs every entry of space categorical"):
         opened(tmp_path, space={"seed_everything": {"int": [1, 5]}})
@@ -84,6 +89,7 @@ def test_a_trial_uses_the_device_that_its_recipe_names(tmp_path: Path, monkeypat
     assert opened(tmp_path, f"--recipe={recipe}", "--trainer.accelerator=gpu").spec["first"] == ["--trainer.devices=1"]
 
 
+@pytest.mark.slow
 def test_a_mean_counts_trials_of_the_same_values_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nets = ["tests.toy.ToyMLP", "tests.toy.ToyNet"]
     hidden = {"categorical": [4, 8], "when": {"model.net": nets[0]}}
@@ -107,6 +113,7 @@ def test_a_trial_trains_in_one_process(tmp_path: Path) -> None:
     assert opened(tmp_path, options=options).study is not None
 
 
+@pytest.mark.slow
 def test_choices_that_a_study_cannot_change_are_refused(tmp_path: Path) -> None:
     search(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1)
     for other in ({"categorical": [64, 50]}, {"int": [64, 100]}):
@@ -115,6 +122,7 @@ def test_choices_that_a_study_cannot_change_are_refused(tmp_path: Path) -> None:
     assert opened(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}).study.trials
 
 
+@pytest.mark.slow
 def test_a_trial_that_ctrl_c_stops_while_it_is_built_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +149,7 @@ def test_a_search_that_began_without_options_takes_none_later(tmp_path: Path) ->
         check_same(study, "own", {"optimizer.lr": "0.1"}, {"optimizer.lr": "0.1"}, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_mean_is_over_trials_with_the_same_options(tmp_path: Path) -> None:
     opened(tmp_path, "--optimizer.lr=0.001", "--data.num_workers=0", **SEEDS)
     opened(tmp_path, "--optimizer.lr=0.001", "--devices=1", **SEEDS)

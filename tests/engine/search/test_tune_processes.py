@@ -142,6 +142,7 @@ def test_a_trial_of_an_earlier_process_with_this_ones_number_is_not_lost(tmp_pat
     assert states == ["FAIL", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_a_search_that_goes_on_compares_by_the_same_metric_and_direction(tmp_path: Path) -> None:
     given: dict[str, Any] = {"metric": "val/acc", "direction": "maximize"}
     search(tmp_path, n_trials=1, **given)

@@ -79,6 +79,7 @@ def test_the_logged_norm_is_the_norm_of_all_gradients(parse: Callable[..., Start
     assert norm.value == pytest.approx(float(torch.nn.utils.get_total_norm(steps)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_settings_and_final_metrics_are_on_the_hyperparameters_page(train: Train) -> None:
     run = train(*SMALL, "--optimizer.lr=0.003")
     folder = EventAccumulator(str(run.folder)).Reload()

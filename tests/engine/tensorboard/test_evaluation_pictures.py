@@ -35,6 +35,7 @@ def mistakes(events: Any) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
 
 
+@pytest.mark.slow
 def test_images_have_a_grid_of_mistakes_and_a_curve_for_each_class(train: Train) -> None:
     events = shown(train(*SMALL, "--max_epochs=1").folder)
     assert {"test/confusion matrix", "test/worst mistakes"} <= set(events.Tags()["images"])
@@ -43,6 +44,7 @@ def test_images_have_a_grid_of_mistakes_and_a_curve_for_each_class(train: Train)
     assert not any(tag.startswith("val/") for tag in events.Tags()["images"])
 
 
+@pytest.mark.slow
 def test_deterministic_runs_count_as_fast_as_others(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     bincount, bins = torch.bincount, set()
 
@@ -80,6 +82,7 @@ def test_mistakes_that_are_not_images_are_listed_by_their_first_values(train: Tr
     assert sure == sorted(sure, reverse=True)
 
 
+@pytest.mark.slow
 def test_pictures_can_be_drawn_every_second_epoch(train: Train) -> None:
     words = ("--trainer.callbacks+=EvaluationPictures", "--trainer.callbacks.every_n_epochs=2")
     events = shown(train("fit", *SMALL, "--max_epochs=4", *words).folder)
@@ -133,6 +136,7 @@ def test_the_curve_is_the_precision_recall_curve_of_the_probabilities(tmp_path: 
     assert [mistake[0] for mistake in mistakes(events)] == [f"{confidence:.0%}" for confidence in surest.tolist()]
 
 
+@pytest.mark.slow
 def test_no_figure_is_drawn_for_very_many_classes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation_pictures, "MAX_CLASSES", 2)
     run = train(*SMALL, "--max_epochs=1")

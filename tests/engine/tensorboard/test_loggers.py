@@ -55,6 +55,7 @@ def test_weights_and_biases_works_without_a_network(tmp_path: Path) -> None:
     assert "test/acc" in wait_for("test/acc", kept, 60)
 
 
+@pytest.mark.slow
 def test_a_logger_that_cannot_be_created_leaves_no_run_folder(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--trainer\.logger cannot be used"):
         train(*SMALL, "--config=configs/logger/mlflow.yaml", "--trainer.logger.tracking_uri=nosql://x")

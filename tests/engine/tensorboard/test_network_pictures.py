@@ -31,6 +31,7 @@ def pixels(events: Any, tag: str) -> Any:
     return np.asarray(Image.open(io.BytesIO(image.encoded_image_string)).convert("L"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [(), ("fit",)])
 def test_an_image_network_shows_its_batch_its_filters_and_its_graph_once(train: Train, stage: tuple[str, ...]) -> None:
     with warnings.catch_warnings():
@@ -44,6 +45,7 @@ def test_an_image_network_shows_its_batch_its_filters_and_its_graph_once(train: 
     assert batch.std() > 10
 
 
+@pytest.mark.slow
 def test_the_batch_is_shown_as_the_network_sees_it(train: Train) -> None:
     plain = pixels(shown(train("fit", *SHORT).folder), BATCH).astype(int)
     data = "--data=tests.engine.tensorboard.toys.NegativeData"
@@ -75,6 +77,7 @@ def test_drawing_does_not_change_the_network(tmp_path: Path) -> None:
     assert b"conv" in shown(tmp_path).Graph().SerializeToString()
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_with_and_without_pictures(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = train(*SHORT)
     monkeypatch.setattr(NetworkPictures, "on_train_batch_start", lambda *_: None)

@@ -67,6 +67,7 @@ def test_a_network_whose_flops_cannot_be_counted_trains_without_mfu(
     assert "speed/mfu" not in run.metrics
 
 
+@pytest.mark.slow
 def test_throughput_needs_log_steps(train: Train) -> None:
     short = ("fit", "--trainer.log_every_n_steps=0")
     run = train(*short, "--trainer.limit_train_batches=2", "--max_epochs=1")
@@ -96,11 +97,13 @@ def waits(train: Train, monkeypatch: pytest.MonkeyPatch, share: float, *words: s
     return [line for line in run.messages if line.startswith("Training waits")]
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_data_says_once_what_to_type(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "usable_cores", lambda: 4)
     assert waits(train, monkeypatch, 0.3) == ["Training waits for data 30% of the time: give --data.num_workers 4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "words"), [(0.15, ()), (0.3, ("--max_epochs=1", "--trainer.limit_train_batches=20")), (0.3, PROFILER)]
 )

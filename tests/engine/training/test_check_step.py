@@ -26,15 +26,15 @@ MISTAKES = [
     (LOSS, r"MyTask.step returns float32 \(\): return the loss and a dict"),
     ({"loss": LOSS}, r"returns dict: return the loss and a dict"),
     (torch.zeros(4), r"returns float32 \(4,\): return the loss and a dict"),
-    ((LOSS, GOOD, 1), r"returns tuple: return the loss and a dict"),
+    ((LOSS, GOOD, 1), r"returns \(float32 \(\), dict, int\): return the loss and a dict"),
     ((0.5, GOOD), r"returns the loss float: give one number"),
     ((torch.zeros(4), GOOD), r"returns the loss float32 \(4,\): give one number, as loss.mean\(\) or reduction=mean"),
-    ((LOSS, [1]), r"returns list after the loss: return a dict"),
+    ((LOSS, [1]), r"returns \(float32 \(\), list\): return the loss and a dict"),
     ((LOSS, {"value": LOSS}), r"gives value: add weight, the number of samples in the loss"),
     ((LOSS, {}), r"gives nothing: add weight"),
     (
         (LOSS, {"value": LOSS, "weight": 4}),
-        r"gives value float32 \(\), weight int: metric mse also needs preds, target",
+        r"gives value float32 \(\), weight int, which metric mse does not take: .* 2 required .* 'preds' and 'target'",
     ),
     ((LOSS, {**GOOD, "logits": LOSS}), r"gives logits, which no metric takes: they take preds, target, value, weight"),
     (
@@ -64,7 +64,7 @@ def test_checking_changes_no_metric() -> None:
 
 def test_unlogged_metrics_are_checked_too() -> None:
     unlogged = MetricCollection({"acc": MulticlassAccuracy(3)})
-    with pytest.raises(InputError, match="metric acc also needs preds, target"):
+    with pytest.raises(InputError, match=r"metric acc does not take: .*missing 2 required"):
         check_step("MyTask", (LOSS, {"value": LOSS, "weight": 4}), DeferredMetrics(MetricCollection([]), unlogged))
 
 

@@ -114,6 +114,7 @@ def test_steps_between_validations_may_be_saved_without_a_metric(train: Train) -
     assert "best_epoch" not in run.metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [()])
 @pytest.mark.parametrize("words", [("--trainer.limit_val_batches=0",), (f"--model={__name__}.Unvalidated",)])
 def test_without_validation_the_last_checkpoint_is_the_best_however_rarely_it_would_validate(

@@ -14,6 +14,7 @@ Train = Callable[..., Run]
 SHORT = ("--max_epochs=2", "--data.size=96")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -79,6 +80,7 @@ def test_what_cannot_be_saved_is_found_before_training(
     assert not list(tmp_path.glob("logs/*/*/checkpoints"))
 
 
+@pytest.mark.slow
 def test_a_run_continues_in_its_folder_of_checkpoints(train: Train, tmp_path: Path) -> None:
     words = (*SHORT[1:], f"--checkpoint.dirpath={tmp_path / 'own'}")
     first = train("fit", *words, "--max_epochs=1")

@@ -20,6 +20,7 @@ Train = Callable[..., Run]
 TOY = (f"--config={RECIPE}",)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(train: Train, tmp_path: Path) -> None:
     # 305 images for training, 61 for validation and test: of the last batch one process has three and the other two,
     # or one and nothing.
@@ -37,6 +38,7 @@ def test_two_processes_train_as_one_does(train: Train, tmp_path: Path) -> None:
     assert done.stdout.count("test/acc") == 1
 
 
+@pytest.mark.slow
 def test_every_one_of_1001_samples_counts_once(train: Train, tmp_path: Path, toy_checkpoint: str) -> None:
     check_that_each_sample_counts_once(train, tmp_path, toy_checkpoint, "ddp")
 
@@ -57,6 +59,7 @@ def test_a_batch_that_processes_cannot_share_is_one_line(error_of: Callable[...,
     assert re.search(r"batch_size 33 .* 2 processes .* give 32 or 34$", said)
 
 
+@pytest.mark.slow
 def test_where_one_process_dies_the_other_ends(tmp_path: Path) -> None:
     unlucky = inject_fault("kill", 14, tmp_path / "dead", rank=1)
     done = run_in(tmp_path / "two", "fit", *TOY, *DDP, "--max_epochs=1000", *unlucky, ok=False)

@@ -31,6 +31,7 @@ def test_a_resumed_run_keeps_the_checkpoints_optimizer_and_schedule(train: Train
     assert config.lr_scheduler.init_args.gamma == 0.3
 
 
+@pytest.mark.slow
 def test_new_arguments_override_the_checkpoints(train: Train) -> None:
     schedule = ("--lr_scheduler=StepLR", "--lr_scheduler.step_size=4", "--lr_scheduler.gamma=0.1")
     first = train(NEW, *SHORT, "--max_epochs=1", "--optimizer=SGD", "--optimizer.lr=1.0", *schedule)
@@ -61,6 +62,7 @@ def test_weight_decay_cannot_be_changed_where_groups_cannot_be_told_apart() -> N
         OptimizerOverrides(saved, now).on_load_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> None:
     first = train(NEW, *SHORT, "--max_epochs=1", "--lr_scheduler.total_steps=9")
     path = last(first)
@@ -71,6 +73,7 @@ def test_a_changed_learning_rate_scales_the_rest_of_a_cycle(train: Train) -> Non
     assert rates[1] == pytest.approx(100 * rates[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -102,36 +102,24 @@ def _build(first: Any, spec: Spec) -> Any:
         raise InputError(f"{spec['class_path'].rpartition('.')[2]} does not take its arguments: {error}") from error
 
 
-def _epochs(trainer: Any) -> Any:
-    """The number of epochs; max_steps may end the run in an earlier one."""
-    if trainer.max_steps > 0:
-        trainer.fit_loop.setup_data()  # counts the batches
-    batches, epochs, steps = trainer.num_training_batches, 0, 0
-    if trainer.max_steps <= 0 or batches == math.inf:
-        return trainer.max_epochs
-    accumulation = _accumulation(trainer)
-    while steps < trainer.max_steps and (trainer.max_epochs in (None, -1) or epochs < trainer.max_epochs):
-        every = accumulation.get_accumulate_grad_batches(epochs) if accumulation else trainer.accumulate_grad_batches
-        steps, epochs = steps + math.ceil(batches / every), epochs + 1
-    return epochs
-
-
-def _accumulation(trainer: Any) -> GradientAccumulationScheduler | None:
-    return next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
-
-
 def _run_length(module: LightningModule, interval: str) -> int:
+    """The steps or the epochs of the run, by what the schedule counts; `max_steps` may end it in an earlier epoch."""
     trainer: Any = module.trainer
-    length = _epochs(trainer) if interval == "epoch" else trainer.estimated_stepping_batches
-    accumulation = _accumulation(trainer)
-    is_known = trainer.num_training_batches < math.inf and trainer.max_epochs not in (None, -1)
-    if accumulation and interval == "step" and is_known and 0 < length < math.inf:
-        batches = [accumulation.get_accumulate_grad_batches(epoch) for epoch in range(trainer.max_epochs)]
-        steps = sum(math.ceil(trainer.num_training_batches / every) for every in batches)
-        length = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
-    if length is None or length in (-1, math.inf):
+    limits = (trainer.max_steps, trainer.max_epochs)
+    max_steps, max_epochs = (math.inf if limit in (None, -1) else limit for limit in limits)
+    if min(max_steps, max_epochs) < math.inf:
+        trainer.fit_loop.setup_data()  # counts the batches
+    batches, steps, epochs = trainer.num_training_batches, max_steps, max_epochs
+    if 0 < batches < math.inf and min(max_steps, max_epochs) < math.inf:
+        changing = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
+        steps = epochs = 0
+        while steps < max_steps and epochs < max_epochs:
+            every = changing.get_accumulate_grad_batches(epochs) if changing else trainer.accumulate_grad_batches
+            steps, epochs = steps + math.ceil(batches / every), epochs + 1
+    length = epochs if interval == "epoch" else min(steps, max_steps)
+    if length == math.inf:
         known = "--max_epochs or --trainer.max_steps"
-        if interval == "step" and trainer.num_training_batches == math.inf:  # the loader has no length
+        if interval == "step" and batches == math.inf:  # the loader has no length
             known = "--trainer.max_steps or --trainer.limit_train_batches"
         raise InputError(f"the learning-rate schedule needs the run's length: give {known}")
     return int(length)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from src.engine.system.errors import InputError
 
@@ -29,19 +29,15 @@ def decay_groups(net: nn.Module, head_lr: float | None = None) -> list[Group]:
     if head_lr is not None and not isinstance(outer_layer, nn.Module):
         raise InputError(f"head_lr {head_lr}: {type(net).__name__} has no attribute head; leave head_lr out")
     head = {id(p) for p in outer_layer.parameters()} if isinstance(outer_layer, nn.Module) else set()
-    groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
+    groups: dict[tuple[Any, ...], Group] = {}
     for parameter in net.parameters():
-        if parameter.requires_grad:
-            outer = id(parameter) in head
-            matrix = parameter.ndim >= 2
-            hidden = parameter.ndim == 2 and not outer and id(parameter) not in embeddings
-            groups.setdefault((hidden, matrix, outer and head_lr is not None), []).append(parameter)
-    result = []
-    for (hidden, matrix, has_head_lr), parameters in groups.items():
-        group: Group = {"params": parameters, "hidden": hidden}
-        if not matrix:
-            group["weight_decay"] = 0.0
-        if has_head_lr:
-            group["lr"] = head_lr
-        result.append(group)
-    return result
+        if not parameter.requires_grad:
+            continue
+        is_outer = id(parameter) in head
+        options: Group = {"hidden": parameter.ndim == 2 and not is_outer and id(parameter) not in embeddings}
+        if parameter.ndim < 2:
+            options["weight_decay"] = 0.0
+        if is_outer and head_lr is not None:
+            options["lr"] = head_lr
+        groups.setdefault(tuple(options.items()), {"params": [], **options})["params"].append(parameter)
+    return list(groups.values())

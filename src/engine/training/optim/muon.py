@@ -38,35 +38,23 @@ class MuonWithAdamW(Optimizer):
         adjust_lr_fn: str | None = None,
     ) -> None:
         params = list(params)
-        groups = params if params and isinstance(params[0], dict) else _split_by_shape(params)
-        self._parts: tuple[Optimizer, Optimizer] | None = None
-        hidden = [_without_hidden_key(group) for group in groups if group.get("hidden")]
-        rest = [_without_hidden_key(group) for group in groups if not group.get("hidden")]
-        # Each part checks its arguments and adds its defaults to its groups.
+        is_grouped = bool(params) and isinstance(params[0], dict)
+        groups = [{"hidden": False, **group} for group in params] if is_grouped else _split_by_shape({"params": params})
+        rest = [parameter for group in groups if not group["hidden"] for parameter in group["params"]]
+        fused = not any(parameter.is_complex() for parameter in rest)
         options: dict[str, Any] = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
-        empty: list[dict[str, Any]] = [{"params": []}]
-        muon = Muon(hidden or empty, lr=lr, weight_decay=weight_decay, **options)
-        fused = not any(parameter.is_complex() for group in rest for parameter in group["params"])
-        adamw = AdamW(rest or empty, lr=adamw_lr, weight_decay=weight_decay, betas=betas, fused=fused)
-        for part, is_muon in ((muon, True), (adamw, False)):
-            for group in part.param_groups:
-                group["hidden"] = is_muon
-        kept = [group for part in (muon, adamw) for group in part.param_groups if group["params"]]
-        super().__init__(kept, {})
-        self._parts = (muon, adamw)
+        adamw = AdamW([{"params": []}], lr=adamw_lr, weight_decay=weight_decay, betas=betas, fused=fused)
+        muon = Muon([{"params": []}], lr=lr, weight_decay=weight_decay, **options)
+        self._parts: tuple[Optimizer, Optimizer] = (adamw, muon)  # by `hidden`
+        super().__init__(sorted(groups, key=lambda group: not group["hidden"]), {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters later, as BackboneFinetuning does; without `hidden`, all matrices go to Muon."""
-        if self._parts is None:  # called by the constructor
-            super().add_param_group(param_group)
-            return
-        given = dict(param_group)
-        parameters = [given["params"]] if isinstance(given["params"], Tensor) else list(given["params"])
-        for group in [given] if "hidden" in given else _split_by_shape(parameters):
-            part = self._parts[0 if group.get("hidden") else 1]
-            if group["params"]:
-                part.add_param_group(_without_hidden_key({**given, **group}))  # checks it, and adds defaults
-                super().add_param_group({**part.param_groups.pop(), "hidden": part is self._parts[0]})
+        """Add parameters, also later, as BackboneFinetuning does; without `hidden`, all matrices go to Muon."""
+        for group in [param_group] if "hidden" in param_group else _split_by_shape(param_group):
+            part = self._parts[group["hidden"]]
+            # The part checks the group, and adds its defaults.
+            part.add_param_group({name: value for name, value in group.items() if name != "hidden"})
+            super().add_param_group({**part.param_groups.pop(), "hidden": group["hidden"]})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -75,22 +63,19 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        assert self._parts is not None
-        for part, is_muon in zip(self._parts, (True, False), strict=True):
+        for part, is_muon in zip(self._parts, (False, True), strict=True):
             # Loading a checkpoint replaces groups and state, so give them to the parts in every step.
-            part.param_groups = [group for group in self.param_groups if group["hidden"] is is_muon]
+            part.param_groups = [group for group in self.param_groups if group["hidden"] == is_muon]
             part.state = self.state
             part.step()
         return loss
 
 
-def _split_by_shape(parameters: list[Tensor]) -> list[dict[str, Any]]:
-    hidden = [parameter for parameter in parameters if parameter.ndim == 2]
-    return [
-        {"params": hidden, "hidden": True},
-        {"params": [parameter for parameter in parameters if parameter.ndim != 2]},
-    ]
-
-
-def _without_hidden_key(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "hidden"}
+def _split_by_shape(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group as one of its matrices, for Muon, and one of its other parameters."""
+    given = group["params"]
+    parameters = [given] if isinstance(given, Tensor) else list(given)
+    matrices = [one for one in parameters if one.ndim == 2]
+    others = [one for one in parameters if one.ndim != 2]
+    halves = ({**group, "params": matrices, "hidden": True}, {**group, "params": others, "hidden": False})
+    return [half for half in halves if half["params"]]

@@ -4,7 +4,6 @@ On the command line they replace torch's classes of the same name. `total_steps`
 run's length; the learning rate is always the optimizer's.
 """
 
-import math
 import warnings
 from typing import Any, Literal
 
@@ -13,7 +12,33 @@ from torch.optim import Optimizer, lr_scheduler
 from src.engine.system.errors import InputError
 
 
-class OneCycleLR(lr_scheduler.OneCycleLR):
+class _Continued(lr_scheduler.LRScheduler):
+    """A schedule whose position is restored, but not its length: a continued run may be longer."""
+
+    length: str  # name of the attribute
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position; if the length has changed, the next step is at the rate of the new schedule.
+
+        Raises InputError if this run's schedule is over before that position.
+        """
+        position, steps = state_dict.get("last_epoch", 0), getattr(self, self.length)
+        is_changed = state_dict.get(self.length, steps) != steps
+        if is_changed and position > steps:
+            raise InputError(
+                f"the checkpoint is at step {position} of its schedule, and this run's has {steps} steps: give more"
+                " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
+            )
+        left_out = (self.length, "_schedule_phases")
+        super().load_state_dict({name: value for name, value in state_dict.items() if name not in left_out})
+        if is_changed:  # else the rate of the checkpoint is the next one, bit by bit
+            with warnings.catch_warnings(action="ignore"):  # torch's, to ask for the last rate instead
+                self._last_lr = getattr(self, "_get_closed_form_lr", self.get_lr)()
+            for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+                group["lr"] = lr
+
+
+class OneCycleLR(_Continued, lr_scheduler.OneCycleLR):
     """Warm up to the optimizer's learning rate, then anneal to nearly zero (Smith and Topin 2018).
 
     Args:
@@ -27,6 +52,8 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
         div_factor: peak learning rate divided by the first one.
         final_div_factor: first learning rate divided by the last one.
     """
+
+    length = "total_steps"
 
     def __init__(
         self,
@@ -59,22 +86,8 @@ class OneCycleLR(lr_scheduler.OneCycleLR):
                 group |= {name: value for name, value in first.items() if name not in group}  # momentum of the cycle
         return super().get_lr()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position of a saved schedule, but not its length: a continued run may be longer.
 
-        Raises InputError if this run's schedule is over before that position.
-        """
-        position, total = state_dict.get("last_epoch", 0), self.total_steps
-        if position > total:
-            raise InputError(_too_short(position, total))
-        length = ("total_steps", "_schedule_phases")
-        super().load_state_dict({name: value for name, value in state_dict.items() if name not in length})
-        if state_dict.get("total_steps", total) != total:  # the next step is at the rate of the new cycle
-            with warnings.catch_warnings(action="ignore"):  # torch's, to ask for the last rate instead
-                _set_rates(self, self.get_lr())
-
-
-class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
+class CosineAnnealingLR(_Continued, lr_scheduler.CosineAnnealingLR):
     """Half a cosine from the optimizer's learning rate down to `eta_min` (Loshchilov and Hutter 2017).
 
     Args:
@@ -83,34 +96,9 @@ class CosineAnnealingLR(lr_scheduler.CosineAnnealingLR):
         eta_min: the lowest learning rate.
     """
 
+    length = "T_max"
+
     def __init__(self, optimizer: Optimizer, T_max: int | None = None, eta_min: float = 0.0) -> None:  # noqa: N803
         if T_max is None:
             raise ValueError("CosineAnnealingLR needs T_max outside of a run")
         super().__init__(optimizer, T_max, eta_min)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position of a saved schedule, but not its length: a continued run may be longer.
-
-        Raises InputError if this run's schedule is over before that position.
-        """
-        position, length = state_dict.get("last_epoch", 0), self.T_max
-        is_changed = state_dict.get("T_max", length) != length
-        if is_changed and position > length:
-            raise InputError(_too_short(position, length))
-        super().load_state_dict({name: value for name, value in state_dict.items() if name != "T_max"})
-        if is_changed:  # else the learning rate of the checkpoint is the next one, bit by bit
-            share = (1 + math.cos(math.pi * position / length)) / 2
-            _set_rates(self, [self.eta_min + (lr - self.eta_min) * share for lr in self.base_lrs])
-
-
-def _set_rates(schedule: lr_scheduler.LRScheduler, rates: list[Any]) -> None:
-    schedule._last_lr = rates
-    for group, lr in zip(schedule.optimizer.param_groups, rates, strict=True):
-        group["lr"] = lr
-
-
-def _too_short(position: int, total: int) -> str:
-    return (
-        f"the checkpoint is at step {position} of its schedule, and this run's has {total} steps: give more"
-        " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
-    )

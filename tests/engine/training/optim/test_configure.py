@@ -92,6 +92,7 @@ def test_reduce_on_plateau_watches_a_metric_every_epoch(train: Train) -> None:
     assert (config.monitor, config.interval) == ("val/loss", "epoch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "moves"),
     [
@@ -142,6 +143,7 @@ def test_a_schedule_for_an_endless_run_is_an_error(parse: Callable[..., StarterC
         configure_optimizers(cli.model, spec, schedule, "epoch")
 
 
+@pytest.mark.slow
 def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     clipped = []
 
@@ -156,6 +158,7 @@ def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pyt
     assert clipped[-1].param_groups[0]["fused"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "now"), [("true", "false"), ("false", "true")])
 def test_a_resumed_run_uses_its_own_fused_setting_not_the_checkpoints(train: Train, before: str, now: str) -> None:
     short = ("fit", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
