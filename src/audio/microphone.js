@@ -20,17 +20,13 @@ function addInput() {
     button.textContent = "Record";
     if (pieces.length) predict(wav(pieces, context.sampleRate), "audio/wav");
     else $("message").textContent = "Nothing was recorded: wait a moment before you stop";
+    return null;
   }
 
   button.onclick = async () => {
     $("message").textContent = "";
-    if (recording) {
-      stop(recording);
-      recording = null;
-      return;
-    }
     try {
-      recording = await start();
+      recording = recording ? stop(recording) : await start();
     } catch (error) {
       $("message").textContent = `The microphone cannot be used: ${error.message || error}`;
     }
@@ -41,24 +37,10 @@ function addInput() {
 
 // Samples from -1 to 1 as a WAV file of 16 bits.
 function wav(pieces, rate) {
-  const count = pieces.reduce((sum, piece) => sum + piece.length, 0), view = new DataView(new ArrayBuffer(44 + 2 * count));
-  const text = (at, word) => [...word].forEach((letter, i) => view.setUint8(at + i, letter.charCodeAt(0)));
-  text(0, "RIFF");
-  view.setUint32(4, 36 + 2 * count, true);
-  text(8, "WAVEfmt ");
-  view.setUint32(16, 16, true);  // length of the format
-  view.setUint16(20, 1, true);  // integers
-  view.setUint16(22, 1, true);  // channels
-  view.setUint32(24, rate, true);
-  view.setUint32(28, 2 * rate, true);
-  view.setUint16(32, 2, true);
-  view.setUint16(34, 16, true);
-  text(36, "data");
-  view.setUint32(40, 2 * count, true);
-  let at = 44;
-  for (const piece of pieces) for (const value of piece) {
-    view.setInt16(at, Math.max(-1, Math.min(1, value)) * 32767, true);
-    at += 2;
-  }
-  return new Blob([view.buffer], {type: "audio/wav"});
+  const samples = pieces.map(piece => Int16Array.from(piece, value => Math.max(-1, Math.min(1, value)) * 32767));
+  const bytes = samples.reduce((sum, piece) => sum + piece.byteLength, 0);
+  // "RIFF", size, "WAVE", "fmt ", 16 bytes: integers, one channel, rate, bytes a second, 2 bytes of 16 bits; "data".
+  const form = [16, 0x10001, rate, 2 * rate, 0x100002];
+  const head = [0x46464952, 36 + bytes, 0x45564157, 0x20746d66, ...form, 0x61746164, bytes];
+  return new Blob([new Uint32Array(head), ...samples], {type: "audio/wav"});
 }

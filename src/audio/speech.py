@@ -51,11 +51,7 @@ def spoken_digits() -> dict[str, list[tuple[Recording, str]]]:
 
 
 class Synthesiser:
-    """Speaks with espeak-ng, in this process.
-
-    Raises:
-        InputError: the package espeakng-loader is not installed, or does not work here.
-    """
+    """Speaks with espeak-ng, in this process; raises InputError if it cannot."""
 
     def __init__(self) -> None:
         try:

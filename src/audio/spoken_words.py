@@ -1,6 +1,7 @@
 """Spoken words with labels: your own recordings, Speech Commands, or digits of a speech synthesiser."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,12 +107,9 @@ class SpokenWordsDataModule(PartsDataModule):
         check_least(1, batch_size=batch_size)
         check_least(0, max_shift=max_shift, max_noise=max_noise)
         samples = round(seconds * sample_rate)
-        if samples < image_size:
-            raise InputError(
-                f"seconds {seconds} is too short for {image_size} frames: give at least {image_size / sample_rate:.6g}"
-            )
-        if samples > MAX_SAMPLES:
-            raise InputError(f"seconds {seconds} is too long: give at most {MAX_SAMPLES / sample_rate:,.6g}")
+        if not image_size <= samples <= MAX_SAMPLES:
+            low, high = image_size / sample_rate, MAX_SAMPLES / sample_rate
+            raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high:,.6g}")
         check_fraction(max_speed=max_speed, max_mask=max_mask)
         check_shares(val_share, test_share)
         self.save_hyperparameters()
@@ -120,7 +118,8 @@ class SpokenWordsDataModule(PartsDataModule):
         self.source = source
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
         self.sample_rate = sample_rate
-        self.samples = samples
+        self.clip = partial(clip, samples=samples, sample_rate=sample_rate)
+        """Makes sounds of the right length and rate, (T,) int16, of recordings."""
         self.image_size = image_size
         self.batch_size = batch_size
         self.shares = (val_share, test_share)
@@ -139,11 +138,7 @@ class SpokenWordsDataModule(PartsDataModule):
         """Path or source of the sounds in use; set by `setup`."""
 
     def setup(self, stage: str) -> None:
-        """Read and split the sounds, in every process.
-
-        Raises:
-            InputError: there are no recordings, or some cannot be used.
-        """
+        """Read and split the sounds, in every process."""
         if hasattr(self, "train_set"):
             return
         if self.path:
@@ -191,10 +186,6 @@ class SpokenWordsDataModule(PartsDataModule):
         generator = torch.Generator(sounds.device).manual_seed(seed)
         images = features(changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator))
         return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
-
-    def clip(self, recording: Recording) -> Tensor:
-        """A sound of the right length and rate, (T,) int16."""
-        return clip(recording, self.samples, self.sample_rate)
 
     def _changes(self, recording: Recording) -> list[str]:
         samples, rate, channels = recording

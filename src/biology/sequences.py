@@ -114,11 +114,7 @@ class SequenceDataModule(PartsDataModule):
         self.vocab_size = len(self.numbers) + 1
 
     def setup(self, stage: str) -> None:
-        """Read and split the sequences, in every process.
-
-        Raises:
-            InputError: a file or one of its rows cannot be used.
-        """
+        """Read and split the sequences, in every process."""
         if hasattr(self, "train_set"):
             return
         options, self.data_source = self.options, self.options.path or self.options.source

@@ -18,7 +18,7 @@ from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train
 from src.vision.image_folder import ImageFolderDataModule, check_files
 from src.vision.mnist import MNISTDataModule
 
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAMES = [(word, str(digit)) for digit, word in enumerate(WORDS)]
@@ -36,13 +36,16 @@ MAX_WORDS = 16384
 
 
 class CaptionedImages(Dataset[Batch]):
-    """Images, each with one of its matching captions.
+    """Images, each with one of its matching captions, and with one of its matching sounds if `sounds` is set.
 
     Args:
         images: dataset whose `__getitems__` returns images and targets (B,).
         captions: token ids of the captions, each (T,).
         matching: for each image, the indices of the matching captions.
     """
+
+    sounds: tuple[Tensor, list[list[int]]] | None = None
+    """Waveforms (N, T) int16, and for each image the indices of the matching ones."""
 
     def __init__(self, images: Any, captions: list[Any], matching: list[list[int]]) -> None:
         self.images = images
@@ -53,8 +56,13 @@ class CaptionedImages(Dataset[Batch]):
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> Batch:
+        """Images, waveforms (B, T) float32 from -1 to 1 if there are sounds, tokens, mask, and targets (B,)."""
         images, targets = self.images.__getitems__(indices)
-        return images, *padded([self.captions[number] for number in choose(self.matching, indices)]), targets
+        captions = padded([self.captions[number] for number in choose(self.matching, indices)])
+        if self.sounds is None:
+            return images, *captions, targets
+        waveforms, matching = self.sounds
+        return images, waveforms[choose(matching, indices, 1)] / 2**15, *captions, targets
 
 
 def choose(matching: list[list[int]], indices: list[int], *kind: int) -> list[int]:
@@ -150,8 +158,8 @@ class CaptionDataModule(BatchedDataModule):
         parts = list(own or self._mnist_parts(stage))
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
-        self.sets: dict[str, Any] = {
-            part: CaptionedImages(images, self._encode(captions), matching)
+        self.sets = {
+            part: CaptionedImages(images, self.tokenizer.encode_batch(captions, self.max_length), matching)
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
         self.train_set, self.val_set, self.test_set = self.sets.values()
@@ -191,7 +199,7 @@ class CaptionDataModule(BatchedDataModule):
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens."""
-        return padded(self._encode(texts))
+        return padded(self.tokenizer.encode_batch(texts, self.max_length))
 
     def prompts(self, part: str) -> list[tuple[Tensor, Tensor]]:
         """Tokens and mask of all class names, for each phrasing of a part; empty for your own images."""
@@ -255,6 +263,3 @@ class CaptionDataModule(BatchedDataModule):
             own = [files[index] for index in indices]
             images = data.dataset(own, [targets[index] for index in indices], part)
             yield images, [rows[index][1] for index in indices], [[number] for number in range(len(indices))]
-
-    def _encode(self, texts: list[str]) -> list[Any]:
-        return self.tokenizer.encode_batch(texts, self.max_length)

@@ -42,6 +42,8 @@ class ContrastiveModel(Task):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net, MetricCollection({"loss": MeanMetric()}))
         self.save_arguments(net=net)
+        self.modalities: list[str] = list(net.modalities)  # type: ignore[arg-type]
+        """The network's modalities; the first one is predicted on."""
         self.similarity: Tensor | None = None
         """After an evaluation: mean similarity of each class's images (rows) and prompts (columns), in [-1, 1]."""
         self._classes: Tensor | None = None
@@ -55,12 +57,6 @@ class ContrastiveModel(Task):
                 f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}: give"
                 f" --model.net.modalities [{', '.join(found)}]"
             )
-
-    @property
-    def modalities(self) -> list[str]:
-        """The network's modalities; the first one is predicted on."""
-        net: Any = self.net
-        return list(net.modalities)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of a batch."""

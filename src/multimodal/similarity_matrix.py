@@ -25,16 +25,13 @@ class SimilarityMatrix(Callback):
             raise InputError("SimilarityMatrix needs a ContrastiveModel: remove it from the callbacks")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, pl_module, "val")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, pl_module, "test")
-
-    def _draw(self, trainer: Trainer, task: Any, stage: str) -> None:
-        if task.similarity is None or not trainer.is_global_zero or trainer.sanity_checking:
+        similarity: Any = pl_module.similarity
+        if similarity is None or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        low, high = task.similarity.aminmax()
-        grey = (task.similarity - low) / (high - low).clamp(min=1e-6)
-        image = torch.kron(grey, torch.ones(PIXELS, PIXELS))
+        low, high = similarity.aminmax()
+        image = torch.kron((similarity - low) / (high - low).clamp(min=1e-6), torch.ones(PIXELS, PIXELS))
         for writer in writers(trainer):
+            stage = "test" if trainer.testing else "val"
             writer.add_image(f"{stage}/similarity", image, trainer.global_step, dataformats="HW")
+
+    on_test_end = on_validation_end

@@ -8,6 +8,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,14 +20,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 from src import ROOT
-from src.engine.data.download import DownloadError, unwritable, write_atomically
+from src.engine.data.download import DownloadError, published, unwritable, write_atomically
 from src.engine.data.files import not_utf8, open_utf8
 from src.engine.data.loading import IGNORED, BatchDataset, BatchedDataModule, Batches, Order, announce, batch_loader
 from src.engine.data.split import check_fold, split_sizes
 from src.engine.system.errors import InputError, check_least
-from src.text.sources import find_texts, python_reference, tiny_shakespeare
+from src.text.sources import find_texts, python_reference
 from src.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -40,6 +42,9 @@ PARTS = ("train", "val", "test")
 CHUNK = 2**20  # bytes read at a time
 FORMAT = "2"  # part of every cache key; increase it when the files change
 PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
+# Tiny Shakespeare (Karpathy 2015).
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
 Batch = tuple[Tensor, Tensor]
 
@@ -235,28 +240,20 @@ class TextDataModule(BatchedDataModule):
         if self.path is not None:
             return find_texts(self.path)
         if self.source != "python_reference":
+            place = self.data_dir / "tiny_shakespeare" / "input.txt"
             try:
-                file = tiny_shakespeare(self.data_dir)
+                self.data_source = "tiny_shakespeare"
+                return [published(SHAKESPEARE_URL, SHAKESPEARE_SHA256, place)]
             except DownloadError as error:
                 if self.source == "tiny_shakespeare":
                     raise InputError(
-                        f"tiny Shakespeare could not be downloaded ({error}): save it as"
-                        f" {self.data_dir / 'tiny_shakespeare' / 'input.txt'}, or give your own text with --data.path"
+                        f"tiny Shakespeare could not be downloaded ({error}): save it as {place}, or give your own text"
+                        " with --data.path"
                     ) from error
                 rank_zero_info(f"Tiny Shakespeare is not in {self.data_dir} and could not be downloaded: {error}")
-            else:
-                self.data_source = "tiny_shakespeare"
-                return [file]
             announce("*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***")
         self.data_source = "python_reference"
-        return [self._write_reference()]
-
-    def _write_reference(self) -> Path:
-        content = python_reference().encode("utf-8")
-        path = self.cache_dir / f"python_reference-{hashlib.sha256(content).hexdigest()[:16]}.txt"
-        if not path.exists():
-            write_atomically(path, content, "cache_dir")
-        return path
+        return [python_reference(self.cache_dir)]
 
     def _find_tokenizer(self, files: list[Path], digest: str, splits: dict[str, int]) -> Tokenizer:
         if self._restored is not None:
@@ -264,7 +261,7 @@ class TextDataModule(BatchedDataModule):
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
         if self.tokenizer_name != "bpe":
-            return restore_tokenizer(pretrained_tokenizer(self.tokenizer_name))
+            return pretrained_tokenizer(self.tokenizer_name)
         cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size), *self._fold_key)}.json"
         if not cached.exists():
             rank_zero_info(f"Training byte-pair encoding with up to {self.max_vocab_size} tokens ...")
@@ -282,45 +279,32 @@ def _file_stats(files: list[Path]) -> list[tuple[int, int]]:
 def _hash_and_count(files: list[Path]) -> tuple[str, int]:
     """SHA-256 and number of characters of a text."""
     digest, characters = hashlib.sha256(), 0
-    for _, chunk in _chunks(files, "Reading"):
-        digest.update(chunk)
-        # Count all bytes except the continuation bytes of UTF-8.
-        characters += int(np.count_nonzero((np.frombuffer(chunk, np.uint8) & 0xC0) != 0x80))
+    for text in _read(files, "Reading"):
+        digest.update(text.encode())
+        characters += len(text)
     return digest.hexdigest(), characters
 
 
-def _chunks(files: list[Path], title: str) -> Iterator[tuple[Path, bytes]]:
-    """The bytes of each file, ending with none, and a line break between files; with a progress bar."""
+def _read(files: list[Path], title: str) -> Iterator[str]:
+    """The text of all files in pieces, with a line break between files; with a progress bar."""
     size = sum(path.stat().st_size for path in files)
     with tqdm(total=size, desc=title, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False) as bar:
         for number, path in enumerate(files):
             if number:
-                yield path, b"\n"
+                yield "\n"
             try:
                 with open_utf8(path) as file:
-                    while chunk := file.read(CHUNK):
-                        yield path, chunk
-                        bar.update(len(chunk))
+                    chunks = iter(partial(CallbackIOWrapper(bar.update, file).read, CHUNK), b"")
+                    yield from codecs.iterdecode(chunks, "utf-8")
+            except UnicodeDecodeError as error:
+                raise not_utf8(path) from error
             except (OSError, EOFError, zlib.error) as error:
                 raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-            yield path, b""
-
-
-def _decode(files: list[Path]) -> Iterator[str]:
-    """The text of all files in pieces."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    for path, chunk in _chunks(files, "Tokenizing"):
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise not_utf8(path) from error
-        if text:
-            yield text
 
 
 def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Yield (part, text) pieces; they end at line breaks if possible, so that few words are cut."""
-    texts = _decode(files)
+    texts = _read(files, "Tokenizing")
     buffer = ""
     for part, left in splits.items():
         while left:

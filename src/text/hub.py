@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -28,26 +29,20 @@ def transformers_class(name: str) -> Any:
     return getattr(package, name)
 
 
-def find_pretrained(name: str) -> str:
-    """The local folder of a pretrained model, or its hub name if it is not on this machine."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
-    package = importlib.util.find_spec(BUNDLED[name]) if name in BUNDLED else None
-    if package is not None and package.origin is not None:
-        return str(Path(package.origin).parent / "model")
-    return name
-
-
 def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
     """Call `cls.from_pretrained` with a hub name or folder; code in the model's repository is not run.
 
     Raises:
         ValueError: there is no such folder or model, it cannot be loaded, or the hub cannot be reached.
     """
-    found = find_pretrained(name)
-    is_folder = Path(found).is_dir()
+    folder = Path(name).expanduser()
+    package = importlib.util.find_spec(BUNDLED[name]) if name in BUNDLED and not folder.is_dir() else None
+    if package is not None and package.origin is not None:
+        folder = Path(package.origin).parent / "model"
+    is_folder = folder.is_dir()
     if not is_folder:
         _check_path(name)
+    found = str(folder) if is_folder else name
     problem = None if is_folder else _hub_problem()
     offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
     if problem and cls.__name__.startswith("AutoModel"):  # it looks for adapters too, and would try for 23 s
@@ -80,19 +75,17 @@ def _check_path(name: str) -> None:
 def _hub_problem() -> str | None:
     """Why the Hugging Face hub does not answer within `HUB_SECONDS`, or None. Its library would try for minutes."""
     hub = importlib.import_module("huggingface_hub")
-    answers: list[str | None] = []
+    answer: list[str | None] = [f"no answer in {HUB_SECONDS:g} seconds"]
 
     def ask() -> None:
         try:
-            hub.HfApi().model_info("openai-community/gpt2", timeout=HUB_SECONDS)
-        except hub.errors.HfHubHTTPError:  # an answer
-            answers.append(None)
+            with suppress(hub.errors.HfHubHTTPError):  # an answer
+                hub.HfApi().model_info("openai-community/gpt2", timeout=HUB_SECONDS)
+            answer[0] = None
         except Exception as error:
-            answers.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
-        else:
-            answers.append(None)
+            answer[0] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_SECONDS)
-    return answers[0] if answers else f"no answer in {HUB_SECONDS:g} seconds"
+    return answer[0]

@@ -243,12 +243,13 @@ class LabelledTextDataModule(PartsDataModule):
             return ByteTokenizer()
         if self.tokenizer_name in TRAINED:
             return TRAINED[self.tokenizer_name](iter(texts), self.max_vocab_size)
-        return restore_tokenizer(pretrained_tokenizer(self.tokenizer_name))
+        return pretrained_tokenizer(self.tokenizer_name)
 
     def _load_source(self) -> dict[str, Columns]:
         if self.source != "language_names":
             try:
-                parts = rt_polarity(self.data_dir)
+                self.data_source = "rt_polarity"
+                return {part: _columns(rows) for part, rows in rt_polarity(self.data_dir).items()}
             except DownloadError as error:
                 if self.source == "rt_polarity":
                     raise InputError(
@@ -256,14 +257,9 @@ class LabelledTextDataModule(PartsDataModule):
                         f" {self.data_dir / 'rt_polarity'}, or give your own table with --data.path"
                     ) from error
                 rank_zero_info(f"rt-polarity is not in {self.data_dir} and could not be downloaded: {error}")
-            else:
-                self.data_source = "rt_polarity"
-                return {part: _columns(rows) for part, rows in parts.items()}
             announce("*** NOT REVIEWS: using names in 34 languages (CLDR); results are not comparable. ***")
         self.data_source = "language_names"
-        rows, shared = language_names()
-        rank_zero_info(f"Left out {shared:,} names that exist in several languages")
-        return self._split(_columns(rows), ("val", "test"))
+        return self._split(_columns(language_names()), ("val", "test"))
 
     def _load_tables(self) -> dict[str, Columns]:
         given = {part: path for part, path in self.paths.items() if path is not None}

@@ -49,12 +49,6 @@ class LanguageModel(Task):
         loss = total / count.clamp(min=1)  # a batch may be padding only
         return loss, {"value": loss.detach(), "weight": count}
 
-    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
-        """The likeliest next token at each position, (B, T) int64."""
-        logits = self(batch if isinstance(batch, Tensor) else batch[0])  # (B, T, vocab_size)
-        likeliest: Tensor = logits.argmax(dim=-1)  # (B, T)
-        return likeliest
-
     def log_metrics(self, stage: str) -> None:
         """Log the loss, and from it perplexity and bits per character."""
         super().log_metrics(stage)
@@ -85,6 +79,7 @@ class LanguageModel(Task):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
         use_cache: bool = True,
+        together: TextsTogether | None = None,
     ) -> Iterator[int]:
         """Continue a text, token by token.
 
@@ -99,6 +94,7 @@ class LanguageModel(Task):
                 2020). Default: 1.
             generator: random generator, on the CPU.
             use_cache: process each token once; without, the whole context is processed for every token (slower).
+            together: computes this text together with others; see `generate_together`.
 
         Raises:
             InputError: the prompt is empty.
@@ -108,6 +104,8 @@ class LanguageModel(Task):
             raise InputError("the prompt is empty: give at least one token")
         check_sampling_arguments(max_new_tokens, temperature, top_k, top_p)
         draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        if together is not None:
+            return together.read(prompt.tolist(), max_new_tokens, draw)
         return self._generate(prompt.tolist(), max_new_tokens, draw, use_cache)
 
     def _generate(

@@ -51,7 +51,8 @@ class _Pretrained(nn.Module):
         dtype = torch.get_default_dtype()  # not that of the file: small steps would be lost in bfloat16
         if config is None:
             model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
-            # Kept in the configuration: a checkpoint trains the same layers.
+            # A random layer between body and head, as after masked language modelling, is trained as well. Kept in the
+            # configuration: a checkpoint trains the same layers.
             model.config.has_new_pooler = _check_weights(model, info, pretrained, self.peft_task)
             head = model.get_output_embeddings()
             if head is not None and head.weight is not model.get_input_embeddings().weight:
@@ -71,7 +72,7 @@ class _Pretrained(nn.Module):
             model.config.pad_token_id = _end_token(model) or 0
         if freeze_body:
             for name, parameter in model.base_model.named_parameters():
-                parameter.requires_grad_(_has_new_pooler(model) and "pooler." in name)
+                parameter.requires_grad_(getattr(model.config, "has_new_pooler", False) and "pooler." in name)
         self.model: Any = _with_lora(model, lora_rank, lora_alpha, self.peft_task) if lora_rank else model
         self.block_size: int | None = _max_length(model)
         self.vocab_size: int | None = getattr(model.config, "vocab_size", None)
@@ -129,14 +130,6 @@ class _Pretrained(nn.Module):
                 model_input_names=["input_ids", "attention_mask"],
                 **{name: token for name, token in special.items() if token is not None},
             ).save_pretrained(path)
-        loaded: Any = transformers_class(self.auto_class).from_pretrained(path).eval()
-
-        def run(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-            # Some models find the end of a text by the padding token.
-            ids = tokens if mask is None else tokens.masked_fill(~mask, loaded.config.pad_token_id)
-            logits: Tensor = loaded(input_ids=ids, attention_mask=None if mask is None else mask.long()).logits
-            return logits
-
         cut = "" if max_length is None else f", truncation=True, max_length={max_length}"
         lines = [
             f"import sys; from transformers import {self.auto_class}, AutoTokenizer",
@@ -145,7 +138,8 @@ class _Pretrained(nn.Module):
             "logits = model(**inputs).logits[0]",
             "print(model.config.id2label[logits.argmax().item()])" if labels else "print(logits.shape)",
         ]
-        return run, lines
+        count: dict[str, Any] = {"num_classes": self.num_classes} if isinstance(self, PretrainedClassifier) else {}
+        return type(self)(str(path), **count).eval(), lines
 
     def _check_length(self, length: int, option: str) -> None:
         if self.block_size is not None and length > self.block_size:
@@ -300,7 +294,7 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     if task == "SEQ_CLS":  # all of the head is new, peft knows only some of the names
         layers = (name for name, layer in body.named_children() if any(True for _ in layer.parameters()))
         lora.modules_to_save = [name for name in layers if name != body.base_model_prefix]
-        lora.modules_to_save += ["pooler"] if _has_new_pooler(body) else []
+        lora.modules_to_save += ["pooler"] if getattr(body.config, "has_new_pooler", False) else []
     adapted: nn.Module = get_peft_model(body, lora)
     return adapted
 
@@ -309,11 +303,6 @@ def _end_token(model: Any) -> int | None:
     """The ID of the token that ends a text."""
     end: int | list[int] | None = getattr(model.config, "eos_token_id", None)
     return end[0] if isinstance(end, list) else end
-
-
-def _has_new_pooler(model: Any) -> bool:
-    """Whether the layer between body and head is random, as after masked language modelling: it is trained as well."""
-    return bool(getattr(model.config, "has_new_pooler", False))
 
 
 def _check_weights(model: Any, info: dict[str, Any], name: str, task: str) -> bool:

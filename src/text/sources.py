@@ -1,6 +1,7 @@
 """Finds texts: your own files, public ones to download, and some to use without a network."""
 
 import glob
+import hashlib
 import tarfile
 import tempfile
 from collections import Counter, defaultdict
@@ -8,13 +9,11 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from src.engine.data.download import download, published, write_atomically
+from src.engine.data.download import download, write_atomically
 from src.engine.data.files import find_files, skipped_line
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 # Sentence polarity dataset v1.0 (Pang and Lee 2005).
 POLARITY_URL = "https://storage.googleapis.com/seldon-datasets/sentence_polarity_v1/rt-polaritydata.tar.gz"
 POLARITY_SHA256 = "a05befe52aafda71d458d188a1c54506a998b1308613ba76bbda2e5029409ce9"
@@ -50,16 +49,6 @@ def find_texts(path: str) -> list[Path]:
     return files
 
 
-def tiny_shakespeare(data_dir: Path) -> Path:
-    """The file of tiny Shakespeare (Karpathy 2015), downloaded if missing; its checksum is verified.
-
-    Raises:
-        DownloadError: it is missing and cannot be downloaded.
-        InputError: the folder cannot be written, or the file is not the published one.
-    """
-    return published(SHAKESPEARE_URL, SHAKESPEARE_SHA256, data_dir / "tiny_shakespeare" / "input.txt")
-
-
 def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
     """Text and label of 10,662 sentences from film reviews (Pang and Lee 2005), in three parts.
 
@@ -93,18 +82,21 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
     return parts
 
 
-def python_reference() -> str:
-    """The language reference included in Python, about half a million characters of real text."""
+def python_reference(folder: Path) -> Path:
+    """A file with the language reference included in Python, half a million characters; written if missing."""
     from pydoc_data.topics import topics
 
-    return "\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n"
+    content = ("\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n").encode("utf-8")
+    path = folder / f"python_reference-{hashlib.sha256(content).hexdigest()[:16]}.txt"
+    if not path.exists():
+        write_atomically(path, content, "cache_dir")
+    return path
 
 
-def language_names() -> tuple[list[tuple[str, str]], int]:
-    """Names of territories, languages and currencies in 34 languages, from the CLDR.
+def language_names() -> list[tuple[str, str]]:
+    """Names of territories, languages and currencies, each with the English name of its language, from the CLDR.
 
-    Returns:
-        (name, English name of its language) pairs, and how many names were left out because languages share them.
+    Names that several of the 34 languages share are left out.
 
     Raises:
         InputError: the package Babel, which contains them, is not installed.
@@ -123,4 +115,5 @@ def language_names() -> tuple[list[tuple[str, str]], int]:
                 if len(name) > 3 or not name.isascii():  # short ones are codes
                     found[name].add(str(locale.english_name))
     unique = [(name, languages.pop()) for name, languages in sorted(found.items()) if len(languages) == 1]
-    return unique, len(found) - len(unique)
+    rank_zero_info(f"Left out {len(found) - len(unique):,} names that exist in several languages")
+    return unique

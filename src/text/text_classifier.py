@@ -70,10 +70,6 @@ class TextClassifier(Classifier):
 
         with embedding.register_forward_hook(keep_output):
             loss, metrics = super().step(batch)
-        if not embedded:
-            raise InputError(
-                f"adversarial {self.adversarial}: {type(self.net).__name__} does not use its embedding; give 0"
-            )
         (gradient,) = torch.autograd.grad(loss, embedded[0], retain_graph=True)  # (B, T, C)
         # Normalized per text, so that a text does not depend on the others in its batch or process.
         direction = nn.functional.normalize(gradient.float().flatten(1), eps=1e-30).view_as(gradient)

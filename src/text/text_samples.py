@@ -22,8 +22,6 @@ class TextSamples(Callback):
     """
 
     def __init__(self, prompt: str = "\n", max_new_tokens: int = 200, temperature: float = 0.8) -> None:
-        if not prompt:
-            raise InputError("TextSamples needs a prompt of at least one character")
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
@@ -46,8 +44,7 @@ class TextSamples(Callback):
         # A separate generator: sampling does not change the run. All processes take part, since weights may be sharded.
         generator = torch.Generator().manual_seed(0)
         ids = task.generate(prompt, self.max_new_tokens, self.temperature, generator=generator)
-        before = prompt.tolist()  # which decides whether a blank comes first
-        text = self.prompt + tokenizer.decode([*before, *ids])[len(tokenizer.decode(before)) :]
+        text = self.prompt + "".join(tokenizer.stream(ids, prompt.tolist()))
         if not trainer.is_global_zero:
             return
         fenced = "\n".join(f"    {line}" for line in text.splitlines())  # a code block in Markdown

@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.engine.system.errors import InputError
-from src.text.gpt import check_sampling_arguments, sample
-
 
 @dataclass(eq=False)
 class Text:
@@ -19,7 +16,7 @@ class Text:
 
     context: list[int]
     wanted: int
-    sample: Callable[[Tensor], int]
+    draw: Callable[[Tensor], int]
     unread: deque[int] = field(default_factory=deque)
     has_started: bool = False
 
@@ -37,35 +34,17 @@ class TextsTogether:
 
     def __init__(self, task: Any, count: int) -> None:
         self.net, self.device = task.net, task.device
+        self.generate = partial(task.generate, together=self)
+        """Continues a text, as `LanguageModel.generate` does."""
         self.texts: list[Text | None] = [None] * count
         self.cache = self.net.new_shared_cache(count)
 
-    def generate(
-        self,
-        prompt: Tensor,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Iterator[int]:
-        """Continue a text, as `LanguageModel.generate` does.
-
-        Raises:
-            InputError: the prompt is empty.
-            ValueError: another argument is out of range.
-        """
-        if not len(prompt):
-            raise InputError("the prompt is empty: give at least one token")
-        check_sampling_arguments(max_new_tokens, temperature, top_k, top_p)
-        draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-        return self._read(Text(prompt.tolist(), max_new_tokens, draw))
-
-    def _read(self, text: Text) -> Iterator[int]:
+    def read(self, context: list[int], count: int, draw: Callable[[Tensor], int]) -> Iterator[int]:
+        """Continue a text by up to `count` tokens, which `draw` samples from logits (vocab_size,)."""
         row = self.texts.index(None)
-        self.texts[row] = text
+        self.texts[row] = text = Text(context, count, draw)
         try:
-            for _ in range(text.wanted):
+            for _ in range(count):
                 while not text.unread:
                     self._step()
                 yield text.unread.popleft()
@@ -95,7 +74,7 @@ class TextsTogether:
             logits[row] = self.net(torch.tensor([text.context], device=self.device), cache)[0, -1].float().cpu()
             self.cache.put(row, cache)
         for row, text in running.items():
-            token = text.sample(logits[row])
+            token = text.draw(logits[row])
             text.context.append(token)
             text.unread.append(token)
             text.wanted -= 1

@@ -4,15 +4,13 @@ import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from src.engine.data.loading import announce
-from src.engine.system.errors import InputError, SampleError
+from src.engine.system.errors import InputError
 from src.text.hub import load_from_hub, transformers_class
 
 Ids = npt.NDArray[Any]
@@ -90,15 +88,13 @@ class SubwordTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Token IDs (N,) int64 of a text, without special tokens."""
-        with _readable():
-            return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def encode_batch(self, texts: list[str], max_length: int) -> list[Ids]:
         """Token IDs of each text with special tokens, cut to `max_length` in total."""
         self.inner.enable_truncation(max_length)
         try:
-            with _readable():
-                encoded = self.inner.encode_batch_fast(texts)
+            encoded = self.inner.encode_batch_fast(texts)
         finally:
             self.inner.no_truncation()
         return [np.asarray(one.ids, dtype=np.int64) for one in encoded]
@@ -127,17 +123,6 @@ class SubwordTokenizer:
             yield rest
 
 
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Turn the error of a tokenizer without a token for unknown characters into a SampleError."""
-    try:
-        yield
-    except Exception as error:  # tokenizers has no class of its own
-        raise SampleError(
-            f"the tokenizer cannot read this text ({error}): give one with a token for unknown characters"
-        ) from error
-
-
 Tokenizer = ByteTokenizer | SubwordTokenizer
 
 
@@ -162,13 +147,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
         texts: the training text, in pieces of any size.
         vocab_size: maximum number of tokens, including the 256 bytes.
     """
-    from tokenizers import Tokenizer, decoders, models, trainers
-    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers import ByteLevelBPETokenizer
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return _trained(tokenizer, trainers.BpeTrainer, texts, vocab_size, initial_alphabet=ByteLevel.alphabet())
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size, min_frequency=0, show_progress=sys.stderr.isatty())
+    return SubwordTokenizer(tokenizer.to_str())
 
 
 def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
@@ -183,17 +166,14 @@ def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return _trained(tokenizer, trainers.WordLevelTrainer, texts, vocab_size, min_frequency=2, special_tokens=[UNKNOWN])
-
-
-def _trained(tokenizer: Any, trainer: Any, texts: Iterable[str], vocab_size: int, **options: Any) -> SubwordTokenizer:
-    show_progress = sys.stderr.isatty()
-    tokenizer.train_from_iterator(texts, trainer(vocab_size=vocab_size, show_progress=show_progress, **options))
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=[UNKNOWN])
+    trainer.show_progress = sys.stderr.isatty()
+    tokenizer.train_from_iterator(texts, trainer)
     return SubwordTokenizer(tokenizer.to_str())
 
 
-def pretrained_tokenizer(name: str) -> str:
-    """The state of a pretrained model's tokenizer.
+def pretrained_tokenizer(name: str) -> SubwordTokenizer:
+    """A pretrained model's tokenizer.
 
     Args:
         name: hub name or folder of the model.
@@ -210,12 +190,8 @@ def pretrained_tokenizer(name: str) -> str:
             f"the tokenizer of {name} has no fast version, which this project needs: give another --data.tokenizer"
         )
     if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:  # what transformers makes without its files
-        kind = "folder" if Path(name).expanduser().is_dir() else "model"
-        raise InputError(
-            f"the {kind} {name} has no tokenizer: add its files, such as tokenizer.json, or give --data.tokenizer"
-        )
-    state: str = loaded.backend_tokenizer.to_str()
-    return state
+        raise InputError(f"{name} has no tokenizer: add its files, such as tokenizer.json, or give --data.tokenizer")
+    return SubwordTokenizer(loaded.backend_tokenizer.to_str())
 
 
 def check_tokens(

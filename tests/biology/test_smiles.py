@@ -16,7 +16,7 @@ MOLECULES = (
     "N#N.O",
     "C%10CCCC%10Cl",
     "n(H)1cccc1Br",
-    "C" * 3000,
+    "C" * 500,
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.data.split import split_sizes
 from src.engine.system.errors import InputError
-from src.text import corpus, sources
+from src.text import corpus
 from src.text.corpus import TextDataModule, Windows, random_starts
 from src.text.sources import find_texts
 from tests.conftest import serving
@@ -18,7 +18,7 @@ from tests.conftest import serving
 @pytest.fixture(autouse=True)
 def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fetched from where these texts really live."""
-    monkeypatch.setattr(sources, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
+    monkeypatch.setattr(corpus, "SHAKESPEARE_URL", "http://127.0.0.1:9/input.txt")
 
 
 def module(folder: Path, **arguments: object) -> TextDataModule:
@@ -296,7 +296,7 @@ def test_tokens_in_a_folder_that_only_its_owner_can_write_are_used(
 @pytest.fixture
 def shakespeare(monkeypatch: pytest.MonkeyPatch) -> bytes:
     content = b"First Citizen: speak, speak. " * 50
-    monkeypatch.setattr(sources, "SHAKESPEARE_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(corpus, "SHAKESPEARE_SHA256", hashlib.sha256(content).hexdigest())
     return content
 
 
@@ -305,7 +305,7 @@ def test_shakespeare_is_downloaded_and_checked(
 ) -> None:
     own(tmp_path, shakespeare[:-1], "mirror/input.txt")
     with serving(tmp_path / "mirror") as url:
-        monkeypatch.setattr(sources, "SHAKESPEARE_URL", f"{url}input.txt")
+        monkeypatch.setattr(corpus, "SHAKESPEARE_URL", f"{url}input.txt")
         with pytest.raises(InputError, match=r"could not be downloaded .*invalid hash"):
             ready(tmp_path, source="tiny_shakespeare")
         assert not (tmp_path / "data").exists()

@@ -19,7 +19,7 @@ from src.text.labelled_text import LabelledTextDataModule
 from src.text.language_model import LanguageModel
 from src.text.pretrained import PretrainedClassifier, PretrainedLM
 from src.text.text_classifier import TextClassifier
-from src.text.tokenizer import pretrained_tokenizer, restore_tokenizer
+from src.text.tokenizer import pretrained_tokenizer
 from tests.conftest import write
 from tests.text.helpers import WORDS, tiny_pretrained
 
@@ -270,10 +270,10 @@ def test_a_pretrained_language_model_generates_with_its_cache(models: Path, opti
 
 
 def test_its_own_tokenizer_comes_with_it(models: Path) -> None:
-    bert = restore_tokenizer(pretrained_tokenizer(str(models / "bert")))
+    bert = pretrained_tokenizer(str(models / "bert"))
     (ids,) = bert.encode_batch(["the cat"], 8)
     assert (ids[0], ids[-1], len(ids)) == (2, 3, 4)  # [CLS] and [SEP]
-    gpt2 = restore_tokenizer(pretrained_tokenizer(str(models / "gpt2")))
+    gpt2 = pretrained_tokenizer(str(models / "gpt2"))
     assert gpt2.decode(gpt2.encode(WORDS).tolist()) == WORDS
 
 
@@ -288,10 +288,10 @@ def test_a_folder_without_a_tokenizer_is_an_error(kind: str, left: tuple[str, ..
     for file in folder.glob("*token*"):
         if file.name not in left:
             file.unlink()
-    with pytest.raises(InputError, match=f"the folder {folder} has no tokenizer"):
+    with pytest.raises(InputError, match=f"{folder} has no tokenizer"):
         pretrained_tokenizer(str(folder))
     table = write(tmp_path / "own.csv", "text,label\n" + "the cat,1\na dog,2\n" * 9)
-    with pytest.raises(InputError, match=f"the folder {folder} has no tokenizer"):
+    with pytest.raises(InputError, match=f"{folder} has no tokenizer"):
         LabelledTextDataModule(table, tokenizer=str(folder)).setup("fit")
 
 
@@ -369,7 +369,7 @@ def test_transformers_is_imported_only_where_it_is_used() -> None:
 def test_a_package_carries_a_real_model(models: Path) -> None:
     net = PretrainedClassifier(MINILM).eval()
     assert sum(p.numel() for p in net.parameters()) > 22e6
-    tokenizer = restore_tokenizer(pretrained_tokenizer(MINILM))
+    tokenizer = pretrained_tokenizer(MINILM)
     assert tokenizer.decode(tokenizer.encode("A gripping film").tolist()) == "a gripping film"
     # Its weights are the trained ones: related words lie closer than others.
     table = net.model.bert.embeddings.word_embeddings.weight

@@ -43,7 +43,7 @@ def test_it_is_refused_where_there_is_no_text(train: Train) -> None:
 
 
 def test_a_prompt_is_needed(train: Train, own: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="TextSamples needs a prompt"):
+    with pytest.raises(ValueError, match="TextSamples: prompt '' has no token"):
         train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.prompt=")
 
 

@@ -124,7 +124,7 @@ def argument_types(cls: Any) -> dict[str, Any]:
 
 def parameters_of(cls: Any) -> dict[str, inspect.Parameter]:
     """The arguments of a class by name, with those that `**kwargs` passes on to its base classes."""
-    found: dict[str, inspect.Parameter] = {}
+    found = {} if inspect.isclass(cls) else dict(inspect.signature(cls).parameters)
     for constructor in _constructors(cls):
         _, *parameters = inspect.signature(constructor).parameters.values()
         found = {**{one.name: one for one in parameters}, **found}
