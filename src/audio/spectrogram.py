@@ -76,8 +76,7 @@ def changed_sounds(
     moved: Tensor = padded.gather(1, before) * (1 - share) + padded.gather(1, before + 1) * share
     noise = torch.empty_like(moved).normal_(generator=generator)
     noise *= max_noise * torch.pow(10, -3 * draws[2]) * waveforms.std(dim=1, keepdim=True)
-    varied: Tensor = moved + noise
-    return varied
+    return moved + noise
 
 
 def mask_bands(images: Tensor, max_share: float, generator: torch.Generator) -> Tensor:

@@ -118,8 +118,7 @@ class ContrastiveModel(Task):
     @torch.no_grad()
     def _features(self, tokens: Tensor, mask: Tensor) -> Tensor:
         net: Any = self.net
-        features: Tensor = net.features("text", tokens.to(self.device), mask.to(self.device))
-        return features
+        return net.features("text", tokens.to(self.device), mask.to(self.device))
 
     def log_metrics(self, stage: str) -> None:
         super().log_metrics(stage)

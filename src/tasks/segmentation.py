@@ -32,8 +32,7 @@ class DiceLoss(nn.Module):
         total = (probabilities + truth).flatten(2).sum(2)
         images = known.flatten(1).any(1)  # (B,)
         scores = ((2 * overlap + 1) / (total + 1)).mean(1)  # + 1: an absent class that is not predicted scores 1
-        loss: Tensor = ((1 - scores) * images).sum() / images.sum().clamp(min=1)
-        return loss
+        return ((1 - scores) * images).sum() / images.sum().clamp(min=1)
 
 
 class SegmentationTask(Classifier):

@@ -27,8 +27,7 @@ class SequenceLabeler(Classifier):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Network inputs -> logits (B, num_classes, T) float."""
-        logits: Tensor = self.net(*inputs).movedim(-1, 1)
-        return logits
+        return self.net(*inputs).movedim(-1, 1)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`, one row per position."""

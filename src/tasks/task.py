@@ -147,8 +147,7 @@ class Task(LightningModule):
         if not self._checked:
             check_step(type(self).__name__, result, self.metrics)
             self._checked = True
-        checked: tuple[Tensor, dict[str, Any]] = result
-        return checked
+        return result
 
     def on_validation_epoch_start(self) -> None:
         self.metrics.unlogged.reset()

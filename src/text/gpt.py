@@ -38,8 +38,7 @@ class Attention(nn.Module):
             # (B, heads, S, head_dim), S tokens so far
             k, v = cache.extend(self, "keys", k), cache.extend(self, "values", v)
         y = attend(q, k, v, mask, self.causal and length > 1, self.dropout if self.training else 0.0)
-        out: Tensor = self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
-        return out
+        return self.proj(y.transpose(1, 2).reshape(batch, length, d_model))  # (B, T, C)
 
 
 class FeedForward(nn.Module):
@@ -52,8 +51,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.fc(x).relu_()  # (B, T, 4C)
-        out: Tensor = self.proj(hidden * hidden)  # (B, T, C); its gradient is twice as fast as that of hidden**2
-        return out
+        return self.proj(hidden * hidden)  # (B, T, C); its gradient is twice as fast as that of hidden**2
 
 
 class CausalConvolution(nn.Module):
@@ -97,8 +95,7 @@ class Block(nn.Module):
         hidden = self.feed_forward_norm(x)
         if self.feed_forward_conv is not None:
             hidden = self.feed_forward_conv(hidden, cache)
-        out: Tensor = x + self.dropout(self.feed_forward(hidden))  # (B, T, C)
-        return out
+        return x + self.dropout(self.feed_forward(hidden))  # (B, T, C)
 
 
 class GPT(nn.Module):
@@ -180,8 +177,7 @@ class GPT(nn.Module):
         rotation = self._rotation(tokens, cache)
         for block in self.blocks:
             x = block(x, rotation, None if cache is None else cache.mask, cache)
-        logits: Tensor = self.head(self.norm(x))  # (B, T, vocab_size)
-        return logits
+        return self.head(self.norm(x))  # (B, T, vocab_size)
 
     def _rotation(self, tokens: Tensor, cache: KeyValueCache | None) -> Rotation:
         """The angles of the tokens' positions; with a cache, those of all positions are computed once."""

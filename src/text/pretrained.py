@@ -88,8 +88,7 @@ class _Pretrained(nn.Module):
     def embedding(self) -> nn.Module:
         """The token embedding."""
         body = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
-        layer: nn.Module = body.get_input_embeddings()
-        return layer
+        return body.get_input_embeddings()
 
     def train(self, mode: bool = True) -> "_Pretrained":
         super().train(mode)
@@ -210,8 +209,7 @@ class PretrainedClassifier(_Pretrained):
         self._check_length(tokens.shape[1], "max_length")
         # Some models find the end of a text by the padding token.
         tokens = tokens.masked_fill(~mask, self.model.config.pad_token_id)
-        logits: Tensor = self.model(input_ids=tokens, attention_mask=mask.long()).logits  # (B, num_classes)
-        return logits
+        return self.model(input_ids=tokens, attention_mask=mask.long()).logits  # (B, num_classes)
 
 
 class PretrainedLM(_Pretrained):
@@ -276,8 +274,7 @@ class PretrainedLM(_Pretrained):
         start = 0 if cache is None else cache.get_seq_length()
         self._check_length(start + tokens.shape[1], "block_size")
         given = {} if cache is None or self.cache_name is None else {self.cache_name: cache}
-        logits: Tensor = self.model(input_ids=tokens, use_cache=bool(given), **given).logits  # (B, T, vocab_size)
-        return logits
+        return self.model(input_ids=tokens, use_cache=bool(given), **given).logits  # (B, T, vocab_size)
 
 
 def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
@@ -295,8 +292,7 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
         layers = (name for name, layer in body.named_children() if any(True for _ in layer.parameters()))
         lora.modules_to_save = [name for name in layers if name != body.base_model_prefix]
         lora.modules_to_save += ["pooler"] if getattr(body.config, "has_new_pooler", False) else []
-    adapted: nn.Module = get_peft_model(body, lora)
-    return adapted
+    return get_peft_model(body, lora)
 
 
 def _end_token(model: Any) -> int | None:

@@ -89,8 +89,7 @@ class TextEncoder(nn.Module):
         if self.pooled:
             weight = mask.unsqueeze(2) / mask.sum(dim=1)[:, None, None]  # (B, T, 1)
             x = (x * weight).sum(dim=1)  # (B, C)
-        logits: Tensor = self.head(self.head_dropout(x))  # (B, num_classes) or (B, T, num_classes)
-        return logits
+        return self.head(self.head_dropout(x))  # (B, num_classes) or (B, T, num_classes)
 
 
 class Convolution(nn.Module):
@@ -104,8 +103,7 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         hidden = (self.norm(x) * mask.unsqueeze(2)).transpose(1, 2)  # (B, C, T)
-        out: Tensor = x + self.dropout(self.conv(hidden).transpose(1, 2).relu())  # (B, T, C)
-        return out
+        return x + self.dropout(self.conv(hidden).transpose(1, 2).relu())  # (B, T, C)
 
 
 class TextEnsemble(nn.Module):
@@ -180,5 +178,4 @@ class TextEnsemble(nn.Module):
         stacked = torch.stack([member(tokens, mask) for member in self.members])  # (members, B, num_classes)
         if self.num_classes == 1 or self.average == "logits":
             return stacked.mean(dim=0)
-        mean: Tensor = stacked.float().softmax(dim=-1).mean(dim=0).log()  # (B, num_classes)
-        return mean
+        return stacked.float().softmax(dim=-1).mean(dim=0).log()  # (B, num_classes)

@@ -271,8 +271,7 @@ def huggingface_folder(reference: Reference, path: Path) -> Exported:
     net: Any = getattr(reference.inference.task, "net", None)
     if not hasattr(net, "write_huggingface"):
         raise InputError(f"--format huggingface: {type(net).__name__} is not a transformers model; give onnx or torch")
-    exported: Exported = net.write_huggingface(path, reference.labels, reference.tokenizer, reference.max_length)
-    return exported
+    return net.write_huggingface(path, reference.labels, reference.tokenizer, reference.max_length)
 
 
 WRITERS = {"onnx": onnx_file, "torch": torch_file, "safetensors": safetensors_file, "huggingface": huggingface_folder}

@@ -82,8 +82,7 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         InputError: masks differ in size, a value is neither a label nor a number, or the DataModule cannot use it.
     """
     if hasattr(data, "prepare_targets"):
-        targets: Tensor = data.prepare_targets(list(values))
-        return targets
+        return data.prepare_targets(list(values))
     name = type(data).__name__
     if isinstance(values[0], Image.Image):
         if len({mask.size for mask in values}) > 1:

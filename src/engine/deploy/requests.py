@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import io
 import json
+import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -157,6 +158,9 @@ class RequestReader:
     def _pixels(self, value: Any) -> Prepared:
         value = value.get("pixels") if isinstance(value, dict) else value
         pixels = np.asarray(value, object)  # an array of texts would be as wide as the longest one
+        side = math.isqrt(pixels.size)
+        if pixels.ndim == 1 and side**2 == pixels.size:
+            pixels = pixels.reshape(side, side)
         is_image = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
         is_image = is_image and 0 < pixels.size <= MAX_PIXELS
         if not is_image or not all(type(one) in (int, float) and 0 <= one <= 255 for one in pixels.flat):

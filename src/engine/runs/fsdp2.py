@@ -130,8 +130,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         set_model_state_dict(self.model, state["state_dict"])
         for number, optimizer in optimizers.items():
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{number}"])
-        rest: dict[str, Any] = torch.load(path / REST, map_location="cpu", weights_only=True)
-        return rest
+        return torch.load(path / REST, map_location="cpu", weights_only=True)
 
 
 def root_of(model: LightningModule) -> nn.Module:

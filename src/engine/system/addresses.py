@@ -21,8 +21,7 @@ def local_path(given: str | Path) -> Path:
     Raises:
         InputError: the address cannot be read.
     """
-    path: Path = at_address(hooks("copy_of"), given)(str(given)) if is_address(given) else Path(given).expanduser()
-    return path
+    return at_address(hooks("copy_of"), given)(str(given)) if is_address(given) else Path(given).expanduser()
 
 
 def local_paths(names: Sequence[str], table: str) -> list[Path]:

@@ -115,9 +115,13 @@ def check_limits(net: nn.Module, data: Any) -> None:
     for name, limiting in (("max_length", "block_size"), ("vocab_size", "vocab_size"), ("block_size", "block_size")):
         have, limit = getattr(data, name, None), getattr(net, limiting, None)
         if isinstance(have, int) and isinstance(limit, int) and have > limit > 0:
+            way = (
+                f"give --data.max_length {limit}"
+                if name == "max_length"
+                else f"leave the network's {name} out, or give data that fits"
+            )
             raise InputError(
-                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limiting} {limit}: give data"
-                f" that fits, or leave the network's {limiting} out"
+                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limiting} {limit}: {way}"
             )
 
 

@@ -25,8 +25,7 @@ class ExampleModule(LightningModule):
         self.net = nn.Sequential(nn.Linear(POINTS, hidden), nn.Tanh(), nn.Linear(hidden, POINTS))
 
     def forward(self, x: Tensor) -> Tensor:
-        clean: Tensor = self.net(x)
-        return clean
+        return self.net(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._loss("train", batch)

@@ -31,5 +31,4 @@ class ExampleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layers(x)  # (B, 32 * width)
-        logits: Tensor = self.head(x)  # (B, num_classes)
-        return logits
+        return self.head(x)  # (B, num_classes)

@@ -23,5 +23,4 @@ class ExampleNet(nn.Module):
         self.layers = nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, num_targets))
 
     def forward(self, x: Tensor) -> Tensor:
-        values: Tensor = self.layers(x)  # (B, num_targets)
-        return values
+        return self.layers(x)  # (B, num_targets)

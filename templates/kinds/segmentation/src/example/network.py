@@ -33,5 +33,4 @@ class ExampleNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.full(x))  # (B, width, H, W)
         wide = F.interpolate(self.coarse(x), scale_factor=2.0)  # (B, 2 * width, H, W)
-        logits: Tensor = self.head(torch.cat([x, wide], dim=1))  # (B, num_classes, H, W)
-        return logits
+        return self.head(torch.cat([x, wide], dim=1))  # (B, num_classes, H, W)

@@ -27,5 +27,4 @@ class ExampleNet(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         x = self.embedding(tokens) * mask.unsqueeze(2)  # (B, T, hidden)
         x, _ = self.gru(x)  # (B, T, 2 * hidden)
-        logits: Tensor = self.head(x)  # (B, T, num_classes)
-        return logits
+        return self.head(x)  # (B, T, num_classes)
