@@ -218,10 +218,10 @@ def test_each_benchmark_runs_into_the_table_of_all(name: str, tmp_path: Path) ->
 
 SMALL = SimpleNamespace(quick=True, data_dir=None, pairs=1, device="cpu", accelerator="cpu")
 HAS = [name for name, (_, _, domain) in gpu.PARTS.items() if has_domain(domain)]
-LONG = ("default", "resume", "deploy", "recipes")  # parts that start other processes or train all recipes
 
 
-@pytest.mark.parametrize("part", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in HAS])
+@pytest.mark.slow
+@pytest.mark.parametrize("part", HAS)
 def test_each_part_for_a_gpu_runs_on_a_cpu_with_tiny_sizes(part: str) -> None:
     values = gpu.PARTS[part][0](SMALL)
     assert values

@@ -31,8 +31,6 @@ def run_tests(copy: Path) -> int:
     All other tests are imported.
     """
     options = ("-m", "not slow", "-rs", "--disable-warnings", "-p", "no:cacheprovider", "-n0")
-    # Trainings of one domain each, which see nothing of the others.
-    options += ("--deselect", "tests/test_benchmarks.py::test_each_part_for_a_gpu_runs_on_a_cpu_with_tiny_sizes")
     files = [path.name for pattern in ("test_*.py", "engine/new/test_*.py") for path in (copy / "tests").glob(pattern)]
     said = in_copy(copy, "-m", "pytest", *options, "-k", " or ".join(files))
     assert skipped_for_a_domain(said) == []

@@ -23,6 +23,7 @@ def rows_of(path: Path) -> dict[str, dict[str, str]]:
         return {Path(row["input"]).name: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_files_are_predicted_and_those_that_cannot_be_used_say_why(
     tones: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

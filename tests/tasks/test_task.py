@@ -38,6 +38,7 @@ def test_only_log_steps_wait_for_the_device(parse: Callable[..., StarterCLI], mo
     check_that_only_log_steps_wait(parse("fit", *LIMITS, "--data.batch_size=10"))
 
 
+@pytest.mark.slow
 def test_a_task_that_reads_its_loss_in_every_step_is_detected(
     parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:

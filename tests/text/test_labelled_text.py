@@ -323,6 +323,7 @@ def test_names_belong_to_one_language_each() -> None:
     assert len(latin) >= 10
 
 
+@pytest.mark.slow
 def test_the_names_are_announced_and_so_is_what_is_left_out(tmp_path: Path, messages: list[str]) -> None:
     data = ready(data_dir=str(tmp_path))
     assert data.data_source == data.hparams["data_source"] == "language_names"

@@ -39,6 +39,7 @@ def test_a_text_classifier_takes_its_sizes_from_the_data(train: Train, tmp_path:
         train(*encoder, "--model.net.num_classes=2")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_does_not_fit_a_network_is_one_line(train: Train, tmp_path: Path) -> None:
     folder = tiny_pretrained("bert", tmp_path)
     table = write(tmp_path / "own.csv", "text,label\n" + "the cat,1\na dog,2\n" * 30)
@@ -91,5 +92,5 @@ def test_a_checkpoint_brings_the_labels_it_was_trained_on(train: Train, tmp_path
 def test_texts_that_are_longer_than_the_network_takes_are_refused_before_training() -> None:
     data = SimpleNamespace(max_length=64, vocab_size=10)
     check_limits(SimpleNamespace(block_size=64, vocab_size=10), data)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"takes 40 tokens: give --data\.max_length 40$"):
+    with pytest.raises(InputError, match=r"which has block_size 40: give --data\.max_length 40$"):
         check_limits(SimpleNamespace(block_size=40, vocab_size=10), data)  # type: ignore[arg-type]

@@ -82,6 +82,7 @@ def test_a_model_of_texts_is_exported_to_every_format_with_its_tokenizer(
     check_free_sizes(checkpoint, tmp_path / f"model{SUFFIXES[form]}", shapes, 250 if kind == "writer" else 8)
 
 
+@pytest.mark.slow
 def test_the_program_beside_an_exported_classifier_cuts_a_text_as_its_data_does(sentiments: str) -> None:
     data = dict(word.removeprefix("--data.").split("=") for word in own_data(sentiments))
     reference = Reference(Inference(sentiments, "forward", data))
@@ -128,6 +129,7 @@ def test_a_network_of_this_project_is_not_for_transformers(sentiments: str, tmp_
 ASK = {"prompt": "To be", "max_new_tokens": 60, "seed": 1}
 
 
+@pytest.mark.slow
 def test_a_language_model_is_served(writer: str) -> None:
     with service(writer) as found:
         first = found.generate(ASK)

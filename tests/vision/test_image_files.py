@@ -102,6 +102,7 @@ def test_images_shrink_only_as_far_as_every_crop_keeps_its_pixels(crop: float) -
             assert min(height, width) >= shrink.size - 1  # rounded
 
 
+@pytest.mark.slow
 def test_batches_do_not_depend_on_threads_workers_or_cache(tmp_path: Path) -> None:
     def batches(epoch: int, threads: int = 1, workers: int = 0, cache: bool = False, passes: int = 1) -> list[Any]:
         data = ready(path=str(tmp_path), batch_size=4, image_size=32, num_workers=workers, cache=cache)

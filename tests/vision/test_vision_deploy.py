@@ -159,6 +159,7 @@ def test_a_cnn_of_int8_is_smaller(digits: str, tmp_path: Path) -> None:
     assert output.stat().st_size < 0.6 * Path(digits).stat().st_size / 3  # the checkpoint has Adam's moments, too
 
 
+@pytest.mark.slow
 def test_a_scan_that_is_sent_is_inverted(digit_service: Service, samples: Digits) -> None:
     rows: list[list[int]] = np.asarray(samples[0][3]).tolist()
     plain = digit_service.predict(rows).json

@@ -37,7 +37,7 @@ def recipe() -> tuple[str, ...]:
         ("--data.source offical", "--data.source offical: expected auto, official, sample, did you mean official?"),
         ("--data.source null", "--data.source null: expected auto, official, sample"),
         ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
-        ("--data.data_dir file/data", "data folder file/data cannot be written (Not a directory)"),
+        ("--data.data_dir file/data", "data folder file/data/MNIST/raw cannot be written (Not a directory)"),
         ("--data.source official --data.data_dir empty", "could not be downloaded"),
         (IMAGE_FOLDER, "no images given: give --data.path a folder"),
         (f"{IMAGE_FOLDER} --data.path pictures", "1 of 1 files cannot be used: pictures/a/x.png"),

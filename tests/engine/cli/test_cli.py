@@ -36,6 +36,7 @@ def recipe() -> tuple[str, ...]:
 # Fit, then test
 
 
+@pytest.mark.slow
 def test_without_a_stage_it_fits_tests_the_best_checkpoint_and_prints_a_table(train: Train) -> None:
     run = train(TOY, "--max_epochs=2")
     assert run.metrics["test/acc"] > 0.9
@@ -122,6 +123,7 @@ def test_results_of_testing_a_checkpoint_go_to_its_run_folder(train: Train) -> N
         StarterCLI(["test", *words[:2], "--run", str(folder.parent), *QUIET], time.perf_counter())
 
 
+@pytest.mark.slow
 def test_the_stage_may_be_before_or_after_the_options(parse: Parse) -> None:
     first = parse("validate", "--config", RECIPE, "--fast_dev_run")
     last = parse("--config", RECIPE, "--fast_dev_run", "validate")
@@ -232,6 +234,7 @@ def test_data_is_restored_from_a_checkpoint_before_the_network_gets_its_sizes(tr
     assert tested.cli.datamodule.num_classes == tested.cli.model.net.num_classes == 5
 
 
+@pytest.mark.slow
 def test_classes_without_arguments_run(train: Train) -> None:
     boring = "lightning.pytorch.demos.boring_classes.Boring"
     words = (f"--model={boring}Model", f"--data={boring}DataModule", "--optimizer=null", "--checkpoint.monitor=null")

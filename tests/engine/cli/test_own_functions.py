@@ -54,6 +54,7 @@ def recipe() -> tuple[str, ...]:
 OWN = {"act": "torch.nn.Tanh", "loss": "torch.nn.functional.l1_loss"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["defaults", "recipe", "options"])
 def test_a_class_and_a_function_are_arguments_of_a_run_and_of_its_test(
     place: str, train: Train, tmp_path: Path

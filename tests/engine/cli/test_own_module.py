@@ -244,6 +244,7 @@ def test_such_a_run_is_repeated_from_its_configuration(own: Train, train: Train)
     assert again.metrics["test_loss"] == run.metrics["test_loss"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_recipe_in_another_folder_is_the_best(own: Train, train: Train, tmp_path: Path) -> None:
     run = own("Own", callbacks=[checkpoint(monitor="val_acc", mode="max", dirpath=str(tmp_path / "scratch"))])
     (path,) = (tmp_path / "scratch").iterdir()
@@ -323,6 +324,7 @@ def test_the_logger_of_a_module_is_that_of_its_recipe_with_all_arguments(own: Tr
     assert list(run.folder.glob("events.out.tfevents.*"))
 
 
+@pytest.mark.slow
 def test_what_a_hook_reads_from_the_best_checkpoint_is_tested(own: Train, train: Train) -> None:
     run = own(
         "Averaged",
@@ -344,6 +346,7 @@ def test_weights_that_a_hook_adds_need_not_be_in_a_checkpoint(own: Train, train:
     train("fit", "--run", str(run.folder), "--ckpt_path=last", "--max_epochs=3")
 
 
+@pytest.mark.slow
 def test_a_hook_may_build_layers_of_the_size_in_the_checkpoint(own: Train, train: Train) -> None:
     run = own("Growing")
     tested = train("test", "--run", str(run.folder))
@@ -359,6 +362,7 @@ def test_hyperparameters_that_a_constructor_changes_stay_changed(own: Train) -> 
     assert saved["lr"] == 1e-3  # the constructor changes it again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [{0: 1.0, 1: 5.0}, {"65+": 2.0, "C++": 1.0}])
 def test_a_dict_with_any_keys_may_be_an_argument(own: Train, train: Train, weights: dict[Any, float]) -> None:
     run = own("Own", arguments={"class_weights": weights})

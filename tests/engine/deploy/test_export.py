@@ -64,6 +64,7 @@ def test_a_network_that_knows_the_hub_writes_its_own_folder(
     assert example(output, "a fine film", monkeypatch) == "a program of five lines"
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_left(
     toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

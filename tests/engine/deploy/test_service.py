@@ -115,6 +115,7 @@ def test_more_than_can_wait_is_told_to_come_back(monkeypatch: pytest.MonkeyPatch
     assert "too many requests are waiting" in refused.json["detail"]
 
 
+@pytest.mark.slow
 def test_labels_that_do_not_fit_the_classes_are_refused_at_the_start(
     toy_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_name_of_another_encoding_is_a_row_like_any_other(
     assert "ok.png" in str(content)
 
 
+@pytest.mark.slow
 def test_a_column_is_the_truth_of_texts_and_rows_that_cannot_be_used_do_not_count(
     toy_texts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def left_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_it_is_a_repository_with_one_commit_and_nothing_uncommitted(tmp_path: Path) -> None:
     project = make(tmp_path / "tumours", "--kind", "classification", "--with", "train")
     assert git(project, "rev-list", "--count", "HEAD").stdout.strip() == "1"
@@ -61,6 +62,7 @@ def test_name_author_and_license_are_the_users(tmp_path: Path) -> None:
     assert "{{" not in (project / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_name_of_a_domain_is_free_where_the_project_has_none(tmp_path: Path) -> None:
     project = make(tmp_path / DOMAIN, "--kind", "regression")
     assert (project / "src" / DOMAIN / "network.py").is_file()
@@ -99,6 +101,7 @@ def test_another_package_needs_ruff(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         make(tmp_path / "mine", "--kind", "regression", "--package", "tumours")
 
 
+@pytest.mark.slow
 def test_a_package_of_ones_own_is_named_everywhere(tmp_path: Path) -> None:
     project = make(tmp_path / "tumours", "--kind", "classification", "--package", "tumours")
     assert not (project / "src").exists()
@@ -150,6 +153,7 @@ def test_a_copy_without_history_has_the_same_code(tmp_path: Path) -> None:
         assert code[0] == code[1] != set()
 
 
+@pytest.mark.slow
 def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -229,6 +233,7 @@ def test_without_a_git_that_works_one_line_says_so(
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_text_is_left_out(tmp_path: Path) -> None:
     copy = copy_of_the_repository(tmp_path / "copy")
     for name in ("tests/photo.png", "tests/.DS_Store", "templates/base/.DS_Store", "tests/notes.txt"):
@@ -260,6 +265,7 @@ def test_a_short_package_keeps_the_length_of_lines() -> None:
     assert tomllib.loads(table)["tool"]["ruff"]["lint"]["pycodestyle"] == {"max-line-length": 120}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_what_fails_halfway_leaves_nothing(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

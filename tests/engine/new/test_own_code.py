@@ -103,6 +103,7 @@ def test_a_requirement_of_another_name_is_in_the_project(clone: Callable[..., Pa
     assert "other >=1" not in table
 
 
+@pytest.mark.slow
 def test_relative_imports_are_followed(clone: Callable[..., Path]) -> None:
     root = clone(
         {

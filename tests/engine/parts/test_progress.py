@@ -139,6 +139,7 @@ def test_a_batch_is_counted_in_its_own_loader(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "validation: batch 2 of 7\n"
 
 
+@pytest.mark.slow
 def test_the_printed_rate_leaves_validation_out(
     build: Build, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +168,7 @@ def test_without_validation_each_epoch_prints_a_line(build: Build, capsys: pytes
     assert len(re.findall("^epoch", capsys.readouterr().out, re.MULTILINE)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--trainer.enable_progress_bar=false",), ("--quiet",)])
 def test_no_lines_are_printed_without_a_progress_bar_or_under_quiet(
     build: Build, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]

@@ -177,6 +177,7 @@ def test_each_checkpoint_is_copied_while_the_run_goes_on(store: Any) -> None:
     assert seen == [False, False, True, True, True, True]
 
 
+@pytest.mark.slow
 def test_a_number_that_is_taken_here_or_at_the_address_is_not_used(store: Any, project: Path) -> None:
     store.pipe("/bucket/logs/toy/version_4/config.yaml", b"a: 1\n")
     (project / "logs" / "toy" / "version_1").mkdir(parents=True)

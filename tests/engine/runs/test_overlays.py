@@ -60,6 +60,7 @@ def test_the_test_after_training_scores_what_the_checkpoint_holds(train: Train) 
     assert trained.metrics["test/loss"] != pytest.approx(trained.metrics["train/loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_second_checkpoint_callback_does_not_decide_what_is_tested(train: Train, tmp_path: Path) -> None:
     words = ("--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.dirpath={tmp_path / 'other'}")
     run = train(*words, "--max_epochs=2")

@@ -25,6 +25,7 @@ Parse = Callable[..., StarterCLI]
 SHORT = ("--max_epochs=2", "--trainer.limit_train_batches=5", "--trainer.limit_val_batches=2")
 
 
+@pytest.mark.slow
 def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..., Run]) -> None:
     run = train(*SHORT)
     metrics = run.metrics
@@ -38,6 +39,7 @@ def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..
     assert metrics["test/acc"] == run.cli.trainer.callback_metrics["test/acc"].item()
 
 
+@pytest.mark.slow
 def test_validation_metrics_are_those_of_the_best_checkpoint_and_say_its_epoch(train: Callable[..., Run]) -> None:
     # With mode max and this rate, the loss is best, that is largest, after the first epoch.
     run = train("fit", "--max_epochs=3", "--checkpoint.monitor=val/loss", "--optimizer.lr=1e-4")
@@ -51,6 +53,7 @@ def test_validation_metrics_are_those_of_the_best_checkpoint_and_say_its_epoch(t
     assert ["best", "epoch", str(epoch)] in rows
 
 
+@pytest.mark.slow
 def test_throughput_counts_training_samples_over_training_time(train: Callable[..., Run]) -> None:
     run = train("fit", *SHORT)
     record = run.cli.record

@@ -53,6 +53,7 @@ def train_without_recipe(folder: Path, *args: str) -> Run:
 # Run folders
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_everything_and_nothing_else(train: Train) -> None:
     run = train(*SHORT)
     assert {path.name for path in (run.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -137,6 +138,7 @@ def test_runs_without_logger_or_checkpoints_work(train: Train) -> None:
     assert names == {"config.yaml", "environment.txt", "metrics.json"}
 
 
+@pytest.mark.slow
 def test_several_best_checkpoints_are_kept_apart(train: Train) -> None:
     run = train("fit", *SHORT, "--max_epochs=3", "--checkpoint.save_top_k=-1")
     names = {path.name for path in (run.folder / "checkpoints").iterdir()}

@@ -250,6 +250,7 @@ def test_a_checkpoint_with_odd_content_is_one_line(
     assert message in line
 
 
+@pytest.mark.slow
 def test_a_fused_optimizer_takes_a_state_with_its_own_strides(tampered: Callable[[Change], str], train: Train) -> None:
     one_value = optimizer_state("exp_avg", lambda value: torch.zeros(1).expand(value.shape))
     assert train("fit", f"--ckpt_path={tampered(one_value)}", "--max_epochs=6").metrics["val/acc"] > 0.9
@@ -261,6 +262,7 @@ def test_a_position_outside_of_the_epoch_is_refused() -> None:
         loader.load_state_dict({"epoch": 0, "given": 5})
 
 
+@pytest.mark.slow
 def test_files_that_a_callback_remembers_are_neither_tested_nor_deleted(
     tampered: Callable[[Change], str], train: Train, tmp_path: Path
 ) -> None:

@@ -153,6 +153,7 @@ def test_a_named_folder_must_be_a_run(train: Train, tmp_path: Path) -> None:
         train("fit", f"--run={tmp_path}")
 
 
+@pytest.mark.slow
 def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_a_mean_counts_trials_of_the_same_values_once(tmp_path: Path, capsys: py
     assert all(" of 2: " in line for line in means)
 
 
+@pytest.mark.slow
 def test_a_trial_trains_in_one_process(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^a trial trains in one process, not in 2: give --devices 1"):
         opened(tmp_path, "--devices=2", "--strategy=ddp")
@@ -182,6 +183,7 @@ def test_an_option_cannot_set_what_is_searched(tmp_path: Path, option: str) -> N
         opened(tmp_path, option)
 
 
+@pytest.mark.slow
 def test_the_best_choice_has_the_best_mean_and_is_read_from_the_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,9 +57,8 @@ def test_a_trial_that_is_killed_goes_on_once_from_its_checkpoint(tmp_path: Path)
     assert "total_seconds" in whole
 
 
-@pytest.mark.parametrize(
-    ("signum", "jobs"), [(signal.SIGINT, 1), pytest.param(signal.SIGTERM, 2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "jobs"), [(signal.SIGINT, 1), (signal.SIGTERM, 2)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, signum: int, jobs: int) -> None:
     changes = {**paced(tmp_path, max_epochs=3), "n_trials": 2, "pruner": "NopPruner"}
     process = start(tmp_path, f"--jobs={jobs}", **changes)

@@ -21,6 +21,7 @@ def shown(run: Run) -> Any:
     return EventAccumulator(str(run.folder), size_guidance={"tensors": 0, "scalars": 0}).Reload()
 
 
+@pytest.mark.slow
 def test_training_and_validation_share_one_chart(train: Train) -> None:
     events = shown(train(*SMALL, "--trainer.log_every_n_steps=2"))
     proto = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]

@@ -90,6 +90,7 @@ def test_pictures_can_be_drawn_every_second_epoch(train: Train) -> None:
     assert "test/confusion matrix" not in events.Tags()["images"]
 
 
+@pytest.mark.slow
 def test_a_validation_run_draws_a_confusion_matrix(train: Train, toy_checkpoint: str) -> None:
     run = train("validate", "--ckpt_path", toy_checkpoint)
     assert "val/confusion matrix" in shown(run.folder).Tags()["images"]

@@ -39,6 +39,7 @@ def test_text_is_counted_in_tokens(train: Train) -> None:
     assert metrics["speed/tokens_per_second"] == pytest.approx(length * metrics["speed/samples_per_second"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_mfu_is_the_flops_divided_by_the_chips_peak(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "peak_flops", lambda *_: 1e12)
     run = train(*SHORT, "--trainer.limit_train_batches=8", "--data.batch_size=10")
@@ -53,6 +54,7 @@ def test_flops_of_a_perceptron_equal_a_manual_count() -> None:
     assert training_flops(ToyMLP(hidden=16), (torch.zeros(10, SIDE * SIDE), torch.zeros(10))) == 2 * first + 3 * second
 
 
+@pytest.mark.slow
 def test_a_network_whose_flops_cannot_be_counted_trains_without_mfu(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

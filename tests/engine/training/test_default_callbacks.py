@@ -37,6 +37,7 @@ def test_metrics_may_be_in_the_names_of_checkpoints(train: Train, words: tuple[s
     assert read_checkpoint(best)["config"]  # it is whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("callback", [False, True])
 def test_the_folder_of_checkpoints_is_made(train: Train, tmp_path: Path, callback: bool) -> None:
     place = "trainer.callbacks" if callback else "checkpoint"

@@ -85,6 +85,7 @@ def test_schedules_move_every_step_by_default(train: Train, interval: str, moves
     assert run.cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.5**moves)
 
 
+@pytest.mark.slow
 def test_reduce_on_plateau_watches_a_metric_every_epoch(train: Train) -> None:
     run = train(*SHORT, "--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss")
     config = run.cli.trainer.lr_scheduler_configs[0]
