@@ -64,14 +64,26 @@ def read_smiles(text: str) -> Molecule:
 
 def write_smiles(molecule: Molecule, rng: random.Random) -> str:
     """The molecule, written from a random atom in a random order (Bjerrum 2017)."""
+    pieces: list[list[str]] = []
     rings: dict[int, list[str]] = {}  # the piece with the ring numbers of each atom that is written
     done = set[frozenset[int]]()  # bonds that are written
-
-    def written(atom: int) -> list[list[str]]:
-        """The pieces of an atom and all that is bound to it."""
-        rings[atom] = []
-        pieces, branches = [[molecule.atoms[atom]], rings[atom]], list[list[list[str]]]()
-        while left := [other for other in molecule.bonds[atom] if frozenset((atom, other)) not in done]:
+    for root in rng.sample(range(len(molecule.atoms)), len(molecule.atoms)):
+        if root not in rings:
+            pieces.append(["."] if pieces else [])
+            stack = [(root, list[str](), list[list[list[str]]]())]
+        while root not in rings or stack:
+            atom, end, branches = stack[-1]
+            if atom not in rings:
+                rings[atom] = []
+                pieces += [[molecule.atoms[atom]], rings[atom]]
+            left = [other for other in molecule.bonds[atom] if frozenset((atom, other)) not in done]
+            if not left:
+                for branch, behind in branches[:-1]:  # brackets around all but the last
+                    branch.insert(0, "(")
+                    behind.append(")")
+                pieces.append(end)
+                stack.pop()
+                continue
             other = rng.choice(left)
             done.add(frozenset((atom, other)))
             bond = molecule.bonds[atom][other]
@@ -80,11 +92,7 @@ def write_smiles(molecule: Molecule, rng: random.Random) -> str:
                 rings[atom].append(f"{bond}{number}" if number < 10 else f"{bond}%{number}")
                 rings[other].append(str(number) if number < 10 else f"%{number}")
             else:
-                branches.append([[bond], *written(other)])
-        for branch in branches[:-1]:
-            pieces += [["("], *branch, [")"]]
-        return pieces + (branches[-1] if branches else [])
-
-    roots = rng.sample(range(len(molecule.atoms)), len(molecule.atoms))
-    parts = [written(root) for root in roots if root not in rings]
-    return ".".join("".join(chain.from_iterable(part)) for part in parts)
+                branches.append([[bond], []])
+                pieces.append(branches[-1][0])
+                stack.append((other, branches[-1][1], []))
+    return "".join(chain.from_iterable(pieces))

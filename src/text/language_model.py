@@ -64,7 +64,8 @@ class LanguageModel(Task):
 
     def generate_together(self, count: int) -> Any:
         """An object whose `generate` computes up to `count` texts at once if the network can, else this task."""
-        return TextsTogether(self, count) if hasattr(self.net, "new_shared_cache") else self
+        is_own = type(self).generate is not LanguageModel.generate
+        return self if is_own or not hasattr(self.net, "new_shared_cache") else TextsTogether(self, count)
 
     def parameter_groups(self) -> list[Group]:
         """Parameter groups for the optimizer."""

@@ -168,9 +168,12 @@ class ImageFolderDataModule(PartsDataModule):
         return super()._loader(files, shuffle)
 
     def _workers(self, files: ImageFiles, shuffle: bool) -> int:
+        return self.workers(files, self.trainer, report=shuffle)
+
+    def workers(self, files: ImageFiles, trainer: Any, report: bool) -> int:
         """The number of worker processes that decode files; without, they are decoded by threads."""
-        workers, files.threads = file_workers(self.num_workers, self.trainer), cores_per_process(self.trainer)
-        if shuffle:
+        workers, files.threads = file_workers(self.num_workers, trainer), cores_per_process(trainer)
+        if report:
             by = f"{workers} worker processes" if workers else f"{files.threads} threads of the training process"
             rank_zero_info(f"Images are decoded by {by} (num_workers {self.num_workers})")
         return workers

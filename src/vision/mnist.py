@@ -272,6 +272,8 @@ def distort(
 def _download(raw: Path) -> None:
     """Download the official files into a temporary folder and move them to `raw` once complete and checked."""
     with locked_folder(raw / "MNIST"), tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as name:
+        if all(check_integrity(raw / file, checksum) for file, checksum in CHECKSUMS.items()):
+            return  # another process has downloaded them meanwhile
         fresh = Path(name) / "MNIST" / "raw"
         fresh.mkdir(parents=True)
         for archive in raw.glob("*.gz"):  # downloaded by hand; torchvision checks them and uses the good ones

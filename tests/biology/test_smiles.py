@@ -16,7 +16,7 @@ MOLECULES = (
     "N#N.O",
     "C%10CCCC%10Cl",
     "n(H)1cccc1Br",
-    "C" * 500,
+    "C" * 3000,
 )
 
 

@@ -14,6 +14,10 @@ from src.engine.runs.runs import relative
 from src.engine.system.errors import raised_by_lightning
 
 
+class _Again(LambdaCallback):
+    """A type of its own: Lightning would replace a LambdaCallback by one of the module."""
+
+
 class BestCheckpoint:
     """The checkpoint that `--checkpoint` has chosen in the run of a Trainer, read from its file.
 
@@ -49,7 +53,7 @@ class BestCheckpoint:
             weights = content["state_dict"]
             model.load_state_dict(weights, strict=model.strict_loading)
             # Again when the test starts, for layers that a module builds anew in `setup`.
-            again = LambdaCallback(on_test_start=lambda _, module: module.load_state_dict(weights, strict=False))
+            again = _Again(on_test_start=lambda _, module: module.load_state_dict(weights, strict=False))
             callbacks.insert(0, again)
         try:
             self.trainer.test(model, datamodule=datamodule, ckpt_path=path, weights_only=True, verbose=False)

@@ -28,7 +28,7 @@ from src.engine.runs.trust import PATHS
 from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
-from src.engine.training.checks import FOLLOWED
+from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 
 Option = tuple[str, str | None]
 
@@ -286,7 +286,8 @@ def without_repeats(parts: Any, best: Namespace) -> Any:
     for part in parts:
         arguments: Any = part.get("init_args", {}) if isinstance(part, Namespace) else {}
         if arguments.get("monitor") == FOLLOWED:
-            arguments = arguments.as_dict() | {name: best[name] for name in ("monitor", "mode")}
+            watched = (best.monitor, best.mode) if best.monitor else (DEFAULT_MONITOR, "min")
+            arguments = arguments.as_dict() | dict(zip(("monitor", "mode"), watched, strict=True))
         is_monitor = arguments.get("monitor") is not None
         same = [part.class_path.rpartition(".")[2], *map(arguments.get, STATE_KEY)] if is_monitor else part
         kept[str(same)] = part

@@ -57,10 +57,10 @@ def run(started: float) -> None:
         for input_error in hooks("input_error"):
             if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
                 cause, is_fixable = fixable, True
-        if cli is not None and not is_fixable and (cli.from_path or raised_in_restore(cause)):
-            cause, is_fixable = InputError(cli.blame_checkpoint(cause)), True
         if (fault := machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
             cause, is_fixable = InputError("; ".join(filter(None, (fault, _continue_command(cli))))), True
+        elif cli is not None and not is_fixable and (cli.from_path or raised_in_restore(cause)):
+            cause, is_fixable = InputError(cli.blame_checkpoint(cause)), True
         if "--debug" in args or not is_fixable:
             raise
         try:

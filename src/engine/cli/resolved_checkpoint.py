@@ -60,8 +60,12 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
+    if stage in (None, "fit") and not given.get("--run") and not _names_recipe(loaded):
+        recipe = next(iter(_settings([])), {})
+        loaded = [(ROOT / "configs" / "default.yaml", recipe), *loaded] if recipe.get("ckpt_path") else loaded
     settings = _settings(loaded)
-    path, root = (_given(key, settings, options) for key in ("ckpt_path", "trainer.default_root_dir"))
+    path = _given("ckpt_path", settings if _names_recipe(loaded) else [tree for _, tree in loaded], options)
+    root = _given("trainer.default_root_dir", settings, options)
     path = str(local_path(path)) if path and is_address(path) else path
     root = local_root(root) if root else None
     run = given.get("--run")
@@ -192,7 +196,8 @@ def _to_evaluate(
 ) -> ResolvedCheckpoint:
     given = dict(options)
     if path not in (None, "best", "last"):
-        evaluated = None if root else run_of(Path(path))
+        is_elsewhere = _given("trainer.default_root_dir", [tree for _, tree in loaded], options)
+        evaluated = None if is_elsewhere else run_of(Path(path))
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
         return ResolvedCheckpoint(loaded, path, evaluated=folder or evaluated, own_run=folder)

@@ -47,19 +47,23 @@ def locked_folder(path: Path) -> Iterator[None]:
     Raises:
         InputError: it cannot be written.
     """
-    new_folders = [parent for parent in path.parents if not parent.exists()]
-    lock = path.with_name(f".{path.name}.lock")
+    lock, new_folders = path.with_name(f".{path.name}.lock"), list[Path]()
+    held = FileLock(lock)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
-            yield
+        while not held.is_locked:
+            new_folders += [parent for parent in path.parents if not parent.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # another process has removed the folder
+                held.acquire()
+        yield
     except OSError as error:
         raise unwritable(path.parent, error) from error
     finally:
         with suppress(OSError):  # not empty, or never created
             lock.unlink(missing_ok=True)
-            for folder in new_folders:
+            for folder in sorted(new_folders, reverse=True):
                 folder.rmdir()
+        held.release()
 
 
 def download(url: str, sha256: str, path: Path) -> None:

@@ -124,12 +124,15 @@ class PredictionTable(Callback):
                     for line in filter(None, chain.from_iterable(zip_longest(*parts))):  # one of each in turn
                         self._write(json.loads(line), counts=True)
                 self._writer.close()
+            kept, self.folder = self.folder, None
+            if taken := next((path for path in (self.path, *self.beside) if path.exists()), None):
+                raise InputError(f"{taken} was written by another run meanwhile: the predictions are in {kept}")
             for folder in self.beside:
-                if (written := self.folder / folder.name).exists():
-                    written.rename(folder)  # an error if another run has written files there
-            self.path.open("xb").close()  # an error if another run has written the table
+                if (written := kept / folder.name).exists():
+                    written.rename(folder)
+            self.path.open("xb").close()  # replaces nothing
             self._writer.path.replace(self.path)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(kept, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._bar is not None:
@@ -165,7 +168,7 @@ class PredictionTable(Callback):
         stem = _valid(Path(name).stem).encode()[:STEM].decode(errors="ignore")
         file = Path(f"{self.path.stem}_{kind}", f"{number:06}_{stem}.png")
         with _writing(self.path):
-            (self.folder / file).parent.mkdir(exist_ok=True)
+            (self.folder / file).parent.mkdir(parents=True, exist_ok=True)  # a process that fails removes it
             image.save(self.folder / file)
         return str(file)
 

@@ -79,7 +79,8 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         inputs: the prepared inputs.
 
     Raises:
-        InputError: masks differ in size, a value is neither a label nor a number, or the DataModule cannot use it.
+        InputError: masks differ in size, or a value is neither a label nor a number. Errors of a DataModule's own
+            `prepare_targets` are raised as they are.
     """
     if hasattr(data, "prepare_targets"):
         return data.prepare_targets(list(values))

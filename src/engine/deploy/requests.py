@@ -169,7 +169,7 @@ class RequestReader:
 
     def _prepare(self, value: Any) -> Prepared:
         size = original_size(value) if isinstance(value, Image.Image) else (1, 1)
-        if max(size) > MAX_RATIO * min(size):
+        if self.kind == "image" and max(size) > MAX_RATIO * min(size):
             raise HTTPException(422, f"not a usable image: one side is more than {MAX_RATIO} times the other")
         tensors, notes = prepare_inputs(self.data, [value])
         return tensors, notes[0], size

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from src import ROOT
-from src.engine.cli.command import command_parser, new_output, parse_words
+from src.engine.cli.command import command_parser, new_output, parse_words, require
 from src.engine.new.project import ALWAYS, DEFAULT, Choice, Project, default_parts, kinds, parts, recipes
 from src.engine.new.pyproject import distributions
 from src.engine.new.template import Template, commit, git, uncommitted
@@ -24,7 +24,7 @@ from src.engine.system.errors import InputError
 # Names that a project's own folder or package cannot have: they are taken in every project, or git ignores them.
 TAKEN = {"engine", "tasks", "train", "new", "tests", "configs", "src", "data", "logs", "build", "docs", "scripts"}
 # Another name, and what is left out, order and wrap other lines.
-RUFF = (("check", "--select=I", "--fix"), ("format",))
+RUFF = (("format",), ("check", "--select=I", "--fix", "--exit-zero"), ("format",))
 
 
 def new(args: list[str]) -> int | None:
@@ -34,6 +34,8 @@ def new(args: list[str]) -> int | None:
         InputError: an option is wrong, or the project cannot be written.
     """
     options = _parse(args)
+    if not options.dry_run:
+        require("src.new", "dev", "ruff")  # which formats what is written
     if options.update:
         return update(ROOT, Path(options.update).expanduser().absolute())
     if not args and sys.stdin.isatty():
@@ -75,7 +77,7 @@ def write(folder: Path, files: dict[str, bytes], author: str) -> None:
                 file.write_bytes(content)
                 if content.startswith(b"#!"):
                     file.chmod(file.stat().st_mode | 0o111)
-            for words in RUFF if importlib.util.find_spec("ruff") is not None else ():
+            for words in RUFF:
                 subprocess.run([sys.executable, "-m", "ruff", *words, "--quiet", "."], cwd=temporary, check=True)
             shutil.rmtree(temporary / ".ruff_cache", ignore_errors=True)
             git(temporary, "init", "--quiet", "--initial-branch=main")
@@ -107,8 +109,6 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
     _check_name("--name" if options.name else f"{options.folder}: the name", name, "--name tumours")
     if options.package != "src":
         _check_name("--package", options.package, "--package tumours")
-        if importlib.util.find_spec("ruff") is None:
-            raise InputError("--package needs ruff, which reformats code for the new name: pip install ruff")
         if importlib.util.find_spec(options.package) is not None:
             raise InputError(f"--package {options.package}: an installed package has that name; give another")
     if options.parts is not None:

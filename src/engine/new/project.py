@@ -88,8 +88,8 @@ class Project:
         roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
         added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
         if "src/tune.py" in roots:
-            searches = {path for path in template.source if path.startswith("configs/tune/")}
-            recipe = {path: template.tree(path).get("recipe") for path in searches}
+            searches = {path for path in _configs(template) if path.startswith("configs/tune/")}
+            recipe = {path: (template.tree(path) or {}).get("recipe") for path in searches}
             roots |= {path for path in searches if path in template.added or recipe[path] in self.recipes}
         self.kept = template.reached({*roots, *added, *COPIED, *self.recipes})
         """All files but tests, by their path in a project named `example` with the package `src`."""

@@ -67,9 +67,12 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     lines += [line for name, group in extras.items() for line in _array(name, group, text)]
     for section in SECTIONS:
         lines += ["", f"[tool.{section}]", *_section(text, f"tool.{section}")]
-    if choice.package != "src":  # another name makes lines longer
+    if choice.package != "src":  # another name, longer or after `tests`
         longest = 120 + max(0, len(choice.package) - len("src"))
         lines += ["", "[tool.ruff.lint.pycodestyle]", f"max-line-length = {longest}"]
+        lines += ["", "[tool.ruff.lint.isort]", 'no-lines-before = ["tests"]', 'sections = { tests = ["tests"] }']
+        order = ["future", "standard-library", "third-party", "first-party", "tests", "local-folder"]
+        lines += _lines({"section-order": order})
     lines = [line for line in lines if not re.match('"templates/|# Checked in the projects', line)]
     for override in tool["mypy"]["overrides"]:
         override["module"] = [one for one in override["module"] if one.partition(".")[0] in tested]

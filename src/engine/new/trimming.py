@@ -88,7 +88,8 @@ class Part:
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )
-        assigned = {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+        whole = [one.value if isinstance(one, ast.Subscript) else one for one in targets]
+        assigned = {one.id for target in whole for one in ast.walk(target) if isinstance(one, ast.Name)}
         self.names = {node.name} if isinstance(node, FUNCTIONS | ast.ClassDef) else assigned
         self.is_item = bool(targets) and isinstance(targets[0], ast.Subscript)
         self.is_fixture = isinstance(node, FUNCTIONS) and "@pytest.fixture" in source
@@ -104,8 +105,8 @@ class Part:
         self.uses |= {word for text in quoted for word in WORD.findall(text)}
         told = {word for text in self.texts for word in WORD.findall(text) if TELLING.search(word)}
         self.words = (self.uses | told | {one.attr for one in nodes if isinstance(one, ast.Attribute)}) - self.names
-        by_name = WORD.findall(source) if re.search("getfixturevalue|usefixtures", source) else []
-        self.fixtures = arguments.union(by_name) - self.names
+        self.asks = bool(re.search("getfixturevalue|usefixtures", source))  # for fixtures by name
+        self.fixtures = arguments.union(WORD.findall(source) if self.asks else ()) - self.names
 
 
 class Suite:
@@ -164,11 +165,14 @@ class Suite:
             yield GONE
         nodes = [*(one.node for one in self.files[part.path] if isinstance(one.node, IMPORTS)), *part.imports]
         bound = {name: key for node in nodes for name, key in self._bound(node, part.path).items()}
-        yield from (key for name, key in bound.items() if name in part.uses and (key == GONE or key[1]))
+        inner = () if isinstance(part.node, IMPORTS) else (self._bound(node, part.path) for node in part.imports)
+        used = part.uses.union(*inner)
+        yield from (key for name, key in bound.items() if name in used and (key == GONE or key[1]))
         modules = {path for path, name in bound.values() if not name}
         yield from ((path, name) for path in (part.path, *modules) for name in part.words if (path, name) in self.parts)
         places = [part.path, *(f"{folder}/conftest.py" for folder in PurePosixPath(part.path).parents)]
-        for name in part.fixtures:
+        constants = [one for name in part.uses if part.asks for one in self.parts.get((part.path, name), [])]
+        for name in part.fixtures.union(*(one.texts for one in constants)):
             found = (path for path in places if any(one.is_fixture for one in self.parts.get((path, name), [])))
             yield from ((path, name) for path in islice(found, 1))
         for text in (*part.texts, *(text for name, text in self.data.items() if name in part.source)):

@@ -133,7 +133,8 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
-            logger.save()
+            flush = getattr(getattr(logger, "experiment", None), "flush", None)
+            (flush if callable(flush) else logger.save)()
         trainer.save_checkpoint(self.path, weights_only=False)  # with the optimizer
         self._saved_at, self._saved_step, self._is_due = time.monotonic(), trainer.global_step, False
         if self._signum:

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,7 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
     folder = ROOT / "logs"
     try:
         folder.mkdir(exist_ok=True)
-        free = (path for number in count() if not (path := folder / f"compare_{number}.png").exists())
-        path = output or next(free)
+        path = output or _free_path(folder)
         figure.savefig(path, dpi=120)
     except OSError as error:
         raise InputError(f"{output or folder} cannot be written ({error.strerror}): give another --output") from error
@@ -182,4 +182,14 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
         raise InputError(
             f"--output {output}: {str(error).partition(' (')[0]}: give a name that ends with .png"
         ) from error
+    return path
+
+
+def _free_path(folder: Path) -> Path:
+    """A new empty file `compare_N.png`."""
+    for number in count():
+        path = folder / f"compare_{number}.png"
+        with suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            break
     return path

@@ -114,14 +114,12 @@ def check_limits(net: nn.Module, data: Any) -> None:
     """Raise InputError if the data has more tokens, longer texts or a longer context than the network."""
     for name, limiting in (("max_length", "block_size"), ("vocab_size", "vocab_size"), ("block_size", "block_size")):
         have, limit = getattr(data, name, None), getattr(net, limiting, None)
-        if isinstance(have, int) and isinstance(limit, int) and have > limit > 0:
-            way = (
-                f"give --data.max_length {limit}"
-                if name == "max_length"
-                else f"leave the network's {name} out, or give data that fits"
-            )
+        is_length = name == "max_length"  # of texts; a network of one's own may mean another thing
+        is_plain = isinstance(have, int) and isinstance(limit, int)
+        if have and limit and (is_plain or not is_length) and have > limit > 0:
+            way = f"--data.max_length {limit}" if is_length else f"data that fits, or leave the network's {name} out"
             raise InputError(
-                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limiting} {limit}: {way}"
+                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limiting} {limit}: give {way}"
             )
 
 

@@ -101,10 +101,14 @@ def test_a_table_that_another_run_finishes_in_the_meantime_is_kept_with_its_mask
         return load(self)
 
     monkeypatch.setattr(InputsDataModule, "predict_dataloader", finish)
-    with pytest.raises(InputError, match=r"out\.csv cannot be written \(File exists\)"):
+    with pytest.raises(
+        InputError, match=r"out\.csv was written by another run meanwhile: the predictions are in "
+    ) as told:
         predict(words)
+    kept = Path(str(told.value).partition("are in ")[2])
+    assert {"out.csv", "out_masks"} <= {path.name for path in kept.iterdir()}
     assert (tmp_path / "out.csv").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out_masks"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [kept.name, "images", "out.csv", "out_masks"]
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,13 @@ def test_the_page_of_the_service_is_packed() -> None:
     assert files["mine/engine/deploy/page.html"].decode() == (ROOT / "src/engine/deploy/page.html").read_text()
 
 
-def test_another_package_needs_ruff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_project_needs_ruff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = creating.importlib.util.find_spec
     monkeypatch.setattr(creating.importlib.util, "find_spec", lambda name: None if name == "ruff" else find(name))
-    with pytest.raises(InputError, match=r"^--package needs ruff, which"):
-        make(tmp_path / "mine", "--kind", "regression", "--package", "tumours")
+    with pytest.raises(
+        InputError, match=r"^src\.new needs the package ruff: install it with pip install -e '\.\[dev\]'"
+    ):
+        make(tmp_path / "mine", "--kind", "regression")
 
 
 @pytest.mark.slow

@@ -107,10 +107,12 @@ def _run_length(module: LightningModule, interval: str) -> int:
     trainer: Any = module.trainer
     limits = (trainer.max_steps, trainer.max_epochs)
     max_steps, max_epochs = (math.inf if limit in (None, -1) else limit for limit in limits)
-    if min(max_steps, max_epochs) < math.inf:
+    if max_steps < math.inf or (interval == "step" and max_epochs < math.inf):
         trainer.fit_loop.setup_data()  # counts the batches
     batches, steps, epochs = trainer.num_training_batches, max_steps, max_epochs
-    if 0 < batches < math.inf and min(max_steps, max_epochs) < math.inf:
+    if batches == 0:
+        raise InputError("the training part has no batch: give more data, or a smaller --data.batch_size")
+    if batches < math.inf and min(max_steps, max_epochs) < math.inf:
         changing = next((one for one in trainer.callbacks if isinstance(one, GradientAccumulationScheduler)), None)
         steps = epochs = 0
         while steps < max_steps and epochs < max_epochs:

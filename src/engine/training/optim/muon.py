@@ -39,7 +39,8 @@ class MuonWithAdamW(Optimizer):
     ) -> None:
         params = list(params)
         is_grouped = bool(params) and isinstance(params[0], dict)
-        groups = [{"hidden": False, **group} for group in params] if is_grouped else _split_by_shape({"params": params})
+        groups = [_listed(group) for group in params] if is_grouped else _split_by_shape({"params": params})
+        groups = [{"hidden": False, **group} for group in groups if group["params"]]
         rest = [parameter for group in groups if not group["hidden"] for parameter in group["params"]]
         fused = not any(parameter.is_complex() for parameter in rest)
         options: dict[str, Any] = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
@@ -54,7 +55,10 @@ class MuonWithAdamW(Optimizer):
             part = self._parts[group["hidden"]]
             # The part checks the group, and adds its defaults.
             part.add_param_group({name: value for name, value in group.items() if name != "hidden"})
-            super().add_param_group({**part.param_groups.pop(), "hidden": group["hidden"]})
+            added = part.param_groups.pop()
+            if group["hidden"] and (odd := [one for one in added["params"] if one.ndim != 2]):
+                raise ValueError(f"Muon takes matrices only, not a parameter of size {tuple(odd[0].shape)}")
+            super().add_param_group({**added, "hidden": group["hidden"]})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -71,10 +75,14 @@ class MuonWithAdamW(Optimizer):
         return loss
 
 
+def _listed(group: dict[str, Any]) -> dict[str, Any]:
+    given = group["params"]
+    return {**group, "params": [given] if isinstance(given, Tensor) else list(given)}
+
+
 def _split_by_shape(group: dict[str, Any]) -> list[dict[str, Any]]:
     """A group as one of its matrices, for Muon, and one of its other parameters."""
-    given = group["params"]
-    parameters = [given] if isinstance(given, Tensor) else list(given)
+    parameters = _listed(group)["params"]
     matrices = [one for one in parameters if one.ndim == 2]
     others = [one for one in parameters if one.ndim != 2]
     halves = ({**group, "params": matrices, "hidden": True}, {**group, "params": others, "hidden": False})
