@@ -5,7 +5,6 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +50,49 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     Raises:
         InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
     """
-    parser.set_defaults(more=[])
-    for flag in {word.partition("=")[0] for word in args if also is not None and word.startswith(f"--{also}")}:
-        optional: dict[str, Any] = {"nargs": "?", "const": "true"} if flag in bare_flags() else {}
-        with suppress(argparse.ArgumentError):  # the parser has this option
-            parser.add_argument(flag, action=_More, dest="more", help=argparse.SUPPRESS, **optional)
+    words, more = _set_aside(args, f"--{also}") if also else (args, [])
     try:
-        options, unknown = parser.parse_known_intermixed_args(args)
+        options, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
+    options.more = []
+    unknown = [*more, *(word for word in unknown if word != f"--{also}")]
+    while unknown and also is not None and unknown[0].startswith(f"--{also}"):
+        flag, equals, value = unknown.pop(0).partition("=")
+        if not equals and not also and unknown and not unknown[0].startswith("--"):
+            value = unknown.pop(0)
+        elif not equals and flag in bare_flags():
+            value = "true"
+        elif not equals:
+            raise InputError(f"{flag}: give a value")
+        options.more.append((flag, value))
     if unknown:
         known = [f"--{name}" for name in vars(options)]
         raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
     return options
 
 
-class _More(argparse.Action):
-    """Appends an option and its value to `more`."""
+def _set_aside(args: list[str], prefix: str) -> tuple[list[str], list[str]]:
+    """The words of a command line, and its options with a prefix, each joined with its value.
 
-    def __call__(self, _: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
-        namespace.more = [*namespace.more, (option_string, values)]
+    argparse would take a value, or a word with a blank, for an input. Where an option was, `prefix` stays in the words:
+    it ends the values of the option before it.
+    """
+    words: list[str] = []
+    found: list[str] = []
+    needs_value = False
+    for word in args:
+        if word.startswith(prefix):
+            found.append(word)
+            words += [prefix] if words and words[0].startswith("--") else []
+            needs_value = "=" not in word
+        elif needs_value and not word.startswith("--"):
+            found[-1] += f"={word}"
+            needs_value = False
+        else:
+            words.append(word)
+            needs_value = False
+    return words, found
 
 
 def data_options(options: argparse.Namespace) -> dict[str, Any]:
