@@ -57,7 +57,7 @@ class Gone:
 
 
 def _names(template: Template, paths: Set[str]) -> set[str]:
-    """How texts name files: by their paths and folders, as a recipe or a class, by an option that they add."""
+    """What a text may call these files: their paths and folders, the names of recipes and classes, options they add."""
     folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
     found = {path for path in paths | folders if "/" in path}
     found |= {name for name, path in template.classes.items() if path in paths and TELLING.search(name)}
@@ -201,7 +201,7 @@ class Suite:
         return (str(file), leaf) if file in self.files else None
 
     def _automatic(self, part: Part) -> Iterator[Part]:
-        """What pytest uses by itself with a test in a file, fixtures there that replace others, what runs on import."""
+        """Autouse fixtures and hooks, fixtures that replace those of a folder, and statements that run on import."""
         paths = [f"{folder}/conftest.py" for folder in PurePosixPath(part.path).parents]
         for one in (one for path in (part.path, *paths) for one in self.files.get(path, [])):
             starts = "autouse=True" in one.source or any(name.startswith("pytest_") for name in one.names)

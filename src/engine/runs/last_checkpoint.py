@@ -51,7 +51,7 @@ class LastCheckpoint(Checkpoint):
         self._has_ended = False  # whether that checkpoint is of the end of an epoch
         self._group: Any = None
         self._reduced = torch.tensor([0, 0])  # signal and time flag of the previous step
-        self._work: Any = None  # the all_reduce of these that was started after it
+        self._work: Any = None  # the running all_reduce of these
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # After the checkpoint callbacks of the module: last.ckpt has their state, and the Trainer's is the first one.

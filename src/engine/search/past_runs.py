@@ -54,7 +54,7 @@ def read_run(folder: Path) -> PastRun:
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any], str]:
-    """The names and values in a file, and what is wrong with it or ""."""
+    """The content of a file, and what is wrong with it ("" if nothing)."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
