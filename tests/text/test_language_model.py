@@ -1,5 +1,6 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -122,6 +123,18 @@ def test_texts_generated_together_share_steps_and_a_place_is_used_again() -> Non
 def test_a_network_without_a_shared_cache_generates_texts_one_by_one() -> None:
     task = LanguageModel(nn.Linear(1, 1))
     assert task.generate_together(8) is task
+
+
+class Shouting(LanguageModel):
+    """A language model with a method `generate` of its own."""
+
+    def generate(self, prompt: torch.Tensor, max_new_tokens: int, **_: object) -> Any:
+        return iter([1] * max_new_tokens)
+
+
+def test_a_model_with_its_own_way_to_generate_is_asked_for_each_text() -> None:
+    task = Shouting(stirred())
+    assert list(task.generate_together(8).generate(torch.tensor([1]), 3)) == [1, 1, 1]
 
 
 def test_generation_leaves_the_model_as_it_was() -> None:

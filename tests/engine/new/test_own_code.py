@@ -186,6 +186,57 @@ def test_classes_of_tests_come_along(clone: Callable[..., Path]) -> None:
     assert made(clone({"tests/own/test_model.py": text}))["tests/own/test_model.py"].decode() == text
 
 
+HELPERS = """SMALL = "small"
+CASES = {}
+CASES[SMALL] = 4
+
+
+def scale(x: int) -> int:
+    return x
+"""
+ASKING = """import warnings
+
+import pytest
+
+from tests.own.cases import CASES
+
+with warnings.catch_warnings():
+    from tests.own.helpers import scale
+
+KINDS = ["small", "large"]
+
+
+@pytest.fixture
+def small() -> int:
+    return CASES["small"]
+
+
+@pytest.fixture
+def large() -> int:
+    return 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it(kind: str, request: pytest.FixtureRequest) -> None:
+    assert scale(request.getfixturevalue(kind))
+"""
+
+
+def test_what_a_test_uses_in_other_ways_comes_along(clone: Callable[..., Path]) -> None:
+    tests = {"tests/own/test_asking.py": ASKING, "tests/own/cases.py": HELPERS, "tests/own/helpers.py": HELPERS}
+    files = made(clone(tests))
+    assert "SMALL = " in files["tests/own/cases.py"].decode()
+    assert "def scale" in files["tests/own/helpers.py"].decode()
+    text = files["tests/own/test_asking.py"].decode()
+    assert all(f"def {name}" in text for name in ("small", "large", "test_it"))
+
+
+def test_a_search_without_a_recipe_and_a_page_beside_it_are_passed_over(clone: Callable[..., Path]) -> None:
+    root = clone({"configs/tune/README.md": "`a`: b\n", "configs/tune/empty.yaml": "# nothing\n", "src/tune.py": ""})
+    made_of_it = Project(root, Choice("mine", recipes=["own"], parts=["tune"])).files()
+    assert "configs/tune/README.md" not in made_of_it
+
+
 OWN = '''columns = ("src", "tgt")
 batch = {"src": 1, "tgt": 2}["src"]
 

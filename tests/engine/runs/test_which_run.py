@@ -160,3 +160,22 @@ def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
     run = train("fit", "--max_epochs=1", f"--checkpoint.dirpath={tmp_path / 'large' / 'disk'}")
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     assert find_checkpoint("best") == (tmp_path / "large" / "disk" / "best.ckpt", run.folder)
+
+
+def test_a_checkpoint_in_the_default_recipe_is_where_a_new_run_begins(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train("fit", "--max_epochs=1").folder
+    (tmp_path / "configs").mkdir()
+    root = f"trainer: {{default_root_dir: {tmp_path / 'logs'}}}\n"
+    recipe = re.sub("^trainer:$.*?(?=^\\w)|\\Z", "", Path(RECIPE).read_text(), flags=re.M | re.S)
+    write(tmp_path / "configs" / "default.yaml", f"ckpt_path: mine.ckpt\nname: toy\n{root}{recipe}")
+    monkeypatch.setattr(config, "ROOT", tmp_path)
+    begun = resolve_checkpoint("fit", [], [])
+    assert begun.path == "mine.ckpt"
+    assert [tree["name"] for _, tree in begun.loaded] == ["toy"]  # its settings, not those of the checkpoint
+    checkpoints = folder / "checkpoints"
+    assert resolve_checkpoint("test", [], []).path == str(checkpoints / "best.ckpt")
+    assert resolve_checkpoint("fit", [], [("--run", str(folder))]).path == str(checkpoints / "last.ckpt")
+    tested = resolve_checkpoint("test", [], [("--ckpt_path", str(checkpoints / "best.ckpt"))])
+    assert tested.evaluated == folder

@@ -1,8 +1,10 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.system.errors import InputError
@@ -10,6 +12,7 @@ from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optim.schedulers import CosineAnnealingLR, OneCycleLR
 from src.tasks.classifier import Classifier
 from tests.conftest import Run
+from tests.toy import ToyData
 
 Train = Callable[..., Run]
 ONE = ("fit", "--fast_dev_run")
@@ -75,6 +78,19 @@ def test_a_bad_argument_of_an_optimizer_or_schedule_is_one_line(
 ) -> None:
     with pytest.raises(InputError, match=message):
         train(*ONE, *words)
+
+
+class TooFew(ToyData):
+    """Fewer samples than a batch, and no smaller batch."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader([torch.zeros(1)], batch_size=2, drop_last=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", ["--max_epochs=3", "--trainer.max_steps=9"])
+def test_a_schedule_of_a_run_without_batches_is_one_line(train: Train, length: str) -> None:
+    with pytest.raises(InputError, match="the training part has no batch: give more data"):
+        train("fit", f"--data={__name__}.TooFew", length)
 
 
 @pytest.mark.parametrize(("interval", "moves"), [("step", 8), ("epoch", 2)])

@@ -98,6 +98,19 @@ def test_parameters_may_be_added_later() -> None:
         optimizer.add_param_group({"params": parts[0][0]})
 
 
+def test_groups_may_be_iterators_and_empty_ones_are_left_out() -> None:
+    net = token_net()
+    optimizer = MuonWithAdamW([{"params": iter(net.parameters())}, {"params": []}])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [len([*net.parameters()])]
+    with pytest.raises(ValueError, match="empty parameter list"):
+        MuonWithAdamW([{"params": []}])
+
+
+def test_hidden_parameters_must_be_matrices() -> None:
+    with pytest.raises(ValueError, match=r"Muon takes matrices only, not a parameter of size \(2, 3, 4\)"):
+        MuonWithAdamW([{"params": [nn.Parameter(torch.zeros(2, 3, 4))], "hidden": True}])
+
+
 @pytest.mark.parametrize("arguments", [{"lr": -1.0}, {"adamw_lr": -1.0}, {"momentum": -1.0}, {"betas": (2.0, 0.9)}])
 def test_a_bad_argument_is_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"-1|2"):
