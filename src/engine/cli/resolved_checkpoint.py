@@ -60,11 +60,13 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
-    if stage in (None, "fit") and not given.get("--run") and not _names_recipe(loaded):
+    names_recipe = _names_recipe(loaded)
+    path = _given("ckpt_path", _settings(loaded) if names_recipe else [tree for _, tree in loaded], options)
+    if stage in (None, "fit") and not (path or given.get("--run") or names_recipe):
         recipe = next(iter(_settings([])), {})
-        loaded = [(ROOT / "configs" / "default.yaml", recipe), *loaded] if recipe.get("ckpt_path") else loaded
+        if path := recipe.get("ckpt_path"):
+            loaded = [(ROOT / "configs" / "default.yaml", recipe), *loaded]
     settings = _settings(loaded)
-    path = _given("ckpt_path", settings if _names_recipe(loaded) else [tree for _, tree in loaded], options)
     root = _given("trainer.default_root_dir", settings, options)
     path = str(local_path(path)) if path and is_address(path) else path
     root = local_root(root) if root else None

@@ -59,11 +59,13 @@ def locked_folder(path: Path) -> Iterator[None]:
     except OSError as error:
         raise unwritable(path.parent, error) from error
     finally:
-        with suppress(OSError):  # not empty, or never created
-            lock.unlink(missing_ok=True)
-            for folder in sorted(new_folders, reverse=True):
-                folder.rmdir()
+        with suppress(OSError):
+            if held.is_locked:
+                lock.unlink(missing_ok=True)
         held.release()
+        with suppress(OSError):  # not empty, or never created
+            for folder in sorted({*new_folders}, reverse=True):
+                folder.rmdir()
 
 
 def download(url: str, sha256: str, path: Path) -> None:

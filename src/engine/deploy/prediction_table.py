@@ -124,15 +124,15 @@ class PredictionTable(Callback):
                     for line in filter(None, chain.from_iterable(zip_longest(*parts))):  # one of each in turn
                         self._write(json.loads(line), counts=True)
                 self._writer.close()
-            kept, self.folder = self.folder, None
             if taken := next((path for path in (self.path, *self.beside) if path.exists()), None):
+                kept, self.folder = self.folder, None  # not removed
                 raise InputError(f"{taken} was written by another run meanwhile: the predictions are in {kept}")
             for folder in self.beside:
-                if (written := kept / folder.name).exists():
+                if (written := self.folder / folder.name).exists():
                     written.rename(folder)
             self.path.open("xb").close()  # replaces nothing
             self._writer.path.replace(self.path)
-        shutil.rmtree(kept, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._bar is not None:

@@ -155,8 +155,7 @@ class RunRecord(Callback):
 
     def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
         """Train nothing after EarlyStopping has stopped this run, unless its callbacks were changed since."""
-        texts = [checkpoint["config"], self.config] if is_own else []
-        texts = [re.sub(r"[\w.]+\.EarlyStopping\b", "EarlyStopping", one) for one in texts]  # older: Lightning's
+        texts = (checkpoint["config"], self.config) if is_own else ()
         callbacks = [(yaml.safe_load(text).get("trainer") or {}).get("callbacks") for text in texts]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             states = checkpoint.get("callbacks") or {}

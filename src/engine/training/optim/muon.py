@@ -51,7 +51,9 @@ class MuonWithAdamW(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, also later, as BackboneFinetuning does; without `hidden`, all matrices go to Muon."""
-        for group in [param_group] if "hidden" in param_group else _split_by_shape(param_group):
+        for group in [_listed(param_group)] if "hidden" in param_group else _split_by_shape(param_group):
+            if not group["params"]:
+                continue
             part = self._parts[group["hidden"]]
             # The part checks the group, and adds its defaults.
             part.add_param_group({name: value for name, value in group.items() if name != "hidden"})
