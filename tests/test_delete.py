@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from tests.test_repository import imports
 
 # By what is deleted first; what builds on it goes with it.
 LINES = re.findall(
-    r"^git rm -r (src/(\w+) .*)$", (ROOT / "docs" / "own_project.md").read_text(encoding="utf-8"), re.MULTILINE
+    r"^git rm -r --ignore-unmatch (src/(\w+) .*)$",
+    (ROOT / "docs" / "own_project.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
 )
 FOLDERS = {domain: names.split() for names, domain in LINES}
 # Deleted together: no other domain builds on these, so what needs one of them fails as it would without that one alone.
@@ -72,6 +75,17 @@ def test_the_guide_says_how_to_delete_each_domain() -> None:
         gone = {domain, *built_on[domain]}
         assert set(names) == {f"{folder}/{name}" for folder in ("src", "configs", "tests") for name in gone}
     assert sorted(domain for domains in RUNS for domain in domains) == sorted(FOLDERS)
+
+
+def test_the_lines_of_the_guide_can_be_run_one_after_the_other(tmp_path: Path) -> None:
+    for name in ("src/engine", *(name for names in FOLDERS.values() for name in names)):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / "a.py").touch()
+    commit = "git -c user.name=a -c user.email=a commit --quiet --message=a"
+    lines = (f"git rm -r --ignore-unmatch {names}" for names, _ in LINES)
+    for command in ("git init --quiet", "git add .", commit, *lines):
+        subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.py")] == ["src/engine/a.py"]
 
 
 def test_other_tests_cannot_know_that_a_domain_is_gone() -> None:

@@ -1,5 +1,6 @@
 """The examples of docs/own_code.md run as they stand there."""
 
+import importlib
 import re
 import shlex
 import shutil
@@ -119,6 +120,18 @@ def test_the_last_layer_is_trained_first(own: Path, parse: Callable[..., Starter
     changed = [{name for name in weights if not torch.equal(new[name], old[name])} for old, new in pairwise(seen)]
     assert changed[0] == changed[1] == {"head.1.weight"}
     assert changed[2] == weights.keys()
+
+
+def test_the_last_layer_of_torchvisions_networks_is_known_too(own: Path, parse: Callable[..., StarterCLI]) -> None:
+    network = ("--model.net=TorchvisionNet", "--model.net.name=resnet18", "--data.image_size=32")
+    given(own)
+    words = ("--config=configs/vision/image_folder.yaml", "--data.path=path/to/images", "--model=TwoRates")
+    cli = parse(*words, *network, "--model.head_lr=0.02")
+    first, second = cli.model.parameter_groups()
+    assert [one.shape[0] for one in second["params"]] == [cli.model.net.num_classes] * 2
+    assert len(first["params"]) + 2 == len([*cli.model.parameters()])
+    importlib.import_module("src.own.unfreeze_body").UnfreezeBody().on_train_start(cli.trainer, cli.model)
+    assert sum(one.requires_grad for one in cli.model.parameters()) == 2
 
 
 def test_the_head_has_its_own_learning_rate(own: Path, train: Train) -> None:

@@ -13,7 +13,7 @@ from src.engine.tensorboard.figures import box_figure
 from src.tasks.classifier import check_classes
 from src.tasks.task import Task, check_precision, names
 
-LISTED = 50  # classes whose average precision is logged one by one
+LISTED = 100  # classes whose average precision is logged one by one
 Batch = tuple[Tensor, Tensor]
 
 

@@ -176,6 +176,7 @@ class StarterCLI(LightningCLI):
             if self.run_folder is None and (others := config.other_parts(source, tree)):
                 rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
+        config.check_mode([tree, *overlays], options)
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         tree["ckpt_path"] = resolved.path

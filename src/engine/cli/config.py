@@ -215,6 +215,26 @@ def other_parts(saved: Tree, tree: Tree) -> str:
     return " and ".join(found)
 
 
+def check_mode(trees: list[Tree], options: list[Option]) -> None:
+    """Check that a metric that replaces the recipe's, to select the best checkpoint, comes with its mode.
+
+    Args:
+        trees: the recipe and its overlays.
+        options: of the command line.
+
+    Raises:
+        InputError: the recipe's mode, or Lightning's default, would be used for a metric that they are not for.
+    """
+    monitor, is_open = setting(trees[0], "checkpoint.monitor"), False
+    for tree in (*trees[1:], {"checkpoint": {flag.removeprefix("--checkpoint."): value for flag, value in options}}):
+        given, mode = (setting(tree, f"checkpoint.{name}") for name in ("monitor", "mode"))
+        if given not in (None, "null", monitor):
+            monitor, is_open = given, True
+        is_open = is_open and mode is None
+    if is_open:
+        raise InputError(f"--checkpoint.monitor {monitor}: lowest or highest? give --checkpoint.mode min or max too")
+
+
 def is_class_setting(tree: Tree, key: str) -> bool:
     """Whether the setting with this dotted name, such as `model.net`, is a class."""
     parent, _, leaf = key.rpartition(".")

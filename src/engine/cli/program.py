@@ -70,21 +70,21 @@ def run(started: float) -> None:
 
 
 def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> list[str]:
-    """The command line to retry a run from its last checkpoint at half the learning rate.
+    """The command line to retry a run at half the learning rate, from its last checkpoint or from the beginning.
 
     Raises:
-        NotFiniteError: no checkpoint, no retries left or no learning rate to halve; the message names the last good
-            checkpoint.
+        NotFiniteError: no retries left or no learning rate to halve; the message names the last good checkpoint.
     """
     lr = (cli.config.get("optimizer") or {}).get("init_args", {}).get("lr")
     folder = cli.record.folder if cli.record else None
-    if folder is None or not any(checkpoints_of(folder)):
-        raise NotFiniteError(f"{error}; there is no checkpoint of this run yet") from error
+    last = good_checkpoint(folder)[0] if folder and any(checkpoints_of(folder)) else None
     if not cli.config.retries or lr is None:
-        raise NotFiniteError(f"{error}. The last good checkpoint is {good_checkpoint(folder)[0]}") from error
+        known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
+        raise NotFiniteError(f"{error}{known}") from error
     left = cli.config.retries - 1
-    rank_zero_info(f"{error}. Retrying at half that rate from {good_checkpoint(folder)[0]}, {left} retries left")
-    return [*args, f"--run={folder}", "--ckpt_path=last", f"--optimizer.lr={lr / 2}", f"--retries={left}"]
+    rank_zero_info(f"{error}. Retrying at half that rate from {last or 'the beginning'}, {left} retries left")
+    more = [f"--run={folder}", "--ckpt_path=last"] if last else []
+    return [*args, *more, f"--optimizer.lr={lr / 2}", f"--retries={left}"]
 
 
 def _hint(cli: StarterCLI | None, message: str) -> str:

@@ -228,7 +228,7 @@ def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
 
 
 def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropped: list[str] | None = None) -> Tree:
-    """Data, optimizer, scheduler, seed and plain Trainer numbers in the configuration of a checkpoint.
+    """Data, optimizer, scheduler, seed, monitor and plain Trainer numbers in the configuration of a checkpoint.
 
     Callbacks, loggers, profilers, plugins and strategies are ignored.
 
@@ -257,7 +257,9 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
         found["name"] = name
     if type(tree.get("seed_everything")) in (int, bool):
         found["seed_everything"] = tree["seed_everything"]
-    trainer = tree["trainer"] if isinstance(tree.get("trainer"), dict) else {}
+    trainer, best = (tree[key] if isinstance(tree.get(key), dict) else {} for key in ("trainer", "checkpoint"))
+    if isinstance(best.get("monitor", 0), str | None) and best.get("mode") in ("min", "max"):
+        found["checkpoint"] = {name: best[name] for name in ("monitor", "mode")}
     numbers = {name: trainer[name] for name in sorted(TRAINER_KEYS) if type(trainer.get(name)) in (int, float)}
     return {**found, "trainer": numbers} if numbers else found
 

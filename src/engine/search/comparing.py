@@ -20,7 +20,6 @@ from src.engine.system.metric_names import STAGE, final_names
 LOWER = {"loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "seconds", "mb", "wer", "cer"}
 HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "ap", "map", "map50", "iou", "miou", "dice", "r2", "recall", "kappa"}
 HIGHER |= {"precision", "bleu", "second"}
-PLOTS = 12  # in one picture
 
 
 def compare(args: list[str]) -> int:
@@ -33,7 +32,8 @@ def compare(args: list[str]) -> int:
     if options.best:
         _print_best(options.best, options.mode, [find_folder(given) for given in options.runs or [ROOT / "logs"]])
         return 0
-    output = new_output("--output", options.output) if options.output else None
+    named = f"{options.output}{'' if Path(options.output).suffix else '.png'}" if options.output else None
+    output = new_output("--output", named) if named else None
     runs = [read_run(find_folder(given)) for given in options.runs]
     for run in runs:
         if not run.settings:
@@ -151,7 +151,7 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
     for name in names:
         if "test" not in STAGE.search(name)[0].lower():  # type: ignore[index]
             plots.setdefault(STAGE.sub("", name).strip("/_- "), []).append(name)
-    shown = sorted(plots, key=lambda plot: all("train" in name.lower() for name in plots[plot]))[:PLOTS]
+    shown = sorted(plots, key=lambda plot: all("train" in name.lower() for name in plots[plot]))
     if not shown:
         return None
     from matplotlib.figure import Figure  # lazy import: keeps --help fast

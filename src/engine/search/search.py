@@ -370,6 +370,7 @@ def _final_metric(search: Search, folder: Path) -> float:
     metrics = read_metrics(folder)
     if search.metric not in metrics:
         logged = ", ".join(metrics)
+        search.study.stop()  # other trials would lack it too
         raise InputError(f"metric {search.metric} is not logged; logged: {logged}: give metric and direction")
     return float(metrics[search.metric])
 

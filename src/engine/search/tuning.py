@@ -36,9 +36,10 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
     from src.engine.search.search import open_search, print_progress
     from src.engine.search.search_report import finish
+    from src.engine.system.hardware import usable_cores
 
     search = open_search(options)
-    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
+    threads = str(max(1, usable_cores() // options.jobs))
     environment = {**os.environ, WORKER: "1", "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "src.tune", *args]
     workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(options.jobs)]

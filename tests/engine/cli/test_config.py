@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from src.engine.cli.class_names import resolve_names
 from src.engine.cli.cli import StarterCLI
-from src.engine.cli.config import merge_class_options
+from src.engine.cli.config import check_mode, merge_class_options
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, with_recipe, write
@@ -25,6 +25,24 @@ Parse = Callable[..., StarterCLI]
 MLP = "--model.net=tests.toy.ToyMLP"
 # A minimal run that trains, validates and tests.
 SHORT = (MLP, "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
+
+
+def test_another_metric_for_the_best_checkpoint_needs_its_mode() -> None:
+    recipe = {"checkpoint": {"monitor": "val/acc", "mode": "max"}}
+    loss, both = {"checkpoint": {"monitor": "val/loss"}}, {"checkpoint": {"monitor": "val/loss", "mode": "min"}}
+    monitor, mode = ("--checkpoint.monitor", "val/loss"), ("--checkpoint.mode", "min")
+    for trees, options in (
+        ([recipe], []),
+        ([recipe], [("--checkpoint.monitor", "val/acc")]),
+        ([recipe], [("--checkpoint.monitor", "null")]),
+        ([recipe], [monitor, mode]),
+        ([recipe, both], []),
+        ([recipe, loss], [mode]),
+    ):
+        check_mode(trees, options)
+    for trees, options in (([recipe], [monitor]), ([{}], [monitor]), ([recipe, loss], []), ([recipe, loss, {}], [])):
+        with pytest.raises(InputError, match=r"^--checkpoint\.monitor val/loss: lowest or highest\? give --checkpoint"):
+            check_mode(trees, options)
 
 
 # Recipes and overlays

@@ -334,6 +334,17 @@ def test_the_error_names_the_last_good_checkpoint_and_a_retry_halves_the_rate(tm
 
 
 @pytest.mark.slow
+def test_a_run_that_fails_before_its_first_checkpoint_begins_again_at_half_the_rate(tmp_path: Path) -> None:
+    done = run_with_fault(tmp_path, "nan", 3, "--max_epochs=1", "--retries=2")
+    assert done.returncode == 0, done.stderr
+    assert "Retrying at half that rate from the beginning, 1 retries left" in done.stderr
+    first, second = sorted((tmp_path / "logs").glob("*/version_*"))
+    assert not any((first / "checkpoints").glob("*.ckpt"))
+    assert "lr: 0.005" in (second / "config.yaml").read_text()
+    assert step_of(second) == STEPS
+
+
+@pytest.mark.slow
 def test_a_retry_starts_from_last_ckpt_even_if_another_checkpoint_was_given(train: Train) -> None:
     run = train("fit", *TOY, "--max_epochs=1", "--retries=2")
     words = retry_arguments(run.cli, NotFiniteError("the loss is NaN"), ["fit", "--ckpt_path", "other.ckpt"])

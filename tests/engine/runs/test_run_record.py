@@ -42,7 +42,9 @@ def test_metrics_are_one_flat_object_under_their_logged_names(train: Callable[..
 @pytest.mark.slow
 def test_validation_metrics_are_those_of_the_best_checkpoint_and_say_its_epoch(train: Callable[..., Run]) -> None:
     # With mode max and this rate, the loss is best, that is largest, after the first epoch.
-    run = train("fit", "--max_epochs=3", "--checkpoint.monitor=val/loss", "--optimizer.lr=1e-4")
+    run = train(
+        "fit", "--max_epochs=3", "--checkpoint.monitor=val/loss", "--checkpoint.mode=max", "--optimizer.lr=1e-4"
+    )
     best: Any = run.cli.trainer.checkpoint_callback
     epoch = read_checkpoint(best.best_model_path)["global_step"] // 10
     assert run.metrics["best_epoch"] == epoch < 3

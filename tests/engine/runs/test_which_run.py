@@ -11,7 +11,9 @@ import pytest
 from src.engine.cli import config
 from src.engine.cli.resolved_checkpoint import resolve_checkpoint
 from src.engine.runs import runs
+from src.engine.runs.checkpoint import read_checkpoint, run_configuration
 from src.engine.runs.runs import find_checkpoint
+from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
 from tests.conftest import Run, write
@@ -160,6 +162,15 @@ def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
     run = train("fit", "--max_epochs=1", f"--checkpoint.dirpath={tmp_path / 'large' / 'disk'}")
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     assert find_checkpoint("best") == (tmp_path / "large" / "disk" / "best.ckpt", run.folder)
+
+
+def test_a_new_run_from_a_checkpoint_selects_its_best_as_the_old_one_did(train: Train) -> None:
+    monitor = ("--checkpoint.monitor=val/f1", "--checkpoint.mode=max")
+    path = train("fit", "--max_epochs=1", *monitor).folder / "checkpoints" / "last.ckpt"
+    content = read_checkpoint(str(path))
+    assert run_configuration(content, Trust(("tests.toy",)))["checkpoint"] == {"monitor": "val/f1", "mode": "max"}
+    content["config"] = content["config"].replace("monitor: val/f1", "monitor: [1]")
+    assert "checkpoint" not in run_configuration(content, Trust(("tests.toy",)))
 
 
 def test_a_checkpoint_in_the_default_recipe_is_where_a_new_run_begins(

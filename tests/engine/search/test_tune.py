@@ -141,7 +141,8 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_a_search_in_which_every_trial_fails_fails(tmp_path: Path) -> None:
-    assert run(tmp_path, metric="val/auc", direction="maximize", n_trials=1) == 1
+    assert run(tmp_path, metric="val/auc", direction="maximize", n_trials=3) == 1
+    assert len(trials(tmp_path)) == 1  # the others would lack the metric too
     assert trials(tmp_path)[0].user_attrs["error"].startswith("InputError: metric val/auc is not logged")
 
 

@@ -38,12 +38,18 @@ class Unvalidated(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+MAX = "--checkpoint.mode=max"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--checkpoint.monitor=val/accc",), r"^--checkpoint\.monitor val/accc: validation logs val/acc, val/f1, "),
-        (("--checkpoint.monitor=val/accc",), r"val/loss, did you mean val/acc\? \(--trainer\.num_sanity_val_steps 0 "),
-        (("--checkpoint.monitor=test/acc",), r"^--checkpoint\.monitor test/acc: validation logs "),
+        (("--checkpoint.monitor=val/accc", MAX), r"^--checkpoint\.monitor val/accc: validation logs val/acc, val/f1, "),
+        (
+            ("--checkpoint.monitor=val/accc", MAX),
+            r"val/loss, did you mean val/acc\? \(--trainer\.num_sanity_val_steps 0 ",
+        ),
+        (("--checkpoint.monitor=test/acc", MAX), r"^--checkpoint\.monitor test/acc: validation logs "),
         ((STOPPING, "--trainer.callbacks.monitor=val_loss"), r"^EarlyStopping: monitor val_loss: validation logs "),
         ((PLATEAU, "--lr_scheduler.monitor=val/los"), r"^ReduceLROnPlateau: monitor val/los: .* did you mean val/loss"),
     ],
@@ -71,7 +77,7 @@ def test_a_metric_of_training_may_be_monitored(train: Train) -> None:
             r"--checkpoint\.save_on_train_epoch_end true: --checkpoint\.monitor val/acc is not computed at",
         ),
         (
-            ("--checkpoint.monitor=train/loss", "--trainer.check_val_every_n_epoch=2"),
+            ("--checkpoint.monitor=train/loss", MAX, "--trainer.check_val_every_n_epoch=2"),
             r"monitor train/loss is new at the end of an epoch.*give --checkpoint\.save_on_train_epoch_end true",
         ),
         (
