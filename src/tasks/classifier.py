@@ -37,6 +37,12 @@ class WeightedCrossEntropy(nn.CrossEntropyLoss):
             raise InputError(f"class_weights {class_weights}: give numbers above 0")
         super().__init__(torch.tensor(class_weights, dtype=torch.float32), label_smoothing=label_smoothing)
         self.class_weights = class_weights
+        self.register_load_state_dict_pre_hook(_keep_weight)  # type: ignore[no-untyped-call]
+
+
+def _keep_weight(loss: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """The arguments decide, not a checkpoint: they may be changed in a continued run."""
+    state_dict[f"{prefix}weight"] = loss.weight
 
 
 class Classifier(Task):
@@ -63,6 +69,7 @@ class Classifier(Task):
         super().__init__(net, self.configure_metrics(count), MetricCollection({"confusion": confusion}))
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
+        self._logits: Tensor | None = None
         self.loss = loss or self.configure_loss()
         if isinstance(self.loss, ONE_HOT_LOSSES):
             check_outputs(net, count)
@@ -97,25 +104,10 @@ class Classifier(Task):
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
-        return self._classify(batch)[:2]
-
-    def count(self, targets: Tensor) -> Tensor | int:
-        """The number of targets that the loss averages over, or the sum of their weights."""
-        counted = targets != IGNORED
-        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
-        return counted.sum() if weight is None else (weight[targets.where(counted, 0)] * counted).sum()
-
-    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
-        """Update the metrics; returns logits (B, num_classes) and targets (B,), for callbacks."""
-        loss, seen, logits = self._classify(batch)
-        self.check((loss, seen))
-        self.metrics.add(stage, seen)
-        return {"logits": logits, "targets": batch[-1]}
-
-    def _classify(self, batch: Batch) -> tuple[Tensor, dict[str, Any], Tensor]:
         loss: Tensor
         *inputs, targets = batch
         logits = self(*inputs)  # (B, num_classes, ...)
+        self._logits = logits.detach()
         self._check_targets(logits, targets)
         labels, weight = targets, self.count(targets)
         # A batch without targets, such as the padding of a process without data, has weight 0 and a loss of 0.
@@ -130,7 +122,20 @@ class Classifier(Task):
             loss = self.loss(logits, targets)
         loss = loss * (weight > 0)
         preds = logits.detach().argmax(dim=1)
-        return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}, logits
+        return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}
+
+    def count(self, targets: Tensor) -> Tensor | int:
+        """The number of targets that the loss averages over, or the sum of their weights."""
+        counted = targets != IGNORED
+        weight = self.loss.weight if isinstance(self.loss, nn.CrossEntropyLoss) else None
+        return counted.sum() if weight is None else (weight[targets.where(counted, 0)] * counted).sum()
+
+    def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
+        """Update the metrics; returns logits (B, num_classes) and targets (B,), for callbacks."""
+        self._logits = None
+        self.metrics.add(stage, self.check(self.step(batch))[1])
+        logits = self(*batch[:-1]) if self._logits is None else self._logits  # a step of one's own may not set it
+        return {"logits": logits, "targets": batch[-1]}
 
     def _check_targets(self, logits: Tensor, targets: Tensor) -> None:
         name = type(self).__name__

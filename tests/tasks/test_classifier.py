@@ -81,6 +81,42 @@ def test_a_weighted_loss_is_averaged_over_the_weights_of_all_samples(tmp_path: P
     assert task.count(ignored) == 9.0
 
 
+def test_class_weights_are_those_of_the_arguments_and_not_of_a_checkpoint() -> None:
+    saved = Classifier(net=ToyMLP(), loss=WeightedCrossEntropy([1.0, 4.0, 0.5])).state_dict()
+    task = Classifier(net=ToyMLP(), loss=WeightedCrossEntropy([1.0, 1.0, 9.0]))
+    assert saved["loss.weight"].tolist() == [1.0, 4.0, 0.5]
+    task.load_state_dict(saved)
+    assert task.loss.weight.tolist() == [1.0, 1.0, 9.0]  # type: ignore[operator, union-attr]
+    assert torch.equal(task.net.layers[1].weight, saved["net.layers.1.weight"])
+    assert saved["loss.weight"].tolist() == [1.0, 4.0, 0.5]
+
+
+class OwnStep(Classifier):
+    """A classifier whose loss has one more term, and whose step may not use the base class."""
+
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        loss, seen = super().step(batch)
+        return loss + 10, {**seen, "value": seen["value"] + 10}
+
+
+class WholeStep(Classifier):
+    """A classifier with a step of its own."""
+
+    def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+        preds = self(batch[0]).argmax(dim=1)
+        return loss, {"preds": preds, "target": batch[1], "value": loss.detach(), "weight": len(preds)}
+
+
+def test_a_step_of_ones_own_is_used_in_validation_and_test_too(tmp_path: Path) -> None:
+    net, loader = ToyMLP(), batches(7)
+    plain, more, whole = (
+        trainer(tmp_path).test(task(net=net), loader, verbose=False)[0] for task in (Classifier, OwnStep, WholeStep)
+    )
+    assert more["test/loss"] == pytest.approx(plain["test/loss"] + 10, rel=1e-5)
+    assert whole == pytest.approx(plain, rel=1e-5)
+
+
 def test_the_loss_is_the_mean_over_the_samples_whose_class_is_known(tmp_path: Path) -> None:
     task = Classifier(net=ToyMLP())
     images, targets = batches(7).dataset.tensors  # type: ignore[attr-defined]

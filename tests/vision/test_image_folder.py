@@ -271,9 +271,15 @@ def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messa
         again = ImageFolderDataModule(str(tmp_path))
         again.load_state_dict(first.state_dict())
         again.setup("test")
-        assert (
-            any("have changed since training, so they are split differently" in line for line in messages) == is_changed
-        )
+        assert any("changed since training, so they are split differently" in line for line in messages) == is_changed
+
+
+def test_another_share_than_in_training_is_noticed(tmp_path: Path, messages: list[str]) -> None:
+    first = ready(path=pictures(tmp_path))
+    again = ImageFolderDataModule(str(tmp_path), test_share=0.5)
+    again.load_state_dict(first.state_dict())
+    again.setup("test")
+    assert any("or their shares, have changed since training" in line for line in messages)
 
 
 def test_colours_of_16_bits_are_said(tmp_path: Path, messages: list[str]) -> None:

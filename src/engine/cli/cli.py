@@ -141,7 +141,7 @@ class StarterCLI(LightningCLI):
             "--retries",
             type=int,
             default=0,
-            help="How often to retry from last.ckpt at half the learning rate when the loss becomes NaN or infinite",
+            help="How often to retry at half the learning rate, from last.ckpt if there is one, after a NaN loss",
         )
         for add_arguments in hooks("add_arguments"):
             add_arguments(parser)

@@ -216,22 +216,26 @@ def other_parts(saved: Tree, tree: Tree) -> str:
 
 
 def check_mode(trees: list[Tree], options: list[Option]) -> None:
-    """Check that a metric that replaces the recipe's, to select the best checkpoint, comes with its mode.
+    """Check that the metric that selects the best checkpoint has a mode: the default is for losses.
 
     Args:
         trees: the recipe and its overlays.
         options: of the command line.
 
     Raises:
-        InputError: the recipe's mode, or Lightning's default, would be used for a metric that they are not for.
+        InputError: the recipe's mode, or the default, would be used for a metric that it is not for.
     """
-    monitor, is_open = setting(trees[0], "checkpoint.monitor"), False
-    for tree in (*trees[1:], {"checkpoint": {flag.removeprefix("--checkpoint."): value for flag, value in options}}):
-        given, mode = (setting(tree, f"checkpoint.{name}") for name in ("monitor", "mode"))
-        if given not in (None, "null", monitor):
-            monitor, is_open = given, True
-        is_open = is_open and mode is None
-    if is_open:
+    given: Tree = {}
+    for flag, value in options:
+        if flag == "--checkpoint" and isinstance(settings := parse_value(value or ""), dict):
+            given |= settings
+        elif flag.startswith("--checkpoint."):
+            given[flag.removeprefix("--checkpoint.")] = None if value == "null" else value
+    later = [tree.get("checkpoint") or {} for tree in trees[1:]] + [given]
+    before, mode = (setting(trees[0], f"checkpoint.{name}") for name in ("monitor", "mode"))
+    monitor = next((one["monitor"] for one in reversed(later) if "monitor" in one), before)
+    has_mode = any("mode" in one for one in later) or (mode and monitor == before)
+    if monitor and not has_mode and (mode or "loss" not in str(monitor).lower()):
         raise InputError(f"--checkpoint.monitor {monitor}: lowest or highest? give --checkpoint.mode min or max too")
 
 

@@ -82,7 +82,9 @@ def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> 
         known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
         raise NotFiniteError(f"{error}{known}") from error
     left = cli.config.retries - 1
-    rank_zero_info(f"{error}. Retrying at half that rate from {last or 'the beginning'}, {left} retries left")
+    rank_zero_info(
+        f"{error}. Retrying at half that rate from {last or cli.from_path or 'the beginning'}, {left} retries left"
+    )
     more = [f"--run={folder}", "--ckpt_path=last"] if last else []
     return [*args, *more, f"--optimizer.lr={lr / 2}", f"--retries={left}"]
 

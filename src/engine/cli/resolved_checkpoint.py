@@ -126,8 +126,8 @@ def _to_continue(
     if folder is None:
         if not automatic:
             raise InputError(
-                f"--ckpt_path last: {parent} has no unfinished run that has a checkpoint and is not in use; leave"
-                " --ckpt_path out to start a new run, or give the path of a checkpoint"
+                f"--ckpt_path last: {parent} has no unfinished run that has a checkpoint and is not in use; for"
+                " a run of another recipe give its --config, or --run FOLDER; for a new run leave --ckpt_path out"
             )
         return ResolvedCheckpoint(loaded)
     if path in (None, "last", "auto"):

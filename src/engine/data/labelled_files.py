@@ -185,12 +185,16 @@ class PartsDataModule(BatchedDataModule):
     def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
         """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
-        origin = repr([source, *(getattr(self, name, None) for name in ("paths", "shares", "fold"))])
-        self.sizes = {"origin": origin, **counts}
+        origin = repr([source, getattr(self, "paths", None)])
+        self.sizes = {
+            "origin": origin,
+            "split": repr([getattr(self, name, None) for name in ("shares", "fold")]),
+            **counts,
+        }
         if self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
             announce(
-                f"The {kind} of {source} have changed since training, so they are split differently: validation and"
-                " test may contain some that were trained on"
+                f"The {kind} of {source}, or their shares, have changed since training, so they are split differently:"
+                " validation and test may contain some that were trained on"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -259,7 +259,12 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
         found["seed_everything"] = tree["seed_everything"]
     trainer, best = (tree[key] if isinstance(tree.get(key), dict) else {} for key in ("trainer", "checkpoint"))
     if isinstance(best.get("monitor", 0), str | None) and best.get("mode") in ("min", "max"):
-        found["checkpoint"] = {name: best[name] for name in ("monitor", "mode")}
+        kept = (
+            "monitor",
+            "mode",
+            *(("save_on_train_epoch_end",) if best.get("save_on_train_epoch_end") is True else ()),
+        )
+        found["checkpoint"] = {name: best[name] for name in kept}
     numbers = {name: trainer[name] for name in sorted(TRAINER_KEYS) if type(trainer.get(name)) in (int, float)}
     return {**found, "trainer": numbers} if numbers else found
 
@@ -327,7 +332,7 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
 
 
 def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
-    """Check that a run continued in the middle of an epoch keeps its batch size.
+    """Check that a run that is continued in an epoch, or has a schedule of steps, keeps its batch size.
 
     Raises:
         InputError: the batch size differs.
@@ -335,10 +340,12 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
     is_inside = not progress.get("is_last_batch", True) and progress["current"]["processed"]
-    if is_inside and before is not None and after != before:
+    has_steps = now.get("lr_scheduler") and now.get("lr_scheduler_interval") == "step"
+    if before is not None and after != before and (is_inside or has_steps):
+        where = "is in the middle of an epoch" if is_inside else "has a schedule that counts steps,"
         raise InputError(
-            f"--data.batch_size {after}: the checkpoint is in the middle of an epoch with batches of {before}; leave"
-            " it out, or continue from a checkpoint at the end of an epoch"
+            f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: leave it out, or start a new"
+            " run"
         )
 
 

@@ -73,6 +73,7 @@ class Search:
     metric: str
     more: list[config.Option]
     seed: int
+    is_over: bool = False
 
 
 def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
@@ -253,7 +254,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
     end = time.monotonic() + timeout if timeout else None
     lock = FileLock(search.folder / ".ask")
     Interruption().install()  # so that a trial that is being built is tried again
-    while end is None or time.monotonic() < end:
+    while not search.is_over and (end is None or time.monotonic() < end):
         try:
             lock.acquire()  # until the trial has its values: otherwise processes could start too many trials
             _retry_broken_trials(search)
@@ -370,7 +371,7 @@ def _final_metric(search: Search, folder: Path) -> float:
     metrics = read_metrics(folder)
     if search.metric not in metrics:
         logged = ", ".join(metrics)
-        search.study.stop()  # other trials would lack it too
+        search.is_over = not trials_of(search, (TrialState.COMPLETE,))  # the others would lack it too
         raise InputError(f"metric {search.metric} is not logged; logged: {logged}: give metric and direction")
     return float(metrics[search.metric])
 

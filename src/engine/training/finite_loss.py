@@ -73,10 +73,13 @@ class FiniteLoss(Callback):
 def _advice(trainer: Trainer) -> str:
     lr = max((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups), default=0.0)
     if "configure_optimizers" not in vars(trainer.lightning_module):  # the model makes its own optimizer
-        return f"at learning rate {lr:.3g}: give the model a lower one, or clip with --trainer.gradient_clip_val 1"
+        return (
+            f"at learning rate {lr:.3g}: look for NaN in the data, give the model a lower rate, or clip with"
+            " --trainer.gradient_clip_val 1"
+        )
     return (
-        f"at learning rate {lr:.3g}: give a lower --optimizer.lr, clip with --trainer.gradient_clip_val 1, or retry at"
-        " half the learning rate with --retries 3"
+        f"at learning rate {lr:.3g}: look for NaN in the data, give a lower --optimizer.lr, clip with"
+        " --trainer.gradient_clip_val 1, or retry at half the learning rate with --retries 3"
     )
 
 

@@ -38,11 +38,19 @@ def test_another_metric_for_the_best_checkpoint_needs_its_mode() -> None:
         ([recipe], [monitor, mode]),
         ([recipe, both], []),
         ([recipe, loss], [mode]),
+        ([recipe, loss], [("--checkpoint.monitor", "val/acc")]),
+        ([recipe, loss], [("--checkpoint.monitor", "null")]),
+        ([recipe, {"checkpoint": {"mode": "min"}}], [monitor]),
+        ([{}], [monitor]),  # the default is for losses
+        ([recipe], [("--checkpoint", "{monitor: val/loss, mode: min}")]),
     ):
         check_mode(trees, options)
-    for trees, options in (([recipe], [monitor]), ([{}], [monitor]), ([recipe, loss], []), ([recipe, loss, {}], [])):
+    given = ("--checkpoint", "{monitor: val/loss}")
+    for trees, options in (([recipe], [monitor]), ([recipe, loss], []), ([recipe, loss, {}], []), ([recipe], [given])):
         with pytest.raises(InputError, match=r"^--checkpoint\.monitor val/loss: lowest or highest\? give --checkpoint"):
             check_mode(trees, options)
+    with pytest.raises(InputError, match=r"^--checkpoint\.monitor val/r2: lowest or highest"):
+        check_mode([{"checkpoint": {"monitor": "val/r2"}}], [])
 
 
 # Recipes and overlays

@@ -23,6 +23,7 @@ Train = Callable[..., Run]
 TOY = ("--model.net.dropout=0.3", "--max_epochs=3")  # 10 steps an epoch
 PLATEAU = ("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss", "--lr_scheduler.patience=0")
 PLATEAU += ("--lr_scheduler.threshold=10", "--lr_scheduler.factor=0.5")  # every epoch halves the learning rate
+EACH_EPOCH = "--lr_scheduler_interval=epoch"
 INSIDE = ("--trainer.val_check_interval=4", "--trainer.check_val_every_n_epoch=null", "--trainer.max_steps=26")
 
 
@@ -210,11 +211,19 @@ def test_a_run_that_ends_between_two_steps_goes_on_in_its_epoch(train: Train) ->
 
 
 @pytest.mark.slow
-def test_batches_of_another_size_wait_for_the_next_epoch(train: Train, tmp_path: Path) -> None:
+def test_batches_of_another_size_are_refused_in_an_epoch_and_with_a_schedule_of_steps(
+    train: Train, tmp_path: Path
+) -> None:
     with pytest.raises(Interrupted):
         train("fit", *TOY, *stopped_at(3, tmp_path))
     with pytest.raises(InputError, match=r"batch_size 64: the checkpoint is in the middle of an epoch .* of 32"):
         train("fit", "--ckpt_path=last", "--data.batch_size=64")
+    ended = train("fit", "--ckpt_path=last").folder
+    more = (f"--run={ended}", "--data.batch_size=64", "--max_epochs=5")
+    with pytest.raises(InputError, match=r"batch_size 64: the checkpoint has a schedule that counts"):
+        train("fit", *more)
+    plain = train("fit", "--max_epochs=1", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1", EACH_EPOCH).folder
+    assert train("fit", f"--run={plain}", *more[1:]).cli.trainer.current_epoch == 5
 
 
 class Loaded(ToyMLP):

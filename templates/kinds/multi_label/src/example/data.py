@@ -67,6 +67,10 @@ class ExampleDataModule(LightningDataModule):
         self.size = size
         self.num_workers = num_workers
 
+    def network_arguments(self) -> dict[str, int]:
+        """The network arguments that depend on the data."""
+        return {"num_classes": self.num_classes}
+
     def setup(self, stage: str) -> None:
         sizes = {"train": self.size, "val": self.size // 5, "test": self.size // 5}
         self.parts = {part: ExampleImages(count, seed) for seed, (part, count) in enumerate(sizes.items())}
