@@ -42,7 +42,7 @@ class WeightedCrossEntropy(nn.CrossEntropyLoss):
 
 def _keep_weight(loss: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """The arguments decide, not a checkpoint: they may be changed in a continued run."""
-    state_dict[f"{prefix}weight"] = loss.weight
+    state_dict[f"{prefix}weight"] = loss.weight.new_tensor(loss.class_weights)  # type: ignore[operator]
 
 
 class Classifier(Task):
@@ -107,7 +107,7 @@ class Classifier(Task):
         loss: Tensor
         *inputs, targets = batch
         logits = self(*inputs)  # (B, num_classes, ...)
-        self._logits = logits.detach()
+        self._logits = None if self.training else logits.detach()
         self._check_targets(logits, targets)
         labels, weight = targets, self.count(targets)
         # A batch without targets, such as the padding of a process without data, has weight 0 and a loss of 0.
@@ -132,9 +132,10 @@ class Classifier(Task):
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         """Update the metrics; returns logits (B, num_classes) and targets (B,), for callbacks."""
-        self._logits = None
         self.metrics.add(stage, self.check(self.step(batch))[1])
-        logits = self(*batch[:-1]) if self._logits is None else self._logits  # a step of one's own may not set it
+        logits, self._logits = self._logits, None
+        if logits is None or len(logits) != len(batch[-1]):  # by a step of one's own
+            logits = self(*batch[:-1])
         return {"logits": logits, "targets": batch[-1]}
 
     def _check_targets(self, logits: Tensor, targets: Tensor) -> None:

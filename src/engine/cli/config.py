@@ -234,8 +234,9 @@ def check_mode(trees: list[Tree], options: list[Option]) -> None:
     later = [tree.get("checkpoint") or {} for tree in trees[1:]] + [given]
     before, mode = (setting(trees[0], f"checkpoint.{name}") for name in ("monitor", "mode"))
     monitor = next((one["monitor"] for one in reversed(later) if "monitor" in one), before)
-    has_mode = any("mode" in one for one in later) or (mode and monitor == before)
-    if monitor and not has_mode and (mode or "loss" not in str(monitor).lower()):
+    has_mode = any("mode" in one and one.get("monitor", monitor) == monitor for one in later)
+    has_mode = has_mode or bool(mode and monitor == before)
+    if monitor and not has_mode and (mode == "max" or "loss" not in str(monitor).lower()):
         raise InputError(f"--checkpoint.monitor {monitor}: lowest or highest? give --checkpoint.mode min or max too")
 
 

@@ -332,7 +332,7 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
 
 
 def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
-    """Check that a run that is continued in an epoch, or has a schedule of steps, keeps its batch size.
+    """Check that a run that is continued in an epoch, or has a schedule as long as the run, keeps its batch size.
 
     Raises:
         InputError: the batch size differs.
@@ -340,13 +340,14 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
     is_inside = not progress.get("is_last_batch", True) and progress["current"]["processed"]
-    has_steps = now.get("lr_scheduler") and now.get("lr_scheduler_interval") == "step"
-    if before is not None and after != before and (is_inside or has_steps):
+    schedule, trainer = now.get("lr_scheduler") or {}, now.get("trainer") or {}
+    own = schedule.get("init_args") or {}
+    is_fixed = own.get("total_steps") or own.get("T_max") or (trainer.get("max_steps") or -1) > 0
+    has_length = schedule.get("class_path", "").endswith(("OneCycleLR", "CosineAnnealingLR")) and not is_fixed
+    has_length = has_length and now.get("lr_scheduler_interval") == "step" and after is not None
+    if before is not None and after != before and (is_inside or has_length):
         where = "is in the middle of an epoch" if is_inside else "has a schedule that counts steps,"
-        raise InputError(
-            f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: leave it out, or start a new"
-            " run"
-        )
+        raise InputError(f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: give {before}")
 
 
 def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:

@@ -45,8 +45,16 @@ def test_another_metric_for_the_best_checkpoint_needs_its_mode() -> None:
         ([recipe], [("--checkpoint", "{monitor: val/loss, mode: min}")]),
     ):
         check_mode(trees, options)
+    check_mode([{"checkpoint": {"mode": "min"}}], [monitor])  # saved by a run that has chosen by itself
+    f1 = {"checkpoint": {"monitor": "val/f1", "mode": "max"}}
     given = ("--checkpoint", "{monitor: val/loss}")
-    for trees, options in (([recipe], [monitor]), ([recipe, loss], []), ([recipe, loss, {}], []), ([recipe], [given])):
+    for trees, options in (
+        ([recipe], [monitor]),
+        ([recipe, loss], []),
+        ([recipe, loss, {}], []),
+        ([recipe], [given]),
+        ([recipe, f1], [monitor]),
+    ):
         with pytest.raises(InputError, match=r"^--checkpoint\.monitor val/loss: lowest or highest\? give --checkpoint"):
             check_mode(trees, options)
     with pytest.raises(InputError, match=r"^--checkpoint\.monitor val/r2: lowest or highest"):

@@ -307,7 +307,9 @@ def test_a_loss_that_is_not_a_number_asks_for_another_rate_of_the_module(
     own: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(F, "cross_entropy", lambda logits, _: logits.mean() * torch.nan)
-    with pytest.raises(NotFiniteError, match=r"learning rate 0\.04: give the model a lower one, or clip") as caught:
+    with pytest.raises(
+        NotFiniteError, match=r"learning rate 0\.04: look for NaN in the data, give the model a lower rate"
+    ) as caught:
         own("Own", limit_val_batches=0)
     assert "--retries" not in str(caught.value)
     assert "--optimizer.lr" not in str(caught.value)
