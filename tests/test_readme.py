@@ -99,7 +99,7 @@ def make_runs(folder: Path) -> str:
             Image.new("L", (28, 28), shade).save(data / "digits" / f"{shade}.png")
         torch.save(models.mobilenet_v3_small().state_dict(), data / "weights.pth")
         if IS_OURS:
-            train("--data.source=sample")
+            train("--data.source=sample", "--data.batch_size=32")
     if "text" not in DELETED:
         from tests.text.helpers import tiny_pretrained
 

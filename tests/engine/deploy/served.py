@@ -138,12 +138,10 @@ def bars_of(page: Any) -> dict[str, Bar]:
     """The bars of the labels in the service's page."""
     page.wait_for_selector(".best")
     page.wait_for_timeout(500)  # answers that are on their way, and bars that grow
-    return {
-        row.get_attribute("data-label"): Bar(
-            float(row.get_attribute("data-probability")), row.locator(".bar").bounding_box()["width"]
-        )
-        for row in page.locator(".row").all()
-    }
+    read = """rows => rows.map(row => [
+        row.dataset.label, Number(row.dataset.probability), row.querySelector(".bar").getBoundingClientRect().width])"""
+    # In one call: an answer that arrives meanwhile replaces the rows.
+    return {label: Bar(*numbers) for label, *numbers in page.eval_on_selector_all(".row", read)}
 
 
 def one_line(
