@@ -14,11 +14,11 @@ from tests.test_repository import imports
 
 # By what is deleted first; what builds on it goes with it.
 LINES = re.findall(
-    r"^git rm -r --ignore-unmatch (src/(\w+) .*)$",
+    r"^(git rm .*?)(src/(\w+) .*)$",
     (ROOT / "docs" / "own_project.md").read_text(encoding="utf-8"),
     re.MULTILINE,
 )
-FOLDERS = {domain: names.split() for names, domain in LINES}
+FOLDERS = {domain: names.split() for _, names, domain in LINES}
 # Deleted together: no other domain builds on these, so what needs one of them fails as it would without that one alone.
 RUNS = (["vision"], ["text"], ["audio", "multimodal", "biology"])
 # What a machine may lack; every other reason would be a missing domain.
@@ -82,7 +82,7 @@ def test_the_lines_of_the_guide_can_be_run_one_after_the_other(tmp_path: Path) -
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / "a.py").touch()
     commit = "git -c user.name=a -c user.email=a commit --quiet --message=a"
-    lines = (f"git rm -r --ignore-unmatch {names}" for names, _ in LINES)
+    lines = (f"{command}{names}" for command, names, _ in LINES)
     for command in ("git init --quiet", "git add .", commit, *lines):
         subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.py")] == ["src/engine/a.py"]

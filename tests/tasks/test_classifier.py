@@ -115,6 +115,9 @@ def test_a_step_of_ones_own_is_used_in_validation_and_test_too(tmp_path: Path) -
     )
     assert more["test/loss"] == pytest.approx(plain["test/loss"] + 10, rel=1e-5)
     assert whole == pytest.approx(plain, rel=1e-5)
+    images, targets = next(iter(loader))
+    returned = WholeStep(net=net).test_step((images, targets), 0)
+    assert torch.equal(returned["logits"], net(images))
 
 
 def test_the_loss_is_the_mean_over_the_samples_whose_class_is_known(tmp_path: Path) -> None:

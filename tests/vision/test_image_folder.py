@@ -274,9 +274,12 @@ def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messa
         assert any("changed since training, so they are split differently" in line for line in messages) == is_changed
 
 
-def test_another_share_than_in_training_is_noticed(tmp_path: Path, messages: list[str]) -> None:
-    first = ready(path=pictures(tmp_path))
-    again = ImageFolderDataModule(str(tmp_path), test_share=0.5)
+@pytest.mark.parametrize("other", [{"test_share": 0.5}, {"fold": 2, "folds": 5}])
+def test_another_share_or_fold_than_in_training_is_noticed(
+    other: dict[str, object], tmp_path: Path, messages: list[str]
+) -> None:
+    first = ready(path=pictures(tmp_path), **({"fold": 1, "folds": 5} if "fold" in other else {}))
+    again = ImageFolderDataModule(str(tmp_path), **other)
     again.load_state_dict(first.state_dict())
     again.setup("test")
     assert any("or their shares, have changed since training" in line for line in messages)

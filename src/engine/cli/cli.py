@@ -61,7 +61,7 @@ from src.engine.training.default_callbacks import (
     own_checkpoint,
     prepare_checkpoints,
 )
-from src.engine.training.early_stopping import follow, followers
+from src.engine.training.early_stopping import follow, followers, watched
 from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
 from src.engine.training.optimizer_overrides import OptimizerOverrides
@@ -331,8 +331,7 @@ class StarterCLI(LightningCLI):
         for monitor_choice in choices:  # before EarlyStopping, whose metric it sets
             options["callbacks"].insert(0, monitor_choice(self.config_init.checkpoint, checkpoint))
         if not choices:
-            monitor, mode = self.best.monitor or DEFAULT_MONITOR, self.best.mode if self.best.monitor else "min"
-            follow(followers(options["callbacks"]), monitor, mode)
+            follow(followers(options["callbacks"]), *watched(self.best))
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:

@@ -28,7 +28,8 @@ from src.engine.runs.trust import PATHS
 from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
-from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
+from src.engine.training.checks import FOLLOWED
+from src.engine.training.early_stopping import watched
 
 Option = tuple[str, str | None]
 
@@ -311,8 +312,7 @@ def without_repeats(parts: Any, best: Namespace) -> Any:
     for part in parts:
         arguments: Any = part.get("init_args", {}) if isinstance(part, Namespace) else {}
         if arguments.get("monitor") == FOLLOWED:
-            watched = (best.monitor, best.mode) if best.monitor else (DEFAULT_MONITOR, "min")
-            arguments = arguments.as_dict() | dict(zip(("monitor", "mode"), watched, strict=True))
+            arguments = arguments.as_dict() | dict(zip(("monitor", "mode"), watched(best), strict=True))
         is_monitor = arguments.get("monitor") is not None
         same = [part.class_path.rpartition(".")[2], *map(arguments.get, STATE_KEY)] if is_monitor else part
         kept[str(same)] = part

@@ -24,6 +24,7 @@ from src.engine.system.errors import InputError
 # Names that a project's own folder or package cannot have: they are taken in every project, or git ignores them.
 TAKEN = {"engine", "tasks", "train", "new", "tests", "configs", "src", "data", "logs", "build", "docs", "scripts"}
 # A new name changes the length of lines and the order of imports, and so does what is left out.
+# Formatted first, because ruff does not order imports in a line of several statements.
 RUFF = (("format",), ("check", "--select=I", "--fix", "--exit-zero"), ("format",))
 
 

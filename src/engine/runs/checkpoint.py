@@ -35,6 +35,7 @@ CONFIGURED: dict[str, tuple[type, ...]] = {
 }
 TRAINER_KEYS = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
 TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
+LENGTHS = ("total_steps", "T_max")  # arguments of a schedule that become the run's length if they are None
 # Errors that unexpected content of a checkpoint causes in the code that reads it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 CONTENT_ERRORS += (ValueError,)  # type: ignore[assignment]
@@ -259,12 +260,9 @@ def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropp
         found["seed_everything"] = tree["seed_everything"]
     trainer, best = (tree[key] if isinstance(tree.get(key), dict) else {} for key in ("trainer", "checkpoint"))
     if isinstance(best.get("monitor", 0), str | None) and best.get("mode") in ("min", "max"):
-        kept = (
-            "monitor",
-            "mode",
-            *(("save_on_train_epoch_end",) if best.get("save_on_train_epoch_end") is True else ()),
-        )
-        found["checkpoint"] = {name: best[name] for name in kept}
+        found["checkpoint"] = {name: best[name] for name in ("monitor", "mode")}
+        if best.get("save_on_train_epoch_end") is True:
+            found["checkpoint"]["save_on_train_epoch_end"] = True
     numbers = {name: trainer[name] for name in sorted(TRAINER_KEYS) if type(trainer.get(name)) in (int, float)}
     return {**found, "trainer": numbers} if numbers else found
 
@@ -340,14 +338,22 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
     is_inside = not progress.get("is_last_batch", True) and progress["current"]["processed"]
-    schedule, trainer = now.get("lr_scheduler") or {}, now.get("trainer") or {}
-    own = schedule.get("init_args") or {}
-    is_fixed = own.get("total_steps") or own.get("T_max") or (trainer.get("max_steps") or -1) > 0
-    has_length = schedule.get("class_path", "").endswith(("OneCycleLR", "CosineAnnealingLR")) and not is_fixed
-    has_length = has_length and now.get("lr_scheduler_interval") == "step" and after is not None
-    if before is not None and after != before and (is_inside or has_length):
+    if before is None or after == before:
+        return
+    if is_inside or (after is not None and _is_as_long_as_the_run(now)):
         where = "is in the middle of an epoch" if is_inside else "has a schedule that counts steps,"
         raise InputError(f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: give {before}")
+
+
+def _is_as_long_as_the_run(tree: Tree) -> bool:
+    """Whether the learning-rate schedule has as many steps as the epochs of the run have."""
+    own = (tree.get("lr_scheduler") or {}).get("init_args") or {}
+    ends_by_steps = (tree["trainer"].get("max_steps") or -1) > 0
+    return (
+        tree.get("lr_scheduler_interval") == "step"
+        and not ends_by_steps
+        and any(own.get(name, 0) is None for name in LENGTHS)
+    )
 
 
 def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, callbacks
 
-from src.engine.training.checks import FOLLOWED
+from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -17,6 +17,11 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def __init__(self, monitor: str = FOLLOWED, **options: Any) -> None:
         super().__init__(monitor, **options)
+
+
+def watched(best: Any) -> tuple[str, str]:
+    """Metric and mode for those that follow the settings of the best checkpoint, `best`."""
+    return (best.monitor, best.mode) if best.monitor else (DEFAULT_MONITOR, "min")
 
 
 def followers(everyone: list[Callback]) -> list[callbacks.EarlyStopping]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.engine.runs.checkpoint import LENGTHS
 from src.engine.system.classes import walk
 from src.engine.system.errors import InputError
 
@@ -51,7 +52,7 @@ class OptimizerOverrides(Callback):
         self.optimizer, self.lr_scheduler = changed
         path = str((now.get("lr_scheduler") or {}).get("class_path"))
         # This project's schedules compare the length in the checkpoint with their own.
-        self.lengths = ("total_steps", "T_max") if path.startswith("src.engine.training.optim.") else ()
+        self.lengths = LENGTHS if path.startswith("src.engine.training.optim.") else ()
         self.before = _arguments(saved.get("optimizer"))
         self.lr_factor = self.optimizer.pop("lr") / self.before["lr"] if "lr" in self.optimizer else 1.0
 

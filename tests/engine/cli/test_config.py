@@ -61,6 +61,12 @@ def test_another_metric_for_the_best_checkpoint_needs_its_mode() -> None:
         check_mode([{"checkpoint": {"monitor": "val/r2"}}], [])
 
 
+def test_a_run_with_another_metric_and_without_its_mode_is_refused(error_of: Callable[..., str]) -> None:
+    assert error_of("--config", RECIPE, "--checkpoint.monitor=val/loss").startswith(
+        "--checkpoint.monitor val/loss: low"
+    )
+
+
 # Recipes and overlays
 
 
@@ -148,6 +154,14 @@ def test_an_early_stopping_that_names_its_metric_keeps_it(parse: Parse, tmp_path
         (callback,) = parse(*words).trainer.early_stopping_callbacks
         assert isinstance(callback, StopsAtAccuracy)
         assert (callback.monitor, callback.mode) == ("val/acc", "max")
+
+
+def test_early_stopping_watches_the_metric_that_selects_the_best_checkpoint(parse: Parse) -> None:
+    other = ("--checkpoint.monitor=val/f1", "--checkpoint.mode=max")
+    for words, expected in (((), ("val/acc", "max")), (other, ("val/f1", "max"))):
+        (callback,) = parse("--config=configs/callbacks/early_stopping.yaml", *words).trainer.early_stopping_callbacks
+        assert isinstance(callback, EarlyStopping)
+        assert (callback.monitor, callback.mode) == expected
 
 
 def test_early_stopping_watches_the_validation_loss_if_no_metric_selects_the_best(parse: Parse) -> None:

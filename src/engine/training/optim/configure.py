@@ -10,6 +10,7 @@ from lightning.pytorch.cli import ReduceLROnPlateau, instantiate_class
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from src.engine.runs.checkpoint import LENGTHS
 from src.engine.system.errors import InputError
 from src.engine.training.checks import OF_EVALUATION
 
@@ -38,7 +39,7 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
     if scheduler is None:
         return {"optimizer": built}
     init_args = dict(scheduler.get("init_args") or {})
-    for name in ("total_steps", "T_max"):
+    for name in LENGTHS:
         if name in init_args and init_args[name] is None and not init_args.get("epochs"):
             init_args[name] = _run_length(module, interval)
     schedule = _build(built, {"class_path": scheduler["class_path"], "init_args": init_args})

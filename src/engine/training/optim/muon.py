@@ -87,5 +87,4 @@ def _split_by_shape(group: dict[str, Any]) -> list[dict[str, Any]]:
     parameters = _listed(group)["params"]
     matrices = [one for one in parameters if one.ndim == 2]
     others = [one for one in parameters if one.ndim != 2]
-    halves = ({**group, "params": matrices, "hidden": True}, {**group, "params": others, "hidden": False})
-    return [half for half in halves if half["params"]]
+    return [{**group, "params": matrices, "hidden": True}, {**group, "params": others, "hidden": False}]
