@@ -14,8 +14,8 @@ class LogMel(nn.Module):
 
     Args:
         size: S, number of bands and of frames, at least 4.
-        samples: T, length of a sound.
-        sample_rate: samples per second.
+        samples: T, length of a sound in samples.
+        sample_rate: in Hz.
 
     Shapes:
         (B, T) float -> (B, 1, S, S) float from -1, silence, to 1, the loudest value; high bands first, as in a plot.
@@ -64,6 +64,9 @@ def changed_sounds(
         max_noise: largest volume of the noise, as a share of the sound's; drawn uniformly in decibels, at least a
             thousandth of this.
         generator: source of randomness, on the device of the sounds.
+
+    Returns:
+        (B, T) float.
     """
     count, samples = waveforms.shape
     draws = torch.rand((3, count, 1), generator=generator, device=waveforms.device)
@@ -86,6 +89,9 @@ def mask_bands(images: Tensor, max_share: float, generator: torch.Generator) -> 
         images: (B, 1, S, S).
         max_share: largest share of bands, and of frames, in [0, 1).
         generator: source of randomness, on the images' device.
+
+    Returns:
+        (B, 1, S, S), -1 (silence) where masked.
     """
     count, _, size, _ = images.shape
     widths, starts = torch.rand((2, count, 2, 1), generator=generator, device=images.device)

@@ -55,8 +55,8 @@ class SpokenWordsDataModule(PartsDataModule):
         path_column: the table's column with the paths.
         label_column: the table's column with the labels.
         source: the sounds if no path is given: `speech_commands`, eight words by many speakers, downloaded if missing
-            (182 MB); `synthetic`, ten digits in five languages by the synthesiser espeak-ng; `auto`, the first, or the
-            second if the first is missing and cannot be downloaded.
+            (182 MB); `synthetic`, ten digits in five languages by the synthesiser espeak-ng; `auto`,
+            `speech_commands`, or `synthetic` if that is missing and cannot be downloaded.
         data_dir: folder for the download. Default: `data/` in the project.
         sample_rate: samples per second of the sounds; others are resampled. At least 2,000.
         seconds: length of the sounds, above 0; the loudest part of a longer recording is used.

@@ -24,12 +24,15 @@ ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 class WeightedCrossEntropy(nn.CrossEntropyLoss):
     """Cross entropy with a weight per class, for unbalanced classes: the weighted mean over the targets.
 
+    Shapes:
+        logits (B, num_classes, ...) float, targets (B, ...) int64, -100 is ignored -> one value.
+
     Args:
         class_weights: a number above 0 for each class.
         label_smoothing: see `torch.nn.CrossEntropyLoss`.
 
     Raises:
-        InputError: a weight is not above 0.
+        InputError: a weight is not above 0, or infinite.
     """
 
     def __init__(self, class_weights: list[float], label_smoothing: float = 0.0) -> None:
@@ -100,7 +103,7 @@ class Classifier(Task):
         check_classes(self, self.num_classes)
         ignored = getattr(self.loss, "ignore_index", None)
         if stage == "fit" and ignored not in (None, IGNORED):
-            raise InputError(f"ignore_index {ignored}: only targets of {IGNORED} can be left out: leave it out")
+            raise InputError(f"ignore_index {ignored}: only targets of {IGNORED} are ignored: remove ignore_index")
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""

@@ -13,7 +13,8 @@ from src.tasks.classifier import UNCHECKED
 class MacroAveragePrecision(MultilabelAveragePrecision):
     """Average precision, mean over the labels that occur: torchmetrics counts others as 0.
 
-    torchmetrics also raises an error if all targets of a label are unknown.
+    torchmetrics also raises an error if all targets of a label are unknown. `update` takes
+    probabilities (N, num_labels) float and targets (N, num_labels), -100 if unknown.
     """
 
     def compute(self) -> Tensor:  # type: ignore[override]
@@ -28,7 +29,7 @@ class MacroAveragePrecision(MultilabelAveragePrecision):
 
 
 class MacroF1(MultilabelF1Score):
-    """F1, mean over the labels that occur: torchmetrics counts others as 0."""
+    """F1, mean over the labels that occur: torchmetrics counts others as 0. `update`: see `MacroAveragePrecision`."""
 
     def compute(self) -> Tensor:
         """The mean; 0 if no label occurs."""

@@ -29,7 +29,7 @@ class Deviations(Metric):
     Args:
         num_targets: number of targets.
 
-    `update` takes predictions and targets, (N, num_targets) float.
+    `update` takes predictions and targets, (N, num_targets) float; targets that are not finite are ignored.
     """
 
     full_state_update = False
@@ -47,14 +47,14 @@ class Deviations(Metric):
 
 
 class MAE(Deviations):
-    """Mean absolute error."""
+    """Mean absolute error, in the unit of the targets."""
 
     def compute(self) -> Tensor:
         return (self.sums[1] / self.sums[0]).nanmean()
 
 
 class RMSE(Deviations):
-    """Root of the mean squared error."""
+    """Root of the mean squared error of each target, in its unit."""
 
     def compute(self) -> Tensor:
         return (self.sums[2] / self.sums[0]).sqrt().nanmean()
@@ -63,7 +63,7 @@ class RMSE(Deviations):
 class R2(Deviations):
     """Coefficient of determination, from standardised numbers: in float32 large numbers would lose precision.
 
-    Targets that do not vary are left out.
+    At most 1. Targets that do not vary are left out.
     """
 
     def update(self, outputs: Tensor, scaled: Tensor) -> None:

@@ -21,7 +21,7 @@ class DiceLoss(nn.Module):
     """One minus the soft Dice coefficient (Drozdzal et al. 2016), mean over classes and images.
 
     Shapes:
-        logits (B, num_classes, H, W) float, targets (B, H, W) int64, -100 is ignored -> one value.
+        logits (B, num_classes, H, W) float, targets (B, H, W) int64, -100 is ignored -> one value from 0 to 1.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -210,7 +210,8 @@ def check_outputs(net: nn.Module, count: int) -> None:
     """Raise InputError if a network averages the probabilities of classes, but its outputs are no such classes."""
     if count > 1 and getattr(net, "average", None) == "probabilities":
         raise InputError(
-            f"{type(net).__name__} averages probabilities of which one applies: give --model.net.average logits"
+            f"{type(net).__name__} averages softmax probabilities, which this task has not: give"
+            " --model.net.average logits"
         )
 
 

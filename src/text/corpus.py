@@ -99,8 +99,8 @@ class TextDataModule(BatchedDataModule):
     Args:
         path: your own text in UTF-8: a file, a folder (every .txt file in it), or a glob such as 'books/*.md'.
         source: the text if no path is given: `tiny_shakespeare`, downloaded if missing; `python_reference`, the
-            language reference included in Python; or `auto`, the first, or the second if the first is missing and
-            cannot be downloaded.
+            language reference included in Python; or `auto`, `tiny_shakespeare`, or
+            `python_reference` if that is missing and cannot be downloaded.
         data_dir: folder for downloads. Default: `data/` in the project.
         cache_dir: folder for tokens, written once per text and tokenizer. Default: `data/tokens/` in the project.
         tokenizer: `bytes`; `bpe`, byte-pair encoding trained on the training part; or the hub name or folder of a

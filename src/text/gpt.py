@@ -17,6 +17,9 @@ class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with rotary position embeddings (Su et al. 2021).
 
     Queries and keys are normalised, so that attention logits stay bounded (Dehghani et al. 2023).
+
+    Shapes:
+        x (B, T, d_model), mask of `attend` -> (B, T, d_model).
     """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool) -> None:
@@ -42,7 +45,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around a squared ReLU (So et al. 2021)."""
+    """Two linear layers around a squared ReLU (So et al. 2021): (B, T, d_model) -> (B, T, d_model)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -55,7 +58,12 @@ class FeedForward(nn.Module):
 
 
 class CausalConvolution(nn.Module):
-    """Adds to each token a weighted sum of the tokens just before it, feature by feature (So et al. 2021)."""
+    """Residual depthwise causal convolution, zero at first (So et al. 2021): (B, T, d_model) -> (B, T, d_model).
+
+    Args:
+        d_model: features per token.
+        size: number of earlier tokens that are added to each one.
+    """
 
     def __init__(self, d_model: int, size: int) -> None:
         super().__init__()
@@ -70,7 +78,11 @@ class CausalConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each with layer norm before and a residual connection (Xiong et al. 2020)."""
+    """Attention, then feed-forward, each with layer norm before and a residual connection (Xiong et al. 2020).
+
+    Shapes:
+        as `Attention`.
+    """
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool, conv_size: int = 0) -> None:
         super().__init__()
@@ -263,7 +275,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling_arguments`."""
+    """Sample a token from (vocab_size,) float logits; for the arguments see `LanguageModel.generate`."""
     if temperature == 0:
         return int(logits.argmax())
     # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.

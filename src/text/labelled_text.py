@@ -101,7 +101,8 @@ class LabelledTextDataModule(PartsDataModule):
         label_column: name of the column with the labels, words or numbers.
         source: the texts if no path is given: `rt_polarity`, positive and negative sentences from film reviews,
             downloaded if missing; `language_names`, names of countries, languages and currencies in 34 languages, from
-            the package Babel; or `auto`, the first, or the second if the first is missing and cannot be downloaded.
+            the package Babel; or `auto`, `rt_polarity`, or `language_names` if that is missing and cannot
+            be downloaded.
         data_dir: folder for downloads. Default: `data/` in the project.
         tokenizer: `bytes`; `bpe`, byte-pair encoding trained on the training part; `words`, the lower-case words of the
             training part; or the hub name or folder of a pretrained model whose tokenizer is used.

@@ -97,6 +97,9 @@ class LanguageModel(Task):
             use_cache: process each token once; without, the whole context is processed for every token (slower).
             together: computes this text together with others; see `generate_together`.
 
+        Returns:
+            Iterator over the new tokens; each is computed when it is read.
+
         Raises:
             InputError: the prompt is empty.
             ValueError: another argument is out of range.

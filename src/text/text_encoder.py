@@ -93,7 +93,11 @@ class TextEncoder(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A residual convolution over five tokens, with layer norm before and ReLU after; padding counts as zero."""
+    """A residual convolution over five tokens, with layer norm before and ReLU after; padding counts as zero.
+
+    Shapes:
+        x (B, T, d_model), mask (B, T) bool, true for tokens -> (B, T, d_model).
+    """
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()
@@ -124,7 +128,7 @@ class TextEnsemble(nn.Module):
         dropout: as in `TextEncoder`.
         token_dropout: as in `TextEncoder`.
         num_convolutions: as in `TextEncoder`.
-        average: what is averaged: `probabilities` (softmax) for classes of which one applies, else `logits`.
+        average: `probabilities` (softmax, one class per input) or `logits` (several labels, or numbers).
 
     Shapes:
         tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.

@@ -123,7 +123,7 @@ def best_boxes(boxes: Tensor, scores: Tensor, score_limit: float, overlap_limit:
     """Non-maximum suppression, class by class, of all images at once and in a graph of fixed shape.
 
     Args:
-        boxes: (B, A, 4) float.
+        boxes: (B, A, 4) float: x1, y1, x2, y2.
         scores: (B, A, C) float.
         score_limit: lower scores do not count.
         overlap_limit: of boxes whose intersection over union is greater, the one with the higher score stays.

@@ -299,7 +299,7 @@ def test_a_network_that_a_checkpoint_cannot_rebuild_can_be_passed(tmp_path: Path
 
 def test_only_one_number_leaves_targets_out(tmp_path: Path) -> None:
     task = Classifier(nn.Linear(2, 3), nn.CrossEntropyLoss(ignore_index=255), num_classes=3)
-    with pytest.raises(InputError, match=r"^ignore_index 255: only targets of -100 can be left out"):
+    with pytest.raises(InputError, match=r"^ignore_index 255: only targets of -100 are ignored: remove"):
         trainer(tmp_path).fit(task, batches(4))
 
 
@@ -318,7 +318,9 @@ def test_a_network_that_averages_probabilities_does_not_go_with_a_loss_on_one_ho
 
     assert Classifier(Averaging()).net
     assert Classifier(nn.Linear(2, 1), nn.MSELoss(), num_classes=1).net
-    with pytest.raises(InputError, match=r"^Averaging averages probabilities .*: give --model\.net\.average logits$"):
+    with pytest.raises(
+        InputError, match=r"^Averaging averages softmax probabilities, .*: give --model\.net\.average logits$"
+    ):
         Classifier(Averaging(), nn.MSELoss())
     Averaging.average = "logits"
     assert Classifier(Averaging(), nn.MSELoss()).net

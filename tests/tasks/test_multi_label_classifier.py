@@ -111,7 +111,9 @@ def test_a_network_that_averages_probabilities_of_which_one_applies_has_one_labe
     class Averaging(nn.Linear):
         average = "probabilities"
 
-    with pytest.raises(InputError, match=r"^Averaging averages probabilities .*: give --model\.net\.average logits$"):
+    with pytest.raises(
+        InputError, match=r"^Averaging averages softmax probabilities, .*: give --model\.net\.average logits$"
+    ):
         MultiLabelClassifier(Averaging(4, 3), num_classes=3)
     assert MultiLabelClassifier(Averaging(4, 1), num_classes=1).net
     Averaging.average = "logits"

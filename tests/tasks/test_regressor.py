@@ -224,7 +224,9 @@ def test_a_network_that_averages_probabilities_has_one_target() -> None:
     for net in nets:
         net.average = "probabilities"  # type: ignore[assignment]
     assert Regressor(nets[0]).num_targets == 1
-    with pytest.raises(InputError, match=r"^Line averages probabilities .*: give --model\.net\.average logits$"):
+    with pytest.raises(
+        InputError, match=r"^Line averages softmax probabilities, .*: give --model\.net\.average logits$"
+    ):
         Regressor(nets[1], num_targets=2)
     nets[1].average = "logits"  # type: ignore[assignment]
     assert Regressor(nets[1], num_targets=2).num_targets == 2

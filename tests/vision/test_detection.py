@@ -301,7 +301,7 @@ def test_pictures_are_for_boxes_and_truth_is_not(
     words = [str(scenes[0]), "--output", str(tmp_path / "out.csv")]
     with pytest.raises(InputError, match="--pictures: ImageClassifier finds no boxes to draw: leave it out"):
         predict(["--ckpt_path", digits, *words, "--pictures"])
-    with pytest.raises(InputError, match="--truth: boxes are compared by"):
+    with pytest.raises(InputError, match="--truth: boxes are scored only by"):
         predict(["--ckpt_path", detector, *words, "--truth", "folder"])
 
 

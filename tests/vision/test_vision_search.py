@@ -30,7 +30,7 @@ def test_the_recipe_is_trained_and_tested_with_several_seeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search(tmp_path, "seeds", "--n_trials=2", "--trainer.limit_test_batches=2") == 0
-    assert re.search(r"mean \S+, standard deviation \S+ of 2: \S+, \S+", capsys.readouterr().out)
+    assert re.search(r"mean \S+, standard deviation \S+, 2 runs: \S+, \S+", capsys.readouterr().out)
     assert len({trial.params["seed_everything"] for trial in trials(tmp_path, "seeds")}) == 2
 
 

@@ -92,8 +92,8 @@ class Inference(LightningModule):
         if missing := [name for name in self.missing_paths if name[5:] in needed]:
             option = ".".join(missing[0].split(".")[:2])  # of a class within, all of it
             raise InputError(
-                f"--{option} is missing: what is or looks like a path is read only from your own runs in logs/;"
-                f" give it, as in --{option}=VALUE"
+                f"--{option} is missing: its saved value is, or looks like, a path, which is read only from your own"
+                f" runs in logs/: give it, as in --{option}=VALUE"
             )
         with checkpoint_errors(str(self.path)):
             with constructor_errors():

@@ -52,7 +52,7 @@ def predict(args: list[str]) -> int:
         inputs, total = partial(iter, found), len(found)
     finds_boxes = getattr(inference.task, "finds_boxes", False)
     if options.truth and finds_boxes:
-        raise InputError("--truth: boxes are compared by the stage test of src.train only: leave it out")
+        raise InputError("--truth: boxes are scored only by python -m src.train test: leave --truth out")
     if options.pictures and not finds_boxes:
         raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
     table = PredictionTable(new_output("--output", options.output), total, options.pictures)

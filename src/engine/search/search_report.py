@@ -105,8 +105,9 @@ def _means(search: Search, choices: list[tuple[str, list[Any]]]) -> Iterator[str
             values = [one[name] for one in found if isinstance(one.get(name), float)]
             if len(values) > 1:
                 yield (
-                    f"{f'{others}: ' if others else ''}{name} mean {statistics.mean(values):.4f}, standard deviation"
-                    f" {statistics.stdev(values):.4f} of {len(values)}: {', '.join(f'{value:.4f}' for value in values)}"
+                    f"{f'{others}, ' if others else ''}{name}: mean {statistics.mean(values):.4f}, standard"
+                    f" deviation {statistics.stdev(values):.4f}, {len(values)} runs:"
+                    f" {', '.join(f'{value:.4f}' for value in values)}"
                 )
 
 

@@ -116,8 +116,8 @@ def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
     for name in ("every_n_train_steps", "train_time_interval"):
         if checkpoint[name]:
             raise InputError(
-                f"--checkpoint.{name} {checkpoint[name]} saves between validations, when --checkpoint.monitor {monitor}"
-                " is of older weights: leave it out and validate more often with --trainer.val_check_interval, or"
+                f"--checkpoint.{name} {checkpoint[name]} saves between validations, but --checkpoint.monitor {monitor}"
+                " is known only after one: leave it out and validate more often with --trainer.val_check_interval, or"
                 " give --checkpoint.monitor null"
             )
     at_epoch_end = trainer.val_check_interval in (None, 1.0) and every == 1

@@ -66,7 +66,10 @@ def notes_of(table: Path) -> list[str]:
 
 def test_a_saved_value_that_looks_like_a_path_is_refused_from_elsewhere(run_in_units: Path) -> None:
     path = str(run_in_units / "checkpoints" / "last.ckpt")
-    with pytest.raises(InputError, match=r"^--data\.unit is missing: what is or looks like a path is read only from"):
+    with pytest.raises(
+        InputError,
+        match=r"^--data\.unit is missing: its saved value is, or looks like, a path, which is read only from",
+    ):
         Inference(path, trust=[TRUSTED])
     assert Inference(path, data={"unit": "m/s"}, trust=[TRUSTED]).data.unit == "m/s"
 

@@ -118,7 +118,9 @@ def test_a_trial_trains_in_one_process(tmp_path: Path) -> None:
 def test_choices_that_a_study_cannot_change_are_refused(tmp_path: Path) -> None:
     search(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1)
     for other in ({"categorical": [64, 50]}, {"int": [64, 100]}):
-        with pytest.raises(InputError, match=r"holds trials with another kind of data.batch_size of .*64, 100.*--name"):
+        with pytest.raises(
+            InputError, match=r"holds trials with another type or other choices of data.batch_size of .*64, 100.*--name"
+        ):
             opened(tmp_path, space={"data.batch_size": other})
     assert opened(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}).study.trials
 
@@ -200,6 +202,6 @@ def test_the_best_choice_has_the_best_mean_and_is_read_from_the_study(
     assert saved["optimizer"]["init_args"]["lr"] == 0.2
     assert "fold" not in saved["data"]["init_args"]
     said = capsys.readouterr().out
-    assert "optimizer.lr 0.2: val/acc mean 0.8000, standard deviation 0.0000 of 2" in said
+    assert "optimizer.lr 0.2, val/acc: mean 0.8000, standard deviation 0.0000, 2 runs" in said
     command = next(line for line in said.splitlines() if line.startswith("train the best choice: "))
     assert shlex.split(command)[-1] == str(found.folder / "best.yaml")

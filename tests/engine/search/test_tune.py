@@ -230,7 +230,7 @@ def test_seeds_become_a_mean_with_its_deviation(tmp_path: Path, capsys: pytest.C
     seeds = {"space": {"seed_everything": {"categorical": [1, 2]}}, "sampler": "GridSampler", "pruner": "NopPruner"}
     options = {"optimizer.lr": 1e-4, "trainer.max_epochs": 1}
     assert run(tmp_path, **seeds, options=options, metric="test/acc", direction="maximize", n_trials=2) == 0
-    pattern = r"^test/acc mean (\S+), standard deviation (\S+) of 2: (\S+), (\S+)$"
+    pattern = r"^test/acc: mean (\S+), standard deviation (\S+), 2 runs: (\S+), (\S+)$"
     (line,) = re.findall(pattern, capsys.readouterr().out, re.MULTILINE)
     values = torch.tensor([float(line[2]), float(line[3])])
     assert values[0] != values[1]
@@ -246,7 +246,7 @@ FOLDS = {
     "pruner": "NopPruner",
     "n_trials": 3,
 }
-MEAN = r"^(.*?)(\S+) mean (\S+), standard deviation (\S+) of (\d+): (.*)$"
+MEAN = r"^(.*?)(\S+): mean (\S+), standard deviation (\S+), (\d+) runs: (.*)$"
 
 
 @pytest.mark.slow

@@ -94,6 +94,9 @@ class CosineAnnealingLR(_Continued, lr_scheduler.CosineAnnealingLR):
         optimizer: its learning rate is the first of the schedule.
         T_max: steps (or epochs, by the scheduler's interval) until `eta_min`. Default: the run's length.
         eta_min: the lowest learning rate.
+
+    Raises:
+        ValueError: no `T_max` outside of a run.
     """
 
     length = "T_max"
