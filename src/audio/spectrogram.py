@@ -70,7 +70,7 @@ def changed_sounds(
     """
     count, samples = waveforms.shape
     draws = torch.rand((3, count, 1), generator=generator, device=waveforms.device)
-    speed, shift = (2 * draws[:2] - 1) * torch.tensor([max_speed, max_shift], device=draws.device)[:, None, None]
+    speed, shift = (2 * draws[0] - 1) * max_speed, (2 * draws[1] - 1) * max_shift  # (B, 1)
     middle = (samples - 1) / 2
     places = middle + (torch.arange(samples, device=draws.device) - middle) * (1 + speed) + shift  # (B, T)
     padded = F.pad(waveforms, (1, 2))  # silence before and after

@@ -119,8 +119,11 @@ class Classifier(Task):
             if targets.ndim > 1:
                 name = type(self.loss).__name__
                 raise InputError(f"{name} takes one class per input, not {tuple(targets.shape)}: use CrossEntropyLoss")
-            known = (labels != IGNORED) | (torch.as_tensor(weight) == 0)
-            loss = self.loss(logits[known], F.one_hot(targets[known], self.num_classes).to(logits.dtype))
+            known = (labels != IGNORED)[:, None]
+            target = F.one_hot(targets.where(known[:, 0], 0), self.num_classes).to(logits.dtype) * known
+            # Logits that add nothing to the loss of a target of 0, so that no step waits for the device.
+            fill = 0.0 if isinstance(self.loss, nn.MSELoss) else -100.0
+            loss = self.loss(torch.where(known, logits, fill), target) * (len(known) / known.sum().clamp(min=1))
         else:
             loss = self.loss(logits, targets)
         loss = loss * (weight > 0)

@@ -14,11 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from src.engine.system.errors import InputError
+from src.engine.system.interruption import ignored_by_children
 from src.engine.system.randomness import derive_seed, run_seed
 
 Order = Callable[[torch.Generator], Iterable[int]]
 
 IGNORED = -100  # target that losses and metrics ignore, as in torch
+# How worker processes start; Python 3.14 would not share a cache of images with them. Elsewhere: Python's default.
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 
 class Indices(list[int]):
@@ -60,6 +63,7 @@ class Batches(DistributedSampler[Any]):
         self.batch_size = batch_size
         self.order = order
         self.start = 0  # batches to skip once: trained on before the run was stopped
+        self.is_for_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         if drop_single and count > batch_size and count % batch_size < 2 * world:
             self.count -= count % batch_size
 
@@ -132,7 +136,9 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.given = getattr(self.sampler, "start", 0)
         try:
-            for batch in super().__iter__():
+            with ignored_by_children():
+                batches = super().__iter__()
+            for batch in batches:
                 self.given += 1
                 yield batch
         except Exception as error:
@@ -170,8 +176,9 @@ def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_dev
         batch_size=None,
         sampler=batches,
         num_workers=num_workers,
+        multiprocessing_context=START_METHOD if num_workers else None,
         persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available() and not on_device,
+        pin_memory=batches.is_for_gpu and not on_device,
         collate_fn=already_a_batch,
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -94,6 +95,7 @@ class Batcher:
             outputs = await self.thread(self.compute, [value for value, _ in batch])
             answers = list(zip(batch, outputs, strict=True))
         except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # their tensors: a GPU needs the memory for the halves
             if half := len(batch) // 2:
                 await self._answer(batch[:half])
                 await self._answer(batch[half:])

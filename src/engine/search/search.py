@@ -261,7 +261,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
             if not _needs_more(search):
                 break
             run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
-            search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report])
+            search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report], gc_after_trial=True)
         except Interrupted as stop:
             for trial in trials_of(search, (TrialState.RUNNING,)):
                 if trial.user_attrs.get("process") == _this_process():

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 GUIDE = "see docs/your_own.md"
+MEMORY = re.compile("(out of|allocate) memory")  # of a GPU; of a CPU
 
 
 class InputError(ValueError):
@@ -139,6 +140,8 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         unnamed = "standard output" if folder is None else "the run folder"
         return f"{error.filename or unnamed} cannot be written ({error.strerror}): free some space"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
+        return f"too little memory: a smaller batch_size needs less ({text[:120] or 'MemoryError'})"
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return f"{text.partition(',')[0]}: give --trainer.deterministic warn, which repeats everything else"
     if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):

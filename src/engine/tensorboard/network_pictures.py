@@ -64,7 +64,8 @@ class NetworkPictures(Callback):
         net: Any = getattr(task, "net", None)
         if net is None or getattr(net, "is_compiled", False) or getattr(task, "device_mesh", None) is not None:
             return
-        inputs = tuple(part[:1] for part in (batch[:-1] or batch))
+        # After training Lightning has moved the network to the CPU.
+        inputs = tuple(part[:1].to(task.device) for part in (batch[:-1] or batch))
         with warnings.catch_warnings(), torch.no_grad():
             # torch still draws with its deprecated tracer, which also warns that a trace has a fixed shape.
             warnings.simplefilter("ignore", FutureWarning)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops, measure_flops
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from src.engine.system.batches import batch_size
@@ -20,9 +20,10 @@ MIN_SECONDS = 20.0  # of training before advice: in a short run, starting up tak
 MIN_BLOCKED = 0.05  # if the program waits for the device this share of the time, the device does not wait for data
 # dtype by the start of the name of Lightning's precision; all others compute in float32.
 DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}
-# Operations per second in bfloat16 and float16 of chips that Lightning does not know or counts with sparsity (NVIDIA's
-# data sheets).
-DENSE = {"h200 nvl": 835.5e12, "h200": 989.4e12, "h100 nvl": 835.5e12}
+# Operations per second in bfloat16 and float16 of chips that Lightning does not know, or whose tensor cores it does not
+# count, or with sparsity (NVIDIA's data sheets).
+DENSE = {"h200 nvl": 835.5e12, "h200": 989.4e12, "h100 nvl": 835.5e12, "l40s": 362e12, "l40": 181e12}
+DENSE |= {"a40": 149.7e12, "a6000": 154.8e12, "rtx 4090": 165.2e12, "rtx 3090": 71e12}
 
 
 def callbacks(config: Any, stage: str | None) -> list[Callback]:
@@ -90,8 +91,7 @@ class Throughput(Callback):
         if self._peak and self._batch_flops < 0:
             try:
                 self._batch_flops = training_flops(pl_module.net, batch)  # type: ignore[arg-type]
-            except Exception as error:  # not every network runs without real data
-                rank_zero_warn(f"speed/mfu is left out: the operations of a step cannot be counted ({error})")
+            except Exception:  # not every network runs without real data, returns one tensor, or can be copied
                 self._peak = None
         if self._peak:
             flops = self._batch_flops * self._batches * per_second / trainer.world_size

@@ -228,15 +228,17 @@ def test_an_interrupt_before_the_run_starts_prints_no_traceback(monkeypatch: pyt
 
 @pytest.mark.slow
 def test_an_interrupted_run_keeps_its_last_checkpoint(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches all processes of the run."""
     words = [sys.executable, "-m", "src.train", f"--config={RECIPE}", *QUIET, "--max_epochs=100000"]
+    words += ["--data.num_workers=2"]
     words.append(f"--trainer.default_root_dir={tmp_path}")
     last = tmp_path / "toy" / "version_0" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         while not last.exists():
             assert process.poll() is None
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()

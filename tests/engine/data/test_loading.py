@@ -34,8 +34,9 @@ class Numbers:
         return torch.zeros(len(indices), 4), torch.tensor(indices)
 
 
-def process(rank: int, world: int) -> Any:
-    return SimpleNamespace(world_size=world, global_rank=rank)
+def process(rank: int, world: int, device: str = "cpu") -> Any:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return SimpleNamespace(world_size=world, global_rank=rank, strategy=strategy)
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -103,6 +104,12 @@ def test_worker_processes_do_not_change_the_batches(workers: int) -> None:
     order = Batches(50, 8, None, shuffled(50))
     order.set_epoch(1)
     assert [targets.tolist() for _, targets in loader] == [list(batch) for batch in order]
+
+
+def test_memory_is_pinned_for_a_gpu_that_the_run_uses() -> None:
+    for device, on_device, is_pinned in (("cuda", False, True), ("cuda", True, False), ("cpu", False, False)):
+        batches = Batches(8, 4, process(0, 1, device))
+        assert batch_loader(Numbers(8), batches, on_device=on_device).pin_memory is is_pinned
 
 
 def test_batches_can_be_read_by_number_for_overfitting() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Generator
 from contextlib import nullcontext
 from typing import Any
@@ -51,6 +52,20 @@ def test_an_error_reaches_those_who_cause_it_and_no_other() -> None:
     assert [str(one) for one in found] == ["0", "1", "2", *["neither 3 nor 4"] * 2, "5", "6", "7"]
     assert seen[0] == list(range(8))
     assert max(map(len, seen[1:])) == 4  # halves, not one by one
+
+
+def test_the_halves_of_a_batch_that_failed_have_its_memory() -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def compute(values: list[int]) -> list[int]:
+        assert not alive
+        if len(values) > 1:
+            tensors = threading.Event()  # stands for what a network's `forward` holds
+            alive.add(tensors)
+            raise RuntimeError("out of memory")
+        return values
+
+    assert asyncio.run(outcomes(Batcher(compute, max_size=8, wait=0.05), *range(4))) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,18 @@ def test_what_torch_cannot_do_deterministically_says_what_works() -> None:
         "nll_loss2d_cuda does not have a deterministic implementation: give --trainer.deterministic warn, which repeats"
         " everything else"
     )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_line(error: Exception) -> None:
+    fault = machine_fault(error)
+    assert fault is not None
+    assert fault.startswith("too little memory: a smaller batch_size needs less (")
+    assert (str(error) or "MemoryError") in fault
