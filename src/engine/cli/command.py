@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import math
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +21,11 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
         print(message, file=sys.stderr)
     try:
         sys.exit(command(sys.argv[1:]))
-    except Interrupted as stop:
+    except (Interrupted, KeyboardInterrupt) as error:
+        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        print(stop, file=sys.stderr)
         sys.exit(128 + stop.signum)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except BrokenPipeError:
         sys.exit(130)
     except Exception as error:
         if "--debug" in sys.argv:

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,11 @@ import pytest
 from src import export, serve, tune
 from src.engine.cli.command import command_parser, parse_words, run_command
 from src.engine.system.errors import InputError
+from src.engine.system.interruption import Interrupted
+
+
+def fail(error: BaseException) -> None:
+    raise error
 
 
 @pytest.mark.parametrize(
@@ -43,9 +49,6 @@ def test_the_error_for_a_missing_package_says_how_to_install_it(
 
 
 def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(error: Exception) -> None:
-        raise error
-
     with pytest.raises(SystemExit) as stop:
         run_command(lambda args: fail(OSError(errno.ENOSPC, "No space left on device")))
     assert stop.value.code == 2
@@ -56,16 +59,16 @@ def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: p
 
 
 def test_debug_shows_the_traceback_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(args: list[str]) -> None:
+    def show(args: list[str]) -> None:
         options = parse_words(command_parser("src.predict", ""), args)
         raise InputError(f"no, debug {options.debug}")
 
     monkeypatch.setattr(sys, "argv", ["predict"])
     with pytest.raises(SystemExit):
-        run_command(fail)
+        run_command(show)
     monkeypatch.setattr(sys, "argv", ["predict", "--debug"])
     with pytest.raises(InputError, match="no, debug True"):
-        run_command(fail)
+        run_command(show)
 
 
 def test_options_that_are_passed_on_keep_their_order_and_take_any_value() -> None:
@@ -78,3 +81,20 @@ def test_options_that_are_passed_on_keep_their_order_and_take_any_value() -> Non
     assert options.more == [("--data.unit", "km h"), ("--data.size", "-1e-3"), ("--data.unit", "m")]
     with pytest.raises(InputError, match=r"^--data\.unit: give a value"):
         parse_words(command_parser("src.predict", ""), ["--data.unit"], also="data.")
+
+
+@pytest.mark.parametrize(
+    ("stop", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C\n"),
+        (Interrupted(signal.SIGTERM), 143, "stopped by SIGTERM\n"),
+        (BrokenPipeError(), 130, ""),
+    ],
+    ids=str,
+)
+def test_a_stopped_command_says_so(
+    stop: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_command(lambda _: fail(stop))
+    assert (end.value.code, capsys.readouterr().err) == (code, line)
