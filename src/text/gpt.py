@@ -275,7 +275,7 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `LanguageModel.generate`."""
+    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling_arguments`."""
     if temperature == 0:
         return int(logits.argmax())
     # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.
@@ -291,7 +291,14 @@ def sample(
 
 
 def check_sampling_arguments(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError if an argument of sampling is out of range."""
+    """Raise ValueError if an argument of sampling is out of range.
+
+    Args:
+        max_new_tokens: number of tokens, at least 0.
+        temperature: logits are divided by it, at least 0; 0 takes the likeliest token.
+        top_k: sample from this many likeliest tokens only, at least 1. None: from all.
+        top_p: sample from the likeliest tokens that together have this probability, in (0, 1] (Holtzman et al. 2020).
+    """
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
     if not 0 <= temperature < math.inf:

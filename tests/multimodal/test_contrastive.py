@@ -161,6 +161,7 @@ def test_processes_ask_each_other_for_their_pairs_only_if_the_last_batch_is_unev
 ) -> None:
     task = ContrastiveModel(Given())
     run: Any = SimpleNamespace(world_size=2, global_rank=1, training=True)
+    run.strategy = SimpleNamespace(root_device=torch.device("cpu"))
     run.train_dataloader = SimpleNamespace(sampler=Batches(count, 4, run) if count else None)
     task.trainer = run
     asked: list[int] = []

@@ -66,7 +66,7 @@ def test_drawing_does_not_change_the_network(tmp_path: Path) -> None:
     random = torch.get_rng_state()
     logger = TensorBoardLogger(tmp_path, name="", version="")
     trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[logger], global_step=0)
-    task: Any = SimpleNamespace(net=net, modules=net.modules)
+    task: Any = SimpleNamespace(net=net, modules=net.modules, device=torch.device("cpu"))
     pictures = NetworkPictures()
     pictures.on_train_batch_start(trainer, task, (torch.ones(4, 1, SIDE, SIDE), torch.zeros(4)), 0)
     pictures.on_test_end(trainer, task)
