@@ -238,7 +238,7 @@ def check_batch_size(batch_size: int, processes: int) -> None:
         choice = f"{near} or {near + processes}" if near else f"{processes}"
         raise InputError(
             f"--data.batch_size {batch_size} is shared by all {processes} processes and cannot be divided evenly:"
-            f" give {choice}"
+            f" give {choice}, or fewer --devices"
         )
 
 

@@ -75,6 +75,8 @@ def predict(args: list[str]) -> int:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    if trainer.world_size > 1:  # the other processes may start after a run has written a newer one
+        sys.argv += ["--ckpt_path", str(inference.path)]
     if trainer.is_global_zero:
         names = f", {len(inference.labels)} labels" if inference.labels else ""
         print(f"{inference.path}{names}, precision {precision} ({reason})", file=sys.stderr)
@@ -145,7 +147,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=64, help="inputs per batch and process; default: %(default)s")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read inputs; default: 0")
     parser.add_argument("--accelerator", default="auto", help="as in src.train; default: %(default)s")
-    parser.add_argument("--devices", default="auto", help="as in src.train; default: %(default)s")
+    parser.add_argument("--devices", default="1", help="as in src.train; default: %(default)s")
     parser.add_argument("--strategy", default="auto", help="as in src.train; default: %(default)s")
     parser.add_argument("--precision", help="as in src.train; default: the best that the hardware supports")
     options = parse_words(parser, args, also="data.")

@@ -36,13 +36,16 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
     from src.engine.search.search import open_search, print_progress
     from src.engine.search.search_report import finish
-    from src.engine.system.hardware import usable_cores
+    from src.engine.system.hardware import JOBS, usable_cores
 
     search = open_search(options)
     threads = str(max(1, usable_cores() // options.jobs))
-    environment = {**os.environ, WORKER: "1", "OMP_NUM_THREADS": threads}
+    environment = {**os.environ, WORKER: "1", JOBS: str(options.jobs), "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "src.tune", *args]
-    workers = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(options.jobs)]
+    workers = [
+        subprocess.Popen(command, env=environment | gpu_of(number), stdout=subprocess.DEVNULL)
+        for number in range(options.jobs)
+    ]
     signum = 0
     try:
         Interruption().install()
@@ -53,6 +56,15 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
             worker.terminate()
     codes = [worker.wait() for worker in workers]
     return finish(search, signum) or (max(codes) if min(codes) >= 0 else 1)
+
+
+def gpu_of(number: int) -> dict[str, str]:
+    """The variable that shows one of several processes its GPU, in turn; none on a machine without GPU."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = given.split(",") if given else [str(one) for one in range(torch.cuda.device_count())]
+    return {"CUDA_VISIBLE_DEVICES": visible[number % len(visible)]} if visible else {}
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 GUIDE = "see docs/your_own.md"
+UNUSABLE_GPU = re.compile("NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable")
 MEMORY = re.compile("(out of|allocate) memory")  # of a GPU; of a CPU
 
 
@@ -142,6 +143,11 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         return f"{error.filename or unnamed} cannot be written ({error.strerror}): free some space"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
         return f"too little memory: a smaller batch_size needs less ({text[:120] or 'MemoryError'})"
+    if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(text):
+        return (
+            f"the GPU cannot be used ({text[:120]}): update its driver or take another one, or train on the CPU with"
+            " CUDA_VISIBLE_DEVICES= before the command"
+        )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return f"{text.partition(',')[0]}: give --trainer.deterministic warn, which repeats everything else"
     if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):

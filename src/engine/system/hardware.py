@@ -17,6 +17,9 @@ from src.engine.system.errors import InputError
 # Names in torch of the CPU capabilities that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 
+# Environment variable: the number of searching processes that share this machine.
+JOBS = "LIGHTNING_STARTER_JOBS"
+
 # Files of Linux with a container's limit and use of memory, for both versions of control groups.
 CONTAINER_MEMORY = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -83,7 +86,8 @@ def cores_per_process(trainer: Any) -> int:
     is_task = trainer is not None and os.environ.get("SLURM_NTASKS") == str(trainer.world_size)
     if is_task and of_task.isdigit() and cores <= int(of_task):
         return cores  # SLURM has bound each process to cores of its own
-    return max(1, cores // max(1, trainer.world_size // trainer.num_nodes if trainer else 1))
+    processes = trainer.world_size // trainer.num_nodes if trainer else 1
+    return max(1, cores // max(1, processes * int(os.environ.get(JOBS, "1"))))
 
 
 def available_memory() -> int:
@@ -114,7 +118,7 @@ def check_accelerator(given: Any) -> None:
     if given not in present:
         raise InputError(
             f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
-            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}, or leave it out"
+            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}"
         )
 
 

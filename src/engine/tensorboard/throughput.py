@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -133,6 +134,7 @@ def faster_data(trainer: Any) -> str:
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The most operations per second of a chip, without sparsity, or None if they are not known."""
+    warnings.filterwarnings("ignore", "FLOPs not found|.* does not support (torch|tfloat)")  # then there is no mfu
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
     dense = next((value for chip, value in DENSE.items() if chip in name), None)
     return dense if dense and dtype in (torch.bfloat16, torch.float16) else get_available_flops(device, dtype)

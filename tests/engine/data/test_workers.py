@@ -22,6 +22,9 @@ def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.M
     assert [chosen("cuda", cores) for cores in (1, 2, 8, 128)] == [1, 1, 7, 16]
     assert [chosen("cuda", 32, 4), chosen("cuda", 32, 8, nodes=2), chosen("cuda", 8, 16)] == [7, 7, 1]
     assert chosen("cuda", 8, given=3) == 3
+    with monkeypatch.context() as patch:
+        patch.setenv(hardware.JOBS, "4")  # of a search
+        assert chosen("cuda", 32) == 7
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
     monkeypatch.setenv("SLURM_NTASKS", "8")  # each has 12 cores of its own, if SLURM binds them
     assert [chosen("cuda", 12, 8), chosen("cuda", 96, 8), chosen("cuda", 12, 2)] == [11, 11, 5]

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from screenshots import free_port
 
+from src.engine.search.tuning import gpu_of
 from src.engine.system.errors import InputError
 from tests.engine.search.studies import opened, search, start, trials
 
@@ -152,3 +154,18 @@ def test_a_search_that_goes_on_compares_by_the_same_metric_and_direction(tmp_pat
         with pytest.raises(InputError, match=f"{message}: give another --name"):
             search(tmp_path, n_trials=2, **changes)
     assert len(search(tmp_path, n_trials=2, **given)) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "taken"),
+    [(None, 2, ["0", "1", "0"]), ("3,5", 8, ["3", "5", "3"]), (None, 0, [None] * 3), ("", 0, [None] * 3)],
+    ids=str,
+)
+def test_processes_take_the_gpus_in_turn(
+    given: str | None, count: int, taken: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert [gpu_of(number).get("CUDA_VISIBLE_DEVICES") for number in range(3)] == taken

@@ -201,3 +201,15 @@ def test_too_little_memory_is_one_line(error: Exception) -> None:
     assert fault is not None
     assert fault.startswith("too little memory: a smaller batch_size needs less (")
     assert (str(error) or "MemoryError") in fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The NVIDIA driver on your system is too old (found version 12020).",
+        "CUDA error: no kernel image is available for execution on the device",
+        "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    ],
+)
+def test_a_gpu_that_cannot_be_used_is_one_line(text: str) -> None:
+    assert (machine_fault(RuntimeError(text)) or "").startswith(f"the GPU cannot be used ({text}): update its driver")
