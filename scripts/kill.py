@@ -15,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,20 @@ def start(options: list[str], folder: Path) -> "subprocess.Popen[str]":
     )
 
 
+@contextmanager
+def ended(process: "subprocess.Popen[str]") -> Iterator[None]:
+    """Kill a run, which has a session of its own, if this script is stopped."""
+    try:
+        yield
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+
+
 def finish(process: "subprocess.Popen[str]") -> None:
     """Wait for a run; exit if it failed."""
-    output, _ = process.communicate()
+    with ended(process):
+        output, _ = process.communicate()
     if process.returncode:
         sys.exit(f"a run failed with code {process.returncode}:\n{output[-3000:]}")
 
@@ -58,11 +71,12 @@ def checkpoint_times(folder: Path) -> set[tuple[str, float]]:
 def kill_at_random(process: "subprocess.Popen[str]", folder: Path, rng: random.Random) -> bool:
     """Kill a run up to 1.5 seconds after its next checkpoint; False if the run finished before."""
     before, end = checkpoint_times(folder), time.monotonic() + START_SECONDS
-    while process.poll() is None and checkpoint_times(folder) == before and time.monotonic() < end:
-        time.sleep(0.01)
-    wait_until = time.monotonic() + rng.uniform(0, 1.5)
-    while process.poll() is None and time.monotonic() < wait_until:
-        time.sleep(0.01)
+    with ended(process):
+        while process.poll() is None and checkpoint_times(folder) == before and time.monotonic() < end:
+            time.sleep(0.01)
+        wait_until = time.monotonic() + rng.uniform(0, 1.5)
+        while process.poll() is None and time.monotonic() < wait_until:
+            time.sleep(0.01)
     if process.poll() is not None:
         finish(process)
         return False

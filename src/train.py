@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import time
 
@@ -15,6 +16,8 @@ def main() -> None:
         return
     if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
         print("Loading torch and Lightning ...", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") != "0":  # Ctrl-C would end it alone, while the first process waits for it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         gc.disable()  # during the slow imports: garbage collection would take a seventh of their time
         try:
@@ -24,6 +27,7 @@ def main() -> None:
 
         run(started)
     except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
         sys.exit(130)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,20 +13,30 @@ from typing import Any
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of, machine_fault, raised_in, report
 from src.engine.system.hooks import bare_flags
-from src.engine.system.interruption import Interrupted
+from src.engine.system.interruption import Interrupted, Interruption
 
 
 def run_command(command: Callable[[list[str]], int | None], message: str = "Loading torch and Lightning ...") -> None:
     """Run a command with `sys.argv`; an error that the user can fix is one line and exit code 2."""
     if message and sys.stderr.isatty():
         print(message, file=sys.stderr)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if is_first:
+        Interruption().install()
+    else:  # it would end alone, while the first process waits for it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         sys.exit(command(sys.argv[1:]))
     except (Interrupted, KeyboardInterrupt) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        print(stop, file=sys.stderr)
+        if is_first:
+            print(stop, file=sys.stderr)
         sys.exit(128 + stop.signum)
     except BrokenPipeError:
+        from src.engine.system.quiet import drop_output  # lazy import: keeps --help fast
+
+        drop_output()  # else Python would write what is left, and fail, at exit
         sys.exit(130)
     except Exception as error:
         if "--debug" in sys.argv:

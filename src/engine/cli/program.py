@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -121,9 +122,11 @@ def _exit_after_signal(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
     """Exit after a signal, and print the command that continues the run."""
     if getattr(rank_zero_only, "rank", 0) != 0:
         os._exit(0)  # any other code makes Lightning kill the first process, which reports the end
-    print(f"{stop}", file=sys.stderr)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    lines = [f"{stop}"]
     if cli is not None:
         _end_processes(cli, 2)
-        if command := _continue_command(cli):
-            print(command, file=sys.stderr)
+        lines.append(_continue_command(cli))
+    with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
+        print(*filter(None, lines), sep="\n", file=sys.stderr, flush=True)
     sys.exit(128 + stop.signum)

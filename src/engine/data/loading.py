@@ -8,13 +8,14 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from src.engine.system.errors import InputError
-from src.engine.system.interruption import ignored_by_children
+from src.engine.system.interruption import leave_signals_to_parent
 from src.engine.system.randomness import derive_seed, run_seed
 
 Order = Callable[[torch.Generator], Iterable[int]]
@@ -136,9 +137,7 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self.given = getattr(self.sampler, "start", 0)
         try:
-            with ignored_by_children():
-                batches = super().__iter__()
-            for batch in batches:
+            for batch in super().__iter__():
                 self.given += 1
                 yield batch
         except Exception as error:
@@ -177,10 +176,17 @@ def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_dev
         sampler=batches,
         num_workers=num_workers,
         multiprocessing_context=START_METHOD if num_workers else None,
+        worker_init_fn=init_worker,
         persistent_workers=num_workers > 0,
         pin_memory=batches.is_for_gpu and not on_device,
         collate_fn=already_a_batch,
     )
+
+
+def init_worker(worker_id: int) -> None:
+    """Start a process that loads data: seeds as Lightning's, and signals."""
+    pl_worker_init_function(worker_id)
+    leave_signals_to_parent()
 
 
 class BatchDataset(Dataset[Any]):

@@ -22,7 +22,7 @@ from src.engine.data.images import (
     read_image,
     read_mask,
 )
-from src.engine.data.loading import START_METHOD, ResumableLoader, already_a_batch
+from src.engine.data.loading import START_METHOD, ResumableLoader, already_a_batch, init_worker
 from src.engine.data.tables import TABLES, stream_columns
 from src.engine.deploy.prepare import LARGEST
 from src.engine.system.errors import InputError, SampleError
@@ -262,5 +262,6 @@ class InputsDataModule(LightningDataModule):
             batch_size=None,
             num_workers=self.num_workers,
             multiprocessing_context=START_METHOD if self.num_workers else None,
+            worker_init_fn=init_worker,
             collate_fn=already_a_batch,
         )

@@ -98,7 +98,10 @@ def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> t
         path.relative_to(side).as_posix() for side in (before, after) for path in side.rglob("*") if path.is_file()
     }
     merged, conflicts = [], []
-    for path in sorted(path for path in paths if not path.startswith(own)):
+    # Last the file that notes the new commit: an update that is stopped before can be repeated.
+    for path in sorted(paths, key=lambda path: (path == "pyproject.toml", path)):
+        if path.startswith(own):
+            continue
         old, new, mine = (_read(side / path) for side in (before, after, project))
         if new in (old, mine) or (mine is None and old is not None):
             continue

@@ -12,6 +12,8 @@ from rich.table import Table
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from src.engine.system.quiet import drop_output
+
 UPDATES_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 30
 
@@ -132,7 +134,10 @@ class ProgressLines(ProgressBar):
     def _print(self, line: str) -> None:
         self._printed_at = time.monotonic()
         if self._is_enabled:
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except BrokenPipeError:  # the run goes on, and saves
+                drop_output()
 
 
 class NetworkSummary(Callback):

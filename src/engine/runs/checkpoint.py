@@ -26,6 +26,7 @@ from src.engine.system.batches import plain_labels
 from src.engine.system.classes import Tree, differences, parameters_of
 from src.engine.system.errors import InputError, UnwritableError
 from src.engine.system.hooks import hooks
+from src.engine.system.interruption import Interrupted
 
 # What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
 CONFIGURED: dict[str, tuple[type, ...]] = {
@@ -73,6 +74,8 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     except BaseException as error:
         with suppress(OSError):  # first: it takes space that the message says is free
             temporary.unlink(missing_ok=True)
+        if isinstance(error.__context__, Interrupted):  # a second Ctrl-C; torch's own error is about what is missing
+            raise error.__context__ from None
         if not isinstance(error, OSError | RuntimeError) or system_error(error) is None:
             raise
         raise unwritable(path, size_of(checkpoint), error) from error

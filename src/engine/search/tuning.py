@@ -3,8 +3,11 @@
 import argparse
 import difflib
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 
 from src.engine.cli.command import check_minimum, command_parser, parse_words, require
 from src.engine.system.errors import InputError
@@ -26,6 +29,8 @@ def tune(args: list[str]) -> int:
     from src.engine.search.search import run_trials  # lazy import: keeps --help fast
     from src.engine.search.search_report import finish
 
+    if is_worker:
+        threading.Thread(target=_stop_without_parent, args=(os.getppid(),), daemon=True).start()
     search, signum = run_trials(options, probes=not is_worker)
     if not is_worker:
         return finish(search, signum)
@@ -56,6 +61,13 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
             worker.terminate()
     codes = [worker.wait() for worker in workers]
     return finish(search, signum) or (max(codes) if min(codes) >= 0 else 1)
+
+
+def _stop_without_parent(parent: int) -> None:
+    """Stop this worker, as by a signal, if the process that reports the results is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def gpu_of(number: int) -> dict[str, str]:

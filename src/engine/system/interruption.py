@@ -2,11 +2,11 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SECONDS_TO_END = 30  # of a process that loads data; schedulers kill a run after about as long
 
 
 class Interrupted(BaseException):
@@ -21,18 +21,13 @@ class Interrupted(BaseException):
         super().__init__(f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}")
 
 
-@contextmanager
-def ignored_by_children() -> Iterator[None]:
-    """Processes that are started within ignore Ctrl-C, which a terminal sends to all: the run's process ends them."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def leave_signals_to_parent() -> None:
+    """In a process that loads data: terminals and schedulers signal all processes, and the run may still need data.
+
+    A process that hangs ends some time after SIGTERM.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_END))
 
 
 class Interruption:
@@ -54,11 +49,13 @@ class Interruption:
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a fork, such as a process that loads data: about Ctrl-C the run decides
+            if signum != signal.SIGINT:
+                os._exit(128 + signum)
+            return
         is_second = signum == signal.SIGINT and self.received == signum
         if self.waits and not is_second:
             self.received = self.received or signum
             return
-        if os.getpid() != self._process:  # a fork, such as a process that loads data
-            os._exit(128 + signum)
         self.waits = False
         raise Interrupted(signum)

@@ -1,6 +1,7 @@
 """Silences messages that users cannot act on."""
 
 import logging
+import os
 import sys
 import threading
 import warnings
@@ -24,6 +25,11 @@ def hide_information() -> None:
     """Make Lightning and this project log only warnings and errors."""
     for library in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def drop_output() -> None:
+    """Write standard output nowhere: who read it has ended, as in `| head`, or in `| tee` after Ctrl-C."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _skip_closed_pipes(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

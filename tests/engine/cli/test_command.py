@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import pytest
 
 from src import export, serve, tune
 from src.engine.cli.command import command_parser, parse_words, run_command
+from src.engine.system import quiet
 from src.engine.system.errors import InputError
-from src.engine.system.interruption import Interrupted
+from src.engine.system.interruption import SIGNALS, Interrupted
 
 
 def fail(error: BaseException) -> None:
@@ -92,9 +94,41 @@ def test_options_that_are_passed_on_keep_their_order_and_take_any_value() -> Non
     ],
     ids=str,
 )
-def test_a_stopped_command_says_so(
-    stop: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_stopped_command_says_so_in_its_first_process(
+    stop: BaseException,
+    code: int,
+    line: str,
+    rank: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(SystemExit) as end:
-        run_command(lambda _: fail(stop))
-    assert (end.value.code, capsys.readouterr().err) == (code, line)
+    handlers = [signal.getsignal(one) for one in SIGNALS]
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr(quiet, "drop_output", lambda: None)
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_command(lambda _: fail(stop))
+    finally:
+        for one, handler in zip(SIGNALS, handlers, strict=True):
+            signal.signal(one, handler)
+    assert (end.value.code, capsys.readouterr().err) == (code, line if rank == "0" else "")
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
+    handlers = [signal.getsignal(one) for one in SIGNALS]
+    left: list[bool] = []
+
+    def command(_: list[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            left.append(True)
+
+    try:
+        with pytest.raises(SystemExit) as end:
+            run_command(command)
+    finally:
+        for one, handler in zip(SIGNALS, handlers, strict=True):
+            signal.signal(one, handler)
+    assert (end.value.code, left) == (143, [True])

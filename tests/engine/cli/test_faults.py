@@ -25,7 +25,6 @@ from src.engine.cli.program import retry_arguments
 from src.engine.runs.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.engine.runs.runs import lock_run
 from src.engine.system.errors import InputError
-from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.training.finite_loss import FiniteLoss, NotFiniteError
 from tests import forked
 from tests.conftest import QUIET, Run, one_line, program
@@ -94,26 +93,6 @@ def test_no_step_is_lost_in_validation(tmp_path: Path, every: int, interval: int
     words = (f"--trainer.accumulate_grad_batches={every}", f"--trainer.val_check_interval={interval}")
     done = run_with_fault(tmp_path, "terminate in validation", fault, "--max_epochs=3", *words)
     assert (done.returncode, step_of(folder_of(tmp_path))) == (143, saved)
-
-
-def test_a_second_ctrl_c_stops_at_once() -> None:
-    interruption = Interruption()
-    interruption.waits = True
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    try:
-        interruption.install()
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # SLURM and torchrun send it twice; the run still saves
-        assert interruption.received == signal.SIGTERM
-        interruption.received = 0
-        os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.received == signal.SIGINT
-        with pytest.raises(Interrupted, match="Ctrl-C"):
-            os.kill(os.getpid(), signal.SIGINT)
-        assert not interruption.waits
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
 
 
 def test_outside_of_training_a_signal_stops_at_once(tmp_path: Path) -> None:

@@ -226,8 +226,9 @@ def test_an_interrupt_before_the_run_starts_prints_no_traceback(monkeypatch: pyt
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_keeps_its_last_checkpoint(tmp_path: Path) -> None:
-    """Ctrl-C in a terminal reaches all processes of the run."""
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_whose_processes_all_get_a_signal_is_saved(tmp_path: Path, signum: int, code: int) -> None:
+    """As Ctrl-C in a terminal, or SIGTERM of a scheduler."""
     words = [sys.executable, "-m", "src.train", f"--config={RECIPE}", *QUIET, "--max_epochs=100000"]
     words += ["--data.num_workers=2"]
     words.append(f"--trainer.default_root_dir={tmp_path}")
@@ -237,12 +238,13 @@ def test_an_interrupted_run_keeps_its_last_checkpoint(tmp_path: Path) -> None:
         while not last.exists():
             assert process.poll() is None
             time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signum)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
+    assert "continue with: python -m src.train --ckpt_path last --run" in errors
     assert "state_dict" in torch.load(last, weights_only=True)
 
 

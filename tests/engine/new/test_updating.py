@@ -209,6 +209,19 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
     assert git(project, "status", "--porcelain").stdout == ""
 
 
+def test_an_update_that_is_stopped_has_not_noted_the_new_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side, text in (("before", "old"), ("after", "new"), ("mine", "old")):
+        for path in ("pyproject.toml", "src/train.py"):
+            (tmp_path / side / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / side / path).write_text(text)
+    copied: list[str] = []
+    monkeypatch.setattr(shutil, "copy", lambda _, path: copied.append(path.name))
+    _merge(*(tmp_path / side for side in ("before", "after", "mine")), {"package": "src", "name": "a", "kind": ""})
+    assert copied == ["train.py", "pyproject.toml"]
+
+
 @pytest.mark.parametrize("kind", ["", "classification"])
 def test_the_code_of_a_recipe_is_not_the_users_own_whatever_the_name_of_its_project(kind: str, tmp_path: Path) -> None:
     for side, text in (("before", "old"), ("after", "new"), ("mine", "old")):

@@ -131,6 +131,22 @@ def test_long_epochs_and_long_tests_print_a_line_twice_a_minute(
     assert re.search(r"^test: batch \d of 5$", said, re.MULTILINE)
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_when_nobody_reads_its_lines_any_more() -> None:
+    code = """
+import sys
+from src.engine.parts.progress import ProgressLines
+for _ in range(3):
+    ProgressLines()._print("a line")
+print("trained", file=sys.stderr)
+"""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "trained")
+
+
 def test_a_batch_is_counted_in_its_own_loader(capsys: pytest.CaptureFixture[str]) -> None:
     lines = progress.ProgressLines()
     lines._printed_at -= 100

@@ -16,7 +16,7 @@ import pytest
 import torch
 from screenshots import free_port
 
-from src.engine.search.tuning import gpu_of
+from src.engine.search.tuning import _stop_without_parent, gpu_of
 from src.engine.system.errors import InputError
 from tests.engine.search.studies import opened, search, start, trials
 
@@ -169,3 +169,12 @@ def test_processes_take_the_gpus_in_turn(
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert [gpu_of(number).get("CUDA_VISIBLE_DEVICES") for number in range(3)] == taken
+
+
+def test_a_worker_whose_search_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents, sent = iter([7, 7, 1]), []
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(os, "kill", lambda *given: sent.append(given))
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    _stop_without_parent(7)
+    assert sent == [(os.getpid(), signal.SIGTERM)]
