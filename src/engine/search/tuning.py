@@ -36,7 +36,7 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
     from src.engine.search.search import open_search, print_progress
     from src.engine.search.search_report import finish
-    from src.engine.system.hardware import usable_cores
+    from src.engine.system.cores import usable_cores
 
     search = open_search(options)
     threads = str(max(1, usable_cores() // options.jobs))

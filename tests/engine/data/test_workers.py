@@ -8,13 +8,13 @@ import torch
 
 from src.engine.data.loading import Batches, batch_loader
 from src.engine.data.workers import check_num_workers, file_workers
-from src.engine.system import hardware
+from src.engine.system import cores as system_cores
 from src.engine.system.errors import InputError
 
 
 def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str, cores: int, processes: int = 1, nodes: int = 1, given: Any = "auto") -> int:
-        monkeypatch.setattr(hardware, "usable_cores", lambda: cores)
+        monkeypatch.setattr(system_cores, "usable_cores", lambda: cores)
         strategy = SimpleNamespace(root_device=torch.device(device))
         return file_workers(given, SimpleNamespace(strategy=strategy, world_size=processes, num_nodes=nodes))
 
