@@ -8,7 +8,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from src import ROOT
-from src.engine.data.loading import BatchDataset, BatchedDataModule, Batches, batch_loader, shuffled
+from src.engine.data.batched import BatchDataset, BatchedDataModule
+from src.engine.data.loading import Batches, batch_loader, shuffled
 from src.engine.system.errors import InputError
 
 RECIPE = str(ROOT / "tests" / "toy.yaml")

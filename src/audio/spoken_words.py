@@ -18,8 +18,8 @@ from src.audio.speech_commands import speech_commands
 from src.engine.data.download import DownloadError
 from src.engine.data.labelled_files import PartsDataModule, check_class_sizes, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
-from src.engine.data.split import check_shares
-from src.engine.system.errors import InputError, check_fraction, check_least
+from src.engine.data.split import check_fraction, check_shares
+from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
 Batch = tuple[Tensor, Tensor]

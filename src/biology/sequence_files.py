@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from typing import NamedTuple
 
-from src.engine.data.files import open_utf8, suffix_of
+from src.engine.data.files import open_utf8
+from src.engine.data.labelled_tables import read_table
 from src.engine.data.labels import check_not_parts
-from src.engine.data.tables import TABLES, UNREADABLE, read_table
+from src.engine.data.tables import TABLES, UNREADABLE, suffix_of
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 

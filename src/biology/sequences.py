@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from src.biology.sequence_files import FASTA, FASTQ, Record, read_records
 from src.biology.sequence_sources import SOURCES, load_source
 from src.biology.smiles import TOKEN, read_smiles, write_smiles
+from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import PartsDataModule
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Indices
-from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_shares, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
 from src.engine.system.randomness import derive_seed
 

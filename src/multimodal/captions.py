@@ -6,15 +6,17 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.engine.data.images import Ranges, content_keys, restored_ranges
-from src.engine.data.loading import BatchedDataModule, Batches, Indices, batch_loader, shuffled
+from src.engine.data.batched import BatchedDataModule
+from src.engine.data.images import Ranges
+from src.engine.data.labelled_tables import local_paths, read_table
+from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
-from src.engine.data.tables import read_table
-from src.engine.system.addresses import local_paths
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded
-from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer, train_words
+from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer
+from src.text.words import train_words
+from src.vision.image_files import content_keys, restored_ranges
 from src.vision.image_folder import ImageFolderDataModule, check_files
 from src.vision.mnist import MNISTDataModule
 

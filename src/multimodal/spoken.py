@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from src.audio.spoken_words import SpokenWordsDataModule
-from src.engine.data.tables import read_table
-from src.engine.system.addresses import local_paths
+from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.system.errors import InputError
 from src.multimodal.captions import CaptionDataModule
 from src.multimodal.clip import INPUTS, Modality

@@ -10,12 +10,13 @@ from torchmetrics.classification import MultilabelF1Score, MultilabelPrecisionRe
 from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import label_curves
+from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
 from src.tasks.label_metrics import MacroAveragePrecision, MacroF1
 from src.tasks.task import Task, check_outputs, names
 
 LISTED = 50  # labels whose F1 is logged one by one
+MAX_CURVES = 20  # labels in one figure
 
 
 class MultiLabelClassifier(Task):
@@ -109,3 +110,15 @@ class MultiLabelClassifier(Task):
         curves: Any = self.metrics.unlogged["curves"]
         with curves.sync_context():
             return label_curves(curves.confmat.cpu(), self.label_names(self.num_classes))
+
+
+def label_curves(counts: Tensor, labels: list[str]) -> dict[str, Any]:
+    """Precision against recall of each label, from counts (thresholds, num_labels, 2, 2), targets in rows."""
+    figure = new_figure(6, 5)
+    axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    for number, label in enumerate(escape_dollars(labels[:MAX_CURVES])):
+        _, fp, fn, tp = counts[:, number].flatten(1).double().unbind(dim=1)
+        recall, precision = tp / (tp + fn).clamp(min=1), torch.where(tp + fp > 0, tp / (tp + fp).clamp(min=1), 1.0)
+        axes.plot(recall.numpy(), precision.numpy(), label=label)
+    axes.legend(fontsize=8)
+    return {"precision and recall": figure}

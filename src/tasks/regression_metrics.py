@@ -1,10 +1,13 @@
-"""Statistics and metrics for regression; unknown targets (NaN or infinite) do not count."""
+"""Statistics, metrics and figures for regression; unknown targets (NaN or infinite) do not count."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from src.engine.system.batches import gathered
+from src.engine.system.batches import Sample, gathered
+from src.engine.tensorboard.figures import escape_dollars, new_figure
 
 
 def mean_and_std(targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,3 +76,24 @@ class R2(Deviations):
         count, _, squared, total, squares = self.sums
         spread = squares - total**2 / count
         return torch.where(spread > 1e-6 * squares, 1 - squared / spread, torch.nan).nanmean()
+
+
+def regression_figures(samples: list[Sample], labels: list[str]) -> dict[str, Any]:
+    """Predictions against true values, residuals against predictions, one plot per target; `target` (num_targets,)."""
+    if not samples:
+        return {}
+    targets, preds = (torch.stack([sample[name].float() for sample in samples]) for name in ("target", "preds"))
+    count = targets.shape[1]
+    names = escape_dollars(labels) or ["value"] * count
+    true, rest = new_figure(4 * count, 4), new_figure(4 * count, 4)
+    for number, name in enumerate(names):
+        known = targets[:, number].isfinite()
+        x, y = targets[known, number].numpy(), preds[known, number].numpy()
+        axes = true.add_subplot(1, count, number + 1, xlabel=f"true {name}", ylabel="predicted")
+        axes.scatter(x, y, s=6, alpha=0.5)
+        if len(x):
+            axes.axline((float(x.mean()),) * 2, slope=1, color="black", linewidth=1)
+        axes = rest.add_subplot(1, count, number + 1, xlabel=f"predicted {name}", ylabel="predicted - true")
+        axes.scatter(y, y - x, s=6, alpha=0.5)
+        axes.axhline(0, color="black", linewidth=1)
+    return {"predicted and true": true, "residuals": rest}

@@ -11,9 +11,9 @@ from torchmetrics import MeanMetric, MetricCollection
 from src.engine.data.large_batches import in_large_batches
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import regression_figures
-from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std
-from src.tasks.task import Task, check_outputs, check_precision, names
+from src.tasks.precision import check_precision
+from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std, regression_figures
+from src.tasks.task import Task, check_outputs, names
 
 
 class Regressor(Task):

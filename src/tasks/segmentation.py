@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
-from src.engine.tensorboard.figures import mask_figure
+from src.engine.tensorboard.figures import draw_image, new_figure
 from src.tasks.classifier import UNCHECKED, Batch, Classifier
 from src.tasks.task import Task, names
 
@@ -92,3 +92,18 @@ class SegmentationTask(Classifier):
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
         """Input, true mask and predicted mask."""
         return {"masks": mask_figure(samples, self.num_classes)} if samples else {}
+
+
+def mask_figure(samples: list[Sample], num_classes: int) -> Any:
+    """Input image, true mask and predicted mask of each sample, one row per sample."""
+    figure = new_figure(6, 2 * len(samples))
+    grid = figure.subplots(len(samples), 3, squeeze=False)
+    for axes, title in zip(grid[0], ("input", "true", "predicted"), strict=True):
+        axes.set_title(title)
+    for (first, *others), sample in zip(grid, samples, strict=True):
+        draw_image(first, sample["inputs"])
+        truth = torch.where(sample["target"] < 0, torch.nan, sample["target"].float())  # not drawn where ignored
+        for axes, mask in zip(others, (truth, sample["preds"]), strict=True):
+            axes.imshow(mask.numpy(), cmap="tab20", vmin=0, vmax=max(num_classes - 1, 1))
+            axes.set_axis_off()
+    return figure

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from src.engine.system.batches import Sample
-from src.engine.tensorboard.figures import sequence_figure
+from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import Batch, Classifier
 from src.tasks.task import Task, names
+
+MAX_POSITIONS = 120  # of a sequence in a figure
 
 
 class SequenceLabeler(Classifier):
@@ -55,3 +57,24 @@ class SequenceLabeler(Classifier):
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
         """True and predicted labels of sequences, as colours."""
         return {"sequences": sequence_figure(samples, self.label_names(self.num_classes))} if samples else {}
+
+
+def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
+    """True and predicted labels of each sequence as two rows of coloured cells; unlabelled positions are white."""
+    from matplotlib.patches import Patch
+
+    length = min(MAX_POSITIONS, max(len(sample["target"]) for sample in samples))
+    cells = torch.full((3 * len(samples), length), torch.nan)
+    for row, sample in enumerate(samples):
+        target = sample["target"][:length]
+        for offset, name in enumerate(("target", "preds")):
+            labelled = torch.where(target < 0, torch.nan, sample[name][:length].float())
+            cells[3 * row + offset, : len(target)] = labelled
+    figure = new_figure(2 + 0.08 * length, 1 + 0.4 * len(samples))
+    axes = figure.add_subplot(xlabel="position", title="true above predicted")
+    drawn = axes.imshow(cells.numpy(), cmap="tab20", vmin=0, vmax=max(len(labels) - 1, 1), aspect="auto")
+    axes.set_yticks([])
+    names = enumerate(escape_dollars(labels[:20]))
+    shown = [Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in names]
+    axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    return figure

@@ -199,13 +199,6 @@ class Task(LightningModule):
         return count * self.trainer.world_size / total.where(total > 0, 1)
 
 
-def check_precision(task: LightningModule, stage: str, what: str) -> None:
-    """Raise InputError if the precision of the run rounds the targets, called `what`, as it does the weights."""
-    precision = task.trainer.precision
-    if stage != "predict" and precision in ("bf16-true", "16-true"):
-        raise InputError(f"--precision {precision} rounds the {what}: give bf16-mixed or 32-true")
-
-
 def check_outputs(net: nn.Module, count: int) -> None:
     """Raise InputError if a network averages the probabilities of classes, but its outputs are no such classes."""
     if count > 1 and getattr(net, "average", None) == "probabilities":

@@ -23,10 +23,11 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from src import ROOT
+from src.engine.data.batched import BatchDataset, BatchedDataModule
 from src.engine.data.download import DownloadError, published, unwritable, write_atomically
 from src.engine.data.files import not_utf8, open_utf8
-from src.engine.data.loading import IGNORED, BatchDataset, BatchedDataModule, Batches, Order, announce, batch_loader
-from src.engine.data.split import check_fold, split_sizes
+from src.engine.data.folds import check_fold
+from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.system.errors import InputError, check_least
 from src.text.sources import find_texts, python_reference
 from src.text.tokenizer import (
@@ -347,3 +348,15 @@ def _write_tokens(
 
 def _cache_key(*parts: str) -> str:
     return hashlib.sha256("\0".join((FORMAT, *parts)).encode("utf-8")).hexdigest()[:16]
+
+
+def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:
+    """Number of characters in each part of a text, in their order; with a fold, `after` is for training too."""
+    development = characters * 9 // 10
+    if fold is not None:
+        start, end = development * (fold - 1) // folds, development * fold // folds
+        parts = {"train": start, "val": end - start, "after": development - end}
+    else:
+        train = development * 9 // 10
+        parts = {"train": train, "val": development - train}
+    return {**parts, "test": characters - development}

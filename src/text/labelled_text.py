@@ -13,17 +13,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src import ROOT
+from src.engine.data.batched import BatchDataset
 from src.engine.data.download import DownloadError
+from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import PartsDataModule
+from src.engine.data.labelled_tables import Columns, Row, read_columns
 from src.engine.data.labels import check_labels, label_order
-from src.engine.data.loading import BatchDataset, Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_fold, check_shares, fold_samples, report_duplicates, stratified_indices
-from src.engine.data.tables import Columns, Row, read_columns
+from src.engine.data.loading import Batches, Order, announce, batch_loader
+from src.engine.data.split import PARTS, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError, check_least
-from src.text.sources import language_names, rt_polarity
+from src.text.labelled_sources import language_names, rt_polarity
 from src.text.tokenizer import (
-    CHECKED_TEXTS,
     ByteTokenizer,
     Ids,
     Tokenizer,
@@ -31,12 +32,13 @@ from src.text.tokenizer import (
     pretrained_tokenizer,
     restore_tokenizer,
     train_bpe,
-    train_words,
 )
+from src.text.words import train_words
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 TRAINED = {"bpe": train_bpe, "words": train_words}
+CHECKED_TEXTS = 10_000  # with which a tokenizer is compared
 CHUNK = 10_000  # texts that are tokenized together
 CUT = 0.01  # share of the training texts from which cutting them off is reported
 POOL = 50  # number of batches that are sorted by length together

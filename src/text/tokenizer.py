@@ -17,7 +17,6 @@ from src.text.hub import load_from_hub, transformers_class
 Ids = npt.NDArray[Any]
 
 UNKNOWN = "[UNK]"
-CHECKED_TEXTS = 10_000
 
 
 class ByteTokenizer:
@@ -164,24 +163,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
 
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts, vocab_size, min_frequency=0, show_progress=sys.stderr.isatty())
-    return SubwordTokenizer(tokenizer.to_str())
-
-
-def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
-    """Lower-case words and punctuation marks that occur at least twice; all others become the token `[UNK]`.
-
-    Args:
-        texts: the training texts.
-        vocab_size: maximum number of tokens.
-    """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=[UNKNOWN])
-    trainer.show_progress = sys.stderr.isatty()
-    tokenizer.train_from_iterator(texts, trainer)
     return SubwordTokenizer(tokenizer.to_str())
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from src.engine.data.files import is_hidden, suffix_of
+from src.engine.data.files import is_hidden
 from src.engine.data.images import image_error, upright_size
 from src.engine.data.labelled_files import read_all
 from src.engine.data.loading import announce
-from src.engine.data.tables import TABLES, stream_columns
+from src.engine.data.tables import TABLES, stream_columns, suffix_of
 from src.engine.system.errors import InputError
 
 COLUMNS = ("file", "x1", "y1", "x2", "y2", "label")

@@ -9,9 +9,10 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from src.engine.system.batches import Sample, gathered
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import box_figure
+from src.engine.tensorboard.figures import draw_image, escape_dollars, new_figure
 from src.tasks.classifier import check_classes
-from src.tasks.task import Task, check_precision, names
+from src.tasks.precision import check_precision
+from src.tasks.task import Task, names
 
 LISTED = 100  # classes whose average precision is logged one by one
 Batch = tuple[Tensor, Tensor]
@@ -141,3 +142,28 @@ class DetectionTask(Task):
         """Images with their true and predicted boxes."""
         shown = [{**one, "preds": one["preds"][one["preds"][:, 4] >= self.threshold]} for one in samples]
         return {"boxes": box_figure(shown, self.label_names(self.net.num_classes))} if samples else {}
+
+
+def box_figure(samples: list[Sample], labels: list[str]) -> Any:
+    """Images with true boxes (green) and predicted ones (orange, with their score), in rows of four.
+
+    Args:
+        samples: `target` (T, 5), x1, y1, x2, y2 as shares of width and height and class number, -1 where there is no
+            box; `preds` (K, 6), the same with a score before the class number.
+        labels: names of the classes.
+    """
+    from matplotlib.patches import Rectangle
+
+    labels = escape_dollars(labels)
+    figure = new_figure(14, 3.7 * -(-len(samples) // 4))
+    for position, sample in enumerate(samples):
+        axes = figure.add_subplot(-(-len(samples) // 4), 4, position + 1)
+        draw_image(axes, sample["inputs"], extent=(0, 1, 1, 0))
+        true = [(*row[:4], f"{labels[int(row[4])]}") for row in sample["target"].tolist() if row[4] >= 0]
+        found = [(*row[:4], f"{labels[int(row[5])]} {row[4]:.2f}") for row in sample["preds"].float().tolist()]
+        for colour, boxes in (("limegreen", true), ("orange", found)):
+            for x1, y1, x2, y2, text in boxes:
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour))
+                below = colour == "limegreen"
+                axes.text(x1, y2 if below else y1, text, va="top" if below else "bottom", color=colour, fontsize=8)
+    return figure

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.engine.data.loading import BatchDataset, BatchedDataModule, Indices
+from src.engine.data.batched import BatchDataset, BatchedDataModule
+from src.engine.data.loading import Indices
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed

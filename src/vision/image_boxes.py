@@ -11,16 +11,17 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from src.engine.data.images import Ranges, Shrink, content_keys
+from src.engine.data.images import Ranges, Shrink
+from src.engine.data.labelled_tables import local_paths
 from src.engine.data.labels import report_classes
 from src.engine.data.loading import Indices
 from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
 from src.engine.data.workers import NumWorkers
-from src.engine.system.addresses import local_path, local_paths
+from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
-from src.vision.image_files import Batch, ImageFiles, rgb
+from src.vision.image_files import Batch, ImageFiles, content_keys, rgb
 from src.vision.image_folder import ImageFolderDataModule, check_files
 
 SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop

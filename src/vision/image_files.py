@@ -1,7 +1,9 @@
 """Image files as pixels of one size, with random crops, and a cache of what was decoded."""
 
+import hashlib
 import math
 import mmap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -16,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
+from src.engine.data.batched import BatchDataset
 from src.engine.data.images import CROP_RATIO, UNREADABLE, Ranges, Shrink, flatten, image_error, read_image
-from src.engine.data.loading import BatchDataset, Indices
+from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 
@@ -25,6 +28,12 @@ Batch = tuple[Tensor, Tensor]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 CROP_TRIES = 10
+
+# Files of Linux with a container's limit and use of memory, for both versions of control groups.
+CONTAINER_MEMORY = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
 
 
 class ImageFiles(BatchDataset):
@@ -125,6 +134,20 @@ class DecodedImages:
         self.shapes[index] = decoded.shape[:2]  # last: other processes then use the pixels
 
 
+def available_memory() -> int:
+    """Bytes that programs can still take, or that the container's limit leaves; 0 if the system does not say."""
+    memory = Path("/proc/meminfo")
+    if not memory.is_file():
+        return 0
+    found = int(memory.read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) * 1024
+    for limit, used in CONTAINER_MEMORY:
+        try:
+            found = min(found, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return found
+
+
 def decoded_sizes(files: Sequence[Path], shrink: Shrink) -> list[int]:
     """The number of pixels of each image when it is decoded and shrunk, from the heads of the files."""
 
@@ -136,6 +159,32 @@ def decoded_sizes(files: Sequence[Path], shrink: Shrink) -> list[int]:
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(size, files))
+
+
+def content_keys(files: Sequence[Path]) -> list[Any]:
+    """A key for each file, equal for files with the same content; only files of equal size are read."""
+    sizes = [file.stat().st_size for file in files]
+    counts = Counter(sizes)
+
+    def key(file: Path, size: int) -> Any:
+        if counts[size] == 1:
+            return size
+        with file.open("rb") as opened:
+            return size, hashlib.file_digest(opened, "sha256").digest()
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(key, files, sizes))
+
+
+def restored_ranges(state: Any) -> Ranges:
+    """The ranges in a checkpoint; raises InputError if they are not valid."""
+    try:
+        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of numbers") from error
+    if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
+        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of finite numbers, black below white")
+    return ranges
 
 
 def rgb(image: Image.Image, shrink: Shrink) -> Image.Image:

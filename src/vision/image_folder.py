@@ -12,23 +12,33 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from src.engine.data.folds import check_fold
 from src.engine.data.images import (
     Ranges,
     Shrink,
-    content_keys,
     deep_image,
     image_error,
-    restored_ranges,
     usual_range,
 )
 from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.data.split import check_fold, check_shares
+from src.engine.data.split import check_shares
 from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
+from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError, check_least
-from src.engine.system.hardware import available_memory, cores_per_process
-from src.vision.image_files import Batch, DecodedImages, ImageFiles, central_box, decoded_sizes, resized, rgb
+from src.vision.image_files import (
+    Batch,
+    DecodedImages,
+    ImageFiles,
+    available_memory,
+    central_box,
+    content_keys,
+    decoded_sizes,
+    resized,
+    restored_ranges,
+    rgb,
+)
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

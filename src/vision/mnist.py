@@ -18,13 +18,15 @@ from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
 from src import ROOT
+from src.engine.data.batched import BatchDataset, BatchedDataModule
 from src.engine.data.download import DownloadError, downloading, locked_folder
+from src.engine.data.folds import check_fold
 from src.engine.data.labels import report_classes
-from src.engine.data.loading import BatchDataset, BatchedDataModule, announce
+from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise
-from src.engine.data.split import SPLIT_SEED, check_fold, with_fold
+from src.engine.data.split import SPLIT_SEED, check_fraction, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
-from src.engine.system.errors import InputError, check_fraction, check_least
+from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 from src.vision.digits import digit_pixels, light_ink
 

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from matplotlib.text import Text
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.engine.deploy.exporting import export
 from src.engine.deploy.predicting import predict
+from src.tasks.multi_label_classifier import label_curves
+from src.tasks.regression_metrics import regression_figures
+from src.tasks.sequence_labeler import sequence_figure
 from tests import toy
 from tests.conftest import Run, program
 from tests.contract import check_prepare
 from tests.engine.deploy.served import of
 from tests.engine.runs.processes import DDP, metrics, run_in, spy
 from tests.engine.runs.stops import differences_after_stops
+from tests.engine.tensorboard.toys import drawn
 from tests.tasks import kinds
 
 Train = Callable[..., Run]
@@ -147,3 +153,13 @@ def test_two_processes_score_all_inputs_or_say_why_not(train: Train, tmp_path: P
     assert few.returncode == 2
     assert "a process has no input that can be used: give more inputs, or --devices 1" in few.stderr
     assert not list(tmp_path.glob("few*"))
+
+
+def test_dollar_signs_are_drawn_in_the_figures_of_every_task() -> None:
+    label = ["$x$"]
+    numbers = regression_figures([{"target": torch.ones(1), "preds": torch.ones(1)}] * 2, label)
+    curves = label_curves(torch.ones(3, 1, 2, 2), label)
+    places = sequence_figure([{"target": torch.zeros(4).long(), "preds": torch.zeros(4).long()}], label)
+    for figure in (*numbers.values(), *curves.values(), places):
+        figure.canvas.draw()
+        assert any("$x$" in text for text in drawn(figure.findobj(Text)))

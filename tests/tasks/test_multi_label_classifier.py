@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multilabel_precision_recall_curve
 
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import label_curves
-from src.tasks.multi_label_classifier import MultiLabelClassifier
+from src.tasks.multi_label_classifier import MultiLabelClassifier, label_curves
 from tests.conftest import trainer
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import regression_figures
-from src.tasks.regression_metrics import mean_and_std
+from src.tasks.regression_metrics import mean_and_std, regression_figures
 from src.tasks.regressor import Regressor
 from tests.conftest import trainer
 

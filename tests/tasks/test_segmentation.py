@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import mask_figure
-from src.tasks.segmentation import DiceLoss, SegmentationTask
+from src.tasks.segmentation import DiceLoss, SegmentationTask, mask_figure
 from tests.conftest import trainer
 
 GENERATOR = torch.Generator().manual_seed(0)

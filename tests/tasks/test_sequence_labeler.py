@@ -9,8 +9,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from src.engine.tensorboard.figures import sequence_figure
-from src.tasks.sequence_labeler import SequenceLabeler
+from src.tasks.sequence_labeler import SequenceLabeler, sequence_figure
 from tests.conftest import trainer
 
 

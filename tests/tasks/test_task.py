@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.cli.cli import StarterCLI
+from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import Sample
 from src.engine.tensorboard.task_pictures import TaskPictures
 from src.engine.training import deferred_metrics
 from src.tasks.task import Task

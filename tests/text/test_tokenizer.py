@@ -15,8 +15,8 @@ from src.text.tokenizer import (
     check_tokens,
     restore_tokenizer,
     train_bpe,
-    train_words,
 )
+from src.text.words import train_words
 from tests.text.helpers import WORDS
 
 ALL = "".join(chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)

@@ -22,9 +22,8 @@ from src.engine.data.loading import Indices
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.figures import box_figure
 from src.engine.tensorboard.task_pictures import TaskPictures
-from src.vision.detection import DetectionTask
+from src.vision.detection import DetectionTask, box_figure
 from src.vision.digit_scenes import DigitScenesDataModule
 from src.vision.digits import INVERTED
 from tests.conftest import Run, fit, once, program, trainer
@@ -33,6 +32,7 @@ from tests.engine.deploy.exports import example, written
 from tests.engine.deploy.served import Service, browser, service
 from tests.engine.runs.processes import DDP, metrics, run_in
 from tests.engine.runs.stops import differences_after_stops
+from tests.engine.tensorboard.toys import drawn
 from tests.vision.fixed import Fixed
 
 Train = Callable[..., Run]
@@ -172,9 +172,9 @@ def test_the_figure_shows_true_and_predicted_boxes() -> None:
             "preds": torch.tensor([[0.2, 0.1, 0.5, 0.5, 0.9, 1.0]]),
         }
     ]
-    (axes,) = box_figure(samples, ["a", "b"]).axes
+    (axes,) = box_figure(samples, ["a", "$b$"]).axes
     assert [one.get_x() for one in axes.patches] == pytest.approx([0.1, 0.2])
-    assert [one.get_text() for one in axes.texts] == ["b", "b 0.90"]
+    assert drawn(axes.texts) == ["$b$", "$b$ 0.90"]
 
 
 @pytest.mark.slow

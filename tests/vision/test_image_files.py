@@ -1,5 +1,6 @@
 """Image files: as small as is enough, the same pixels everywhere, and a cache."""
 
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,8 +13,15 @@ from PIL import Image
 from src.engine.data.images import Shrink, read_image, reader
 from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
-from src.vision import image_folder
-from src.vision.image_files import ImageFiles, central_box, random_box
+from src.vision import image_files, image_folder
+from src.vision.image_files import (
+    ImageFiles,
+    available_memory,
+    central_box,
+    content_keys,
+    random_box,
+    restored_ranges,
+)
 from tests.conftest import picture
 from tests.vision.test_image_folder import ready
 
@@ -157,3 +165,35 @@ def test_images_that_do_not_fit_are_not_cached(
         "--data.cache: decoded images take 0 MB of memory, of 0 MB that are free, which is more than half: they are"
         in ("\n".join(messages))
     )
+
+
+@pytest.mark.parametrize(
+    "state", [3, "text", {"float": 1}, {"float": (1, 1)}, {"float": ("a", 1)}, {"float": (0, np.inf)}]
+)
+def test_ranges_of_a_checkpoint_are_checked(state: Any) -> None:
+    with pytest.raises(InputError, match="its value_ranges are "):
+        restored_ranges(state)
+    assert restored_ranges({"float": [0, 1.5]}) == {"float": (0, 1.5)}
+
+
+def test_files_with_the_same_content_have_the_same_key(tmp_path: Path) -> None:
+    paths = [tmp_path / str(number) for number in range(5)]
+    for path, content in zip(paths, (b"abc", b"abc", b"abd", b"longer", b"longer still"), strict=True):
+        path.write_bytes(content)
+    keys = content_keys(paths)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
+    assert keys[3:] == [6, 12]  # not read, since no other file has their size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_free_memory_is_no_more_than_a_container_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(image_files, "CONTAINER_MEMORY", ((str(limit), str(used)),))
+    whole = available_memory()
+    used.write_text("300\n")
+    for text, expected in (("1000\n", 700), ("200\n", 0)):
+        limit.write_text(text)
+        assert available_memory() == expected
+    limit.write_text("max\n")
+    assert available_memory() > whole / 2 > 0

@@ -60,11 +60,6 @@ def file_error(path: Path, problem: Exception, prefix: str = "") -> str:
     return f"{prefix}{detail[:200] or type(problem).__name__}"
 
 
-def suffix_of(path: Path) -> str:
-    """The suffix of a file's name in lower case, without .gz."""
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
-
-
 def open_utf8(path: Path) -> BinaryIO:
     """A text file, opened after its byte order mark if there is one; .gz is unpacked. InputError if it is UTF-16."""
     file = _unpacked(path)

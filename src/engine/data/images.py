@@ -1,10 +1,7 @@
 """Finds image files, and reads those of any mode and depth."""
 
-import hashlib
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,6 @@ import numpy as np
 from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from src.engine.data.files import file_error
-from src.engine.system.errors import InputError
 
 UNREADABLE = (Exception,)  # damaged files make PIL raise errors of almost any kind
 SIZE = "original size"  # in the info of an image
@@ -77,17 +73,6 @@ def usual_range(kind: str, low: float, high: float) -> tuple[float, float]:
         return low, max(high, low + 1)
     whites = (1, 255) if kind == "float" else WHITES
     return 0.0, float(next((white for white in whites if high <= white), high))
-
-
-def restored_ranges(state: Any) -> Ranges:
-    """The ranges in a checkpoint; raises InputError if they are not valid."""
-    try:
-        ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
-    except (TypeError, ValueError) as error:
-        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of numbers") from error
-    if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
-        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of finite numbers, black below white")
-    return ranges
 
 
 class Shrink(NamedTuple):
@@ -196,21 +181,6 @@ def read_mask(path: Path) -> Image.Image:
     if values.ndim != 2:
         raise ValueError(f"it has {values.shape[2]} channels; a mask has one, of class numbers")
     return Image.fromarray(values.astype(np.int32))
-
-
-def content_keys(files: Sequence[Path]) -> list[Any]:
-    """A key for each file, equal for files with the same content; only files of equal size are read."""
-    sizes = [file.stat().st_size for file in files]
-    counts = Counter(sizes)
-
-    def key(file: Path, size: int) -> Any:
-        if counts[size] == 1:
-            return size
-        with file.open("rb") as opened:
-            return size, hashlib.file_digest(opened, "sha256").digest()
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(key, files, sizes))
 
 
 def flatten(image: Image.Image) -> Image.Image:

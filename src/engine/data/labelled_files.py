@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
+from src.engine.data.batched import BatchedDataModule
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, is_hidden, skipped_line
+from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
-from src.engine.data.loading import BatchedDataModule, announce
+from src.engine.data.loading import announce
 from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
-from src.engine.data.tables import read_table
-from src.engine.system.addresses import local_path, local_paths
+from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
 T = TypeVar("T")

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def normalise(pixels: Tensor, mean: Tensor | float, std: Tensor | float) -> Tensor:
@@ -23,18 +23,3 @@ def pixel_statistics(data: Any) -> tuple[Tensor, Tensor]:
     values = (getattr(data, "pixel_mean", (0.0,)), getattr(data, "pixel_std", (1.0,)))
     mean, std = (torch.tensor(one).view(-1, 1, 1) for one in values)
     return mean, std
-
-
-class Normalise(nn.Module):
-    """Normalises pixels as a DataModule does: (B, C, H, W) of 0 to 255, uint8 or float -> float."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, data: Any) -> None:
-        super().__init__()
-        for name, value in zip(("mean", "std"), pixel_statistics(data), strict=True):
-            self.register_buffer(name, value, persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return normalise(pixels, self.mean, self.std)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from src.engine.data.loading import announce
-from src.engine.system.errors import InputError, check_least
+from src.engine.system.errors import InputError
 
 PARTS = {"train": "training", "val": "validation", "test": "test"}  # names of the parts, in code and in messages
 # Not the run's seed: the split is the same in every run.
@@ -101,18 +101,6 @@ def _plain(values: Any) -> Sequence[Any]:
     return values.tolist() if isinstance(values, Tensor) else values
 
 
-def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:
-    """Number of characters in each part of a text, in their order; with a fold, `after` is for training too."""
-    development = characters * 9 // 10
-    if fold is not None:
-        start, end = development * (fold - 1) // folds, development * fold // folds
-        parts = {"train": start, "val": end - start, "after": development - end}
-    else:
-        train = development * 9 // 10
-        parts = {"train": train, "val": development - train}
-    return {**parts, "test": characters - development}
-
-
 def fold_samples(
     parts: dict[str, list[Any]],
     fold: int | None,
@@ -128,13 +116,6 @@ def fold_samples(
     folded = with_fold(usual, [label(one) for one in pool], fold, folds, [key(one) for one in pool])
     train, val = ([pool[index] for index in own] for own in folded)
     return {**parts, "train": train, "val": val}
-
-
-def check_fold(fold: int | None, folds: int) -> None:
-    """Raise InputError if there is no such fold."""
-    check_least(2, folds=folds)
-    if fold is not None and not 1 <= fold <= folds:
-        raise InputError(f"fold {fold} is out of range: give 1 to {folds}, or more --data.folds")
 
 
 def check_shares(val_share: float, test_share: float) -> None:
@@ -170,3 +151,10 @@ def report_duplicates(parts: Mapping[str, Sequence[Any]], kind: str, name: Calla
                 found.setdefault(earlier, []).append(shown if shown == same else f"{shown}, the same as {same}")
         for earlier, examples in found.items():
             announce(f"{len(examples):,} {PARTS[part]} {kind} are also {PARTS[earlier]} {kind}, such as {examples[0]}")
+
+
+def check_fraction(**given: float) -> None:
+    """Raise InputError if a share is below 0, or not below 1."""
+    for name, value in given.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} {value} is out of range: give a share of at least 0 and below 1")

@@ -5,111 +5,23 @@ Rows count from 1, without the header and empty lines.
 
 import json
 import re
-import sys
 import zlib
-from array import array
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from src.engine.data.files import not_utf8, open_utf8, suffix_of
+from src.engine.data.files import not_utf8, open_utf8
 from src.engine.data.loading import announce
-from src.engine.data.texts import Texts
-from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
-Row = tuple[str, str]  # text or path, and label
-Columns = tuple[Texts, list[str]]  # the same by column
 Batch = tuple[Any, ...]  # the values of some rows: for each column an Arrow array, or a list
 
-HEAD_BYTES = 2**20  # block size for the names of the columns
 STREAM_BYTES = 2**24  # block size when streaming a table; a row must fit into a block
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 UNREADABLE = (ValueError, EOFError, zlib.error)  # what Python raises for a file of another format or an incomplete one
-OPTIONS = ("text_column", "label_column")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
-
-
-def read_table(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> list[Row]:
-    """Texts and labels from a .csv, .tsv, .jsonl or .parquet file.
-
-    Args:
-        path: the file, or its address.
-        text_column: column of texts, or of paths.
-        label_column: column of labels.
-        options: the options that set these columns, for error messages.
-
-    Raises:
-        InputError: the file is missing or has another format, a column is missing, or a text or label is empty.
-    """
-    return list(zip(*read_columns(path, text_column, label_column, options), strict=True))
-
-
-def read_columns(path: str, text_column: str, label_column: str, options: Sequence[str] = OPTIONS) -> Columns:
-    """`read_table` as two columns, in little more memory than the size of the file."""
-    import pyarrow as pa
-
-    file = local_path(path)
-    if not file.is_file():
-        is_folder = " is a folder: give a .csv, .tsv, .jsonl or .parquet file"
-        raise InputError(f"{path}{is_folder if file.is_dir() else ': no such file'}")
-    wanted = (text_column, label_column), [f"--data.{option}" for option in options]
-    largest = 2**31 - 1  # bytes; a compressed file may hold more than its size
-    whole = largest if file.suffix == ".gz" else min(max(file.stat().st_size + 1, HEAD_BYTES), largest)
-    for block_size in (HEAD_BYTES, STREAM_BYTES, whole):
-        try:
-            texts, labels = _columns(path, _batches(file, *wanted, block_size), wanted[0])
-            break
-        except InputError as error:
-            if "straddling" not in str(error) or block_size > STREAM_BYTES:
-                raise  # else a row is longer than a block
-    pa.default_memory_pool().release_unused()
-    if not labels:
-        raise InputError(f"{path} has no rows")
-    return texts, labels
-
-
-def _columns(path: str, batches: Iterator[Batch], names: Sequence[str]) -> Columns:
-    data, lengths, labels = bytearray(), array("q"), list[str]()
-    for batch in batches:
-        if _add_strings(batch, data, lengths, labels):
-            continue
-        for text, label in _rows(batch):
-            row = len(labels) + 1
-            for value, column in zip((text, label), names, strict=True):
-                if value is None or value != value or not str(value).strip():
-                    raise InputError(f"{path}, row {row}: column {column} is empty; fill it or remove the row")
-                if isinstance(value, list | dict | bytes):
-                    raise InputError(f"{path}, row {row}: column {column} is {str(value)[:40]}, not text or a number")
-            encoded = str(text).encode()
-            data += encoded
-            lengths.append(len(encoded))
-            labels.append(sys.intern(str(label).strip()))
-    return Texts(data, np.frombuffer(lengths, np.int64)), labels
-
-
-def _add_strings(batch: Batch, data: bytearray, lengths: "array[int]", labels: list[str]) -> bool:
-    """Add the rows of a batch without making strings of them; false if one is empty, or a column is not of strings."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    strings = {pa.string(): np.int32, pa.large_string(): np.int64}
-    if any(isinstance(one, list) or one.type not in strings or one.null_count or not len(one) for one in batch):
-        return False
-    texts, coded = batch[0], batch[1].dictionary_encode()
-    found = [sys.intern(name.strip()) for name in coded.dictionary.to_pylist()]
-    _, offsets, characters = texts.buffers()
-    ends = np.frombuffer(offsets, strings[texts.type])[texts.offset :][: len(texts) + 1].astype(np.int64)
-    if not all(found) or not np.diff(ends).all() or compute.any(compute.utf8_is_space(texts)).as_py():
-        return False
-    data += memoryview(characters)[ends[0] : ends[-1]]
-    lengths.frombytes(np.diff(ends).tobytes())
-    labels += map(found.__getitem__, coded.indices.to_pylist())
-    return True
 
 
 def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, ...]]:
@@ -119,15 +31,15 @@ def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, .
         path: the table.
         columns: their names, and what an error says to give if one is missing.
     """
-    for batch in _batches(path, list(columns), list(columns.values()), STREAM_BYTES):
-        yield from _rows(batch)
+    for batch in read_batches(path, list(columns), list(columns.values()), STREAM_BYTES):
+        yield from rows_of(batch)
 
 
-def _rows(batch: Batch) -> Iterator[tuple[Any, ...]]:
+def rows_of(batch: Batch) -> Iterator[tuple[Any, ...]]:
     return zip(*(one if isinstance(one, list) else one.to_pylist() for one in batch), strict=True)
 
 
-def _batches(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[Batch]:
+def read_batches(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[Batch]:
     """The values of columns, in batches of rows; `options` say what to give if one is missing."""
     import pyarrow as pa
 
@@ -245,3 +157,8 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"row {number}: {error}") from error
             yield row
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix of a file's name in lower case, without .gz."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()

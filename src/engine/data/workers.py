@@ -2,8 +2,8 @@
 
 from typing import Any, Literal
 
+from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError
-from src.engine.system.hardware import cores_per_process
 
 NumWorkers = int | Literal["auto"]
 

@@ -27,7 +27,9 @@ def export(args: list[str]) -> None:
     options, output = _parse(args)
     for (name, _, _), export_checkpoint in zip(hooks("EXPORT_FORMAT"), hooks("export_checkpoint"), strict=True):
         if options.format == name:
-            export_checkpoint(options.ckpt_path, output)
+            from src.engine.deploy.rebuild import find_checkpoint  # lazy import: keeps --help fast
+
+            export_checkpoint(find_checkpoint(options.ckpt_path)[0], output)
             return
     from src.engine.deploy import formats
     from src.engine.deploy.inference import Inference

@@ -15,9 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src.engine.data.loading import IGNORED
-from src.engine.data.pixels import Normalise
-from src.engine.deploy.prepare import Inputs, kind_of, prepare_inputs
-from src.engine.deploy.rebuild import build, load_model
+from src.engine.deploy.prepare import Inputs, Normalise, kind_of, prepare_inputs
+from src.engine.deploy.rebuild import build, find_checkpoint, load_model
 from src.engine.runs.checkpoint import (
     checkpoint_errors,
     model_arguments,
@@ -26,7 +25,6 @@ from src.engine.runs.checkpoint import (
     restore_data,
     run_configuration,
 )
-from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import PATHS, Trust, names_in
 from src.engine.system.batches import gathered, labels_of
 from src.engine.system.classes import Tree, import_class, nearest, parameters_of

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, open_utf8, suffix_of
+from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, open_utf8
 from src.engine.data.images import (
     UNREADABLE,
     image_error,
@@ -23,7 +23,7 @@ from src.engine.data.images import (
     read_mask,
 )
 from src.engine.data.loading import START_METHOD, ResumableLoader, already_a_batch, init_worker
-from src.engine.data.tables import TABLES, stream_columns
+from src.engine.data.tables import TABLES, stream_columns, suffix_of
 from src.engine.deploy.prepare import LARGEST
 from src.engine.system.errors import InputError, SampleError
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from src.engine.data.loading import IGNORED
+from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.batches import labels_of
 from src.engine.system.errors import GUIDE, InputError
 
@@ -125,3 +126,18 @@ def _true_number(value: Any) -> float:
     if abs(number) > LARGEST:
         raise OverflowError(f"{value!r:.80} is beyond {LARGEST:.1e}")
     return number
+
+
+class Normalise(nn.Module):
+    """Normalises pixels as a DataModule does: (B, C, H, W) of 0 to 255, uint8 or float -> float."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, data: Any) -> None:
+        super().__init__()
+        for name, value in zip(("mean", "std"), pixel_statistics(data), strict=True):
+            self.register_buffer(name, value, persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels, self.mean, self.std)

@@ -1,11 +1,13 @@
 """Reads and checks requests to the service."""
 
 import asyncio
+import ctypes
 import hmac
 import io
 import json
 import math
 import re
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +23,6 @@ from src.engine.data.images import original_size, reader
 from src.engine.deploy.batcher import Threads
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.prepare import LARGEST, prepare_inputs
-from src.engine.system.hardware import return_freed_memory
 
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
 LARGE_PIXELS = 2**20  # larger images, and larger bodies, are decoded one at a time: an image can take 1 GB
@@ -252,3 +253,9 @@ async def _form_file(content_type: str, body: bytearray | bytes) -> bytes:
     except (MultiPartException, KeyError, ValueError) as error:
         raise HTTPException(422, "the form cannot be read: send a form with one file") from error
     raise HTTPException(422, "the form is empty: send a form with one file")
+
+
+def return_freed_memory() -> None:
+    """Make glibc return freed memory to the system; does nothing with another C library."""
+    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
+        c_library.malloc_trim(0)

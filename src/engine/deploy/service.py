@@ -31,7 +31,7 @@ from src.engine.deploy.connections import Guard, Server, connection_limit, conne
 from src.engine.deploy.inference import NOT_FINITE, Inference, is_finite, mask_image
 from src.engine.deploy.requests import BODY_SECONDS, RequestReader
 from src.engine.system.errors import InputError
-from src.engine.system.hardware import check_accelerator, choose_precision, device_of
+from src.engine.system.hardware import check_accelerator, choose_precision
 
 PAGE = Path(__file__).with_name("page.html")
 GENERATING = 8  # texts at the same time
@@ -234,3 +234,9 @@ def run_service(options: argparse.Namespace) -> None:
         gc.unfreeze()
         if service.longest():  # Python would wait for the thread
             os._exit(0)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The torch device of an available accelerator."""
+    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
+    return found or torch.device("cpu")

@@ -50,16 +50,14 @@ def _is_own(strategy: Any) -> bool:
     return isinstance(strategy, FSDP2Strategy)
 
 
-def export_checkpoint(given: str, output: Path) -> None:
+def export_checkpoint(folder: Path, output: Path) -> None:
     """Write a sharded checkpoint as a single file, as a run in one process would write it."""
     from src.engine.runs.checkpoint import write_checkpoint
-    from src.engine.runs.runs import find_checkpoint
 
-    folder, _ = find_checkpoint(given)
     shards = shard_reader(folder)
     if shards is None:
-        raise InputError(f"--ckpt_path {given} is not a sharded checkpoint: give a folder of shards")
+        raise InputError(f"--ckpt_path {folder} is not a sharded checkpoint: give a folder of shards")
     if problem := shards.shard_damage(folder):
-        raise InputError(f"--ckpt_path {given} is damaged ({problem}); give another one")
+        raise InputError(f"--ckpt_path {folder} is damaged ({problem}); give another one")
     write_checkpoint(shards.read_whole(folder), output)
     print(f"written {output}")

@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 
-from src.engine.system.classes import flat
+from src.engine.system.settings import flat
 from src.engine.tensorboard.writers import writers
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")

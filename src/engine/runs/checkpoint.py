@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 import yaml
@@ -19,8 +19,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from src.engine.runs.safe_content import refuse_unloadable
 from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
 from src.engine.system.batches import plain_labels
 from src.engine.system.classes import Tree, differences, parameters_of
@@ -59,15 +59,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         InputError: the checkpoint holds something that could not be loaded again.
         UnwritableError: the checkpoint cannot be written; an older file of that name stays unchanged.
     """
-    refuse_unloadable(checkpoint)
     temporary = path.parent / f".{path.name}-{os.getpid()}"
     try:
         # Do not recreate `checkpoints` if the run has been deleted in the meantime.
         path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
             left.unlink()
-        with temporary.open("xb") as file:  # not by tempfile, which overrides the user's umask
-            torch.save(checkpoint, file)
+        with temporary.open("x+b") as file:  # not by tempfile, which overrides the user's umask
+            save_plain(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -79,6 +78,25 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         if not isinstance(error, OSError | RuntimeError) or system_error(error) is None:
             raise
         raise unwritable(path, size_of(checkpoint), error) from error
+
+
+def save_plain(content: Any, file: BinaryIO) -> None:
+    """Save what `torch.load` reads with `weights_only=True`.
+
+    Raises:
+        InputError: the content is not that; something may be in the file.
+    """
+    try:
+        torch.save(content, file)
+        file.seek(0)
+        found = ", ".join(sorted(get_unsafe_globals_in_checkpoint(file)))
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        found = str(error)
+    if found:
+        raise InputError(
+            f"the checkpoint cannot be loaded safely ({found}): save only numbers, text, tensors, and lists and dicts"
+            " of them; earlier checkpoints are unchanged"
+        )
 
 
 def system_error(error: BaseException) -> OSError | None:

@@ -1,7 +1,9 @@
 """Shards weights, gradients and optimizer state across all devices."""
 
 import inspect
+import io
 import shutil
+from collections import OrderedDict
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint as recompute
 
-from src.engine.runs.checkpoint import size_of, system_error, unwritable
-from src.engine.runs.safe_content import refuse_unloadable
+from src.engine.runs.checkpoint import save_plain, size_of, system_error, unwritable
 from src.engine.runs.sharded import REST, SafePlanner, SafeReader, read_index, replace_folder, write_checksums
 from src.engine.system.errors import InputError, UnwritableError
 
@@ -84,7 +85,9 @@ class FSDP2Strategy(ModelParallelStrategy):
             register_fsdp_forward_method(root, name)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        refuse_unloadable(checkpoint)
+        # What becomes shards may hold more than tensors too; those would take much memory here.
+        shards = {name: _without_tensors(checkpoint.get(name)) for name in ("state_dict", "optimizer_states")}
+        save_plain({**checkpoint, **shards}, io.BytesIO())
         path = Path(self.broadcast(filepath))
         new = path.with_name(f".{path.name}-new")
         if self.global_rank == 0:
@@ -131,6 +134,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         for number, optimizer in optimizers.items():
             set_optimizer_state_dict(self.model, optimizer, state[f"optimizer_{number}"])
         return torch.load(path / REST, map_location="cpu", weights_only=True)
+
+
+def _without_tensors(value: Any) -> Any:
+    """What a tree holds besides tensors, also in the attributes of a state dict."""
+    if type(value) in (dict, OrderedDict):
+        return [{name: _without_tensors(one) for name, one in value.items()}, getattr(value, "__dict__", None)]
+    if type(value) in (list, tuple):
+        return [_without_tensors(one) for one in value]
+    return None if isinstance(value, torch.Tensor) else value
 
 
 def root_of(model: LightningModule) -> nn.Module:

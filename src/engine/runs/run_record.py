@@ -258,7 +258,8 @@ def _without_hint(text: str) -> str:
 def describe_environment() -> str:
     """Python, command, git commit, hardware and all installed packages, one per line."""
     # A run on the CPU does not start CUDA: it takes memory, and fails with an old driver.
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() * torch.cuda.is_initialized())]
+    count = torch.cuda.device_count() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+    gpus = [torch.cuda.get_device_name(i) for i in range(count)]
     capabilities = torch.backends.cpu.get_cpu_capability()
     lines = [
         f"python {platform.python_version()} on {platform.platform()}",

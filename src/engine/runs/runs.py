@@ -9,10 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from src import ROOT
 from src.engine.runs.checkpoint import best_states, configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
-from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -114,20 +112,6 @@ def checkpoint_of(folder: Path, which: str) -> Path:
         have = ", ".join(sorted(other.name for other in found)) or "none"
         raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give a path to --ckpt_path")
     return path
-
-
-def find_checkpoint(given: str) -> tuple[Path, Path | None]:
-    """The path of a checkpoint, and the folder of its run if it is one of the user's own, which are in `logs/`.
-
-    Raises:
-        InputError: there is no run with that checkpoint.
-    """
-    if given not in ("best", "last"):
-        path = local_path(given)
-        run = run_of(path)
-        return path, run if run and run.resolve().is_relative_to((ROOT / "logs").resolve()) else None
-    folder = newest_run(ROOT / "logs")
-    return checkpoint_of(folder, given), folder
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
+from src.engine.system.settings import flat
 
 MAX_POINTS = 2000  # of a curve
 

@@ -10,6 +10,7 @@ import threading
 import time
 
 from src.engine.cli.command import check_minimum, command_parser, parse_words, require
+from src.engine.system.cores import JOBS, usable_cores
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted, Interruption
 
@@ -41,7 +42,6 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
     from src.engine.search.search import open_search, print_progress
     from src.engine.search.search_report import finish
-    from src.engine.system.hardware import JOBS, usable_cores
 
     search = open_search(options)
     threads = str(max(1, usable_cores() // options.jobs))

@@ -1,7 +1,6 @@
 """Addresses such as s3:// and https://, whose files and runs the engine's part `remote` copies."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,6 @@ def local_path(given: str | Path) -> Path:
         InputError: the address cannot be read.
     """
     return at_address(hooks("copy_of"), given)(str(given)) if is_address(given) else Path(given).expanduser()
-
-
-def local_paths(names: Sequence[str], table: str) -> list[Path]:
-    """The paths of files that a table names, relative to the table or as addresses; those at addresses are copied.
-
-    Raises:
-        InputError: a file cannot be read.
-    """
-    found: list[Path] = [Path(table).expanduser().parent / name for name in names]
-    address = next(filter(is_address, (table, *names)), None)
-    return at_address(hooks("copies_of"), address)(names, table) if address else found
 
 
 def local_root(root: Path | str | None) -> Path:

@@ -62,24 +62,6 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(value, key)
 
 
-def flat(node: Any, name: str = "") -> dict[str, Any]:
-    """The settings of a configuration by option name, such as `model.net.width`; a class is its name."""
-    if isinstance(node, list) and node and all(is_class(one) for one in node):
-        found = {name: ", ".join(map(short, node))}
-        for one in node:
-            found |= {
-                key: value for key, value in flat(one, f"{name}.{short(one)}").items() if "." in key[len(name) + 1 :]
-            }
-        return found
-    if not isinstance(node, dict) or not node:
-        return {name: node}
-    found = {name: short(node)} if is_class(node) else {}
-    children = {**(node.get("init_args") or {}), **(node.get("dict_kwargs") or {})} if is_class(node) else node
-    for key, value in children.items():
-        found |= flat(value, f"{name}.{key}".lstrip("."))
-    return found
-
-
 def is_class(node: Any) -> bool:
     """Whether a setting names a class."""
     return isinstance(node, dict) and isinstance(node.get("class_path"), str)

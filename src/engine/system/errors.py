@@ -39,13 +39,6 @@ def check_least(least: float, **given: float) -> None:
             raise InputError(f"{name} {value} is too small: give at least {least}")
 
 
-def check_fraction(**given: float) -> None:
-    """Raise InputError if a share is below 0, or not below 1."""
-    for name, value in given.items():
-        if not 0 <= value < 1:
-            raise InputError(f"{name} {value} is out of range: give a share of at least 0 and below 1")
-
-
 def cause_of(error: BaseException) -> BaseException:
     """The original error: jsonargparse wraps errors of constructors."""
     cause = error

@@ -4,7 +4,6 @@ import ctypes
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,15 +15,6 @@ from src.engine.system.errors import InputError
 
 # Names in torch of the CPU capabilities that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-
-# Environment variable: the number of searching processes that share this machine.
-JOBS = "LIGHTNING_STARTER_JOBS"
-
-# Files of Linux with a container's limit and use of memory, for both versions of control groups.
-CONTAINER_MEMORY = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -68,42 +58,6 @@ def keep_freed_memory() -> None:
         c_library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def return_freed_memory() -> None:
-    """Make glibc return freed memory to the system; does nothing with another C library."""
-    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
-        c_library.malloc_trim(0)
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cores_per_process(trainer: Any) -> int:
-    """The cores of this process of a Trainer (or None), one of several on this machine."""
-    cores = usable_cores()
-    of_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    is_task = trainer is not None and os.environ.get("SLURM_NTASKS") == str(trainer.world_size)
-    if is_task and of_task.isdigit() and cores <= int(of_task):
-        return cores  # SLURM has bound each process to cores of its own
-    processes = trainer.world_size // trainer.num_nodes if trainer else 1
-    return max(1, cores // max(1, processes * int(os.environ.get(JOBS, "1"))))
-
-
-def available_memory() -> int:
-    """Bytes that programs can still take, or that the container's limit leaves; 0 if the system does not say."""
-    memory = Path("/proc/meminfo")
-    if not memory.is_file():
-        return 0
-    found = int(memory.read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) * 1024
-    for limit, used in CONTAINER_MEMORY:
-        try:
-            found = min(found, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return found
-
-
 def check_accelerator(given: Any) -> None:
     """Raise InputError if this machine does not have the accelerator."""
     registry = AcceleratorRegistry
@@ -120,12 +74,6 @@ def check_accelerator(given: Any) -> None:
             f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
             f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}"
         )
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The torch device of an available accelerator."""
-    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
-    return found or torch.device("cpu")
 
 
 def check_strategy(given: Any) -> None:

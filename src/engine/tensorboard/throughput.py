@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from src.engine.system.batches import batch_size
+from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError
-from src.engine.system.hardware import cores_per_process
 
 MAX_WAIT = 0.2  # share of the time that training may wait for data without advice
 MIN_SECONDS = 20.0  # of training before advice: in a short run, starting up takes most of the time

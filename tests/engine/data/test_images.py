@@ -10,13 +10,10 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 from src.engine.data.files import IMG_EXTENSIONS, find_files, skipped_line
 from src.engine.data.images import (
-    content_keys,
     image_error,
     original_size,
     read_image,
-    restored_ranges,
 )
-from src.engine.system.errors import InputError
 from tests.conftest import picture
 
 COLOUR = (200, 40, 90)
@@ -106,15 +103,6 @@ def test_a_range_given_for_a_kind_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [3, "text", {"float": 1}, {"float": (1, 1)}, {"float": ("a", 1)}, {"float": (0, np.inf)}]
-)
-def test_ranges_of_a_checkpoint_are_checked(state: Any) -> None:
-    with pytest.raises(InputError, match="its value_ranges are "):
-        restored_ranges(state)
-    assert restored_ranges({"float": [0, 1.5]}) == {"float": (0, 1.5)}
-
-
-@pytest.mark.parametrize(
     ("mode", "value", "tags", "pixel"),
     [
         ("I;16", 100, {TiffImagePlugin.SAMPLEFORMAT: 1, 281: 400}, 25),  # MaxSampleValue
@@ -179,16 +167,6 @@ def test_links_are_followed_loops_are_not_and_what_is_skipped_is_counted(tmp_pat
     assert skipped_line(skipped, "images") == (
         "Skipped files that are not images: 1 .gif, 2 broken links, 2 looping links, 1 notes"
     )
-
-
-def test_files_with_the_same_content_have_the_same_key(tmp_path: Path) -> None:
-    paths = [tmp_path / str(number) for number in range(5)]
-    for path, content in zip(paths, (b"abc", b"abc", b"abd", b"longer", b"longer still"), strict=True):
-        path.write_bytes(content)
-    keys = content_keys(paths)
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 4
-    assert keys[3:] == [6, 12]  # not read, since no other file has their size
 
 
 def test_an_error_of_an_image_is_one_reason(tmp_path: Path) -> None:

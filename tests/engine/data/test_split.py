@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from src.engine.data.split import check_fold, split_sizes, stratified_split, with_fold
+from src.engine.data.folds import check_fold
+from src.engine.data.split import stratified_split, with_fold
 from src.engine.system.errors import InputError
 from tests.contract import check_folds
 
@@ -54,20 +55,6 @@ def test_wrong_folds_are_one_line() -> None:
         check_fold(6, 5)
     with pytest.raises(InputError, match="2 different samples are too few for 3 folds"):
         with_fold([[0, 1, 2], [3], [4]], [0] * 5, 1, 3, keys=["a", "a", "b", "b", "c"])
-
-
-def test_the_folds_of_a_text_are_pieces_of_its_first_nine_tenths() -> None:
-    for folds in (2, 5):
-        ends = []
-        for fold in range(1, folds + 1):
-            sizes = split_sizes(1003, fold, folds)
-            assert list(sizes) == ["train", "val", "after", "test"]
-            assert sum(sizes.values()) == 1003
-            assert sizes["test"] == split_sizes(1003)["test"]
-            ends += [sizes["train"], sizes["train"] + sizes["val"]]
-        assert ends[0] == 0
-        assert ends[1:-1:2] == ends[2::2]  # each begins where the last one ends
-        assert ends[-1] == 902
 
 
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array])

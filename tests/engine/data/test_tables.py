@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from src.engine.data import tables
-from src.engine.data.tables import read_table, stream_columns
+from src.engine.data import labelled_tables
+from src.engine.data.labelled_tables import read_table
+from src.engine.data.tables import stream_columns
 from src.engine.system.errors import InputError
 from tests.conftest import write
 
@@ -124,8 +125,8 @@ def test_a_byte_that_is_not_utf8_is_found_in_the_text_of_a_compressed_table(tmp_
 
 
 def test_a_row_longer_than_its_compressed_table_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "HEAD_BYTES", 2**10)
-    monkeypatch.setattr(tables, "STREAM_BYTES", 2**12)
+    monkeypatch.setattr(labelled_tables, "HEAD_BYTES", 2**10)
+    monkeypatch.setattr(labelled_tables, "STREAM_BYTES", 2**12)
     path = tmp_path / "own.csv.gz"
     path.write_bytes(gzip.compress(b"text,label\n" + b"a" * 2**18 + b",1\nb,0\n"))
     assert path.stat().st_size < 2**12

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from src.engine.data.tables import read_columns
+from src.engine.data.labelled_tables import read_columns
 from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError
 from tests.conftest import write

@@ -8,13 +8,13 @@ import torch
 
 from src.engine.data.loading import Batches, batch_loader
 from src.engine.data.workers import check_num_workers, file_workers
-from src.engine.system import hardware
+from src.engine.system import cores as system_cores
 from src.engine.system.errors import InputError
 
 
 def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(device: str, cores: int, processes: int = 1, nodes: int = 1, given: Any = "auto") -> int:
-        monkeypatch.setattr(hardware, "usable_cores", lambda: cores)
+        monkeypatch.setattr(system_cores, "usable_cores", lambda: cores)
         strategy = SimpleNamespace(root_device=torch.device(device))
         return file_workers(given, SimpleNamespace(strategy=strategy, world_size=processes, num_nodes=nodes))
 
@@ -23,7 +23,7 @@ def test_auto_leaves_a_core_to_a_network_on_another_device(monkeypatch: pytest.M
     assert [chosen("cuda", 32, 4), chosen("cuda", 32, 8, nodes=2), chosen("cuda", 8, 16)] == [7, 7, 1]
     assert chosen("cuda", 8, given=3) == 3
     with monkeypatch.context() as patch:
-        patch.setenv(hardware.JOBS, "4")  # of a search
+        patch.setenv(system_cores.JOBS, "4")  # of a search
         assert chosen("cuda", 32) == 7
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
     monkeypatch.setenv("SLURM_NTASKS", "8")  # each has 12 cores of its own, if SLURM binds them

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,14 +21,14 @@ from PIL import Image
 from pyarrow import parquet
 from torch import Tensor, nn
 
+from src.engine.deploy import rebuild
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
-from src.engine.runs import runs
-from src.engine.runs.runs import find_checkpoint
+from src.engine.deploy.rebuild import find_checkpoint
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
-from tests.conftest import picture
+from tests.conftest import Run, picture
 from tests.engine.deploy.conftest import changed
 from tests.engine.deploy.served import TRUSTED, of
 from tests.engine.deploy.toys import ToyTexts
@@ -97,7 +98,7 @@ def test_predict_takes_such_a_value_wherever_the_inputs_are(
 def test_a_checkpoint_of_an_own_run_is_trusted_by_its_path_too(
     run_in_units: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(rebuild, "ROOT", tmp_path)
     path = run_in_units / "checkpoints" / "last.ckpt"
     assert find_checkpoint(str(path)) == find_checkpoint("last") == (path, run_in_units)
     assert Inference(str(path)).data.unit == "km/h"
@@ -249,3 +250,12 @@ def test_a_json_file_and_a_pipe_are_inputs_like_others(toy_texts: str, tmp_path:
         found = [(Path(row["input"]).name, row["label"], row["error"]) for row in csv.DictReader(file)]
     wrong = "a .json file: name it .jsonl if it has one object per line, or give another table"
     assert found == [("table.json", "", wrong), ("pipe:1", "good", ""), ("pipe:2", "bad", "")]
+
+
+@pytest.mark.slow
+def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
+    train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train("fit", "--max_epochs=1", f"--checkpoint.dirpath={tmp_path / 'large' / 'disk'}")
+    monkeypatch.setattr(rebuild, "ROOT", tmp_path)
+    assert find_checkpoint("best") == (tmp_path / "large" / "disk" / "best.ckpt", run.folder)

@@ -10,10 +10,11 @@ from typing import Any
 import fsspec
 import pytest
 
-from src.engine.data.tables import read_table
+from src.engine.data import labelled_tables
+from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.parts import remote
 from src.engine.system import addresses
-from src.engine.system.addresses import is_address, local_path, local_paths
+from src.engine.system.addresses import is_address, local_path
 from src.engine.system.errors import InputError
 from tests.conftest import serving
 
@@ -150,7 +151,8 @@ def test_what_cannot_be_read_is_one_line(folder: Path, root: Path, address: str,
 
 
 def test_a_project_without_this_part_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "hooks", lambda _: [])
+    for module in (addresses, labelled_tables):
+        monkeypatch.setattr(module, "hooks", lambda _: [])
     assert local_paths(["a.png"], "folder/table.csv") == [Path("folder/a.png")]
     for read in (lambda: local_path("s3://bucket/a.csv"), lambda: local_paths(["s3://bucket/a.png"], "table.csv")):
         with pytest.raises(InputError, match=r"^s3://bucket/a\.\w+: this project has no part for addresses: give a"):

@@ -10,9 +10,7 @@ import pytest
 
 from src.engine.cli import config
 from src.engine.cli.resolved_checkpoint import resolve_checkpoint
-from src.engine.runs import runs
 from src.engine.runs.checkpoint import read_checkpoint, run_configuration
-from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
@@ -153,15 +151,6 @@ def test_a_named_folder_must_be_a_run(train: Train, tmp_path: Path) -> None:
         train("fit", f"--run={tmp_path / 'nowhere'}")
     with pytest.raises(InputError, match="has no checkpoint to continue from"):
         train("fit", f"--run={tmp_path}")
-
-
-@pytest.mark.slow
-def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = train("fit", "--max_epochs=1", f"--checkpoint.dirpath={tmp_path / 'large' / 'disk'}")
-    monkeypatch.setattr(runs, "ROOT", tmp_path)
-    assert find_checkpoint("best") == (tmp_path / "large" / "disk" / "best.ckpt", run.folder)
 
 
 def test_a_new_run_from_a_checkpoint_selects_its_best_as_the_old_one_did(train: Train) -> None:

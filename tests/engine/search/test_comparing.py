@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.engine.search import comparing
 from src.engine.search.comparing import compare
-from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
+from src.engine.system.settings import flat
 from tests.conftest import Run, program
 
 Train = Callable[..., Run]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from src.engine.data.split import check_fold, with_fold
+from src.engine.data.folds import check_fold
+from src.engine.data.split import with_fold
 from tests.toy import ToyData, ToyImages, ToyNet
 
 

@@ -15,12 +15,10 @@ import torch
 from jsonargparse import Namespace
 
 from src import ROOT, others_are_busy
-from src.engine.system import hardware
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import (
     M_MMAP_THRESHOLD,
     M_TRIM_THRESHOLD,
-    available_memory,
     check_strategy,
     keep_freed_memory,
 )
@@ -123,19 +121,6 @@ def test_programs_that_need_the_same_cores_are_seen(
     (tmp_path / "loadavg").write_text(f"0.11 1.11 1.54 {ready}/75 16102\n")
     assert others_are_busy(tmp_path / "loadavg") is busy
     assert not others_are_busy(tmp_path / "none")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_free_memory_is_no_more_than_a_container_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(hardware, "CONTAINER_MEMORY", ((str(limit), str(used)),))
-    whole = available_memory()
-    used.write_text("300\n")
-    for text, expected in (("1000\n", 700), ("200\n", 0)):
-        limit.write_text(text)
-        assert available_memory() == expected
-    limit.write_text("max\n")
-    assert available_memory() > whole / 2 > 0
 
 
 def strategy(name: str, **arguments: object) -> Namespace:

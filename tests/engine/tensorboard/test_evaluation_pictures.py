@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.cbook import is_math_text
-from matplotlib.text import Text
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -16,10 +14,9 @@ from torchmetrics.functional.classification import multiclass_precision_recall_c
 
 from src.engine.tensorboard import evaluation_pictures
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures, confusion_figure
-from src.engine.tensorboard.figures import box_figure, label_curves, regression_figures, sequence_figure
 from src.engine.tensorboard.task_pictures import TaskPictures
 from tests.conftest import Run
-from tests.engine.tensorboard.toys import FLAT
+from tests.engine.tensorboard.toys import FLAT, drawn
 
 Train = Callable[..., Run]
 SMALL = ("--trainer.limit_train_batches=2", "--optimizer.lr=1e-5")  # too small to learn: leaves mistakes to show
@@ -153,29 +150,12 @@ def test_a_confusion_figure_names_its_classes_and_counts() -> None:
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "true")
 
 
-def drawn(texts: list[Any]) -> list[str]:
-    """Texts as they are drawn; none is a formula."""
-    assert [text.get_text() for text in texts if is_math_text(text.get_text())] == []
-    return [text.get_text().replace(r"\$", "$") for text in texts]
-
-
 def test_labels_of_dollar_signs_are_drawn_as_they_are() -> None:
     labels = ["$", "$$", "$10_to_$20", "$x$"]
     figure = confusion_figure(torch.eye(4).long(), labels)
     figure.canvas.draw()
     for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
         assert drawn(axis.get_ticklabels()) == labels
-
-
-def test_dollar_signs_are_drawn_in_the_figures_of_every_task() -> None:
-    label, row = ["$x$"], torch.zeros(1, 6)
-    numbers = regression_figures([{"target": torch.ones(1), "preds": torch.ones(1)}] * 2, label)
-    curves = label_curves(torch.ones(3, 1, 2, 2), label)
-    places = sequence_figure([{"target": torch.zeros(4).long(), "preds": torch.zeros(4).long()}], label)
-    boxes = box_figure([{"inputs": torch.rand(3, 8, 8), "target": row[:, :5], "preds": row}], label)
-    for figure in (*numbers.values(), *curves.values(), places, boxes):
-        figure.canvas.draw()
-        assert any("$x$" in text for text in drawn(figure.findobj(Text)))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from src.engine.system import hardware
+from src.engine.system import cores
 from src.engine.system.errors import InputError
 from src.engine.tensorboard import throughput
 from src.engine.tensorboard.throughput import faster_data, training_flops
@@ -100,7 +100,7 @@ def waits(train: Train, monkeypatch: pytest.MonkeyPatch, share: float, *words: s
 
 @pytest.mark.slow
 def test_a_run_that_waits_for_data_says_once_what_to_type(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "usable_cores", lambda: 4)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 4)
     assert waits(train, monkeypatch, 0.3) == ["Training waits for data 30% of the time: give --data.num_workers 4"]
 
 
@@ -116,7 +116,7 @@ def test_a_run_that_hardly_waits_or_is_short_says_nothing(
 
 def test_advice_names_only_options_that_exist_and_help(monkeypatch: pytest.MonkeyPatch) -> None:
     def advice(device: str = "cuda", workers: int = 0, processes: int = 1, **options: object) -> str:
-        monkeypatch.setattr(hardware, "usable_cores", lambda: 8)
+        monkeypatch.setattr(cores, "usable_cores", lambda: 8)
         strategy, loader = SimpleNamespace(root_device=torch.device(device)), SimpleNamespace(num_workers=workers)
         sizes = {"world_size": processes, "num_nodes": 1}
         return faster_data(

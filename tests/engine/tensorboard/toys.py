@@ -1,6 +1,8 @@
-"""Toy images changed on the device."""
+"""Toy images changed on the device, and what a figure says."""
 
 from typing import Any
+
+from matplotlib.cbook import is_math_text
 
 from tests.toy import Batch, ToyData
 
@@ -22,3 +24,9 @@ class FlatData(ToyData):
 
 
 FLAT = ("--data=tests.engine.tensorboard.toys.FlatData", "--model.net=tests.toy.ToyMLP")
+
+
+def drawn(texts: list[Any]) -> list[str]:
+    """Texts as they are drawn; none is a formula."""
+    assert [text.get_text() for text in texts if is_math_text(text.get_text())] == []
+    return [text.get_text().replace(r"\$", "$") for text in texts]
