@@ -20,12 +20,12 @@ from torch.optim import Optimizer
 from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.class_names import resolve_names
-from src.engine.cli.explain import explain, refuse_nulls
+from src.engine.cli.keys import refuse_nulls
 from src.engine.cli.matching import match_model_and_data
-from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
+from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
 from src.engine.data.loading import announce, check_batch_size_of
 from src.engine.runs.checkpoint import (
     CONTENT_ERRORS,
@@ -51,6 +51,7 @@ from src.engine.training.checks import (
     check_callbacks,
     check_clocks,
     check_settings,
+    check_unchanged,
     has_precision_plugin,
 )
 from src.engine.training.default_callbacks import (
@@ -64,7 +65,6 @@ from src.engine.training.default_callbacks import (
 from src.engine.training.early_stopping import follow, followers, watched
 from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
-from src.engine.training.optimizer_overrides import OptimizerOverrides
 
 
 class StarterCLI(LightningCLI):
@@ -137,12 +137,6 @@ class StarterCLI(LightningCLI):
         parser.add_argument(
             "--save_every_n_minutes", type=float, default=10.0, help="Also save last.ckpt every N minutes; 0: never"
         )
-        parser.add_argument(
-            "--retries",
-            type=int,
-            default=0,
-            help="How often to retry at half the learning rate, from last.ckpt if there is one, after a NaN loss",
-        )
         for add_arguments in hooks("add_arguments"):
             add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
@@ -197,7 +191,10 @@ class StarterCLI(LightningCLI):
         try:
             self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
-            raise InputError(explain(str(error), parser, tree, given, files)) from error
+            message = str(error)
+            for explain in hooks("explain"):
+                message = explain(message, parser, tree, given, files)
+            raise InputError(message) from error
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
@@ -217,7 +214,8 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        check_settings(self.config, self.stage in (None, "fit"))
+        for check in (check_settings, *hooks("check_settings")):
+            check(self.config, self.stage in (None, "fit"))
         if trainer.precision is None and not has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
@@ -250,8 +248,10 @@ class StarterCLI(LightningCLI):
             if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left
                 check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
             check_batches(checkpoint, self.saved, tree)
-            if self.saved:
-                callbacks.append(OptimizerOverrides(self.saved, tree))
+            if self.saved and (overrides := hooks("OptimizerOverrides")):
+                callbacks.append(overrides[0](self.saved, tree))
+            elif self.saved:
+                check_unchanged(self.saved, tree)
         if tree["optimizer"]:
             if is_overridden("configure_optimizers", self.model) and not hasattr(self.model, "step"):
                 name = f"{type(self.model).__name__}.configure_optimizers"

@@ -203,7 +203,7 @@ def _to_evaluate(
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
         return ResolvedCheckpoint(loaded, path, evaluated=folder or evaluated, own_run=folder)
-    if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
+    if path is None and any(flag.endswith("help") or flag in ("-h", "--print_config") for flag in given):
         return ResolvedCheckpoint(loaded)
     if path is None and folder is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
