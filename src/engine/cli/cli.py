@@ -26,7 +26,7 @@ from src.engine.cli.resolved_checkpoint import read_configuration, resolve_check
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
 from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
-from src.engine.data.loading import announce, check_batch_size_of
+from src.engine.data.loading import check_batch_size_of
 from src.engine.runs.checkpoint import (
     CONTENT_ERRORS,
     check_batches,
@@ -37,8 +37,7 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
-from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, lock_run, runs_of
-from src.engine.system.addresses import at_address, is_address, local_root
+from src.engine.runs.runs import WORKER_SECONDS, claim_folder, claim_run, lock_run
 from src.engine.system.classes import Tree, as_list, short, walk
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
@@ -88,7 +87,6 @@ class StarterCLI(LightningCLI):
         self.run_folder: Path | None = None  # of the run to continue
         self.evaluated: Path | None = None  # folder of the run whose checkpoint is evaluated
         self.lock: Any = None
-        self.copy: Any = None  # if runs are copied to an address
         self.interruption = Interruption()
         self.record: RunRecord | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
@@ -299,22 +297,18 @@ class StarterCLI(LightningCLI):
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
-        address = options["default_root_dir"] if is_address(options["default_root_dir"]) else ""
-        root = local_root(options["default_root_dir"])
+        root = options["default_root_dir"]
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, stem=str(self.stage))
-        elif self.run_folder is not None:
-            folder = self.run_folder
         else:
-            check_no_search(parent := runs_of(root, self.config.name))
-            folder = at_address(hooks("claim_at"), address)(parent, address) if address else claim_folder(parent)
+            claim = next(iter(hooks("claim_run")), claim_run)
+            folder = self.run_folder or claim(root, self.config.name)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             for mark in hooks("mark_run"):
                 mark(folder)
-            if address and self.evaluated is None:
-                self.copy = at_address(hooks("RunCopy"), address)(folder, address)
-                options["callbacks"].append(self.copy)
+            for more in hooks("run_callbacks") if self.evaluated is None else ():
+                options["callbacks"] += more(folder, root)
         self.record = RunRecord(folder, text, is_new=self.run_folder is None)
         options["callbacks"].append(self.record)
         if options["enable_checkpointing"] is not False:
@@ -358,15 +352,10 @@ class StarterCLI(LightningCLI):
             self._drop_empty_folder()
             raise
         finally:
-            problem = self.copy.copy() if self.copy is not None else ""
+            for finish in hooks("after_run"):
+                finish(self.trainer)
             if self.lock is not None:
                 self.lock.release()
-            if problem and sys.exc_info()[0] is not None:
-                announce(problem)
-        if problem:
-            raise InputError(problem)
-        if self.copy is not None:
-            rank_zero_info(f"Copied to {self.copy.address}")
 
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}

@@ -23,7 +23,6 @@ from src.engine.runs.runs import (
     runs_to_continue,
 )
 from src.engine.runs.trust import PATHS, Trust, names_in
-from src.engine.system.addresses import at_address, is_address, local_path, local_root
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
@@ -68,11 +67,10 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
             loaded = [(ROOT / "configs" / "default.yaml", recipe), *loaded]
     settings = _settings(loaded)
     root = _given("trainer.default_root_dir", settings, options)
-    path = str(local_path(path)) if path and is_address(path) else path
-    root = local_root(root) if root else None
     run = given.get("--run")
-    if run and is_address(run):
-        run = str(at_address(hooks("fetch_run"), run)(run))
+    for use_copies in hooks("use_copies"):
+        path, run, root = use_copies(path, run, root)
+    root = Path(root) if root else None
     folder = Path(run).expanduser().absolute() if run else None
     if folder and not folder.is_dir():
         raise InputError(f"--run {folder}: no such folder; give one such as logs/default/version_0")

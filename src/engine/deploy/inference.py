@@ -28,6 +28,7 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import PATHS, Trust, names_in
+from src.engine.system.addresses import local_path
 from src.engine.system.batches import gathered, labels_of
 from src.engine.system.classes import Tree, import_class, nearest, parameters_of
 from src.engine.system.errors import GUIDE, InputError, SampleError, constructor_errors
@@ -59,7 +60,7 @@ class Inference(LightningModule):
         self, given: str, ability: str = "predict_step", data: Tree | None = None, trust: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        self.path, run = find_checkpoint(given)
+        self.path, run = find_checkpoint(str(local_path(given)))
         self.checkpoint = read_checkpoint(str(self.path))
         own = own_configuration(self.checkpoint, run)
         trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))

@@ -54,8 +54,9 @@ def export_checkpoint(given: str, output: Path) -> None:
     """Write a sharded checkpoint as a single file, as a run in one process would write it."""
     from src.engine.runs.checkpoint import write_checkpoint
     from src.engine.runs.runs import find_checkpoint
+    from src.engine.system.addresses import local_path
 
-    folder, _ = find_checkpoint(given)
+    folder, _ = find_checkpoint(str(local_path(given)))
     shards = shard_reader(folder)
     if shards is None:
         raise InputError(f"--ckpt_path {given} is not a sharded checkpoint: give a folder of shards")

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from src import ROOT
 from src.engine.runs.checkpoint import best_states, configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
-from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -48,10 +47,14 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
         ) from error
 
 
-def check_no_search(parent: Path) -> None:
-    """Raise InputError if a folder for runs is that of a search."""
+def claim_run(root: str | Path | None, name: str, claim: Callable[[Path], Path] = claim_folder) -> Path:
+    """Create the folder of a new run, in `logs/` by default; raises InputError in a folder that is not for runs."""
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(root)):  # it would be a folder such as s3:
+        raise InputError(f"{root}: this project has no part for addresses: give a path on this machine")
+    parent = runs_of(Path(root or ROOT / "logs"), name)
     if (parent / TRIALS).is_dir():
         raise InputError(f"{parent} holds a search: give another name, as in --name {parent.name}-run")
+    return claim(parent)
 
 
 def runs_of(root: Path, name: str) -> Path:
@@ -123,7 +126,7 @@ def find_checkpoint(given: str) -> tuple[Path, Path | None]:
         InputError: there is no run with that checkpoint.
     """
     if given not in ("best", "last"):
-        path = local_path(given)
+        path = Path(given).expanduser()
         run = run_of(path)
         return path, run if run and run.resolve().is_relative_to((ROOT / "logs").resolve()) else None
     folder = newest_run(ROOT / "logs")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from src import ROOT
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -33,11 +32,6 @@ def local_paths(names: Sequence[str], table: str) -> list[Path]:
     found: list[Path] = [Path(table).expanduser().parent / name for name in names]
     address = next(filter(is_address, (table, *names)), None)
     return at_address(hooks("copies_of"), address)(names, table) if address else found
-
-
-def local_root(root: Path | str | None) -> Path:
-    """The folder of runs on this machine: `logs/` if runs are copied to an address."""
-    return ROOT / "logs" if root is None or is_address(root) else Path(root)
 
 
 def at_address(found: list[Any], given: object) -> Any:
