@@ -127,7 +127,6 @@ class StarterCLI(LightningCLI):
             help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
             " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
         )
-        parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may use")
         parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
         parser.add_argument(
             "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
@@ -158,7 +157,7 @@ class StarterCLI(LightningCLI):
             self.checkpoint = read_checkpoint(resolved.path)
             self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved, options)
-        options = [option for option in options if option[0] not in ("--ckpt_path", "--run", "--trust")]
+        options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
         name = self.run_folder.parent.name if self.run_folder else name
         if self.checkpoint is not None:

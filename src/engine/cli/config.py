@@ -24,7 +24,7 @@ from src.engine.cli.class_names import (
 )
 from src.engine.cli.keys import check_keys
 from src.engine.cli.usage import SHORT_FLAGS
-from src.engine.runs.trust import PATHS
+from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags

@@ -11,9 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.class_names import resolve_names
-from src.engine.runs.checkpoint import checkpoint_errors, model_arguments, own_configuration, run_configuration
+from src.engine.runs.checkpoint import PATHS, own_configuration
 from src.engine.runs.runs import (
     checkpoint_of,
+    find_checkpoint,
     from_first_process,
     good_checkpoint,
     newest_run,
@@ -22,7 +23,6 @@ from src.engine.runs.runs import (
     runs_of,
     runs_to_continue,
 )
-from src.engine.runs.trust import PATHS, Trust, names_in
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
@@ -86,24 +86,18 @@ def read_configuration(
 ) -> tuple[Tree, Tree, list[str]]:
     """Configuration of the run, configuration of the model, and names of the settings skipped because they are paths.
 
-    The user's own runs (`--run`, `best`, `last`) give their whole configuration, any other checkpoint only what
-    `run_configuration` accepts.
+    The user's own runs (`--run`, `best`, `last`) give their whole configuration. Any other checkpoint gives what a part
+    accepts of it; without one its weights only, unless it is in a run in `logs/`.
 
     Raises:
         InputError: the checkpoint names a class that is not allowed, or is not of this project.
     """
     own = own_configuration(checkpoint, resolved.own_run)
-    trees = [own, *(tree for _, tree in resolved.loaded)]
-    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in options}
-    modules = tuple(str(value) for flag, value in options if flag == "--trust")
-    trust = Trust(modules, frozenset(named), paths=bool(own))
-    unused: list[str] = []
-    with checkpoint_errors(str(resolved.path)):
-        model = model_arguments(checkpoint, trust)
-        saved = own or run_configuration(checkpoint, trust, unused)
-    if saved and not own:
-        saved["model"] = model or None
-    return saved, model, unused
+    for checked_configuration in hooks("checked_configuration"):
+        found: tuple[Tree, Tree, list[str]] = checked_configuration(checkpoint, own, resolved, options)
+        return found
+    own = own or own_configuration(checkpoint, find_checkpoint(str(resolved.path))[1])
+    return own, own.get("model") or {}, []
 
 
 def _to_continue(

@@ -18,16 +18,9 @@ from src.engine.data.loading import IGNORED
 from src.engine.data.pixels import Normalise
 from src.engine.deploy.prepare import Inputs, kind_of, prepare_inputs
 from src.engine.deploy.rebuild import build, load_model
-from src.engine.runs.checkpoint import (
-    checkpoint_errors,
-    model_arguments,
-    own_configuration,
-    read_checkpoint,
-    restore_data,
-    run_configuration,
-)
+from src.engine.runs.checkpoint import PATHS, checkpoint_errors, own_configuration, read_checkpoint, restore_data
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import PATHS, Trust, names_in
+from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
 from src.engine.system.addresses import local_path
 from src.engine.system.batches import gathered, labels_of
 from src.engine.system.classes import Tree, import_class, nearest, parameters_of

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from src.engine.runs.checkpoint import CONTENT_ERRORS, checkpoint_errors, model_arguments
-from src.engine.runs.trust import NO_TRUST, Trust, dataclass_of, is_callable, options_of, returned_by
+from src.engine.runs.checkpoint import CONTENT_ERRORS, checkpoint_errors
+from src.engine.runs.trust import NO_TRUST, Trust, dataclass_of, is_callable, model_arguments, options_of, returned_by
 from src.engine.system.classes import Tree, argument_types, import_class, is_class
 from src.engine.system.errors import InputError, constructor_errors
 from src.engine.system.hooks import hooks

@@ -35,6 +35,7 @@ DEFAULT = (
     "progress",
     "task_pictures",
     "throughput",
+    "trust",
 )
 KILL = "scripts/kill.py"  # kept if a test uses it
 SEARCH = "configs/tune/default.yaml"

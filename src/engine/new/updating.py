@@ -16,7 +16,7 @@ from src.engine.system.errors import InputError
 # Projects made from a commit with one of these files had its parts built in, so an update adds them.
 BUILT_IN = {
     "src/engine/training/monitor_choice.py": ("hparams", "monitors"),
-    "src/engine/cli/explain.py": ("explain", "optimizer_overrides", "overview"),
+    "src/engine/cli/explain.py": ("explain", "optimizer_overrides", "overview", "trust"),
 }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from src.engine.runs.trust import PLAIN
 from src.engine.system.errors import InputError
+
+PLAIN = (type(None), bool, int, float, str)
 
 
 def refuse_unloadable(checkpoint: Any) -> None:
