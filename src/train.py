@@ -6,13 +6,14 @@ import signal
 import sys
 import time
 
-from src.engine.cli.overview import show
+from src.engine.system.hooks import find_part
 
 
 def main() -> None:
     """Run the command line; default: train, then test the best checkpoint."""
     started = time.perf_counter()
-    if show(sys.argv[1:]):
+    overview = find_part("overview")  # answers --help without importing torch
+    if overview and overview.show(sys.argv[1:]):
         return
     if sys.stderr.isatty() and "LOCAL_RANK" not in os.environ:
         print("Loading torch and Lightning ...", file=sys.stderr)

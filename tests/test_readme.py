@@ -19,9 +19,9 @@ from PIL import Image
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from src.engine.cli.config import load_config
-from src.engine.cli.overview import show
 from src.engine.deploy import exporting, generating, predicting, serving
 from src.engine.new.creating import new
+from src.engine.parts.overview import show
 from src.engine.search import comparing, tuning
 from src.engine.system.classes import import_class, project_classes
 from tests import toy

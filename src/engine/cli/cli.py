@@ -20,13 +20,13 @@ from torch.optim import Optimizer
 from src.engine.cli import config
 from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.class_names import resolve_names
-from src.engine.cli.explain import explain, refuse_nulls
+from src.engine.cli.keys import refuse_nulls
 from src.engine.cli.matching import match_model_and_data
-from src.engine.cli.overview import DESCRIPTION, PROGRAM, USAGE
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
-from src.engine.data.loading import announce, check_batch_size_of
+from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
+from src.engine.data.loading import check_batch_size_of
 from src.engine.runs.checkpoint import (
     CONTENT_ERRORS,
     check_batches,
@@ -37,8 +37,7 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
-from src.engine.runs.runs import WORKER_SECONDS, check_no_search, claim_folder, lock_run, runs_of
-from src.engine.system.addresses import at_address, is_address, local_root
+from src.engine.runs.runs import WORKER_SECONDS, claim_folder, claim_run, lock_run
 from src.engine.system.classes import Tree, as_list, short, walk
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
@@ -51,6 +50,7 @@ from src.engine.training.checks import (
     check_callbacks,
     check_clocks,
     check_settings,
+    check_unchanged,
     has_precision_plugin,
 )
 from src.engine.training.default_callbacks import (
@@ -64,7 +64,6 @@ from src.engine.training.default_callbacks import (
 from src.engine.training.early_stopping import follow, followers, watched
 from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
-from src.engine.training.optimizer_overrides import OptimizerOverrides
 
 
 class StarterCLI(LightningCLI):
@@ -88,7 +87,6 @@ class StarterCLI(LightningCLI):
         self.run_folder: Path | None = None  # of the run to continue
         self.evaluated: Path | None = None  # folder of the run whose checkpoint is evaluated
         self.lock: Any = None
-        self.copy: Any = None  # if runs are copied to an address
         self.interruption = Interruption()
         self.record: RunRecord | None = None
         self.given: set[str] = set()  # dotted names of all settings that are not defaults
@@ -129,19 +127,12 @@ class StarterCLI(LightningCLI):
             help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
             " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
         )
-        parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may use")
         parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
         parser.add_argument(
             "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
         )
         parser.add_argument(
             "--save_every_n_minutes", type=float, default=10.0, help="Also save last.ckpt every N minutes; 0: never"
-        )
-        parser.add_argument(
-            "--retries",
-            type=int,
-            default=0,
-            help="How often to retry at half the learning rate, from last.ckpt if there is one, after a NaN loss",
         )
         for add_arguments in hooks("add_arguments"):
             add_arguments(parser)
@@ -166,7 +157,7 @@ class StarterCLI(LightningCLI):
             self.checkpoint = read_checkpoint(resolved.path)
             self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved, options)
-        options = [option for option in options if option[0] not in ("--ckpt_path", "--run", "--trust")]
+        options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
         name = self.run_folder.parent.name if self.run_folder else name
         if self.checkpoint is not None:
@@ -197,7 +188,10 @@ class StarterCLI(LightningCLI):
         try:
             self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
-            raise InputError(explain(str(error), parser, tree, given, files)) from error
+            message = str(error)
+            for explain in hooks("explain"):
+                message = explain(message, parser, tree, given, files)
+            raise InputError(message) from error
         finally:
             if any(flag == "--print_config" for flag, _ in options):
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
@@ -217,7 +211,8 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        check_settings(self.config, self.stage in (None, "fit"))
+        for check in (check_settings, *hooks("check_settings")):
+            check(self.config, self.stage in (None, "fit"))
         if trainer.precision is None and not has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
@@ -250,8 +245,10 @@ class StarterCLI(LightningCLI):
             if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left
                 check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
             check_batches(checkpoint, self.saved, tree)
-            if self.saved:
-                callbacks.append(OptimizerOverrides(self.saved, tree))
+            if self.saved and (overrides := hooks("OptimizerOverrides")):
+                callbacks.append(overrides[0](self.saved, tree))
+            elif self.saved:
+                check_unchanged(self.saved, tree)
         if tree["optimizer"]:
             if is_overridden("configure_optimizers", self.model) and not hasattr(self.model, "step"):
                 name = f"{type(self.model).__name__}.configure_optimizers"
@@ -299,22 +296,18 @@ class StarterCLI(LightningCLI):
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
-        address = options["default_root_dir"] if is_address(options["default_root_dir"]) else ""
-        root = local_root(options["default_root_dir"])
+        root = options["default_root_dir"]
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, stem=str(self.stage))
-        elif self.run_folder is not None:
-            folder = self.run_folder
         else:
-            check_no_search(parent := runs_of(root, self.config.name))
-            folder = at_address(hooks("claim_at"), address)(parent, address) if address else claim_folder(parent)
+            claim = next(iter(hooks("claim_run")), claim_run)
+            folder = self.run_folder or claim(root, self.config.name)
         if getattr(rank_zero_only, "rank", 0) == 0:
             self.lock = lock_run(folder, WORKER_SECONDS if self.run_folder else 0)
             for mark in hooks("mark_run"):
                 mark(folder)
-            if address and self.evaluated is None:
-                self.copy = at_address(hooks("RunCopy"), address)(folder, address)
-                options["callbacks"].append(self.copy)
+            for more in hooks("run_callbacks") if self.evaluated is None else ():
+                options["callbacks"] += more(folder, root)
         self.record = RunRecord(folder, text, is_new=self.run_folder is None)
         options["callbacks"].append(self.record)
         if options["enable_checkpointing"] is not False:
@@ -358,15 +351,10 @@ class StarterCLI(LightningCLI):
             self._drop_empty_folder()
             raise
         finally:
-            problem = self.copy.copy() if self.copy is not None else ""
+            for finish in hooks("after_run"):
+                finish(self.trainer)
             if self.lock is not None:
                 self.lock.release()
-            if problem and sys.exc_info()[0] is not None:
-                announce(problem)
-        if problem:
-            raise InputError(problem)
-        if self.copy is not None:
-            rank_zero_info(f"Copied to {self.copy.address}")
 
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}

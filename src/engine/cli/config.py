@@ -23,8 +23,8 @@ from src.engine.cli.class_names import (
     takes_mapping,
 )
 from src.engine.cli.keys import check_keys
-from src.engine.cli.overview import SHORT_FLAGS
-from src.engine.runs.trust import PATHS
+from src.engine.cli.usage import SHORT_FLAGS
+from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
@@ -35,7 +35,7 @@ Option = tuple[str, str | None]
 
 STAGES = ("fit", "validate", "test", "predict")
 # Options without a value: the next argument is not read as one.
-BARE_FLAGS = ("-h", "--help", "--help_all", "--list", "--quiet", "--debug", "--print_config")
+BARE_FLAGS = ("-h", "--help", "--help_all", "--quiet", "--debug", "--print_config")
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 

@@ -1,7 +1,11 @@
-"""Checks a YAML file for repeated keys: the parser would silently use the last one."""
+"""Checks for what the parser takes without a word: repeated keys in a YAML file, and null for any argument."""
+
+import inspect
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
+from src.engine.system.classes import Tree, argument_types, import_class, is_class, parameters_of, walk
 from src.engine.system.errors import InputError
 
 MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words such as on and no
@@ -33,3 +37,21 @@ def check_keys(node: yaml.Node | None, given: str, dotted: bool, arguments: bool
 
 def _names_class(node: yaml.Node) -> bool:
     return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
+
+
+def refuse_nulls(tree: Tree) -> None:
+    """Check that no argument of a class is null unless its type allows it; jsonargparse misses that.
+
+    Raises:
+        InputError: an argument must not be null.
+    """
+    for key, node in walk(tree):
+        cls = import_class(node["class_path"]) if is_class(node) else None
+        defaults = parameters_of(cls) if cls else {}
+        given = node.get("init_args") or {} if cls else {}
+        for name in (name for name, value in given.items() if value is None and name in defaults):
+            hint = argument_types(cls).get(name, Any)
+            takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
+            if defaults[name].default is not None and not takes_null:
+                choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
+                raise InputError(f"--{key}.{name} null: expected {', '.join(choices)}")

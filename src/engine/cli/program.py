@@ -10,10 +10,10 @@ from contextlib import suppress
 from typing import NoReturn
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.runs.runs import checkpoints_of, good_checkpoint, relative
+from src.engine.runs.runs import checkpoints_of, relative
 from src.engine.system.errors import (
     GUIDE,
     InputError,
@@ -45,7 +45,9 @@ def run(started: float) -> None:
                 cli.run()
                 break
             except NotFiniteError as error:
-                words = retry_arguments(cli, error, args)
+                if not (retries := hooks("retry_arguments")):
+                    raise
+                words = retries[0](cli, error, args)
     except Interrupted as stop:
         _exit_after_signal(cli, stop)
     except Exception as error:
@@ -68,26 +70,6 @@ def run(started: float) -> None:
             report(cause, getattr(rank_zero_only, "rank", 0))
         finally:
             _end_processes(cli, 5)  # they report the error too, and may end with this process
-
-
-def retry_arguments(cli: StarterCLI, error: NotFiniteError, args: list[str]) -> list[str]:
-    """The command line to retry a run at half the learning rate, from its last checkpoint or from the beginning.
-
-    Raises:
-        NotFiniteError: no retries left or no learning rate to halve; the message names the last good checkpoint.
-    """
-    lr = (cli.config.get("optimizer") or {}).get("init_args", {}).get("lr")
-    folder = cli.record.folder if cli.record else None
-    last = good_checkpoint(folder)[0] if folder and any(checkpoints_of(folder)) else None
-    if not cli.config.retries or lr is None:
-        known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
-        raise NotFiniteError(f"{error}{known}") from error
-    left = cli.config.retries - 1
-    rank_zero_info(
-        f"{error}. Retrying at half that rate from {last or cli.from_path or 'the beginning'}, {left} retries left"
-    )
-    more = [f"--run={folder}", "--ckpt_path=last"] if last else []
-    return [*args, *more, f"--optimizer.lr={lr / 2}", f"--retries={left}"]
 
 
 def _hint(cli: StarterCLI | None, message: str) -> str:

@@ -11,9 +11,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.class_names import resolve_names
-from src.engine.runs.checkpoint import checkpoint_errors, model_arguments, own_configuration, run_configuration
+from src.engine.runs.checkpoint import PATHS, own_configuration
 from src.engine.runs.runs import (
     checkpoint_of,
+    find_checkpoint,
     from_first_process,
     good_checkpoint,
     newest_run,
@@ -22,8 +23,6 @@ from src.engine.runs.runs import (
     runs_of,
     runs_to_continue,
 )
-from src.engine.runs.trust import PATHS, Trust, names_in
-from src.engine.system.addresses import at_address, is_address, local_path, local_root
 from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
@@ -68,11 +67,10 @@ def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.O
             loaded = [(ROOT / "configs" / "default.yaml", recipe), *loaded]
     settings = _settings(loaded)
     root = _given("trainer.default_root_dir", settings, options)
-    path = str(local_path(path)) if path and is_address(path) else path
-    root = local_root(root) if root else None
     run = given.get("--run")
-    if run and is_address(run):
-        run = str(at_address(hooks("fetch_run"), run)(run))
+    for use_copies in hooks("use_copies"):
+        path, run, root = use_copies(path, run, root)
+    root = Path(root) if root else None
     folder = Path(run).expanduser().absolute() if run else None
     if folder and not folder.is_dir():
         raise InputError(f"--run {folder}: no such folder; give one such as logs/default/version_0")
@@ -88,24 +86,18 @@ def read_configuration(
 ) -> tuple[Tree, Tree, list[str]]:
     """Configuration of the run, configuration of the model, and names of the settings skipped because they are paths.
 
-    The user's own runs (`--run`, `best`, `last`) give their whole configuration, any other checkpoint only what
-    `run_configuration` accepts.
+    The user's own runs (`--run`, `best`, `last`) give their whole configuration. Any other checkpoint gives what a part
+    accepts of it; without one its weights only, unless it is in a run in `logs/`.
 
     Raises:
         InputError: the checkpoint names a class that is not allowed, or is not of this project.
     """
     own = own_configuration(checkpoint, resolved.own_run)
-    trees = [own, *(tree for _, tree in resolved.loaded)]
-    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in options}
-    modules = tuple(str(value) for flag, value in options if flag == "--trust")
-    trust = Trust(modules, frozenset(named), paths=bool(own))
-    unused: list[str] = []
-    with checkpoint_errors(str(resolved.path)):
-        model = model_arguments(checkpoint, trust)
-        saved = own or run_configuration(checkpoint, trust, unused)
-    if saved and not own:
-        saved["model"] = model or None
-    return saved, model, unused
+    for checked_configuration in hooks("checked_configuration"):
+        found: tuple[Tree, Tree, list[str]] = checked_configuration(checkpoint, own, resolved, options)
+        return found
+    own = own or own_configuration(checkpoint, find_checkpoint(str(resolved.path))[1])
+    return own, own.get("model") or {}, []
 
 
 def _to_continue(
@@ -203,7 +195,7 @@ def _to_evaluate(
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
         return ResolvedCheckpoint(loaded, path, evaluated=folder or evaluated, own_run=folder)
-    if path is None and any(flag.endswith("help") or flag == "--print_config" for flag in given):
+    if path is None and any(flag.endswith("help") or flag in ("-h", "--print_config") for flag in given):
         return ResolvedCheckpoint(loaded)
     if path is None and folder is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")

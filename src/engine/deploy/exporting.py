@@ -27,9 +27,10 @@ def export(args: list[str]) -> None:
     options, output = _parse(args)
     for (name, _, _), export_checkpoint in zip(hooks("EXPORT_FORMAT"), hooks("export_checkpoint"), strict=True):
         if options.format == name:
-            from src.engine.deploy.rebuild import find_checkpoint  # lazy import: keeps --help fast
+            from src.engine.runs.runs import find_checkpoint  # lazy import: keeps --help fast
+            from src.engine.system.addresses import local_path
 
-            export_checkpoint(find_checkpoint(options.ckpt_path)[0], output)
+            export_checkpoint(find_checkpoint(str(local_path(options.ckpt_path)))[0], output)
             return
     from src.engine.deploy import formats
     from src.engine.deploy.inference import Inference

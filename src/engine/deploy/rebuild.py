@@ -9,28 +9,11 @@ from typing import Any, get_args, get_origin
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from src import ROOT
-from src.engine.runs.checkpoint import CONTENT_ERRORS, checkpoint_errors, model_arguments
-from src.engine.runs.runs import checkpoint_of, newest_run, run_of
-from src.engine.runs.trust import NO_TRUST, Trust, dataclass_of, is_callable, options_of, returned_by
-from src.engine.system.addresses import local_path
+from src.engine.runs.checkpoint import CONTENT_ERRORS, checkpoint_errors
+from src.engine.runs.trust import NO_TRUST, Trust, dataclass_of, is_callable, model_arguments, options_of, returned_by
 from src.engine.system.classes import Tree, argument_types, import_class, is_class
 from src.engine.system.errors import InputError, constructor_errors
 from src.engine.system.hooks import hooks
-
-
-def find_checkpoint(given: str) -> tuple[Path, Path | None]:
-    """The path of a checkpoint, and the folder of its run if it is one of the user's own, which are in `logs/`.
-
-    Raises:
-        InputError: there is no run with that checkpoint.
-    """
-    if given not in ("best", "last"):
-        path = local_path(given)
-        run = run_of(path)
-        return path, run if run and run.resolve().is_relative_to((ROOT / "logs").resolve()) else None
-    folder = newest_run(ROOT / "logs")
-    return checkpoint_of(folder, given), folder
 
 
 def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trust = NO_TRUST) -> LightningModule:

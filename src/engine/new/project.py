@@ -26,12 +26,16 @@ DEFAULT = (
     "compile",
     "dashboard",
     "evaluation_pictures",
+    "explain",
     "hparams",
     "monitors",
     "network_pictures",
+    "optimizer_overrides",
+    "overview",
     "progress",
     "task_pictures",
     "throughput",
+    "trust",
 )
 KILL = "scripts/kill.py"  # kept if a test uses it
 SEARCH = "configs/tune/default.yaml"

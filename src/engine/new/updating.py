@@ -13,8 +13,11 @@ from src.engine.new.project import OWN
 from src.engine.new.template import commit_of, git, uncommitted
 from src.engine.system.errors import InputError
 
-# Projects made from a commit with this file had these parts built in, so an update adds them.
-OLD_FILE, NEW_PARTS = "src/engine/training/monitor_choice.py", ("hparams", "monitors")
+# Projects made from a commit with one of these files had its parts built in, so an update adds them.
+BUILT_IN = {
+    "src/engine/training/monitor_choice.py": ("hparams", "monitors"),
+    "src/engine/cli/explain.py": ("explain", "optimizer_overrides", "overview", "trust"),
+}
 
 
 def update(root: Path, project: Path) -> int:
@@ -48,7 +51,7 @@ def update(root: Path, project: Path) -> int:
         git(root, "archive", "--format=zip", f"--output={template}.zip", noted["commit"])
         shutil.unpack_archive(f"{template}.zip", template)
         _make(template, before, noted)
-        more = NEW_PARTS if (template / OLD_FILE).is_file() else ()
+        more = [name for file, names in BUILT_IN.items() if (template / file).is_file() for name in names]
         _make(root, after, {**noted, "with": [*noted["with"], *more]})
         text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
         (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")

@@ -9,12 +9,14 @@ import os
 import random
 import re
 import shutil
+import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from src import ROOT
+from src.engine.data.loading import announce
+from src.engine.runs import runs
 from src.engine.runs.runs import claim_folder, version
 from src.engine.system.addresses import is_address
 from src.engine.system.errors import InputError
@@ -66,6 +70,37 @@ def copies_of(names: Sequence[str], table: str) -> list[Path]:
             _transfer(system, f"what {table} names", _details(system, {path: {} for path in paths.values()}))
             copies |= {address: _place(system, path) for address, path in paths.items()}
     return [copies.get(name) or Path(table).expanduser().parent / name for name in wanted]
+
+
+def use_copies(path: str | None, run: str | None, root: Any) -> tuple[str | None, str | None, Any]:
+    """Checkpoint, run and folder of runs of a command line, on this machine in place of an address."""
+    path = str(copy_of(path)) if path and is_address(path) else path
+    run = str(fetch_run(run)) if run and is_address(run) else run
+    return path, run, ROOT / "logs" if is_address(root) else root
+
+
+def claim_run(root: Any, name: str) -> Path:
+    """Create the folder of a new run on this machine."""
+    if is_address(root):
+        return runs.claim_run(ROOT / "logs", name, partial(claim_at, address=root))
+    return runs.claim_run(root, name)
+
+
+def run_callbacks(folder: Path, root: Any) -> list[Callback]:
+    """The callback that copies a run, if its root is an address."""
+    return [RunCopy(folder, root)] if is_address(root) else []
+
+
+def after_run(trainer: Any) -> None:
+    """Copy what is left of a run; raises InputError if that fails, unless the run itself has failed."""
+    for one in (one for one in trainer.callbacks if isinstance(one, RunCopy)):
+        problem, has_failed = one.copy(), sys.exc_info()[0] is not None
+        if problem and not has_failed:
+            raise InputError(problem)
+        if problem:
+            announce(problem)
+        elif not has_failed:
+            rank_zero_info(f"Copied to {one.address}")
 
 
 def file_system(address: str) -> tuple[Any, str]:

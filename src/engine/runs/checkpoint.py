@@ -1,9 +1,9 @@
 """Writes checkpoints completely or not at all, and reads them without trusting them."""
 
 import errno
-import inspect
 import os
 import pickle
+import re
 import shutil
 import warnings
 import zipfile
@@ -16,26 +16,19 @@ from typing import Any, BinaryIO
 import torch
 import yaml
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from src.engine.runs.trust import NO_TRUST, PATHS, Trust, checked_class, checked_spec
 from src.engine.system.batches import plain_labels
-from src.engine.system.classes import Tree, differences, parameters_of
+from src.engine.system.classes import Tree, differences
 from src.engine.system.errors import InputError, UnwritableError
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interrupted
 
-# What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
-CONFIGURED: dict[str, tuple[type, ...]] = {
-    "data": (LightningDataModule,),
-    "optimizer": (torch.optim.Optimizer,),
-    "lr_scheduler": (torch.optim.lr_scheduler.LRScheduler, torch.optim.lr_scheduler.ReduceLROnPlateau),
-}
-TRAINER_KEYS = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
-TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
+# Arguments that are paths or URLs, by the last word of their name.
+PATHS = re.compile(r"(^|_)(path|paths|dir|dirpath|file|files|filename|folder|root|url|weights|pretrained)$")
 LENGTHS = ("total_steps", "T_max")  # arguments of a schedule that become the run's length if they are None
 # Errors that unexpected content of a checkpoint causes in the code that reads it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
@@ -201,42 +194,6 @@ def best_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict) and "best_model_path" in one]
 
 
-def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
-    """Class and arguments of a checkpoint's model; empty if not stored.
-
-    Raises:
-        InputError: the checkpoint names a class or an argument that is not allowed.
-    """
-    saved = checkpoint.get("hyper_parameters") or {}
-    if not isinstance(saved, dict):
-        raise InputError(f"its hyper_parameters are of type {type(saved).__name__}")
-    if "_class_path" not in saved:
-        return {}
-    path, cls = checked_class(saved["_class_path"], (LightningModule,), trust, "model")
-    arguments = {name: saved[name] for name in _arguments_of(cls, checkpoint) if name in saved}
-    skipped: list[str] = []
-    spec = checked_spec({"class_path": path, "init_args": arguments}, (LightningModule,), trust, "model", skipped)
-    # Without it, the model would be another one.
-    if other := next((name for name in skipped if not PATHS.search(name.rpartition(".")[2])), None):
-        raise InputError(f"its {other} looks like a path, which is read only from your own runs in logs/")
-    return spec
-
-
-def _arguments_of(cls: type, checkpoint: dict[str, Any]) -> list[str]:
-    """The names of a model's own arguments, and of those in the configuration that `**kwargs` passes on.
-
-    Other arguments of its base class it gives itself.
-    """
-    own, known = inspect.signature(cls).parameters, parameters_of(cls)
-    given: Any = known  # if trained without the command line
-    if known.keys() - own.keys() and "config" in checkpoint:
-        given = ()
-        with suppress(yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            model = yaml.safe_load(checkpoint["config"])["model"]
-            given = {**(model.get("init_args") or {}), **(model.get("dict_kwargs") or {})}.keys()
-    return [name for name in known if name in own or name in given]
-
-
 def configurations(folder: Path) -> list[str]:
     """The configurations of a run, as text: the first, and those it was continued with."""
     return [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("config*.yaml")]
@@ -247,45 +204,6 @@ def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
     text = checkpoint.get("config")
     tree = yaml.safe_load(text) if folder and isinstance(text, str) and text in configurations(folder) else None
     return tree if isinstance(tree, dict) else {}
-
-
-def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropped: list[str] | None = None) -> Tree:
-    """Data, optimizer, scheduler, seed, monitor and plain Trainer numbers in the configuration of a checkpoint.
-
-    Callbacks, loggers, profilers, plugins and strategies are ignored.
-
-    Args:
-        dropped: the names of settings skipped because they are paths are appended to this list.
-
-    Raises:
-        InputError: the configuration names a class or an argument that is not allowed.
-    """
-    text = checkpoint.get("config")
-    if text is None:
-        return {}
-    try:
-        tree = yaml.safe_load(text) if isinstance(text, str) else None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InputError("its config is not YAML of plain values") from error
-    if not isinstance(tree, dict):
-        raise InputError("its config holds no settings")
-    found: Tree = {}
-    for key, bases in CONFIGURED.items():
-        if tree.get(key) is not None:
-            found[key] = checked_spec(tree[key], bases, trust, key, dropped)
-    if tree.get("lr_scheduler_interval") in ("step", "epoch"):
-        found["lr_scheduler_interval"] = tree["lr_scheduler_interval"]
-    if isinstance(name := tree.get("name"), str) and name.isidentifier():
-        found["name"] = name
-    if type(tree.get("seed_everything")) in (int, bool):
-        found["seed_everything"] = tree["seed_everything"]
-    trainer, best = (tree[key] if isinstance(tree.get(key), dict) else {} for key in ("trainer", "checkpoint"))
-    if isinstance(best.get("monitor", 0), str | None) and best.get("mode") in ("min", "max"):
-        found["checkpoint"] = {name: best[name] for name in ("monitor", "mode")}
-        if best.get("save_on_train_epoch_end") is True:
-            found["checkpoint"]["save_on_train_epoch_end"] = True
-    numbers = {name: trainer[name] for name in sorted(TRAINER_KEYS) if type(trainer.get(name)) in (int, float)}
-    return {**found, "trainer": numbers} if numbers else found
 
 
 def restore_data(checkpoint: dict[str, Any], data: Any) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from src import ROOT
 from src.engine.runs.checkpoint import best_states, configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
 from src.engine.system.errors import InputError
@@ -46,10 +47,14 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
         ) from error
 
 
-def check_no_search(parent: Path) -> None:
-    """Raise InputError if a folder for runs is that of a search."""
+def claim_run(root: str | Path | None, name: str, claim: Callable[[Path], Path] = claim_folder) -> Path:
+    """Create the folder of a new run, in `logs/` by default; raises InputError in a folder that is not for runs."""
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(root)):  # it would be a folder such as s3:
+        raise InputError(f"{root}: this project has no part for addresses: give a path on this machine")
+    parent = runs_of(Path(root or ROOT / "logs"), name)
     if (parent / TRIALS).is_dir():
         raise InputError(f"{parent} holds a search: give another name, as in --name {parent.name}-run")
+    return claim(parent)
 
 
 def runs_of(root: Path, name: str) -> Path:
@@ -112,6 +117,20 @@ def checkpoint_of(folder: Path, which: str) -> Path:
         have = ", ".join(sorted(other.name for other in found)) or "none"
         raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give a path to --ckpt_path")
     return path
+
+
+def find_checkpoint(given: str) -> tuple[Path, Path | None]:
+    """The path of a checkpoint, and the folder of its run if it is one of the user's own, which are in `logs/`.
+
+    Raises:
+        InputError: there is no run with that checkpoint.
+    """
+    if given not in ("best", "last"):
+        path = Path(given).expanduser()
+        run = run_of(path)
+        return path, run if run and run.resolve().is_relative_to((ROOT / "logs").resolve()) else None
+    folder = newest_run(ROOT / "logs")
+    return checkpoint_of(folder, given), folder
 
 
 def lock_run(folder: Path, wait: float = 0) -> FileLock:

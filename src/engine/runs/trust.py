@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from os import PathLike
@@ -11,10 +12,12 @@ from types import UnionType
 from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch import cli as lightning_cli
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
+from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import Tree, argument_types, import_class, parameters_of, project_classes
 from src.engine.system.errors import InputError
 
@@ -31,12 +34,18 @@ PLAIN = (type(None), bool, int, float, str)
 ANYTHING = (Any, object)
 SEQUENCES = (list, tuple, set, Sequence, Iterable, Collection)
 UNKNOWN = "unknown"  # a type that cannot be resolved here, though jsonargparse may resolve it
-# Arguments that are paths or URLs: by the last word of their name, or by a value that looks like a path.
-PATHS = re.compile(r"(^|_)(path|paths|dir|dirpath|file|files|filename|folder|root|url|weights|pretrained)$")
-PATH_VALUE = re.compile(r"[/\\]|^[.~]")
+PATH_VALUE = re.compile(r"[/\\]|^[.~]")  # looks like a path
 MAX_DEPTH = 50  # nested classes, lists and dicts
 MAX_VALUES = 100_000  # in all lists and dicts; one that is shared counts each time
 MAX_INTEGER = 2**31  # larger sizes would use up the memory
+# What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
+CONFIGURED: dict[str, tuple[type, ...]] = {
+    "data": (LightningDataModule,),
+    "optimizer": (optim.Optimizer,),
+    "lr_scheduler": (lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau),
+}
+TRAINER_KEYS = {"max_epochs", "max_steps", "val_check_interval", "check_val_every_n_epoch", "log_every_n_steps"}
+TRAINER_KEYS |= {"accumulate_grad_batches", "gradient_clip_val"}
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,81 @@ def checked_spec(
         InputError: a class or an argument is not allowed.
     """
     return _Check(trust, [] if dropped is None else dropped).spec(spec, bases, place, 0)
+
+
+def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
+    """Class and arguments of a checkpoint's model; empty if not stored.
+
+    Raises:
+        InputError: the checkpoint names a class or an argument that is not allowed.
+    """
+    saved = checkpoint.get("hyper_parameters") or {}
+    if not isinstance(saved, dict):
+        raise InputError(f"its hyper_parameters are of type {type(saved).__name__}")
+    if "_class_path" not in saved:
+        return {}
+    path, cls = checked_class(saved["_class_path"], (LightningModule,), trust, "model")
+    arguments = {name: saved[name] for name in _arguments_of(cls, checkpoint) if name in saved}
+    skipped: list[str] = []
+    spec = checked_spec({"class_path": path, "init_args": arguments}, (LightningModule,), trust, "model", skipped)
+    # Without it, the model would be another one.
+    if other := next((name for name in skipped if not PATHS.search(name.rpartition(".")[2])), None):
+        raise InputError(f"its {other} looks like a path, which is read only from your own runs in logs/")
+    return spec
+
+
+def _arguments_of(cls: type, checkpoint: dict[str, Any]) -> list[str]:
+    """The names of a model's own arguments, and of those in the configuration that `**kwargs` passes on.
+
+    Other arguments of its base class it gives itself.
+    """
+    own, known = inspect.signature(cls).parameters, parameters_of(cls)
+    given: Any = known  # if trained without the command line
+    if known.keys() - own.keys() and "config" in checkpoint:
+        given = ()
+        with suppress(yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            model = yaml.safe_load(checkpoint["config"])["model"]
+            given = {**(model.get("init_args") or {}), **(model.get("dict_kwargs") or {})}.keys()
+    return [name for name in known if name in own or name in given]
+
+
+def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropped: list[str] | None = None) -> Tree:
+    """Data, optimizer, scheduler, seed, monitor and plain Trainer numbers in the configuration of a checkpoint.
+
+    Callbacks, loggers, profilers, plugins and strategies are ignored.
+
+    Args:
+        dropped: the names of settings skipped because they are paths are appended to this list.
+
+    Raises:
+        InputError: the configuration names a class or an argument that is not allowed.
+    """
+    text = checkpoint.get("config")
+    if text is None:
+        return {}
+    try:
+        tree = yaml.safe_load(text) if isinstance(text, str) else None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError("its config is not YAML of plain values") from error
+    if not isinstance(tree, dict):
+        raise InputError("its config holds no settings")
+    found: Tree = {}
+    for key, bases in CONFIGURED.items():
+        if tree.get(key) is not None:
+            found[key] = checked_spec(tree[key], bases, trust, key, dropped)
+    if tree.get("lr_scheduler_interval") in ("step", "epoch"):
+        found["lr_scheduler_interval"] = tree["lr_scheduler_interval"]
+    if isinstance(name := tree.get("name"), str) and name.isidentifier():
+        found["name"] = name
+    if type(tree.get("seed_everything")) in (int, bool):
+        found["seed_everything"] = tree["seed_everything"]
+    trainer, best = (tree[key] if isinstance(tree.get(key), dict) else {} for key in ("trainer", "checkpoint"))
+    if isinstance(best.get("monitor", 0), str | None) and best.get("mode") in ("min", "max"):
+        found["checkpoint"] = {name: best[name] for name in ("monitor", "mode")}
+        if best.get("save_on_train_epoch_end") is True:
+            found["checkpoint"]["save_on_train_epoch_end"] = True
+    numbers = {name: trainer[name] for name in sorted(TRAINER_KEYS) if type(trainer.get(name)) in (int, float)}
+    return {**found, "trainer": numbers} if numbers else found
 
 
 @dataclass

@@ -123,8 +123,6 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(
             f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1 --num_nodes 1"
         )
-    if cli.config.retries:
-        raise InputError(f"--retries {cli.config.retries}: a trial keeps its learning rate: give --retries 0")
     firsts = first_values(spec["space"])
     if probes:
         try:

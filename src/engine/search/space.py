@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 
 from src.engine.cli.config import Option, full_option
-from src.engine.runs.trust import PATHS
+from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError
 

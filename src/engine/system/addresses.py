@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from src import ROOT
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -21,11 +20,6 @@ def local_path(given: str | Path) -> Path:
         InputError: the address cannot be read.
     """
     return at_address(hooks("copy_of"), given)(str(given)) if is_address(given) else Path(given).expanduser()
-
-
-def local_root(root: Path | str | None) -> Path:
-    """The folder of runs on this machine: `logs/` if runs are copied to an address."""
-    return ROOT / "logs" if root is None or is_address(root) else Path(root)
 
 
 def at_address(found: list[Any], given: object) -> Any:

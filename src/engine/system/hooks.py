@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+ENGINE = Path(__file__).parents[1]
 FOLDERS = ("parts", "tensorboard")
 
 
@@ -18,8 +19,17 @@ def bare_flags() -> list[str]:
     return [flag for flags in hooks("BARE_FLAGS") for flag in flags]
 
 
+def find_part(name: str) -> Any:
+    """The part of this name in `parts/`, or None; no other part is imported, which could take seconds."""
+    path = ENGINE / "parts" / f"{name}.py"
+    return _imported(path) if path.is_file() else None
+
+
 @cache
 def _parts() -> list[Any]:
-    package, folder = __name__.removesuffix(".system.hooks"), Path(__file__).parents[1]
-    found = [path for name in FOLDERS for path in sorted((folder / name).glob("[!_]*.py"))]
-    return [importlib.import_module(f"{package}.{path.parent.name}.{path.stem}") for path in found]
+    return [_imported(path) for name in FOLDERS for path in sorted((ENGINE / name).glob("[!_]*.py"))]
+
+
+def _imported(path: Path) -> Any:
+    package = __name__.removesuffix(".system.hooks")
+    return importlib.import_module(f"{package}.{path.parent.name}.{path.stem}")

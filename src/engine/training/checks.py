@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import Precision
 from torch import nn
 
 from src.engine.data.loading import announce
-from src.engine.system.classes import as_list, import_class, nearest
+from src.engine.system.classes import Tree, as_list, differences, import_class, nearest
 from src.engine.system.errors import InputError, check_least
 
 DEFAULT_MONITOR = "val/loss"
@@ -69,12 +69,7 @@ def check_settings(config: Any, trains: bool) -> None:
     """Raise InputError if Lightning accepts a Trainer or checkpoint setting that would not do what it says."""
     trainer = config.trainer
     check_least(1, **{"--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
-    check_least(0, **{f"--{name}": config[name] for name in ("retries", "save_every_n_steps", "save_every_n_minutes")})
-    if trains and config.retries and config.optimizer is None:
-        raise InputError(
-            f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"
-            " give --retries 0"
-        )
+    check_least(0, **{f"--{name}": config[name] for name in ("save_every_n_steps", "save_every_n_minutes")})
     if trainer.barebones:
         raise InputError(
             "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
@@ -85,6 +80,14 @@ def check_settings(config: Any, trains: bool) -> None:
             raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
     if trains:
         check_checkpoint_timing(config.checkpoint, trainer)
+
+
+def check_unchanged(saved: Tree, now: Tree) -> None:
+    """Raise InputError if a continued run changes what its restored optimizer and schedule would not notice."""
+    for key in ("optimizer", "lr_scheduler", "model"):
+        for one in differences(saved.get(key), now.get(key), key):
+            if key != "model" or re.search(r"[._](lr|learning_rate) ", one):
+                raise InputError(f"{one} cannot be changed in a continued run: leave it out")
 
 
 def check_clocks(trainer: Any, processes: int) -> None:

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 
 MAX_PENDING_LOSSES = 500  # checked after this many steps at the latest, even if log steps are further apart
 NO_STEP = 2**62
@@ -73,14 +74,11 @@ class FiniteLoss(Callback):
 def _advice(trainer: Trainer) -> str:
     lr = max((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups), default=0.0)
     if "configure_optimizers" not in vars(trainer.lightning_module):  # the model makes its own optimizer
-        return (
-            f"at learning rate {lr:.3g}: look for NaN in the data, give the model a lower rate, or clip with"
-            " --trainer.gradient_clip_val 1"
-        )
-    return (
-        f"at learning rate {lr:.3g}: look for NaN in the data, give a lower --optimizer.lr, clip with"
-        " --trainer.gradient_clip_val 1, or retry at half the learning rate with --retries 3"
-    )
+        ways = ["give the model a lower rate", "clip with --trainer.gradient_clip_val 1"]
+    else:
+        ways = ["give a lower --optimizer.lr", "clip with --trainer.gradient_clip_val 1", *hooks("NAN_ADVICE")]
+    *first, last = ways
+    return f"at learning rate {lr:.3g}: look for NaN in the data, {', '.join(first)}, or {last}"
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.profilers import Profiler
 
 from src.engine.cli.cli import StarterCLI
-from src.engine.cli.overview import SHORT_FLAGS
+from src.engine.cli.usage import SHORT_FLAGS
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import choose_precision
 from tests.conftest import QUIET, Run, write

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from src import ROOT
 from src.engine.cli import config
-from src.engine.cli.program import retry_arguments
+from src.engine.parts.optimizer_overrides import retry_arguments
 from src.engine.runs.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.engine.runs.runs import lock_run
 from src.engine.system.errors import InputError

@@ -34,7 +34,6 @@ class StripedData(ToyData):
 def broken_files(folder: Path) -> None:
     write(folder / "list.yaml", "- 1\n")
     write(folder / "broken.yaml", "trainer: [1\n")
-    write(folder / "typo.yaml", "trainer: {max_epoch: 3}\n")
     write(folder / "text.ckpt", "not a checkpoint")
     torch.save({"state_dict": {"a": torch.zeros(1000)}}, folder / "whole.ckpt")
     content = (folder / "whole.ckpt").read_bytes()
@@ -61,7 +60,6 @@ def broken_files(folder: Path) -> None:
         # Classes
         ("--model Clasifier", "--model Clasifier: no class of that name, did you mean Classifier"),
         ("--model null", "--model: a run needs a model"),
-        ("--model tests.toy.ToyNet", "ToyNet is not a LightningModule; networks go to --model.net"),
         ("--model.help Foo", "--model Foo: no class of that name; this project has "),
         ("--model.net Lineer", "--model.net Lineer: no class of that name, did you mean Linear"),
         ("--model.net tests.toy.ToyNett", "--model.net tests.toy.ToyNett: there is no class ToyNett in tests.toy"),
@@ -73,35 +71,15 @@ def broken_files(folder: Path) -> None:
         ("--optimizer AdamX", "--optimizer AdamX: no class of that name, did you mean Adam"),
         ("--optimizer adamw", "--optimizer adamw: no class of that name, did you mean AdamW"),
         ("--lr_scheduler Reduce", "--lr_scheduler Reduce: no class of that name, did you mean ReduceLROnPlateau"),
-        ("--lr_scheduler StepLR", "StepLR needs step_size: give --lr_scheduler.step_size"),
         ("--trainer.callbacks+=EarlyStoping", "EarlyStoping: no class of that name, did you mean EarlyStopping"),
         ("--trainer.logger CometLogger", "not met"),
         # Options
-        ("--devics 2", "--devics: no such option, did you mean --devices?"),
-        ("--lr 1e-3", "--lr: no such option, did you mean --optimizer.lr?"),
-        ("--batch_size 8", "--batch_size: no such option, did you mean --data.batch_size?"),
-        ("--model.net.widht 8", "--model.net.widht: ToyNet has no argument widht, did you mean width?"),
-        (
-            "--model.net tests.toy.ToyMLP --model.net.size 3",
-            "--model.net.size: ToyMLP has no argument size; it has in_features, num_classes, hidden",
-        ),
-        ("--optimizer.params []", "AdamW has no argument params; it has lr, "),
-        ("--optimizer.nope 1", "AdamW has no argument nope; it has lr, "),
         ("--optimizer.lr", "--optimizer.lr needs a value"),
-        ("--lists", "--lists needs a value, did you mean --list?"),
         ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler; add one"),
         # Values
         ("--accelerator tpu", "--accelerator tpu: this machine has none; it has cpu"),
         ("--accelerator gpuu", "--accelerator gpuu: no such accelerator, did you mean gpu?"),
         ("--strategy dpp", "--strategy dpp: no such strategy, did you mean ddp?"),
-        ("--max_epochs many", "--max_epochs many: expected int"),
-        ("--optimizer.lr abc", "--optimizer.lr abc: expected float"),
-        ("--lr_scheduler.pct_start abc", "--lr_scheduler.pct_start abc: expected float"),
-        (
-            f"--data {HERE}.StripedData --data.stripes upright_",
-            "--data.stripes upright_: expected auto, upright, level, did you mean upright?",
-        ),
-        (f"--data.stripes x --data {HERE}.StripedData", "--data.stripes x: expected auto, upright, level"),
         (f"--data {HERE}.StripedData --data.stripes null", "--data.stripes null: expected auto, upright, level"),
         ("--data.batch_size null", "--data.batch_size null: expected int"),
         ("--optimizer.lr null", "--optimizer.lr null: expected float"),
@@ -111,7 +89,6 @@ def broken_files(folder: Path) -> None:
         ),
         ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
         ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches 0 is too small: give at least 1"),
-        ("--retries -1", "--retries -1 is too small: give at least 0"),
         ("--seed_everything -1", "-1 is not in bounds"),
         ("--trainer.max_epochs -5", "`max_epochs` must be a non-negative integer or -1"),
         ("--optimizer.lr -1 --fast_dev_run", "AdamW does not take its arguments: Invalid learning rate: -1.0"),
@@ -132,7 +109,6 @@ def broken_files(folder: Path) -> None:
         ("--config ddp", "no such file, did you mean configs/strategy/ddp.yaml?"),
         ("--config list.yaml", "--config list.yaml is not a configuration: it holds list"),
         ("--config broken.yaml", "--config broken.yaml is not YAML:"),
-        ("--config typo.yaml", "trainer.max_epoch (in typo.yaml): no such setting, did you mean trainer.max_epochs?"),
         ("--config short.yaml", "short.yaml: max_epochs belongs under trainer"),
         ("--config class.yaml", "class.yaml: optimizer AdamX: no class of that name, did you mean Adam"),
         ("--config both.yaml", "is a recipe, but model has no class_path"),

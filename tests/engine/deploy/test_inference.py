@@ -25,7 +25,7 @@ from src.engine.deploy import rebuild
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
-from src.engine.deploy.rebuild import find_checkpoint
+from src.engine.runs.runs import find_checkpoint
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, picture

@@ -19,6 +19,7 @@ UNWRITTEN = "" if (ROOT / "docs" / "your_own.md").is_file() else "docs/your_own.
 LIBRARIES = {"OneCycleLR", "CosineAnnealingLR", "TextEncoder", "GPT"}  # of torch, of browsers, of everyone
 # Options of `src.train` that other commands have too.
 TRAINING = {"--accelerator", "--devices", "--strategy", "--precision", "--name", "--config", "--trust", "--ckpt_path"}
+OF_PIP = {"Makefile": {"--retries"}}
 # Packages that are used without an import, or that another one needs.
 TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ruff", "tensorboard", "torch"}
 LOADED = {"alembic": "mlflow", "sqlalchemy": "optuna", "plotly": "optuna", "scikit-learn": "optuna"}
@@ -55,7 +56,8 @@ def _names(project: Path, package: str, path: str, text: str) -> Iterator[str]:
     yield from set(re.findall(r"\w+", text)) & _template_names() - _defined(project, package) - optional - LIBRARIES
     if not path.startswith("tests/"):
         yield from (
-            set(re.findall(r"--[a-z][\w-]*", text)) & _options(ROOT, "src") - _options(project, package) - TRAINING
+            set(re.findall(r"--[a-z][\w-]*", text))
+            & _options(ROOT, "src") - _options(project, package) - TRAINING - OF_PIP.get(path, set())
         )
     yield from set(re.findall(r"[\w-]+\.(?:py|yaml|html|sbatch|md)\b", text)) & _files(ROOT, "src") - _files(
         project, package

@@ -31,7 +31,8 @@ RECIPES = sorted(
 # One recipe of each domain: overlays and strategies are run with it.
 WHOLE = {path.split("/")[1]: name for name, path in recipes(TEMPLATE).items()}.values()
 LAST = next((words for words in RECIPES if words[1] == "shakespeare_gpt"), RECIPES[-1])
-PARTS = ("train", "predict", "export", "serve", "tune", "compare", "generate", "compile,clusters,fsdp2,remote")
+PARTS = ("train", "predict", "export", "serve", "tune", "compare", "generate")
+PARTS += ("compile,clusters,fsdp2,remote,explain,optimizer_overrides,overview,trust",)
 ALONE = [(*start, "--with", part) for start in (KINDS[0], LAST) for part in PARTS]
 MORE = [("--kind", "regression", "--package", "tumours"), (*RECIPES[1], *LAST)]
 # What a machine may lack; every other reason to skip would be something that the project lacks.

@@ -10,7 +10,7 @@ import pytest
 
 from src.engine.new.creating import commit
 from src.engine.new.template import git
-from src.engine.new.updating import NEW_PARTS, OLD_FILE, _merge, update
+from src.engine.new.updating import BUILT_IN, _merge, update
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
 
@@ -64,7 +64,7 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     (project / ENGINE).write_text((project / ENGINE).read_text() + "\n\nMINE = True\n")
     replace(project / "README.md", "# mine", "# My own")
     replace(project / "pyproject.toml", '"torch>=2.14",', '"torch>=2.14",\n  "pandas>=2",')
-    (project / "src" / "engine" / "cli" / "explain.py").unlink()
+    (project / "src" / "engine" / "cli" / "keys.py").unlink()
     save(project)
     assert update(template, project) == 0
     said = capsys.readouterr().out
@@ -78,7 +78,7 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     assert "clean:  ## delete" in (project / "Makefile").read_text()
     assert (project / "src" / "mine" / "network.py").read_text() == "# mine\n"
     assert (project / "README.md").read_text().startswith("# My own")
-    assert not (project / "src" / "engine" / "cli" / "explain.py").exists()
+    assert not (project / "src" / "engine" / "cli" / "keys.py").exists()
     table = (project / "pyproject.toml").read_text()
     assert '"pandas>=2"' in table
     assert git(template, "rev-parse", "HEAD").stdout.strip() in table
@@ -91,14 +91,16 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
 def test_what_was_in_all_projects_before_it_became_a_part_stays(both: tuple[Path, Path]) -> None:
     template, project = both
     noted = git(template, "rev-parse", "HEAD").stdout.strip()
-    (template / OLD_FILE).write_text('"""What parts do now."""\n')
+    for file in BUILT_IN:
+        (template / file).write_text('"""What parts do now."""\n')
     save(template)
     replace(project / "pyproject.toml", noted, git(template, "rev-parse", "HEAD").stdout.strip())
     save(project)
-    (template / OLD_FILE).unlink()
+    for file in BUILT_IN:
+        (template / file).unlink()
     save(template)
     assert update(template, project) == 0
-    for name in NEW_PARTS:
+    for name in (name for names in BUILT_IN.values() for name in names):
         assert (project / "src" / "engine" / "parts" / f"{name}.py").is_file()
         assert f'"{name}"' in (project / "pyproject.toml").read_text()
     save(project)
@@ -115,7 +117,7 @@ def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
     template, project = both
     old = "def hide_information() -> None:"
     replace(template / ENGINE, old, "def hide_information() -> None:  # theirs")
-    (template / "src" / "engine" / "cli" / "explain.py").write_text('"""Nothing any more."""\n')
+    (template / "src" / "engine" / "cli" / "keys.py").write_text('"""Nothing any more."""\n')
     save(template)
     replace(project / ENGINE, old, "def hide_information() -> None:  # mine")
     save(project)

@@ -11,13 +11,15 @@ from typing import Any
 import fsspec
 import pytest
 
+from src.engine.cli import cli as cli_module
 from src.engine.cli.cli import StarterCLI
+from src.engine.deploy.inference import Inference
 from src.engine.parts import remote
 from src.engine.parts.remote import claim_at
 from src.engine.runs.checkpoint import damage
 from src.engine.search.tuning import tune
-from src.engine.system import addresses
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import hooks
 from tests.conftest import QUIET, serving
 from tests.toy import RECIPE
 
@@ -26,8 +28,7 @@ ADDRESS = "memory://bucket/logs"
 
 @pytest.fixture(autouse=True)
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for module in (remote, addresses):
-        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(remote, "ROOT", tmp_path)
     return tmp_path
 
 
@@ -229,6 +230,19 @@ def test_what_an_address_cannot_do_is_one_line(store: Any, words: tuple[str, ...
         StarterCLI(["fit", f"--config={RECIPE}", *QUIET, *words], time.perf_counter())
 
 
+def test_the_folder_of_a_search_takes_no_runs(store: Any, project: Path) -> None:
+    (project / "logs" / "toy" / "trials").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"toy holds a search: give another name, as in --name toy-run$"):
+        train("fit", f"--config={RECIPE}")
+
+
+def test_a_project_without_this_part_refuses_runs_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_module, "hooks", lambda name: [] if name == "claim_run" else hooks(name))
+    with pytest.raises(InputError, match=r"^s3://bucket/logs: this project has no part for addresses: give a path on"):
+        train("fit", f"--config={RECIPE}", address="s3://bucket/logs")
+    assert not Path("s3:").exists()
+
+
 def test_a_search_at_an_address_is_one_line() -> None:
     words = ["--config=configs/tune/seeds.yaml", f"--trainer.default_root_dir={ADDRESS}"]
     with pytest.raises(
@@ -243,3 +257,9 @@ def test_a_checkpoint_at_an_address_is_tested(store: Any, toy_checkpoint: str, t
     cli = StarterCLI([*words, f"--trainer.default_root_dir={tmp_path / 'logs'}"], time.perf_counter())
     cli.run()
     assert cli.trainer.callback_metrics["test/acc"] == 1
+
+
+def test_a_checkpoint_at_an_address_predicts(store: Any, toy_checkpoint: str, project: Path) -> None:
+    store.pipe("/bucket/model.ckpt", Path(toy_checkpoint).read_bytes())
+    inference = Inference("memory://bucket/model.ckpt", trust=["tests.toy"])
+    assert inference.path.is_relative_to(project / "data" / "remote")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.engine.deploy.rebuild import build, load_model
-from src.engine.runs.checkpoint import model_arguments, read_checkpoint
-from src.engine.runs.trust import Trust, checked_spec
+from src.engine.runs.checkpoint import read_checkpoint
+from src.engine.runs.trust import Trust, checked_spec, model_arguments
 from src.engine.system.classes import argument_types, parameters_of
 from src.engine.system.errors import InputError
 from tests.conftest import Run, write

@@ -11,9 +11,8 @@ import torch
 import yaml
 from torch import nn
 
-from src import ROOT
-from src.engine.cli import cli
 from src.engine.cli.cli import StarterCLI
+from src.engine.runs import runs
 from src.engine.runs.runs import claim_folder, run_of
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
@@ -223,11 +222,10 @@ def test_two_processes_make_one_run_from_another_folder_too(tmp_path: Path) -> N
     assert json.loads((folder / "metrics.json").read_text())["test/loss"] > 0
 
 
-def test_runs_land_in_the_projects_logs_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Path] = []
-    monkeypatch.setattr(cli, "claim_folder", lambda parent: seen.append(parent) or Path("/nowhere/x/version_0"))
+def test_runs_land_in_the_projects_logs_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
     StarterCLI([f"--config={RECIPE}", "--accelerator=cpu"], time.perf_counter())
-    assert seen == [ROOT / "logs" / "toy"]
+    assert (tmp_path / "logs" / "toy" / "version_0").is_dir()
 
 
 def test_a_run_that_cannot_be_written_is_tested_elsewhere(tmp_path: Path) -> None:

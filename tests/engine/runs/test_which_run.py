@@ -10,8 +10,8 @@ import pytest
 
 from src.engine.cli import config
 from src.engine.cli.resolved_checkpoint import resolve_checkpoint
-from src.engine.runs.checkpoint import read_checkpoint, run_configuration
-from src.engine.runs.trust import Trust
+from src.engine.runs.checkpoint import read_checkpoint
+from src.engine.runs.trust import Trust, run_configuration
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
 from tests.conftest import Run, write

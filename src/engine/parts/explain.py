@@ -1,27 +1,25 @@
 """Rewrites jsonargparse's errors as one line: what was given and what would work."""
 
-import inspect
 import re
-from typing import Any, Literal, get_args, get_origin
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from src.engine.cli.config import Option, load_config
-from src.engine.cli.overview import SHORT_FLAGS
-from src.engine.system.classes import Tree, argument_types, import_class, is_class, nearest, parameters_of, walk
-from src.engine.system.errors import InputError
+from src.engine.cli.usage import SHORT_FLAGS
+from src.engine.system.classes import Tree, import_class, is_class, nearest, parameters_of, walk
+from src.engine.system.hooks import bare_flags
 
 
 def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: list[Option], files: list[str]) -> str:
     """Rewrite an error message of jsonargparse, for the settings in `tree`, as one line in the words of the user."""
     message = " ".join(message.split())
-    plain = (*SHORT_FLAGS, "config", "print_config", "help_all", "list", *parser.get_defaults().keys())
-    known = [f"--{name}" for name in plain]
+    plain = (*SHORT_FLAGS, "config", "print_config", "help_all", *parser.get_defaults().keys())
+    known = [*bare_flags(), *(f"--{name}" for name in plain)]
     for key, value in walk(tree):
         if is_class(value) and (cls := import_class(value["class_path"])):
             known += [f"--{key}.{name}" for name in parameters_of(cls)]
     if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
-        return f"{found[1]}: no such option{nearest(found[1], known)}"
+        return f"{found[1]}: no such option{'' if found[1] in known else nearest(found[1], known)}"
     if found := re.match(r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<leaf>[^']+)'", message):
         key = ".".join(filter(None, (found["group"], found["leaf"])))
         settings = [flag.removeprefix("--") for flag in known]
@@ -54,24 +52,6 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         wanted = f"expected {', '.join(dict.fromkeys(names))}" if names else "not a class that fits here"
         return f"{_origin(key, options, files)} {value[1]}: {wanted}{nearest(value[1], words)}"
     return message
-
-
-def refuse_nulls(tree: Tree) -> None:
-    """Check that no argument of a class is null unless its type allows it; jsonargparse misses that.
-
-    Raises:
-        InputError: an argument must not be null.
-    """
-    for key, node in walk(tree):
-        cls = import_class(node["class_path"]) if is_class(node) else None
-        defaults = parameters_of(cls) if cls else {}
-        given = node.get("init_args") or {} if cls else {}
-        for name in (name for name, value in given.items() if value is None and name in defaults):
-            hint = argument_types(cls).get(name, Any)
-            takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
-            if defaults[name].default is not None and not takes_null:
-                choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
-                raise InputError(f"--{key}.{name} null: expected {', '.join(choices)}")
 
 
 def _origin(key: str, options: list[Option], files: list[str]) -> str:

@@ -4,14 +4,17 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from torch import nn
 
-from src import ROOT
-from src.engine.cli import config, overview
+from src import ROOT, train
+from src.engine.cli import config
 from src.engine.cli.cli import StarterCLI
+from src.engine.cli.usage import SHORT_FLAGS
+from src.engine.parts import overview
 from src.engine.system import classes
 from src.engine.system.classes import import_class, project_classes
 from tests.conftest import program
@@ -55,7 +58,7 @@ def test_the_help_names_every_own_option_and_the_way_to_all_others(capsys: pytes
     assert stop.value.code == 0
     long = capsys.readouterr().out
     assert "--help_all" in short
-    for name in overview.SHORT_FLAGS:
+    for name in SHORT_FLAGS:
         assert f"--{name}" in short
         assert re.search(rf"^  --trainer\.{name}\b", long, re.MULTILINE)
     plain = set(re.findall(r"^  (?:-\w[^-]*)?(--[a-z_]+)", long, re.MULTILINE)) - {"--trainer"}
@@ -65,6 +68,22 @@ def test_the_help_names_every_own_option_and_the_way_to_all_others(capsys: pytes
     assert set(re.findall(r"^  (--\w+)", short, re.MULTILINE)) - {"--list"} <= {*plain, "--model", "--data"} | set(
         re.findall(r"(--\w+)", long)
     )
+
+
+def test_a_mistyped_list_is_recognized(error_of: Callable[..., str]) -> None:
+    assert error_of("--lists") == "--lists needs a value, did you mean --list?"
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_a_project_without_this_part_prints_all_options(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "find_part", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["train", "test", f"--config={RECIPE}", flag])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    assert stop.value.code == 0
+    assert re.search(r"^  --trainer\.max_epochs\b", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_list_has_one_line_for_each_class_and_file(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

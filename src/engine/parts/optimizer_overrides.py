@@ -1,18 +1,63 @@
-"""Lets a continued run change the arguments of its optimizer and schedule."""
+"""Lets a continued run change the arguments of its optimizer and schedule; `--retries` halves its learning rate."""
 
 import re
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import LENGTHS
-from src.engine.system.classes import walk
-from src.engine.system.errors import InputError
+from src.engine.runs.runs import TRIALS, checkpoints_of, good_checkpoint
+from src.engine.system.classes import Tree, walk
+from src.engine.system.errors import InputError, check_least
+from src.engine.training.finite_loss import NotFiniteError
 
-Spec = dict[str, Any]
+NAN_ADVICE = "retry at half the learning rate with --retries 3"
 
 # Learning rates that a schedule keeps in the optimizer's parameter groups.
 LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+
+
+def add_arguments(parser: Any) -> None:
+    """Add the option to `src.train`."""
+    parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        help="How often to retry at half the learning rate, from last.ckpt if there is one, after a NaN loss",
+    )
+
+
+def check_settings(config: Any, trains: bool) -> None:
+    """Raise InputError if a run has no learning rate to halve, or is a trial of a search."""
+    check_least(0, **{"--retries": config.retries})
+    if config.retries and config.name == TRIALS:
+        raise InputError(f"--retries {config.retries}: a trial keeps its learning rate: give --retries 0")
+    if trains and config.retries and config.optimizer is None:
+        raise InputError(
+            f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"
+            " give --retries 0"
+        )
+
+
+def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[str]:
+    """The command line to retry a run at half the learning rate, from its last checkpoint or from the beginning.
+
+    Raises:
+        NotFiniteError: no retries left or no learning rate to halve; the message names the last good checkpoint.
+    """
+    lr = (cli.config.get("optimizer") or {}).get("init_args", {}).get("lr")
+    folder = cli.record.folder if cli.record else None
+    last = good_checkpoint(folder)[0] if folder and any(checkpoints_of(folder)) else None
+    if not cli.config.retries or lr is None:
+        known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
+        raise NotFiniteError(f"{error}{known}") from error
+    left = cli.config.retries - 1
+    rank_zero_info(
+        f"{error}. Retrying at half that rate from {last or cli.from_path or 'the beginning'}, {left} retries left"
+    )
+    more = [f"--run={folder}", "--ckpt_path=last"] if last else []
+    return [*args, *more, f"--optimizer.lr={lr / 2}", f"--retries={left}"]
 
 
 class OptimizerOverrides(Callback):
@@ -30,7 +75,7 @@ class OptimizerOverrides(Callback):
             has changed, which the restored optimizer would not notice.
     """
 
-    def __init__(self, saved: Spec, now: Spec) -> None:
+    def __init__(self, saved: Tree, now: Tree) -> None:
         changed = []
         for key in ("optimizer", "lr_scheduler"):
             old, new = saved.get(key), now.get(key)
@@ -91,5 +136,5 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _arguments(spec: Spec | None) -> dict[str, Any]:
+def _arguments(spec: Tree | None) -> dict[str, Any]:
     return {name: _plain(value) for name, value in ((spec or {}).get("init_args") or {}).items()}

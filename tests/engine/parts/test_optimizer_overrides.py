@@ -3,8 +3,11 @@ from typing import Any
 
 import pytest
 
+from src.engine.cli import cli
+from src.engine.parts.optimizer_overrides import OptimizerOverrides
 from src.engine.system.errors import InputError
-from src.engine.training.optimizer_overrides import OptimizerOverrides
+from src.engine.system.hooks import hooks
+from src.engine.training.checks import check_unchanged
 from tests import toy
 from tests.conftest import Run
 
@@ -117,3 +120,40 @@ def test_a_schedule_that_may_have_another_length_sees_the_one_of_the_checkpoint(
     checkpoint: dict[str, Any] = {"optimizer_states": [], "lr_schedulers": [state]}
     OptimizerOverrides(before, now).on_load_checkpoint(None, None, checkpoint)  # type: ignore[arg-type]
     assert state[argument] == 10
+
+
+def test_a_negative_number_of_retries_is_one_line(error_of: Callable[..., str]) -> None:
+    assert error_of(NEW, "--retries=-1") == "--retries -1 is too small: give at least 0"
+
+
+@pytest.mark.slow
+def test_without_this_part_a_run_goes_on_with_its_own_optimizer_only(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "hooks", lambda name: [] if name == "OptimizerOverrides" else hooks(name))
+    path = last(train(NEW, *SHORT, "--max_epochs=1"))
+    assert train(*SHORT, "--max_epochs=2", "--ckpt_path", path).cli.trainer.global_step == 6
+    with pytest.raises(InputError, match=r"^--optimizer\.lr 0\.5 cannot be changed in a continued run: leave it out$"):
+        train(*SHORT, "--max_epochs=2", "--ckpt_path", path, "--optimizer.lr=0.5")
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}, "--optimizer SGD"),
+        ({"optimizer": None}, "--optimizer None"),
+        ({"lr_scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1}}}, "--lr_scheduler StepLR"),
+        ({"model": {"class_path": "Own", "init_args": {"head_lr": 0.2, "flr": 0.1}}}, "--model.head_lr 0.2"),
+    ],
+)
+def test_without_this_part_what_a_restored_optimizer_would_not_notice_is_refused(
+    now: dict[str, Any], message: str
+) -> None:
+    saved = {
+        "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}},
+        "model": {"class_path": "Own", "init_args": {"head_lr": 0.1, "flr": 0.1}},
+    }
+    own = {"class_path": "Own", "init_args": {"head_lr": 0.1, "flr": 0.3}}
+    check_unchanged(saved, {**saved, "model": own})
+    with pytest.raises(InputError, match=rf"^{message} cannot be changed in a continued run: leave it out$"):
+        check_unchanged(saved, {**saved, **now})

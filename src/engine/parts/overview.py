@@ -10,18 +10,12 @@ from functools import cache
 from pathlib import Path
 
 from src import ROOT
+from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
 from src.engine.system.classes import project_classes, subclasses_here
 from src.engine.system.errors import InputError, report
 
 WIDTH = 100
-PROGRAM = "python -m src.train"
-USAGE = f"{PROGRAM} [fit|validate|test|predict] [--config FILE ...] [--option VALUE ...]"
-# Trainer options with a short form on the command line.
-SHORT_FLAGS = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "fast_dev_run")
-DESCRIPTION = (
-    "Without a stage: fit, then test the best checkpoint. See README.md for examples."
-    f" Short for --trainer.NAME: {', '.join(f'--{name}' for name in SHORT_FLAGS)}."
-)
+BARE_FLAGS = ("--list",)
 SETTINGS = {
     "--config FILE": "recipe or overlay, repeatable; default: configs/default.yaml",
     "--model, --model.net, --data CLASS": "task, network and data, by name; --list shows those of this project",

@@ -1,0 +1,35 @@
+"""Reads model, data, optimizer and schedule from checkpoints of other people, as `runs/trust.py` allows; `--trust`."""
+
+from typing import Any
+
+from src.engine.cli.config import Option
+from src.engine.cli.resolved_checkpoint import ResolvedCheckpoint
+from src.engine.runs.checkpoint import checkpoint_errors
+from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
+from src.engine.system.classes import Tree
+
+
+def add_arguments(parser: Any) -> None:
+    """Add the option to `src.train`."""
+    parser.add_argument("--trust", type=str | None, help="Other module whose classes the checkpoint may use")
+
+
+def checked_configuration(
+    checkpoint: Tree, own: Tree, resolved: ResolvedCheckpoint, options: list[Option]
+) -> tuple[Tree, Tree, list[str]]:
+    """Configuration of run and model, as `read_configuration` returns them; `own`: that of the user's own run.
+
+    Raises:
+        InputError: the checkpoint names a class that is not allowed, or is not of this project.
+    """
+    trees = [own, *(tree for _, tree in resolved.loaded)]
+    named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in options}
+    modules = tuple(str(value) for flag, value in options if flag == "--trust")
+    trust = Trust(modules, frozenset(named), paths=bool(own))
+    unused: list[str] = []
+    with checkpoint_errors(str(resolved.path)):
+        model = model_arguments(checkpoint, trust)
+        saved = own or run_configuration(checkpoint, trust, unused)
+    if saved and not own:
+        saved["model"] = model or None
+    return saved, model, unused
