@@ -17,11 +17,7 @@ def add_arguments(parser: Any) -> None:
 def checked_configuration(
     checkpoint: Tree, own: Tree, resolved: ResolvedCheckpoint, options: list[Option]
 ) -> tuple[Tree, Tree, list[str]]:
-    """Configuration of run and model, as `read_configuration` returns them; `own`: that of the user's own run.
-
-    Raises:
-        InputError: the checkpoint names a class that is not allowed, or is not of this project.
-    """
+    """What `read_configuration` returns and raises; `own`: the configuration of the user's own run, if it is one."""
     trees = [own, *(tree for _, tree in resolved.loaded)]
     named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in options}
     modules = tuple(str(value) for flag, value in options if flag == "--trust")
