@@ -351,10 +351,12 @@ class StarterCLI(LightningCLI):
             self._drop_empty_folder()
             raise
         finally:
-            for finish in hooks("after_run"):
-                finish(self.trainer)
-            if self.lock is not None:
-                self.lock.release()
+            try:
+                for finish in hooks("after_run"):
+                    finish(self.trainer)
+            finally:
+                if self.lock is not None:
+                    self.lock.release()
 
     def _run_stage(self) -> None:
         given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}

@@ -21,10 +21,10 @@ from PIL import Image
 from pyarrow import parquet
 from torch import Tensor, nn
 
-from src.engine.deploy import rebuild
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
+from src.engine.runs import runs
 from src.engine.runs.runs import find_checkpoint
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
@@ -98,7 +98,7 @@ def test_predict_takes_such_a_value_wherever_the_inputs_are(
 def test_a_checkpoint_of_an_own_run_is_trusted_by_its_path_too(
     run_in_units: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
     path = run_in_units / "checkpoints" / "last.ckpt"
     assert find_checkpoint(str(path)) == find_checkpoint("last") == (path, run_in_units)
     assert Inference(str(path)).data.unit == "km/h"
@@ -257,5 +257,5 @@ def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
     train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = train("fit", "--max_epochs=1", f"--checkpoint.dirpath={tmp_path / 'large' / 'disk'}")
-    monkeypatch.setattr(rebuild, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
     assert find_checkpoint("best") == (tmp_path / "large" / "disk" / "best.ckpt", run.folder)
