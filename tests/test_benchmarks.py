@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,17 +10,20 @@ from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
+from src.engine.cli.config import import_class, load_config
+from tests.recipes import RECIPES
 
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(ROOT / "benchmarks")
     import gpu
+    import gpu_parts
     import recipes
     import reference
     import run
@@ -200,7 +204,9 @@ def test_what_an_ablation_undoes_is_in_the_code() -> None:
 def test_run_knows_every_benchmark() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert (
-        scripts - {"run", "table", "training", "figures", "requests_of_strangers", "gpu"} == ALL.keys() == ROWS.keys()
+        scripts - {"run", "table", "training", "figures", "requests_of_strangers", "gpu", "gpu_parts"}
+        == ALL.keys()
+        == ROWS.keys()
     )
 
 
@@ -216,7 +222,7 @@ def test_each_benchmark_runs_into_the_table_of_all(name: str, tmp_path: Path) ->
         assert max(rows["memory: a run on MNIST, without the import"]["ours"]) <= 500
 
 
-SMALL = SimpleNamespace(quick=True, data_dir=None, pairs=1, device="cpu", accelerator="cpu")
+SMALL = SimpleNamespace(quick=True, data_dir=None, pairs=1, device="cpu", accelerator="cpu", values=None)
 HAS = [name for name, (_, _, domain) in gpu.PARTS.items() if has_domain(domain)]
 
 
@@ -231,8 +237,12 @@ def test_each_part_for_a_gpu_runs_on_a_cpu_with_tiny_sizes(part: str) -> None:
 def run_gpu(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["gpu.py", *words])
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    with pytest.raises(SystemExit) as stop:
-        gpu.main()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            gpu.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert isinstance(stop.value.code, int)
     return stop.value.code
 
@@ -265,9 +275,109 @@ if part == "{slow}":
     script.write_text(code)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu, "__file__", str(script))
-    monkeypatch.setitem(gpu.PARTS, slow, (gpu.memory, 3, gpu.PARTS[slow][2]))
+    monkeypatch.setitem(gpu.PARTS, slow, (gpu_parts.memory, 3, gpu.PARTS[slow][2]))
     assert run_gpu(monkeypatch, "--only", fails, slow, quick) == 1
     parts = json.loads(capfd.readouterr().out.splitlines()[-1])["parts"]
     assert parts[fails]["failed"] == "exit code 1, see above"
     assert parts[slow]["failed"] == "stopped after 3 s"
     assert parts[quick]["speed"] == 1
+
+
+@pytest.mark.slow
+def test_a_part_that_is_stopped_keeps_its_values_and_ends_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, started = tmp_path / "part.py", tmp_path / "started"
+    code = f"""
+import subprocess, sys
+from pathlib import Path
+sys.path[:0] = ["{ROOT}/benchmarks", "{ROOT}"]
+import gpu, gpu_parts, kill
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+kill.start = lambda *_: subprocess.Popen(sleep, start_new_session=True)
+def part(options):
+    gpu_parts.keep(options, {{"speed": 1}})
+    with gpu_parts.run_of([], Path()) as run:
+        Path("{started}").write_text(f"{{run.pid}}\\n")
+        run.wait()
+gpu.PARTS["{HAS[0]}"] = (part, 1, "")
+gpu.main()
+"""
+    script.write_text(code)
+
+    class Limited(subprocess.Popen[bytes]):
+        """A process whose limit is over once it has started another one."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout != 1.0:
+                return super().wait(timeout)
+            while self.poll() is None and not (started.exists() and started.read_text().endswith("\n")):
+                time.sleep(0.05)
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess, "Popen", Limited)
+    monkeypatch.setattr(gpu, "__file__", str(script))
+    monkeypatch.setattr(gpu, "GRACE", 600.0)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--cpu"])
+    values = gpu.run_part(HAS[0], 1.0)
+    assert (values["failed"], values["speed"]) == ("stopped after 1 s", 1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)
+
+
+def test_what_a_part_has_measured_is_kept_pair_by_pair(tmp_path: Path) -> None:
+    options = SimpleNamespace(pairs=3, values=tmp_path / "values.json")
+    ours = iter([9.0, 4.0, 6.0])  # ends before the last pair
+    with pytest.raises(StopIteration):
+        gpu_parts.alternate(options, ours.__next__, lambda: 2.0, "plain loop")
+    kept = json.loads(options.values.read_text())
+    assert kept == {"ours": 5.0, "plain loop": 2.0, "ratio": 2.5, "ratios": [2.0, 3.0]}
+
+
+@pytest.mark.skipif(not has_domain("vision"), reason="the part is of a domain that was deleted")
+def test_a_run_that_was_not_killed_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(poll=lambda: 0)
+    for name, value in (("start", run), ("finish", None), ("kill_at_random", False)):
+        monkeypatch.setattr(f"kill.{name}", lambda *_, value=value: value)
+    with pytest.raises(RuntimeError, match="had ended before it was killed"):
+        gpu_parts.resume(SMALL)
+
+
+MEASURED = {
+    "images": ("src.vision.mnist.MNISTDataModule", {"source": "sample"}),
+    "resident": ("src.vision.mnist.MNISTDataModule", {"source": "sample", "device_resident": True}),
+    "gpt": ("src.text.corpus.TextDataModule", {"source": "python_reference", "block_size": 64, "batch_size": 4}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [name for name in MEASURED if name in HAS])
+def test_a_speed_is_that_of_as_many_steps_as_the_plain_loop_has(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, arguments = MEASURED[part]
+    data = import_class(name)(**arguments)
+    given: list[str] = []
+
+    def train(_: Any, *words: str, prepare: Any) -> tuple[None, dict[str, float]]:
+        given.extend(words)
+        prepare(data)
+        return None, {"speed/samples_per_second": 1.0, "speed/tokens_per_second": 1.0}
+
+    monkeypatch.setattr(gpu_parts, "train", train)
+    gpu.PARTS[part][0](SMALL)
+    for argument, value in arguments.items():  # what the test prepares is what the part trains on
+        assert f"--data.{argument}={str(value).lower()}" in given or f"--data.{argument}={value}" in given
+    assert ("--data.device_resident=true" in given) == (part == "resident")
+    # The second of two log steps in one epoch of whole batches; the first one is a warm-up.
+    assert "--trainer.log_every_n_steps=3" in given
+    loader = data.train_dataloader()
+    assert len(loader) == 6
+    assert len({len(targets) for _, targets in loader}) == 1
+
+
+def test_no_recipe_downloads_what_has_a_source_that_needs_no_download() -> None:
+    for path in {load_config(recipe)[1]["data"]["class_path"] for recipe in RECIPES}:
+        name = path.rpartition(".")[2]
+        hints = [get_type_hints(cls.__init__) for cls in import_class(path).__mro__ if "__init__" in vars(cls)]
+        choices = next((get_args(hint["source"]) for hint in hints if "source" in hint), ())
+        assert ("auto" in choices) == (name in gpu_parts.SOURCES)
+        assert name not in gpu_parts.SOURCES or gpu_parts.SOURCES[name] in choices

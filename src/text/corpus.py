@@ -81,7 +81,7 @@ class Windows(BatchDataset):
         last = len(self.tokens) - 1
         tokens = torch.from_numpy(self.tokens[np.minimum(window, last)].astype(np.int64))
         targets = tokens[:, 1:].masked_fill(torch.from_numpy(window[:, 1:] > last), IGNORED)
-        return tokens[:, :-1], targets
+        return tokens[:, :-1].contiguous(), targets  # pinned memory is copied without waiting only if contiguous
 
 
 def random_starts(windows: Windows) -> Order:

@@ -101,6 +101,7 @@ def test_training_sees_every_window_and_repeats_by_seed_and_epoch() -> None:
     windows = Windows(np.arange(40), block_size=8, stride=1)
     assert len(windows) == 32  # starts 0 to 31, the last target is 39
     assert windows.__getitems__([31])[1][0, -1] == 39
+    assert all(part.is_contiguous() for part in windows.__getitems__([0, 31]))  # else pinning does not help
     sampler = Batches(5, 2, None, random_starts(windows))
     assert list(sampler) == list(sampler)
     assert [len(batch) for batch in sampler] == [2, 2, 1]

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from src.engine.data.loading import Batches
 from src.engine.system.errors import GUIDE, InputError
 
 BARE_FLAGS = ("--compile",)
@@ -41,8 +42,10 @@ def input_error(error: BaseException, config: Any) -> InputError | None:
 class Compilation(Callback):
     """Compiles the task's `net` in place, so that the keys of checkpoints do not change.
 
-    torch compiles on first use: before training, two batches run forward, backward and in evaluation mode. Weights,
-    running statistics and random state stay unchanged. `seconds` is the time this took.
+    torch compiles on first use, for one size, which is fastest, and again for any size when it sees another one. So
+    before training, a batch runs forward and backward; a smaller one too, if the last batch of an epoch is smaller; and
+    both in evaluation mode. Weights, running statistics and random state stay unchanged. `seconds` is the time this
+    took.
 
     Raises:
         InputError: the model is not a task with a `net` and a `step`.
@@ -67,12 +70,12 @@ class Compilation(Callback):
         buffers = {name: value.clone() for name, value in task.net.named_buffers()}
         with isolate_rng():
             data: Any = trainer.datamodule or task  # type: ignore[attr-defined]
-            batch = trainer.precision_plugin.convert_input(next(iter(data.train_dataloader())))
+            loader = data.train_dataloader()
+            batch = trainer.precision_plugin.convert_input(next(iter(loader)))
             batch = data.on_before_batch_transfer(batch, 0)
             batch = trainer.strategy.batch_to_device(batch)
-            # The smaller second batch makes torch compile for any size: the last batch of an epoch may be smaller.
             parts = (batch, tuple(part[: len(part) // 2 + 1] for part in batch))
-            for part in parts:
+            for part in parts if _may_end_smaller(loader) else parts[:1]:
                 with trainer.precision_plugin.train_step_context():
                     task.step(part)[0].backward()
             task.zero_grad()
@@ -86,3 +89,9 @@ class Compilation(Callback):
             value.copy_(buffers[name])
         self.seconds = time.perf_counter() - start
         rank_zero_info(f"Compiled in {self.seconds:.0f} s")
+
+
+def _may_end_smaller(loader: Any) -> bool:
+    """Whether the last batch of an epoch may be smaller than the others; only our own sampler tells."""
+    batches = getattr(loader, "sampler", None)
+    return not isinstance(batches, Batches) or batches.count % batches.batch_size != 0

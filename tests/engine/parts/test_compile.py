@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -51,29 +52,34 @@ def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
 
 
 @pytest.mark.slow
-def test_nothing_is_compiled_once_training_has_begun(
-    parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("size", "expected"), [(192, [False]), (150, [False, True])])  # in batches of 64
+def test_all_is_compiled_before_training_and_for_one_size_if_all_its_batches_have_it(
+    size: int, expected: list[bool], parse: Callable[..., StarterCLI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graphs: list[str] = []
+    is_any_size: list[bool] = []  # of each graph for training
     compile_module = torch.nn.Module.compile
     now = ["before"]
 
-    def backend(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> torch.fx.GraphModule:
         graphs.append(now[0])
+        if torch.is_grad_enabled():
+            is_any_size.append(any(isinstance(one, torch.SymInt) for one in inputs))
         return graph
 
     class Begun(Callback):
         def on_sanity_check_start(self, *_: object) -> None:
             now[0] = "in training"
 
+    torch.compiler.reset()  # it remembers the sizes of other tests
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend=backend))
     # Not a convolution: on some CPUs torch compiles it again for batches of fewer than 16, which it computes otherwise.
     words = ("--trainer.enable_checkpointing=false", "--trainer.logger=false", "--model.net=tests.toy.ToyMLP")
-    cli = parse("fit", "--max_epochs=2", "--compile", *words)
+    cli = parse("fit", "--max_epochs=2", "--compile", f"--data.size={size}", "--data.batch_size=64", *words)
     cli.trainer.callbacks.append(Begun())
     cli.run()
-    assert graphs
     assert set(graphs) == {"before"}
+    assert is_any_size == expected
 
 
 def test_compiling_a_model_without_a_network_is_one_line(train: Train) -> None:
