@@ -306,7 +306,7 @@ def test_pictures_are_for_boxes_and_truth_is_not(
         predict(["--ckpt_path", detector, *words, "--truth", "folder"])
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch", "safetensors"])
+@pytest.mark.parametrize("form", ["onnx", "safetensors"])
 @pytest.mark.slow
 def test_a_detector_is_exported_with_its_boxes(
     form: str, detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
