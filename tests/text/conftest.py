@@ -18,8 +18,9 @@ def sentiments(tmp_path_factory: pytest.TempPathFactory) -> str:
             for i in range(300)
         ]
         table.write_text("text,label\n" + "\n".join(rows) + "\n")
-        small = ("--model.net.d_model=16", "--model.net.num_heads=2", "--data.batch_size=32", "--max_epochs=5")
-        return fit(folder, "--config=configs/text/sentiment_transformer.yaml", *small, f"--data.path={table}")
+        small = ("--model.net.num_members=2", "--model.net.d_model=16", "--model.net.num_heads=2")
+        words = ("--data.batch_size=32", "--max_epochs=5", f"--data.path={table}")
+        return fit(folder, "--config=configs/text/sentiment_transformer.yaml", *small, *words)
 
     return once(tmp_path_factory, "sentiments", make)
 

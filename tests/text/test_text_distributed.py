@@ -25,6 +25,7 @@ WRITER = (
     "--data.batch_size=4",
     "--trainer.val_check_interval=5",
     "--trainer.max_steps=10",
+    "--trainer.callbacks.max_new_tokens=3",
     "--precision=32-true",
 )
 READER = (

@@ -18,8 +18,9 @@ WRITER = (
     "--model.net.dropout=0.2",
     "--data.block_size=16",
     "--data.batch_size=4",
-    "--trainer.val_check_interval=20",
-    "--trainer.max_steps=130",
+    "--trainer.val_check_interval=10",
+    "--trainer.max_steps=40",
+    "--trainer.callbacks.max_new_tokens=3",
 )
 READER = (
     "--config=configs/text/language_id.yaml",
@@ -33,9 +34,9 @@ READER = (
 
 @pytest.mark.slow
 def test_a_language_model_that_is_stopped_goes_on_bit_by_bit(train: Train, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("it was the best of times, it was the worst of times\n" * 150)
+    (tmp_path / "text.txt").write_text("it was the best of times, it was the worst of times\n" * 45)
     words = (*WRITER, f"--data.path={tmp_path / 'text.txt'}", f"--data.cache_dir={tmp_path}")
-    assert differences_after_stops(train, tmp_path, words, (19, 20, 90)) == []  # it is validated every 20 steps
+    assert differences_after_stops(train, tmp_path, words, (9, 10, 35)) == []  # it is validated every 10 steps
 
 
 @pytest.mark.slow

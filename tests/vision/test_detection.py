@@ -179,7 +179,7 @@ def test_the_figure_shows_true_and_predicted_boxes() -> None:
 
 @pytest.mark.slow
 def test_a_run_logs_precision_by_class_and_shows_boxes(train: Train) -> None:
-    run = train(*SMALL, "--data.scenes=40", "--max_epochs=1")
+    run = train(*SMALL, "--data.scenes=40", "--data.eval_scenes=3", "--max_epochs=1")
     assert {"val/loss", "val/map", "val/map_50", "test/loss", "test/map", "test/map_50"} <= run.metrics.keys()
     assert any(name.startswith("test/map_") and name[-1].isdigit() for name in run.metrics)
     assert any(isinstance(one, TaskPictures) for one in run.cli.trainer.callbacks)  # type: ignore[attr-defined]
@@ -204,13 +204,14 @@ def test_a_class_that_is_called_50_does_not_replace_a_metric(tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_a_run_that_is_stopped_within_an_epoch_goes_on_bit_by_bit(train: Train, tmp_path: Path) -> None:
-    words = (*SMALL, "--data.scenes=100", "--max_epochs=2")
+    words = (*SMALL, "--data.scenes=20", "--data.eval_scenes=2", "--data.batch_size=4", "--max_epochs=2")
     assert differences_after_stops(train, tmp_path, words, (2, 7), goes_on=words) == []
 
 
 @pytest.mark.slow
 def test_two_processes_count_every_image_once(detector: str, train: Train, tmp_path: Path) -> None:
-    words = ("test", *SMALL, f"--ckpt_path={detector}", "--precision=64-true")
+    few = ("--data.eval_scenes=5", "--data.batch_size=4")
+    words = ("test", *SMALL, *few, f"--ckpt_path={detector}", "--precision=64-true")
     one = train(*words).metrics
     run_in(tmp_path / "two", *words, *DDP)  # the last batch has one scene, for two processes
     assert 0.05 < one["test/map"] < 1
@@ -222,7 +223,7 @@ def test_two_processes_count_every_image_once(detector: str, train: Train, tmp_p
 
 @pytest.mark.slow
 def test_two_processes_train(tmp_path: Path) -> None:
-    run_in(tmp_path / "two", *SMALL, "--data.scenes=41", "--max_epochs=1", *DDP)
+    run_in(tmp_path / "two", *SMALL, "--data.scenes=41", "--data.eval_scenes=3", "--max_epochs=1", *DDP)
     assert metrics(tmp_path / "two")["test/map"] >= 0
 
 
@@ -305,7 +306,7 @@ def test_pictures_are_for_boxes_and_truth_is_not(
         predict(["--ckpt_path", detector, *words, "--truth", "folder"])
 
 
-@pytest.mark.parametrize("form", ["onnx", "torch", "safetensors"])
+@pytest.mark.parametrize("form", ["onnx", "safetensors"])
 @pytest.mark.slow
 def test_a_detector_is_exported_with_its_boxes(
     form: str, detector: str, scenes: tuple[Path, list[Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
