@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 
 from src.engine.system.hooks import find_part
 
@@ -28,7 +29,8 @@ def main() -> None:
 
         run(started)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
+            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
         sys.exit(130)
 
 

@@ -94,9 +94,13 @@ class Classifier(Task):
                 raise InputError(f"{name} takes one class per input, not {tuple(targets.shape)}: use CrossEntropyLoss")
             known = (labels != IGNORED)[:, None]
             target = F.one_hot(targets.where(known[:, 0], 0), self.num_classes).to(logits.dtype) * known
-            # Logits that add nothing to the loss of a target of 0, so that no step waits for the device.
-            fill = 0.0 if isinstance(self.loss, nn.MSELoss) else -100.0
-            loss = self.loss(torch.where(known, logits, fill), target) * (len(known) / known.sum().clamp(min=1))
+            if type(self.loss) in ONE_HOT_LOSSES and self.loss.reduction == "mean":
+                # Logits that add nothing to the loss of a target of 0, so that no step waits for the device.
+                fill = 0.0 if isinstance(self.loss, nn.MSELoss) else -100.0
+                loss = self.loss(torch.where(known, logits, fill), target) * (len(known) / known.sum().clamp(min=1))
+            else:
+                rows = (known[:, 0] | ~known.any()).nonzero()[:, 0]
+                loss = self.loss(logits[rows], target[rows])
         else:
             loss = self.loss(logits, targets)
         loss = loss * (weight > 0)

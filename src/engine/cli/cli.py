@@ -26,7 +26,7 @@ from src.engine.cli.resolved_checkpoint import read_configuration, resolve_check
 from src.engine.cli.saved_config import configuration_text, dump
 from src.engine.cli.summary import print_summary
 from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
-from src.engine.data.loading import check_batch_size_of
+from src.engine.data.loading import announce, check_batch_size_of
 from src.engine.runs.checkpoint import (
     CONTENT_ERRORS,
     check_batches,
@@ -37,7 +37,7 @@ from src.engine.runs.checkpoint import (
 )
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
-from src.engine.runs.runs import WORKER_SECONDS, claim_folder, claim_run, lock_run
+from src.engine.runs.runs import WORKER_SECONDS, check_root, claim_folder, claim_run, lock_run
 from src.engine.system.classes import Tree, as_list, short, walk
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
@@ -163,10 +163,13 @@ class StarterCLI(LightningCLI):
         if self.checkpoint is not None:
             keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
             own = {key: self.saved[key] for key in keys}
-            source = {"model": self.saved_model, "data": self.saved.get("data")}
+            source = {"model": self.saved_model or None, "data": self.saved.get("data")}
             if self.run_folder is None and (others := config.other_parts(source, tree)):
                 rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
+            kept = [flag for flag, _ in options if flag.startswith(("--optimizer", "--lr_scheduler"))]
+            if kept and not self.saved and self.stage in (None, "fit"):
+                announce(f"{kept[0]}: the state in the checkpoint keeps its own learning rate and other numbers")
         config.check_mode([tree, *overlays], options)
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
@@ -296,7 +299,7 @@ class StarterCLI(LightningCLI):
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
-        root = options["default_root_dir"]
+        check_root(root := options["default_root_dir"])
         if self.evaluated is not None:
             folder = claim_folder(self.evaluated, stem=str(self.stage))
         else:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
         sys.exit(command(sys.argv[1:]))
     except (Interrupted, KeyboardInterrupt) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        signum: int = getattr(error, "signum", signal.SIGINT)
         if is_first:
-            print(stop, file=sys.stderr)
-        sys.exit(128 + stop.signum)
+            with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
+                print(Interrupted(signum), file=sys.stderr, flush=True)
+        sys.exit(128 + signum)
     except BrokenPipeError:
         from src.engine.system.quiet import drop_output  # lazy import: keeps --help fast
 

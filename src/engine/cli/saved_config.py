@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from src.engine.runs.checkpoint import reason_of
 from src.engine.system.classes import Tree, argument_types, differences, import_class, is_class, walk
 from src.engine.system.errors import InputError
-from src.engine.system.hooks import bare_flags
+from src.engine.system.hooks import bare_flags, hooks
 
 # Options of a single call: not part of a saved configuration.
 CALL_ONLY = ("config", "ckpt_path", "trust", "run", "quiet", "debug")
@@ -55,6 +55,9 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
 def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
     for key in (*CALL_ONLY, *(flag.removeprefix("--") for flag in bare_flags())):
         given.pop(key, None)
+    for key in hooks("UNWRITTEN_IF_ZERO"):  # so that a run can be read where this part has been removed
+        if not given.get(key):
+            given.pop(key, None)
     try:
         with warnings.catch_warnings(action="ignore"):  # of what `_drop_objects` handles
             tree: Tree = yaml.safe_load(parser.dump(given, skip_unset=False))

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_on
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from src.engine.system.errors import InputError
-from src.engine.system.interruption import leave_signals_to_parent
 from src.engine.system.randomness import derive_seed, run_seed
 
 Order = Callable[[torch.Generator], Iterable[int]]
@@ -182,9 +181,13 @@ def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_dev
 
 
 def init_worker(worker_id: int) -> None:
-    """Start a process that loads data: seeds as Lightning's, and signals."""
+    """Start a process that loads data: it gets Lightning's seeds, and signals only from the run, which may need data.
+
+    Terminals and `timeout` send Ctrl-C and SIGTERM to all processes of a group.
+    """
     pl_worker_init_function(worker_id)
-    leave_signals_to_parent()
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
 
 
 def shuffled(count: int) -> Order:

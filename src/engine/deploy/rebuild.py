@@ -1,4 +1,4 @@
-"""Finds a checkpoint, and builds its model from the class and the arguments stored in it."""
+"""Builds the model of a checkpoint from the class and the arguments stored in it."""
 
 from collections.abc import Callable
 from enum import Enum

@@ -7,11 +7,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import LENGTHS
-from src.engine.runs.runs import TRIALS, checkpoints_of, good_checkpoint
+from src.engine.runs.runs import checkpoints_of, good_checkpoint
 from src.engine.system.classes import Tree, walk
 from src.engine.system.errors import InputError, check_least
 from src.engine.training.finite_loss import NotFiniteError
 
+UNWRITTEN_IF_ZERO = "retries"
 NAN_ADVICE = "retry at half the learning rate with --retries 3"
 
 # Learning rates that a schedule keeps in the optimizer's parameter groups.
@@ -31,13 +32,17 @@ def add_arguments(parser: Any) -> None:
 def check_settings(config: Any, trains: bool) -> None:
     """Raise InputError if a run has no learning rate to halve, or is a trial of a search."""
     check_least(0, **{"--retries": config.retries})
-    if config.retries and config.name == TRIALS:
-        raise InputError(f"--retries {config.retries}: a trial keeps its learning rate: give --retries 0")
     if trains and config.retries and config.optimizer is None:
         raise InputError(
             f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"
             " give --retries 0"
         )
+
+
+def check_trial(config: Any) -> None:
+    """Raise InputError if a trial of a search would be retried."""
+    if config.retries:
+        raise InputError(f"--retries {config.retries}: a trial keeps its learning rate: give --retries 0")
 
 
 def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[str]:

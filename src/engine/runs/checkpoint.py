@@ -84,7 +84,7 @@ def save_plain(content: Any, file: BinaryIO) -> None:
         file.seek(0)
         found = ", ".join(sorted(get_unsafe_globals_in_checkpoint(file)))
     except (pickle.PickleError, AttributeError, TypeError) as error:
-        found = str(error)
+        found = str(error) or type(error).__name__
     if found:
         raise InputError(
             f"the checkpoint cannot be loaded safely ({found}): save only numbers, text, tensors, and lists and dicts"
@@ -259,7 +259,7 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
     saved = {name: tuple(value.shape) for name, value in loaded["state_dict"].items()}
     if own == saved:
         return
-    changed = differences(before, arguments, "model")
+    changed = differences(before, arguments, "model") if before else []
     if not changed and own.items() <= saved.items() and is_overridden("setup", model):
         return  # which may build the layers that are missing
     name = next(name for name in (*own, *saved) if own.get(name) != saved.get(name))

@@ -47,10 +47,14 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
         ) from error
 
 
+def check_root(root: str | Path | None) -> None:
+    """Raise InputError if runs cannot be written there: without its part, an address would be a folder such as s3:."""
+    if re.match(r"[a-z][a-z0-9+.-]+://", str(root)) and not hooks("run_callbacks"):
+        raise InputError(f"{root}: this project has no part for addresses: give a path on this machine")
+
+
 def claim_run(root: str | Path | None, name: str, claim: Callable[[Path], Path] = claim_folder) -> Path:
     """Create the folder of a new run, in `logs/` by default; raises InputError in a folder that is not for runs."""
-    if re.match(r"[a-z][a-z0-9+.-]+://", str(root)):  # it would be a folder such as s3:
-        raise InputError(f"{root}: this project has no part for addresses: give a path on this machine")
     parent = runs_of(Path(root or ROOT / "logs"), name)
     if (parent / TRIALS).is_dir():
         raise InputError(f"{parent} holds a search: give another name, as in --name {parent.name}-run")

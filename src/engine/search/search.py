@@ -45,7 +45,7 @@ from src.engine.search.space import (
 from src.engine.system.addresses import is_address
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of
-from src.engine.system.hooks import bare_flags
+from src.engine.system.hooks import bare_flags, hooks
 from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import stage_of
 from src.engine.training.checks import DEFAULT_MONITOR
@@ -123,6 +123,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(
             f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1 --num_nodes 1"
         )
+    for check in hooks("check_trial"):
+        check(cli.config)
     firsts = first_values(spec["space"])
     if probes:
         try:

@@ -47,10 +47,12 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     threads = str(max(1, usable_cores() // options.jobs))
     environment = {**os.environ, WORKER: "1", JOBS: str(options.jobs), "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "src.tune", *args]
-    workers = [
-        subprocess.Popen(command, env=environment | gpu_of(number), stdout=subprocess.DEVNULL)
-        for number in range(options.jobs)
-    ]
+    names = [*search.spec["options"], *(flag for flag, _ in options.more)]
+    names_devices = not search.spec["first"] or any("devices" in name for name in names)
+    workers = []
+    for number in range(options.jobs):
+        own = {} if names_devices else gpu_of(number)
+        workers.append(subprocess.Popen(command, env=environment | own, stdout=subprocess.DEVNULL))
     signum = 0
     try:
         Interruption().install()

@@ -134,8 +134,10 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         unnamed = "standard output" if folder is None else "the run folder"
         return f"{error.filename or unnamed} cannot be written ({error.strerror}): free some space"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(text)):
-        return f"too little memory: a smaller batch_size needs less ({text[:120] or 'MemoryError'})"
+    first, *more = str(error).strip().splitlines() or ["MemoryError"]
+    reason = more[-1] if more and first.startswith("Caught ") else first  # in a process that loads data
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(reason)):
+        return f"too little memory: a smaller batch_size needs less ({reason[:120]})"
     if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(text):
         return (
             f"the GPU cannot be used ({text[:120]}): update its driver or take another one, or train on the CPU with"

@@ -6,7 +6,6 @@ from contextlib import suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SECONDS_TO_END = 30  # of a process that loads data; schedulers kill a run after about as long
 
 
 class Interrupted(BaseException):
@@ -19,15 +18,6 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         self.signum = signum
         super().__init__(f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}")
-
-
-def leave_signals_to_parent() -> None:
-    """In a process that loads data: terminals and schedulers signal all processes, and the run may still need data.
-
-    A process that hangs ends some time after SIGTERM.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_END))
 
 
 class Interruption:

@@ -1,6 +1,7 @@
 """Logs training speed."""
 
 import math
+import re
 import time
 import warnings
 from copy import deepcopy
@@ -136,7 +137,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """The most operations per second of a chip, without sparsity, or None if they are not known."""
     warnings.filterwarnings("ignore", "FLOPs not found|.* does not support (torch|tfloat)")  # then there is no mfu
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else ""
-    dense = next((value for chip, value in DENSE.items() if chip in name), None)
+    dense = next((value for chip, value in DENSE.items() if re.search(rf"\b{chip}\b(?! ti)", name)), None)
     return dense if dense and dtype in (torch.bfloat16, torch.float16) else get_available_flops(device, dtype)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import fsspec
 import pytest
 
-from src.engine.cli import cli as cli_module
 from src.engine.cli.cli import StarterCLI
 from src.engine.deploy.inference import Inference
 from src.engine.parts import remote
 from src.engine.parts.remote import claim_at
+from src.engine.runs import runs as runs_module
 from src.engine.runs.checkpoint import damage
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
@@ -237,7 +237,7 @@ def test_the_folder_of_a_search_takes_no_runs(store: Any, project: Path) -> None
 
 
 def test_a_project_without_this_part_refuses_runs_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_module, "hooks", lambda name: [] if name == "claim_run" else hooks(name))
+    monkeypatch.setattr(runs_module, "hooks", lambda name: [] if name == "run_callbacks" else hooks(name))
     with pytest.raises(InputError, match=r"^s3://bucket/logs: this project has no part for addresses: give a path on"):
         train("fit", f"--config={RECIPE}", address="s3://bucket/logs")
     assert not Path("s3:").exists()

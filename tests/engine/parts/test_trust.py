@@ -1,5 +1,6 @@
 """Without the part `trust`, a checkpoint of someone else gives its weights only; with it, see `runs/test_trust.py`."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,19 @@ def test_what_a_foreign_checkpoint_names_is_not_looked_up(
     run = train("test", NEW, f"--ckpt_path={tmp_path / 'foreign.ckpt'}")
     assert run.metrics["test/acc"] == 1
     assert run.cli.saved == {}
+    assert not [line for line in run.messages if "its network is used" in line]
     assert "imports_do_this" not in sys.modules
+
+
+def test_weights_that_do_not_fit_are_named_and_an_optimizer_of_the_command_line_is_not_ignored_without_a_word(
+    train: Train, toy_checkpoint: str, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    checkpoint = shutil.copy(toy_checkpoint, tmp_path / "foreign.ckpt")
+    line = error_of("test", NEW, f"--ckpt_path={checkpoint}", "--model.net.width=4")
+    assert line.startswith("the model does not fit the weights of the checkpoint: net."), line
+    run = train("fit", NEW, f"--ckpt_path={checkpoint}", "--max_epochs=5", "--optimizer.lr=0.5")
+    said = "--optimizer.lr: the state in the checkpoint keeps its own learning rate and other numbers"
+    assert [line for line in run.messages if line == said]
 
 
 def test_code_in_a_checkpoint_is_refused(toy_checkpoint: str, tmp_path: Path, error_of: Callable[..., str]) -> None:

@@ -136,4 +136,6 @@ def test_advice_names_only_options_that_exist_and_help(monkeypatch: pytest.Monke
 def test_the_peak_of_a_chip_is_without_sparsity(name: str, peak: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
     assert throughput.peak_flops(torch.device("cuda"), torch.bfloat16) == peak
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA RTX A4000")
+    assert throughput.peak_flops(torch.device("cuda"), torch.bfloat16) is None
     assert throughput.peak_flops(torch.device("cpu"), torch.bfloat16) is None
