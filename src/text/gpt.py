@@ -275,7 +275,15 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `LanguageModel.generate`."""
+    """Sample a token from (vocab_size,) float logits.
+
+    Args:
+        logits: of all tokens.
+        temperature: at least 0, which takes the likeliest token.
+        top_k: only from this many likeliest tokens.
+        top_p: only from the likeliest tokens that together have this probability, in (0, 1].
+        generator: source of randomness.
+    """
     if temperature == 0:
         return int(logits.argmax())
     # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.
