@@ -14,7 +14,6 @@ from torchmetrics.classification import MulticlassRecall
 from src.engine.runs.checkpoint import restore_data
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
-from src.tasks.weighted_cross_entropy import WeightedCrossEntropy
 from tests.conftest import trainer
 from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet
 
