@@ -6,7 +6,9 @@ from typing import Any
 PALE = """() => {
   const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
   const pen = canvas.getContext("2d", {willReadFrequently: true});
-  const parse = color => {
+  const parsed = {};  // reading the canvas back is slow
+  const parse = color => parsed[color] ??= read(color);
+  const read = color => {
     pen.clearRect(0, 0, 1, 1);
     pen.fillStyle = color;
     pen.fillRect(0, 0, 1, 1);

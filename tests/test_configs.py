@@ -1,5 +1,6 @@
 """Every file in configs/ runs; a new one needs no new test."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def test_every_recipe_trains_tests_and_predicts(train: Train, tmp_path: Path, co
     }
     path = load_config(config)[1]["data"]["class_path"]
     name = path.rpartition(".")[2]
-    words = ("--config", config, *([given[name]()] if name in given else []))
+    few = ["--data.batch_size=8"] if "batch_size" in inspect.signature(import_class(path)).parameters else []
+    words = ("--config", config, *([given[name]()] if name in given else []), *few)
     run = train(*words, "--config=configs/debug/one_batch.yaml")
     assert run.folder.parent.name == Path(config).stem
     assert metrics_of_test(run.folder) == metrics_of_test(train("test", f"--run={run.folder}").folder)
