@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassRecall
 
 from src.engine.runs.checkpoint import restore_data
 from src.engine.system.errors import InputError
-from src.tasks.classifier import Classifier
+from src.tasks.classifier import Classifier, WeightedCrossEntropy
 from tests.conftest import trainer
 from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet
 
