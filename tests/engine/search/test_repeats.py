@@ -47,7 +47,7 @@ def test_a_grid_runs_each_combination_once(tmp_path: Path, capsys: pytest.Captur
     said = capsys.readouterr()
     assert "n_trials 5: the space has 2 combinations, each runs once\n" in said.err
     assert "2 complete" in said.out
-    assert " of 2: " in said.out
+    assert ", 2 runs: " in said.out
 
 
 @pytest.mark.slow
@@ -97,13 +97,13 @@ def test_a_mean_counts_trials_of_the_same_values_once(tmp_path: Path, capsys: py
     assert run(tmp_path, space=space, n_trials=8) == 0
     said = capsys.readouterr().out
     assert "8 complete" in said
-    means = [line for line in said.splitlines() if "val/acc mean" in line]
-    assert sorted(line.partition(":")[0] for line in means) == [
+    means = [line for line in said.splitlines() if "val/acc: mean" in line]
+    assert sorted(line.partition(", val/acc:")[0] for line in means) == [
         "model.net tests.toy.ToyMLP, model.net.hidden 4",
         "model.net tests.toy.ToyMLP, model.net.hidden 8",
         "model.net tests.toy.ToyNet",
     ]
-    assert all(" of 2: " in line for line in means)
+    assert all(", 2 runs: " in line for line in means)
 
 
 @pytest.mark.slow

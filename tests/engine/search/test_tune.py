@@ -288,7 +288,7 @@ def test_each_choice_of_other_settings_has_a_mean_of_its_own(
     space = {**rates, "data.fold": {"categorical": [1, 2]}}
     assert run(tmp_path, **{**FOLDS, "space": space, "n_trials": 4}) == 0
     lines = [line for line in re.findall(MEAN, capsys.readouterr().out, re.M) if line[1] == "val/acc"]
-    assert [line[0] for line in lines] == ["optimizer.lr 0.01: ", "optimizer.lr 1e-05: "]  # the best mean first
+    assert [line[0] for line in lines] == ["optimizer.lr 0.01, ", "optimizer.lr 1e-05, "]  # the best mean first
     assert [line[4] for line in lines] == ["2", "2"]
 
 
