@@ -52,6 +52,8 @@ def run(started: float) -> None:
         _exit_after_signal(cli, stop)
     except Exception as error:
         cause = cause_of(error)
+        if cli is not None and (signum := cli.interruption.received) and "DataLoader worker" in str(cause):
+            _exit_after_signal(cli, Interrupted(signum))  # a scheduler has ended the processes that load data too
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
         is_fixable = isinstance(cause, InputError) or raised_in(cause, "forward")
         if raised_by_lightning(cause) and (isinstance(cause, refused) or "dataloader" in str(cause)):

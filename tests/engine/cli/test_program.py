@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -202,9 +203,10 @@ def test_an_interrupt_before_the_run_starts_prints_no_traceback(monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("to", ["group", "each process"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_whose_processes_all_get_a_signal_is_saved(tmp_path: Path, signum: int, code: int) -> None:
-    """As Ctrl-C in a terminal, or SIGTERM of a scheduler."""
+def test_a_run_whose_processes_all_get_a_signal_can_go_on(tmp_path: Path, signum: int, code: int, to: str) -> None:
+    """As Ctrl-C in a terminal, `timeout`, or a scheduler that knows all processes."""
     words = [sys.executable, "-m", "src.train", f"--config={RECIPE}", *QUIET, "--max_epochs=100000"]
     words += ["--data.num_workers=2"]
     words.append(f"--trainer.default_root_dir={tmp_path}")
@@ -214,7 +216,11 @@ def test_a_run_whose_processes_all_get_a_signal_is_saved(tmp_path: Path, signum:
         while not last.exists():
             assert process.poll() is None
             time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         os.killpg(process.pid, signum)
+        for child in children if to == "each process" else ():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), signum)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
