@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.engine.deploy import rebuild
 from src.engine.deploy.generating import generate
+from src.engine.runs import runs
 from src.engine.system.errors import InputError
 from tests.conftest import fit, program
 from tests.text.helpers import tiny_pretrained
@@ -60,11 +60,11 @@ def test_a_text_is_continued_and_a_seed_repeats_it(checkpoint: str, capsys: pyte
 def test_without_a_checkpoint_the_best_of_the_newest_run_writes(
     workplace: Path, checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rebuild, "ROOT", workplace)
+    monkeypatch.setattr(runs, "ROOT", workplace)
     words = ("--prompt", "To be", "--max_new_tokens", "10", "--seed", "1")
     best = max((workplace / "logs").glob("*/*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
     assert written(capsys, *words) == written(capsys, *words, "--ckpt_path", str(best))
-    monkeypatch.setattr(rebuild, "ROOT", workplace / "nowhere")
+    monkeypatch.setattr(runs, "ROOT", workplace / "nowhere")
     with pytest.raises(InputError, match=r"no run with a checkpoint in .*nowhere/logs: train one first"):
         generate(list(words))
 
