@@ -3,17 +3,14 @@
 import asyncio
 import json
 import math
-import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -279,20 +276,6 @@ def fsdp2(options: Any) -> Values:
     return {"val/loss": found["val/loss"], "samples_per_second": found.get("speed/samples_per_second")}
 
 
-@contextmanager
-def run_of(words: list[str], folder: Path) -> Iterator[Any]:
-    """A run in its own process group, which ends with this block."""
-    import kill
-
-    process = kill.start(words, folder)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
 def resume(options: Any) -> Values:
     """A run that is killed and resumed, compared bit by bit with an undisturbed one."""
     import kill
@@ -302,12 +285,12 @@ def resume(options: Any) -> Values:
     words += ["--trainer.enable_progress_bar=false"]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        with run_of(words, root / "whole") as run:
+        with kill.start(words, root / "whole") as run:
             kill.finish(run)
-        with run_of(words, root / "killed") as run:
+        with kill.start(words, root / "killed") as run:
             if not kill.kill_at_random(run, root / "killed", random.Random(1)):  # a fifth of a second: early
                 raise RuntimeError("the run had ended before it was killed: nothing was resumed")
-        with run_of([*words, "--ckpt_path=auto"], root / "killed") as run:
+        with kill.start([*words, "--ckpt_path=auto"], root / "killed") as run:
             kill.finish(run)
         runs = [next((root / name).glob("*/version_0")) for name in ("whole", "killed")]
         found = kill.differences(*runs)

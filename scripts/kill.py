@@ -36,29 +36,25 @@ COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "e
 START_SECONDS = 120.0
 
 
-def start(options: list[str], folder: Path) -> "subprocess.Popen[str]":
-    """Start a run in its own process group."""
+@contextmanager
+def start(options: list[str], folder: Path) -> "Iterator[subprocess.Popen[str]]":
+    """A run in its own process group, which ends with this block."""
     command = [sys.executable, "-m", "src.train", *options, f"--trainer.default_root_dir={folder}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-@contextmanager
-def ended(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Kill a run, which has a session of its own, if this script is stopped."""
     try:
-        yield
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
     """Wait for a run; exit if it failed."""
-    with ended(process):
-        output, _ = process.communicate()
+    output, _ = process.communicate()
     if process.returncode:
         sys.exit(f"a run failed with code {process.returncode}:\n{output[-3000:]}")
 
@@ -71,12 +67,11 @@ def checkpoint_times(folder: Path) -> set[tuple[str, float]]:
 def kill_at_random(process: "subprocess.Popen[str]", folder: Path, rng: random.Random) -> bool:
     """Kill a run up to 1.5 seconds after its next checkpoint; False if the run finished before."""
     before, end = checkpoint_times(folder), time.monotonic() + START_SECONDS
-    with ended(process):
-        while process.poll() is None and checkpoint_times(folder) == before and time.monotonic() < end:
-            time.sleep(0.01)
-        wait_until = time.monotonic() + rng.uniform(0, 1.5)
-        while process.poll() is None and time.monotonic() < wait_until:
-            time.sleep(0.01)
+    while process.poll() is None and checkpoint_times(folder) == before and time.monotonic() < end:
+        time.sleep(0.01)
+    wait_until = time.monotonic() + rng.uniform(0, 1.5)
+    while process.poll() is None and time.monotonic() < wait_until:
+        time.sleep(0.01)
     if process.poll() is not None:
         finish(process)
         return False
@@ -126,17 +121,19 @@ def main() -> None:
     given = parser.parse_args()
     options = [*(given.options or DEFAULT), *ALWAYS, "--save_every_n_steps=5"]
     folder = Path(given.folder or tempfile.mkdtemp(prefix="kill-"))
-    finish(start(options, folder / "whole"))
+    with start(options, folder / "whole") as process:
+        finish(process)
     rng = random.Random(given.seed)
     kills = 0
     while kills < given.kills:
-        process = start([*options, "--ckpt_path=auto"], folder / "killed")
-        if not kill_at_random(process, folder / "killed", rng):
-            break
+        with start([*options, "--ckpt_path=auto"], folder / "killed") as process:
+            if not kill_at_random(process, folder / "killed", rng):
+                break
         kills += 1
         print(f"kill {kills}", flush=True)
     else:
-        finish(start([*options, "--ckpt_path=auto"], folder / "killed"))
+        with start([*options, "--ckpt_path=auto"], folder / "killed") as process:
+            finish(process)
     (whole,), killed = (list((folder / name).glob("*/version_*")) for name in ("whole", "killed"))
     if len(killed) != 1:
         sys.exit(f"a killed run must continue in its own folder, but there are {len(killed)} folders")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
@@ -294,10 +295,11 @@ from pathlib import Path
 sys.path[:0] = ["{ROOT}/benchmarks", "{ROOT}"]
 import gpu, gpu_parts, kill
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-kill.start = lambda *_: subprocess.Popen(sleep, start_new_session=True)
+popen = subprocess.Popen
+subprocess.Popen = lambda *_, **__: popen(sleep, start_new_session=True)
 def part(options):
     gpu_parts.keep(options, {{"speed": 1}})
-    with gpu_parts.run_of([], Path()) as run:
+    with kill.start([], Path()) as run:
         Path("{started}").write_text(f"{{run.pid}}\\n")
         run.wait()
 gpu.PARTS["{HAS[0]}"] = (part, 1, "")
@@ -338,16 +340,17 @@ if has_domain("vision"):  # not skipped without it
 
     def test_a_run_that_was_not_killed_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         run = SimpleNamespace(poll=lambda: 0)
-        for name, value in (("start", run), ("finish", None), ("kill_at_random", False)):
+        for name, value in (("start", nullcontext(run)), ("finish", None), ("kill_at_random", False)):
             monkeypatch.setattr(f"kill.{name}", lambda *_, value=value: value)
         with pytest.raises(RuntimeError, match="had ended before it was killed"):
             gpu_parts.resume(SMALL)
 
-    MEASURED = {
-        "images": ("src.vision.mnist.MNISTDataModule", {"source": "sample"}),
-        "resident": ("src.vision.mnist.MNISTDataModule", {"source": "sample", "device_resident": True}),
-        "gpt": ("src.text.corpus.TextDataModule", {"source": "python_reference", "block_size": 64, "batch_size": 4}),
-    }
+
+MEASURED = {
+    "images": ("src.vision.mnist.MNISTDataModule", {"source": "sample"}),
+    "resident": ("src.vision.mnist.MNISTDataModule", {"source": "sample", "device_resident": True}),
+    "gpt": ("src.text.corpus.TextDataModule", {"source": "python_reference", "block_size": 64, "batch_size": 4}),
+}
 
 
 @pytest.mark.slow

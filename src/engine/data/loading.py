@@ -169,18 +169,25 @@ def batch_loader(dataset: Any, batches: Batches, *, num_workers: int = 0, on_dev
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return ResumableLoader(
         Batched(dataset, batches.batch_size // batches.num_replicas),
-        batch_size=None,
         sampler=batches,
-        num_workers=num_workers,
-        multiprocessing_context=START_METHOD if num_workers else None,
-        worker_init_fn=init_worker,
         persistent_workers=num_workers > 0,
         pin_memory=batches.is_for_gpu and not on_device,
-        collate_fn=already_a_batch,
+        **whole_batches(num_workers),
     )
 
 
-def init_worker(worker_id: int) -> None:
+def whole_batches(num_workers: int) -> dict[str, Any]:
+    """The arguments of a loader whose dataset returns whole batches."""
+    return {
+        "batch_size": None,
+        "collate_fn": already_a_batch,
+        "num_workers": num_workers,
+        "multiprocessing_context": START_METHOD if num_workers else None,
+        "worker_init_fn": _init_worker,
+    }
+
+
+def _init_worker(worker_id: int) -> None:
     """Start a process that loads data: it gets Lightning's seeds, and signals only from the run, which may need data.
 
     Terminals and `timeout` send Ctrl-C and SIGTERM to all processes of a group.

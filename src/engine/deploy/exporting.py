@@ -28,10 +28,9 @@ def export(args: list[str]) -> None:
     for (name, _, _), export_checkpoint in zip(hooks("EXPORT_FORMAT"), hooks("export_checkpoint"), strict=True):
         if options.format == name:
             from src.engine.runs.runs import find_checkpoint  # lazy import: keeps --help fast
-            from src.engine.system.addresses import is_address, local_path
+            from src.engine.system.addresses import local_name
 
-            given = options.ckpt_path
-            export_checkpoint(find_checkpoint(str(local_path(given)) if is_address(given) else given)[0], output)
+            export_checkpoint(find_checkpoint(local_name(options.ckpt_path))[0], output)
             return
     from src.engine.deploy import formats
     from src.engine.deploy.inference import Inference

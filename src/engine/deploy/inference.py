@@ -20,7 +20,7 @@ from src.engine.deploy.rebuild import build, load_model
 from src.engine.runs.checkpoint import PATHS, checkpoint_errors, own_configuration, read_checkpoint, restore_data
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
-from src.engine.system.addresses import is_address, local_path
+from src.engine.system.addresses import local_name
 from src.engine.system.batches import gathered, labels_of
 from src.engine.system.classes import Tree, import_class, nearest, parameters_of
 from src.engine.system.errors import GUIDE, InputError, SampleError, constructor_errors
@@ -52,7 +52,7 @@ class Inference(LightningModule):
         self, given: str, ability: str = "predict_step", data: Tree | None = None, trust: Sequence[str] = ()
     ) -> None:
         super().__init__()
-        self.path, run = find_checkpoint(str(local_path(given)) if is_address(given) else given)
+        self.path, run = find_checkpoint(local_name(given))
         self.checkpoint = read_checkpoint(str(self.path))
         own = own_configuration(self.checkpoint, run)
         trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))

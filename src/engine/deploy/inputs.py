@@ -22,7 +22,7 @@ from src.engine.data.images import (
     read_image,
     read_mask,
 )
-from src.engine.data.loading import START_METHOD, ResumableLoader, already_a_batch, init_worker
+from src.engine.data.loading import ResumableLoader, whole_batches
 from src.engine.data.tables import TABLES, stream_columns, suffix_of
 from src.engine.deploy.prepare import LARGEST
 from src.engine.system.errors import InputError, SampleError
@@ -257,11 +257,4 @@ class InputsDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         assert self.trainer is not None
         mine = replace(self.inputs, rank=self.trainer.global_rank, world=self.trainer.world_size)
-        return ResumableLoader(
-            mine,
-            batch_size=None,
-            num_workers=self.num_workers,
-            multiprocessing_context=START_METHOD if self.num_workers else None,
-            worker_init_fn=init_worker,
-            collate_fn=already_a_batch,
-        )
+        return ResumableLoader(mine, **whole_batches(self.num_workers))

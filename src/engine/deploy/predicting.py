@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from src.engine.cli.command import add_checkpoint, check_minimum, command_parser, data_options, new_output, parse_words
-from src.engine.system.addresses import is_address, local_path
+from src.engine.system.addresses import local_name
 from src.engine.system.errors import InputError
 
 SOME_FAILED = 3  # exit code if some inputs cannot be used
@@ -156,7 +156,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_minimum(options, batch_size=1, num_workers=0)
-    options.inputs = [str(local_path(given)) if is_address(given) else given for given in options.inputs]
+    options.inputs = [local_name(given) for given in options.inputs]
     if not any(Path(given).expanduser().exists() for given in options.inputs):
         raise InputError(
             f"{options.inputs[0]}: no such file or folder; give images, folders of images, tables or files of texts"

@@ -22,6 +22,11 @@ def local_path(given: str | Path) -> Path:
     return at_address(hooks("copy_of"), given)(str(given)) if is_address(given) else Path(given).expanduser()
 
 
+def local_name(given: str) -> str:
+    """The path of the copy of what an address names; any other text as it is, such as `best`."""
+    return str(local_path(given)) if is_address(given) else given
+
+
 def at_address(found: list[Any], given: object) -> Any:
     """What the part for addresses defines.
 
