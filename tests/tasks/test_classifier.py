@@ -158,7 +158,7 @@ def test_mean_squared_error_uses_one_hot_targets(tmp_path: Path) -> None:
     assert found["test/loss"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.BCEWithLogitsLoss()])
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.BCEWithLogitsLoss(), nn.MSELoss(reduction="sum")])
 def test_a_loss_on_one_hot_targets_leaves_out_unknown_ones(loss: nn.Module) -> None:
     task = Classifier(net=ToyMLP(), loss=loss).eval()
     images, targets = next(iter(batches(20)))

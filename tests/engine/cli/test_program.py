@@ -202,6 +202,19 @@ def test_an_interrupt_before_the_run_starts_prints_no_traceback(monkeypatch: pyt
     assert stop.value.code == 130
 
 
+def test_ctrl_c_at_the_start_is_for_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr(program_module, "run", lambda _: seen.append(signal.getsignal(signal.SIGINT)))
+    monkeypatch.setattr(sys, "argv", ["src.train"])
+    try:
+        for rank in ("0", "1"):
+            monkeypatch.setenv("LOCAL_RANK", rank)
+            main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [before, signal.SIG_IGN]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["group", "each process"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

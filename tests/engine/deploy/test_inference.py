@@ -26,6 +26,7 @@ from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
 from src.engine.runs import runs
 from src.engine.runs.runs import find_checkpoint
+from src.engine.system.addresses import local_name
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, picture
@@ -93,6 +94,10 @@ def test_predict_takes_such_a_value_wherever_the_inputs_are(
     checkpoint = of(str(run_in_units / "checkpoints" / "last.ckpt"))
     assert predict([*checkpoint, *given, "--output", str(output)]) == 0
     assert notes_of(output) == ["in km/h"]
+
+
+def test_only_an_address_is_another_name_on_this_machine() -> None:
+    assert [local_name(name) for name in ("best", "./best", "~/a.ckpt")] == ["best", "./best", "~/a.ckpt"]
 
 
 def test_a_checkpoint_of_an_own_run_is_trusted_by_its_path_too(

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,3 +155,24 @@ def test_a_plain_module_that_unpacks_labels_of_its_batch_is_one_line(
         inference.check_on_sample()
     monkeypatch.setattr(inference.data, "prepare", lambda _: (_ for _ in ()).throw(SampleError("no grey image")))
     inference.check_on_sample()  # which says nothing of the module
+
+
+@pytest.mark.parametrize("given", [[], ["--devices=2", "--strategy=ddp"]])
+def test_one_device_predicts_and_more_processes_are_told_the_checkpoint(
+    given: list[str], words: list[str], toy_checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def start(*, devices: str, **_: object) -> Any:
+        assert devices == ("2" if given else "1")
+        return SimpleNamespace(world_size=int(devices), is_global_zero=False, predict=stop)
+
+    def stop(*_: object, **__: object) -> None:
+        raise StoppedError
+
+    monkeypatch.setattr("lightning.pytorch.Trainer", start)
+    monkeypatch.setattr(sys, "argv", ["predict"])
+    with pytest.raises(StoppedError):
+        predict([*words, *given])
+    assert sys.argv[1:] == (["--ckpt_path", toy_checkpoint] if given else [])

@@ -157,3 +157,9 @@ def test_without_this_part_what_a_restored_optimizer_would_not_notice_is_refused
     check_unchanged(saved, {**saved, "model": own})
     with pytest.raises(InputError, match=rf"^{message} cannot be changed in a continued run: leave it out$"):
         check_unchanged(saved, {**saved, **now})
+
+
+def test_retries_are_written_only_if_there_are_some(train: Train) -> None:
+    for words, expected in (((), []), (("--retries=2",), ["retries: 2"])):
+        text = (train(NEW, *SHORT, "--max_epochs=1", *words).folder / "config.yaml").read_text()
+        assert [line for line in text.splitlines() if line.startswith("retries")] == expected

@@ -236,11 +236,17 @@ def test_the_folder_of_a_search_takes_no_runs(store: Any, project: Path) -> None
         train("fit", f"--config={RECIPE}")
 
 
-def test_a_project_without_this_part_refuses_runs_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_project_without_this_part_refuses_runs_at_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runs_module, "hooks", lambda name: [] if name == "run_callbacks" else hooks(name))
     with pytest.raises(InputError, match=r"^s3://bucket/logs: this project has no part for addresses: give a path on"):
         train("fit", f"--config={RECIPE}", address="s3://bucket/logs")
     assert not Path("s3:").exists()
+    record = train("fit", f"--config={RECIPE}", "--max_epochs=1", address=str(tmp_path)).record
+    assert record is not None
+    with pytest.raises(InputError, match=r"^s3://bucket/logs: this project has no part for addresses"):
+        train("fit", f"--config={RECIPE}", "--max_epochs=2", f"--run={record.folder}", address="s3://bucket/logs")
 
 
 def test_a_search_at_an_address_is_one_line() -> None:

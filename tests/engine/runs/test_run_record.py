@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from src import ROOT
@@ -95,6 +96,15 @@ def test_the_environment_names_versions_commit_and_hardware(monkeypatch: pytest.
     assert f"git commit {git('rev-parse', 'HEAD')}, dirty" in text
     assert f"torch=={importlib.metadata.version('torch')}" in text
     assert "cores" in text
+
+
+def test_a_run_that_uses_no_gpu_does_not_ask_for_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert "gpu none" in describe_environment()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert "gpu a card" in describe_environment()
 
 
 def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from screenshots import free_port
 
+from src.engine.search import tuning
 from src.engine.search.tuning import _stop_without_parent, gpu_of
 from src.engine.system.errors import InputError
+from src.engine.system.interruption import SIGNALS
 from tests.engine.search.studies import opened, search, start, trials
 
 
@@ -178,3 +181,37 @@ def test_a_worker_whose_search_is_gone_stops(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(time, "sleep", lambda _: None)
     _stop_without_parent(7)
     assert sent == [(os.getpid(), signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("first", "words", "shares"),
+    [
+        (["--trainer.devices=1"], [], True),
+        (["--trainer.devices=1"], ["--devices=[1]"], False),
+        ([], [], False),  # the recipe names one
+    ],
+    ids=str,
+)
+def test_processes_of_a_search_that_names_its_gpu_keep_it(
+    first: list[str], words: list[str], shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(spec={"first": first, "options": {}})
+    monkeypatch.setattr("src.engine.search.search.open_search", lambda _: found)
+    monkeypatch.setattr("src.engine.search.search.print_progress", lambda *_: None)
+    monkeypatch.setattr("src.engine.search.search_report.finish", lambda *_: 0)
+    monkeypatch.setattr(tuning, "gpu_of", lambda number: {"CUDA_VISIBLE_DEVICES": str(number)})
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen: list[str | None] = []
+
+    def start(*_: object, env: dict[str, str], **__: object) -> Any:
+        seen.append(env.get("CUDA_VISIBLE_DEVICES"))
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    handlers = [signal.getsignal(one) for one in SIGNALS]
+    try:
+        assert tuning.tune(["--config=configs/tune/seeds.yaml", "--jobs=2", *words]) == 0
+    finally:
+        for one, handler in zip(SIGNALS, handlers, strict=True):
+            signal.signal(one, handler)
+    assert seen == (["0", "1"] if shares else [None, None])
