@@ -155,6 +155,14 @@ def own_data(words: list[str], folder: Path) -> list[str]:
     return ["--data.source=sample", "--data.batch_size=32", *(TWO_STEPS if "fast" in recipe else ())]
 
 
+def on_cpu(command: str) -> list[str]:
+    """The words of a command for a GPU, with as many processes on the CPU."""
+    command = re.sub(r"--accelerator (gpu|mps)", "--accelerator cpu", command)
+    return shlex.split(
+        re.sub(r"--devices (\d+(?:,\d+)+)", lambda found: f"--devices {found[1].count(',') + 1}", command)
+    )
+
+
 def test_the_pages_show_commands() -> None:
     assert len(set(SHOWN)) > 50
 
@@ -169,7 +177,7 @@ def test_what_the_pages_call_is_there() -> None:
 def test_a_command_that_takes_long_or_several_devices_is_understood(
     options: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = shlex.split(options.replace("--accelerator gpu", "--accelerator cpu"))
+    words = on_cpu(options)
     with pytest.raises(SystemExit) as stop:
         StarterCLI([*words, "--print_config"], time.perf_counter())
     assert stop.value.code == 0
@@ -189,7 +197,7 @@ def test_a_sharded_checkpoint_is_made_one_file_as_the_readme_says(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_runs(command: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    words = shlex.split(re.sub("--accelerator (gpu|mps)", "--accelerator cpu", command))[2:]
+    words = on_cpu(command)[2:]
     if "src.train" in command and show(words):
         return
     if "src.generate" in command:
