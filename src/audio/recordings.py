@@ -81,4 +81,5 @@ def clip(recording: Recording, samples: int, sample_rate: int) -> Tensor:
     if recording.rate != sample_rate:
         # Through its spectrum, without the frequencies that the new rate cannot hold.
         wave = torch.fft.irfft(torch.fft.rfft(wave), n=samples) * (samples / wanted)
+        wave = wave / wave.abs().max().clamp(min=1)  # without some frequencies it may be louder
     return (wave * 2**15).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WINDOW = 512  # samples of one short-time spectrum, 32 ms at 16,000 a second
-BINS = 1024  # FFT size, twice the window: otherwise some bands would be empty
+WINDOW = 0.032  # seconds of one short-time spectrum
 DECIBELS = 60.0  # this far below the loudest value of a sound is silence
 
 
@@ -27,28 +26,35 @@ class LogMel(nn.Module):
     def __init__(self, size: int, samples: int, sample_rate: int) -> None:
         super().__init__()
         self.size = size
-        self.spectra = -(-samples // size // WINDOW)  # spectra per frame, so that the windows cover all of a long sound
+        length = round(WINDOW * sample_rate)
+        self.spectra = -(-samples // size // length)  # spectra per frame, so that the windows cover all of a long sound
         self.step = samples // size // self.spectra
-        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-        self.register_buffer("filters", mel_filters(size, sample_rate), persistent=False)
+        self.bins = 2 * length  # FFT size
+        while not (filters := mel_filters(size, sample_rate, self.bins)).any(dim=0).all():
+            self.bins *= 2  # narrow bands: some have no bin yet
+        self.register_buffer("window", torch.hann_window(length), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        spectra = torch.stft(waveforms, BINS, self.step, WINDOW, self.window, pad_mode="constant", return_complex=True)
+        length = len(self.window)
+        spectra = torch.stft(
+            waveforms, self.bins, self.step, length, self.window, pad_mode="constant", return_complex=True
+        )
         power = torch.view_as_real(spectra).square().sum(dim=-1)[..., : self.size * self.spectra]
-        power = power.reshape(*power.shape[:2], self.size, self.spectra).mean(dim=-1)  # (B, BINS / 2 + 1, S)
+        power = power.reshape(*power.shape[:2], self.size, self.spectra).mean(dim=-1)  # (B, bins / 2 + 1, S)
         bands = torch.einsum("bft,fs->bst", power, self.filters)  # (B, S, S)
         loudness = 10 * bands.clamp(min=1e-10).log10()
         loudness = (loudness - loudness.amax(dim=(1, 2), keepdim=True)) / DECIBELS  # at most 0
         return (2 * loudness + 1).clamp(min=-1).flip(1).unsqueeze(1)
 
 
-def mel_filters(count: int, sample_rate: int) -> Tensor:
-    """Triangular filters, evenly spaced on the mel scale: (BINS / 2 + 1, count)."""
+def mel_filters(count: int, sample_rate: int, bins: int) -> Tensor:
+    """Triangular filters, evenly spaced on the mel scale, for an FFT of `bins` samples: (bins / 2 + 1, count)."""
     top = torch.log10(torch.tensor(1 + sample_rate / 2 / 700))
     edges = 700 * (10 ** torch.linspace(0, float(top), count + 2) - 1)  # in Hz
-    bins = torch.linspace(0, sample_rate / 2, BINS // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
-    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    found = torch.linspace(0, sample_rate / 2, bins // 2 + 1)[:, None]  # in Hz
+    rising = (found - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - found) / (edges[2:] - edges[1:-1])
     return torch.minimum(rising, falling).clamp(min=0)
 
 

@@ -217,7 +217,8 @@ class SpokenWordsDataModule(PartsDataModule):
 
         sounds = read_all(names, files, read)
         changes = [(name, change) for name, (_, own) in zip(names, sounds, strict=True) for change in own]
-        for kind in ("resampled", "mean"):
+        for kind in ("resampled", "mean", "silent"):
             if found := [(name, change) for name, change in changes if change.startswith(kind)]:
-                rank_zero_info(f"{len(found):,} recordings are changed, such as {': '.join(found[0])}")
+                what = "silent" if kind == "silent" else "changed"
+                rank_zero_info(f"{len(found):,} recordings are {what}, such as {': '.join(found[0])}")
         return [wave for wave, _ in sounds]

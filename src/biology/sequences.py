@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from src.biology.sequence_files import FASTA, FASTQ, Record, read_records
 from src.biology.sequence_sources import SOURCES, load_source
-from src.biology.smiles import TOKEN, read_smiles, write_smiles
+from src.biology.smiles import TOKEN, read_smiles, without_directions, write_smiles
 from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import PartsDataModule
 from src.engine.data.labels import check_labels, report_classes
@@ -129,7 +129,7 @@ class SequenceDataModule(PartsDataModule):
         parts = self._split({part: [self._checked(one) for one in records] for part, records in parts.items()})
         is_class = options.predicts == "class"
         parts = fold_samples(
-            parts, options.fold, options.folds, lambda one: is_class and one.label, lambda one: one.sequence
+            parts, options.fold, options.folds, lambda one: is_class and one.label, lambda one: self._key(one.sequence)
         )
         self.train_set, self.val_set, self.test_set = sets = [Sequences(self, parts[part]) for part in PARTS]
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
@@ -141,8 +141,8 @@ class SequenceDataModule(PartsDataModule):
             report_classes(
                 self.labels, {part: list(map(int, one.targets)) for part, one in zip(PARTS, sets, strict=True)}
             )
-        texts = {part: [record.sequence for record in parts[part]] for part in PARTS}
-        report_duplicates(texts, "sequences", lambda part, index: f"{texts[part][index][:60]!r}")
+        keys = {part: [self._key(record.sequence) for record in parts[part]] for part in PARTS}
+        report_duplicates(keys, "sequences", lambda part, index: f"{parts[part][index].sequence[:60]!r}")
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the sequences."""
@@ -172,15 +172,18 @@ class SequenceDataModule(PartsDataModule):
 
     def _written(self, sequence: str, rng: random.Random | None) -> list[str]:
         """The ways in which a sequence is written: one at random in training, else all."""
-        ways = [sequence]
         if self.options.variants > 1:
             molecule = read_smiles(sequence)
             if rng:
                 return [write_smiles(molecule, rng)]
-            ways += [write_smiles(molecule, random.Random(seed)) for seed in range(1, self.options.variants)]
-        elif self.options.reverse_complement:
-            ways.append(sequence[::-1].translate(str.maketrans(BASES, BASES[::-1])))
+            given = without_directions(sequence)  # training never sees them
+            return [given, *(write_smiles(molecule, random.Random(seed)) for seed in range(1, self.options.variants))]
+        ways = [sequence, reverse_complement(sequence)] if self.options.reverse_complement else [sequence]
         return [rng.choice(ways)] if rng else ways
+
+    def _key(self, sequence: str) -> str:
+        """Equal for sequences that are one input."""
+        return min(sequence, reverse_complement(sequence)) if self.options.reverse_complement else sequence
 
     def _tokens(self, sequence: str) -> list[str]:
         found = TOKEN.findall(sequence) if self.options.kind == "smiles" else sequence
@@ -292,3 +295,8 @@ class Sequences(Dataset[Batch]):
             is_hidden[row, rng.sample(known, math.ceil(HIDDEN_SHARE * len(known)))] = True
         tokens = tokens.masked_fill(is_hidden, self.data.numbers[HIDDEN])
         return tokens, mask, torch.where(is_hidden | trains, targets, IGNORED)
+
+
+def reverse_complement(sequence: str) -> str:
+    """The other strand of a DNA sequence, read in its own direction."""
+    return sequence[::-1].translate(str.maketrans(BASES, BASES[::-1]))

@@ -62,6 +62,11 @@ def read_smiles(text: str) -> Molecule:
     return molecule
 
 
+def without_directions(text: str) -> str:
+    """SMILES as they are written, but without the directions at double bonds and chiral carbons."""
+    return re.sub(r"[/\\]", "", CHIRAL.sub(r"\1", text))
+
+
 def write_smiles(molecule: Molecule, rng: random.Random) -> str:
     """The molecule, written from a random atom in a random order (Bjerrum 2017)."""
     pieces: list[list[str]] = []

@@ -27,8 +27,9 @@ class ContrastiveModel(Task):
             and `scale`.
 
     A batch is the inputs of each modality in turn (a caption is tokens (B, T) int64 and mask (B, T) bool), and targets
-    (B,) int64; samples with the same target match. The loss is the mean over the pairs of the first modality with each
-    other one. The pairs of all processes are compared. Logs:
+    (B,) int64; samples with the same target match in the metrics. The loss is the mean over the pairs of the first
+    modality with each other one, in which only samples of the same row match. The pairs of all processes are compared.
+    Logs:
 
     - `{train,val,test}/loss`
     - `{val,test}/image_to_text_r1` and `_r5`: share of images with a matching caption among the 1 or 5 nearest

@@ -80,6 +80,12 @@ def test_a_sound_that_16_bits_cannot_hold_is_scaled_and_others_keep_their_bits(r
     assert clip(Recording(np.zeros(rate, "float32"), rate, 1), RATE, RATE).count_nonzero() == 0
 
 
+def test_a_loud_sound_that_is_resampled_is_scaled_not_clipped() -> None:
+    limited = np.sign(tone(440, 1, 44100)[:, 0]).astype("float32")  # its corners need frequencies above the rate's
+    wave = clip(Recording(limited, 44100, 1), RATE, RATE).float()
+    assert (wave.abs() >= 2**15 - 2).sum() < 20
+
+
 def streamed() -> bytes:
     """A WAV file by a program that did not know its length, such as ffmpeg into a pipe."""
     found = bytearray(wav(tone(440)))

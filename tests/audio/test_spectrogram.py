@@ -1,5 +1,6 @@
 """Log-mel spectrograms and their augmentation."""
 
+import pytest
 import torch
 
 from src.audio.spectrogram import LogMel, changed_sounds, mask_bands, mel_filters
@@ -41,12 +42,20 @@ def test_no_part_of_a_long_sound_is_between_two_windows() -> None:
 
 
 def test_mel_bands_are_those_of_the_formula() -> None:
-    filters = mel_filters(20, RATE)  # (513, 20)
+    filters = mel_filters(20, RATE, 1024)  # (513, 20)
     peaks = filters.argmax(dim=0) * RATE / 1024
     mels = 2595 * torch.log10(1 + peaks / 700)
     steps = mels.diff()
     assert filters.min() >= 0
     assert (steps - 2840 / 21).abs().max() < 25  # a bin of 16 Hz
+
+
+@pytest.mark.parametrize(("size", "rate"), [(40, 16000), (224, 16000), (224, 44100), (224, 8000), (40, 2000)])
+def test_each_band_has_frequencies_at_any_rate(size: int, rate: int) -> None:
+    features = LogMel(size, rate, rate)
+    assert features.filters.sum(dim=0).min() > 0
+    assert len(features.window) == round(0.032 * rate)
+    assert features(torch.randn(1, rate, generator=generator())).amin(dim=3).max() > -1
 
 
 def generator() -> torch.Generator:

@@ -91,6 +91,13 @@ def test_other_rates_and_channels_are_said_once(tmp_path: Path, messages: list[s
     assert re.search(r"3 recordings are changed, such as .*other0\.wav: mean of 2 channels$", said[1])
 
 
+def test_silent_recordings_are_reported(tmp_path: Path, messages: list[str]) -> None:
+    folder = own_sounds(tmp_path / "sounds")
+    soundfile.write(folder / "low" / "dead.wav", torch.zeros(8000).numpy(), 16000)
+    ready(path=str(folder))
+    assert any(re.search(r"1 recordings are silent, such as .*dead\.wav: silent$", line) for line in messages)
+
+
 def test_a_silent_recording_has_a_note() -> None:
     silence = Recording(torch.zeros(8000).numpy(), 8000, 1)
     assert SpokenWordsDataModule().notes([silence]) == ["resampled from 8,000 to 16,000 Hz; silent"]

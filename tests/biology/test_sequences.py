@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.biology import sequence_sources
 from src.biology.sequence_files import read_records
-from src.biology.sequences import HIDDEN, SequenceDataModule
+from src.biology.sequences import HIDDEN, SequenceDataModule, reverse_complement
 from src.engine.system.errors import InputError
 from tests.conftest import trainer, write
 from tests.contract import check_folds, check_prepare
@@ -170,6 +170,30 @@ def test_a_molecule_is_written_anew_in_training_and_always_alike_in_evaluation(t
     assert len({tuple(row.tolist()) for row in tokens}) == 1
     borders = (mask[0, :-1] & ~mask[0, 1:]).sum() + int(mask[0, -1])
     assert borders == 4  # of the ways in which it is written
+
+
+def test_evaluation_has_no_token_that_training_never_sees(tmp_path: Path) -> None:
+    rows = ["F/C=C\\[C@@H](C)N,1"] * 20
+    data = prepared(table(tmp_path / "a.csv", rows), variants=3)
+    trained = {token for tokens, _, _ in batches(data, "train", tmp_path) for token in tokens.unique().tolist()}
+    for part in ("val", "test"):
+        assert {token for tokens, _, _ in batches(data, part, tmp_path) for token in tokens.unique().tolist()} <= trained
+
+
+def test_strands_of_one_sequence_are_the_same_sample(tmp_path: Path, messages: list[str]) -> None:
+    some = ["".join(random.Random(number).choices("ACGT", k=12)) for number in range(30)]
+    rows = [f"{one},{number}" for number, text in enumerate(some) for one in (text, reverse_complement(text))]
+    path = table(tmp_path / "a.csv", rows)
+    data = prepared(path, kind="dna", reverse_complement=True)
+    assert any("test sequences are also training sequences" in line for line in messages)
+    messages.clear()
+    data = prepared(path, kind="dna", reverse_complement=True, fold=1)
+    val = {record.sequence for record in data.val_set.records}
+    assert not val & {reverse_complement(record.sequence) for record in data.train_set.records}
+    messages.clear()
+    prepared(path, kind="dna")
+    assert messages
+    assert not any("are also" in line for line in messages)
 
 
 def test_both_strands_are_seen(tmp_path: Path) -> None:

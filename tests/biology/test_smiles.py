@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from src.biology.smiles import Molecule, read_smiles, write_smiles
+from src.biology.smiles import Molecule, read_smiles, without_directions, write_smiles
 
 MOLECULES = (
     "CCO",
@@ -40,6 +40,7 @@ def test_a_molecule_that_is_written_in_another_way_is_the_same(text: str) -> Non
 def test_directions_are_left_out() -> None:
     assert read_smiles("N[C@@H](C)C(=O)O") == read_smiles("NC(C)C(=O)O")
     assert read_smiles("F/C=C\\F") == read_smiles("FC=CF")
+    assert without_directions("F/C=C\\[C@@H](C)N") == "FC=CC(C)N"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from src.engine.system.errors import InputError
 
 # Names that a project's own folder or package cannot have: they are taken in every project, or git ignores them.
 TAKEN = {"engine", "tasks", "train", "new", "tests", "configs", "src", "data", "logs", "build", "docs", "scripts"}
+USUAL = "default"  # stands for the default parts in --with
 # A new name changes the length of lines and the order of imports, and so does what is left out.
 # Formatted first, because ruff does not order imports in a line of several statements.
 RUFF = (("format",), ("check", "--select=I", "--fix", "--exit-zero"), ("format",))
@@ -38,7 +39,7 @@ def new(args: list[str]) -> int | None:
     if not options.dry_run:
         require("src.new", "dev", "ruff")  # which formats what is written
     if options.update:
-        return update(ROOT, Path(options.update).expanduser().absolute())
+        return update(ROOT, Path(options.update).expanduser().absolute(), _words(options.parts), options.recipe)
     if not args and sys.stdin.isatty():
         try:
             _ask(options)
@@ -112,16 +113,18 @@ def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
         _check_name("--package", options.package, "--package tumours")
         if importlib.util.find_spec(options.package) is not None:
             raise InputError(f"--package {options.package}: an installed package has that name; give another")
-    if options.parts is not None:
-        words = [word.strip() for one in options.parts for word in one.split(",") if word.strip()]
-    elif options.kind in kinds(ROOT):
-        words = kinds(ROOT)[options.kind]["with"]
-    else:
-        words = default_parts(ROOT, options.recipe)
-    chosen = sorted({word for word in words if word not in ALWAYS})
+    words = _words(options.parts or [USUAL])
+    if USUAL in words:
+        kind = kinds(ROOT).get(options.kind)
+        words += kind["with"] if kind else default_parts(ROOT, options.recipe)
+    chosen = sorted({word for word in words if word not in (*ALWAYS, USUAL)})
     author = options.author or git(ROOT, "config", "user.name", check=False).stdout.strip() or f"the {name} authors"
     options.recipe = list(dict.fromkeys(options.recipe))
     return folder, Choice(name, options.kind, options.recipe, chosen, options.package, author, options.license)
+
+
+def _words(parts: list[str] | None) -> list[str]:
+    return [word.strip() for one in parts or () for word in one.split(",") if word.strip()]
 
 
 def _check_name(option: str, name: str, example: str) -> None:
@@ -187,8 +190,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "--with",
         dest="parts",
         action="append",
-        help="commands and parts, separated by commas, as in predict,serve; train is always there; default: as the kind"
-        f" says, or {','.join(DEFAULT)}",
+        help="commands and parts, separated by commas, as in predict,serve; train is always there; default,serve adds"
+        f" to the default, which is what the kind says, or {','.join(DEFAULT)}",
     )
     parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
     parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")
@@ -197,7 +200,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="list the files with their lines and write nothing")
     parser.add_argument("--update", metavar="PROJECT", help="merge newer files into a project made by this command")
     options = parse_words(parser, args)
-    used = {"--update", options.update, f"--update={options.update}", "--debug"}
-    if options.update and (others := [word for word in args if word not in used]):
-        raise InputError(f"--update takes no other option, was given {' '.join(others)}")
+    unset = parse_words(parser, [])
+    taken = ("update", "debug", "parts", "recipe")
+    others = [name for name, value in vars(options).items() if name not in taken and value != getattr(unset, name)]
+    if options.update and others:
+        raise InputError(f"--update takes --with and --recipe only, was given {', '.join(others)} too")
     return options

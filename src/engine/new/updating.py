@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,28 @@ BUILT_IN = {
 }
 
 
-def update(root: Path, project: Path) -> int:
+def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequence[str] = ()) -> int:
     """Merge what has changed since the commit that a project notes; returns the exit code, 1 with conflicts.
 
     Each file is merged by git from three versions: what the noted commit makes of the project's choice, what this clone
     makes of it, and the project's own. What the project has changed or deleted stays.
 
+    Args:
+        root: the clone of the template.
+        project: the project's folder.
+        parts: commands and parts to add to the choice.
+        recipes: recipes to add to it.
+
     Raises:
         InputError: the project notes no commit of this clone, or has changes that are not committed.
     """
     noted = _noted(project)
-    status = git(project, "status", "--porcelain", check=False)
+    if not (project / noted["package"] / "engine").is_dir():
+        raise InputError(
+            f"--update {project}: it has no folder {noted['package']}/engine; if you have renamed the package, write its"
+            " new name into pyproject.toml, below [tool.lightning-starter]"
+        )
+    status = git(project, "status", "--porcelain", "--", ".", check=False)
     if status.returncode:
         raise InputError(
             f"--update {project}: git cannot say whether all is committed, so nothing could be undone:"
@@ -52,7 +64,8 @@ def update(root: Path, project: Path) -> int:
         shutil.unpack_archive(f"{template}.zip", template)
         _make(template, before, noted)
         more = [name for file, names in BUILT_IN.items() if (template / file).is_file() for name in names]
-        _make(root, after, {**noted, "with": [*noted["with"], *more]})
+        choice = {"with": [*noted["with"], *more, *parts], "recipes": [*noted["recipes"], *recipes]}
+        _make(root, after, {**noted, **choice})
         text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
         (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
         merged, conflicts = _merge(before, after, project, noted)

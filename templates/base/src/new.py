@@ -11,11 +11,12 @@ PACKAGE = "src"  # of the template
 
 def main() -> None:
     """Let the clone merge its newer files into this project; files that you have changed are kept."""
-    clone = Path(sys.argv[2]).expanduser() if sys.argv[1:2] == ["--update"] and len(sys.argv) == 3 else None
+    clone = Path(sys.argv[2]).expanduser() if sys.argv[1:2] == ["--update"] and len(sys.argv) > 2 else None
     if clone is None or not (clone / PACKAGE / "new.py").is_file() or not (clone / "templates").is_dir():
         print("error: give a clone of the template, as in --update path/to/lightning-starter", file=sys.stderr)
         sys.exit(2)
-    sys.exit(subprocess.call([sys.executable, "-m", f"{PACKAGE}.new", "--update", str(ROOT)], cwd=clone))
+    words = ["--update", str(ROOT), *sys.argv[3:]]  # --with serve adds a command
+    sys.exit(subprocess.call([sys.executable, "-m", f"{PACKAGE}.new", *words], cwd=clone))
 
 
 if __name__ == "__main__":

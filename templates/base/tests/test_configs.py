@@ -11,7 +11,7 @@ from tests.conftest import QUIET, Run, program
 from tests.given import with_options
 from tests.recipes import FOUND, OVERLAYS, RECIPES
 
-DEFAULT = next((path for path in RECIPES if path.endswith("/default.yaml")), RECIPES[0])
+DEFAULT = "configs/default.yaml"
 STRATEGIES = [path for path in OVERLAYS if path.startswith("configs/strategy/")]
 
 

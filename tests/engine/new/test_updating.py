@@ -13,6 +13,7 @@ from src.engine.new.template import git
 from src.engine.new.updating import BUILT_IN, _merge, update
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
+from tests.engine.new.projects import OTHER
 
 ENGINE, SUMMARY = "src/engine/system/quiet.py", "src/engine/cli/summary.py"
 
@@ -126,6 +127,41 @@ def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
     text = (project / ENGINE).read_text()
     for line in ("<<<<<<< yours", "# mine", "# theirs", ">>>>>>> template"):
         assert line in text
+
+
+@pytest.mark.slow
+def test_a_command_and_a_recipe_are_added_later(both: tuple[Path, Path]) -> None:
+    template, project = both
+    command = [sys.executable, "-m", "src.new", "--update", "../template", "--with", "serve", "--recipe", OTHER]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"})
+    assert done.returncode == 0, done.stderr
+    assert (project / "src" / "serve.py").is_file()
+    assert list(project.glob(f"configs/**/{OTHER}.yaml"))
+    text = (project / "pyproject.toml").read_text()
+    assert "starlette" in text
+    assert '"serve"' in text
+    assert f'"{OTHER}"' in text
+    done = subprocess.run([*command[:-1], "no_such"], cwd=project, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_a_project_in_a_larger_repository_is_updated(both: tuple[Path, Path]) -> None:
+    template, project = both
+    shutil.rmtree(project / ".git")
+    git(project.parent, "init", "--quiet", "--initial-branch=main")
+    (project.parent / ".gitignore").write_text("template\n")
+    save(project.parent)
+    (project.parent / "other").mkdir()
+    (project.parent / "other" / "unsaved.txt").write_text("of a colleague\n")
+    replace(template / SUMMARY, '"""', '"""Newer. ')
+    save(template)
+    assert update(template, project) == 0
+    assert (project / SUMMARY).read_text().startswith('"""Newer. ')
+    shutil.move(project / "src", project / "tumours")
+    save(project)
+    with pytest.raises(InputError, match="has no folder src/engine; if you have renamed the package"):
+        update(template, project)
 
 
 @pytest.mark.slow
