@@ -97,7 +97,12 @@ class _Pretrained(nn.Module):
         return self
 
     def write_huggingface(
-        self, path: Path, labels: list[str], tokenizer: Any, max_length: int | None = None
+        self,
+        path: Path,
+        labels: list[str],
+        tokenizer: Any,
+        max_length: int | None = None,
+        independent: bool = False,
     ) -> tuple[Callable[..., Tensor], list[str]]:
         """Write a folder that `transformers` can load.
 
@@ -106,6 +111,7 @@ class _Pretrained(nn.Module):
             labels: names of the classes, or an empty list.
             tokenizer: tokenizer of the data; a `SubwordTokenizer` is written too.
             max_length: number of tokens at which the example program cuts a text, as in training.
+            independent: a text may have several of the labels.
 
         Returns:
             The model loaded from the folder, tokens (B, T) int64 and mask (B, T) bool -> logits; and the five lines of
@@ -115,6 +121,8 @@ class _Pretrained(nn.Module):
         if labels:
             model.config.id2label = dict(enumerate(labels))
             model.config.label2id = {label: number for number, label in enumerate(labels)}
+        if independent:
+            model.config.problem_type = "multi_label_classification"
         model.save_pretrained(path)
         inner = getattr(tokenizer, "inner", None)
         if inner is not None:
@@ -130,12 +138,15 @@ class _Pretrained(nn.Module):
                 **{name: token for name, token in special.items() if token is not None},
             ).save_pretrained(path)
         cut = "" if max_length is None else f", truncation=True, max_length={max_length}"
+        answer = "print(model.config.id2label[logits.argmax().item()])" if labels else "print(logits.shape)"
+        if independent:
+            answer = "print(dict(zip(model.config.id2label.values(), logits.sigmoid().tolist())))"
         lines = [
             f"import sys; from transformers import {self.auto_class}, AutoTokenizer",
             f'inputs = AutoTokenizer.from_pretrained("{path.name}")(sys.argv[1], return_tensors="pt"{cut})',
             f'model = {self.auto_class}.from_pretrained("{path.name}")',
             "logits = model(**inputs).logits[0]",
-            "print(model.config.id2label[logits.argmax().item()])" if labels else "print(logits.shape)",
+            answer,
         ]
         count: dict[str, Any] = {"num_classes": self.num_classes} if isinstance(self, PretrainedClassifier) else {}
         return type(self)(str(path), **count).eval(), lines

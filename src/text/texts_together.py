@@ -19,6 +19,7 @@ class Text:
     draw: Callable[[Tensor], int]
     unread: deque[int] = field(default_factory=deque)
     has_started: bool = False
+    error: Exception | None = None
 
 
 class TextsTogether:
@@ -46,6 +47,8 @@ class TextsTogether:
         try:
             for _ in range(count):
                 while not text.unread:
+                    if text.error:
+                        raise text.error
                     self._step()
                 yield text.unread.popleft()
         finally:
@@ -59,22 +62,33 @@ class TextsTogether:
         whole = {
             row for row, text in running.items() if not text.has_started or len(text.context) > self.net.block_size
         }
-        logits: dict[int, Tensor] = {}
+        found: Any = None
         if stepping := running.keys() - whole:
             tokens = [running[row].context[-1] if row in stepping else 0 for row in range(len(self.texts))]
             used = (length if row in stepping else 0 for row, length in enumerate(self.cache.lengths))
             self.cache.lengths = list(used)
+            for row in stepping:
+                running[row].has_started = False  # until the cache holds what the tokens say
             found = self.net(torch.tensor(tokens, device=self.device)[:, None], self.cache)[:, -1].float().cpu()
-            logits = {row: found[row] for row in stepping}  # (vocab_size,) each
-        for row in whole:  # after the step, which writes to all rows
-            text, cache = running[row], self.net.new_cache()
-            if len(text.context) > self.net.block_size:
-                text.context = text.context[-(self.net.block_size // 2) :]
-            text.has_started = True
-            logits[row] = self.net(torch.tensor([text.context], device=self.device), cache)[0, -1].float().cpu()
-            self.cache.put(row, cache)
-        for row, text in running.items():
-            token = text.draw(logits[row])
+            for row in stepping:
+                running[row].has_started = True
+        for row, text in running.items():  # after the step, which writes to all rows
+            try:
+                logits = self._processed(row, text) if row in whole else found[row]  # (vocab_size,)
+                token = text.draw(logits)
+            except Exception as error:  # for the reader of this text; the others go on
+                text.error, text.wanted = error, 0
+                continue
             text.context.append(token)
             text.unread.append(token)
             text.wanted -= 1
+
+    def _processed(self, row: int, text: Text) -> Tensor:
+        """Fill a row of the cache with all tokens of a text; returns the logits of the next one."""
+        cache = self.net.new_cache()
+        if len(text.context) > self.net.block_size:
+            text.context = text.context[-(self.net.block_size // 2) :]
+        logits: Tensor = self.net(torch.tensor([text.context], device=self.device), cache)[0, -1].float().cpu()
+        self.cache.put(row, cache)
+        text.has_started = True
+        return logits

@@ -94,7 +94,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         InputError: an argument is out of range, there are too few images, or files or boxes cannot be used.
     """
 
-    image_example = "image.resize({size})"
+    image_example = "image.resize({size}, Image.Resampling.BILINEAR)"
 
     def __init__(
         self,

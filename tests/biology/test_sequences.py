@@ -177,7 +177,9 @@ def test_evaluation_has_no_token_that_training_never_sees(tmp_path: Path) -> Non
     data = prepared(table(tmp_path / "a.csv", rows), variants=3)
     trained = {token for tokens, _, _ in batches(data, "train", tmp_path) for token in tokens.unique().tolist()}
     for part in ("val", "test"):
-        assert {token for tokens, _, _ in batches(data, part, tmp_path) for token in tokens.unique().tolist()} <= trained
+        assert {
+            token for tokens, _, _ in batches(data, part, tmp_path) for token in tokens.unique().tolist()
+        } <= trained
 
 
 def test_strands_of_one_sequence_are_the_same_sample(tmp_path: Path, messages: list[str]) -> None:

@@ -120,6 +120,33 @@ def test_texts_generated_together_share_steps_and_a_place_is_used_again() -> Non
         together.generate(torch.tensor([], dtype=torch.long), 9)
 
 
+def test_an_error_of_one_text_is_its_own_and_the_others_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = LanguageModel(stirred())
+    alone = list(task.generate_together(2).generate(torch.tensor([1]), 9, temperature=0))
+    together = task.generate_together(3)
+    texts = [together.generate(torch.tensor(prompt), 9, temperature=0) for prompt in ([1], [2, 2, 2], [3])]
+    net, forward = task.net, task.net.forward
+    failing = {"length": 3}  # the prompt of the second text
+
+    def fails(tokens: Tensor, cache: Any) -> Tensor:
+        if tokens.shape[1] == failing["length"]:
+            raise RuntimeError("out of memory")
+        return forward(tokens, cache)
+
+    monkeypatch.setattr(net, "forward", fails)
+    found = [next(texts[0])]
+    next(texts[2])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        next(texts[1])
+    found += [next(texts[0]), next(texts[0])]
+    failing["length"] = 1  # a step of all texts
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(texts[2])
+    failing["length"] = 0
+    found += list(texts[0])
+    assert found == alone
+
+
 def test_a_network_without_a_shared_cache_generates_texts_one_by_one() -> None:
     task = LanguageModel(nn.Linear(1, 1))
     assert task.generate_together(8) is task

@@ -287,8 +287,8 @@ class StarterCLI(LightningCLI):
                 check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
                 rank_zero_info(
-                    f"The checkpoint was written by {saved_by} processes, this run has {trainer.world_size}: each batch"
-                    " has the same samples, but results are no longer identical"
+                    f"The checkpoint was written by {saved_by} processes, this run has {trainer.world_size}: with"
+                    " this project's loaders each batch has the same samples, but results are no longer identical"
                 )
             return trainer
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:

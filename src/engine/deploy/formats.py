@@ -271,7 +271,8 @@ def huggingface_folder(reference: Reference, path: Path) -> Exported:
     net: Any = getattr(reference.inference.task, "net", None)
     if not hasattr(net, "write_huggingface"):
         raise InputError(f"--format huggingface: {type(net).__name__} is not a transformers model; give onnx or torch")
-    return net.write_huggingface(path, reference.labels, reference.tokenizer, reference.max_length)
+    more = {"independent": True} if _has_independent_labels(reference) else {}
+    return net.write_huggingface(path, reference.labels, reference.tokenizer, reference.max_length, **more)
 
 
 WRITERS = {"onnx": onnx_file, "torch": torch_file, "safetensors": safetensors_file, "huggingface": huggingface_folder}
@@ -283,8 +284,8 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
     if reference.kind == "image":
         channels, height, width = reference.example[0].shape[1:]
         mode, order = ("L", "[None, None]") if channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
-        comment = "  # expects light ink on a dark background" if channels == 1 else ""
-        fitted = getattr(reference.inference.data, "image_example", "image.resize({size})")
+        comment = "  # expects light ink on a dark background" if channels == 1 else "  # expects no transparency"
+        fitted = getattr(reference.inference.data, "image_example", "image.resize({size}, Image.Resampling.BILINEAR)")
         return [
             f"import numpy as np, {package}, sys; from PIL import Image, ImageOps",
             f'image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}"){comment}',
@@ -317,12 +318,21 @@ def _answer(reference: Reference) -> str:
     labels = json.dumps(reference.labels, ensure_ascii=False)
     if not hasattr(reference.inference.task, "num_classes") or not reference.labels:
         return "print(logits.shape)" if reference.kind == "prompt" else "print(logits[0])"
-    inputs, targets = reference.samples(1)[0]
-    with torch.no_grad():
-        shape = reference.net(*inputs).shape
-    if shape == targets.shape:
+    if _has_independent_labels(reference):
         return f"print(dict(zip({labels}, 1 / (1 + np.exp(-np.array(logits[0]))))))"
-    return f"print({labels}[logits[0].argmax()])" if len(shape) == 2 else "print(logits[0].argmax(0))"
+    return f"print({labels}[logits[0].argmax()])" if len(_shape(reference)) == 2 else "print(logits[0].argmax(0))"
+
+
+def _shape(reference: Reference) -> torch.Size:
+    """Of the output for a sample."""
+    with torch.no_grad():
+        return torch.Size(reference.net(*reference.samples(1)[0][0]).shape)
+
+
+def _has_independent_labels(reference: Reference) -> bool:
+    """Whether an input may have several of the labels: each logit has a target of its own."""
+    is_classifier = hasattr(reference.inference.task, "num_classes") and reference.labels
+    return bool(is_classifier) and _shape(reference) == reference.samples(1)[0][1].shape
 
 
 @contextmanager

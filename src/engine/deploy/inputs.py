@@ -134,6 +134,7 @@ def _rows(
         except (InputError, OSError, EOFError, zlib.error) as error:  # the last two: an incomplete .gz
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             row = re.search(r"\brow (\d+)", reason)  # pyarrow reads ahead
+            reason += f"; rows from {number + 1} on are not predicted" if row or number else ""
             yield f"{given}:{row[1]}" if row else given, (None,) * len(columns), " ".join(reason.split())
         else:
             if not number:

@@ -46,7 +46,7 @@ def predict(args: list[str]) -> int:
     precision: Any
     precision, reason = choose_precision(options.accelerator, options.precision)
     skipped: Counter[str] = Counter()
-    inputs, total = _inputs(options, inference), None
+    inputs, total = partial(_named, _inputs(options, inference), options.addresses, options.reasons), None
     if inference.kind in ("image", "file"):  # listed first, to count them
         found = list(inputs(skipped=skipped))
         inputs, total = partial(iter, found), len(found)
@@ -124,6 +124,28 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
     return partial(read_numbers, options.inputs, columns, truth)
 
 
+def _copied(given: str, addresses: dict[str, str], reasons: dict[str, str]) -> str:
+    """The path of an input; notes the address of a copy, or why there is none."""
+    try:
+        path = local_name(given)
+    except InputError as error:
+        reasons[given] = str(error)
+        return given
+    if path != given:
+        addresses[path] = given
+    return path
+
+
+def _named(
+    inputs: Callable[..., Iterator[Any]], addresses: dict[str, str], reasons: dict[str, str], **options: Any
+) -> Iterator[Any]:
+    """Inputs with the names that were given: of copies, their addresses."""
+    for one in inputs(**options):
+        path = next((path for path in addresses if one.name.startswith(path)), "")
+        name = addresses[path].rstrip("/") + one.name[len(path) :] if path else one.name
+        yield one._replace(name=name, error=reasons.get(one.name, one.error))
+
+
 def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.predict", "Predict on images, texts or tables with a trained model; write a table.")
     parser.add_argument(
@@ -156,9 +178,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not options.output:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_minimum(options, batch_size=1, num_workers=0)
-    options.inputs = [local_name(given) for given in options.inputs]
+    for given in options.inputs if options.num_workers or options.devices != "1" else ():
+        if Path(given).is_fifo() or Path(given).parts[1:2] in (("dev",), ("proc",)):
+            raise InputError(f"{given}: only one process can read it: leave out --num_workers and --devices")
+    options.addresses, options.reasons = {}, {}
+    options.inputs = [_copied(given, options.addresses, options.reasons) for given in options.inputs]
     if not any(Path(given).expanduser().exists() for given in options.inputs):
-        raise InputError(
-            f"{options.inputs[0]}: no such file or folder; give images, folders of images, tables or files of texts"
-        )
+        reason = f"{options.inputs[0]}: no such file or folder; give images, folders of them, tables or files of texts"
+        raise InputError(next(iter(options.reasons.values()), reason))
     return options

@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -75,10 +76,11 @@ class Service:
         if self.inference.kind == "prompt":
             endpoint = Route("/generate", self.generate, methods=["POST"])
         routes = [endpoint, Route("/health", self.health), Route("/", self.page)]
-        guard = Middleware(Guard, checks_host=self.read.token is None)
-        return Starlette(
-            routes=routes, middleware=[guard], exception_handlers=self._handlers(), lifespan=self._lifespan
-        )
+        guards = [Middleware(Guard, checks_host=self.read.token is None)]
+        if self.read.token is not None:  # pages of other sites may ask, with the token
+            allowed = {"allow_methods": ["POST"], "allow_headers": ["Authorization", "Content-Type"]}
+            guards.append(Middleware(CORSMiddleware, allow_origins=["*"], **allowed))
+        return Starlette(routes=routes, middleware=guards, exception_handlers=self._handlers(), lifespan=self._lifespan)
 
     def _handlers(self) -> Any:
         """An answer to each error of a request."""

@@ -39,8 +39,8 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
     noted = _noted(project)
     if not (project / noted["package"] / "engine").is_dir():
         raise InputError(
-            f"--update {project}: it has no folder {noted['package']}/engine; if you have renamed the package, write its"
-            " new name into pyproject.toml, below [tool.lightning-starter]"
+            f"--update {project}: it has no folder {noted['package']}/engine; if you have renamed the package, write"
+            " its new name into pyproject.toml, below [tool.lightning-starter]"
         )
     status = git(project, "status", "--porcelain", "--", ".", check=False)
     if status.returncode:

@@ -61,8 +61,12 @@ def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[st
     rank_zero_info(
         f"{error}. Retrying at half that rate from {last or cli.from_path or 'the beginning'}, {left} retries left"
     )
+    rates = {"optimizer.lr": lr}
+    if not last and not cli.from_path:  # else `OptimizerOverrides` scales all rates by the first one's factor
+        settings = cli.config.as_dict()
+        rates |= _rates({key: settings.get(key) for key in ("optimizer", "model")})
     more = [f"--run={folder}", "--ckpt_path=last"] if last else []
-    return [*args, *more, f"--optimizer.lr={lr / 2}", f"--retries={left}"]
+    return [*args, *more, *(f"--{name}={rate / 2}" for name, rate in rates.items()), f"--retries={left}"]
 
 
 class OptimizerOverrides(Callback):
@@ -92,9 +96,9 @@ class OptimizerOverrides(Callback):
                 )
             before = _arguments(old)
             changed.append({name: value for name, value in _arguments(new).items() if value != before.get(name)})
-        model, before = (dict(walk({"model": spec.get("model")})) for spec in (now, saved))
+        model, before = (_rates({"model": spec.get("model")}) for spec in (now, saved))
         for name in model.keys() & before.keys():
-            if re.search(r"[._](lr|learning_rate)$", name) and model[name] != before[name]:
+            if model[name] != before[name]:
                 raise InputError(
                     f"--{name} {model[name]} has no effect in a continued run, whose optimizer is restored with"
                     f" {before[name]}: leave it out, or start a new run"
@@ -135,6 +139,12 @@ class OptimizerOverrides(Callback):
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]
             kept = [name for name in self.lr_scheduler if name in state and name not in self.lengths]
             state.update({name: self.lr_scheduler[name] for name in kept})
+
+
+def _rates(tree: Tree) -> dict[str, Any]:
+    """The learning rates among the arguments of a configuration, by option."""
+    found = {name: value for name, value in walk(tree) if isinstance(value, float | int)}
+    return {name: value for name, value in found.items() if re.search(r"[._](lr|learning_rate)$", name)}
 
 
 def _plain(value: Any) -> Any:

@@ -269,11 +269,17 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
 
 
 def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
-    """Check that a run that is continued in an epoch, or has a schedule as long as the run, keeps its batch size.
+    """Check that a run that is continued in an epoch, or has a schedule as long as the run, keeps its batches.
 
     Raises:
-        InputError: the batch size differs.
+        InputError: the batch size, or what else says how many steps an epoch has, differs.
     """
+    known = saved.get("trainer", {}) if _is_as_long_as_the_run(now) else {}
+    for name in ("accumulate_grad_batches", "limit_train_batches"):
+        if name in known and (old := _batches(name, known)) != (new := _batches(name, now["trainer"])):
+            raise InputError(
+                f"--trainer.{name} {new}: the checkpoint has a schedule that counts steps, with {old}: give {old}"
+            )
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
     is_inside = not progress.get("is_last_batch", True) and progress["current"]["processed"]
@@ -282,6 +288,12 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
     if is_inside or (after is not None and _is_as_long_as_the_run(now)):
         where = "is in the middle of an epoch" if is_inside else "has a schedule that counts steps,"
         raise InputError(f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: give {before}")
+
+
+def _batches(name: str, trainer: Tree) -> str:
+    """A number of batches, or share of them, as Lightning takes it: 1 is one batch, 1.0 are all."""
+    default = "1.0" if name.startswith("limit") else "1"
+    return default if trainer.get(name) is None else repr(trainer[name])
 
 
 def _is_as_long_as_the_run(tree: Tree) -> bool:

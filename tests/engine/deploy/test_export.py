@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from src import export as command
 from src.engine.deploy import formats
@@ -292,10 +292,21 @@ def test_the_accuracy_of_several_labels_counts_those_that_are_known() -> None:
         accuracy(reference, lambda: logits)
 
 
+@pytest.mark.parametrize(("targets", "more"), [(torch.zeros(1, 2), {"independent": True}), (torch.zeros(1), {})])
+def test_a_hub_folder_is_told_of_labels_that_are_independent(targets: Tensor, more: dict[str, bool]) -> None:
+    given: list[dict[str, Any]] = []
+    net = SimpleNamespace(write_huggingface=lambda *_, **options: given.append(options))
+    inference = SimpleNamespace(task=SimpleNamespace(net=net, num_classes=2))
+    reference: Any = SimpleNamespace(inference=inference, labels=["a", "b"], tokenizer=None, max_length=9)
+    reference.samples, reference.net = lambda _: [((), targets)], lambda: torch.zeros(1, 2)
+    formats.huggingface_folder(reference, Path("folder"))
+    assert given == [more]
+
+
 @pytest.mark.parametrize(
     ("kind", "names", "own", "expected"),
     [
-        ("image", ("pixels",), {}, "image.resize((6, 8))"),
+        ("image", ("pixels",), {}, "image.resize((6, 8), Image.Resampling.BILINEAR)"),
         ("image", ("pixels",), {"image_example": "mirror(image.resize({size}))"}, "mirror(image.resize((6, 8)))"),
         ("text", ("tokens", "mask"), {}, "mask = np.ones_like(tokens, dtype=bool)"),
         ("text", ("tokens", "mask"), {"mask_example": "tokens > 0"}, "mask = tokens > 0"),

@@ -257,6 +257,38 @@ def test_a_json_file_and_a_pipe_are_inputs_like_others(toy_texts: str, tmp_path:
     assert found == [("table.json", "", wrong), ("pipe:1", "good", ""), ("pipe:2", "bad", "")]
 
 
+@pytest.mark.parametrize("more", [("--num_workers", "2"), ("--devices", "2")])
+def test_a_pipe_is_read_by_one_process_only(more: tuple[str, ...], toy_texts: str, tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe")
+    for given in (str(pipe), "/dev/stdin"):
+        with pytest.raises(InputError, match=f"{given}: only one process can read it: leave out --num_workers and"):
+            predict([*of(toy_texts), given, *more, "--output", str(tmp_path / "out.csv")])
+
+
+def test_inputs_at_addresses_are_named_by_them_and_one_that_is_missing_is_a_row(
+    toy_texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, output = tmp_path / "copy.txt", tmp_path / "out.csv"
+    copy.write_text("a fine film\n")
+
+    def local(given: str) -> str:
+        if given == "s3://films/gone.txt":
+            raise InputError(f"{given} cannot be read: no such file")
+        return str(copy) if given == "s3://films/a.txt" else given
+
+    monkeypatch.setattr("src.engine.deploy.predicting.local_name", local)
+    words = ["s3://films/gone.txt", "s3://films/a.txt", str(copy.parent / "none.txt")]
+    assert predict([*of(toy_texts), *words, "--output", str(output)]) == 3
+    with output.open(newline="") as file:
+        found = [(row["input"], row["label"], row["error"]) for row in csv.DictReader(file)]
+    assert found[:2] == [
+        ("s3://films/gone.txt", "", "s3://films/gone.txt cannot be read: no such file"),
+        ("s3://films/a.txt:1", "good", ""),
+    ]
+    with pytest.raises(InputError, match=r"^s3://films/gone.txt cannot be read: no such file$"):
+        predict([*of(toy_texts), words[0], "--output", str(tmp_path / "other.csv")])
+
+
 @pytest.mark.slow
 def test_the_newest_run_is_known_by_its_folder_wherever_its_checkpoints_are(
     train: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -178,7 +178,7 @@ def test_files_that_the_data_reads_are_predicted_row_by_row(
     assert predict([*of(toy_texts), str(tmp_path / "texts.own"), "--output", str(output)]) == 3
     rows = rows_of(output)
     assert [row["label"] for row in rows] == ["good", "bad", ""]
-    assert rows[2]["error"] == "the file is incomplete"
+    assert rows[2]["error"] == "the file is incomplete; rows from 3 on are not predicted"
 
 
 def test_a_table_that_breaks_off_is_an_error_behind_its_good_rows(toy_texts: str, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_table_that_breaks_off_is_an_error_behind_its_good_rows(toy_texts: str
     assert predict([*of(toy_texts), *given, "--output", str(output)]) == 3
     rows = rows_of(output)
     errors = [row["error"] for row in rows if row["error"]]
-    assert re.search("row 2", errors[0])
+    assert re.search("row 2.*; rows from 1 on are not predicted$", errors[0])
     assert "has no column words, it has speech: give --text_column" in errors[1]
     assert "not a .parquet file that can be read" in errors[2]
     named = tmp_path / "named.csv"

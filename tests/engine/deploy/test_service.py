@@ -257,6 +257,10 @@ def test_a_page_of_another_site_is_refused_without_a_token() -> None:
     with local(classifier(even), token="secret") as one:
         answer = one.predict([[1]], Host="model.example", Origin="http://site.example", Authorization="Bearer secret")
         assert answer.status == 200
+        assert answer.headers["access-control-allow-origin"] == "*"
+        asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+        answer = one.ask("OPTIONS", "/predict", Origin="http://site.example", **asks)  # as a browser, without the token
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, "*")
 
 
 PROMPT = {"prompt": "to be"}

@@ -131,7 +131,7 @@ def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
 
 @pytest.mark.slow
 def test_a_command_and_a_recipe_are_added_later(both: tuple[Path, Path]) -> None:
-    template, project = both
+    _, project = both
     command = [sys.executable, "-m", "src.new", "--update", "../template", "--with", "serve", "--recipe", OTHER]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin"})
     assert done.returncode == 0, done.stderr

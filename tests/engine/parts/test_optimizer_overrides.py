@@ -1,13 +1,16 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jsonargparse import dict_to_namespace
 
 from src.engine.cli import cli
-from src.engine.parts.optimizer_overrides import OptimizerOverrides
+from src.engine.parts.optimizer_overrides import OptimizerOverrides, retry_arguments
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 from src.engine.training.checks import check_unchanged
+from src.engine.training.finite_loss import NotFiniteError
 from tests import toy
 from tests.conftest import Run
 
@@ -163,3 +166,20 @@ def test_retries_are_written_only_if_there_are_some(train: Train) -> None:
     for words, expected in (((), []), (("--retries=2",), ["retries: 2"])):
         text = (train(NEW, *SHORT, "--max_epochs=1", *words).folder / "config.yaml").read_text()
         assert [line for line in text.splitlines() if line.startswith("retries")] == expected
+
+
+def test_a_retry_from_the_beginning_halves_every_learning_rate() -> None:
+    optimizer = {"class_path": "x.MuonWithAdamW", "init_args": {"lr": 0.02, "adamw_lr": 0.01, "weight_decay": 0.1}}
+    model = {"class_path": "x.TextClassifier", "init_args": {"head_lr": 1e-3, "net": {"class_path": "x.Net"}}}
+    config = dict_to_namespace({"optimizer": optimizer, "model": model, "retries": 2})
+    cli: Any = SimpleNamespace(config=config, record=None, from_path=None)
+    words = retry_arguments(cli, NotFiniteError("the loss is NaN"), ["fit"])
+    assert words == [
+        "fit",
+        "--optimizer.lr=0.01",
+        "--optimizer.adamw_lr=0.005",
+        "--model.head_lr=0.0005",
+        "--retries=1",
+    ]
+    cli.from_path = "other.ckpt"  # whose rates are all scaled
+    assert retry_arguments(cli, NotFiniteError("the loss is NaN"), []) == ["--optimizer.lr=0.01", "--retries=1"]

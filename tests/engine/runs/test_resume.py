@@ -222,6 +222,9 @@ def test_batches_of_another_size_are_refused_in_an_epoch_and_with_a_schedule_of_
     more = (f"--run={ended}", "--data.batch_size=64", "--max_epochs=5")
     with pytest.raises(InputError, match=r"batch_size 64: the checkpoint has a schedule that counts"):
         train("fit", *more)
+    for name, value, old in (("accumulate_grad_batches", 2, "1"), ("limit_train_batches", 1, r"1\.0")):
+        with pytest.raises(InputError, match=f"{name} {value}: the checkpoint has .*, with {old}: give {old}"):
+            train("fit", f"--run={ended}", "--max_epochs=5", f"--trainer.{name}={value}")
     plain = train("fit", "--max_epochs=1", "--lr_scheduler=StepLR", "--lr_scheduler.step_size=1", EACH_EPOCH).folder
     assert train("fit", f"--run={plain}", *more[1:]).cli.trainer.current_epoch == 5
 

@@ -143,7 +143,6 @@ def added(name: str, *arguments: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     "words",
     [
-        added("StochasticWeightAveraging", "swa_lrs=0.01"),  # its default device is an object
         added("Timer", "duration=00:01:00:00"),  # its default interval is an Enum
         added("ModelPruning", "pruning_fn=l1_unstructured"),  # a text or a function
         added("ModelCheckpoint", "train_time_interval=00:00:10"),

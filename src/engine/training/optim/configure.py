@@ -34,7 +34,7 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
     groups = getattr(module, "parameter_groups", None)
     trained = groups() if groups else [parameter for parameter in module.parameters() if parameter.requires_grad]
     built: torch.optim.Optimizer = _build(trained, _fused(optimizer, module))
-    if "fused" in built.defaults:
+    if any("fused" in group for group in built.param_groups):
         built.register_load_state_dict_pre_hook(_keep_fused)
     if scheduler is None:
         return {"optimizer": built}
@@ -90,7 +90,10 @@ def _keep_fused(optimizer: torch.optim.Optimizer, state: Spec) -> Spec:
                 raise InputError(f"the checkpoint's {name} of {tuple(value.shape)} does not fit its weights")
             if value.stride() != parameter.stride():
                 values[name] = torch.empty_like(parameter).copy_(value)
-    groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+    groups = [{**group} for group in state["param_groups"]]
+    for group, own in zip(groups, optimizer.param_groups, strict=False):
+        if "fused" in own:
+            group["fused"] = own["fused"]
     return {**state, "param_groups": groups}
 
 

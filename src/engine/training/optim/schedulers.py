@@ -24,7 +24,7 @@ class _Continued(lr_scheduler.LRScheduler):
         """
         position, steps = state_dict.get("last_epoch", 0), getattr(self, self.length)
         is_changed = state_dict.get(self.length, steps) != steps
-        if is_changed and position > steps:
+        if is_changed and position >= steps:
             raise InputError(
                 f"the checkpoint is at step {position} of its schedule, and this run's has {steps} steps: give more"
                 " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
@@ -78,6 +78,11 @@ class OneCycleLR(_Continued, lr_scheduler.OneCycleLR):
 
     def get_lr(self) -> Any:
         """The next learning rates; a group that was added later, as by BackboneFinetuning, follows the first one."""
+        if self.last_epoch > self.total_steps:
+            raise InputError(
+                f"the schedule is over after {self.total_steps} steps, and the run is not: leave out"
+                " --lr_scheduler.total_steps, or give --trainer.max_steps"
+            )
         first, *others = self.optimizer.param_groups
         for group in others:
             if "max_lr" not in group:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -173,6 +174,24 @@ def test_a_task_that_clips_by_itself_is_not_fused(train: Train, monkeypatch: pyt
     assert clipped[0].param_groups[0]["fused"] is None
     train(*ONE, "--precision=32-true")
     assert clipped[-1].param_groups[0]["fused"] is True
+
+
+def test_a_state_of_other_sizes_is_refused_for_every_optimizer_with_fused_steps() -> None:
+    network = torch.nn.Linear(2, 2)
+    groups = [{"params": [network.weight], "hidden": True}, {"params": [network.bias], "hidden": False}]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(gradient_clip_val=1.0, precision_plugin=None, strategy=strategy)
+    module: Any = SimpleNamespace(trainer=trainer, device_mesh=None, automatic_optimization=True)
+    module.modules, module.parameters, module.parameter_groups = network.modules, network.parameters, lambda: groups
+    spec = {"class_path": "src.engine.training.optim.muon.MuonWithAdamW", "init_args": {}}
+    optimizer = configure_optimizers(module, spec, None, "step")["optimizer"]
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    optimizer.load_state_dict(state)
+    state["state"][1]["exp_avg"] = torch.zeros(1)
+    with pytest.raises(InputError, match=r"the checkpoint's exp_avg of \(1,\) does not fit its weights"):
+        optimizer.load_state_dict(state)
 
 
 @pytest.mark.slow

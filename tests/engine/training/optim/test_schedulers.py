@@ -84,9 +84,15 @@ def test_a_cosine_of_another_length_falls_from_where_it_is_to_its_own_end(stoppe
 
 def test_a_cosine_that_is_over_is_an_error() -> None:
     groups = optimizer(0.1)
-    saved = {**CosineAnnealingLR(groups, T_max=10).state_dict(), "last_epoch": 8}
-    with pytest.raises(InputError, match=r"at step 8 of its schedule, and this run's has 5 steps: give more"):
-        CosineAnnealingLR(groups, T_max=5).load_state_dict(saved)
+    for position in (5, 8):
+        saved = {**CosineAnnealingLR(groups, T_max=10).state_dict(), "last_epoch": position}
+        with pytest.raises(InputError, match=f"at step {position} of its schedule, and this run's has 5 steps: give"):
+            CosineAnnealingLR(groups, T_max=5).load_state_dict(saved)
+
+
+def test_a_run_longer_than_its_cycle_is_an_error() -> None:
+    with pytest.raises(InputError, match="the schedule is over after 4 steps, and the run is not: leave out --lr_"):
+        moved(4, 5, "cos")
 
 
 def moved(length: int, steps: int, shape: Literal["cos", "linear"]) -> tuple[torch.optim.Optimizer, OneCycleLR]:
