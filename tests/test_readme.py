@@ -93,7 +93,8 @@ def make_runs(folder: Path) -> str:
     if "vision" not in DELETED:
         from torchvision import models
 
-        pictures(data / "images")
+        for name in ("images", "train", "val", "test"):
+            pictures(data / name)
         (data / "digits").mkdir()
         for shade in (0, 200):
             Image.new("L", (28, 28), shade).save(data / "digits" / f"{shade}.png")

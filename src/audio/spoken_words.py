@@ -16,7 +16,14 @@ from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.audio.speech_commands import speech_commands
 from src.engine.data.download import DownloadError
-from src.engine.data.labelled_files import PartsDataModule, check_class_sizes, labelled_files, read_all, split_files
+from src.engine.data.labelled_files import (
+    Columns,
+    PartsDataModule,
+    check_class_sizes,
+    labelled_files,
+    read_all,
+    split_files,
+)
 from src.engine.data.loading import announce
 from src.engine.data.split import check_fraction, check_shares
 from src.engine.system.errors import InputError, check_least
@@ -52,8 +59,12 @@ class SpokenWordsDataModule(PartsDataModule):
     Args:
         path: your own WAV or FLAC files: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table
             of paths (relative to the table) and labels.
+        val_path: the same for validation. Default: `val_share` of `path`.
+        test_path: the same for test. Default: `test_share` of `path`.
         path_column: the table's column with the paths.
         label_column: the table's column with the labels.
+        group_column: the table's column with groups, such as speakers, each of which is in one part only.
+            Default: none.
         source: the sounds if no path is given: `speech_commands`, eight words by many speakers, downloaded if missing
             (182 MB); `synthetic`, ten digits in five languages by the synthesiser espeak-ng; `auto`,
             `speech_commands`, or `synthetic` if that is missing and cannot be downloaded.
@@ -86,8 +97,11 @@ class SpokenWordsDataModule(PartsDataModule):
     def __init__(
         self,
         path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
         path_column: str = "path",
         label_column: str = "label",
+        group_column: str | None = None,
         source: Literal["auto", "speech_commands", "synthetic"] = "auto",
         data_dir: str | None = None,
         sample_rate: int = 16000,
@@ -113,8 +127,8 @@ class SpokenWordsDataModule(PartsDataModule):
         check_fraction(max_speed=max_speed, max_mask=max_mask)
         check_shares(val_share, test_share)
         self.save_hyperparameters()
-        self.path = path
-        self.columns = (path_column, label_column)
+        self.paths = {"train": path, "val": val_path, "test": test_path}
+        self.columns = Columns(path_column, label_column, group_column)
         self.source = source
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
         self.sample_rate = sample_rate
@@ -141,8 +155,8 @@ class SpokenWordsDataModule(PartsDataModule):
         """Read and split the sounds, in every process."""
         if hasattr(self, "train_set"):
             return
-        if self.path:
-            files = labelled_files(self.path, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
+        if any(self.paths.values()):
+            files = labelled_files(self.paths, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
             self.refuse_new_classes(files)
             check_class_sizes(files)
             waves = self.read([one.name for one in files], [one.file for one in files])

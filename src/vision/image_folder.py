@@ -20,7 +20,7 @@ from src.engine.data.images import (
     image_error,
     usual_range,
 )
-from src.engine.data.labelled_files import PartsDataModule, labelled_files, read_all, split_files
+from src.engine.data.labelled_files import Columns, PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import check_shares
@@ -50,12 +50,16 @@ class ImageFolderDataModule(PartsDataModule):
     Args:
         path: a folder with one folder of images per class, or a .csv, .tsv, .jsonl or .parquet table of paths
             (relative to the table) and labels.
+        val_path: the same for validation. Default: `val_share` of `path`.
+        test_path: the same for test. Default: `test_share` of `path`.
         path_column: the table's column with the paths.
         label_column: the table's column with the labels.
+        group_column: the table's column with groups, such as patients, each of which is in one part only.
+            Default: none.
         image_size: S, height and width of the network's input in pixels, at least 4.
         batch_size: images per batch over all processes, at least 1.
-        val_share: share of the images for validation, in (0, 1); stratified, the same split in every run.
-        test_share: share of the images for testing, in (0, 1); val_share + test_share must be below 1.
+        val_share: share of `path` for validation, in (0, 1); stratified, the same split in every run.
+        test_share: share of `path` for testing, in (0, 1); val_share + test_share must be below 1.
         fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
         folds: number of folds, at least 2.
         crop: smallest share of a training image's area that a random crop keeps, in (0, 1]; 1: no cropping.
@@ -81,8 +85,11 @@ class ImageFolderDataModule(PartsDataModule):
     def __init__(
         self,
         path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
         path_column: str = "path",
         label_column: str = "label",
+        group_column: str | None = None,
         image_size: int = 64,
         batch_size: int = 32,
         val_share: float = 0.1,
@@ -103,8 +110,8 @@ class ImageFolderDataModule(PartsDataModule):
         check_shares(val_share, test_share)
         check_fold(fold, folds)
         self.save_hyperparameters()
-        self.path_column = path_column
-        self.label_column = label_column
+        self.paths = {"train": path, "val": val_path, "test": test_path}
+        self.columns = Columns(path_column, label_column, group_column)
         self.image_size = image_size
         self.shrink = Shrink(image_size)
         self.batch_size = batch_size
@@ -128,9 +135,9 @@ class ImageFolderDataModule(PartsDataModule):
         """
         if hasattr(self, "train_set"):
             return
-        if not self.data_source:
+        if not any(self.paths.values()):
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
-        found = labelled_files(self.data_source, (self.path_column, self.label_column))
+        found = labelled_files(self.paths, self.columns)
         self.refuse_new_classes(found)
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)

@@ -64,7 +64,7 @@ def test_folders_and_tables_give_the_same_sounds(tmp_path: Path, messages: list[
 def test_folders_named_like_parts_are_refused(tmp_path: Path) -> None:
     for name in ("train", "test"):
         own_sounds(tmp_path / name, 3)
-    with pytest.raises(InputError, match=r"test, train are parts, not classes: give one of them"):
+    with pytest.raises(InputError, match=r"test, train are parts, not classes: give each by an option"):
         ready(path=str(tmp_path))
 
 

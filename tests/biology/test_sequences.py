@@ -75,7 +75,7 @@ def test_a_folder_without_files_is_refused(tmp_path: Path) -> None:
 def test_files_named_like_parts_are_refused(tmp_path: Path) -> None:
     for name in ("train", "test"):
         write(tmp_path / f"{name}.fa", FASTA)
-    with pytest.raises(InputError, match=r"test, train are parts, not classes: give one of them"):
+    with pytest.raises(InputError, match=r"test, train are parts, not classes: give each by an option"):
         prepared(tmp_path, **DNA)
 
 

@@ -140,8 +140,52 @@ def test_16_bit_greyscale_is_scaled_not_clipped(tmp_path: Path) -> None:
 def test_folders_named_like_parts_are_an_error(tmp_path: Path) -> None:
     pictures(tmp_path / "train")
     pictures(tmp_path / "val")
-    with pytest.raises(InputError, match="train, val are parts, not classes"):
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(InputError, match=rf"^--data.path {tmp_path}: train, val are parts, not classes: give"):
         ready(path=str(tmp_path))
+
+
+def of(folder: str) -> set[Path]:
+    return {file for file in Path(folder).rglob("*") if file.suffix in (".png", ".jpg", ".bmp")}
+
+
+@pytest.mark.parametrize("fold", [None, 1])
+def test_parts_with_paths_of_their_own_are_not_split(tmp_path: Path, fold: int | None) -> None:
+    train, val, test = (str(pictures(tmp_path / part)) for part in ("train", "val", "test"))
+    data = ready(path=train, val_path=val, test_path=test, fold=fold)
+    files = [set(one.files) for one in (data.train_set, data.val_set, data.test_set)]
+    assert files[2] == of(test)
+    assert files[0] | files[1] == of(train) | of(val)
+    if fold is None:
+        assert files[1] == of(val)
+    data = ready(path=train, test_path=test)
+    assert set(data.test_set.files) == files[2]
+    assert len(data.val_set.files) == 2
+    assert set(data.train_set.files) | set(data.val_set.files) == of(train)
+    with pytest.raises(InputError, match=r"val_path and --data.test_path need --data.path, the images to train on"):
+        ready(val_path=val)
+    with pytest.raises(InputError, match=r"--data\.val_path nowhere: no such folder or table"):
+        ready(path=train, val_path="nowhere")
+    picture(Path(val) / "violet" / "0.png", (9, 0, 9))
+    with pytest.raises(InputError, match=r"violet/0.png: class violet is not in the training data, which has "):
+        ready(path=train, val_path=val)
+
+
+@pytest.mark.parametrize("fold", [None, 2])
+def test_images_of_a_group_are_in_one_part(tmp_path: Path, fold: int | None) -> None:
+    rows = []
+    for number in range(40):
+        picture(tmp_path / f"{number}.png", (number, 0, 0))
+        rows.append(f"{number}.png,{'ab'[number // 4 % 2]},patient {number // 4}")
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,patient", *rows]))
+    data = ready(path=str(tmp_path / "table.csv"), group_column="patient", fold=fold)
+    patients = [{int(file.stem) // 4 for file in part.files} for part in (data.train_set, data.val_set, data.test_set)]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 10
+    assert all(patients)
+    with pytest.raises(InputError, match=r"has no column person.* --data\.group_column"):
+        ready(path=str(tmp_path / "table.csv"), group_column="person")
+    with pytest.raises(InputError, match=r"group_column patient: .* is a folder: give a table, with this column"):
+        ready(path=pictures(tmp_path / "folder"), group_column="patient")
 
 
 def test_a_last_batch_of_one_image_is_dropped_in_training_only(tmp_path: Path) -> None:

@@ -22,46 +22,90 @@ T = TypeVar("T")
 
 MAX_LISTED = 5  # unreadable files listed in one message
 LEAST = 3  # files of a class, one for each part
+GROUP = "group_column"
+OPTIONS = {"train": "path", "val": "val_path", "test": "test_path"}
 
 
 class LabelledFile(NamedTuple):
-    """A file, its label, and its name for messages: with the row of its table."""
+    """A file, its label, its name for messages (with the row of its table), its group if it has one, and its part.
+
+    Files of a group are in the same part. Those of the part `train` are split, if other parts have no files yet.
+    """
 
     name: str
     file: Path
     label: str
+    group: str | None = None
+    part: str = "train"
+
+
+class Columns(NamedTuple):
+    """The columns of a table of files: paths relative to the table, labels, and groups if it has some."""
+
+    path: str = "path"
+    label: str = "label"
+    group: str | None = None
 
 
 def labelled_files(
-    path: str, columns: tuple[str, str], suffixes: tuple[str, ...] = IMG_EXTENSIONS, kind: str = "images"
+    paths: Mapping[str, str | None],
+    columns: Columns,
+    suffixes: tuple[str, ...] = IMG_EXTENSIONS,
+    kind: str = "images",
 ) -> list[LabelledFile]:
-    """Find the files in class folders, or in a table.
+    """Find the files in class folders, or in tables.
 
     Args:
-        path: a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table; or its address.
-        columns: the table's columns of paths, relative to the table, and of labels.
+        paths: for each part a folder with one folder per class, or a .csv, .tsv, .jsonl or .parquet table; or its
+            address. None, of validation or test: it is split off the training part.
+        columns: the tables' columns.
         suffixes: of the files in folders.
         kind: what the files are, for messages.
 
     Raises:
-        InputError: there is no such folder or table, or there are no files.
+        InputError: there is no such folder or table, there are no files, or a class has none in the training part.
     """
+    if not paths["train"]:
+        raise InputError(f"--data.val_path and --data.test_path need --data.path, the {kind} to train on")
+    found = [
+        one._replace(part=part)
+        for part, path in paths.items()
+        if path
+        for one in _files_of(path, f"--data.{OPTIONS[part]} {path}", columns, suffixes, kind)
+    ]
+    known = {one.label for one in found if one.part == "train"}
+    if unknown := next((one for one in found if one.label not in known), None):
+        raise InputError(
+            f"{unknown.name}: class {unknown.label} is not in the training data, which has"
+            f" {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}"
+        )
+    return found
+
+
+def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
     place = local_path(path)
     if place.is_file():
-        rows = read_table(path, *columns, ("path_column", "label_column"))
+        rows = read_table(path, columns.path, columns.label, ("path_column", "label_column"))
+        groups: list[Any] = [None] * len(rows)
+        if columns.group is not None:
+            groups = [group for _, group in read_table(path, columns.path, columns.group, ("path_column", GROUP))]
         files = local_paths([name for name, _ in rows], path)
-        numbered = enumerate(zip(files, rows, strict=True), start=1)
-        return [LabelledFile(f"{path}, row {row}: {name}", file, label) for row, (file, (name, label)) in numbered]
+        return [
+            LabelledFile(f"{path}, row {row}: {name}", file, label, group)
+            for row, (file, (name, label), group) in enumerate(zip(files, rows, groups, strict=True), start=1)
+        ]
     if not place.is_dir():
-        raise InputError(f"--data.path {path}: no such folder or table; give a folder with one folder per class")
+        raise InputError(f"{given}: no such folder or table; give a folder with one folder per class")
+    if columns.group is not None:
+        raise InputError(f"--data.{GROUP} {columns.group}: {path} is a folder: give a table, with this column")
     folders = sorted(one.name for one in place.iterdir() if one.is_dir() and not is_hidden(one.name))
-    check_not_parts(folders, path)
+    check_not_parts(folders, given)
     skipped: Counter[str] = Counter()
     files = list(find_files(place, suffixes, skipped))
     found = [LabelledFile(str(file), file, file.relative_to(place).parts[0]) for file in files if file.parent != place]
     skipped.update(["files outside of class folders"] * (len(files) - len(found)))
     if not found:
-        raise InputError(f"--data.path {path}: no {kind} in its folders; give one folder of {kind} per class")
+        raise InputError(f"{given}: no {kind} in its folders; give one folder of {kind} per class")
     if without := {*folders} - {one.label for one in found}:
         rank_zero_info(f"Ignored folders without {kind}: {', '.join(sorted(without))}")
     if skipped:
@@ -97,11 +141,12 @@ def read_all(
 
 def check_class_sizes(files: Sequence[LabelledFile]) -> None:
     """Raise InputError if a class has too few files for each part to have one."""
-    for label, count in Counter(one.label for one in files).items():
-        if count < LEAST:
+    least = LEAST + 1 - len({one.part for one in files})
+    for label, count in Counter(one.label for one in files if one.part == "train").items():
+        if count < least:
             name = next(one.name for one in files if one.label == label)
             raise InputError(
-                f"class {label} has too few files, {count} of {LEAST}, such as {name}: give one each for training,"
+                f"class {label} has too few files, {count} of {least}, such as {name}: give one each for training,"
                 " validation and test, or remove the class"
             )
 
@@ -114,7 +159,9 @@ def split_files(
     kind: str,
     fold: tuple[int | None, int] = (None, 5),
 ) -> dict[str, list[tuple[T, str]]]:
-    """Values and labels of each part, in equal class proportions; those with equal keys in several parts are reported.
+    """Values and labels of each part; those with equal keys in several parts are reported.
+
+    Parts without files of their own are split off the training part, in equal class proportions.
 
     Args:
         files: the files.
@@ -126,7 +173,14 @@ def split_files(
     """
     classes = {label: number for number, label in enumerate(sorted({one.label for one in files}))}
     targets = [classes[one.label] for one in files]
-    split = with_fold(stratified_split(targets, shares), targets, *fold, keys)
+    places = {part: [number for number, one in enumerate(files) if one.part == part] for part in PARTS}
+    missing = {part: share for part, share in zip(("val", "test"), shares, strict=True) if not places[part]}
+    train = places["train"]
+    groups = [one.group for one in files] if files[0].group is not None else None
+    own_groups = None if groups is None else [groups[number] for number in train]
+    own = stratified_split([targets[number] for number in train], list(missing.values()), own_groups)
+    places |= {part: [train[index] for index in one] for part, one in zip(("train", *missing), own, strict=True)}
+    split = with_fold(list(places.values()), targets, *fold, keys if groups is None else groups)
     parts = dict(zip(PARTS, split, strict=True))
     found = {part: [keys[number] for number in own] for part, own in parts.items()}
     report_duplicates(found, kind, lambda part, index: files[parts[part][index]].name)

@@ -4,7 +4,6 @@ import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -55,12 +54,17 @@ def label_order(label: str) -> tuple[bool, float, str]:
     return (True, 0.0, label) if math.isnan(number) else (False, number, label)  # "nan" is a word
 
 
-def check_not_parts(names: Sequence[str], path: str | Path) -> None:
-    """Raise InputError if the names of folders or files, which are to be classes, are those of a data set's parts."""
-    if len(names) > 1 and all(name.lower() in PART_NAMES for name in names):
+def check_not_parts(names: Sequence[str], given: str) -> None:
+    """Raise InputError if some names of folders or files, which are to be classes, are those of a data set's parts.
+
+    Args:
+        names: of the folders or files.
+        given: where they are, for messages.
+    """
+    if len(parts := [name for name in names if name.lower() in PART_NAMES]) > 1:
         raise InputError(
-            f"--data.path {path}: {', '.join(names)} are parts, not classes: give one of them, to be split by val_share"
-            " and test_share, or a table"
+            f"{given}: {', '.join(parts)} are parts, not classes: give each by an option of its own: --data.path,"
+            " --data.val_path and --data.test_path"
         )
 
 
