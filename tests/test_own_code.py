@@ -106,6 +106,19 @@ def test_the_callback_logs(own: Path, train: Train) -> None:
     assert logged == pytest.approx(torch.cat([one.flatten() for one in parameters]).norm().item(), rel=1e-5)
 
 
+def test_the_metrics_are_logged_and_select_the_best_checkpoint(own: Path, train: Train) -> None:
+    run = train(*command_with("MoreMetrics"), "--max_epochs=2", *SHORT)
+    assert 0.5 < run.metrics["test/auroc"] <= 1
+    assert 0 < run.metrics["test/kappa"] <= run.metrics["test/acc"]
+    assert run.cli.trainer.checkpoint_callback.best_model_score == pytest.approx(run.metrics["val/auroc"])  # type: ignore[union-attr]
+
+
+def test_the_task_learns_and_a_checkpoint_rebuilds_it(own: Path, train: Train) -> None:
+    words = command_with("Autoencoder")
+    first, last = (train(*words, f"--max_epochs={epochs}").metrics["val/loss"] for epochs in (1, 3))
+    assert last < first
+
+
 def test_the_last_layer_is_trained_first(own: Path, parse: Callable[..., StarterCLI]) -> None:
     seen: list[Any] = []
     cli = parse(*command_with("UnfreezeBody"), "--max_epochs=3", *SHORT)

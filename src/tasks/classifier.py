@@ -1,5 +1,6 @@
 """The base class of all classification tasks."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ class Classifier(Task):
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
         self._logits: Tensor | None = None
+        logged = self.metrics["val"].values()
+        self._metrics_take_logits = any("logits" in inspect.signature(one.update).parameters for one in logged)
         self.loss = loss or self.configure_loss()
         if isinstance(self.loss, ONE_HOT_LOSSES):
             check_outputs(net, count)
@@ -85,7 +88,10 @@ class Classifier(Task):
         return nn.CrossEntropyLoss()
 
     def configure_metrics(self, num_classes: int) -> MetricCollection:
-        """The logged metrics; `update` takes `preds` and `target` (both (B,) int64), `value` (loss) and `weight`."""
+        """The logged metrics; `update` takes `preds` and `target` (both (B,) int64), `value` (loss) and `weight`.
+
+        It may also take `logits`, (B, num_classes) float.
+        """
         metrics: dict[str, Metric | MetricCollection] = {
             "loss": MeanMetric(),
             "acc": MulticlassAccuracy(num_classes, average="micro", **UNCHECKED),
@@ -132,7 +138,8 @@ class Classifier(Task):
             loss = self.loss(logits, targets)
         loss = loss * (weight > 0)
         preds = logits.detach().argmax(dim=1)
-        return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight}
+        more = {"logits": logits.detach()} if self._metrics_take_logits else {}
+        return loss, {"preds": preds, "target": labels, "value": loss.detach(), "weight": weight, **more}
 
     def count(self, targets: Tensor) -> Tensor | int:
         """The number of targets that the loss averages over, or the sum of their weights."""

@@ -35,7 +35,10 @@ class SequenceLabeler(Classifier):
         """The loss of a batch, and the arguments of the metrics' `update`, one row per position."""
         *inputs, targets = batch
         loss, seen = super().step((*inputs, targets.view(len(targets), -1)))
-        return loss, {**seen, "preds": seen["preds"].flatten(), "target": seen["target"].flatten()}
+        seen |= {name: seen[name].flatten() for name in ("preds", "target")}
+        if "logits" in seen:
+            seen["logits"] = seen["logits"].movedim(1, -1).flatten(0, 1)  # (B * T, num_classes)
+        return loss, seen
 
     def _evaluate(self, stage: str, batch: Batch) -> dict[str, Tensor]:
         seen = Task._evaluate(self, stage, batch)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 GOOGLE = ("googlenet", "inception_v3")  # with weights, they scale their inputs, and GoogLeNet has no auxiliary branches
+HALVES = ("efficientnet_v2_l",)  # its weights expect mean and deviation 0.5, all others ImageNet's
+MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 OLD_DENSENET = r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"
 KEPT = ("transform_input", "aux_logits", "image_size")  # options that weights bring, or that their shapes depend on
 TIMEOUT = 10.0  # seconds without data after which a download fails
@@ -57,6 +59,8 @@ class TorchvisionNet(nn.Module):
         file = weights_file(weights)
         if options is None:
             options = {"transform_input": True} if file is not None and name in GOOGLE else {}
+        self.scale: Tensor
+        self.shift: Tensor
         self.net: nn.Module = build_net(name, weights if file is None else None, **options)
         if file is not None:
             _load(self.net, read_weights(file), file, name)
@@ -68,6 +72,9 @@ class TorchvisionNet(nn.Module):
         kept = KEPT if isinstance(self.net, models.GoogLeNet | models.Inception3 | models.VisionTransformer) else ()
         self.options = {**options, **{one: getattr(self.net, one) for one in kept if hasattr(self.net, one)}}
         self.rebuild = {"weights": None, "options": self.options}  # a checkpoint holds the weights
+        if name in HALVES:
+            for one, values in (("scale", STD / 0.5), ("shift", (MEAN - 0.5) / 0.5)):
+                self.register_buffer(one, values[:, None, None], persistent=False)
         if freeze_body:
             self.net.requires_grad_(False)
         self._head_name = _replace_head(self.net, num_classes)
@@ -88,7 +95,8 @@ class TorchvisionNet(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.net(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x)
+        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        logits = self.net(x * self.scale + self.shift if self.name in HALVES else x)
         # In training, Inception and GoogLeNet also return auxiliary logits.
         return logits if isinstance(logits, Tensor) else logits.logits  # (B, num_classes)
 

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MetricCollection, SumMetric
 
 from src.tasks.sequence_labeler import SequenceLabeler, sequence_figure
 from tests.conftest import trainer
@@ -60,6 +61,26 @@ def test_padding_gives_no_gradient() -> None:
     gradient = task.net.table.weight.grad  # type: ignore[union-attr]
     assert gradient.any()  # type: ignore[operator, union-attr]
     assert not gradient[9].any()  # type: ignore[index, union-attr]
+
+
+def test_a_metric_gets_the_logits_of_each_position() -> None:
+    seen: set[tuple[torch.Size, torch.Size]] = set()
+
+    class OfLogits(SumMetric):
+        def update(self, logits: Tensor, target: Tensor) -> None:
+            seen.add((logits.shape, target.shape))
+
+    class Labeler(SequenceLabeler):
+        def configure_metrics(self, num_classes: int) -> MetricCollection:
+            metrics = super().configure_metrics(num_classes)
+            metrics.add_metrics({"own": OfLogits()})
+            return metrics
+
+    task = Labeler(Positions())
+    task.metrics.add("val", task.check(task.step(batch([2, 5, 3])))[1])
+    task.metrics.has_seen("val")
+    assert seen == {((15, 3), (15,))}
+    assert "logits" not in SequenceLabeler(Positions()).step(batch([2]))[1]
 
 
 def test_one_label_for_texts_of_one_token_is_a_sequence_too() -> None:

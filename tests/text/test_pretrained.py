@@ -395,13 +395,3 @@ def test_a_package_carries_a_real_model(models: Path) -> None:
     good, great, seven = (table[tokenizer.encode(word)[0]] for word in ("good", "great", "seven"))
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(good, great, dim=0) > 2 * cosine(good, seven, dim=0).abs()
-
-
-def test_transformers_is_told_that_a_text_may_have_several_labels(tmp_path: Path) -> None:
-    net = PretrainedClassifier(tiny_pretrained("bert", tmp_path), num_classes=2)
-    for independent, problem, shown in ((True, "multi_label_classification", "sigmoid"), (False, None, "argmax")):
-        _, lines = net.write_huggingface(tmp_path / "out", ["a", "b"], None, independent=independent)
-        assert json.loads((tmp_path / "out" / "config.json").read_text()).get("problem_type") == problem
-        assert shown in lines[-1]
-        shutil.rmtree(tmp_path / "out")
-        net.model.config.problem_type = None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from src.engine.deploy.formats import Reference, _example_lines
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
+from src.text.pretrained import PretrainedClassifier
 from tests.conftest import fit
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8, example, written
 from tests.engine.deploy.served import raw, service
@@ -117,6 +119,16 @@ def test_a_pretrained_model_goes_back_to_transformers(
         expected = inference.net(*inference.prepare(texts)[0])
     assert torch.allclose(logits, expected, atol=1e-4)
     assert example(folder, "the cat", monkeypatch) in ("cat", "dog")
+
+
+def test_transformers_is_told_that_a_text_may_have_several_labels(tmp_path: Path) -> None:
+    net = PretrainedClassifier(tiny_pretrained("bert", tmp_path), num_classes=2)
+    for independent, problem, shown in ((True, "multi_label_classification", "sigmoid"), (False, None, "argmax")):
+        _, lines = net.write_huggingface(tmp_path / "out", ["a", "b"], None, independent=independent)
+        assert json.loads((tmp_path / "out" / "config.json").read_text()).get("problem_type") == problem
+        assert shown in lines[-1]
+        shutil.rmtree(tmp_path / "out")
+        net.model.config.problem_type = None
 
 
 def test_a_network_of_this_project_is_not_for_transformers(sentiments: str, tmp_path: Path) -> None:

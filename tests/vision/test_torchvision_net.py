@@ -7,7 +7,9 @@ import torch
 from torchvision import models
 
 from src.engine.training.hyperparameters import rebuild_arguments
+from src.vision import torchvision_net
 from src.vision.image_classifier import ImageClassifier
+from src.vision.image_folder import MEAN, STD
 from src.vision.torchvision_net import TorchvisionNet
 from tests.conftest import pictures
 
@@ -200,3 +202,13 @@ def test_weights_files_of_torchvision_are_loaded(name: str, tmp_path: Path) -> N
     torch.save(state, tmp_path / "weights.pth")
     net = TorchvisionNet(name, str(tmp_path / "weights.pth"), num_classes=3)
     assert torch.equal(next(net.parameters()), first)
+
+
+def test_weights_that_expect_another_scale_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision_net, "HALVES", ("squeezenet1_1",))
+    net = TorchvisionNet("squeezenet1_1").eval()
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    with torch.no_grad():
+        assert torch.allclose(net((pixels - mean) / std), net.net((pixels - 0.5) / 0.5), atol=1e-5)
+    assert not {"scale", "shift"} & net.state_dict().keys()

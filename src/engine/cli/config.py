@@ -135,7 +135,8 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
     try:
-        check_keys(yaml.compose(text, yaml.SafeLoader), given, dotted)
+        # The scanner that has parsed it; the one in Python refuses tabs behind values.
+        check_keys(yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), given, dotted)
     except RecursionError as error:
         raise InputError(f"--config {given} contains itself, by an alias") from error
     tree = {} if tree is None else tree

@@ -12,6 +12,7 @@ from typing import NoReturn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.runs import checkpoints_of, relative
 from src.engine.system.errors import (
@@ -36,6 +37,8 @@ def run(started: float) -> None:
     silence_known_warnings()
     cli: StarterCLI | None = None
     try:
+        if not (ROOT / "configs").is_dir():
+            raise InputError(f"{ROOT} has no configs/: install the project with pip install --editable PATH")
         words = args
         while True:
             cli = StarterCLI(words, started)

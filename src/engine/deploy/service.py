@@ -78,7 +78,7 @@ class Service:
         routes = [endpoint, Route("/health", self.health), Route("/", self.page)]
         guards = [Middleware(Guard, checks_host=self.read.token is None)]
         if self.read.token is not None:  # pages of other sites may ask, with the token
-            allowed = {"allow_methods": ["POST"], "allow_headers": ["Authorization", "Content-Type"]}
+            allowed: Any = {"allow_methods": ["POST"], "allow_headers": ["Authorization", "Content-Type"]}
             guards.append(Middleware(CORSMiddleware, allow_origins=["*"], **allowed))
         return Starlette(routes=routes, middleware=guards, exception_handlers=self._handlers(), lifespan=self._lifespan)
 

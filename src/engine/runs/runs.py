@@ -67,7 +67,7 @@ def runs_of(root: Path, name: str) -> Path:
     Raises:
         InputError: the name is not a plain folder name.
     """
-    if Path(name).name != name or name in ("", ".."):
+    if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):  # YAML reads 2024 as a number
         raise InputError(f"--name {name} is not the name of a folder: give a plain one, such as mine")
     return root.expanduser().absolute() / name
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from src.engine.cli.class_names import resolve_names
 from src.engine.cli.cli import StarterCLI
-from src.engine.cli.config import check_mode, merge_class_options
+from src.engine.cli.config import check_mode, load_config, merge_class_options
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, with_recipe, write
@@ -323,3 +323,14 @@ def test_without_an_optimizer_the_models_own_is_used_without_a_scheduler(train: 
     assert any(message.startswith("lr_scheduler dropped") for message in run.messages)
     assert run.cli.trainer.lr_scheduler_configs == []
     assert "lr_scheduler: null" in (run.folder / "config.yaml").read_text()
+
+
+def test_tabs_behind_values_are_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path / "tabs.yaml", "trainer:\n  max_epochs: 2\t# a comment\n  log_every_n_steps:\t5\t\n")
+    assert load_config(path)[1] == {"trainer": {"max_epochs": 2, "log_every_n_steps": 5}}
+
+
+def test_a_name_that_yaml_reads_as_a_number_is_one_line(tmp_path: Path, error_of: Callable[..., str]) -> None:
+    path = write(tmp_path / "named.yaml", "name: 2024\n")
+    for words in (("--ckpt_path=auto",), ("--ckpt_path=last",)):
+        assert "name 2024 is not the name of a folder" in error_of("fit", f"--config={path}", *words)

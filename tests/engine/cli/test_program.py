@@ -264,3 +264,13 @@ print(len(before), *sorted(set(sys.modules) - before), file=sys.stderr)
     # jsonargparse loads attrs for parsing and parts of rich for printing.
     known = {"src", "tests", "attr", "attrs", "rich", *sys.stdlib_module_names}
     assert {name for name in more if name.partition(".")[0] not in known} == set()
+
+
+def test_an_installation_without_the_projects_folders_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program_module, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["src.train", "--fast_dev_run"])
+    with pytest.raises(SystemExit, match="2"):
+        program_module.run(0.0)
+    assert f"error: {tmp_path} has no configs/: install the project with pip install" in capsys.readouterr().err
