@@ -4,9 +4,9 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from src.engine.system.settings import flat
-from src.engine.tensorboard.writers import writers
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")
@@ -14,13 +14,11 @@ COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_va
 
 def show_final(trainer: Trainer, config: str, metrics: dict[str, float]) -> None:
     """Write the settings of a run, from its configuration as YAML, and its final metrics."""
-    from torch.utils.tensorboard.summary import hparams  # lazy import: not needed at start
-
-    settings = hyperparameters(yaml.safe_load(config))
-    for writer in writers(trainer):
-        # Private (torch 2.15): logger.log_hyperparams, which calls it too, logs the metrics a second time.
-        for summary in hparams(settings, metrics):  # type: ignore[no-untyped-call]
-            writer._get_file_writer().add_summary(summary, trainer.global_step)
+    # Names of their own: the page shows the last value of a curve, and the best checkpoint may be an earlier one.
+    final = {f"final/{name}": value for name, value in metrics.items()}
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(hyperparameters(yaml.safe_load(config)), final, trainer.global_step)
 
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, bool | float | str]:

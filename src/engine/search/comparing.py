@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from src import ROOT
 from src.engine.cli.command import command_parser, new_output, parse_words
 from src.engine.search.past_runs import PastRun, curves, find_folder, read_run, runs_in
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
-from src.engine.system.metric_names import STAGE, final_names
+from src.engine.system.metric_names import STAGE, final_names, shown
 
 LOWER = {"loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "seconds", "mb", "wer", "cer"}
 HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "ap", "map", "map50", "iou", "miou", "dice", "r2", "recall", "kappa"}
@@ -79,7 +78,7 @@ def _print_differences(runs: Sequence[PastRun]) -> None:
     differ = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
     results = final_names({name for run in runs for name in run.metrics})
     rows = [[name, *(str(run.settings.get(name, "")) for run in runs)] for name in differ]
-    more = [[name, *(_shown(run.metrics.get(name, "")) for run in runs)] for name in results]
+    more = [[name, *(shown(run.metrics.get(name, "")) for run in runs)] for name in results]
     _print_table(["", *(run.name for run in runs)], rows or [["(no setting differs)"]], more)
 
 
@@ -102,7 +101,7 @@ def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:
     best = "lowest" if mode == "min" else "highest"
     rows = []
     for run in having:
-        values = [_shown(run.metrics.get(name, "")) for name in (metric, "best_epoch")]
+        values = [shown(run.metrics.get(name, "")) for name in (metric, "best_epoch")]
         rows.append([*values, run.name, run.problem.partition(":")[0]])
     _print_table([f"{metric} ({best} first)", "best epoch", "run", ""], rows)
     for run in (run for run in runs if run not in having):
@@ -134,12 +133,6 @@ def _print_table(head: list[str], *parts: list[list[str]]) -> None:
         table.add_section()
     # Not folded to 80 columns in a pipe or file, so that it can be searched.
     Console(width=None if sys.stdout.isatty() else 1000, markup=False, highlight=False).print(table)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1e-3 or abs(value) >= 1e4 else f"{value:.4f}"
-    return "null" if value is None else str(value)
 
 
 def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from src.engine.training.checks import changes_accumulation
+
 
 class Pruning(Callback):
     """Reports a trial's metric after each validation, and stops its run if the study's pruner decides to.
@@ -28,6 +30,8 @@ class Pruning(Callback):
         if every is not None and not math.isinf(every):  # else by time, or with a loader without a length
             validations = round(done / (every * each))  # so far, also in a continued run
         self.trial.report(trainer.callback_metrics[self.metric].item(), max(1, validations))
-        is_last = 0 < trainer.estimated_stepping_batches <= trainer.global_step  # pruning would save nothing
+        total = trainer.estimated_stepping_batches
+        # Pruning would save nothing.
+        is_last = 0 < total <= trainer.global_step and not changes_accumulation(trainer)
         if not is_last and self.trial.should_prune():
             self.pruned = trainer.should_stop = True

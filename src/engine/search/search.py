@@ -2,22 +2,17 @@
 
 import argparse
 import inspect
-import io
 import json
 import math
-import os
-import socket
 import sys
 import time
 import warnings
-from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -26,10 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.cli import StarterCLI
-from src.engine.runs.checkpoint import configurations
-from src.engine.runs.run_record import is_finished, read_metrics
-from src.engine.runs.runs import TRIALS, checkpoints_of, runs_of
-from src.engine.search.pruning import Pruning
+from src.engine.runs.runs import TRIALS, runs_of
 from src.engine.search.space import (
     REPEATED,
     by_name,
@@ -37,18 +29,17 @@ from src.engine.search.space import (
     check_same,
     check_space,
     check_types,
+    conditional_values,
     first_values,
     metric_and_direction,
     says_where,
-    suggest,
+    what_is_trained,
 )
 from src.engine.system.addresses import is_address
 from src.engine.system.classes import nearest
-from src.engine.system.errors import InputError, cause_of
+from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags, hooks
-from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import stage_of
-from src.engine.training.checks import DEFAULT_MONITOR
 
 # Optuna's default reduction factor of 4 prunes most trials at their first report.
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
@@ -73,6 +64,8 @@ class Search:
     metric: str
     more: list[config.Option]
     seed: int
+    beats: bool
+    """Whether its database notices machines that stop."""
     is_over: bool = False
 
 
@@ -118,7 +111,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     folder = runs_of(Path(root), options.name or name)
     if any(folder.glob("version_*")):
         raise InputError(f"{folder} holds runs of src.train: give another name, as in --name {folder.name}-search")
-    cli = _build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
+    cli = build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
     if cli.trainer.world_size > 1:  # its other processes would start trials of their own
         raise InputError(
             f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1 --num_nodes 1"
@@ -128,11 +121,18 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     firsts = first_values(spec["space"])
     if probes:
         try:
-            _build_run(spec, firsts, options.more, folder, probe=True)
+            build_run(spec, firsts, options.more, folder, probe=True)
         except Exception:  # perhaps only these values do not fit together
             for one in firsts.items():
-                _build_run(spec, dict([one]), options.more, folder, probe=True)
+                build_run(spec, dict([one]), options.more, folder, probe=True)
+        for name in spec["space"].keys() - firsts.keys():
+            build_run(spec, conditional_values(spec["space"], name), options.more, folder, probe=True)
     metric, direction = metric_and_direction(spec, cli.best, options.config)
+    if stage_of(metric) == "test" and (chosen := [name for name in spec["space"] if name not in REPEATED]):
+        raise InputError(
+            f"{options.config}: metric {metric} would choose {', '.join(chosen)} by the test part: give a metric of"
+            " validation"
+        )
     try:
         (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -150,13 +150,13 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
             raise InputError(
                 f"{what} {spec[what]} {does}: the mean over {', '.join(repeated)} needs each once: leave {what} out"
             )
-    sampler = _instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
+    sampler = instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
     if spec["sampler"] == "GridSampler":
         size = math.prod(len(one["categorical"]) for one in spec["space"].values())
         if size < spec["n_trials"] and probes:
             print(f"n_trials {spec['n_trials']}: the space has {size} combinations, each runs once", file=sys.stderr)
         spec["n_trials"] = min(size, spec["n_trials"])
-    pruner = _instantiate(optuna.pruners, spec["pruner"], "pruner", None, None)
+    pruner = instantiate(optuna.pruners, spec["pruner"], "pruner", None, None)
     try:
         file = str(folder / "study.log")
         storage = _open_database(options.storage) if options.storage else JournalStorage(JournalFileBackend(file))
@@ -174,7 +174,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     compared = {"metric": metric, "direction": direction}
     check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
     if repeated:
-        same = {"recipe": spec["recipe"], "options": spec["options"], **repeated}
+        same = {**what_is_trained(recipe), "options": spec["options"], **repeated}
         check_same(study, "same", same, same, folder)
         own = {name: value for name, value in given.items() if not says_where(name)}
         check_same(study, "given", own, own, folder)
@@ -184,13 +184,15 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     check_choices(study, spec["space"], folder)
     if spec["sampler"] == "GridSampler":  # which goes on by the number of its combinations
         check_same(study, "grid", spec["space"], spec["space"], folder)
-    return Search(spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed)
+    return Search(
+        spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed, bool(options.storage)
+    )
 
 
 def _open_database(url: str) -> Any:
     """Open a database; a trial whose machine stops sending heartbeats is tried once more."""
     open_it = partial(
-        optuna.storages.RDBStorage, url, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=_queue_again
+        optuna.storages.RDBStorage, url, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=queue_again
     )
     try:
         return open_it()
@@ -199,7 +201,7 @@ def _open_database(url: str) -> Any:
         return open_it()
 
 
-def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
+def instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
     own = (one for one in module.__all__ if one.endswith(what.title()) and not one.startswith("Base"))
     known = sorted({*own} - {"CmaEsSampler"})  # which unpickles what is in the study
     if name not in known:
@@ -207,7 +209,8 @@ def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any
     if name == "GridSampler":
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")
-        return _Grid({key: one["categorical"] for key, one in space.items()}, seed=seed)
+        # One order for all machines and commands: a trial takes the combination of its number.
+        return _Grid({key: one["categorical"] for key, one in space.items()}, seed=0)
     cls, arguments = getattr(module, name), dict(ARGUMENTS.get(name, {}))
     if seed is not None and "seed" in inspect.signature(cls).parameters:
         arguments["seed"] = seed
@@ -219,7 +222,7 @@ def _instantiate(module: Any, name: str, what: str, seed: int | None, space: Any
         ) from error
 
 
-def _build_run(
+def build_run(
     spec: dict[str, Any],
     values: dict[str, Any],
     more: list[config.Option],
@@ -243,76 +246,11 @@ def _build_run(
     return StarterCLI(words, time.perf_counter())
 
 
-def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:
-    """Run trials until the study has enough. Returns the search, and the signal that stopped it or 0."""
-    search = open_search(options, probes)
-    return search, _take_trials(search, options.timeout)
-
-
-def _take_trials(search: Search, timeout: float | None) -> int:
-    """Run trials until there are enough. Returns the signal that stopped them, or 0."""
-    end = time.monotonic() + timeout if timeout else None
-    lock = FileLock(search.folder / ".ask")
-    Interruption().install()  # so that a trial that is being built is tried again
-    while not search.is_over and (end is None or time.monotonic() < end):
-        try:
-            lock.acquire()  # until the trial has its values: otherwise processes could start too many trials
-            _retry_broken_trials(search)
-            if not _needs_more(search):
-                break
-            run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
-            search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report], gc_after_trial=True)
-        except Interrupted as stop:
-            for trial in trials_of(search, (TrialState.RUNNING,)):
-                if trial.user_attrs.get("process") == _this_process():
-                    _queue_again(search.study, trial, is_stopped=True)
-                    search.study.tell(trial.number, state=TrialState.FAIL)
-            return stop.signum
-        finally:
-            lock.release(force=True)
-    return 0
-
-
-def _needs_more(search: Search) -> bool:
-    trials = trials_of(search)
-    counted = sum("again" not in trial.user_attrs for trial in trials)  # a trial that is tried again counts once
-    return counted < search.spec["n_trials"] or any(trial.state == TrialState.WAITING for trial in trials)
-
-
 def trials_of(search: Search, states: Any = None) -> list[FrozenTrial]:
     return search.study.get_trials(deepcopy=False, states=states)
 
 
-def _retry_broken_trials(search: Search) -> None:
-    """Retry trials whose process has died, once each, from the last checkpoint if there is one."""
-    optuna.storages.fail_stale_trials(search.study)  # trials of other machines
-    for trial in trials_of(search, (TrialState.RUNNING,)):
-        # Do not check the run's lock instead: it is free once the run has ended, before the study has the result.
-        if _is_gone(trial.user_attrs.get("process", "")):
-            _queue_again(search.study, trial)
-            search.study.tell(trial.number, state=TrialState.FAIL)
-
-
-def _is_gone(process: str) -> bool:
-    """Whether a process `host:pid` of this machine has ended; False for other machines. It is asked between trials."""
-    host, _, pid = process.rpartition(":")
-    if host != socket.gethostname():
-        return False
-    if int(pid) == os.getpid():  # an earlier process had the same number, as in a container that was started again
-        return True
-    try:
-        with suppress(PermissionError):  # it runs, as another user
-            os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
-def _this_process() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _queue_again(study: optuna.Study, trial: FrozenTrial, is_stopped: bool = False) -> None:
+def queue_again(study: optuna.Study, trial: FrozenTrial | optuna.Trial, is_stopped: bool = False) -> None:
     """Queue a trial again: each time that it is stopped by a signal, but only once if it is broken."""
     known = {one.user_attrs.get("again") for one in study.get_trials(deepcopy=False)}
     if (is_stopped or "again" not in trial.user_attrs) and trial.number not in known:
@@ -320,75 +258,3 @@ def _queue_again(study: optuna.Study, trial: FrozenTrial, is_stopped: bool = Fal
         run = old.get("run") or old.get("broken", "")  # stopped while it was built
         text = old.get("config") or old.get("broken_config", "")
         study.enqueue_trial(trial.params, user_attrs={"again": trial.number, "broken": run, "broken_config": text})
-
-
-def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
-    if (name := search.spec["sampler"]) not in ("GridSampler", "QMCSampler"):  # need one seed for the whole study
-        # One seed per trial: otherwise the processes of a study would all draw the same values.
-        search.study.sampler = _instantiate(
-            optuna.samplers, name, "sampler", (search.seed * 100_003 + trial.number) % 2**32, None
-        )
-    trial.set_user_attr("process", _this_process())
-    broken = trial.user_attrs.get("broken", "")
-    # Another machine may have the run of another trial in a folder of that name.
-    is_own = bool(broken) and trial.user_attrs.get("broken_config") in configurations(Path(broken))
-    resume = broken if is_own and any(checkpoints_of(Path(broken))) and not is_finished(Path(broken)) else ""
-    try:
-        values = suggest(trial, search.spec["space"])
-        lock.release()
-        cli = _build_run(search.spec, values, search.more, search.folder, resume)
-        assert cli.record is not None
-        trial.set_user_attr("run", str(cli.record.folder))
-        trial.set_user_attr("config", cli.record.config)
-        pruning = Pruning(trial, search.metric)
-        cli.trainer.callbacks.append(pruning)  # type: ignore[attr-defined]
-        with redirect_stdout(io.StringIO()):  # hide the table of each run
-            cli.run()
-        _follow_run(search, cli)
-        value = _final_metric(search, cli.record.folder)
-        trial.set_user_attr("metrics", read_metrics(cli.record.folder))
-    except (Exception, SystemExit) as error:
-        cause = cause_of(error)
-        trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
-        raise RuntimeError from error
-    trial.set_user_attr("steps", cli.trainer.global_step)
-    if pruning.pruned:
-        raise optuna.TrialPruned
-    return value
-
-
-def _follow_run(search: Search, cli: StarterCLI) -> None:
-    """Take the metric that a run has chosen to select its best checkpoint, if neither search nor recipe names one."""
-    best: Any = cli.trainer.checkpoint_callback
-    is_named = search.metric != DEFAULT_MONITOR or search.spec.get("metric") or "checkpoint.monitor" in cli.given
-    if not is_named and getattr(best, "monitor", None) and best.mode == cli.best.mode:
-        search.metric = best.monitor
-        search.study.set_user_attr("metric", best.monitor)  # for the other processes, and the report
-
-
-def _final_metric(search: Search, folder: Path) -> float:
-    """The final metric of a run; a validation metric is that of its best checkpoint."""
-    metrics = read_metrics(folder)
-    if search.metric not in metrics:
-        logged = ", ".join(metrics)
-        search.is_over = not trials_of(search, (TrialState.COMPLETE,))  # the others would lack it too
-        raise InputError(f"metric {search.metric} is not logged; logged: {logged}: give metric and direction")
-    return float(metrics[search.metric])
-
-
-def _print_trial(search: Search, _: optuna.Study, trial: FrozenTrial) -> None:
-    """Print a finished trial as one line."""
-    value = f"{trial.value:.4f}" if trial.value is not None else trial.user_attrs.get("error", trial.state.name.lower())
-    shown = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-    print(f"trial {trial.number}: {search.metric} {value} ({shown})", file=sys.stderr, flush=True)
-
-
-def print_progress(search: Search, workers: list[Any]) -> None:
-    """Wait for the workers, printing how many trials have ended."""
-    printed = -1
-    while any(worker.poll() is None for worker in workers):
-        ended = len(trials_of(search, DONE))
-        if ended != printed:
-            print(f"{ended} of {search.spec['n_trials']} trials", file=sys.stderr, flush=True)
-            printed = ended
-        time.sleep(1)

@@ -1,6 +1,7 @@
 """Results of a search."""
 
 import html
+import math
 import shlex
 import statistics
 import sys
@@ -21,7 +22,7 @@ from src.engine.cli.saved_config import dump
 from src.engine.runs.run_record import read_metrics
 from src.engine.search.search import DONE, Search, trials_of
 from src.engine.search.space import REPEATED
-from src.engine.system.metric_names import final_names, stage_of
+from src.engine.system.metric_names import final_names, shown, stage_of
 
 
 def finish(search: Search, signum: int) -> int:
@@ -36,7 +37,7 @@ def finish(search: Search, signum: int) -> int:
 
 def _print_results(search: Search) -> None:
     """Print the best five trials and importances; write `best.yaml` and plots."""
-    console = Console(width=None if sys.stdout.isatty() else 1000)
+    console = Console(width=None if sys.stdout.isatty() else 1000, markup=False)
     trials = trials_of(search)
     ended = [trial for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
     counts = {state: sum(trial.state == state for trial in trials) for state in (*DONE, TrialState.RUNNING)}
@@ -50,7 +51,7 @@ def _print_results(search: Search) -> None:
         run = trial.user_attrs.get("run", "")
         table.add_row(
             str(trial.number),
-            f"{trial.value:.4f}",
+            shown(trial.value),
             *(str(trial.params.get(name, "")) for name in search.spec["space"]),
             run,
         )
@@ -81,7 +82,7 @@ def _print_results(search: Search) -> None:
 
 
 def _choices(search: Search, trials: list[Any]) -> list[tuple[str, list[Any]]]:
-    """Trials grouped by all settings except seed and fold, best mean first."""
+    """Trials grouped by all settings except seed and fold, best mean first; those without all seeds and folds last."""
     groups: dict[str, list[Any]] = {}
     unique: dict[str, Any] = {}  # a grid repeats trials whose other values do not apply: `when`
     for trial in trials:
@@ -90,12 +91,19 @@ def _choices(search: Search, trials: list[Any]) -> list[tuple[str, list[Any]]]:
         choice = [f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED]
         groups.setdefault(", ".join(choice), []).append(trial)
     sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    return sorted(groups.items(), key=lambda one: sign * statistics.mean(trial.value for trial in one[1]))
+    # A seed with which training diverges must not make a mean better.
+    return sorted(
+        groups.items(), key=lambda one: (-len(one[1]), sign * statistics.mean(trial.value for trial in one[1]))
+    )
 
 
 def _means(search: Search, choices: list[tuple[str, list[Any]]]) -> Iterator[str]:
     """Mean and standard deviation of each metric over seeds and folds, for each choice of the other settings."""
     metric = search.study.user_attrs.get("metric", search.metric)
+    space = search.spec["space"]
+    sizes = {name: len(one["categorical"]) for name, one in space.items()}
+    is_whole = search.spec["n_trials"] >= math.prod(sizes.values())
+    wanted = math.prod(size for name, size in sizes.items() if name in REPEATED) if is_whole else 0
     for others, group in choices:
         attributes = [trial.user_attrs for trial in sorted(group, key=lambda one: one.number)]
         # Stored with the trial, because another machine may have a run in a folder of the same name.
@@ -103,10 +111,11 @@ def _means(search: Search, choices: list[tuple[str, list[Any]]]) -> Iterator[str
         names = [name for name in final_names(found[0]) if stage_of(name)]
         for name in (metric, *(name for name in names if name != metric)):
             values = [one[name] for one in found if isinstance(one.get(name), float)]
-            if len(values) > 1:
+            deviation = f", standard deviation {shown(statistics.stdev(values))}" if len(values) > 1 else ""
+            if values:
                 yield (
-                    f"{f'{others}, ' if others else ''}{name}: mean {statistics.mean(values):.4f}, standard"
-                    f" deviation {statistics.stdev(values):.4f}, {len(values)} runs:"
+                    f"{f'{others}, ' if others else ''}{name}: mean {shown(statistics.mean(values))}{deviation},"
+                    f" {len(values)}{f' of {wanted}' if len(values) < wanted else ''} runs:"
                     f" {', '.join(f'{value:.4f}' for value in values)}"
                 )
 

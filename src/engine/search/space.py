@@ -77,6 +77,11 @@ def check_space(spec: dict[str, Any], given: str) -> None:
         for other in one.get("when", {}):
             if other not in space or list(space).index(other) > list(space).index(name):
                 raise InputError(f"{given}: {name}: {other} must be in space, before {name}")
+            wanted = one["when"][other]
+            known = space[other].get("categorical")
+            for value in (wanted if isinstance(wanted, list) else [wanted]) if known else ():
+                if value not in known:
+                    raise InputError(f"{given}: {name}: when {other} is {value!r}, which is not among {short(known)}")
 
 
 def by_name(options: list[Option]) -> dict[str, str]:
@@ -116,6 +121,27 @@ def first_values(space: dict[str, Any]) -> dict[str, Any]:
     """The first value of each entry that does not depend on another."""
     given = {name: one for name, one in space.items() if not one.get("when")}
     return {name: next(one[kind] for kind in KINDS if kind in one)[0] for name, one in given.items()}
+
+
+def conditional_values(space: dict[str, Any], name: str) -> dict[str, Any]:
+    """The first value of an entry, after those of the entries on which it depends that it needs."""
+    found: dict[str, Any] = {}
+    for other, wanted in space[name].get("when", {}).items():
+        found |= conditional_values(space, other)
+        found[other] = wanted[0] if isinstance(wanted, list) else wanted
+    return {**found, name: next(space[name][kind] for kind in KINDS if kind in space[name])[0]}
+
+
+def what_is_trained(recipe: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The settings of a recipe by dotted name, without those that say where to train."""
+    found: dict[str, Any] = {}
+    for key, value in recipe.items():
+        name = f"{above}.{key}".lstrip(".").replace(".init_args", "")
+        if isinstance(value, dict):
+            found |= what_is_trained(value, name)
+        elif not says_where(name):
+            found[name] = value
+    return found
 
 
 def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:

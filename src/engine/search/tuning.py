@@ -27,8 +27,8 @@ def tune(args: list[str]) -> int:
     is_worker = WORKER in os.environ
     if options.jobs > 1 and not is_worker:
         return _start_workers(options, args)
-    from src.engine.search.search import run_trials  # lazy import: keeps --help fast
-    from src.engine.search.search_report import finish
+    from src.engine.search.search_report import finish  # lazy import: keeps --help fast
+    from src.engine.search.trials import run_trials
 
     if is_worker:
         threading.Thread(target=_stop_without_parent, args=(os.getppid(),), daemon=True).start()
@@ -40,8 +40,9 @@ def tune(args: list[str]) -> int:
 
 def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
-    from src.engine.search.search import open_search, print_progress
+    from src.engine.search.search import open_search
     from src.engine.search.search_report import finish
+    from src.engine.search.trials import print_progress
 
     search = open_search(options)
     threads = str(max(1, usable_cores() // options.jobs))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 STAGE = re.compile(r"(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])", re.IGNORECASE)
 
@@ -18,3 +19,11 @@ def final_names(names: Iterable[str]) -> list[str]:
     halves = {f"{name}_{half}" for name in known for half in ("step", "epoch")}  # Lightning logs both beside the name
     whole = [name for name in known if name not in halves]
     return [name for name in whole if stage_of(name) != "train"] or whole
+
+
+def shown(value: Any) -> str:
+    """A metric as it is printed: small and large numbers keep four digits."""
+    if isinstance(value, float):
+        is_usual = value == 0 or 1e-3 <= abs(value) < 1e4
+        return f"{value:.4f}" if is_usual else f"{value:.4g}"
+    return "null" if value is None else str(value)

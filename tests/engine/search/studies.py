@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from src import ROOT
-from src.engine.search.search import Search, open_search, run_trials
+from src.engine.search.search import Search, open_search
+from src.engine.search.trials import run_trials
 from src.engine.search.tuning import _parse, tune
 from tests import toy
 

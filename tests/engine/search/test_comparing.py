@@ -13,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from src.engine.search import comparing
 from src.engine.search.comparing import compare
 from src.engine.system.errors import InputError
+from src.engine.system.metric_names import shown
 from src.engine.system.settings import flat
 from tests.conftest import Run, program
 
@@ -216,3 +217,11 @@ def test_a_wrong_command_is_one_line(words: list[str], expected: str) -> None:
         compare(words)
     assert "\n" not in str(error.value)
     assert sorted(Path().rglob("*")) == before
+
+
+NUMBERS = [(0.5, "0.5000"), (0.0, "0.0000"), (3.2e-6, "3.2e-06"), (-2e-4, "-0.0002"), (12345.6, "1.235e+04")]
+
+
+@pytest.mark.parametrize(("value", "text"), NUMBERS)
+def test_small_and_large_metrics_keep_their_digits(value: float, text: str) -> None:
+    assert shown(value) == text

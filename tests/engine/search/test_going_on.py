@@ -7,7 +7,9 @@ import pytest
 from filelock import FileLock
 
 from src.engine.search import search as search_module
-from src.engine.search.search import _build_run, _queue_again, _run_trial, open_search
+from src.engine.search import trials as trials_module
+from src.engine.search.search import build_run, open_search, queue_again
+from src.engine.search.trials import _run_trial
 from src.engine.search.tuning import _parse
 from src.engine.system.errors import InputError
 from tests.conftest import write
@@ -26,14 +28,14 @@ def test_a_trial_goes_on_with_its_own_run_and_not_with_another_in_that_folder(
     stopped = found.study.ask()
     stopped.set_user_attr("run", str(run))
     stopped.set_user_attr("config", kept)
-    _queue_again(found.study, found.study.trials[0], is_stopped=True)
+    queue_again(found.study, found.study.trials[0], is_stopped=True)
     asked: list[str] = []
 
     def build(*given: Any, **_: Any) -> None:
         asked.append(given[4])
         raise RuntimeError
 
-    monkeypatch.setattr(search_module, "_build_run", build)
+    monkeypatch.setattr(trials_module, "build_run", build)
     lock = FileLock(tmp_path / "lock")
     lock.acquire()
     with pytest.raises(RuntimeError):
@@ -82,5 +84,18 @@ def test_retries_are_refused_and_a_flag_without_a_value_is_passed_on(
     assert options.more[-1] == ("--compile", "true")
     given: list[str] = []
     monkeypatch.setattr(search_module, "StarterCLI", lambda found, _: given.extend(found))
-    _build_run({"recipe": "a.yaml", "first": [], "options": {"compile": True}}, {}, options.more, tmp_path)
+    build_run({"recipe": "a.yaml", "first": [], "options": {"compile": True}}, {}, options.more, tmp_path)
     assert [one for one in given if one.startswith("--compile")] == ["--compile"] * 2
+
+
+@pytest.mark.slow
+def test_entries_that_depend_on_others_are_checked_too(tmp_path: Path) -> None:
+    nets = ["tests.toy.ToyMLP", "tests.toy.ToyNet"]
+    space = {"model.net": {"categorical": nets}, "model.net.widht": {"int": [2, 4], "when": {"model.net": nets[1]}}}
+    with pytest.raises(InputError, match="widht"):
+        open_search(_parse(words(tmp_path, space=space, options=None)), probes=True)
+    space["model.net.width"] = space.pop("model.net.widht")
+    assert open_search(_parse(words(tmp_path, space=space, options=None)), probes=True)
+    space["model.net.width"] = {"int": [2, 4], "when": {"model.net": "ToyNet"}}
+    with pytest.raises(InputError, match=r"model.net.width: when model.net is 'ToyNet', which is not among .*ToyMLP"):
+        opened(tmp_path, space=space)

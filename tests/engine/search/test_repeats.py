@@ -14,11 +14,13 @@ import optuna
 import pytest
 import yaml
 
-from src.engine.search import search as search_module
-from src.engine.search.search import _take_trials
-from src.engine.search.search_report import _print_results
+from src.engine.runs.run_record import is_finished
+from src.engine.runs.runs import lock_run
+from src.engine.search import trials as trials_module
+from src.engine.search.search_report import _choices, _means, _print_results
 from src.engine.search.space import check_same
-from src.engine.system.errors import InputError
+from src.engine.search.trials import _is_gone, _take_trials
+from src.engine.system.errors import InputError, UnwritableError
 from tests.conftest import write
 from tests.engine.search.studies import opened, run, search
 from tests.toy import RECIPE
@@ -79,7 +81,7 @@ def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
 def test_a_trial_uses_the_device_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = SimpleNamespace(trainer=SimpleNamespace(world_size=1), best=SimpleNamespace(monitor="val/acc", mode="max"))
     run.config = SimpleNamespace(retries=0)
-    monkeypatch.setattr(search_module, "_build_run", lambda *_, **__: run)
+    monkeypatch.setattr("src.engine.search.search.build_run", lambda *_, **__: run)
     monkeypatch.setattr("tests.engine.search.studies.TINY", ())
     tree = yaml.safe_load(Path(RECIPE).read_text())
     tree["trainer"]["devices"] = [1]
@@ -133,7 +135,7 @@ def test_a_trial_that_ctrl_c_stops_while_it_is_built_is_tried_again(
     handlers = [signal.signal(one, lambda *_: None) for one in (signal.SIGINT, signal.SIGTERM)]
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(search_module, "_build_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+            patch.setattr(trials_module, "build_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
             for _ in range(3):  # however often
                 assert _take_trials(found, None) == signal.SIGINT
         assert [trial.state.name for trial in found.study.trials] == ["FAIL"] * 3 + ["WAITING"]
@@ -205,3 +207,65 @@ def test_the_best_choice_has_the_best_mean_and_is_read_from_the_study(
     assert "optimizer.lr 0.2, val/acc: mean 0.8000, standard deviation 0.0000, 2 runs" in said
     command = next(line for line in said.splitlines() if line.startswith("train the best choice: "))
     assert shlex.split(command)[-1] == str(found.folder / "best.yaml")
+
+
+@pytest.mark.slow
+def test_a_grid_goes_on_in_its_order_whatever_the_seed(tmp_path: Path) -> None:
+    search(tmp_path, "--seed=0", **SEEDS, n_trials=1)
+    ended = search(tmp_path, "--seed=7", **SEEDS, n_trials=2)
+    assert {trial.params["seed_everything"] for trial in ended} == {1, 2}
+
+
+def test_a_mean_is_over_trials_of_the_same_recipe(tmp_path: Path) -> None:
+    recipe, text = tmp_path / "edited.yaml", Path(RECIPE).read_text()
+    recipe.write_text(text)
+    opened(tmp_path, f"--recipe={recipe}", **SEEDS)
+    recipe.write_text(text.replace("lr: 1.0e-2", "lr: 3.0e-2").replace("log_every_n_steps: 5", "accelerator: cpu"))
+    with pytest.raises(InputError, match=r"holds trials with optimizer.lr 0.01, not 0.03: give another --name"):
+        opened(tmp_path, f"--recipe={recipe}", **SEEDS)
+
+
+def trial_of(number: int, value: float, **params: Any) -> SimpleNamespace:
+    return SimpleNamespace(number=number, value=value, params=params, user_attrs={"metrics": {"val/acc": value}})
+
+
+def test_settings_with_which_a_seed_failed_come_after_those_without() -> None:
+    space = {"seed_everything": {"categorical": [1, 2]}, "optimizer.lr": {"categorical": [0.1, 1.0]}}
+    direction = optuna.study.StudyDirection.MAXIMIZE
+    study = SimpleNamespace(direction=direction, user_attrs={})
+    found: Any = SimpleNamespace(spec={"space": space, "n_trials": 4}, study=study, metric="val/acc")
+    ended = [trial_of(0, 0.9, seed_everything=1, **{"optimizer.lr": 1.0})]
+    ended += [trial_of(seed, 0.8, seed_everything=seed, **{"optimizer.lr": 0.1}) for seed in (1, 2)]
+    choices = _choices(found, ended)
+    assert [name for name, _ in choices] == ["optimizer.lr 0.1", "optimizer.lr 1.0"]
+    lines = list(_means(found, choices))
+    assert lines[0].endswith("val/acc: mean 0.8000, standard deviation 0.0000, 2 runs: 0.8000, 0.8000")
+    assert lines[1].endswith("val/acc: mean 0.9000, 1 of 2 runs: 0.9000")
+
+
+def test_settings_are_not_chosen_by_the_test_part(tmp_path: Path) -> None:
+    space = {**SEEDS["space"], "optimizer.lr": {"categorical": [0.1, 0.01]}}
+    with pytest.raises(InputError, match=r"metric test/acc would choose optimizer.lr by the test part: give a metric"):
+        opened(tmp_path, space=space, metric="test/acc", direction="maximize")
+    assert opened(tmp_path, **SEEDS, metric="test/acc", direction="maximize").metric == "test/acc"
+
+
+def test_a_full_disk_stops_a_search_which_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise UnwritableError("last.ckpt cannot be written (No space left on device)")
+
+    found = opened(tmp_path, n_trials=3)
+    monkeypatch.setattr(trials_module, "build_run", fails)
+    assert _take_trials(found, None) == 0
+    assert [trial.state.name for trial in found.study.trials] == ["FAIL", "WAITING"]
+
+
+def test_a_trial_of_another_host_has_ended_if_nobody_uses_its_run(tmp_path: Path) -> None:
+    trial = {"process": "another:1", "run": str(tmp_path)}
+    assert _is_gone(trial)
+    assert not _is_gone({**trial, "beats": True})  # its database knows
+    assert not _is_gone({"process": "another:1"})
+    with lock_run(tmp_path):
+        assert not _is_gone(trial)
+    (tmp_path / "metrics.json").write_text('{"total_seconds": 1.0}')
+    assert _is_gone(trial) is not is_finished(tmp_path)

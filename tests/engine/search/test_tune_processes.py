@@ -197,7 +197,7 @@ def test_processes_of_a_search_that_names_its_gpu_keep_it(
 ) -> None:
     found = SimpleNamespace(spec={"first": first, "options": {}})
     monkeypatch.setattr("src.engine.search.search.open_search", lambda _: found)
-    monkeypatch.setattr("src.engine.search.search.print_progress", lambda *_: None)
+    monkeypatch.setattr("src.engine.search.trials.print_progress", lambda *_: None)
     monkeypatch.setattr("src.engine.search.search_report.finish", lambda *_: 0)
     monkeypatch.setattr(tuning, "gpu_of", lambda number: {"CUDA_VISIBLE_DEVICES": str(number)})
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

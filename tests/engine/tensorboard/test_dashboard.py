@@ -91,8 +91,10 @@ def test_settings_and_final_metrics_are_on_the_hyperparameters_page(train: Train
     assert given["optimizer.lr"].number_value == pytest.approx(0.003)
     assert given["model.net"].string_value == "ToyNet"
     experiment = HParamsPluginData.FromString(folder.PluginTagToContent("hparams")["_hparams_/experiment"]).experiment
-    assert {"test/acc", "val/acc"} <= {metric.name.tag for metric in experiment.metric_infos}
-    # Their values are the scalars of these names, which are logged once.
+    assert {"final/test/acc", "final/val/acc"} <= {metric.name.tag for metric in experiment.metric_infos}
+    # Their values are the scalars of these names.
+    for name in ("test/acc", "val/acc"):
+        assert [one.value for one in folder.Scalars(f"final/{name}")] == pytest.approx([run.metrics[name]])
     assert [round(one.value, 6) for one in folder.Scalars("test/acc")] == [round(run.metrics["test/acc"], 6)]
 
 
