@@ -44,6 +44,8 @@ class LanguageModel(Task):
         """The mean loss of the tokens of a batch, and how many they are."""
         tokens, targets = batch
         logits = self(tokens)  # (B, T, vocab_size)
+        if not torch.is_autocast_enabled(logits.device.type):
+            logits = logits.float()  # sums in half precision are rounded, or infinite
         count = (targets != IGNORED).sum()
         total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
         loss = total / count.clamp(min=1)  # a batch may be padding only

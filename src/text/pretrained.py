@@ -121,8 +121,7 @@ class _Pretrained(nn.Module):
         if labels:
             model.config.id2label = dict(enumerate(labels))
             model.config.label2id = {label: number for number, label in enumerate(labels)}
-        if independent:
-            model.config.problem_type = "multi_label_classification"
+        model.config.problem_type = "multi_label_classification" if independent else None
         model.save_pretrained(path)
         inner = getattr(tokenizer, "inner", None)
         if inner is not None:
@@ -138,6 +137,8 @@ class _Pretrained(nn.Module):
                 **{name: token for name, token in special.items() if token is not None},
             ).save_pretrained(path)
         cut = "" if max_length is None else f", truncation=True, max_length={max_length}"
+        if not isinstance(self, PretrainedClassifier):
+            cut += ", add_special_tokens=False"  # as in training
         answer = "print(model.config.id2label[logits.argmax().item()])" if labels else "print(logits.shape)"
         if independent:
             answer = "print(dict(zip(model.config.id2label.values(), logits.sigmoid().tolist())))"
@@ -201,7 +202,7 @@ class PretrainedClassifier(_Pretrained):
         for module in self.model.modules() if dropout is not None else ():
             names = ["p"] if isinstance(module, nn.Dropout) else [name for name in vars(module) if "dropout" in name]
             for name in names:  # some models store it as a number
-                if isinstance(getattr(module, name), float):
+                if isinstance(value := getattr(module, name), float | int) and not isinstance(value, bool):
                     setattr(module, name, dropout)
 
     @torch.no_grad()

@@ -70,7 +70,9 @@ class TextClassifier(Classifier):
 
         with embedding.register_forward_hook(keep_output):
             loss, metrics = super().step(batch)
-        (gradient,) = torch.autograd.grad(loss, embedded[0], retain_graph=True)  # (B, T, C)
+        scaler = getattr(getattr(self._trainer, "precision_plugin", None), "scaler", None)
+        scaled = loss if scaler is None else scaler.scale(loss)  # else small gradients are 0 in float16
+        (gradient,) = torch.autograd.grad(scaled, embedded[0], retain_graph=True)  # (B, T, C)
         # Normalized per text, so that a text does not depend on the others in its batch or process.
         direction = nn.functional.normalize(gradient.float().flatten(1), eps=1e-30).view_as(gradient)
         move = (self.adversarial * direction).to(gradient.dtype)

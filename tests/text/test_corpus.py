@@ -12,6 +12,7 @@ from src.text import corpus
 from src.text.corpus import TextDataModule, Windows, random_starts, split_sizes
 from src.text.sources import find_texts
 from tests.conftest import serving
+from tests.text.helpers import WORDS, tiny_pretrained
 
 
 @pytest.fixture(autouse=True)
@@ -346,3 +347,15 @@ def test_without_file_and_network_pythons_reference_is_announced(tmp_path: Path,
 
 
 # Whole runs
+
+
+def test_a_tokenizer_that_loses_text_gives_no_bits_per_character(tmp_path: Path, messages: list[str]) -> None:
+    pytest.importorskip("transformers")
+    text = own(tmp_path, f"{WORDS}\n" * 40)
+    data = ready(tmp_path, path=text, tokenizer=tiny_pretrained("bert", tmp_path))  # which drops line breaks
+    assert data.tokens_per_char == {}
+    assert any("loses parts of the text: no bits_per_char is logged" in line for line in messages)
+    messages.clear()
+    data = ready(tmp_path, path=text, tokenizer="bpe", max_vocab_size=300)
+    assert set(data.tokens_per_char) == {"train", "val", "test"}
+    assert not any("loses parts" in line for line in messages)

@@ -147,6 +147,15 @@ def test_an_error_of_one_text_is_its_own_and_the_others_stay_what_they_are(monke
     assert found == alone
 
 
+def test_the_loss_of_logits_in_half_precision_is_summed_in_float32() -> None:
+    net = nn.Linear(1, 1)
+    logits = torch.zeros(2, 40_000, 4, dtype=torch.float16)
+    net.forward = lambda _: logits  # type: ignore[method-assign]
+    loss, seen = LanguageModel(net).step((torch.zeros(2, 40_000), torch.zeros(2, 40_000, dtype=torch.int64)))
+    assert (loss.dtype, seen["weight"].item()) == (torch.float32, 80_000)
+    assert loss.item() == pytest.approx(math.log(4))
+
+
 def test_a_network_without_a_shared_cache_generates_texts_one_by_one() -> None:
     task = LanguageModel(nn.Linear(1, 1))
     assert task.generate_together(8) is task

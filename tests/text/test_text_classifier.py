@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -110,3 +111,17 @@ def test_predictions_need_no_targets() -> None:
     found = task.predict_step((tokens, mask, targets), 0)
     assert torch.equal(found["labels"], task(tokens, mask).argmax(dim=1))
     assert torch.allclose(found["probabilities"].sum(dim=1), torch.ones(7))
+
+
+def test_adversarial_training_scales_its_gradient_as_mixed_precision_does() -> None:
+    task, seen = encoder(0.5).train(), []
+
+    def scale(loss: Tensor) -> Tensor:
+        seen.append(loss)
+        return loss * 2**16
+
+    batch = next(iter(batches()))
+    plain = task.step(batch)[0]
+    task._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=SimpleNamespace(scale=scale)))  # type: ignore[assignment]
+    assert torch.allclose(task.step(batch)[0], plain, rtol=1e-5)  # the move has a length of its own
+    assert len(seen) == 1

@@ -128,7 +128,6 @@ def test_transformers_is_told_that_a_text_may_have_several_labels(tmp_path: Path
         assert json.loads((tmp_path / "out" / "config.json").read_text()).get("problem_type") == problem
         assert shown in lines[-1]
         shutil.rmtree(tmp_path / "out")
-        net.model.config.problem_type = None
 
 
 def test_a_network_of_this_project_is_not_for_transformers(sentiments: str, tmp_path: Path) -> None:
