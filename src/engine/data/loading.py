@@ -1,15 +1,19 @@
 """Assigns samples to batches and processes; a loader that can resume in the middle of an epoch."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from src.engine.system.errors import InputError
@@ -190,11 +194,21 @@ def whole_batches(num_workers: int) -> dict[str, Any]:
 def _init_worker(worker_id: int) -> None:
     """Start a process that loads data: it gets Lightning's seeds, and signals only from the run, which may need data.
 
-    Terminals and `timeout` send Ctrl-C and SIGTERM to all processes of a group.
+    Terminals and `timeout` send Ctrl-C and SIGTERM to all processes of a group, schedulers to all processes of a job.
     """
     pl_worker_init_function(worker_id)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
+    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_for(parent: int) -> None:
+    """End this process when its parent sends SIGTERM."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def shuffled(count: int) -> Order:
@@ -221,6 +235,8 @@ def check_batch_size_of(data: Any, processes: int) -> None:
 
 def already_a_batch(batch: Any) -> Any:
     """Collate function for whole batches; not a lambda, so that it can be sent to worker processes."""
+    if get_worker_info() is not None:  # here a lack of shared memory is an error of the run; later it would hang
+        apply_to_collection(batch, Tensor, lambda tensor: tensor.share_memory_())
     return batch
 
 

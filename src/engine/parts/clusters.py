@@ -44,12 +44,18 @@ def job_name() -> str:
 
 def restarts() -> int:
     """How often the job was restarted."""
-    return int(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0) or _attempt()
+
+
+def _attempt() -> int:
+    """How often torchrun has started its processes again, which then share a store."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 def from_first_process(value: str) -> str:
     """The value of the job's first process; with SLURM or torchrun, all processes wait for it."""
-    environment = next((e for e in (SLURMEnvironment, TorchElasticEnvironment) if e.detect()), None)
+    # As Lightning chooses: torchrun may run within a SLURM job.
+    environment = next((e for e in (TorchElasticEnvironment, SLURMEnvironment) if e.detect()), None)
     if environment is None:
         return value
     cluster = environment()
@@ -59,7 +65,7 @@ def from_first_process(value: str) -> str:
     os.environ.setdefault("MASTER_ADDR", cluster.main_address)
     os.environ.setdefault("MASTER_PORT", str(cluster.main_port))
     store, *_ = next(rendezvous("env://", rank, world))
-    key = f"lightning_starter/run/{restarts()}"
+    key = f"lightning_starter/run/{_attempt()}"
     if rank == 0:
         store.set(key, value)
         # This process may host the store, so it waits until all others have read the value.
@@ -78,14 +84,14 @@ def before_run(trainer: Any) -> None:
     The store of all attempts may still have the addresses of earlier ones.
     """
     device = trainer.strategy.root_device
-    if not (TorchElasticEnvironment.detect() and restarts()) or distributed.is_initialized():
+    if not (TorchElasticEnvironment.detect() and _attempt()) or distributed.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, world = next(rendezvous("env://"))
     distributed.init_process_group(
         distributed.get_default_backend_for_device(device),
-        store=distributed.PrefixStore(f"attempt/{restarts()}", store),  # type: ignore[attr-defined]
+        store=distributed.PrefixStore(f"attempt/{_attempt()}", store),  # type: ignore[attr-defined]
         rank=rank,
         world_size=world,
     )

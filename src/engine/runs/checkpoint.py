@@ -107,7 +107,8 @@ def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
     number = system.errno if system else errno.ENOSPC if free < need else None
     reason = os.strerror(number) if number else str(error)
     if number in (errno.ENOSPC, errno.EDQUOT):
-        reason += f": it needs about {need / 2**20:.1f} MB and {free / 2**20:.1f} MB are free; free some space"
+        known = f" and {free / 2**20:.1f} MB are free" if number == errno.ENOSPC else ""  # not those of a quota
+        reason += f": it needs about {need / 2**20:.1f} MB{known}; free some space"
     return UnwritableError(f"{path} cannot be written ({reason}); earlier checkpoints are unchanged")
 
 
@@ -305,6 +306,14 @@ def _is_as_long_as_the_run(tree: Tree) -> bool:
         and not ends_by_steps
         and any(own.get(name, 0) is None for name in LENGTHS)
     )
+
+
+def first_step(checkpoint: dict[str, Any], model: LightningModule) -> int | None:
+    """The first step that a continued run logs: later ones were logged after its checkpoint."""
+    state = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+    if model.automatic_optimization or "_batches_that_stepped" not in state:
+        return checkpoint.get("global_step")
+    return int(state["_batches_that_stepped"]) + 1  # saved before this batch was counted
 
 
 def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src import ROOT
 from src.engine.runs.checkpoint import best_states, configurations, read_checkpoint
@@ -147,7 +147,10 @@ def lock_run(folder: Path, wait: float = 0) -> FileLock:
     try:
         lock.acquire()
     except Timeout as error:
-        raise InputError(f"run {folder} is in use by another process: wait for it, or give another run") from error
+        raise InputError(
+            f"run {folder} is in use by another process: wait for it, or give another run (if there is none, remove"
+            f" {folder / '.lock'})"
+        ) from error
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be written ({error.strerror})") from error
     return lock
@@ -162,13 +165,16 @@ def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
     """
     wait = WORKER_SECONDS
     for folder in sorted(_versions(parent), key=version, reverse=True):
-        if automatic and not all(may_continue(folder) for may_continue in hooks("may_continue")):
-            continue
         if is_finished(folder) or not any(checkpoints_of(folder)):
+            continue
+        by_hand = f"to continue it give --run {relative(folder)} --ckpt_path last"
+        if automatic and not all(may_continue(folder) for may_continue in hooks("may_continue")):
+            rank_zero_info(f"{relative(folder)} is a run of another job: {by_hand}")
             continue
         try:
             lock_run(folder, wait).release()
         except InputError:
+            rank_zero_info(f"{relative(folder)} is in use by another process")
             wait = 0
             continue
         yield folder

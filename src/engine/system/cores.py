@@ -1,14 +1,21 @@
 """The CPU cores that this process may use."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+SHARE = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time in a period, on Linux
 JOBS = "LIGHTNING_STARTER_JOBS"  # environment variable: number of searching processes that share this machine
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, also within a container's share of them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = map(int, SHARE.read_text(encoding="utf-8").split())
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
+    return min(cores, max(1, quota // period))
 
 
 def cores_per_process(trainer: Any) -> int:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 GUIDE = "see docs/your_own.md"
 UNUSABLE_GPU = re.compile("NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable")
-MEMORY = re.compile("(out of|allocate) memory")  # of a GPU; of a CPU
+MEMORY = re.compile("(out of|allocate)( shared)? memory")  # of a GPU; of a CPU; between processes
 
 
 class InputError(ValueError):
@@ -137,6 +137,8 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     first, *more = str(error).strip().splitlines() or ["MemoryError"]
     reason = more[-1] if more and first.startswith("Caught ") else first  # in a process that loads data
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(reason)):
+        if "shared" in reason:
+            return f"too little shared memory: give --data.num_workers 0, or docker run --shm-size 8g ({reason[:120]})"
         return f"too little memory: a smaller batch_size needs less ({reason[:120]})"
     if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(text):
         return (

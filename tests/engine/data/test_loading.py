@@ -1,5 +1,8 @@
 """Samples of each batch and process."""
 
+import multiprocessing
+import signal
+import subprocess
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +21,7 @@ from src.engine.data.loading import (
     batch_loader,
     shuffled,
 )
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, machine_fault
 
 
 class Numbers:
@@ -104,6 +107,35 @@ def test_worker_processes_do_not_change_the_batches(workers: int) -> None:
     order = Batches(50, 8, None, shuffled(50))
     order.set_epoch(1)
     assert [targets.tolist() for _, targets in loader] == [list(batch) for batch in order]
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux's signals, and /proc")
+def test_a_worker_process_ends_when_the_run_says_so_and_not_for_others() -> None:
+    loader = batch_loader(Numbers(50), Batches(50, 2, None), num_workers=1)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # as a scheduler ends all processes of a job
+    assert len(list(batches)) == 24
+    del batches
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    worker.join(5)
+    assert worker.exitcode == 0
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's, which reports a worker that has ended
+
+
+def test_a_lack_of_shared_memory_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Tensor) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(Tensor, "share_memory_", fails)
+    loader = batch_loader(Numbers(50), Batches(50, 2, None), num_workers=1)
+    with pytest.raises(RuntimeError, match="allocate shared memory") as error:
+        next(iter(loader))
+    assert str(machine_fault(error.value)).startswith("too little shared memory: give --data.num_workers 0, or docker")
 
 
 def test_memory_is_pinned_for_a_gpu_that_the_run_uses() -> None:

@@ -2,10 +2,12 @@
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from src.engine.parts import clusters
 from tests.conftest import QUIET
 from tests.engine.runs.processes import DDP, only_run, run_in, start_torchrun
 from tests.spies import inject_fault
@@ -54,3 +56,24 @@ def test_two_nodes_under_torchrun_are_one_run(tmp_path: Path, unused_port: int) 
     assert [agent.exitcode for agent in agents] == [0, 0], outputs
     assert ["test/acc" in output for output in outputs] == [True, False]
     assert (only_run(tmp_path / "two") / "checkpoints" / "best.ckpt").exists()
+
+
+def test_torchrun_within_a_slurm_job_asks_its_own_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_RESTART_COUNT": "1", "SLURM_PROCID": "0"}
+    values |= {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
+    values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    asked: list[Any] = []
+
+    class Store:
+        def get(self, key: str) -> bytes:
+            asked.append(key)
+            return b"run"
+
+        def add(self, *given: Any) -> None:
+            asked.append(given)
+
+    monkeypatch.setattr(clusters, "rendezvous", lambda *given: iter([(Store(), *given[1:])]))
+    assert clusters.from_first_process("") == "run"
+    assert asked[0] == "lightning_starter/run/0"  # torchrun has not started it again

@@ -15,6 +15,7 @@ import torch
 from jsonargparse import Namespace
 
 from src import ROOT, others_are_busy
+from src.engine.system import cores as system_cores
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import (
     M_MMAP_THRESHOLD,
@@ -165,3 +166,15 @@ def test_a_strategy_that_does_not_go_with_the_engine_is_refused(given: Any, mess
 )
 def test_other_strategies_are_taken(given: Any) -> None:
     check_strategy(given)
+
+
+@pytest.mark.parametrize(
+    ("share", "cores"), [("max 100000\n", 8), ("250000 100000\n", 2), ("50000 100000", 1), ("", 8)]
+)
+def test_the_cores_of_a_container_are_its_share(
+    share: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(system_cores, "SHARE", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(share)
+    assert system_cores.usable_cores() == cores
