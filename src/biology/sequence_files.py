@@ -42,7 +42,7 @@ def read_records(
         if not files:
             raise InputError(f"{path} has no files of sequences; give one file per class")
         names = [one.with_suffix("").stem if one.suffix == ".gz" else one.stem for one in files]
-        check_not_parts(names, path)
+        check_not_parts(names, f"--data.path {path}")
         for one, name in zip(files, names, strict=True):
             records = read_records(str(one), sequence_column, sequence_column)
             yield from (record._replace(label=name) for record in records)

@@ -10,7 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
-from src.engine.tensorboard.figures import draw_image, new_figure
+from src.engine.tensorboard.figures import class_colours, class_legend, draw_image, new_figure
 from src.tasks.classifier import UNCHECKED, Batch, Classifier
 from src.tasks.task import Task, names
 
@@ -91,10 +91,10 @@ class SegmentationTask(Classifier):
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:
         """Input, true mask and predicted mask."""
-        return {"masks": mask_figure(samples, self.num_classes)} if samples else {}
+        return {"masks": mask_figure(samples, self.label_names(self.num_classes))} if samples else {}
 
 
-def mask_figure(samples: list[Sample], num_classes: int) -> Any:
+def mask_figure(samples: list[Sample], labels: list[str]) -> Any:
     """Input image, true mask and predicted mask of each sample, one row per sample."""
     figure = new_figure(6, 2 * len(samples))
     grid = figure.subplots(len(samples), 3, squeeze=False)
@@ -104,6 +104,7 @@ def mask_figure(samples: list[Sample], num_classes: int) -> Any:
         draw_image(first, sample["inputs"])
         truth = torch.where(sample["target"] < 0, torch.nan, sample["target"].float())  # not drawn where ignored
         for axes, mask in zip(others, (truth, sample["preds"]), strict=True):
-            axes.imshow(mask.numpy(), cmap="tab20", vmin=0, vmax=max(num_classes - 1, 1))
+            axes.imshow(mask.numpy(), **class_colours(len(labels)))
             axes.set_axis_off()
+    class_legend(figure, labels)
     return figure

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from src.engine.system.batches import Sample
-from src.engine.tensorboard.figures import escape_dollars, new_figure
+from src.engine.tensorboard.figures import class_colours, class_legend, new_figure
 from src.tasks.classifier import Batch, Classifier
 from src.tasks.task import Task, names
 
@@ -64,8 +64,6 @@ class SequenceLabeler(Classifier):
 
 def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
     """True and predicted labels of each sequence as two rows of coloured cells; unlabelled positions are white."""
-    from matplotlib.patches import Patch
-
     length = min(MAX_POSITIONS, max(len(sample["target"]) for sample in samples))
     cells = torch.full((3 * len(samples), length), torch.nan)
     for row, sample in enumerate(samples):
@@ -75,9 +73,7 @@ def sequence_figure(samples: list[Sample], labels: list[str]) -> Any:
             cells[3 * row + offset, : len(target)] = labelled
     figure = new_figure(2 + 0.08 * length, 1 + 0.4 * len(samples))
     axes = figure.add_subplot(xlabel="position", title="true above predicted")
-    drawn = axes.imshow(cells.numpy(), cmap="tab20", vmin=0, vmax=max(len(labels) - 1, 1), aspect="auto")
+    axes.imshow(cells.numpy(), **class_colours(len(labels)), aspect="auto")
     axes.set_yticks([])
-    names = enumerate(escape_dollars(labels[:20]))
-    shown = [Patch(color=drawn.cmap(drawn.norm(number)), label=label) for number, label in names]
-    axes.legend(handles=shown, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    class_legend(figure, labels)
     return figure

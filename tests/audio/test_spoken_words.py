@@ -151,14 +151,12 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
     rows = [(str(file), file.parent.name) for file in sorted(folder.rglob("*.[wfW]*"))]
     rows[9] = (rows[9][0], "lonely")
     found = error_of(*TONES, f"--data.path={table_of(tmp_path, rows)}")
-    assert (
-        f"class lonely has too few files, 1 of 3, such as {tmp_path}/own.csv, row 10: {rows[9][0]}: give one each"
-        in found
-    )
+    named = f"{tmp_path}/own.csv, row 10: {rows[9][0]}"
+    assert f"class lonely has too few files, 1 of 3, such as {named}: give one for each part" in found
     for number in range(2, 20):
         next((folder / "low").glob(f"{number}.*")).unlink()
     found = error_of(*TONES, f"--data.path={folder}")
-    assert f"class low has too few files, 2 of 3, such as {folder}/low/0.wav: give one each" in found
+    assert f"class low has too few files, 2 of 3, such as {folder}/low/0.wav: give one for each part" in found
 
 
 @pytest.mark.parametrize(
@@ -310,3 +308,19 @@ def test_without_the_packages_an_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(InputError, match="sound files need the package soundfile: pip install soundfile"):
         ready(path=str(own_sounds(tmp_path / "sounds")))
+
+
+def test_speakers_of_many_words_are_in_one_part_each(tmp_path: Path) -> None:
+    folder = own_sounds(tmp_path / "sounds")
+    files = sorted(folder.rglob("*.[wfW]*"))
+    rows = [f"{file},{file.parent.name},speaker {number % 10}" for number, file in enumerate(files)]
+    (tmp_path / "own.csv").write_text("\n".join(["path,label,speaker", *rows]))
+    given = {"path_column": "path", "label_column": "label", "group_column": "speaker"}
+    data = ready(path=str(tmp_path / "own.csv"), **given)
+    count = len(files)
+    assert len(data.train_set) >= 0.7 * count
+    assert len(data.val_set) > 0
+    assert len(data.test_set) > 0
+    (tmp_path / "few.csv").write_text("\n".join(["path,label,speaker", *(row[:-1] + "0" for row in rows)]))
+    with pytest.raises(InputError, match="1 groups are too few for a validation part: give more"):
+        ready(path=str(tmp_path / "few.csv"), **given)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from src.engine.system.errors import InputError
+from src.engine.tensorboard.figures import class_colours
 from src.tasks.segmentation import DiceLoss, SegmentationTask, mask_figure
 from tests.conftest import trainer
 
@@ -108,8 +109,18 @@ def test_a_row_has_the_mask_and_the_share_of_each_class() -> None:
 
 def test_the_figure_shows_input_truth_and_prediction_and_leaves_unknown_pixels_white() -> None:
     samples = [{"inputs": torch.rand(3, 6, 5), "target": one, "preds": one.clamp(min=0)} for one in Y[:2]]
-    axes = mask_figure(samples, 4).axes
+    axes = mask_figure(samples, list("abcd")).axes
     assert [one.get_title() for one in axes] == ["input", "true", "predicted", "", "", ""]
     shown = torch.tensor(axes[1].images[0].get_array().filled(-100.0))
     assert torch.equal(shown.long(), Y[0])
     assert axes[1].images[0].get_clim() == axes[2].images[0].get_clim() == (0, 3)
+
+
+def test_each_class_of_a_mask_has_a_colour_of_its_own_and_a_name() -> None:
+    for count in (2, 5, 20, 21, 150):
+        colours = class_colours(count)
+        scaled = (torch.arange(count) - colours["vmin"]) / (colours["vmax"] - colours["vmin"])
+        assert len({colours["cmap"](float(value)) for value in scaled}) == count
+    sample = {"inputs": torch.rand(1, 4, 4), "target": torch.zeros(4, 4).long(), "preds": torch.ones(4, 4).long()}
+    (legend,) = mask_figure([sample], ["sky", "road"]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["sky", "road"]

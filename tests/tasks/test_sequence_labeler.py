@@ -100,10 +100,11 @@ def test_a_row_has_one_label_per_token() -> None:
 
 def test_the_figure_has_the_truth_above_the_prediction_and_white_padding() -> None:
     _, _, targets = batch([2, 4])
-    (axes,) = sequence_figure([{"target": one, "preds": one.clamp(min=0)} for one in targets], ["a", "b", "c"]).axes
+    figure = sequence_figure([{"target": one, "preds": one.clamp(min=0)} for one in targets], ["a", "b", "c"])
+    (axes,) = figure.axes
     cells = torch.tensor(axes.images[0].get_array().filled(-100.0)).long()
     assert torch.equal(cells[0], targets[0])
     assert torch.equal(cells[1], targets[0])  # padding is white in the prediction too
     assert torch.equal(cells[3], targets[1])
     assert (cells[2] == -100).all()
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b", "c"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]

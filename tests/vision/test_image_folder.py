@@ -182,6 +182,10 @@ def test_images_of_a_group_are_in_one_part(tmp_path: Path, fold: int | None) -> 
     patients = [{int(file.stem) // 4 for file in part.files} for part in (data.train_set, data.val_set, data.test_set)]
     assert sum(map(len, patients)) == len(set.union(*patients)) == 10
     assert all(patients)
+    if fold is None:
+        (tmp_path / "test.csv").write_text("\n".join(["path,label,patient", *rows[:8]]))
+        with pytest.raises(InputError, match=r"^group patient \d of the test data is also in the "):
+            ready(path=str(tmp_path / "table.csv"), test_path=str(tmp_path / "test.csv"), group_column="patient")
     with pytest.raises(InputError, match=r"has no column person.* --data\.group_column"):
         ready(path=str(tmp_path / "table.csv"), group_column="person")
     with pytest.raises(InputError, match=r"group_column patient: .* is a folder: give a table, with this column"):

@@ -134,9 +134,10 @@ def test_the_program_beside_a_model_of_digits_keeps_the_whole_picture(
 ) -> None:
     data: Any = MNISTDataModule(source="sample")
     found = program_pixels(data, (3, 1, 28, 28), turned_photo, monkeypatch)
-    whole = ImageOps.exif_transpose(Image.open(turned_photo)).convert("L").resize((28, 28))
+    whole = ImageOps.exif_transpose(Image.open(turned_photo)).convert("L")
+    whole = whole.resize((28, 28), Image.Resampling.BILINEAR)
     assert np.array_equal(found, np.asarray(whole)[None, None])
-    data.image_example = "ImageOps.mirror(image.resize({size}))"
+    data.image_example = "ImageOps.mirror(image.resize({size}, Image.Resampling.BILINEAR))"
     found = program_pixels(data, (3, 1, 28, 28), turned_photo, monkeypatch)
     assert np.array_equal(found, np.asarray(ImageOps.mirror(whole))[None, None])
 

@@ -32,6 +32,7 @@ from src.engine.runs.checkpoint import (
     check_batches,
     check_fit,
     check_unfinished,
+    first_step,
     read_checkpoint,
     reason_of,
 )
@@ -264,7 +265,7 @@ class StarterCLI(LightningCLI):
             callbacks.append(TrainedCheck())
         for more in hooks("callbacks"):
             add_missing(callbacks, more(self.config, self.stage))
-        check_callbacks(callbacks, self.model)
+        check_callbacks(callbacks, self.model, trains)
         add_default_callbacks(options, self.stage, self.config.quiet)
         self.best = self.config_init.checkpoint
         if "checkpoint.monitor" not in self.given and (own := own_checkpoint(callbacks, checkpoint or {})):
@@ -331,7 +332,7 @@ class StarterCLI(LightningCLI):
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:
-                purge_step = checkpoint.get("global_step") if self.run_folder else None
+                purge_step = first_step(checkpoint, self.model) if self.run_folder else None
                 options["logger"] = loggers(self.loggers, folder, purge_step)
             except Exception as error:  # each logger has its own exceptions
                 self._drop_empty_folder()

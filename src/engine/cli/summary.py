@@ -12,7 +12,7 @@ from rich.table import Table
 
 from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.runs.runs import relative
-from src.engine.system.metric_names import final_names
+from src.engine.system.metric_names import final_names, shown
 
 
 def print_summary(trainer: Trainer, folder: Path | None, best: BestCheckpoint | None) -> None:
@@ -25,7 +25,7 @@ def print_summary(trainer: Trainer, folder: Path | None, best: BestCheckpoint | 
         metrics |= best.metrics
     epoch = None if best is None else best.metrics.get("best_epoch")
     for name in final_names(metrics.keys() - {"best_epoch"}):
-        table.add_row(name, f"{metrics[name]:.4f}")
+        table.add_row(name, shown(metrics[name]))
     if folder is not None:
         table.add_row("run folder", relative(folder))
         path = getattr(trainer.checkpoint_callback, "best_model_path", "") if best is None else best.path
@@ -37,4 +37,4 @@ def print_summary(trainer: Trainer, folder: Path | None, best: BestCheckpoint | 
         command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else relative(tensorboard)
         table.add_row("see it", f"{command} --logdir {shlex.quote(relative(folder.parents[1]))}")
     # Not folded to 80 columns in a pipe or log file, so that paths can be copied.
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)

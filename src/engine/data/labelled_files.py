@@ -146,8 +146,8 @@ def check_class_sizes(files: Sequence[LabelledFile]) -> None:
         if count < least:
             name = next(one.name for one in files if one.label == label)
             raise InputError(
-                f"class {label} has too few files, {count} of {least}, such as {name}: give one each for training,"
-                " validation and test, or remove the class"
+                f"class {label} has too few files, {count} of {least}, such as {name}: give one for each part, or"
+                " remove the class"
             )
 
 
@@ -178,13 +178,31 @@ def split_files(
     train = places["train"]
     groups = [one.group for one in files] if files[0].group is not None else None
     own_groups = None if groups is None else [groups[number] for number in train]
-    own = stratified_split([targets[number] for number in train], list(missing.values()), own_groups)
+    # A group with several classes, such as a speaker, belongs to none of them.
+    is_pure = groups is None or len({*zip(groups, targets, strict=True)}) == len({*groups})
+    classes_of = [targets[number] if is_pure else 0 for number in train]
+    own = stratified_split(classes_of, list(missing.values()), own_groups)
     places |= {part: [train[index] for index in one] for part, one in zip(("train", *missing), own, strict=True)}
     split = with_fold(list(places.values()), targets, *fold, keys if groups is None else groups)
     parts = dict(zip(PARTS, split, strict=True))
+    if groups is not None:
+        _check_groups(groups, parts)
     found = {part: [keys[number] for number in own] for part, own in parts.items()}
     report_duplicates(found, kind, lambda part, index: files[parts[part][index]].name)
     return {part: [(values[number], files[number].label) for number in own] for part, own in parts.items()}
+
+
+def _check_groups(groups: Sequence[str | None], parts: Mapping[str, Sequence[int]]) -> None:
+    """Raise InputError if a part has no group, or a group is in several parts."""
+    first: dict[Any, str] = {}
+    for part, own in parts.items():
+        if not own:
+            raise InputError(f"{len({*groups})} groups are too few for a {PARTS[part]} part: give more")
+        for group in {groups[number] for number in own}:
+            if first.setdefault(group, part) != part:
+                raise InputError(
+                    f"group {group} of the {PARTS[part]} data is also in the {PARTS[first[group]]} data: keep it in one"
+                )
 
 
 class PartsDataModule(BatchedDataModule):
@@ -243,7 +261,7 @@ class PartsDataModule(BatchedDataModule):
         origin = repr([source, getattr(self, "paths", None)])
         self.sizes = {
             "origin": origin,
-            "split": repr([getattr(self, name, None) for name in ("shares", "fold")]),
+            "split": repr([getattr(self, name, None) for name in ("shares", "fold", "columns")]),
             **counts,
         }
         if self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:

@@ -179,7 +179,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError("--output is missing: give the table to write, such as --output predictions.csv")
     check_minimum(options, batch_size=1, num_workers=0)
     for given in options.inputs if options.num_workers or options.devices != "1" else ():
-        if Path(given).is_fifo() or Path(given).parts[1:2] in (("dev",), ("proc",)):
+        if Path(given).is_fifo() or given.startswith(("/dev/stdin", "/dev/fd/", "/proc/")):
             raise InputError(f"{given}: only one process can read it: leave out --num_workers and --devices")
     options.addresses, options.reasons = {}, {}
     options.inputs = [_copied(given, options.addresses, options.reasons) for given in options.inputs]

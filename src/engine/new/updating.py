@@ -37,11 +37,6 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
         InputError: the project notes no commit of this clone, or has changes that are not committed.
     """
     noted = _noted(project)
-    if not (project / noted["package"] / "engine").is_dir():
-        raise InputError(
-            f"--update {project}: it has no folder {noted['package']}/engine; if you have renamed the package, write"
-            " its new name into pyproject.toml, below [tool.lightning-starter]"
-        )
     status = git(project, "status", "--porcelain", "--", ".", check=False)
     if status.returncode:
         raise InputError(
@@ -57,6 +52,11 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
             f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from: give a full"
             " clone (git fetch --unshallow); if it was made of a copy without history, write the commit of that copy"
             " into its pyproject.toml, below [tool.lightning-starter]"
+        )
+    if not (project / noted["package"] / "engine").is_dir():
+        raise InputError(
+            f"--update {project}: it has no folder {noted['package']}/engine; if you have renamed the package, write"
+            " its new name into pyproject.toml, below [tool.lightning-starter]"
         )
     with tempfile.TemporaryDirectory() as name:
         before, after, template = (Path(name) / one for one in ("before", "after", "template"))

@@ -64,7 +64,11 @@ def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[st
     rates = {"optimizer.lr": lr}
     if not last and not cli.from_path:  # else `OptimizerOverrides` scales all rates by the first one's factor
         settings = cli.config.as_dict()
-        rates |= _rates({key: settings.get(key) for key in ("optimizer", "model")})
+        rates |= {
+            name: rate
+            for name, rate in _rates({key: settings.get(key) for key in ("optimizer", "model")}).items()
+            if isinstance(rate, float | int)
+        }
     more = [f"--run={folder}", "--ckpt_path=last"] if last else []
     return [*args, *more, *(f"--{name}={rate / 2}" for name, rate in rates.items()), f"--retries={left}"]
 
@@ -143,8 +147,7 @@ class OptimizerOverrides(Callback):
 
 def _rates(tree: Tree) -> dict[str, Any]:
     """The learning rates among the arguments of a configuration, by option."""
-    found = {name: value for name, value in walk(tree) if isinstance(value, float | int)}
-    return {name: value for name, value in found.items() if re.search(r"[._](lr|learning_rate)$", name)}
+    return {name: value for name, value in walk(tree) if re.search(r"[._](lr|learning_rate)$", name)}
 
 
 def _plain(value: Any) -> Any:

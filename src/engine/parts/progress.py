@@ -12,7 +12,9 @@ from rich.table import Table
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from src.engine.system.metric_names import shown
 from src.engine.system.quiet import drop_output
+from src.engine.training.checks import changes_accumulation
 
 UPDATES_PER_SECOND = 4
 SECONDS_BETWEEN_LINES = 30
@@ -113,10 +115,11 @@ class ProgressLines(ProgressBar):
         now, step, total = time.monotonic(), trainer.global_step, trainer.estimated_stepping_batches
         # With manual optimization a batch may have several steps. A loader may have no length.
         is_known = trainer.lightning_module.automatic_optimization and 0 < total < float("inf")
+        is_known = is_known and not changes_accumulation(trainer)
         of_total = f" of {total:,}" if is_known else ""
         since, first = self._rate_from
         rate = (step - first) / max(now - since, 1e-6)
-        metrics = [f"{name} {value:.4f}" for name, value in shown_metrics(trainer).items()]
+        metrics = [f"{name} {shown(value)}" for name, value in shown_metrics(trainer).items()]
         line = ", ".join(
             [f"epoch {trainer.current_epoch + 1}, step {step:,}{of_total}", *metrics, f"{rate:.1f} steps/s"]
         )

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 from src.engine.system.metric_names import STAGE, final_names
-from src.engine.tensorboard.writers import writers
+from src.engine.tensorboard.writers import logged_step, writers
 
 OPTIMIZER = {
     "learning rate": ["Multiline", ["^lr-.*"]],
@@ -48,7 +48,7 @@ class Dashboard(Callback):
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):  # it unscales in its step
             norm = norm / scaler.get_scale()
         for logger in trainer.loggers:
-            logger.log_metrics({"train/grad_norm": norm.item()}, trainer.global_step)
+            logger.log_metrics({"train/grad_norm": norm.item()}, logged_step(trainer, pl_module, trainer.global_step))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._is_laid_out or trainer.sanity_checking or not trainer.is_global_zero:

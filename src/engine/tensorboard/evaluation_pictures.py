@@ -102,7 +102,7 @@ class EvaluationPictures(Callback):
         for writer in writers(trainer):
             if len(labels) <= MAX_CLASSES:
                 writer.add_figure(f"{stage}/confusion matrix", confusion_figure(counts, labels), step)
-            if worst and worst[0][3].ndim == 3 and worst[0][3].shape[0] in (1, 3):
+            if worst and worst[0][3].ndim == 3:
                 writer.add_figure(f"{stage}/worst mistakes", _image_grid(worst, labels), step)
             elif worst:
                 decode = getattr(getattr(data, "tokenizer", None), "decode", _first_values)

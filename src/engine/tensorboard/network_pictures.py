@@ -15,18 +15,13 @@ MAX_IMAGES = 32  # shown of a batch
 
 def callbacks(config: Any, stage: str | None) -> list[Callback]:
     """The callback of every run with a logger."""
-    return [] if stage == "predict" or config.trainer.logger is False else [NetworkPictures(after_test=stage is None)]
+    return [] if stage == "predict" or config.trainer.logger is False else [NetworkPictures()]
 
 
 class NetworkPictures(Callback):
-    """After training, draws the graph; for images also the first augmented batch and the first layer's filters.
+    """After training, draws the graph; for images also the first augmented batch and the first layer's filters."""
 
-    Args:
-        after_test: draw after the test of the best checkpoint, else at the end of training.
-    """
-
-    def __init__(self, after_test: bool = True) -> None:
-        self.after_test = after_test
+    def __init__(self) -> None:
         self._batch: Any = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -37,13 +32,7 @@ class NetworkPictures(Callback):
             self._batch = tuple(part[:MAX_IMAGES].detach().clone() for part in parts)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.after_test:
-            self._draw(trainer, pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._draw(trainer, pl_module)
-
-    def _draw(self, trainer: Trainer, task: Any) -> None:
+        task: Any = pl_module
         batch, self._batch = self._batch, None
         if not batch:
             return

@@ -16,6 +16,7 @@ from torch import Tensor
 from src.engine.system.batches import batch_size
 from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError
+from src.engine.tensorboard.writers import logged_step
 
 MAX_WAIT = 0.2  # share of the time that training may wait for data without advice
 MIN_SECONDS = 20.0  # of training before advice: in a short run, starting up takes most of the time
@@ -101,7 +102,7 @@ class Throughput(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in speed.items()})
         # Directly, so that the values are logged before a checkpoint of this step.
         for logger in trainer.loggers if speed else ():
-            logger.log_metrics(speed, trainer.global_step - 1)
+            logger.log_metrics(speed, logged_step(trainer, pl_module, trainer.global_step - 1))
         self.on_train_epoch_start(trainer, pl_module)
 
     def _add_waits(self, trainer: Trainer, seconds: float, blocked: float) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
+    GradientAccumulationScheduler,
     LearningRateFinder,
     SpikeDetection,
     StochasticWeightAveraging,
@@ -107,9 +108,16 @@ def check_clocks(trainer: Any, processes: int) -> None:
         )
 
 
-def check_callbacks(callbacks: list[Callback], model: LightningModule) -> None:
+def changes_accumulation(trainer: Trainer) -> bool:
+    """Whether a callback changes how many batches a step has, so that the Trainer cannot count the steps of a run."""
+    return any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def check_callbacks(callbacks: list[Callback], model: LightningModule, trains: bool) -> None:
     """Raise InputError if a callback of the configuration cannot work."""
     for callback in callbacks:
+        if isinstance(callback, StochasticWeightAveraging) and not trains:
+            continue  # of a run of an earlier version, which is tested
         if reason := next((reason for kind, reason in UNUSABLE.items() if isinstance(callback, kind)), None):
             raise InputError(f"{type(callback).__name__} {reason}")
         if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):

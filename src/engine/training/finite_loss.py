@@ -74,11 +74,13 @@ class FiniteLoss(Callback):
 def _advice(trainer: Trainer) -> str:
     lr = max((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups), default=0.0)
     if "configure_optimizers" not in vars(trainer.lightning_module):  # the model makes its own optimizer
-        ways = ["give the model a lower rate", "clip with --trainer.gradient_clip_val 1"]
+        ways = ["give the model a lower rate"]
     else:
-        ways = ["give a lower --optimizer.lr", "clip with --trainer.gradient_clip_val 1", *hooks("NAN_ADVICE")]
-    *first, last = ways
-    return f"at learning rate {lr:.3g}: look for NaN in the data, {', '.join(first)}, or {last}"
+        ways = ["give a lower --optimizer.lr", *hooks("NAN_ADVICE")]
+    if getattr(trainer.lightning_module, "automatic_optimization", True) and not trainer.gradient_clip_val:
+        ways.insert(1, "clip with --trainer.gradient_clip_val 1")
+    *first, last = ["look for NaN in the data", *ways]
+    return f"at learning rate {lr:.3g}: {', '.join(first)}{',' * (len(first) > 1)} or {last}"
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -285,6 +285,7 @@ def test_a_nonfinite_weight_is_detected_before_the_loss_is_nonfinite() -> None:
         global_step=8,
         optimizers=[],
         lightning_module=torch.nn.Module(),
+        gradient_clip_val=None,
         strategy=SingleDeviceStrategy("cpu"),
     )
     layer: Any = torch.nn.Linear(2, 2)

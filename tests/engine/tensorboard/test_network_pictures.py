@@ -69,7 +69,7 @@ def test_drawing_does_not_change_the_network(tmp_path: Path) -> None:
     task: Any = SimpleNamespace(net=net, modules=net.modules, device=torch.device("cpu"))
     pictures = NetworkPictures()
     pictures.on_train_batch_start(trainer, task, (torch.ones(4, 1, SIDE, SIDE), torch.zeros(4)), 0)
-    pictures.on_test_end(trainer, task)
+    pictures.on_fit_end(trainer, task)
     logger.experiment.close()
     assert net.training
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
@@ -96,3 +96,9 @@ def test_a_part_of_a_batch_may_be_sparse() -> None:
     pictures.on_train_batch_start(trainer, task, (images, torch.eye(40).to_sparse_csr()), 0)
     assert [part.shape for part in pictures._batch] == [(32, 1, SIDE, SIDE)]
     pictures.on_test_end(trainer, task)
+
+
+@pytest.mark.slow
+def test_a_run_without_a_test_has_pictures_too(train: Train) -> None:
+    run = train("--max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_test_batches=0")
+    assert "network/filters of the first layer" in shown(run.folder).Tags()["images"]

@@ -1,5 +1,6 @@
 """The best checkpoint is chosen by a metric that is logged, and that is of its own weights."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning.pytorch import LightningModule
 
 from src.engine.system.errors import InputError
 from src.engine.training.checks import check_clocks
+from src.engine.training.finite_loss import _advice
 from tests.conftest import Run, write
 from tests.toy import RECIPE, ToyMLP
 
@@ -143,3 +145,13 @@ def test_several_processes_do_not_validate_by_their_clocks() -> None:
             check_clocks(SimpleNamespace(val_check_interval=interval), 2)
     for number in (None, 4, 0.5):
         check_clocks(SimpleNamespace(val_check_interval=number), 2)
+
+
+@pytest.mark.parametrize(
+    ("automatic", "clips", "advises"), [(True, None, True), (True, 1.0, False), (False, None, False)]
+)
+def test_advice_after_a_nan_names_only_what_would_work(automatic: bool, clips: float | None, advises: bool) -> None:
+    module = SimpleNamespace(automatic_optimization=automatic)
+    advice = _advice(SimpleNamespace(optimizers=[], gradient_clip_val=clips, lightning_module=module))  # type: ignore[arg-type]
+    assert ("--trainer.gradient_clip_val 1" in advice) is advises
+    assert re.search("look for NaN in the data,? .*or ", advice)
