@@ -28,8 +28,9 @@ RECIPES = sorted(
     (("--recipe", recipe) for recipe in recipes(TEMPLATE)),
     key=lambda words: recipes(TEMPLATE)[words[1]].startswith("configs/multimodal/"),
 )
-# One recipe of each domain: overlays and strategies are run with it.
-WHOLE = {path.split("/")[1]: name for name, path in recipes(TEMPLATE).items()}.values()
+# One recipe of each domain, one kind with tasks and one without: overlays and strategies are run with it.
+WHOLE = [*{path.split("/")[1]: name for name, path in recipes(TEMPLATE).items()}.values(), README[1], "lightning"]
+RECIPES_ONLY = "not overlay and not strategy"
 LAST = next((words for words in RECIPES if words[1] == "shakespeare_gpt"), RECIPES[-1])
 PARTS = ("train", "predict", "export", "serve", "tune", "compare", "generate")
 PARTS += ("compile,clusters,fsdp2,remote,explain,optimizer_overrides,overview,trust",)
@@ -76,7 +77,7 @@ def check_skipped(said: str) -> None:
 def test_a_project_of_each_kind_is_complete_and_its_tests_pass(words: tuple[str, ...], tmp_path: Path) -> None:
     project = make(tmp_path / "mine", *words)
     check(project)
-    run_tests(project)
+    run_tests(project, *(() if words[1] in WHOLE else ("-k", RECIPES_ONLY)))
 
 
 @pytest.mark.slow
@@ -87,7 +88,7 @@ def test_a_project_of_each_recipe_is_complete_and_its_tests_pass(
     """Tests that several projects have are imported in each, and run in one of them."""
     project = make(tmp_path / "mine", *words)
     check(project)
-    shorter = "" if words[1] in WHOLE else " and not overlay and not strategy"
+    shorter = "" if words[1] in WHOLE else f" and {RECIPES_ONLY}"
     run_tests(project, "-k", f"({' or '.join(own_tests(project, tmp_path_factory))}){shorter}")
 
 
@@ -146,7 +147,7 @@ def test_a_random_project_passes_lint_and_its_tests(
     project = make(tmp_path / "mine", *words)
     check(project)
     in_copy(project, "-m", "mypy", "--cache-dir", checked_types)
-    run_tests(project)
+    run_tests(project, "-k", RECIPES_ONLY)
 
 
 @pytest.mark.slow
