@@ -74,7 +74,8 @@ class TextClassifier(Classifier):
         scaled = loss if scaler is None else scaler.scale(loss)  # else small gradients are 0 in float16
         (gradient,) = torch.autograd.grad(scaled, embedded[0], retain_graph=True)  # (B, T, C)
         # Normalized per text, so that a text does not depend on the others in its batch or process.
-        direction = nn.functional.normalize(gradient.float().flatten(1), eps=1e-30).view_as(gradient)
+        slopes = gradient.float().nan_to_num(0, 0, 0).flatten(1)  # not finite in a step that the scaler will skip
+        direction = nn.functional.normalize(slopes, eps=1e-30).view_as(gradient)
         move = (self.adversarial * direction).to(gradient.dtype)
         with embedding.register_forward_hook(lambda *args: args[-1] + move):
             moved, _ = super().step(batch)

@@ -12,6 +12,8 @@ from src.engine.data.loading import Batches, batch_loader, shuffled
 class BatchDataset(Dataset[Any]):
     """A dataset that returns a batch for a list of indices, in `__getitems__`."""
 
+    draws_by_itself = True  # from the seed of the indices, if at all
+
     def __getitems__(self, indices: Any) -> tuple[Tensor, ...]:
         """Tensors with one row per index; the last one is targets."""
         raise NotImplementedError

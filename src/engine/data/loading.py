@@ -1,6 +1,7 @@
 """Assigns samples to batches and processes; a loader that can resume in the middle of an epoch."""
 
 import os
+import random
 import signal
 import sys
 import threading
@@ -9,10 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
@@ -112,7 +115,7 @@ class Batched(Dataset[Any]):
             first = key * self.batch_size
             return self._batch(list(range(first, min(first + self.batch_size, len(self.dataset)))))
         try:
-            batch = self._batch(key)
+            batch = self._drawn(key)
         except Exception as error:
             error.add_note(f"in the batch of samples {', '.join(map(str, key))}")
             raise
@@ -121,6 +124,17 @@ class Batched(Dataset[Any]):
         ignored = torch.nan if batch[-1].is_floating_point() else IGNORED
         unsigned = batch[-1].dtype in (torch.bool, torch.uint8)
         return (*batch[:-1], torch.full_like(batch[-1], ignored, dtype=torch.int64 if unsigned else None))
+
+    def _drawn(self, indices: Indices) -> Any:
+        """A batch whose random numbers, of torch, NumPy and Python, depend only on run seed, epoch and first sample."""
+        if not indices.epoch_seed or getattr(self.dataset, "draws_by_itself", False):
+            return self._batch(indices)
+        with isolate_rng(include_cuda=False):
+            seed = derive_seed(indices.epoch_seed, *indices[:1])
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            return self._batch(indices)
 
     def _batch(self, indices: list[int]) -> Any:
         """A batch; samples, as torch's own datasets return, are collated."""
@@ -195,6 +209,7 @@ def _init_worker(worker_id: int) -> None:
     """Start a process that loads data: it gets Lightning's seeds, and signals only from the run, which may need data.
 
     Terminals and `timeout` send Ctrl-C and SIGTERM to all processes of a group, schedulers to all processes of a job.
+    A program that a dataset starts here inherits that: it ends with kill(), not with terminate().
     """
     pl_worker_init_function(worker_id)
     if hasattr(os, "setpgrp"):
@@ -236,8 +251,12 @@ def check_batch_size_of(data: Any, processes: int) -> None:
 def already_a_batch(batch: Any) -> Any:
     """Collate function for whole batches; not a lambda, so that it can be sent to worker processes."""
     if get_worker_info() is not None:  # here a lack of shared memory is an error of the run; later it would hang
-        apply_to_collection(batch, Tensor, lambda tensor: tensor.share_memory_())
+        apply_to_collection(batch, Tensor, _share)
     return batch
+
+
+def _share(tensor: Tensor) -> Tensor:
+    return tensor.share_memory_() if tensor.layout == torch.strided else tensor
 
 
 def announce(line: str) -> None:

@@ -154,8 +154,9 @@ class Project:
             texts["pyproject.toml"], choice, self.packages(), self.tests, template.root
         )
         gone = Gone(template, {*self.kept, *self.tests})
-        rows = texts["README.md"].splitlines(keepends=True)
-        texts["README.md"] = "".join(row for row in rows if not (row.startswith("|") and gone.in_text(row)))
+        for page in ("README.md", "docs/your_own.md"):
+            rows = texts[page].splitlines(keepends=True)
+            texts[page] = "".join(row for row in rows if not (row.startswith("|") and gone.in_text(row)))
         if SEARCH in texts:
             texts[SEARCH] += self._search_options(texts["configs/default.yaml"])
         texts["LICENSE-lightning-starter"] = template.text("LICENSE")

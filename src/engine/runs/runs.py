@@ -163,13 +163,15 @@ def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
         parent: folder of the runs with one name.
         automatic: leave out runs that another job will continue.
     """
-    wait = WORKER_SECONDS
+    wait, of_others = WORKER_SECONDS, 0
     for folder in sorted(_versions(parent), key=version, reverse=True):
         if is_finished(folder) or not any(checkpoints_of(folder)):
             continue
-        by_hand = f"to continue it give --run {relative(folder)} --ckpt_path last"
         if automatic and not all(may_continue(folder) for may_continue in hooks("may_continue")):
-            rank_zero_info(f"{relative(folder)} is a run of another job: {by_hand}")
+            if not of_others:
+                by_hand = f"to continue it give --run {relative(folder)} --ckpt_path last"
+                rank_zero_info(f"{relative(folder)} is a run of another job, as others may be: {by_hand}")
+            of_others += 1
             continue
         try:
             lock_run(folder, wait).release()

@@ -139,6 +139,7 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
     """Draw the curves, one plot per metric, a colour per run: solid for validation, dashed for training."""
     found = [curves(run.folder) for run in runs]
     names = [name for name in dict.fromkeys(name for one in found for name in one) if STAGE.search(name)]
+    names = [name for name in names if not name.startswith("final/")]
     names = [name for name in names if name.removesuffix("_step") == name or name.removesuffix("_step") not in names]
     plots: dict[str, list[str]] = {}
     for name in names:

@@ -67,6 +67,8 @@ class Search:
     beats: bool
     """Whether its database notices machines that stop."""
     is_over: bool = False
+    is_broken: bool = False
+    """Whether the machine made it stop."""
 
 
 def open_search(options: argparse.Namespace, probes: bool = True) -> Search:

@@ -27,12 +27,13 @@ from src.engine.system.metric_names import final_names, shown, stage_of
 
 def finish(search: Search, signum: int) -> int:
     """Print the results and, after a signal, the command that continues the search; return the exit code."""
-    if signum:
-        print(f"stopped; continue with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
+    if signum or search.is_broken:
+        reason = " by the error of the last trial" if search.is_broken else ""
+        print(f"stopped{reason}; continue with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
     _print_results(search)
     if signum:
         return 128 + signum
-    return 0 if trials_of(search, (TrialState.COMPLETE, TrialState.PRUNED)) else 1
+    return 0 if not search.is_broken and trials_of(search, (TrialState.COMPLETE, TrialState.PRUNED)) else 1
 
 
 def _print_results(search: Search) -> None:
@@ -57,7 +58,7 @@ def _print_results(search: Search) -> None:
         )
     console.print(table)
     choices = _choices(search, ended) if set(REPEATED) & search.spec["space"].keys() else []
-    for summary in _means(search, choices):
+    for summary in _means(search, choices) if choices else ():
         console.print(summary)
     importances: dict[str, float] = {}
     with suppress(Exception):  # too few trials, or all with the same result
@@ -116,7 +117,7 @@ def _means(search: Search, choices: list[tuple[str, list[Any]]]) -> Iterator[str
                 yield (
                     f"{f'{others}, ' if others else ''}{name}: mean {shown(statistics.mean(values))}{deviation},"
                     f" {len(values)}{f' of {wanted}' if len(values) < wanted else ''} runs:"
-                    f" {', '.join(f'{value:.4f}' for value in values)}"
+                    f" {', '.join(map(shown, values))}"
                 )
 
 

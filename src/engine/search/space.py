@@ -75,9 +75,11 @@ def check_space(spec: dict[str, Any], given: str) -> None:
         if not isinstance(one.get("when", {}), dict):
             raise InputError(f"{given}: {name}: when {one['when']}: give names and values, as in {{optimizer: AdamW}}")
         for other in one.get("when", {}):
-            if other not in space or list(space).index(other) > list(space).index(name):
+            if other not in space or list(space).index(other) >= list(space).index(name):
                 raise InputError(f"{given}: {name}: {other} must be in space, before {name}")
             wanted = one["when"][other]
+            if wanted == []:
+                raise InputError(f"{given}: {name}: when {other} has no value: give one, or a list of them")
             known = space[other].get("categorical")
             for value in (wanted if isinstance(wanted, list) else [wanted]) if known else ():
                 if value not in known:
@@ -109,8 +111,7 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
     """Suggest the values of a trial; names whose `when` does not apply are left out."""
     found: dict[str, Any] = {}
     for name, one in space.items():
-        conditions = one.get("when", {}).items()
-        if not all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions):
+        if not _applies(one, found):
             continue
         kind, values, options = _range(one)
         found[name] = getattr(trial, f"suggest_{kind}")(name, *values, **options)
@@ -124,12 +125,23 @@ def first_values(space: dict[str, Any]) -> dict[str, Any]:
 
 
 def conditional_values(space: dict[str, Any], name: str) -> dict[str, Any]:
-    """The first value of an entry, after those of the entries on which it depends that it needs."""
+    """Values of a trial that has an entry: those that its `when` asks for, else the first of each entry."""
+    wanted: dict[str, Any] = {}
+    for one in reversed(list(space)[: list(space).index(name) + 1]):
+        if one == name or one in wanted:
+            conditions = space[one].get("when", {}).items()
+            wanted |= {key: value[0] if isinstance(value, list) else value for key, value in conditions}
     found: dict[str, Any] = {}
-    for other, wanted in space[name].get("when", {}).items():
-        found |= conditional_values(space, other)
-        found[other] = wanted[0] if isinstance(wanted, list) else wanted
-    return {**found, name: next(space[name][kind] for kind in KINDS if kind in space[name])[0]}
+    for key, one in space.items():
+        if _applies(one, found):
+            found[key] = wanted.get(key, next(one[kind] for kind in KINDS if kind in one)[0])
+    return found
+
+
+def _applies(entry: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether the values that were found for other entries are those of the entry's `when`."""
+    conditions = entry.get("when", {}).items()
+    return all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions)
 
 
 def what_is_trained(recipe: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -143,9 +143,10 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         cause = cause_of(error)
         trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
         if isinstance(cause, UnwritableError | torch.AcceleratorError) or getattr(cause, "errno", 0) in FULL:
-            # The machine's fault: every other trial would fail too. The same command goes on with this one.
-            search.is_over = True
-            queue_again(search.study, trial, is_stopped=True)
+            # The machine's fault: every other trial would fail too. The same command goes on with this one; on a GPU
+            # its values may be the cause, so it is tried once more only.
+            search.is_over = search.is_broken = True
+            queue_again(search.study, trial, is_stopped=not isinstance(cause, torch.AcceleratorError))
         raise RuntimeError from error
     trial.set_user_attr("steps", cli.trainer.global_step)
     if pruning.pruned:

@@ -35,7 +35,7 @@ def tune(args: list[str]) -> int:
     search, signum = run_trials(options, probes=not is_worker)
     if not is_worker:
         return finish(search, signum)
-    return 128 + signum if signum else 0
+    return 128 + signum if signum else int(search.is_broken)
 
 
 def _start_workers(options: argparse.Namespace, args: list[str]) -> int:

@@ -138,7 +138,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     reason = more[-1] if more and first.startswith("Caught ") else first  # in a process that loads data
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(reason)):
         if "shared" in reason:
-            return f"too little shared memory: give --data.num_workers 0, or docker run --shm-size 8g ({reason[:120]})"
+            return f"too little shared memory: give num_workers 0, or docker run --shm-size 8g ({reason[:120]})"
         return f"too little memory: a smaller batch_size needs less ({reason[:120]})"
     if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(text):
         return (

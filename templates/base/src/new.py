@@ -15,7 +15,7 @@ def main() -> None:
     if clone is None or not (clone / PACKAGE / "new.py").is_file() or not (clone / "templates").is_dir():
         print("error: give a clone of the template, as in --update path/to/lightning-starter", file=sys.stderr)
         sys.exit(2)
-    words = ["--update", str(ROOT), *sys.argv[3:]]  # --with serve adds a command
+    words = ["--update", str(ROOT), *sys.argv[3:]]  # and what else to add
     sys.exit(subprocess.call([sys.executable, "-m", f"{PACKAGE}.new", *words], cwd=clone))
 
 

@@ -124,7 +124,6 @@ def test_a_worker_process_ends_when_the_run_says_so_and_not_for_others() -> None
     worker.terminate()
     worker.join(5)
     assert worker.exitcode == 0
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's, which reports a worker that has ended
 
 
 def test_a_lack_of_shared_memory_is_an_error_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +134,7 @@ def test_a_lack_of_shared_memory_is_an_error_of_the_run(monkeypatch: pytest.Monk
     loader = batch_loader(Numbers(50), Batches(50, 2, None), num_workers=1)
     with pytest.raises(RuntimeError, match="allocate shared memory") as error:
         next(iter(loader))
-    assert str(machine_fault(error.value)).startswith("too little shared memory: give --data.num_workers 0, or docker")
+    assert str(machine_fault(error.value)).startswith("too little shared memory: give num_workers 0, or docker")
 
 
 def test_memory_is_pinned_for_a_gpu_that_the_run_uses() -> None:

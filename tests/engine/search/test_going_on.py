@@ -9,6 +9,8 @@ from filelock import FileLock
 from src.engine.search import search as search_module
 from src.engine.search import trials as trials_module
 from src.engine.search.search import build_run, open_search, queue_again
+from src.engine.search.search_report import finish
+from src.engine.search.space import check_space, conditional_values
 from src.engine.search.trials import _run_trial
 from src.engine.search.tuning import _parse
 from src.engine.system.errors import InputError
@@ -99,3 +101,25 @@ def test_entries_that_depend_on_others_are_checked_too(tmp_path: Path) -> None:
     space["model.net.width"] = {"int": [2, 4], "when": {"model.net": "ToyNet"}}
     with pytest.raises(InputError, match=r"model.net.width: when model.net is 'ToyNet', which is not among .*ToyMLP"):
         opened(tmp_path, space=space)
+
+
+def test_an_entry_is_checked_with_those_that_apply_with_it() -> None:
+    space = {"a": {"categorical": [1, 2, 3]}, "b": {"int": [4, 5], "when": {"a": [2, 3]}}, "c": {"float": [0.1, 0.2]}}
+    space |= {"d": {"int": [6, 7], "when": {"b": 5}}, "e": {"int": [8, 9], "when": {"a": 2}}}
+    assert conditional_values(space, "b") == {"a": 2, "b": 4, "c": 0.1, "e": 8}
+    assert conditional_values(space, "d") == {"a": 2, "b": 5, "c": 0.1, "d": 6, "e": 8}
+    for when, problem in (({"x": 1}, "x must be in space, before x"), ({"a": []}, "when a has no value")):
+        with pytest.raises(InputError, match=problem):
+            check_space({"space": {"a": space["a"], "x": {"int": [1, 2], "when": when}}}, "own.yaml")
+
+
+def test_the_report_of_a_search_without_repetitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = opened(tmp_path)
+    for value in (0.5, 0.6):
+        trial = found.study.ask()
+        trial.suggest_float("optimizer.lr", 1e-4, 1e-1, log=True)
+        trial.set_user_attr("run", str(tmp_path))
+        found.study.tell(trial, value)
+    assert finish(found, 0) == 0
+    assert "2 complete" in capsys.readouterr().out
+    assert (found.folder / "study.html").is_file()

@@ -17,7 +17,7 @@ import yaml
 from src.engine.runs.run_record import is_finished
 from src.engine.runs.runs import lock_run
 from src.engine.search import trials as trials_module
-from src.engine.search.search_report import _choices, _means, _print_results
+from src.engine.search.search_report import _choices, _means, _print_results, finish
 from src.engine.search.space import check_same
 from src.engine.search.trials import _is_gone, _take_trials
 from src.engine.system.errors import InputError, UnwritableError
@@ -250,7 +250,9 @@ def test_settings_are_not_chosen_by_the_test_part(tmp_path: Path) -> None:
     assert opened(tmp_path, **SEEDS, metric="test/acc", direction="maximize").metric == "test/acc"
 
 
-def test_a_full_disk_stops_a_search_which_then_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_stops_a_search_which_then_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fails(*_: Any) -> None:
         raise UnwritableError("last.ckpt cannot be written (No space left on device)")
 
@@ -258,6 +260,9 @@ def test_a_full_disk_stops_a_search_which_then_goes_on(tmp_path: Path, monkeypat
     monkeypatch.setattr(trials_module, "build_run", fails)
     assert _take_trials(found, None) == 0
     assert [trial.state.name for trial in found.study.trials] == ["FAIL", "WAITING"]
+    assert finish(found, 0) == 1
+    said = capsys.readouterr()
+    assert "stopped by the error of the last trial; continue with: python -m src.tune" in said.err
 
 
 def test_a_trial_of_another_host_has_ended_if_nobody_uses_its_run(tmp_path: Path) -> None:

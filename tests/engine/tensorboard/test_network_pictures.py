@@ -95,7 +95,7 @@ def test_a_part_of_a_batch_may_be_sparse() -> None:
     images = torch.ones(40, 1, SIDE, SIDE)
     pictures.on_train_batch_start(trainer, task, (images, torch.eye(40).to_sparse_csr()), 0)
     assert [part.shape for part in pictures._batch] == [(32, 1, SIDE, SIDE)]
-    pictures.on_test_end(trainer, task)
+    pictures.on_fit_end(trainer, task)
 
 
 @pytest.mark.slow

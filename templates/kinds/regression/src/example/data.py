@@ -1,11 +1,11 @@
 """Rows of numbers and a value for each: replace them with your own data."""
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.data.batched import BatchedDataModule
+
 
 Batch = tuple[Tensor, Tensor]
 
@@ -20,7 +20,8 @@ class ExampleRows(Dataset[Batch]):
 
     def __init__(self, count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.features = x = torch.rand(count, len(ExampleDataModule.columns), generator=generator)
+        x = torch.rand(count, len(ExampleDataModule.columns), generator=generator)
+        self.rows = [dict(zip(ExampleDataModule.columns, row, strict=True)) for row in x.tolist()]
         values = 10 * torch.sin(torch.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
         self.targets = (values + torch.randn(count, generator=generator)).unsqueeze(1)  # (count, 1)
 
@@ -29,10 +30,15 @@ class ExampleRows(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """A batch: features (B, 5) and targets (B, 1), both float."""
-        return self.features[indices], self.targets[indices]
+        return features([self.rows[index] for index in indices]), self.targets[indices]
 
 
-class ExampleDataModule(LightningDataModule):
+def features(rows: list[dict[str, float]]) -> Tensor:
+    """Features (B, 5) float of rows, which have the names of the columns: in training and in prediction."""
+    return torch.tensor([[row[name] for name in ExampleDataModule.columns] for row in rows])
+
+
+class ExampleDataModule(BatchedDataModule):
     """Rows in parts for training, validation and test.
 
     Args:
@@ -56,27 +62,9 @@ class ExampleDataModule(LightningDataModule):
         return {"num_features": len(self.columns), "num_targets": len(self.labels)}
 
     def setup(self, stage: str) -> None:
-        sizes = {"train": self.size, "val": self.size // 5, "test": self.size // 5}
-        self.parts = {part: ExampleRows(count, seed) for seed, (part, count) in enumerate(sizes.items())}
+        sizes = (self.size, self.size // 5, self.size // 5)
+        self.train_set, self.val_set, self.test_set = (ExampleRows(count, seed) for seed, count in enumerate(sizes))
 
     def prepare(self, inputs: list[dict[str, float]]) -> Tensor:
-        """Features (B, 5) float of rows to predict on, which have the names of the columns."""
-        return torch.tensor([[row[name] for name in self.columns] for row in inputs])
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def _loader(self, part: str) -> DataLoader[Batch]:
-        rows = self.parts[part]
-        order = shuffled(len(rows)) if part == "train" else None
-        batches = Batches(len(rows), self.batch_size, self.trainer, order)
-        return batch_loader(rows, batches, num_workers=self.num_workers)
+        """Features of rows to predict on: see `features`."""
+        return features(inputs)

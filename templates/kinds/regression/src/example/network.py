@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 
 class ExampleNet(nn.Module):
-    """One hidden layer.
+    """One hidden layer, after all numbers are brought to one scale (Ioffe and Szegedy 2015).
 
     Args:
         num_features: numbers per sample.
@@ -20,7 +20,9 @@ class ExampleNet(nn.Module):
         self.num_features = num_features
         self.num_targets = num_targets
         self.hidden = hidden
-        self.layers = nn.Sequential(nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, num_targets))
+        self.layers = nn.Sequential(
+            nn.BatchNorm1d(num_features), nn.Linear(num_features, hidden), nn.ReLU(), nn.Linear(hidden, num_targets)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)  # (B, num_targets)

@@ -4,28 +4,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from src.engine.data.loading import Batches, batch_loader, shuffled
-from src.engine.data.pixels import normalise
+from src.engine.data.batched import BatchedDataModule
+from src.engine.data.pixels import normalise, pixel_statistics
 
-Batch = tuple[Tensor, Tensor]
+Sample = tuple[Tensor, Tensor]
 SIDE = 24  # height and width of an image in pixels
-MEAN, STD = 0.25, 0.25  # of all pixels, on a scale of 0 to 1
 
 
-class ExampleImages(Dataset[Batch]):
+class ExampleImages(Dataset[Sample]):
     """Drawings with noise of one circle and one square, which may be behind it.
 
     Args:
         count: number of images.
         seed: another seed gives other images.
+        augments: mirror half of the images and their masks, at random.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
+    def __init__(self, count: int, seed: int, augments: bool = False) -> None:
+        self.augments = augments
         generator = torch.Generator().manual_seed(seed)
         x, y = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="xy")
         places = torch.randint(4, SIDE - 4, (2, count, 2, 1, 1), generator=generator)
@@ -33,17 +33,28 @@ class ExampleImages(Dataset[Batch]):
         circle, square = (x**2 + y**2 <= 20)[:, 0], (torch.maximum(x, y) <= 4)[:, 1]
         self.masks = torch.where(circle, 1, torch.where(square, 2, 0))  # (count, SIDE, SIDE)
         noise = torch.randint(0, 60, (count, SIDE, SIDE), generator=generator)
-        self.pixels = (150 * (self.masks > 0) + noise).to(torch.uint8).unsqueeze(1)  # (count, 1, SIDE, SIDE)
+        shades = 150 * (self.masks > 0) + noise  # (count, SIDE, SIDE)
+        self.images = [Image.fromarray(one.to(torch.uint8).numpy()) for one in shades]
 
     def __len__(self) -> int:
         return len(self.masks)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """A batch: images (B, 1, SIDE, SIDE) float, normalised, and targets (B, SIDE, SIDE) int64."""
-        return normalise(self.pixels[indices], MEAN, STD), self.masks[indices]
+    def __getitem__(self, index: int) -> Sample:
+        """An image (1, SIDE, SIDE) float, normalised, and its mask (SIDE, SIDE) int64."""
+        image = normalise(pixels([self.images[index]])[0], *pixel_statistics(ExampleDataModule))
+        mask = self.masks[index]
+        if self.augments and torch.rand(()) < 0.5:
+            image, mask = image.flip(-1), mask.flip(-1)
+        return image, mask
 
 
-class ExampleDataModule(LightningDataModule):
+def pixels(images: list[Image.Image]) -> Tensor:
+    """The pixels of images of any size, (B, 1, SIDE, SIDE) uint8: in training and in prediction."""
+    grey = [np.array(image.convert("L").resize((SIDE, SIDE))) for image in images]
+    return torch.from_numpy(np.stack(grey)).unsqueeze(1)
+
+
+class ExampleDataModule(BatchedDataModule):
     """Images with a class for each pixel, in parts for training, validation and test.
 
     Args:
@@ -55,7 +66,7 @@ class ExampleDataModule(LightningDataModule):
     input_kind = "image"
     num_classes = 3
     labels = ("background", "circle", "square")
-    pixel_mean, pixel_std = (MEAN,), (STD,)
+    pixel_mean, pixel_std = (0.25,), (0.25,)  # of each channel, on a scale of 0 to 1
 
     def __init__(self, batch_size: int = 16, size: int = 600, num_workers: int = 0) -> None:
         super().__init__()
@@ -68,33 +79,14 @@ class ExampleDataModule(LightningDataModule):
         return {"num_classes": self.num_classes}
 
     def setup(self, stage: str) -> None:
-        sizes = {"train": self.size, "val": self.size // 5, "test": self.size // 5}
-        self.parts = {part: ExampleImages(count, seed) for seed, (part, count) in enumerate(sizes.items())}
+        self.train_set = ExampleImages(self.size, seed=0, augments=True)
+        self.val_set, self.test_set = (ExampleImages(self.size // 5, seed) for seed in (1, 2))
 
     def prepare(self, inputs: list[Image.Image]) -> Tensor:
-        """The pixels of images to predict on, not normalised, (B, 1, SIDE, SIDE) uint8."""
-        grey = [np.array(image.convert("L").resize((SIDE, SIDE))) for image in inputs]
-        return torch.from_numpy(np.stack(grey)).unsqueeze(1)
+        """The pixels of images to predict on, not normalised: see `pixels`."""
+        return pixels(inputs)
 
     def prepare_targets(self, values: list[Any]) -> Tensor:
         """Targets (B, SIDE, SIDE) int64 of image files with true masks of any size, whose pixels are class numbers."""
         masks = [np.array(mask.resize((SIDE, SIDE), Image.Resampling.NEAREST)) for mask in values]
         return torch.from_numpy(np.stack(masks)).long()
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def _loader(self, part: str) -> DataLoader[Batch]:
-        images = self.parts[part]
-        order = shuffled(len(images)) if part == "train" else None
-        batches = Batches(len(images), self.batch_size, self.trainer, order)
-        return batch_loader(images, batches, num_workers=self.num_workers)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from src.example.data import MEAN, SIDE, STD, ExampleDataModule
+from src.engine.data.pixels import normalise, pixel_statistics
+from src.example.data import SIDE, ExampleDataModule
 from src.example.network import ExampleNet
 from tests.conftest import Run
 
@@ -29,8 +30,8 @@ def test_a_batch_has_the_documented_shapes(data: ExampleDataModule) -> None:
     assert images.shape == (10, 1, SIDE, SIDE)
     assert images.dtype == torch.float32
     assert targets.shape == (10, SIDE, SIDE)
-    assert set(targets.flatten().tolist()) == {0, 1, 2}
-    assert ExampleNet()(images).shape == (10, len(data.labels), SIDE, SIDE)
+    assert set(targets.flatten().tolist()) == {*range(data.num_classes)}
+    assert ExampleNet(**data.network_arguments())(images).shape == (10, len(data.labels), SIDE, SIDE)
 
 
 def test_an_epoch_has_every_image_once_and_the_parts_share_none(data: ExampleDataModule) -> None:
@@ -42,8 +43,7 @@ def test_an_epoch_has_every_image_once_and_the_parts_share_none(data: ExampleDat
 
 def test_an_image_file_is_prepared_like_the_images_of_training(data: ExampleDataModule) -> None:
     images, _ = next(iter(data.test_dataloader()))
-    drawn = ((images * STD + MEAN) * 255).round().to(torch.uint8)  # (10, 1, SIDE, SIDE)
-    assert torch.equal(data.prepare([Image.fromarray(one[0].numpy()) for one in drawn]), drawn)
+    assert torch.equal(normalise(data.prepare(data.test_set.images[:10]), *pixel_statistics(data)), images)
 
 
 def test_true_masks_of_files_are_prepared_like_those_of_training(data: ExampleDataModule) -> None:

@@ -3,12 +3,12 @@
 import random
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from src.engine.data.loading import IGNORED, Batches, batch_loader, shuffled
+from src.engine.data.batched import BatchedDataModule
+from src.engine.data.loading import IGNORED
 
 Batch = tuple[Tensor, Tensor, Tensor]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"  # token 0 is padding, and every other character
@@ -44,12 +44,12 @@ def classes(text: str) -> list[int]:
 
 def tensors(texts: list[str]) -> tuple[Tensor, Tensor]:
     """Tokens (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens."""
-    tokens = [torch.tensor([LETTERS.find(letter) + 1 for letter in text.lower()]) for text in texts]
+    tokens = [torch.tensor([LETTERS.find(letter.lower()) + 1 for letter in text]) for text in texts]
     mask = pad_sequence([torch.ones_like(one).bool() for one in tokens], batch_first=True)
     return pad_sequence(tokens, batch_first=True), mask
 
 
-class ExampleDataModule(LightningDataModule):
+class ExampleDataModule(BatchedDataModule):
     """Texts with three classes of letters, in parts for training, validation and test.
 
     Args:
@@ -74,27 +74,9 @@ class ExampleDataModule(LightningDataModule):
         return {"num_classes": self.num_classes, "vocab_size": self.vocab_size}
 
     def setup(self, stage: str) -> None:
-        sizes = {"train": self.size, "val": self.size // 5, "test": self.size // 5}
-        self.parts = {part: ExampleTexts(count, seed) for seed, (part, count) in enumerate(sizes.items())}
+        sizes = (self.size, self.size // 5, self.size // 5)
+        self.train_set, self.val_set, self.test_set = (ExampleTexts(count, seed) for seed, count in enumerate(sizes))
 
     def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
         """Tokens and mask of texts to predict on: see `tensors`."""
         return tensors(inputs)
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("train")
-
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("val")
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self._loader("test")
-
-    def _loader(self, part: str) -> DataLoader[Batch]:
-        texts = self.parts[part]
-        order = shuffled(len(texts)) if part == "train" else None
-        batches = Batches(len(texts), self.batch_size, self.trainer, order)
-        return batch_loader(texts, batches, num_workers=self.num_workers)

@@ -33,11 +33,19 @@ def test_a_batch_has_the_documented_shapes(data: ExampleDataModule) -> None:
     assert tokens.shape == mask.shape == targets.shape
     assert len(tokens) == 10
     assert torch.equal(targets == -100, ~mask)
-    assert ExampleNet()(tokens, mask).shape == (*tokens.shape, len(data.labels))
+    assert ExampleNet(**data.network_arguments())(tokens, mask).shape == (*tokens.shape, len(data.labels))
 
 
 def test_a_text_of_a_file_is_prepared_like_the_texts_of_training(data: ExampleDataModule) -> None:
     tokens, mask, _ = next(iter(data.test_dataloader()))
-    prepared = data.prepare(data.parts["test"].texts[:10])
+    prepared = data.prepare(data.test_set.texts[:10])
     assert torch.equal(prepared[0], tokens)
     assert torch.equal(prepared[1], mask)
+
+
+def test_padding_changes_nothing(data: ExampleDataModule) -> None:
+    net = ExampleNet(**data.network_arguments()).eval()
+    with torch.no_grad():
+        together = net(*data.prepare(["ab", "aabbccddaabb"]))
+        alone = net(*data.prepare(["ab"]))
+    assert torch.allclose(together[:1, :2], alone, atol=1e-6)
