@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from src.engine.data.batched import BatchedDataModule
+from src.engine.data.batched import BatchedDataModule, check_loaded
 from src.engine.data.images import Ranges
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
@@ -192,6 +192,8 @@ class CaptionDataModule(BatchedDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer instead of training one on the captions; call before `setup`."""
+        if hasattr(self, "train_set"):
+            check_loaded(self, "tokens", self.tokenizer.state, state_dict["tokenizer"])
         self.tokenizer, self._restored = restore_tokenizer(state_dict["tokenizer"]), True
         if state_dict.get("has_own_images") and self.files is None:  # paths are read from one's own runs only
             self._use_images(is_own=True)

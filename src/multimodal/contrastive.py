@@ -59,6 +59,12 @@ class ContrastiveModel(Task):
                 f" --model.net.modalities [{', '.join(found)}]"
             )
 
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._seen = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The mean loss of a batch."""
         features = torch.stack(self.net(*batch[:-1]))  # (modalities, B, D)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 
 from src.engine.data.large_batches import in_large_batches
+from src.engine.data.loading import announce
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.tasks.precision import check_precision
@@ -58,6 +59,8 @@ class Regressor(Task):
         check_precision(self, stage, "targets")
         self.label_names(self.num_targets)
         data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and data is None:
+            announce("no DataModule is given, so targets are not standardised: scale them, or give the Trainer one")
         if stage != "fit" or data is None:
             return
         limit = self.trainer.limit_train_batches if isinstance(self.trainer.limit_train_batches, int) else None

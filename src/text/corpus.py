@@ -23,7 +23,7 @@ from tqdm import tqdm
 from tqdm.utils import CallbackIOWrapper
 
 from src import ROOT
-from src.engine.data.batched import BatchDataset, BatchedDataModule
+from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.download import DownloadError, published, unwritable, write_atomically
 from src.engine.data.files import not_utf8, open_utf8
 from src.engine.data.folds import check_fold
@@ -232,6 +232,8 @@ class TextDataModule(BatchedDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer; call it before `prepare_data`."""
+        if hasattr(self, "train_set"):
+            check_loaded(self, "tokens", self.tokenizer.state, state_dict["tokenizer"])
         self.tokenizer = self._restored = restore_tokenizer(state_dict["tokenizer"])
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src import ROOT
-from src.engine.data.batched import BatchDataset
+from src.engine.data.batched import BatchDataset, check_loaded
 from src.engine.data.download import DownloadError
 from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import PartsDataModule
@@ -206,6 +206,8 @@ class LabelledTextDataModule(PartsDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer and labels; call it before `setup`."""
         super().load_state_dict(state_dict)
+        if hasattr(self, "train_set"):
+            check_loaded(self, "tokens", self.tokenizer.state, state_dict["tokenizer"])
         self.tokenizer = restore_tokenizer(state_dict["tokenizer"])
 
     def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:

@@ -116,6 +116,14 @@ def test_too_few_classes_or_images_are_an_error(tmp_path: Path) -> None:
         ready(path=str(tmp_path))
 
 
+def test_a_checkpoint_that_comes_after_other_data_is_refused(tmp_path: Path) -> None:
+    data = ready(path=pictures(tmp_path / "a"), image_size=8)
+    state = data.state_dict()
+    data.load_state_dict(state)  # as Lightning's Trainer does after setup
+    with pytest.raises(InputError, match=r"other labels than the checkpoint has: build it with ImageFolder"):
+        data.load_state_dict({**state, "labels": ["blue", *state["labels"]]})
+
+
 def test_labels_come_from_the_checkpoint(tmp_path: Path) -> None:
     data = ImageFolderDataModule(pictures(tmp_path))
     data.load_state_dict({"labels": ["blue", "green", "red"]})

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.engine.data.loading import Batches, batch_loader, shuffled
+from src.engine.system.errors import InputError
 
 
 class BatchDataset(Dataset[Any]):
@@ -20,6 +21,15 @@ class BatchDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         return tuple(part[0] for part in self.__getitems__([index]))
+
+
+def check_loaded(data: Any, what: str, own: Any, saved: Any) -> None:
+    """Raise InputError if data that is set up differs from a checkpoint, which Lightning's Trainer loads afterwards."""
+    if hasattr(data, "train_set") and own != saved:
+        raise InputError(
+            f"the data was set up with other {what} than the checkpoint has: build it with"
+            f" {type(data).__name__}.load_from_checkpoint(path)"
+        )
 
 
 class BatchedDataModule(LightningDataModule):

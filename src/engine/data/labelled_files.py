@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from tqdm import tqdm
 
-from src.engine.data.batched import BatchedDataModule
+from src.engine.data.batched import BatchedDataModule, check_loaded
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, is_hidden, skipped_line
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
@@ -275,5 +275,6 @@ class PartsDataModule(BatchedDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels; call before `setup`."""
+        check_loaded(self, "labels", self.labels, list(state_dict["labels"]))
         self.labels = self.restored = list(state_dict["labels"])
         self.restored_sizes = dict(state_dict.get("sizes", {}))

@@ -16,7 +16,7 @@ from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
 
 from src.engine.system.errors import InputError
@@ -68,6 +68,7 @@ class Batches(DistributedSampler[Any]):
         self.batch_size = batch_size
         self.order = order
         self.start = 0  # batches to skip once: trained on before the run was stopped
+        self.is_alone = trainer is None
         self.is_for_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         if drop_single and count > batch_size and count % batch_size < 2 * world:
             self.count -= count % batch_size
@@ -76,6 +77,8 @@ class Batches(DistributedSampler[Any]):
         return -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
+        if self.is_alone and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise InputError("each process would get every batch: give the Trainer the DataModule, not its loaders")
         # Drawn lazily: Lightning sets the epoch after creating the iterator.
         epoch_seed = derive_seed(self.seed, self.epoch) if self.order else 0
         start, self.start = self.start, 0  # next to a larger loader this one starts again within the epoch
@@ -256,7 +259,7 @@ def already_a_batch(batch: Any) -> Any:
 
 
 def _share(tensor: Tensor) -> Tensor:
-    return tensor.share_memory_() if tensor.layout == torch.strided else tensor
+    return tensor.share_memory_() if tensor.layout == torch.strided else tensor  # type: ignore[no-untyped-call]
 
 
 def announce(line: str) -> None:

@@ -75,7 +75,10 @@ class Inference(LightningModule):
         spec = saved.get("data") or {}
         cls = import_class(spec.get("class_path", ""))
         if not isinstance(cls, type):
-            raise InputError(f"--ckpt_path {given} has no DataModule, whose method prepare reads the inputs; {GUIDE}")
+            why = f"has no DataModule, whose method prepare reads the inputs; {GUIDE}"
+            if not saved:
+                why = "does not say which data it has: only those of src.train do; in Python use load_from_checkpoint"
+            raise InputError(f"--ckpt_path {given} {why}")
         known = parameters_of(cls)
         if wrong := next((name for name in data or {} if name not in known), None):
             raise InputError(f"--data.{wrong}: {cls.__name__} has no such argument{nearest(wrong, known)}")

@@ -1,12 +1,14 @@
 """Samples of each batch and process."""
 
 import multiprocessing
+import random
 import signal
 import subprocess
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -107,6 +109,39 @@ def test_worker_processes_do_not_change_the_batches(workers: int) -> None:
     order = Batches(50, 8, None, shuffled(50))
     order.set_epoch(1)
     assert [targets.tolist() for _, targets in loader] == [list(batch) for batch in order]
+
+
+class Drawn(Numbers):
+    """Samples with random numbers of each kind, as augmentations of one's own draw them."""
+
+    def __getitems__(self, rows: Any) -> tuple[Tensor, Tensor]:
+        numbers = [(torch.rand(()).item(), np.random.rand(), random.random()) for _ in rows]
+        return torch.tensor(numbers), torch.tensor([*rows])
+
+
+def drawn(workers: int, epoch: int = 1, skip: int = 0) -> list[Any]:
+    loader = batch_loader(Drawn(20), Batches(20, 4, None, shuffled(20)), num_workers=workers)
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    loader.load_state_dict({"epoch": epoch, "given": skip})
+    return [numbers.tolist() for numbers, _ in loader]
+
+
+def test_random_numbers_of_a_dataset_depend_on_epoch_and_samples_only() -> None:
+    before = random.getstate()
+    alone = drawn(0)
+    assert drawn(2) == drawn(0) == alone
+    assert drawn(1, skip=3) == alone[3:]  # a run that continues within the epoch
+    assert drawn(0, epoch=2) != alone
+    assert len({str(batch) for batch in alone}) == 5
+    assert random.getstate() == before
+
+
+def test_loaders_without_a_trainer_are_refused_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(InputError, match="give the Trainer the DataModule, not its loaders"):
+        next(iter(Batches(20, 4, None)))
+    assert next(iter(Batches(20, 4, process(0, 2)))) == [0, 2]
 
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs Linux's signals, and /proc")
