@@ -46,11 +46,11 @@ CHANGES = {
         Change("default", "channels last", {"torch.channels_last": torch.contiguous_format}, []),
         Change("default", "bfloat16", {}, ["--precision=32-true"]),
         Change("default", "freed memory kept", {KEEP_FREED_MEMORY: do_nothing}, []),
-        Change("default", "TensorBoard plots", VIEWS, []),
+        Change("default", "gradient norm and speed logged", VIEWS, []),
     ],
     "text": [
         Change("text/shakespeare_gpt", "freed memory kept", {KEEP_FREED_MEMORY: do_nothing}, []),
-        Change("text/shakespeare_gpt", "TensorBoard plots", VIEWS, []),
+        Change("text/shakespeare_gpt", "gradient norm and speed logged", VIEWS, []),
         Change("text/shakespeare_gpt", "manual attention", {"src.text.gpt.MAX_MANUAL_ATTENTION": 0}, []),
         Change("text/shakespeare_gpt", "bfloat16", {}, ["--precision=32-true"]),
     ],

@@ -2,7 +2,8 @@
 
 Both train the same network with the same optimizer, schedule, precision, memory format, batch size and augmentation on
 data in memory, each run in its own process. Ours also logs, measures accuracy, validates, saves checkpoints and draws a
-progress bar in a pseudo-terminal. Compared is the speed within the training epoch.
+progress bar in a pseudo-terminal. Compared is the speed within the training epoch. What the command sets by itself is
+part of it: freed memory is kept, which a loop would have to ask for (benchmarks/ablation.py: worth 1.09 and 1.18).
 
     python benchmarks/overhead.py [--data_dir FOLDER] [--precision 32-true] [--pairs 9] [--quick]
 """

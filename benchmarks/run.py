@@ -59,7 +59,8 @@ BENCHMARKS = {
 def main() -> None:
     only = ("--only", {"nargs": "+", "choices": list(BENCHMARKS), "default": list(BENCHMARKS)})
     options = parse(__doc__, DATA_DIR, only)
-    results = options.results or RESULTS
+    # A quick run checks the scripts: its figures are not those to publish.
+    results = options.results or (RESULTS.with_stem("results_quick") if options.quick else RESULTS)
     for name in options.only:
         benchmark = BENCHMARKS[name]
         words = [*benchmark.words, "--results", str(results), "--pairs", str(options.pairs)]
