@@ -41,6 +41,11 @@ class MultiLabelClassifier(Task):
     ) -> None:
         if not 0 < threshold < 1:
             raise InputError(f"threshold {threshold} is out of range: give a probability between 0 and 1")
+        if isinstance(loss, nn.CrossEntropyLoss):  # which would take the labels as shares of one class
+            raise InputError(
+                f"{type(loss).__name__} is for one class per input: give BCEWithLogitsLoss, whose pos_weight gives rare"
+                " labels more weight"
+            )
         count = count_classes(type(self), net, num_classes)
         check_outputs(net, count)
         unlogged: dict[str, Metric | MetricCollection] = {

@@ -297,6 +297,20 @@ def test_a_network_that_a_checkpoint_cannot_rebuild_can_be_passed(tmp_path: Path
     assert torch.equal(loaded.net.head.weight, task.net.head.weight)
 
 
+def test_a_class_that_no_other_program_finds_loads_from_its_checkpoint(tmp_path: Path) -> None:
+    class Mine(Classifier):
+        """As in a script or a notebook."""
+
+    task = Mine(ToyMLP())
+    assert "_class_path" not in task.hparams
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(task, batches(10))
+    fit.save_checkpoint(tmp_path / "task.ckpt")
+    for given in ({}, {"net": ToyMLP()}):
+        loaded = Mine.load_from_checkpoint(tmp_path / "task.ckpt", weights_only=True, **given)
+        assert torch.equal(loaded.net.state_dict()["layers.1.weight"], task.net.state_dict()["layers.1.weight"])
+
+
 def test_only_one_number_leaves_targets_out(tmp_path: Path) -> None:
     task = Classifier(nn.Linear(2, 3), nn.CrossEntropyLoss(ignore_index=255), num_classes=3)
     with pytest.raises(InputError, match=r"^ignore_index 255: only targets of -100 are ignored: remove"):

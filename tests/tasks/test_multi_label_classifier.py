@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.functional.classification import multilabel_precision_recall_curve
 
 from src.engine.system.errors import InputError
+from src.tasks.classifier import WeightedCrossEntropy
 from src.tasks.multi_label_classifier import MultiLabelClassifier, label_curves
 from tests.conftest import trainer
 
@@ -117,3 +118,9 @@ def test_a_network_that_averages_probabilities_of_which_one_applies_has_one_labe
     assert MultiLabelClassifier(Averaging(4, 1), num_classes=1).net
     Averaging.average = "logits"
     assert MultiLabelClassifier(Averaging(4, 3), num_classes=3).net
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), WeightedCrossEntropy([1.0, 1.0, 5.0])])
+def test_a_loss_of_one_class_is_refused(loss: nn.Module) -> None:
+    with pytest.raises(InputError, match=f"^{type(loss).__name__} is for one class per input: give BCEWithLogitsLoss"):
+        MultiLabelClassifier(nn.Linear(4, 3), loss, num_classes=3)

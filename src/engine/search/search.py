@@ -128,7 +128,10 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
             for one in firsts.items():
                 build_run(spec, dict([one]), options.more, folder, probe=True)
         for name in spec["space"].keys() - firsts.keys():
-            build_run(spec, conditional_values(spec["space"], name), options.more, folder, probe=True)
+            try:
+                build_run(spec, conditional_values(spec["space"], name), options.more, folder, probe=True)
+            except Exception:  # as above
+                build_run(spec, conditional_values(spec["space"], name, alone=True), options.more, folder, probe=True)
     metric, direction = metric_and_direction(spec, cli.best, options.config)
     if stage_of(metric) == "test" and (chosen := [name for name in spec["space"] if name not in REPEATED]):
         raise InputError(

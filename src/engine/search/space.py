@@ -124,8 +124,11 @@ def first_values(space: dict[str, Any]) -> dict[str, Any]:
     return {name: next(one[kind] for kind in KINDS if kind in one)[0] for name, one in given.items()}
 
 
-def conditional_values(space: dict[str, Any], name: str) -> dict[str, Any]:
-    """Values of a trial that has an entry: those that its `when` asks for, else the first of each entry."""
+def conditional_values(space: dict[str, Any], name: str, alone: bool = False) -> dict[str, Any]:
+    """Values of a trial that has an entry: those that its `when` asks for, else the first of each entry.
+
+    `alone`: only of that entry and those that its `when` names.
+    """
     wanted: dict[str, Any] = {}
     for one in reversed(list(space)[: list(space).index(name) + 1]):
         if one == name or one in wanted:
@@ -135,7 +138,7 @@ def conditional_values(space: dict[str, Any], name: str) -> dict[str, Any]:
     for key, one in space.items():
         if _applies(one, found):
             found[key] = wanted.get(key, next(one[kind] for kind in KINDS if kind in one)[0])
-    return found
+    return {key: value for key, value in found.items() if not alone or key in {*wanted, name}}
 
 
 def _applies(entry: dict[str, Any], found: dict[str, Any]) -> bool:

@@ -47,7 +47,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
         try:
             lock.acquire()  # until the trial has its values: otherwise processes could start too many trials
             _retry_broken_trials(search)
-            if not _needs_more(search):
+            if not needs_more(search):
                 break
             run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
             search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report], gc_after_trial=True)
@@ -62,7 +62,7 @@ def _take_trials(search: Search, timeout: float | None) -> int:
     return 0
 
 
-def _needs_more(search: Search) -> bool:
+def needs_more(search: Search) -> bool:
     trials = trials_of(search)
     counted = sum("again" not in trial.user_attrs for trial in trials)  # a trial that is tried again counts once
     return counted < search.spec["n_trials"] or any(trial.state == TrialState.WAITING for trial in trials)

@@ -42,7 +42,7 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
     from src.engine.search.search import open_search
     from src.engine.search.search_report import finish
-    from src.engine.search.trials import print_progress
+    from src.engine.search.trials import needs_more, print_progress
 
     search = open_search(options)
     threads = str(max(1, usable_cores() // options.jobs))
@@ -63,7 +63,10 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
         for worker in workers:  # Ctrl-C reaches them too, SIGTERM does not
             worker.terminate()
     codes = [worker.wait() for worker in workers]
-    return finish(search, signum) or (max(codes) if min(codes) >= 0 else 1)
+    if 1 in codes:  # the machine stopped a worker; others may have finished the study
+        search.is_broken = needs_more(search)
+        codes = [code for code in codes if code != 1]
+    return finish(search, signum) or (max(codes, default=0) if min(codes, default=0) >= 0 else 1)
 
 
 def _stop_without_parent(parent: int) -> None:

@@ -53,9 +53,9 @@ def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree, Tree]
 
 def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
     """A task's arguments as LightningCLI stores them; modules that cannot be described as plain values are left out."""
-    described: dict[str, Any] = {}
+    described: dict[str, Any] = dict(INSTANTIATOR)
     if task.__module__ != "__main__" and "<locals>" not in task.__qualname__:  # else no other program finds the class
-        described = {"_class_path": f"{task.__module__}.{task.__qualname__}", **INSTANTIATOR}
+        described["_class_path"] = f"{task.__module__}.{task.__qualname__}"
     for name, value in arguments.items():
         if not isinstance(value, nn.Module):
             described[name] = value

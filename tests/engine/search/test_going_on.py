@@ -107,6 +107,7 @@ def test_an_entry_is_checked_with_those_that_apply_with_it() -> None:
     space = {"a": {"categorical": [1, 2, 3]}, "b": {"int": [4, 5], "when": {"a": [2, 3]}}, "c": {"float": [0.1, 0.2]}}
     space |= {"d": {"int": [6, 7], "when": {"b": 5}}, "e": {"int": [8, 9], "when": {"a": 2}}}
     assert conditional_values(space, "b") == {"a": 2, "b": 4, "c": 0.1, "e": 8}
+    assert conditional_values(space, "d", alone=True) == {"a": 2, "b": 5, "d": 6}
     assert conditional_values(space, "d") == {"a": 2, "b": 5, "c": 0.1, "d": 6, "e": 8}
     for when, problem in (({"x": 1}, "x must be in space, before x"), ({"a": []}, "when a has no value")):
         with pytest.raises(InputError, match=problem):
