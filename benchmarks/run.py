@@ -60,7 +60,8 @@ def main() -> None:
     only = ("--only", {"nargs": "+", "choices": list(BENCHMARKS), "default": list(BENCHMARKS)})
     options = parse(__doc__, DATA_DIR, only)
     # A quick run checks the scripts: its figures are not those to publish.
-    results = options.results or (RESULTS.with_stem("results_quick") if options.quick else RESULTS)
+    results = options.results or (FOLDER.parent / "build" / "quick.json" if options.quick else RESULTS)
+    results.parent.mkdir(exist_ok=True)
     for name in options.only:
         benchmark = BENCHMARKS[name]
         words = [*benchmark.words, "--results", str(results), "--pairs", str(options.pairs)]
