@@ -74,7 +74,7 @@ def main() -> None:
     options = parse(__doc__, DATA_DIR, only)
     rows = []
     chosen = [change for change in changes() if options.only in change.name]
-    for change in chosen[::8] if options.quick else chosen:
+    for change in chosen[:1] if options.quick else chosen:
         steps = 5 if options.quick else 30 if "gpt" in change.recipe else 100
         words = ["fit", "--accelerator=cpu", f"--config=configs/{change.recipe}.yaml", f"--trainer.max_steps={steps}"]
         words += [f"--trainer.limit_train_batches={steps}", "--trainer.limit_val_batches=1"]

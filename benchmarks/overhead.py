@@ -112,7 +112,7 @@ def images(common: list[str], options: Any) -> list[Row]:
 
 def text(common: list[str], options: Any) -> list[Row]:
     """The row for text."""
-    steps = 5 if options.quick else 200
+    steps = 2 if options.quick else 200
     words = [*common, "--config=configs/text/shakespeare_gpt.yaml", f"--trainer.max_steps={steps}"]
     words += [f"--trainer.val_check_interval={steps}", "--trainer.limit_val_batches=1"]
     by_hand = plain(options, plain_text, options, steps)

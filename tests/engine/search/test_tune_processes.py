@@ -121,14 +121,14 @@ def test_two_machines_share_a_study_in_postgresql(tmp_path: Path, data_base: str
     for folder in folders:
         folder.mkdir()
         more = (f"--storage={data_base}", "--name=shared", "--pruner=NopPruner")
-        processes.append(start(folder, *more, **paced(folder, max_epochs=1), n_trials=8))
+        processes.append(start(folder, *more, **paced(folder, max_epochs=1), n_trials=4))
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     from optuna import load_study
 
     ended = load_study(study_name="shared", storage=data_base).trials
     assert {trial.state.name for trial in ended} == {"COMPLETE"}
-    assert len(ended) in (8, 9)  # both may ask for the last one at once
+    assert len(ended) in (4, 5)  # both may ask for the last one at once
     assert len({tuple(trial.params.items()) for trial in ended}) == len(ended)
     runs = {trial.user_attrs["run"] for trial in ended}
     assert runs == {
