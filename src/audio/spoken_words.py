@@ -25,7 +25,7 @@ from src.engine.data.labelled_files import (
     split_files,
 )
 from src.engine.data.loading import announce
-from src.engine.data.split import check_fraction, check_shares
+from src.engine.data.split import check_fraction, check_paths, check_shares
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
@@ -39,6 +39,8 @@ class Clips(Dataset[Batch]):
         waveforms: (N, T) int16.
         targets: (N,) int64 class numbers.
     """
+
+    draws_by_itself = True  # see `BatchDataset`
 
     def __init__(self, waveforms: Tensor, targets: Tensor) -> None:
         self.waveforms = waveforms
@@ -125,6 +127,7 @@ class SpokenWordsDataModule(PartsDataModule):
             low, high = image_size / sample_rate, MAX_SAMPLES / sample_rate
             raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high:,.6g}")
         check_fraction(max_speed=max_speed, max_mask=max_mask)
+        check_paths(path, val_path, test_path, "recordings")
         check_shares(val_share, test_share)
         self.save_hyperparameters()
         self.paths = {"train": path, "val": val_path, "test": test_path}
@@ -155,7 +158,7 @@ class SpokenWordsDataModule(PartsDataModule):
         """Read and split the sounds, in every process."""
         if hasattr(self, "train_set"):
             return
-        if any(self.paths.values()):
+        if self.paths["train"]:
             files = labelled_files(self.paths, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
             self.refuse_new_classes(files)
             check_class_sizes(files)

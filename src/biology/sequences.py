@@ -22,7 +22,7 @@ from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import PartsDataModule
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Indices
-from src.engine.data.split import PARTS, check_shares, fold_samples, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
 from src.engine.system.randomness import derive_seed
 
@@ -102,8 +102,7 @@ class SequenceDataModule(PartsDataModule):
             raise InputError(f"variants {variants} does not go with kind {kind}: leave it out")
         if reverse_complement and (kind != "dna" or self.per_residue):
             raise InputError("reverse_complement is for kind dna that predicts number or class: leave it out")
-        if path is None and (val_path or test_path):
-            raise InputError("--data.val_path and --data.test_path need --data.path, the data to train on")
+        check_paths(path, val_path, test_path, "data")
         self.save_hyperparameters()
         self.options: Any = self.hparams
         self.batch_size = batch_size
@@ -262,6 +261,8 @@ class Sequences(Dataset[Batch]):
     Raises:
         InputError: a label is not one of the training part.
     """
+
+    draws_by_itself = True  # see `BatchDataset`
 
     def __init__(self, data: SequenceDataModule, records: list[Record]) -> None:
         self.data, self.predicts, self.records = data, data.options.predicts, records

@@ -49,6 +49,8 @@ class CaptionedImages(Dataset[Batch]):
     sounds: tuple[Tensor, list[list[int]]] | None = None
     """Waveforms (N, T) int16, and for each image the indices of the matching ones."""
 
+    draws_by_itself = True  # see `BatchDataset`
+
     def __init__(self, images: Any, captions: list[Any], matching: list[list[int]]) -> None:
         self.images = images
         self.captions = captions
@@ -192,8 +194,7 @@ class CaptionDataModule(BatchedDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer instead of training one on the captions; call before `setup`."""
-        if hasattr(self, "train_set"):
-            check_loaded(self, "tokens", self.tokenizer.state, state_dict["tokenizer"])
+        check_loaded(self, state_dict, "tokenizer")
         self.tokenizer, self._restored = restore_tokenizer(state_dict["tokenizer"]), True
         if state_dict.get("has_own_images") and self.files is None:  # paths are read from one's own runs only
             self._use_images(is_own=True)

@@ -232,8 +232,7 @@ class TextDataModule(BatchedDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer; call it before `prepare_data`."""
-        if hasattr(self, "train_set"):
-            check_loaded(self, "tokens", self.tokenizer.state, state_dict["tokenizer"])
+        check_loaded(self, state_dict, "tokenizer")
         self.tokenizer = self._restored = restore_tokenizer(state_dict["tokenizer"])
 
     def train_dataloader(self) -> DataLoader[Batch]:

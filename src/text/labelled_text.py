@@ -20,7 +20,7 @@ from src.engine.data.labelled_files import PartsDataModule
 from src.engine.data.labelled_tables import Columns, Row, read_columns
 from src.engine.data.labels import check_labels, label_order
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_shares, fold_samples, report_duplicates, stratified_indices
+from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError, check_least
 from src.text.labelled_sources import language_names, rt_polarity
@@ -150,8 +150,7 @@ class LabelledTextDataModule(PartsDataModule):
         check_least(1, batch_size=batch_size)
         check_shares(val_share, test_share)
         check_fold(fold, folds)
-        if path is None and (val_path or test_path):
-            raise InputError("--data.val_path and --data.test_path need --data.path, the table to train on")
+        check_paths(path, val_path, test_path, "table")
         self.save_hyperparameters()
         self.paths = {"train": path, "val": val_path, "test": test_path}
         self.text_column = text_column
@@ -206,8 +205,7 @@ class LabelledTextDataModule(PartsDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer and labels; call it before `setup`."""
         super().load_state_dict(state_dict)
-        if hasattr(self, "train_set"):
-            check_loaded(self, "tokens", self.tokenizer.state, state_dict["tokenizer"])
+        check_loaded(self, state_dict, "tokenizer")
         self.tokenizer = restore_tokenizer(state_dict["tokenizer"])
 
     def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ class TextClassifier(Classifier):
         head_lr: learning rate of the network's `head`. Default: the optimizer's.
         adversarial: adversarial training (Miyato et al. 2017): Euclidean length, at least 0, by which the embedding of
             each text is moved in the direction that increases its loss most. The loss is the mean of the losses with
-            and without the move; training takes longer. For comparison: the embedding of a token in
-            MiniLM has length 1.1. 0: off.
+            and without the move; training takes longer. For comparison: the embedding of a token in MiniLM has length
+            1.1. 0: off.
 
     Biases, norms and other vectors have no weight decay. For what is logged, predicted and raised see `Classifier`.
 

@@ -15,14 +15,13 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 
 from src.vision.sizes import check_sizes
-from src.vision.torchvision_net import build_net, check_name, read_weights, weights_file
+from src.vision.torchvision_net import MEAN, STD, build_net, check_name, read_weights, weights_file
 
 MAX_BOXES = 100  # predicted for an image; COCO counts no more
 CANDIDATES = 1000  # boxes of an image before non-maximum suppression
 ROUNDS = 20  # of non-maximum suppression: the longest chain of boxes each of which suppresses the next one
 KINDS = ("ssd300", "ssdlite320", "retinanet", "fcos", "fasterrcnn")  # first words of the names that torchvision has
 # The mean and standard deviation that images are normalised with.
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
 
 
 class Detector(nn.Module):

@@ -23,7 +23,7 @@ from src.engine.data.images import (
 from src.engine.data.labelled_files import Columns, PartsDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.data.split import check_shares
+from src.engine.data.split import check_paths, check_shares
 from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
 from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError, check_least
@@ -107,6 +107,7 @@ class ImageFolderDataModule(PartsDataModule):
         if not 0 < crop <= 1:
             raise InputError(f"crop {crop} is out of range: give a share of the area above 0 and up to 1")
         check_num_workers(num_workers)
+        check_paths(path, val_path, test_path, "images")
         check_shares(val_share, test_share)
         check_fold(fold, folds)
         self.save_hyperparameters()
@@ -135,7 +136,7 @@ class ImageFolderDataModule(PartsDataModule):
         """
         if hasattr(self, "train_set"):
             return
-        if not any(self.paths.values()):
+        if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
         found = labelled_files(self.paths, self.columns)
         self.refuse_new_classes(found)

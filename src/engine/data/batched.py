@@ -23,9 +23,15 @@ class BatchDataset(Dataset[Any]):
         return tuple(part[0] for part in self.__getitems__([index]))
 
 
-def check_loaded(data: Any, what: str, own: Any, saved: Any) -> None:
-    """Raise InputError if data that is set up differs from a checkpoint, which Lightning's Trainer loads afterwards."""
-    if hasattr(data, "train_set") and own != saved:
+def check_loaded(data: Any, saved: dict[str, Any], what: str) -> None:
+    """Raise InputError if data that is set up differs from a checkpoint, which Lightning's Trainer loads afterwards.
+
+    Args:
+        data: a DataModule.
+        saved: its state in the checkpoint.
+        what: the key that is compared.
+    """
+    if hasattr(data, "train_set") and data.state_dict()[what] != saved[what]:
         raise InputError(
             f"the data was set up with other {what} than the checkpoint has: build it with"
             f" {type(data).__name__}.load_from_checkpoint(path)"

@@ -65,8 +65,6 @@ def labelled_files(
     Raises:
         InputError: there is no such folder or table, there are no files, or a class has none in the training part.
     """
-    if not paths["train"]:
-        raise InputError(f"--data.val_path and --data.test_path need --data.path, the {kind} to train on")
     found = [
         one._replace(part=part)
         for part, path in paths.items()
@@ -275,6 +273,6 @@ class PartsDataModule(BatchedDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's labels; call before `setup`."""
-        check_loaded(self, "labels", self.labels, list(state_dict["labels"]))
+        check_loaded(self, state_dict, "labels")
         self.labels = self.restored = list(state_dict["labels"])
         self.restored_sizes = dict(state_dict.get("sizes", {}))

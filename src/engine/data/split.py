@@ -118,6 +118,12 @@ def fold_samples(
     return {**parts, "train": train, "val": val}
 
 
+def check_paths(path: str | None, val_path: str | None, test_path: str | None, what: str) -> None:
+    """Raise InputError if parts for validation or test are given without one to train on; `what` they are."""
+    if not path and (val_path or test_path):
+        raise InputError(f"--data.val_path and --data.test_path need --data.path, the {what} to train on")
+
+
 def check_shares(val_share: float, test_share: float) -> None:
     """Raise InputError if a share is out of range, or validation and test leave nothing to train on."""
     for name, share in (("val_share", val_share), ("test_share", test_share)):

@@ -23,7 +23,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from src.engine.system.batches import plain_labels
 from src.engine.system.classes import Tree, differences
-from src.engine.system.errors import InputError, UnwritableError
+from src.engine.system.errors import FULL, InputError, UnwritableError
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interrupted
 
@@ -106,7 +106,7 @@ def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
     free = shutil.disk_usage(run).free
     number = system.errno if system else errno.ENOSPC if free < need else None
     reason = os.strerror(number) if number else str(error)
-    if number in (errno.ENOSPC, errno.EDQUOT):
+    if number in FULL:
         known = f" and {free / 2**20:.1f} MB are free" if number == errno.ENOSPC else ""  # not those of a quota
         reason += f": it needs about {need / 2**20:.1f} MB{known}; free some space"
     return UnwritableError(f"{path} cannot be written ({reason}); earlier checkpoints are unchanged")

@@ -163,15 +163,15 @@ def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
         parent: folder of the runs with one name.
         automatic: leave out runs that another job will continue.
     """
-    wait, of_others = WORKER_SECONDS, 0
+    wait, is_said = WORKER_SECONDS, False
     for folder in sorted(_versions(parent), key=version, reverse=True):
         if is_finished(folder) or not any(checkpoints_of(folder)):
             continue
         if automatic and not all(may_continue(folder) for may_continue in hooks("may_continue")):
-            if not of_others:
+            if not is_said:
                 by_hand = f"to continue it give --run {relative(folder)} --ckpt_path last"
                 rank_zero_info(f"{relative(folder)} is a run of another job, as others may be: {by_hand}")
-            of_others += 1
+            is_said = True
             continue
         try:
             lock_run(folder, wait).release()

@@ -17,6 +17,7 @@ from src.engine.cli.config import Option, full_option
 from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError
+from src.engine.system.settings import flat
 
 KINDS = ("float", "int", "categorical")
 DISTRIBUTIONS: dict[str, Any] = dict(
@@ -81,7 +82,7 @@ def check_space(spec: dict[str, Any], given: str) -> None:
             if wanted == []:
                 raise InputError(f"{given}: {name}: when {other} has no value: give one, or a list of them")
             known = space[other].get("categorical")
-            for value in (wanted if isinstance(wanted, list) else [wanted]) if known else ():
+            for value in _choices(wanted) if known else ():
                 if value not in known:
                     raise InputError(f"{given}: {name}: when {other} is {value!r}, which is not among {short(known)}")
 
@@ -121,7 +122,12 @@ def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
 def first_values(space: dict[str, Any]) -> dict[str, Any]:
     """The first value of each entry that does not depend on another."""
     given = {name: one for name, one in space.items() if not one.get("when")}
-    return {name: next(one[kind] for kind in KINDS if kind in one)[0] for name, one in given.items()}
+    return {name: _first(one) for name, one in given.items()}
+
+
+def _first(entry: dict[str, Any]) -> Any:
+    """The first value of an entry."""
+    return next(entry[kind] for kind in KINDS if kind in entry)[0]
 
 
 def conditional_values(space: dict[str, Any], name: str, alone: bool = False) -> dict[str, Any]:
@@ -133,30 +139,28 @@ def conditional_values(space: dict[str, Any], name: str, alone: bool = False) ->
     for one in reversed(list(space)[: list(space).index(name) + 1]):
         if one == name or one in wanted:
             conditions = space[one].get("when", {}).items()
-            wanted |= {key: value[0] if isinstance(value, list) else value for key, value in conditions}
+            wanted |= {key: _choices(value)[0] for key, value in conditions}
     found: dict[str, Any] = {}
     for key, one in space.items():
         if _applies(one, found):
-            found[key] = wanted.get(key, next(one[kind] for kind in KINDS if kind in one)[0])
+            found[key] = wanted.get(key, _first(one))
     return {key: value for key, value in found.items() if not alone or key in {*wanted, name}}
+
+
+def _choices(wanted: Any) -> list[Any]:
+    """What a `when` asks for: one value, which may be null, or a list."""
+    return wanted if isinstance(wanted, list) else [wanted]
 
 
 def _applies(entry: dict[str, Any], found: dict[str, Any]) -> bool:
     """Whether the values that were found for other entries are those of the entry's `when`."""
     conditions = entry.get("when", {}).items()
-    return all(found.get(key) in (value if isinstance(value, list) else [value]) for key, value in conditions)
+    return all(found.get(key) in _choices(value) for key, value in conditions)
 
 
-def what_is_trained(recipe: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """The settings of a recipe by dotted name, without those that say where to train."""
-    found: dict[str, Any] = {}
-    for key, value in recipe.items():
-        name = f"{above}.{key}".lstrip(".").replace(".init_args", "")
-        if isinstance(value, dict):
-            found |= what_is_trained(value, name)
-        elif not says_where(name):
-            found[name] = value
-    return found
+def what_is_trained(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe by option name, without those that say where to train."""
+    return {name: value for name, value in flat(recipe).items() if not says_where(name)}
 
 
 def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[str, Any], folder: Path) -> None:

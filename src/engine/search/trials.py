@@ -1,7 +1,6 @@
 """Runs the trials of a search."""
 
 import argparse
-import errno
 import io
 import os
 import socket
@@ -24,12 +23,10 @@ from src.engine.runs.runs import checkpoints_of, lock_run
 from src.engine.search.pruning import Pruning
 from src.engine.search.search import DONE, Search, build_run, instantiate, open_search, queue_again, trials_of
 from src.engine.search.space import suggest
-from src.engine.system.errors import InputError, UnwritableError, cause_of
+from src.engine.system.errors import FULL, InputError, UnwritableError, cause_of
 from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import shown
 from src.engine.training.checks import DEFAULT_MONITOR
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:

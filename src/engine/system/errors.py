@@ -13,6 +13,7 @@ from types import FrameType
 from typing import NoReturn
 
 GUIDE = "see docs/your_own.md"
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 UNUSABLE_GPU = re.compile("NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable")
 MEMORY = re.compile("(out of|allocate)( shared)? memory")  # of a GPU; of a CPU; between processes
 
@@ -131,7 +132,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         return f"run folder {folder} is gone, deleted or renamed during the run"
     if isinstance(error, UnwritableError):
         return text
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         unnamed = "standard output" if folder is None else "the run folder"
         return f"{error.filename or unnamed} cannot be written ({error.strerror}): free some space"
     first, *more = str(error).strip().splitlines() or ["MemoryError"]
