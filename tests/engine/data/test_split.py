@@ -1,6 +1,7 @@
 """Folds for cross-validation."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from src.engine.data.folds import check_fold
+from src.engine.data.labelled_files import LabelledFile, split_files
 from src.engine.data.split import stratified_split, with_fold
 from src.engine.system.errors import InputError
 from tests.contract import check_folds
@@ -67,3 +69,15 @@ def test_samples_of_one_patient_are_in_one_part_and_one_fold(kind: Any) -> None:
         found = [{patients[index] for index in part} for part in parts]
         assert sum(map(len, found)) == 30
         assert all(sum(patient % 2 for patient in part) == len(part) / 2 for part in found)
+
+
+def test_speakers_whose_first_words_differ_are_split_in_the_given_shares() -> None:
+    files = [
+        LabelledFile(f"{speaker} {turn}", Path("x.wav"), f"word {(speaker + turn) % 8}", f"speaker {speaker}")
+        for speaker in range(24)
+        for turn in range(8)
+    ]
+    parts = split_files(files, files, range(len(files)), (0.1, 0.1), "sounds")
+    speakers = {part: {file.group for file, _ in own} for part, own in parts.items()}
+    assert {part: len(own) for part, own in speakers.items()} == {"train": 20, "val": 2, "test": 2}
+    assert len(set.union(*speakers.values())) == 24
