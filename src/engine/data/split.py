@@ -119,7 +119,7 @@ def fold_samples(
 
 
 def check_paths(path: str | None, val_path: str | None, test_path: str | None, what: str) -> None:
-    """Raise InputError if parts for validation or test are given without one to train on; `what` they are."""
+    """Raise InputError if validation or test has a path, and training has none; `what` is to train on, for messages."""
     if not path and (val_path or test_path):
         raise InputError(f"--data.val_path and --data.test_path need --data.path, the {what} to train on")
 
