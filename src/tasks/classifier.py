@@ -168,7 +168,7 @@ class Classifier(Task):
                 f"{type(self.net).__name__} returns shape {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
                 f" {name} with {self.num_classes} classes needs {expected}"
             )
-        if not self._checked:  # once: it waits for the device
+        if self.reads(targets):
             found = targets[(targets != IGNORED) & ((targets < 0) | (targets >= self.num_classes))]
             if len(found):
                 raise InputError(

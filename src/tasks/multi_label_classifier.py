@@ -80,7 +80,12 @@ class MultiLabelClassifier(Task):
                 f"{type(self.net).__name__} returns logits {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
                 f" {type(self).__name__} needs {(len(targets), self.num_classes)} for both"
             )
-        known = targets >= 0  # false for -100 and NaN
+        known = (targets != IGNORED) & ~targets.isnan()
+        if self.reads(targets) and len(wrong := targets[known & ((targets < 0) | (targets > 1))]):
+            raise InputError(
+                f"target {wrong[0].item():g} is not one of {type(self).__name__}: give 1 where a label applies, 0 where"
+                f" it does not, and {IGNORED} where it is unknown"
+            )
         weight = known.sum()
         target = torch.where(known, targets, 0).to(logits.dtype)
         # Where a target is unknown, a very negative logit for a target of 0 adds nothing to the loss.

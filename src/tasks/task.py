@@ -138,6 +138,10 @@ class Task(LightningModule):
         """The `predictions` for a batch, or for one input tensor."""
         return self.predictions(*((batch,) if isinstance(batch, Tensor) else batch[:-1]))
 
+    def reads(self, targets: Tensor) -> bool:
+        """Whether to check the values of targets; on a GPU, where that waits, only those of the first batch."""
+        return not self._checked or targets.device.type == "cpu"
+
     def check(self, result: Any) -> tuple[Tensor, dict[str, Any]]:
         """The result of `step`; the first one is checked.
 

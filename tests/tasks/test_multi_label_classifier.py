@@ -80,6 +80,10 @@ def test_what_does_not_fit_is_one_line() -> None:
     task = MultiLabelClassifier(nn.Linear(4, 3), num_classes=3)
     with pytest.raises(InputError, match=r"Linear returns logits \(60, 3\) for targets \(60,\): .* needs \(60, 3\)"):
         task.step((X, Y[:, 0]))
+    task.check(task.step((X, Y.bool())))
+    for wrong, name in ((2 * Y - 1, "-1"), (2 * Y, "2"), (255 * Y.float(), "255")):  # also after the first batch
+        with pytest.raises(InputError, match=f"target {name} is not one of MultiLabelClassifier: give 1 where a label"):
+            task.step((X, wrong))
     with pytest.raises(InputError, match=r"threshold 1 is out of range: give a probability between 0 and 1"):
         MultiLabelClassifier(nn.Linear(4, 3), num_classes=3, threshold=1)
     with pytest.raises(InputError, match="Linear has no attribute num_classes: pass num_classes to MultiLabel"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from src.engine.system.classes import nearest
-from src.engine.system.errors import InputError, cause_of, machine_fault, raised_in, report
+from src.engine.system.errors import InputError, cause_of, machine_fault, raised_by_lightning, raised_in, report
 from src.engine.system.hooks import bare_flags
 from src.engine.system.interruption import Interrupted, Interruption
 
@@ -44,7 +44,10 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
         if "--debug" in sys.argv:
             raise
         cause = cause_of(error)
-        if isinstance(cause, InputError) or raised_in(cause, "forward"):
+        # By name: importing Lightning would take seconds.
+        is_refused = isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
+        is_refused = is_refused and raised_by_lightning(cause)
+        if isinstance(cause, InputError) or raised_in(cause, "forward") or is_refused:
             report(cause)
         if (fault := machine_fault(cause)) is None:
             raise
@@ -89,10 +92,10 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
 
 
 def _set_aside(args: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """The words of a command line, and its options with a prefix, each joined with its value.
+    """Split a command line into words, and options with a prefix, each joined with its value.
 
-    argparse would take a value, or a word with a blank, for an input. Where an option was, `prefix` stays in the words:
-    it ends the values of the option before it.
+    argparse would read such a value, or a word with a blank, as an input. `prefix` marks each option's place in the
+    words: it ends the values of the option before.
     """
     words: list[str] = []
     found: list[str] = []
@@ -151,7 +154,7 @@ def new_output(option: str, given: str) -> Path:
         InputError: the path exists, or its folder does not.
     """
     path = Path(given).expanduser().absolute()
-    if path.exists():
+    if path.exists() or path.is_symlink():  # perhaps to a file that is not there yet
         raise InputError(f"{option} {given} already exists: give another name, or remove it")
     if not path.parent.is_dir():
         raise InputError(f"{option} {given}: there is no folder {path.parent}; make it first")

@@ -104,7 +104,7 @@ def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
     converting = csv.ConvertOptions(default_column_type=pa.string())
     batches = csv.open_csv(path, reading, parsing, converting)
     names: list[str] = batches.schema.names
-    return names, _from_batches(_count_lines(batches, columns, path) if set(columns) <= {*names} else batches, columns)
+    return names, _from_batches(_count_lines(batches, path) if set(columns) <= {*names} else batches, columns)
 
 
 def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[Batch]:
@@ -113,13 +113,13 @@ def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[Batch]:
         yield tuple(batch.column(column) for column in columns)
 
 
-def _count_lines(batches: Any, columns: Sequence[str], path: Path) -> Iterator[Any]:
+def _count_lines(batches: Any, path: Path) -> Iterator[Any]:
     """The batches; in the end reports how many rows have several lines, as after a stray quotation mark."""
     from pyarrow import compute
 
     count = first = start = 0
     for batch in batches:
-        found = [one for one in map(batch.column, columns) if _has_line_break(one)]
+        found = [one for one in batch.columns if _has_line_break(one)]
         has_line = [compute.match_substring_regex(one, "[\n\r]") for one in found]
         if has_line and (rows := compute.indices_nonzero(reduce(compute.or_, has_line)).to_pylist()):
             count, first = count + len(rows), first or start + rows[0] + 1

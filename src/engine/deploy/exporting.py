@@ -1,6 +1,7 @@
 """Export a trained model for other programs: `python -m src.export --help`."""
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
@@ -70,7 +71,7 @@ def export(args: list[str]) -> None:
                 print(f"accuracy on the validation part {before:.2%} in float32 and {after:.2%} in int8")
             formats.write_extras(reference, path, lines)
             written = sorted(Path(folder).iterdir())
-            if existing := [path.name for path in written if (output.parent / path.name).exists()]:
+            if existing := [path.name for path in written if os.path.lexists(output.parent / path.name)]:
                 raise InputError(f"{output.parent / existing[0]} already exists: give another --output")
             for path in written:
                 path.rename(output.parent / path.name)

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from src.engine.data.loading import IGNORED
 from src.engine.deploy.prepare import Inputs, Normalise, kind_of, prepare_inputs
 from src.engine.deploy.rebuild import build, load_model
-from src.engine.runs.checkpoint import PATHS, checkpoint_errors, own_configuration, read_checkpoint, restore_data
+from src.engine.runs.checkpoint import (
+    CONTENT_ERRORS,
+    PATHS,
+    checkpoint_errors,
+    own_configuration,
+    read_checkpoint,
+    reason_of,
+    restore_data,
+)
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
 from src.engine.system.addresses import local_name
@@ -88,12 +96,12 @@ class Inference(LightningModule):
         if missing := [name for name in self.missing_paths if name[5:] in needed]:
             option = ".".join(missing[0].split(".")[:2])  # of a class within, all of it
             raise InputError(
-                f"--{option} is missing: its saved value is, or looks like, a path, which is read only from your own"
-                f" runs in logs/: give it, as in --{option}=VALUE"
+                f"--{option} is missing: its saved value is or looks like a path; paths are read only from your own"
+                f" runs in logs/: give --{option}=VALUE"
             )
+        with _argument_errors(data) if data else checkpoint_errors(str(self.path)), constructor_errors():
+            self.data: Any = build({**spec, "init_args": {**spec.get("init_args", {}), **(data or {})}})
         with checkpoint_errors(str(self.path)):
-            with constructor_errors():
-                self.data: Any = build({**spec, "init_args": {**spec.get("init_args", {}), **(data or {})}})
             restore_data(self.checkpoint, self.data)
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
         only_writes = hasattr(self.data, "tokenizer") and not hasattr(self.data, "prepare")
@@ -252,6 +260,16 @@ class Inference(LightningModule):
         if all(seen):
             metrics = self.task.metrics["test"].compute()
             self.scores = {name: value.item() for name, value in metrics.items()}
+
+
+@contextmanager
+def _argument_errors(data: dict[str, Any]) -> Iterator[None]:
+    """Turn errors of a DataModule's constructor into InputErrors that name the arguments given to it."""
+    try:
+        yield
+    except CONTENT_ERRORS as error:
+        given = " ".join(f"--data.{name} {value}" for name, value in data.items())
+        raise InputError(f"{given}: {error if isinstance(error, InputError) else reason_of(error)}") from error
 
 
 def _has(task: Any, method: str) -> bool:

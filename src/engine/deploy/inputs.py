@@ -69,8 +69,8 @@ def find_images(
         return next((name for name in above if name in labels), Path(os.path.abspath(file)).parent.name)
 
     for given in paths:
-        path = Path(given).expanduser()
-        if not path.is_dir():
+        path = Path(os.path.expanduser(given))  # unlike pathlib's, raises no errors
+        if not os.path.isdir(path):
             yield Input(given, path, truth=truth and true_value(path, path.parent))
             continue
         files = list(find_files(path, suffixes, skipped))
@@ -121,8 +121,8 @@ def _rows(
 ) -> Iterator[tuple[str, tuple[Any, ...], str]]:
     """Name, values and error of each row; for `columns` see `stream_columns`."""
     for given in paths:
-        path = Path(given).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(given))  # unlike pathlib's, raises no errors
+        if os.path.isdir(path):
             yield given, (None,) * len(columns), "a folder; give files"
             continue
         number = 0

@@ -1,6 +1,7 @@
 """Predict on your own files with a trained model: `python -m src.predict --help`."""
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -183,7 +184,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
             raise InputError(f"{given}: only one process can read it: leave out --num_workers and --devices")
     options.addresses, options.reasons = {}, {}
     options.inputs = [_copied(given, options.addresses, options.reasons) for given in options.inputs]
-    if not any(Path(given).expanduser().exists() for given in options.inputs):
+    # Not pathlib, which raises errors for a text in place of a path, and for names such as ~$reviews.csv.
+    if not any(os.path.exists(os.path.expanduser(given)) for given in options.inputs):
         reason = f"{options.inputs[0]}: no such file or folder; give images, folders of them, tables or files of texts"
         raise InputError(next(iter(options.reasons.values()), reason))
     return options

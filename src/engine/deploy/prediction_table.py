@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import signal
 import zlib
@@ -124,7 +125,7 @@ class PredictionTable(Callback):
                     for line in filter(None, chain.from_iterable(zip_longest(*parts))):  # one of each in turn
                         self._write(json.loads(line), counts=True)
                 self._writer.close()
-            if taken := next((path for path in (self.path, *self.beside) if path.exists()), None):
+            if taken := next((path for path in (self.path, *self.beside) if os.path.lexists(path)), None):
                 kept, self.folder = self.folder, None  # not removed
                 raise InputError(f"{taken} was written by another run meanwhile: the predictions are in {kept}")
             for folder in self.beside:

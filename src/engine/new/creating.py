@@ -154,6 +154,10 @@ def _ask(options: argparse.Namespace) -> None:
     """Ask for folder, content and parts on a terminal, with the lines and packages that each costs."""
     template = Template(ROOT)
     options.folder = input("Folder of the new project, such as ../tumours: ").strip()
+    if not options.folder:
+        raise InputError("no folder is given; nothing is written")
+    name = new_output("folder", options.folder).name
+    _check_name(f"{options.folder}: the name", name, "../tumours, or give options, such as --name")
     print("\nWhat it starts with, and the lines of its src/:")
     starts = {f"{name}: {about['about']}": Choice("example", name, parts=[]) for name, about in kinds(ROOT).items()}
     for name, path in recipes(template).items():
@@ -190,8 +194,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "--with",
         dest="parts",
         action="append",
-        help="commands and parts, separated by commas, as in predict,serve; train is always there; default,serve adds"
-        f" to the default, which is what the kind says, or {','.join(DEFAULT)}",
+        help="commands and parts besides train, separated by commas, as in predict,serve; default,serve: the default"
+        f" and serve; default: the kind's own, or {','.join(DEFAULT)}",
     )
     parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
     parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")

@@ -37,6 +37,11 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
         InputError: the project notes no commit of this clone, or has changes that are not committed.
     """
     noted = _noted(project)
+    if "default" in recipes and "default" not in noted["recipes"] and not noted["kind"]:
+        raise InputError(
+            f"--update {project}: --recipe default is configs/default.yaml, and yours stays: give another recipe, or"
+            f" copy {root / 'configs/default.yaml'} into the project by another name"
+        )
     status = git(project, "status", "--porcelain", "--", ".", check=False)
     if status.returncode:
         raise InputError(
@@ -49,9 +54,9 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
         raise InputError(f"--update {project}: {reason}")
     if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
         raise InputError(
-            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from: give a full"
-            " clone (git fetch --unshallow); if it was made of a copy without history, write the commit of that copy"
-            " into its pyproject.toml, below [tool.lightning-starter]"
+            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from: update this"
+            " clone (git pull, or git fetch --unshallow if it is a shallow one); if the project was made of a copy"
+            " without history, write the commit of that copy into its pyproject.toml, below [tool.lightning-starter]"
         )
     if not (project / noted["package"] / "engine").is_dir():
         raise InputError(
@@ -72,9 +77,9 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
     lines = (f"{'merged   ' if (project / path).exists() else 'removed  '} {path}" for path in merged)
     for line in (*lines, *(f"conflict  {path}" for path in conflicts)):
         print(line)
-    if conflicts:
+    if any(": " not in line for line in conflicts):
         print("search the conflicts for <<<<<<<, and edit them", file=sys.stderr)
-    print(f"{project} is now at {commit_of(root)[:12]}; see git diff, run make test, and commit", file=sys.stderr)
+    print(f"{project} is now at {commit_of(root)[:12]}; see git status, run make test, and commit", file=sys.stderr)
     return 1 if conflicts else 0
 
 
@@ -82,7 +87,11 @@ def _noted(project: Path) -> dict[str, Any]:
     try:
         text = (project / "pyproject.toml").read_text(encoding="utf-8")
         return dict(tomllib.loads(text)["tool"]["lightning-starter"])
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(
+            f"--update {project}: its pyproject.toml cannot be read ({error}): settle the conflicts in it first"
+        ) from error
+    except (OSError, KeyError) as error:
         raise InputError(
             f"--update {project}: not made from this template: its pyproject.toml has no [tool.lightning-starter]"
         ) from error
@@ -96,6 +105,8 @@ def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
     # A new project could not have the name of this one, if its package is installed, or the name is taken since.
     code = (
         "import src.engine.new.creating as creating; creating._check_name = lambda *_: None;"
+        " creating._taken = lambda _, name, __: f'what is added has files named {name} too: rename yours, write the new"
+        " name into pyproject.toml, below [tool.lightning-starter], and commit';"
         "import importlib.util as util, runpy; find = util.find_spec;"
         f" util.find_spec = lambda name, *more: None if name == {noted['package']!r} else find(name, *more);"
         " runpy.run_module('src.new', run_name='__main__')"

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 GUIDE = "see docs/your_own.md"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
+UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 UNUSABLE_GPU = re.compile("NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable")
 MEMORY = re.compile("(out of|allocate)( shared)? memory")  # of a GPU; of a CPU; between processes
 
@@ -135,6 +136,10 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if isinstance(error, OSError) and error.errno in FULL:
         unnamed = "standard output" if folder is None else "the run folder"
         return f"{error.filename or unnamed} cannot be written ({error.strerror}): free some space"
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename:
+        return f"{str(error.filename)[:200]} cannot be used ({error.strerror}): give another path"
+    if isinstance(error, RuntimeError) and text == "Could not determine home directory.":
+        return "a path begins with ~ and the name of no user: give it in full, or as ./~name"
     first, *more = str(error).strip().splitlines() or ["MemoryError"]
     reason = more[-1] if more and first.startswith("Caught ") else first  # in a process that loads data
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(reason)):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from src import export, serve, tune
-from src.engine.cli.command import command_parser, parse_words, run_command
+from src.engine.cli.command import command_parser, new_output, parse_words, run_command
 from src.engine.system import quiet
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import SIGNALS, Interrupted
@@ -58,6 +58,13 @@ def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(capsys: p
     assert capsys.readouterr().err == line
     with pytest.raises(ZeroDivisionError):
         run_command(lambda args: fail(ZeroDivisionError()))
+
+
+def test_a_link_to_nothing_is_not_replaced(tmp_path: Path) -> None:
+    link = tmp_path / "out.csv"
+    link.symlink_to(tmp_path / "gone.csv")
+    with pytest.raises(InputError, match=r"--output .*out\.csv already exists"):
+        new_output("--output", str(link))
 
 
 def test_debug_shows_the_traceback_of_every_command(monkeypatch: pytest.MonkeyPatch) -> None:

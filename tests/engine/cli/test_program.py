@@ -89,6 +89,14 @@ def broken_files(folder: Path) -> None:
             "patience null: expected int",
         ),
         ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
+        (
+            "--trainer.check_val_every_n_epoch 0",
+            "--trainer.check_val_every_n_epoch 0: give at least 1, or --trainer.lim",
+        ),
+        (
+            "--trainer.val_check_interval 0",
+            "--trainer.val_check_interval 0: give at least 1, or --trainer.limit_val_ba",
+        ),
         ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches 0 is too small: give at least 1"),
         ("--seed_everything -1", "-1 is not in bounds"),
         ("--trainer.max_epochs -5", "`max_epochs` must be a non-negative integer or -1"),

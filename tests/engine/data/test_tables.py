@@ -35,8 +35,13 @@ def test_rows_of_several_lines_are_counted_and_the_first_is_named(tmp_path: Path
     assert messages == [wanted]
     assert len(list(stream_columns(Path(path), {"text": "--text_column"}))) == 27
     assert messages == [wanted, wanted]
+    rows = [f"row {number},{number % 2},fine" for number in range(1, 61)]
+    rows[7], rows[40] = 'row 8,0,"great', 'row 41,1,great"'  # in a column that is not read
+    more = write(tmp_path / "more.csv", "text,label,comment\n" + "\n".join(rows) + "\n")
+    assert len(read_table(more, "text", "label")) == 27
+    assert messages[2:] == [wanted.replace(path, more)]
     read_table(write(tmp_path / "plain.csv", "text,label\na,1\n"), "text", "label")
-    assert len(messages) == 2
+    assert len(messages) == 3
 
 
 MARK = "\ufeff"

@@ -70,10 +70,18 @@ def test_a_saved_value_that_looks_like_a_path_is_refused_from_elsewhere(run_in_u
     path = str(run_in_units / "checkpoints" / "last.ckpt")
     with pytest.raises(
         InputError,
-        match=r"^--data\.unit is missing: its saved value is, or looks like, a path, which is read only from",
+        match=r"^--data\.unit is missing: its saved value is or looks like a path; paths are read only from",
     ):
         Inference(path, trust=[TRUSTED])
     assert Inference(path, data={"unit": "m/s"}, trust=[TRUSTED]).data.unit == "m/s"
+
+
+@pytest.mark.parametrize(("value", "reason"), [(0, "batch_size 0 is too small"), ("big", "TypeError")])
+def test_a_wrong_argument_of_the_data_is_not_blamed_on_the_checkpoint(
+    toy_checkpoint: str, value: Any, reason: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^--data\.batch_size {value}: {reason}"):
+        Inference(toy_checkpoint, data={"batch_size": value}, trust=["tests.toy"])
 
 
 def test_a_saved_path_from_elsewhere_is_left_out(run_in_units: Path) -> None:

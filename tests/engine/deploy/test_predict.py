@@ -145,6 +145,14 @@ def test_texts_of_lines_and_tables_are_classified(toy_texts: str, text_files: li
         assert part[0]["probability_good"] == pytest.approx(rows[0]["probability_good"], abs=0.02)
 
 
+def test_no_path_stops_the_rows_of_others(toy_texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("good.csv", "~$good.csv"):  # an office program's name for a file that is open
+        (tmp_path / name).write_text("words\na fine film\n")
+    assert predict([*of(toy_texts), "good.csv", "~$good.csv", "a fine film " * 30, "--output", "out.csv"]) == 3
+    assert [row["label"] for row in rows_of(tmp_path / "out.csv")] == ["good", "good", ""]
+
+
 def test_a_text_that_cannot_be_prepared_is_an_error_in_its_row_only(
     toy_texts: str, text_files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +304,14 @@ CANNOT = [
     (("{image}", "--output", "out.csv", "--batch_sise", "1"), r"no such option.*--batch_size"),
     (("{image}", "--output", "out.csv", "--accelerator", "gpu"), r"--accelerator gpu: this machine has none"),
     (("{image}", "--output", "out.csv", "--ckpt_path", "no.ckpt"), r"--ckpt_path no.ckpt: no such file"),
+    (("{image}", "--output", "out.csv", "--devices", "0"), r"error: .*devices='0'"),
+    (("{image}", "--output", "out.csv", "--devices", "-1", "--accelerator", "cpu"), r"error: .*devices"),
+    (("{image}", "--output", "out.csv", "--precision", "12"), r"error: Precision '12' is invalid"),
+    (("a pasted text " * 30, "--output", "out.csv"), r"a pasted text .*: no such file or folder"),
+    (
+        ("{image}", "--output", "out.csv", "--ckpt_path", "a" * 300),
+        r"error: a{200} cannot be used \(File name too long",
+    ),
 ]
 
 

@@ -1,5 +1,6 @@
 """What `src.new` writes, lists and refuses."""
 
+import argparse
 import os
 import pty
 import re
@@ -16,7 +17,7 @@ import yaml
 from src import ROOT
 from src.engine.new import creating
 from src.engine.new import template as template_module
-from src.engine.new.creating import new
+from src.engine.new.creating import _ask, new
 from src.engine.new.project import Choice, Project, kinds
 from src.engine.new.template import Template, commit_of, git
 from src.engine.system.errors import InputError
@@ -175,7 +176,7 @@ def test_a_dry_run_lists_the_files_with_their_lines_and_writes_nothing(
             rf"mine: nothing is chosen for this project: give --kind classification or .* --recipe with one of {FIRST}",
         ),
         ("there --kind lightning", "folder there already exists: give another name"),
-        ("link --kind lightning", "link cannot be written: Not a directory; nothing is left of it"),
+        ("link --kind lightning", "folder link already exists: give another name"),
         ("no/where --kind lightning", "there is no folder .*no; make it first"),
         ("mine --kind lightnin", "--kind lightnin: no such kind, did you mean lightning?"),
         (f"mine --recipe {OTHER}s", f"--recipe {OTHER}s: no such recipe, did you mean {OTHER}"),
@@ -308,6 +309,14 @@ def test_the_first_commit_needs_no_identity_hooks_or_keys_of_the_user(
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # of a hook that runs this
     project = make(tmp_path / "mine", "--kind", "lightning", "--author", "Ada")
     assert git(project, "log", "--format=%s").stdout == "New project from lightning-starter\n"
+
+
+def test_a_folder_that_cannot_be_made_is_refused_after_the_first_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    for answer, message in (("../my-project", "the name my-project is not"), (str(ROOT), "exists"), ("", "no folder")):
+        answers = iter([answer])
+        monkeypatch.setattr("builtins.input", lambda _, answers=answers: next(answers))
+        with pytest.raises(InputError, match=message):
+            _ask(argparse.Namespace())
 
 
 @pytest.mark.slow

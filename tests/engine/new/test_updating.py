@@ -13,7 +13,7 @@ from src.engine.new.template import git
 from src.engine.new.updating import BUILT_IN, _merge, update
 from src.engine.system.errors import InputError
 from tests.conftest import copy_of_the_repository
-from tests.engine.new.projects import OTHER
+from tests.engine.new.projects import DOMAIN, OTHER
 
 ENGINE, SUMMARY = "src/engine/system/quiet.py", "src/engine/cli/summary.py"
 
@@ -238,12 +238,29 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
     noted = re.findall('commit = "(.*)"', (project / "pyproject.toml").read_text())[0]
     replace(project / "pyproject.toml", noted, "unknown")
     save(project)
-    with pytest.raises(InputError, match=r"has no commit unknown.*if it was made of a copy without history, write"):
+    with pytest.raises(
+        InputError, match=r"has no commit unknown.*if the project was made of a copy without history, write"
+    ):
         update(template, project)
     replace(project / "pyproject.toml", '"unknown"', f'"abcdef{noted}"')
     save(project)
-    with pytest.raises(InputError, match=r"has no commit abcdef.*full clone"):
+    with pytest.raises(InputError, match=r"has no commit abcdef.*update this clone \(git pull"):
         update(template, project)
+    replace(project / "pyproject.toml", f"abcdef{noted}", noted)
+    replace(project / "pyproject.toml", 'kind = "regression"', 'kind = ""')
+    save(project)
+    with pytest.raises(InputError, match=r"--recipe default is configs/default\.yaml, and yours stays"):
+        update(template, project, recipes=["default"])
+    replace(project / "pyproject.toml", 'kind = ""', 'kind = "regression"')
+    replace(project / "pyproject.toml", 'name = "mine"', f'name = "{DOMAIN}"')
+    replace(project / "pyproject.toml", 'name = "mine"', f'name = "{DOMAIN}"')
+    save(project)
+    with pytest.raises(InputError, match=rf"what is added has files named {DOMAIN} too: rename yours"):
+        update(template, project, recipes=[OTHER])
+    (project / "pyproject.toml").write_text("<<<<<<< yours\n")
+    with pytest.raises(InputError, match=r"its pyproject\.toml cannot be read .* settle the conflicts in it first"):
+        update(template, project)
+    git(project, "checkout", "--quiet", ".")
     assert git(project, "status", "--porcelain").stdout == ""
 
 
