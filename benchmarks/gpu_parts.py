@@ -65,7 +65,7 @@ def command(*words: str) -> float:
 
 def digits(options: Any) -> list[str]:
     """The words for the data of MNIST."""
-    return [f"--data.data_dir={options.data_dir}"] if options.data_dir else ["--data.source=sample"]
+    return [f"--data.data_dir={Path(options.data_dir).resolve()}"] if options.data_dir else ["--data.source=sample"]
 
 
 def alternate(options: Any, ours: Callable[[], float], theirs: Callable[[], float], name: str) -> Values:

@@ -18,7 +18,7 @@ from src.audio.speech_commands import speech_commands
 from src.engine.data.download import DownloadError
 from src.engine.data.labelled_files import (
     Columns,
-    PartsDataModule,
+    LabelledDataModule,
     check_class_sizes,
     labelled_files,
     read_all,
@@ -55,7 +55,7 @@ class Clips(Dataset[Batch]):
         return self.waveforms[rows] / 2**15, self.targets[rows]
 
 
-class SpokenWordsDataModule(PartsDataModule):
+class SpokenWordsDataModule(LabelledDataModule):
     """Recordings of single words, as log-mel spectrograms.
 
     Args:

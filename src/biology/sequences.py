@@ -19,7 +19,7 @@ from src.biology.sequence_files import FASTA, FASTQ, Record, read_records
 from src.biology.sequence_sources import SOURCES, load_source
 from src.biology.smiles import TOKEN, read_smiles, without_directions, write_smiles
 from src.engine.data.folds import check_fold
-from src.engine.data.labelled_files import PartsDataModule
+from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Indices
 from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_split
@@ -36,7 +36,7 @@ EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "p
 HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
 
 
-class SequenceDataModule(PartsDataModule):
+class SequenceDataModule(LabelledDataModule):
     """Sequences with targets: numbers, classes or residues.
 
     Args:
@@ -51,8 +51,8 @@ class SequenceDataModule(PartsDataModule):
         sequence_column: a table's column with the sequences.
         label_column: a table's column with the numbers or classes; for `residues` one letter per residue, with or
             without blanks. In FASTA the letters follow each sequence, in as many lines as it has.
-        variants: in how many ways each molecule is written for validation, test and prediction, at least 1; the network
-            takes their mean. In training it is written in a new way each time. 1: always as it is given.
+        variants: SMILES strings per molecule in validation, test and prediction, at least 1, whose predictions are
+            averaged; training draws a new one each time. 1: always the given one.
         reverse_complement: train on a random strand, predict the mean of both; leave it off where the strand matters.
         max_length: maximum tokens of a sequence, at least 1.
         batch_size: sequences per batch, all processes together, at least 1.

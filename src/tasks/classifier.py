@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
-from src.tasks.task import Task, check_outputs, names
+from src.tasks.task import Task, check_outputs, label_texts
 
 Batch = tuple[Tensor, ...]
 
@@ -128,7 +128,7 @@ class Classifier(Task):
             known = (labels != IGNORED)[:, None]
             target = F.one_hot(targets.where(known[:, 0], 0), self.num_classes).to(logits.dtype) * known
             if type(self.loss) in ONE_HOT_LOSSES and self.loss.reduction == "mean":
-                # Logits that add nothing to the loss of a target of 0, so that no step waits for the device.
+                # Unknown targets get a logit that adds no loss; selecting rows would wait for the device.
                 fill = 0.0 if isinstance(self.loss, nn.MSELoss) else -100.0
                 loss = self.loss(torch.where(known, logits, fill), target) * (len(known) / known.sum().clamp(min=1))
             else:
@@ -168,19 +168,13 @@ class Classifier(Task):
                 f"{type(self.net).__name__} returns shape {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
                 f" {name} with {self.num_classes} classes needs {expected}"
             )
-        if self.reads(targets):
-            found = targets[(targets != IGNORED) & ((targets < 0) | (targets >= self.num_classes))]
-            if len(found):
-                raise InputError(
-                    f"target {int(found[0])} is not a class of {name}: give 0 to {self.num_classes - 1}, or {IGNORED}"
-                    " to leave it out"
-                )
+        self.check_targets(targets, self.num_classes - 1, f"0 to {self.num_classes - 1}")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities (B, num_classes) float32, as the loss trains the logits."""
         logits = logits.float()
         chances = logits.softmax(dim=1)
-        if isinstance(self.loss, ONE_HOT_LOSSES):  # to 1 for the right class and 0 for others, or its log-odds
+        if isinstance(self.loss, ONE_HOT_LOSSES):  # logits trained to be 0 or 1 (MSE), or log-odds (BCE)
             each = logits.clamp(min=0) if isinstance(self.loss, nn.MSELoss) else logits.sigmoid()
             total = each.sum(dim=1, keepdim=True)
             chances = torch.where(total > 0, each / total, chances)
@@ -224,7 +218,7 @@ def check_classes(task: Task, num_classes: int) -> None:
 
 def class_rows(probabilities: Tensor, labels: list[str], task: str) -> list[dict[str, Any]]:
     """The likeliest class and the probability of each, from probabilities (B, num_classes)."""
-    classes = names(labels, probabilities.shape[1], task)
+    classes = label_texts(labels, probabilities.shape[1], task)
     likeliest = probabilities.argmax(dim=1).tolist()
     return [
         {"label": classes[index], "probabilities": dict(zip(classes, row, strict=True))}

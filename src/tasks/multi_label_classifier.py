@@ -13,7 +13,7 @@ from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
 from src.tasks.label_metrics import MacroAveragePrecision, MacroF1
-from src.tasks.task import Task, check_outputs, names
+from src.tasks.task import Task, check_outputs, label_texts
 
 LISTED = 50  # labels whose F1 is logged one by one
 MAX_CURVES = 20  # labels in one figure
@@ -80,12 +80,8 @@ class MultiLabelClassifier(Task):
                 f"{type(self.net).__name__} returns logits {tuple(logits.shape)} for targets {tuple(targets.shape)}:"
                 f" {type(self).__name__} needs {(len(targets), self.num_classes)} for both"
             )
-        known = (targets != IGNORED) & ~targets.isnan()
-        if self.reads(targets) and len(wrong := targets[known & ((targets < 0) | (targets > 1))]):
-            raise InputError(
-                f"target {wrong[0].item():g} is not one of {type(self).__name__}: give 1 where a label applies, 0 where"
-                f" it does not, and {IGNORED} where it is unknown"
-            )
+        self.check_targets(targets, 1, "1 where a label applies, 0 where not")
+        known = targets >= 0  # false for -100 and NaN
         weight = known.sum()
         target = torch.where(known, targets, 0).to(logits.dtype)
         # Where a target is unknown, a very negative logit for a target of 0 adds nothing to the loss.
@@ -108,7 +104,7 @@ class MultiLabelClassifier(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The labels that apply, and the probability of each."""
-        labels = names(labels, self.num_classes, type(self).__name__)
+        labels = label_texts(labels, self.num_classes, type(self).__name__)
         rows = [dict(zip(labels, row, strict=True)) for row in predictions["probabilities"].tolist()]
         return [
             {"labels": [label for label, value in row.items() if value > self.threshold], "probabilities": row}

@@ -26,7 +26,7 @@ def mean_and_std(targets: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std == 0, 1.0, std)
 
 
-class Deviations(Metric):
+class RegressionMetric(Metric):
     """Base class: a score computed from sums over the samples, then averaged over the targets.
 
     Args:
@@ -49,21 +49,21 @@ class Deviations(Metric):
         self.sums += torch.stack([known.to(error.dtype), error.abs(), error**2, target, target**2]).sum(dim=1)
 
 
-class MAE(Deviations):
+class MAE(RegressionMetric):
     """Mean absolute error, in the unit of the targets."""
 
     def compute(self) -> Tensor:
         return (self.sums[1] / self.sums[0]).nanmean()
 
 
-class RMSE(Deviations):
+class RMSE(RegressionMetric):
     """Root of the mean squared error of each target, in its unit."""
 
     def compute(self) -> Tensor:
         return (self.sums[2] / self.sums[0]).sqrt().nanmean()
 
 
-class R2(Deviations):
+class R2(RegressionMetric):
     """Coefficient of determination, from standardised numbers: in float32 large numbers would lose precision.
 
     At most 1. Targets that do not vary are left out.

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample, gathered, labels_of
 from src.engine.system.errors import GUIDE, InputError
 from src.engine.training.deferred_metrics import DeferredMetrics, check_step
@@ -104,7 +105,7 @@ class Task(LightningModule):
         Raises:
             InputError: there are not `count` labels.
         """
-        return names(labels_of(getattr(self.trainer, "datamodule", None)), count, type(self).__name__)
+        return label_texts(labels_of(getattr(self.trainer, "datamodule", None)), count, type(self).__name__)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -138,9 +139,15 @@ class Task(LightningModule):
         """The `predictions` for a batch, or for one input tensor."""
         return self.predictions(*((batch,) if isinstance(batch, Tensor) else batch[:-1]))
 
-    def reads(self, targets: Tensor) -> bool:
-        """Whether to check the values of targets; on a GPU, where that waits, only those of the first batch."""
-        return not self._checked or targets.device.type == "cpu"
+    def check_targets(self, targets: Tensor, most: int, advice: str) -> None:
+        """Raise InputError if a known target is not 0 to `most`; on a GPU, where it waits, only in the first batch."""
+        if not self._checked or targets.device.type == "cpu":
+            wrong = targets[(targets != IGNORED) & ((targets < 0) | (targets > most))]
+            if len(wrong):
+                name = type(self).__name__
+                raise InputError(
+                    f"target {wrong[0].item():g} does not fit {name}: give {advice}, or {IGNORED} to leave it out"
+                )
 
     def check(self, result: Any) -> tuple[Tensor, dict[str, Any]]:
         """The result of `step`; the first one is checked.
@@ -207,12 +214,12 @@ def check_outputs(net: nn.Module, count: int) -> None:
     """Raise InputError if a network averages the probabilities of classes, but its outputs are no such classes."""
     if count > 1 and getattr(net, "average", None) == "probabilities":
         raise InputError(
-            f"{type(net).__name__} averages softmax probabilities, which this task has not: give"
+            f"{type(net).__name__} averages softmax probabilities, which this task lacks: give"
             " --model.net.average logits"
         )
 
 
-def names(labels: Sequence[Any], count: int, task: str) -> list[str]:
+def label_texts(labels: Sequence[Any], count: int, task: str) -> list[str]:
     """Labels as text, or numbers from 0 if there are none.
 
     Raises:

@@ -90,7 +90,7 @@ class SharedCache(KeyValueCache):
         return kept[:, :, : self.size]
 
     def _reserve(self, length: int) -> None:
-        """Allocate memory for more tokens per text than needed: a product with all of it could differ in bits."""
+        """Keep more memory than needed: products with the whole buffer could differ in bits."""
         if length + self.PADDING > self.capacity:
             more = 2 * -(-(length + self.PADDING) // self.PADDING) * self.PADDING - self.capacity
             self.capacity += more

@@ -16,7 +16,7 @@ from src import ROOT
 from src.engine.data.batched import BatchDataset, check_loaded
 from src.engine.data.download import DownloadError
 from src.engine.data.folds import check_fold
-from src.engine.data.labelled_files import PartsDataModule
+from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labelled_tables import Columns, Row, read_columns
 from src.engine.data.labels import check_labels, label_order
 from src.engine.data.loading import Batches, Order, announce, batch_loader
@@ -92,7 +92,7 @@ def by_length(lengths: Tensor, batch_size: int) -> Order:
     return draw
 
 
-class LabelledTextDataModule(PartsDataModule):
+class LabelledTextDataModule(LabelledDataModule):
     """Texts with labels, such as language, sentiment or topic.
 
     Args:
@@ -190,8 +190,8 @@ class LabelledTextDataModule(PartsDataModule):
         count, total = int((self.train_set.lengths >= self.max_length).sum()), len(self.train_set)
         if count > CUT * total:
             announce(
-                f"{count:,} of {total:,} training texts have {self.max_length} tokens or more: longer ones are cut off;"
-                " for more give a larger --data.max_length"
+                f"{count:,} of {total:,} training texts reach the limit of {self.max_length} tokens; longer ones are"
+                " cut off: raise --data.max_length to keep more"
             )
 
     def network_arguments(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class TextsTogether:
     def _step(self) -> None:
         """Compute the next token of each text."""
         running = {row: text for row, text in enumerate(self.texts) if text and text.wanted}
-        # New texts, and those that do not fit any more, whose last half is kept: all of their tokens are processed.
+        # Process all tokens of new texts, and of those that have grown too long, which keep their last half.
         whole = {
             row for row, text in running.items() if not text.has_started or len(text.context) > self.net.block_size
         }

@@ -20,7 +20,7 @@ from src.engine.data.images import (
     image_error,
     usual_range,
 )
-from src.engine.data.labelled_files import Columns, PartsDataModule, labelled_files, read_all, split_files
+from src.engine.data.labelled_files import Columns, LabelledDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import check_paths, check_shares
@@ -44,7 +44,7 @@ from src.vision.image_files import (
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class ImageFolderDataModule(PartsDataModule):
+class ImageFolderDataModule(LabelledDataModule):
     """Your own labelled images, of any size, greyscale or colour.
 
     Args:

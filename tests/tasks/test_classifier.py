@@ -244,8 +244,8 @@ def test_a_loss_with_more_than_one_value_is_an_error() -> None:
             r"targets are torch.float32, Classifier takes class numbers, int64: convert them, or use another task",
         ),
         (torch.ones(20, dtype=torch.int32), r"targets are torch.int32, Classifier takes class numbers, int64"),
-        (torch.full((20,), CLASSES), r"target 3 is not a class of Classifier: give 0 to 2, or -100 to leave it out"),
-        (torch.full((20,), -1), r"target -1 is not a class of Classifier"),
+        (torch.full((20,), CLASSES), r"target 3 does not fit Classifier: give 0 to 2, or -100 to leave it out"),
+        (torch.full((20,), -1), r"target -1 does not fit Classifier"),
         (
             torch.zeros(20, 1, dtype=torch.int64),
             r"ToyMLP returns shape \(20, 3\) for targets \(20, 1\): Classifier with",

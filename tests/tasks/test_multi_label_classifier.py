@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_one_line() -> None:
         task.step((X, Y[:, 0]))
     task.check(task.step((X, Y.bool())))
     for wrong, name in ((2 * Y - 1, "-1"), (2 * Y, "2"), (255 * Y.float(), "255")):  # also after the first batch
-        with pytest.raises(InputError, match=f"target {name} is not one of MultiLabelClassifier: give 1 where a label"):
+        with pytest.raises(InputError, match=f"target {name} does not fit MultiLabelClassifier: give 1 where a label"):
             task.step((X, wrong))
     with pytest.raises(InputError, match=r"threshold 1 is out of range: give a probability between 0 and 1"):
         MultiLabelClassifier(nn.Linear(4, 3), num_classes=3, threshold=1)

@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_one_line() -> None:
     with pytest.raises(InputError, match=r"Conv2d returns shape \(10, 4, 6, 5\) for targets \(10, 1, 6, 5\)"):
         task.step((X, Y[:, None]))
     for _ in range(2):
-        with pytest.raises(InputError, match="target 255 is not a class of SegmentationTask: give 0 to 3, or -100"):
+        with pytest.raises(InputError, match="target 255 does not fit SegmentationTask: give 0 to 3, or -100"):
             task.step((X, Y.clamp(min=0) * 255))
         task.check(task.step((X, Y)))  # the second time it is a later batch
     with pytest.raises(InputError, match=r"targets are torch\.uint8, SegmentationTask takes class numbers, int64"):

@@ -219,11 +219,11 @@ def test_texts_that_are_cut_off_are_counted(tmp_path: Path, messages: list[str],
     path = table(tmp_path, ".csv", rows)
     data = ready(path=path, max_length=10, tokenizer=tokenizer)
     count = len(data.train_set)
-    said = f"{count} of {count} training texts have 10 tokens or more: longer ones are cut off; for more give a larger"
+    said = f"{count} of {count} training texts reach the limit of 10 tokens; longer ones are cut off: raise --data"
     assert any(line.startswith(said) for line in messages)
     del messages[:]
     ready(path=path, max_length=100, tokenizer=tokenizer)
-    assert not any("tokens or more" in line for line in messages)
+    assert not any("reach the limit" in line for line in messages)
 
 
 def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: Path, messages: list[str]) -> None:

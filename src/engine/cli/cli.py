@@ -170,7 +170,7 @@ class StarterCLI(LightningCLI):
             tree = config.merge(tree, own | {"model": self.saved_model}, "", [])
             kept = [flag for flag, _ in options if flag.startswith(("--optimizer", "--lr_scheduler"))]
             if kept and not self.saved and self.stage in (None, "fit"):
-                announce(f"{kept[0]}: the state in the checkpoint keeps its own learning rate and other numbers")
+                announce(f"{kept[0]}: learning rate and other numbers come from the checkpoint's state instead")
         config.check_mode([tree, *overlays], options)
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)

@@ -135,7 +135,7 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
         detail = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise InputError(f"--config {given} is not YAML: {detail}") from error
     try:
-        # The scanner that has parsed it; the one in Python refuses tabs behind values.
+        # The same scanner that parsed it; the Python one rejects tabs after values.
         check_keys(yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)), given, dotted)
     except RecursionError as error:
         raise InputError(f"--config {given} contains itself, by an alias") from error

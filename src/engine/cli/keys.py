@@ -1,4 +1,4 @@
-"""Checks for what the parser takes without a word: repeated keys in a YAML file, and null for any argument."""
+"""Checks for what the parser silently accepts: repeated keys in a YAML file, and null for any argument."""
 
 import inspect
 from typing import Any, Literal, get_args, get_origin
@@ -12,7 +12,7 @@ MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words 
 
 
 def check_keys(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
-    """Check that no key of a YAML file stands twice, and, unless `dotted`, that no name of a setting has dots.
+    """Check that no key of a YAML file is repeated, and that no setting's name has dots unless `dotted`.
 
     A plain dict among the `arguments` of a class may have keys with dots.
 

@@ -86,8 +86,8 @@ def read_configuration(
 ) -> tuple[Tree, Tree, list[str]]:
     """Configuration of the run, configuration of the model, and names of the settings skipped because they are paths.
 
-    The user's own runs (`--run`, `best`, `last`) give their whole configuration. Any other checkpoint gives what a part
-    accepts of it; without one its weights only, unless it is in a run in `logs/`.
+    The user's own runs (`--run`, `best`, `last`) give their whole configuration. From other checkpoints the part
+    `trust` reads the settings that it allows; without this part they give weights only, unless they are in `logs/`.
 
     Raises:
         InputError: the checkpoint names a class that is not allowed, or is not of this project.

@@ -17,7 +17,7 @@ SIZE = "original size"  # in the info of an image
 CROP_RATIO = 3 / 4  # of a random crop's sides: at least this, at most its inverse
 WHITES = (255, 1023, 4095, 16383, 65535)  # largest values of 8, 10, 12, 14 and 16 bits
 
-EpsImagePlugin.gs_binary = False  # PostScript, whatever the name of its file, is a program
+EpsImagePlugin.gs_binary = False  # never run PostScript, a program under any file name
 
 Ranges = dict[str, tuple[float, float]]
 """The values that become black and white, by the kind of a deep image: `integer` or `float`."""
@@ -108,7 +108,7 @@ class Shrink(NamedTuple):
 
 
 def reader(data: Any) -> Callable[[Any], Any]:
-    """A DataModule's `read_file`, else `read_image` by its attributes `value_ranges` and `shrink`, if it has them."""
+    """A DataModule's `read_file`, else `read_image` with its `value_ranges` and `shrink`, if it has them."""
     if hasattr(data, "read_file"):
         return data.read_file
     return partial(read_image, ranges=getattr(data, "value_ranges", None), shrink=getattr(data, "shrink", None))
@@ -163,7 +163,7 @@ def _read_exif(opened: Image.Image) -> None:
 def upright_size(opened: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image, rotated as its EXIF data says."""
     _read_exif(opened)
-    # PIL turns for no other value, and has turned the size of a TIFF already.
+    # Only 5 to 8 swap the sides; PIL has already swapped those of a TIFF.
     is_turned = opened.getexif().get(ExifTags.Base.Orientation) in range(5, 9) and opened.format != "TIFF"
     return (opened.height, opened.width) if is_turned else opened.size
 

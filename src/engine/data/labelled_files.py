@@ -203,7 +203,7 @@ def _check_groups(groups: Sequence[str | None], parts: Mapping[str, Sequence[int
                 )
 
 
-class PartsDataModule(BatchedDataModule):
+class LabelledDataModule(BatchedDataModule):
     """A DataModule with `labels`."""
 
     num_classes: int

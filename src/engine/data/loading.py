@@ -81,7 +81,7 @@ class Batches(DistributedSampler[Any]):
             raise InputError("each process would get every batch: give the Trainer the DataModule, not its loaders")
         # Drawn lazily: Lightning sets the epoch after creating the iterator.
         epoch_seed = derive_seed(self.seed, self.epoch) if self.order else 0
-        start, self.start = self.start, 0  # next to a larger loader this one starts again within the epoch
+        start, self.start = self.start, 0  # once: beside a longer loader this one restarts within the epoch
         generator = torch.Generator().manual_seed(epoch_seed)
         samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
         for _ in range(start):
@@ -94,7 +94,7 @@ class Batches(DistributedSampler[Any]):
             yield indices
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch; all but the one in which a run resumes start at their first batch."""
+        """Set the epoch. Only the epoch in which a run resumes skips batches."""
         if epoch != self.epoch:
             self.start = 0
         super().set_epoch(epoch)
@@ -209,10 +209,10 @@ def whole_batches(num_workers: int) -> dict[str, Any]:
 
 
 def _init_worker(worker_id: int) -> None:
-    """Start a process that loads data: it gets Lightning's seeds, and signals only from the run, which may need data.
+    """Set up a worker process: Lightning's seeds, and signals only from the run, which may still need data.
 
     Terminals and `timeout` send Ctrl-C and SIGTERM to all processes of a group, schedulers to all processes of a job.
-    A program that a dataset starts here inherits that: it ends with kill(), not with terminate().
+    Programs that a dataset starts here inherit the blocked SIGTERM: end them with kill(), not with terminate().
     """
     pl_worker_init_function(worker_id)
     if hasattr(os, "setpgrp"):

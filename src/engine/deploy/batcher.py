@@ -115,7 +115,7 @@ class Batcher:
         return batch
 
 
-class Turns:
+class RoundRobin:
     """Reads several texts in one thread, a piece of each in turn.
 
     Args:

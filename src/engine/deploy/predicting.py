@@ -160,8 +160,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--text_column", help="column of the texts in tables; default: as in the run")
     parser.add_argument(
         "--truth",
-        help="also print metrics; the true values are in this column of the tables (several: a,b) or in this folder of"
-        " masks; the word folder: each image's folder is its class",
+        help="also print metrics; true values: a column of the tables (several: a,b), a folder of masks, or the word"
+        " folder, if each image's folder is its class",
     )
     parser.add_argument(
         "--pictures", action="store_true", help="also write the images with the boxes found in them, beside the table"

@@ -104,8 +104,8 @@ def prepare_targets(data: Any, values: Sequence[Any], inputs: Inputs = ()) -> Te
         if len(inputs) == 1 and inputs[0].is_floating_point() and inputs[0].ndim < 3:  # no positions
             several = next(text for text, one in zip(texts, found, strict=True) if len(one) != 1)
             raise InputError(
-                f"the true value {several!r:.80} is not one label of {name}: for several give one column of 0 and 1"
-                f" for each: {','.join(list(numbers)[:2])}"
+                f"the true value {several!r:.80} is not one label of {name}: for several labels give one column of"
+                f" 0 and 1 per label, as in {','.join(list(numbers)[:2])}"
             )
         lengths = inputs[1].sum(dim=1).tolist() if len(inputs) > 1 else map(len, found)
         if any(text and len(text) != length for text, length in zip(labels, lengths, strict=True)):

@@ -27,7 +27,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from src.engine.cli.command import data_options
-from src.engine.deploy.batcher import Batcher, Threads, Turns
+from src.engine.deploy.batcher import Batcher, RoundRobin, Threads
 from src.engine.deploy.connections import Guard, Server, connection_limit, connection_options, printable
 from src.engine.deploy.inference import NOT_FINITE, Inference, is_finite, mask_image
 from src.engine.deploy.requests import BODY_SECONDS, RequestReader
@@ -55,7 +55,7 @@ class Service:
         # Creates a context for each use, because several threads compute.
         self.autocast = partial(torch.autocast, inference.device.type, torch.bfloat16, enabled=bfloat16)
         self.batcher = Batcher(self._compute, options.max_batch_size, options.batch_timeout)
-        self.writing = Turns(GENERATING, MAX_GENERATING, lambda: self.autocast().__enter__())  # type: ignore[no-untyped-call]
+        self.writing = RoundRobin(GENERATING, MAX_GENERATING, lambda: self.autocast().__enter__())  # type: ignore[no-untyped-call]
         together = getattr(inference.task, "generate_together", None)
         self.writer: Any = together(GENERATING) if together else inference.task
         self.loop: asyncio.Task[None] | None = None

@@ -318,9 +318,9 @@ def comment(text: str) -> str:
 
 
 def packaged(text: str, package: str, tops: Iterable[str] = (), is_engine: bool = False) -> str:
-    """Text with the import name of a project in place of `src`, except where it is said to be the template's.
+    """Text with a project's import name in place of `src`, except where `src` is marked as the template's.
 
-    `tops`: names in `src`: only where one of them follows, or in an import. `is_engine`: also where it is a folder.
+    `tops`: names in `src`; if given, only before one of them or in an import. `is_engine`: also as a folder name.
     """
     if package == "src":
         return text

@@ -122,8 +122,8 @@ class OptimizerOverrides(Callback):
         has_groups = any("hidden" in group for group in groups)
         if has_groups and "weight_decay" in self.optimizer and not self.before.get("weight_decay"):
             raise InputError(
-                "--optimizer.weight_decay cannot be changed from 0 in a continued run: biases and norms, which have"
-                " none, could not be told from other weights; leave it out"
+                "--optimizer.weight_decay cannot be changed from 0 in a continued run: its checkpoint does not"
+                " separate biases and norms from other weights; leave it out"
             )
         for group in groups:
             for name in LEARNING_RATES:

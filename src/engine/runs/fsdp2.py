@@ -85,7 +85,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             register_fsdp_forward_method(root, name)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        # What becomes shards may hold more than tensors too; those would take much memory here.
+        # Also check what shards hold besides tensors, whose copies would take much memory here.
         shards = {name: _without_tensors(checkpoint.get(name)) for name in ("state_dict", "optimizer_states")}
         save_plain({**checkpoint, **shards}, io.BytesIO())
         path = Path(self.broadcast(filepath))
@@ -146,7 +146,7 @@ def _without_tensors(value: Any) -> Any:
 
 
 def root_of(model: LightningModule) -> nn.Module:
-    """The network if it has all weights, as a step may call it, or a method of it, instead of the LightningModule."""
+    """The network if it has all weights (steps may call it or its methods directly), else the LightningModule."""
     net = getattr(model, "net", None)
     is_callable = isinstance(net, nn.Module) and not isinstance(net, nn.ModuleList | nn.ModuleDict)
     has_all = is_callable and {*net.parameters()} == {*model.parameters()}  # type: ignore[union-attr]

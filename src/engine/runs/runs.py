@@ -40,9 +40,9 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
                 folder.mkdir()
                 return folder
     except OSError as error:
-        hint = "" if stem == "version" else "its checkpoint by its path, with --ckpt_path, and "
+        hint = "" if stem == "version" else "the checkpoint's path with --ckpt_path, and "
         raise InputError(
-            f"run folder {parent} cannot be written ({error.strerror}): give {hint}another with"
+            f"run folder {parent} cannot be written ({error.strerror}): give {hint}another folder with"
             " --trainer.default_root_dir"
         ) from error
 
@@ -170,7 +170,7 @@ def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
         if automatic and not all(may_continue(folder) for may_continue in hooks("may_continue")):
             if not is_said:
                 by_hand = f"to continue it give --run {relative(folder)} --ckpt_path last"
-                rank_zero_info(f"{relative(folder)} is a run of another job, as others may be: {by_hand}")
+                rank_zero_info(f"Skipped runs of other jobs, such as {relative(folder)}: {by_hand}")
             is_said = True
             continue
         try:

@@ -156,9 +156,9 @@ def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree
 
 
 def _arguments_of(cls: type, checkpoint: dict[str, Any]) -> list[str]:
-    """The names of a model's own arguments, and of those in the configuration that `**kwargs` passes on.
+    """Names of a model's own arguments, and of those that the configuration passes through `**kwargs`.
 
-    Other arguments of its base class it gives itself.
+    The model sets its base class's other arguments itself.
     """
     own, known = inspect.signature(cls).parameters, parameters_of(cls)
     given: Any = known  # if trained without the command line

@@ -144,8 +144,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(f"{folder} cannot be written ({error.strerror}): give --trainer.default_root_dir") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     repeated = {name: one for name, one in spec["space"].items() if name in REPEATED}  # the report has their mean
-    # Without those that a pruner stops, which are the worst, or with those that a sampler repeats, which are the best,
-    # a mean would be too good.
+    # A mean needs each trial once: a pruner stops the worst, other samplers repeat the best, and it would be too good.
     usual = ("GridSampler", "NopPruner") if repeated else ("TPESampler", "SuccessiveHalvingPruner")
     spec = {**dict(zip(("sampler", "pruner"), usual, strict=True)), **spec}
     if repeated and not all("categorical" in one for one in spec["space"].values()):

@@ -76,10 +76,10 @@ def _retry_broken_trials(search: Search) -> None:
 
 
 def _is_gone(trial: dict[str, Any]) -> bool:
-    """Whether the process `host:pid` of a trial has ended. It is asked between trials.
+    """Whether the process `host:pid` of a trial has ended; called between trials.
 
-    Of another host, such as an earlier container, it has if the trial's run is unfinished and in nobody's use. A
-    database knows by heartbeats instead: such trials are failed before.
+    On another host, such as an earlier container, it counts as ended if the trial's run is unfinished and unused. With
+    a database, heartbeats decide instead: such trials have already failed.
     """
     host, _, pid = trial.get("process", "").rpartition(":")
     if host != socket.gethostname():
@@ -140,8 +140,8 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         cause = cause_of(error)
         trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
         if isinstance(cause, UnwritableError | torch.AcceleratorError) or getattr(cause, "errno", 0) in FULL:
-            # The machine's fault: every other trial would fail too. The same command goes on with this one; on a GPU
-            # its values may be the cause, so it is tried once more only.
+            # The machine's fault: later trials would fail too, so stop. The same command retries this one; after a GPU
+            # error only once, as its values may be the cause.
             search.is_over = search.is_broken = True
             queue_again(search.study, trial, is_stopped=not isinstance(cause, torch.AcceleratorError))
         raise RuntimeError from error

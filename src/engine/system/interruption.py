@@ -39,7 +39,7 @@ class Interruption:
                 signal.signal(signum, self._receive)
 
     def _receive(self, signum: int, _: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a fork, such as a process that loads data: about Ctrl-C the run decides
+        if os.getpid() != self._process:  # a fork, such as a data worker: on Ctrl-C only the main process acts
             if signum != signal.SIGINT:
                 os._exit(128 + signum)
             return

@@ -28,7 +28,7 @@ def hide_information() -> None:
 
 
 def drop_output() -> None:
-    """Write standard output nowhere: who read it has ended, as in `| head`, or in `| tee` after Ctrl-C."""
+    """Discard standard output: its reader has ended, as in `| head`, or in `| tee` after Ctrl-C."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -38,8 +38,9 @@ def callbacks(config: Any, stage: str | None) -> list[Callback]:
 class Throughput(Callback):
     """Logs the training speed since the last log step, all devices together, without validation.
 
-    Logs `speed/samples_per_second`; for sequences of tokens `speed/tokens_per_second`, padding included; and if
-    Lightning knows the chip's peak, `speed/mfu`, the model FLOP utilisation (Chowdhery et al. 2022). Lightning's
+    Logs `speed/samples_per_second`; for sequences of tokens `speed/tokens_per_second`, padding included; and
+    `speed/mfu`, the model FLOP utilisation (Chowdhery et al. 2022), if Lightning knows the chip's peak and the
+    network's operations can be counted: not with FSDP2, nor if it returns several tensors. Lightning's
     ThroughputMonitor waits for the GPU in every step; this callback waits at log steps only. If training waits for data
     more than a fifth of the time, prints once what to do.
 
@@ -48,7 +49,7 @@ class Throughput(Callback):
     """
 
     _peak: float | None = None
-    _batch_flops = -1.0  # not counted yet
+    _value_flops = -1.0  # per value of the inputs; not counted yet
     _totals: list[float] | None = None  # seconds of training, waited for data, and blocked by the device
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -66,18 +67,19 @@ class Throughput(Callback):
         self._started = time.perf_counter()
         self._waited_before = getattr(trainer.profiler, "waited", 0.0)  # type: ignore[attr-defined]
         self._samples = 0.0  # NaN if batches do not say their size
-        self._batches = self._tokens = 0
+        self._values = self._tokens = 0
 
     on_validation_end = on_train_epoch_start
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._batches += 1
         self._samples += batch_size(batch)
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
+        size = inputs.numel() if isinstance(inputs, Tensor) else 0
+        self._values += size  # not batches, which may differ in size
         if isinstance(inputs, Tensor) and inputs.ndim == 2 and not inputs.is_floating_point():
-            self._tokens += inputs.numel()
+            self._tokens += size
         # The Trainer increments global_step before this hook, and logs at multiples.
         if trainer.global_step % self._every or trainer.global_step == self._logged_step:
             return
@@ -91,13 +93,13 @@ class Throughput(Callback):
         speed = {} if math.isnan(self._samples) else {"speed/samples_per_second": self._samples * per_second}
         if self._tokens:
             speed["speed/tokens_per_second"] = self._tokens * per_second
-        if self._peak and self._batch_flops < 0:
+        if self._peak and self._value_flops < 0:
             try:
-                self._batch_flops = training_flops(pl_module.net, batch)  # type: ignore[arg-type]
+                self._value_flops = training_flops(pl_module.net, batch) / size  # type: ignore[arg-type]
             except Exception:  # not every network runs without real data, returns one tensor, or can be copied
                 self._peak = None
         if self._peak:
-            flops = self._batch_flops * self._batches * per_second / trainer.world_size
+            flops = self._value_flops * self._values * per_second / trainer.world_size
             speed["speed/mfu"] = flops / self._peak
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in speed.items()})
         # Directly, so that the values are logged before a checkpoint of this step.

@@ -28,7 +28,7 @@ UNUSABLE: dict[type[Callback], str] = {
     " --data.batch_size",
     LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
     " --optimizer.lr",
-    StochasticWeightAveraging: "puts its average into the model after the last checkpoint, so that none has it: give"
+    StochasticWeightAveraging: "sets the average after the last checkpoint is saved, so no checkpoint has it: give"
     " --config configs/callbacks/weight_averaging.yaml",
     SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
     " out; a run stops by itself when the loss becomes NaN or infinite",

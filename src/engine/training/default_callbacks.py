@@ -26,10 +26,10 @@ from src.engine.training.step_seeds import StepSeeds
 MAX_NAME = 200  # characters of a checkpoint's file name
 
 
-class NoProfiler(PassThroughProfiler):
-    """Cheaper than Lightning's default, which creates a generator in each of about ninety calls per step.
+class DataWaitProfiler(PassThroughProfiler):
+    """Measures how long training waits for data.
 
-    Adds up the time in which training gets its batches.
+    Cheaper than Lightning's default, which creates a generator in each of about ninety calls per step.
     """
 
     _nothing = nullcontext()
@@ -60,7 +60,7 @@ def add_default_callbacks(options: dict[str, Any], stage: str | None, quiet: boo
     for adjust_trainer in hooks("adjust_trainer"):
         adjust_trainer(options)
     callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck()]
-    options["profiler"] = options["profiler"] or NoProfiler()
+    options["profiler"] = options["profiler"] or DataWaitProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
         plugins.append(WholeCheckpointIO())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from src.engine.deploy import batcher
-from src.engine.deploy.batcher import Batcher, Turns
+from src.engine.deploy.batcher import Batcher, RoundRobin
 
 
 def test_inputs_that_come_together_are_computed_together_and_answered_in_order() -> None:
@@ -140,7 +140,7 @@ def test_texts_take_turns_and_more_than_can_be_read_wait() -> None:
             yield letter
 
     async def ask() -> list[str]:
-        turns = Turns(2, 3, nullcontext)
+        turns = RoundRobin(2, 3, nullcontext)
         texts = [turns(spelled(word)) for word in ("aaa", "bb", "cc")]
         asyncio.get_running_loop().call_later(0.05, all_asked.set)
         found = await asyncio.gather(*map(joined, texts))
@@ -158,7 +158,7 @@ def test_an_error_of_a_text_ends_this_text_only(error: BaseException) -> None:
         raise error
 
     async def ask() -> list[Any]:
-        turns = Turns(2, 2, nullcontext)
+        turns = RoundRobin(2, 2, nullcontext)
         texts = joined(turns(broken())), joined(turns(letter for letter in "bbb"))
         found = await asyncio.gather(*texts, return_exceptions=True)
         turns.thread.stop()

@@ -112,7 +112,9 @@ def test_blanks_around_a_label_are_left_out_unless_they_are_part_of_it() -> None
 def test_several_labels_for_an_input_of_numbers_are_one_line() -> None:
     numbers = (torch.zeros(2, 4),)
     assert prepare_targets(LABELS, ["cat", "7"], numbers).tolist() == [0, 2]
-    with pytest.raises(InputError, match=r"^the true value 'cat 7' is not one label of .*: .* for each: cat,big dog$"):
+    with pytest.raises(
+        InputError, match=r"^the true value 'cat 7' is not one label of .*: .* per label, as in cat,big dog$"
+    ):
         prepare_targets(LABELS, ["big dog", "cat 7"], numbers)
 
 

@@ -57,7 +57,7 @@ def test_weights_that_do_not_fit_are_named_and_an_optimizer_of_the_command_line_
     line = error_of("test", NEW, f"--ckpt_path={checkpoint}", "--model.net.width=4")
     assert line.startswith("the model does not fit the weights of the checkpoint: net."), line
     run = train("fit", NEW, f"--ckpt_path={checkpoint}", "--max_epochs=5", "--optimizer.lr=0.5")
-    said = "--optimizer.lr: the state in the checkpoint keeps its own learning rate and other numbers"
+    said = "--optimizer.lr: learning rate and other numbers come from the checkpoint's state instead"
     assert [line for line in run.messages if line == said]
 
 

@@ -144,7 +144,7 @@ def test_a_run_with_the_name_of_its_recipe_is_found(train: Train, tmp_path: Path
 @pytest.mark.slow
 def test_a_schedule_that_is_over_before_the_checkpoint_is_an_error(train: Train) -> None:
     run = train("fit", *TOY, "--max_epochs=2", "--lr_scheduler=OneCycleLR")
-    problem = r"is at step 20 of its schedule, and this run's has 3 steps: give more --max_epochs"
+    problem = r"is at step 20 of a schedule with 3 steps in this run: give more --max_epochs"
     with pytest.raises(InputError, match=problem):
         train("fit", f"--run={run.folder}", "--max_epochs=3", "--lr_scheduler_interval=epoch")
 

@@ -230,5 +230,5 @@ def test_runs_land_in_the_projects_logs_unless_told_otherwise(tmp_path: Path, mo
 
 def test_a_run_that_cannot_be_written_is_tested_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"give its checkpoint by its path, with --ckpt_path"):
+    with pytest.raises(InputError, match=r"give the checkpoint's path with --ckpt_path, and another folder"):
         claim_folder(tmp_path / "file" / "version_0", stem="test")

@@ -55,6 +55,24 @@ def test_flops_of_a_perceptron_equal_a_manual_count() -> None:
 
 
 @pytest.mark.slow
+def test_mfu_counts_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "peak_flops", lambda *_: 1e12)
+    monkeypatch.setattr(throughput, "training_flops", lambda _, batch: 100.0 * len(batch[0]))
+    monkeypatch.setattr(throughput.time, "perf_counter", itertools.count().__next__)
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(log_every_n_steps=1, precision="32-true", strategy=strategy, global_step=0)
+    trainer.world_size, trainer.callback_metrics, trainer.loggers, trainer.profiler = 1, {}, [], None
+    callback, found = throughput.Throughput(), []
+    module: Any = SimpleNamespace(net=None)
+    callback.setup(trainer, module, "fit")
+    callback.on_train_start(trainer, module)
+    for size in (4, 40):
+        trainer.global_step += 1
+        callback.on_train_batch_end(trainer, module, None, (torch.zeros(size, 3), torch.zeros(size)), 0)
+        found.append(trainer.callback_metrics["speed/mfu"].item())
+    assert found[1] == pytest.approx(10 * found[0])
+
+
 def test_a_network_whose_flops_cannot_be_counted_trains_without_mfu(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ NEEDS = {
     "Timer": ("duration=00:01:00:00",),
 }
 REFUSED = {
-    "StochasticWeightAveraging": "StochasticWeightAveraging puts its average into the model after the last checkpoint",
+    "StochasticWeightAveraging": "StochasticWeightAveraging sets the average after the last checkpoint is saved",
     "BackboneFinetuning": "BackboneFinetuning needs a task with the attribute backbone",
     "BaseFinetuning": "BaseFinetuning.freeze_before_training is not implemented: name a subclass that has it",
     "BatchSizeFinder": "BatchSizeFinder changes the batch size after the schedule is made",

@@ -61,7 +61,7 @@ def _fused(spec: Spec, module: LightningModule) -> Spec:
     trainer: Any = module.trainer
     clips = trainer.gradient_clip_val or not module.automatic_optimization
     clips = clips or is_overridden("configure_gradient_clipping", module)
-    # Of shards, torch has fused steps of these only.
+    # For shards, torch fuses only these.
     is_known = module.device_mesh is None or spec["class_path"].rpartition(".")[2] in ("Adam", "AdamW")
     reasons_not_to = (
         init_args.get("fused", False) is not None or init_args.get("foreach") or init_args.get("differentiable"),
@@ -107,7 +107,7 @@ def _build(first: Any, spec: Spec) -> Any:
 
 
 def _run_length(module: LightningModule, interval: str) -> int:
-    """The steps or the epochs of the run, by what the schedule counts; `max_steps` may end it in an earlier epoch."""
+    """Length of the run in steps or epochs, as the schedule counts; `max_steps` may end it in an earlier epoch."""
     trainer: Any = module.trainer
     limits = (trainer.max_steps, trainer.max_epochs)
     max_steps, max_epochs = (math.inf if limit in (None, -1) else limit for limit in limits)

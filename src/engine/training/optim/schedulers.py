@@ -26,7 +26,7 @@ class _Continued(lr_scheduler.LRScheduler):
         is_changed = state_dict.get(self.length, steps) != steps
         if is_changed and position >= steps:
             raise InputError(
-                f"the checkpoint is at step {position} of its schedule, and this run's has {steps} steps: give more"
+                f"the checkpoint is at step {position} of a schedule with {steps} steps in this run: give more"
                 " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
             )
         left_out = (self.length, "_schedule_phases")

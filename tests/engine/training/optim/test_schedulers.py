@@ -86,7 +86,7 @@ def test_a_cosine_that_is_over_is_an_error() -> None:
     groups = optimizer(0.1)
     for position in (5, 8):
         saved = {**CosineAnnealingLR(groups, T_max=10).state_dict(), "last_epoch": position}
-        with pytest.raises(InputError, match=f"at step {position} of its schedule, and this run's has 5 steps: give"):
+        with pytest.raises(InputError, match=f"at step {position} of a schedule with 5 steps in this run: give"):
             CosineAnnealingLR(groups, T_max=5).load_state_dict(saved)
 
 
