@@ -17,8 +17,8 @@ USER 1000
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=60s \
   CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/health', timeout=4)"]
-ENTRYPOINT ["python", "-m", "src.serve", "--host", "0.0.0.0"]
-CMD ["--ckpt_path", "/model/best.ckpt"]
+# Not as CMD, which any other option would replace; a later --ckpt_path takes precedence.
+ENTRYPOINT ["python", "-m", "src.serve", "--host", "0.0.0.0", "--ckpt_path", "/model/best.ckpt"]
 
 # The last one is built if no --target is given.
 FROM base AS train

@@ -8,9 +8,6 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import nn
 
-from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.deploy.prepare import kind_of, prepare_inputs
-
 
 class Probe(LightningModule):
     """Keeps the first test batch."""
@@ -27,6 +24,10 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
         raw: the raw samples of its first test batch, or more, in order: PIL images, texts, rows (dicts) of a table, or
             what `read_file` returns.
     """
+    # Lazy imports: a project without predict has no deploy, which `check_folds` does not need.
+    from src.engine.data.pixels import normalise, pixel_statistics
+    from src.engine.deploy.prepare import kind_of, prepare_inputs
+
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", devices=1, limit_test_batches=1, enable_checkpointing=False, **quiet)
     trainer.test(probe := Probe(), data, verbose=False)

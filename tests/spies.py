@@ -112,6 +112,8 @@ class FaultInjector(Callback):
             # Renamed first, because TensorBoard's thread may be writing into it.
             gone = Path(trainer.default_root_dir).with_name("gone")
             shutil.rmtree(Path(trainer.default_root_dir).rename(gone))
+        elif self.kind == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
         elif self.kind == "kill worker":
             connection.answer_challenge = _kill_another_worker
         else:

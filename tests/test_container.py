@@ -70,7 +70,7 @@ def test_the_service_answers_its_health_check(toy_checkpoint: str) -> None:
     check = [word.replace("8000", port) for word in words(SERVE, "HEALTHCHECK")]
     assert check != words(SERVE, "HEALTHCHECK")
     assert subprocess.run(check, capture_output=True, check=False).returncode  # nothing is served yet
-    assert words(SERVE, "CMD")[0] == "--ckpt_path"
+    assert words(SERVE, "ENTRYPOINT")[-2:] == ["--ckpt_path", "/model/best.ckpt"]  # whatever else is given
     model = ["--ckpt_path", toy_checkpoint, "--trust", "tests", "--accelerator", "cpu", "--port", port]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [*words(SERVE, "ENTRYPOINT"), *model]

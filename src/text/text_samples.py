@@ -18,7 +18,8 @@ class TextSamples(Callback):
         temperature: sampling temperature; 0 takes the likeliest token.
 
     Raises:
-        InputError: the prompt has no token, the task cannot generate, or the data has no tokenizer.
+        InputError: the prompt has no token, the task cannot generate, the data has no tokenizer, or an argument is out
+            of range.
     """
 
     def __init__(self, prompt: str = "\n", max_new_tokens: int = 200, temperature: float = 0.8) -> None:
@@ -34,6 +35,11 @@ class TextSamples(Callback):
             )
         if not len(data.tokenizer.encode(self.prompt)):
             raise InputError(f"TextSamples: prompt {self.prompt!r} has no token in the tokenizer: give another prompt")
+        if check := getattr(pl_module, "check_sampling", None):
+            try:
+                check(self.max_new_tokens, self.temperature, None, None)
+            except ValueError as error:
+                raise InputError(f"TextSamples: {error}") from error
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.loggers:

@@ -109,6 +109,7 @@ class DigitScenesDataModule(BatchedDataModule):
     """
 
     input_kind = "image"
+    example_needs = "light ink on a dark background"
     num_classes = 10
     labels: Sequence[str] = MNISTDataModule.labels
     pixel_mean, pixel_std = MEAN, STD

@@ -104,6 +104,7 @@ class MNISTDataModule(BatchedDataModule):
     """
 
     input_kind = "image"
+    example_needs = "light ink on a dark background, cut out and centred as in MNIST"
     drawn = True  # a page that serves the model offers to draw
     num_classes = 10
     labels: Sequence[str] = tuple("0123456789")

@@ -94,3 +94,17 @@ def test_texts_that_are_longer_than_the_network_takes_are_refused_before_trainin
     check_limits(SimpleNamespace(block_size=64, vocab_size=10), data)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"which has block_size 40: give --data\.max_length 40$"):
         check_limits(SimpleNamespace(block_size=40, vocab_size=10), data)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"which has block_size 40: give --data\.block_size 40$"):
+        check_limits(SimpleNamespace(block_size=40), SimpleNamespace(block_size=64))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_keeps_its_tokenizer(train: Callable[..., Run], tmp_path: Path) -> None:
+    own = ("--config=configs/text/shakespeare_gpt.yaml", "--model.net.d_model=16", "--model.net.num_heads=2")
+    own += ("--model.net.num_layers=1", f"--data.path={own_text(tmp_path)}", f"--data.cache_dir={tmp_path / 'cache'}")
+    own += ("--data.block_size=12", "--trainer.limit_val_batches=1", "--trainer.callbacks=null")
+    first = train("fit", *own, "--trainer.max_steps=1")
+    path = str(first.folder / "checkpoints" / "last.ckpt")
+    run = train("fit", *own, "--trainer.max_steps=2", f"--ckpt_path={path}", "--data.tokenizer=bpe")
+    assert "--data.tokenizer bpe is not used: the checkpoint has its own, bytes" in run.messages
+    assert "tokenizer: bytes" in (run.folder / "config.yaml").read_text()

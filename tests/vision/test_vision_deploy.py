@@ -142,6 +142,17 @@ def test_the_program_beside_a_model_of_digits_keeps_the_whole_picture(
     assert np.array_equal(found, np.asarray(ImageOps.mirror(whole))[None, None])
 
 
+def test_the_program_says_what_it_leaves_out() -> None:
+    def opened(data: Any) -> str:
+        found: Any = {"inference": SimpleNamespace(data=data, task=None), "example": [torch.zeros(1, 1, 8, 8)]}
+        reference: Any = SimpleNamespace(kind="image", labels=[], **found)
+        return _example_lines(reference, Path("model.onnx"), "math", "")[1]
+
+    assert opened(SimpleNamespace()).endswith("# expects no transparency")
+    assert opened(SimpleNamespace(value_ranges={"I": (0, 9)})).endswith("# expects no transparency, 8 bits per channel")
+    assert "cut out and centred" in opened(MNISTDataModule(source="sample"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", SUFFIXES)
 def test_a_cnn_is_exported_to_every_format(

@@ -5,6 +5,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from src.engine.data.loading import announce
 from src.engine.runs.checkpoint import checkpoint_errors, restore_data
 from src.engine.system.classes import import_class
 from src.engine.system.errors import constructor_errors
@@ -21,6 +22,10 @@ def match_model_and_data(cli: Any) -> None:
     model: dict[str, Any] = {"model": cli.config.model.get("init_args", {})}
     if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
         model = {"model.net": net.init_args, **model}
+    before = ((cli.saved.get("data") or {}).get("init_args") or {}).get("tokenizer")
+    if cli.checkpoint is not None and before and "data.tokenizer" in cli.given and data["tokenizer"] != before:
+        announce(f"--data.tokenizer {data['tokenizer']} is not used: the checkpoint has its own, {before}")
+        data["tokenizer"] = before
     pretrained = model.get("model.net", {}).get("pretrained")
     if pretrained and "tokenizer" in data and "data.tokenizer" not in cli.given:
         data["tokenizer"] = pretrained

@@ -66,7 +66,8 @@ def run(started: float) -> None:
             if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
                 cause, is_fixable = fixable, True
         if (fault := machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
-            cause, is_fixable = InputError("; ".join(filter(None, (fault, _continue_command(cli))))), True
+            more = "" if fault.startswith("too little memory") else _continue_command(cli)
+            cause, is_fixable = InputError("; ".join(filter(None, (fault, more)))), True
         elif cli is not None and not is_fixable and (cli.from_path or raised_in_restore(cause)):
             cause, is_fixable = InputError(cli.blame_checkpoint(cause)), True
         if "--debug" in args or not is_fixable:
@@ -81,6 +82,8 @@ def _hint(cli: StarterCLI | None, message: str) -> str:
     """What to do about an error of Lightning."""
     if re.search(r"method|dataloader|must be implemented", message):
         return GUIDE
+    if "Early stopping conditioned on metric" in message:
+        return "give the monitor of a metric that is logged, or leave EarlyStopping out"
     return _continue_command(cli) if "metric" in message else ""
 
 

@@ -284,11 +284,12 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
     if reference.kind == "image":
         channels, height, width = reference.example[0].shape[1:]
         mode, order = ("L", "[None, None]") if channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
-        comment = "  # expects light ink on a dark background" if channels == 1 else "  # expects no transparency"
+        needs = getattr(reference.inference.data, "example_needs", "no transparency")
+        deep = ", 8 bits per channel" if getattr(reference.inference.data, "value_ranges", None) else ""
         fitted = getattr(reference.inference.data, "image_example", "image.resize({size}, Image.Resampling.BILINEAR)")
         return [
             f"import numpy as np, {package}, sys; from PIL import Image, ImageOps",
-            f'image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}"){comment}',
+            f'image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")  # expects {needs}{deep}',
             f"pixels = np.array({fitted.format(size=(width, height))}){order}",
             f"logits = {call}",
             answer,

@@ -99,7 +99,8 @@ class Inference(LightningModule):
                 f"--{option} is missing: its saved value is or looks like a path; paths are read only from your own"
                 f" runs in logs/: give --{option}=VALUE"
             )
-        with _argument_errors(data) if data else checkpoint_errors(str(self.path)), constructor_errors():
+        where = " with ".join([str(self.path), *(f"--data.{name} {value}" for name, value in (data or {}).items())])
+        with _argument_errors(where) if data else checkpoint_errors(where), constructor_errors():
             self.data: Any = build({**spec, "init_args": {**spec.get("init_args", {}), **(data or {})}})
         with checkpoint_errors(str(self.path)):
             restore_data(self.checkpoint, self.data)
@@ -263,13 +264,13 @@ class Inference(LightningModule):
 
 
 @contextmanager
-def _argument_errors(data: dict[str, Any]) -> Iterator[None]:
-    """Turn errors of a DataModule's constructor into InputErrors that name the arguments given to it."""
+def _argument_errors(where: str) -> Iterator[None]:
+    """Turn errors of a DataModule's constructor into InputErrors that name checkpoint and given arguments."""
     try:
         yield
     except CONTENT_ERRORS as error:
-        given = " ".join(f"--data.{name} {value}" for name, value in data.items())
-        raise InputError(f"{given}: {error if isinstance(error, InputError) else reason_of(error)}") from error
+        reason = error if isinstance(error, InputError) else reason_of(error)
+        raise InputError(f"--ckpt_path {where}: {reason}") from error
 
 
 def _has(task: Any, method: str) -> bool:

@@ -179,8 +179,9 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         world: number of processes.
         read: reads an image; see `reader`.
 
-    A batch has `names`, `errors` and `notes`, one per input; `inputs`, the tensors of inputs without error, or None if
-    there are none, their `targets`, or None, and the `sizes` of images, width and height.
+    A batch has `names`, `errors`, `notes` and `paths` (None if it is no file), one per input; `inputs`, the tensors of
+    inputs without error, or None if there are none, their `targets`, or None, and the `sizes` of images, width and
+    height.
     """
 
     inputs: Callable[[], Iterator[Input]]
@@ -211,6 +212,7 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
         notes = iter(good_notes)
         return {
             "names": [one.name for one in chunk],
+            "paths": [one.value if isinstance(one.value, Path) else None for one in chunk],
             "errors": errors,
             "notes": ["" if error else next(notes) for error in errors],
             "inputs": inputs,

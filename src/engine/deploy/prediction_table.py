@@ -98,10 +98,10 @@ class PredictionTable(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         predicted = iter([] if outputs is None else outputs)
-        for name, error, note in zip(batch["names"], batch["errors"], batch["notes"], strict=True):
+        for name, path, error, note in zip(*(batch[key] for key in ("names", "paths", "errors", "notes")), strict=True):
             values = {} if error else next(predicted)
             error = error or ("" if is_finite(values) else NOT_FINITE)
-            columns = {} if error else self._flatten(values, name, trainer)
+            columns = {} if error else self._flatten(values, name, path, trainer)
             row = {"input": _valid(name), **columns, "error": _valid(error), "note": note}
             self._write(row, counts=trainer.world_size == 1)
             self._seen += 1
@@ -145,8 +145,8 @@ class PredictionTable(Callback):
             launcher.kill(signal.SIGTERM)  # the other processes, which may not have got it
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _flatten(self, row: dict[str, Any], name: str, trainer: Trainer) -> dict[str, Any]:
-        """The columns of a row; a mask (H, W) is written to a file."""
+    def _flatten(self, row: dict[str, Any], name: str, path: Any, trainer: Trainer) -> dict[str, Any]:
+        """The columns of a row; a mask (H, W) is written to a file, and boxes are drawn on the image at `path`."""
         columns: dict[str, Any] = {}
         for key, value in row.items():
             if isinstance(value, dict):
@@ -156,7 +156,7 @@ class PredictionTable(Callback):
             else:
                 columns[key] = value
         if self.draws:
-            columns["picture"] = self._save(box_image(name, columns["boxes"]), "pictures", name, trainer)
+            columns["picture"] = self._save(box_image(path, columns["boxes"]), "pictures", name, trainer)
         if taken := columns.keys() & {"input", "error", "note"}:
             raise InputError(
                 f"a prediction is named {taken.pop()}, which is already a column of every table: rename it"
@@ -250,9 +250,9 @@ class _Writer:
         self.file.close()
 
 
-def box_image(name: str, boxes: list[dict[str, Any]]) -> Image.Image:
+def box_image(path: Path, boxes: list[dict[str, Any]]) -> Image.Image:
     """An image file with boxes drawn on it, each class in a colour of its own."""
-    image = flatten(read_image(Path(name).expanduser())).convert("RGB")
+    image = flatten(read_image(path)).convert("RGB")
     drawing = ImageDraw.Draw(image)
     for box in boxes:
         corners = box["x1"], box["y1"], box["x2"], box["y2"]

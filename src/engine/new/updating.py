@@ -39,8 +39,8 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
     noted = _noted(project)
     if "default" in recipes and "default" not in noted["recipes"] and not noted["kind"]:
         raise InputError(
-            f"--update {project}: --recipe default is configs/default.yaml, and yours stays: give another recipe, or"
-            f" copy {root / 'configs/default.yaml'} into the project by another name"
+            f"--update {project}: --recipe default is configs/default.yaml, and yours stays: give --recipe mnist_best,"
+            f" which has the same classes, and copy {root / 'configs/default.yaml'} by another name"
         )
     status = git(project, "status", "--porcelain", "--", ".", check=False)
     if status.returncode:

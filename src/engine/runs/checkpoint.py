@@ -195,9 +195,14 @@ def best_states(checkpoint: dict[str, Any]) -> list[dict[str, Any]]:
     return [one for one in found if isinstance(one, dict) and "best_model_path" in one]
 
 
+def configuration_files(folder: Path) -> list[Path]:
+    """The files of the configurations of a run: the first, and those it was continued with, in order."""
+    return sorted(folder.glob("config*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
+
+
 def configurations(folder: Path) -> list[str]:
-    """The configurations of a run, as text: the first, and those it was continued with."""
-    return [path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("config*.yaml")]
+    """The texts of `configuration_files`."""
+    return [path.read_text(encoding="utf-8", errors="replace") for path in configuration_files(folder)]
 
 
 def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:

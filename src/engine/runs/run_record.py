@@ -68,9 +68,8 @@ class RunRecord(Callback):
         if not (self.folder / "config.yaml").exists():
             _write(self.folder / "config.yaml", self.config)
             _write(self.folder / "environment.txt", describe_environment())
-        elif trainer.state.fn == TrainerFn.FITTING and self.config not in configurations(self.folder):
-            number = len(configurations(self.folder))
-            _write(self.folder / f"config.resume-{number}.yaml", self.config)
+        elif trainer.state.fn == TrainerFn.FITTING and self.config != (known := configurations(self.folder))[-1]:
+            _write(self.folder / f"config.resume-{len(known)}.yaml", self.config)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config

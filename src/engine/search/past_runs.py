@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from src.engine.runs.checkpoint import configuration_files
 from src.engine.system.errors import InputError
 from src.engine.system.settings import flat
 
@@ -39,8 +40,7 @@ class PastRun:
 def read_run(folder: Path) -> PastRun:
     """Read the newest configuration and the metrics of a run."""
     run = PastRun(folder.absolute())
-    configs = sorted(folder.glob("config.resume-*.yaml"), key=lambda path: int(re.sub(r"\D", "", path.name) or 0))
-    tree, problem = _read([folder / "config.yaml", *configs][-1], yaml.safe_load)
+    tree, problem = _read([folder / "config.yaml", *configuration_files(folder)][-1], yaml.safe_load)
     if not problem:
         run.settings = flat(tree)
         run.metrics, problem = _read(folder / "metrics.json", json.loads)

@@ -40,6 +40,7 @@ from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags, hooks
 from src.engine.system.metric_names import stage_of
+from src.engine.system.quiet import silence_known_warnings
 
 # Optuna's default reduction factor of 4 prunes most trials at their first report.
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
@@ -81,6 +82,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     Raises:
         InputError: a name or range of the search is invalid, or the study cannot be opened.
     """
+    silence_known_warnings()
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, plots
     path, spec = config.load_config(options.config, dotted=True)
     check_types(spec, options.config)
@@ -91,8 +93,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     given = by_name(options.more)
     if any(name.removeprefix("trainer.") == "fast_dev_run" for name in {**spec["options"], **given}):
         raise InputError(
-            "--fast_dev_run: a trial needs its run folder: leave it out; for a quick check give --n_trials 1 and"
-            " --trainer.limit_train_batches 2"
+            "--fast_dev_run: a trial needs its run folder: leave it out; for a quick check give --name quick,"
+            " --n_trials 1 and --trainer.limit_train_batches 2"
         )
     searched = by_name([(f"--{name}", "") for name in spec["space"]])
     if both := next((name for name in given if name in searched), None):
@@ -177,16 +179,15 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
     compared = {"metric": metric, "direction": direction}
     check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
-    if repeated:
-        same = {**what_is_trained(recipe), "options": spec["options"], **repeated}
-        check_same(study, "same", same, same, folder)
-        own = {name: value for name, value in given.items() if not says_where(name)}
-        check_same(study, "given", own, own, folder)
-        ended = study.get_trials(deepcopy=False, states=DONE)
-        if ended and not any("grid_id" in trial.system_attrs for trial in ended):
-            raise InputError(f"{folder} holds trials of a sampler that repeats some: give another --name")
+    same = {**what_is_trained(recipe), "options": spec["options"], **repeated}
+    check_same(study, "same", same, same, folder)
+    own = {name: value for name, value in given.items() if not says_where(name)}
+    check_same(study, "given", own, own, folder)
     check_choices(study, spec["space"], folder)
     if spec["sampler"] == "GridSampler":  # which goes on by the number of its combinations
+        ended = study.get_trials(deepcopy=False, states=DONE)
+        if ended and not any("grid_id" in trial.system_attrs for trial in ended):
+            raise InputError(f"{folder} holds trials of another sampler: give another --name")
         check_same(study, "grid", spec["space"], spec["space"], folder)
     return Search(
         spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed, bool(options.storage)

@@ -24,6 +24,8 @@ from src.engine.search.search import DONE, Search, trials_of
 from src.engine.search.space import REPEATED
 from src.engine.system.metric_names import final_names, shown, stage_of
 
+MIN_TRIALS = 20  # complete ones, for the importance of options
+
 
 def finish(search: Search, signum: int) -> int:
     """Print the results and, after a signal, the command that continues the search; return the exit code."""
@@ -61,11 +63,14 @@ def _print_results(search: Search) -> None:
     for summary in _means(search, choices) if choices else ():
         console.print(summary)
     importances: dict[str, float] = {}
-    with suppress(Exception):  # too few trials, or all with the same result
-        importances = optuna.importance.get_param_importances(
-            search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-        )
-    for name in importances.keys() - {*REPEATED}:
+    # Of fewer trials, or equal ones, they would say nothing, and of one option always 1.
+    if len(ended) >= MIN_TRIALS and len({trial.value for trial in ended}) > 1:
+        with suppress(Exception):
+            importances = optuna.importance.get_param_importances(
+                search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            )
+    names = [name for name in importances if name not in REPEATED]
+    for name in names if len(names) > 1 else ():
         console.print(f"importance {name} {importances[name]:.2f}")
     best = choices[0][1][0] if choices else ended[0]
     with suppress(OSError):

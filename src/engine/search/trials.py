@@ -167,6 +167,8 @@ def _final_metric(search: Search, folder: Path) -> float:
         logged = ", ".join(metrics)
         search.is_over = not trials_of(search, (TrialState.COMPLETE,))  # the others would lack it too
         raise InputError(f"metric {search.metric} is not logged; logged: {logged}: give metric and direction")
+    if metrics[search.metric] is None:
+        raise InputError(f"{search.metric} is NaN or infinite")
     return float(metrics[search.metric])
 
 
@@ -174,7 +176,8 @@ def _print_trial(search: Search, _: optuna.Study, trial: FrozenTrial) -> None:
     """Print a finished trial as one line."""
     value = shown(trial.value) if trial.value is not None else trial.user_attrs.get("error", trial.state.name.lower())
     params = ", ".join(f"{name} {value}" for name, value in trial.params.items())
-    print(f"trial {trial.number}: {search.metric} {value} ({params})", file=sys.stderr, flush=True)
+    pruned = " pruned" if trial.state == TrialState.PRUNED else ""
+    print(f"trial {trial.number}{pruned}: {search.metric} {value} ({params})", file=sys.stderr, flush=True)
 
 
 def print_progress(search: Search, workers: list[Any]) -> None:

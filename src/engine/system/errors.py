@@ -145,7 +145,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and MEMORY.search(reason)):
         if "shared" in reason:
             return f"too little shared memory: give num_workers 0, or docker run --shm-size 8g ({reason[:120]})"
-        return f"too little memory: a smaller batch_size needs less ({reason[:120]})"
+        return f"too little memory: start again with a smaller batch_size ({reason[:120]})"
     if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(text):
         return (
             f"the GPU cannot be used ({text[:120]}): update its driver or take another one, or train on the CPU with"

@@ -87,10 +87,10 @@ def check_settings(config: Any, trains: bool) -> None:
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trains and trainer[name] == 0:
             raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
-    for name in ("check_val_every_n_epoch", "val_check_interval"):
-        if trains and trainer[name] == 0:
+    for name, usual in {"check_val_every_n_epoch": "1", "val_check_interval": "1.0, once per epoch"}.items():
+        if trains and trainer[name] == 0 and trainer.limit_val_batches != 0:
             raise InputError(
-                f"--trainer.{name} 0: give at least 1, or --trainer.limit_val_batches 0 to train without validation"
+                f"--trainer.{name} 0: give {usual}, or --trainer.limit_val_batches 0 to train without validation"
             )
     if trains:
         check_checkpoint_timing(config.checkpoint, trainer)

@@ -18,7 +18,7 @@ class NotFiniteError(InputError):
 
 
 class FiniteLoss(Callback):
-    """Keeps the loss of every step on its device and checks all at log steps and before every checkpoint.
+    """Keeps the loss of every step on its device; checks all at log steps and before validations and checkpoints.
 
     Raises NotFiniteError with step and learning rate if a loss, or a weight in a checkpoint, is NaN or infinite.
     """
@@ -45,6 +45,8 @@ class FiniteLoss(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check(trainer)
+
+    on_validation_start = on_train_epoch_end  # before others use what the network predicts
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not trainer.training and not trainer.validating:

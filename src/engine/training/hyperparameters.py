@@ -118,7 +118,8 @@ def check_limits(net: nn.Module, data: Any) -> None:
         is_length = name == "max_length"  # of texts; a network of one's own may mean another thing
         is_plain = isinstance(have, int) and isinstance(limit, int)
         if have and limit and (is_plain or not is_length) and have > limit > 0:
-            way = f"--data.max_length {limit}" if is_length else f"data that fits, or leave the network's {name} out"
+            is_vocab = name == "vocab_size"
+            way = "data that fits, or leave the network's vocab_size out" if is_vocab else f"--data.{name} {limit}"
             raise InputError(
                 f"{name} {have} of the data does not fit {type(net).__name__}, which has {limiting} {limit}: give {way}"
             )

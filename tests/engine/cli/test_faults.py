@@ -1,5 +1,6 @@
 """A failure ends a run with one clear line, and saved checkpoints stay intact."""
 
+import math
 import os
 import re
 import shutil
@@ -265,6 +266,14 @@ def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: P
     assert step_of(folder) == STEPS  # no checkpoint since then
     for path in (folder / "checkpoints").iterdir():
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
+
+
+def test_a_nan_loss_stops_the_run_before_a_validation() -> None:
+    finite, trainer = FiniteLoss(), SimpleNamespace(world_size=1, global_step=3, log_every_n_steps=10, optimizers=[])
+    trainer.lightning_module, trainer.gradient_clip_val = SimpleNamespace(), None
+    finite.on_train_batch_end(trainer, None, torch.tensor(math.nan), None, 0)  # type: ignore[arg-type]
+    with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 2"):
+        finite.on_validation_start(trainer, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from src.engine.cli import program as program_module
 from src.engine.cli.config import load_config
 from src.train import main
 from tests.conftest import QUIET, one_line, program, write
+from tests.spies import inject_fault
 from tests.toy import RECIPE, ToyData
 
 ErrorOf = Callable[..., str]
@@ -91,11 +92,11 @@ def broken_files(folder: Path) -> None:
         ("--data.batch_size 0", "batch_size 0 is too small: give at least 1"),
         (
             "--trainer.check_val_every_n_epoch 0",
-            "--trainer.check_val_every_n_epoch 0: give at least 1, or --trainer.lim",
+            "--trainer.check_val_every_n_epoch 0: give 1, or --trainer.limit_val_ba",
         ),
         (
             "--trainer.val_check_interval 0",
-            "--trainer.val_check_interval 0: give at least 1, or --trainer.limit_val_ba",
+            "--trainer.val_check_interval 0: give 1.0, once per epoch, or --trainer",
         ),
         ("--trainer.accumulate_grad_batches 0", "--trainer.accumulate_grad_batches 0 is too small: give at least 1"),
         ("--seed_everything -1", "-1 is not in bounds"),
@@ -282,3 +283,12 @@ def test_an_installation_without_the_projects_folders_is_one_line(
     with pytest.raises(SystemExit, match="2"):
         program_module.run(0.0)
     assert f"error: {tmp_path} has no configs/: install the project with pip install" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_no_reason_to_continue(tmp_path: Path) -> None:
+    root = f"--trainer.default_root_dir={tmp_path / 'logs'}"
+    fault = inject_fault("memory", 14, tmp_path / "happened")  # in the second epoch
+    line = one_line(program("fit", f"--config={RECIPE}", *QUIET, root, *fault, "--max_epochs=3"))
+    assert line.startswith("too little memory: start again with a smaller batch_size")
+    assert "continue" not in line

@@ -80,7 +80,7 @@ def test_a_saved_value_that_looks_like_a_path_is_refused_from_elsewhere(run_in_u
 def test_a_wrong_argument_of_the_data_is_not_blamed_on_the_checkpoint(
     toy_checkpoint: str, value: Any, reason: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"^--data\.batch_size {value}: {reason}"):
+    with pytest.raises(InputError, match=rf"^--ckpt_path \S+ with --data\.batch_size {value}: {reason}"):
         Inference(toy_checkpoint, data={"batch_size": value}, trust=["tests.toy"])
 
 

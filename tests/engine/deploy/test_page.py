@@ -197,6 +197,19 @@ def test_numbers_of_any_name_are_shown() -> None:
 
 
 @pytest.mark.slow
+def test_an_error_of_a_proxy_takes_the_place_of_the_last_answer() -> None:
+    with browser(refuses=True) as page:
+        answered(page, KINDS["text"])
+        page.fill("#area", "fine")
+        page.click("#go")
+        page.get_by_text(LONG).first.wait_for()
+        page.route("**/predict", lambda route: route.fulfill(status=413, body="<html>Too Large</html>"))
+        page.click("#go")
+        page.wait_for_function("document.getElementById('message').textContent.includes('413')")
+        assert page.locator("#bars").inner_text() == ""
+
+
+@pytest.mark.slow
 def test_the_same_file_can_be_chosen_again(tmp_path: Path) -> None:
     (tmp_path / "a.numbers").write_text("1")
     with browser() as page:

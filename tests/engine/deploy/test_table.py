@@ -13,11 +13,13 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
+from src.engine.deploy import predicting
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError, SampleError
 from src.engine.system.interruption import Interrupted
+from src.tasks.classifier import Classifier
 from tests.conftest import picture
 from tests.engine.deploy.served import of
 
@@ -47,6 +49,20 @@ def test_masks_of_files_with_odd_and_long_names_are_written(
     masks = [row["mask"] for row in table_of(tmp_path / "out.csv")]
     assert masks[2:] == [r"out_masks/000003_caf\udce9.png", f"out_masks/000004_{'é' * 100}.png"]
     assert all((tmp_path / mask).is_file() for mask in masks)
+
+
+def test_pictures_of_an_address_are_drawn_on_its_copy(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = {"label": "left", "score": 1.0, "x1": 1, "y1": 1, "x2": 5, "y2": 5}
+    monkeypatch.setattr(Inference, "rows", lambda *_: [{"boxes": [box]}] * 2)
+    monkeypatch.setattr(Classifier, "finds_boxes", True, raising=False)
+    copy = str(tmp_path / "images")
+    monkeypatch.setattr(predicting, "_copied", lambda given, addresses, _: addresses.setdefault(copy, given) and copy)
+    words[words.index(copy)] = "https://host/images"
+    assert predict([*words, "--pictures"]) == 0
+    assert [row["input"] for row in table_of(tmp_path / "out.csv")] == [f"https://host/images/{n}.png" for n in (0, 1)]
+    assert len(list((tmp_path / "out_pictures").iterdir())) == 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, [0.5, math.nan], {"a": -math.inf}])

@@ -3,15 +3,20 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from src.engine.runs.run_record import RunRecord
 from src.engine.search import comparing
 from src.engine.search.comparing import compare
+from src.engine.search.past_runs import read_run
 from src.engine.system.errors import InputError
 from src.engine.system.metric_names import shown
 from src.engine.system.settings import flat
@@ -84,6 +89,20 @@ def test_a_continued_run_has_the_settings_that_it_was_continued_with(capsys: pyt
         (Path(second) / f"config.resume-{number}.yaml").write_text(f"data: {{batch_size: {size}}}")
     compare([first, second])
     assert rows(capsys.readouterr().out)["data.batch_size"] == ["1", "7"]
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_back_to_its_first_settings_has_those(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = partial(RunRecord, tmp_path / "version_0", is_new=True)
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(broadcast=lambda one: one), is_global_zero=True)
+    trainer.state = SimpleNamespace(fn=TrainerFn.FITTING)
+    (tmp_path / "version_0").mkdir()
+    for size in (1, 2, 2, 1):
+        record(f"data: {{batch_size: {size}}}").setup(trainer, None, "fit")  # type: ignore[arg-type]
+    assert read_run(tmp_path / "version_0").settings == {"data.batch_size": 1}
+    assert len(list((tmp_path / "version_0").glob("config*.yaml"))) == 3
 
 
 def test_arguments_of_each_callback_are_compared() -> None:

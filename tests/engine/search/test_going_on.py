@@ -1,8 +1,10 @@
 """Searches that go on: with their own runs, with the same space, in the folder that is asked for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 from filelock import FileLock
 
@@ -11,7 +13,7 @@ from src.engine.search import trials as trials_module
 from src.engine.search.search import build_run, open_search, queue_again
 from src.engine.search.search_report import finish
 from src.engine.search.space import check_space, conditional_values
-from src.engine.search.trials import _run_trial
+from src.engine.search.trials import _final_metric, _print_trial, _run_trial
 from src.engine.search.tuning import _parse
 from src.engine.system.errors import InputError
 from tests.conftest import write
@@ -52,6 +54,30 @@ def test_a_grid_does_not_go_on_with_more_entries(tmp_path: Path) -> None:
     rates["space"] |= {"model.net.hidden": {"categorical": [4, 8]}}  # type: ignore[operator]
     with pytest.raises(InputError, match=r"holds trials with model\.net\.hidden None, not .*: give another --name"):
         opened(tmp_path, **rates)
+
+
+@pytest.mark.slow
+def test_a_study_goes_on_with_the_same_options_and_a_grid_after_no_other_sampler(tmp_path: Path) -> None:
+    rates = {"space": {"optimizer.lr": {"categorical": [0.1, 0.01]}}, "n_trials": 1}
+    assert len(search(tmp_path, "--sampler=RandomSampler", "--trainer.limit_train_batches=2", **rates)) == 1
+    with pytest.raises(InputError, match=r"holds trials with trainer\.limit_train_batches .*: give another --name"):
+        opened(tmp_path, **rates)
+    with pytest.raises(InputError, match=r"holds trials with options .*: give another --name"):
+        opened(tmp_path, "--trainer.limit_train_batches=2", options={}, **rates)
+    with pytest.raises(InputError, match="holds trials of another sampler"):
+        opened(tmp_path, "--sampler=GridSampler", "--trainer.limit_train_batches=2", **rates)
+
+
+def test_a_line_says_that_a_trial_was_pruned_and_that_a_metric_is_nan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found: Any = SimpleNamespace(metric="val/acc")
+    pruned: Any = optuna.trial.create_trial(state=optuna.trial.TrialState.PRUNED, value=0.9)
+    _print_trial(found, None, pruned)  # type: ignore[arg-type]
+    assert capsys.readouterr().err == "trial -1 pruned: val/acc 0.9000 ()\n"
+    (tmp_path / "metrics.json").write_text('{"val/acc": null}')
+    with pytest.raises(InputError, match="val/acc is NaN or infinite"):
+        _final_metric(found, tmp_path)
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
         opened(tmp_path, space={"seed_everything": {"int": [1, 5]}})
     found = opened(tmp_path, **SEEDS)
     found.study.add_trial(optuna.trial.create_trial(value=0.5))  # as another sampler adds them
-    with pytest.raises(InputError, match="holds trials of a sampler that repeats some: give another --name"):
+    with pytest.raises(InputError, match="holds trials of another sampler: give another --name"):
         opened(tmp_path, **SEEDS)
 
 

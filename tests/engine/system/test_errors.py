@@ -199,7 +199,7 @@ def test_what_torch_cannot_do_deterministically_says_what_works() -> None:
 def test_too_little_memory_is_one_line(error: Exception) -> None:
     fault = machine_fault(error)
     assert fault is not None
-    assert fault.startswith("too little memory: a smaller batch_size needs less (")
+    assert fault.startswith("too little memory: start again with a smaller batch_size (")
     assert (str(error) or "MemoryError") in fault
 
 

@@ -54,7 +54,6 @@ def test_flops_of_a_perceptron_equal_a_manual_count() -> None:
     assert training_flops(ToyMLP(hidden=16), (torch.zeros(10, SIDE * SIDE), torch.zeros(10))) == 2 * first + 3 * second
 
 
-@pytest.mark.slow
 def test_mfu_counts_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "peak_flops", lambda *_: 1e12)
     monkeypatch.setattr(throughput, "training_flops", lambda _, batch: 100.0 * len(batch[0]))
@@ -73,6 +72,7 @@ def test_mfu_counts_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None
     assert found[1] == pytest.approx(10 * found[0])
 
 
+@pytest.mark.slow
 def test_a_network_whose_flops_cannot_be_counted_trains_without_mfu(
     train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,14 @@ def test_without_validation_the_last_checkpoint_is_the_best_however_rarely_it_wo
     assert train("test", f"--run={folder}").cli.config.ckpt_path == str(best)
 
 
+@pytest.mark.slow
+def test_a_metric_that_only_validation_logs_needs_none_without_validation(train: Train) -> None:
+    folder = train("fit", "--trainer.limit_val_batches=0", "--max_epochs=2", "--data.size=64").folder
+    best = folder / "checkpoints" / "best.ckpt"
+    assert torch.load(best, weights_only=True)["epoch"] == 1
+    assert train("test", f"--run={folder}").cli.config.ckpt_path == str(best)
+
+
 def test_several_processes_do_not_validate_by_their_clocks() -> None:
     for interval in ("00:00:15:00", timedelta(minutes=15), {"minutes": 15}):
         check_clocks(SimpleNamespace(val_check_interval=interval), 1)
