@@ -1,5 +1,6 @@
 """Searches that go on: with their own runs, with the same space, in the folder that is asked for."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import optuna
 import pytest
 from filelock import FileLock
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from src.engine.search import search as search_module
 from src.engine.search import trials as trials_module
@@ -66,6 +68,24 @@ def test_a_study_goes_on_with_the_same_options_and_a_grid_after_no_other_sampler
         opened(tmp_path, "--trainer.limit_train_batches=2", options={}, **rates)
     with pytest.raises(InputError, match="holds trials of another sampler"):
         opened(tmp_path, "--sampler=GridSampler", "--trainer.limit_train_batches=2", **rates)
+
+
+@pytest.mark.slow
+def test_importances_are_printed_from_twenty_trials_on_largest_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = opened(tmp_path)
+    kinds: Any = {"model.net.hidden": IntDistribution(4, 32), "optimizer.lr": FloatDistribution(1e-4, 1e-1, log=True)}
+    for number in range(20):
+        assert finish(found, 0) == int(number == 0)
+        assert "\nimportance " not in capsys.readouterr().out
+        values = {"model.net.hidden": 4 + number * 7 % 20, "optimizer.lr": 1e-4 * 1.4**number}
+        more = {"user_attrs": {"config": "trainer: {}"}, "distributions": kinds}
+        found.study.add_trial(optuna.trial.create_trial(params=values, value=number / 20, **more))
+    assert finish(found, 0) == 0
+    lines = re.findall(r"^importance (\S+) (\S+)$", capsys.readouterr().out, re.MULTILINE)
+    assert [name for name, _ in lines] == ["optimizer.lr", "model.net.hidden"]
+    assert float(lines[0][1]) > float(lines[1][1])
 
 
 def test_a_line_says_that_a_trial_was_pruned_and_that_a_metric_is_nan(

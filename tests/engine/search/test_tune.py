@@ -81,6 +81,7 @@ def test_a_separate_process_searches(tmp_path: Path) -> None:
     done = program(*given, cwd=tmp_path, module="src.tune", REAL_INTERPRETER="1")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 complete" in done.stdout
+    assert "deprecated" not in done.stderr
     assert (tmp_path / "logs" / "own" / "best.yaml").is_file()
 
 
