@@ -53,7 +53,7 @@ clean:  ## remove the virtual environment and caches; keep logs and data
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
 
 ifneq ($(filter-out cpu,$(TORCH)),)
-$(error TORCH=$(TORCH): only TORCH=cpu is known; omit it for the default build)
+$(error TORCH=$(TORCH): only TORCH=cpu is known; for the default build omit it, after make clean)
 endif
 ifneq ($(and $(LOCKED),$(TORCH)),)
 $(error requirements.lock holds the hashes of the default builds: give LOCKED=1 or TORCH=cpu, not both)
@@ -64,17 +64,20 @@ endif
 		echo "error: $(PYTHON) is not Python 3.11 or newer; give a newer one: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
-.venv/.bounds .venv/.bounds-cpu: pyproject.toml | .venv/bin/python
+.venv/bin/pip: | .venv/bin/python  # uv makes environments without it
+	@test -e $@ || $(BIN)/python -m ensurepip --default-pip
+
+.venv/.bounds .venv/.bounds-cpu: pyproject.toml | .venv/bin/pip
 	$(if $(TORCH),$(PIP) $(TORCH_INDEX) --upgrade torch torchvision)
 	$(PIP) $(TORCH_INDEX) --editable '.[sample]'
 	@touch $@
 
-.venv/.bounds-dev .venv/.bounds-cpu-dev: pyproject.toml | .venv/bin/python
+.venv/.bounds-dev .venv/.bounds-cpu-dev: pyproject.toml | .venv/bin/pip
 	$(if $(TORCH),$(PIP) $(TORCH_INDEX) --upgrade torch torchvision)
 	$(PIP) $(TORCH_INDEX) --editable '.[dev]'
 	@touch $@ $(@:-dev=)
 
-.venv/.locked .venv/.locked-dev: requirements.lock pyproject.toml | .venv/bin/python
+.venv/.locked .venv/.locked-dev: requirements.lock pyproject.toml | .venv/bin/pip
 	$(PIP) --require-hashes --requirement requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch .venv/.locked .venv/.locked-dev

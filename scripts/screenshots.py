@@ -53,7 +53,7 @@ def tensorboard(logdir: Path) -> Iterator[str]:
     """Run a TensorBoard server, started by `make tensorboard` as a user does; gives its address."""
     words = f"--logdir {logdir} --port 0 --host 127.0.0.1"
     command = ["make", "tensorboard", f"ARGS={words}"]
-    if not (ROOT / ".venv" / "bin" / "tensorboard").exists():  # make would create the environment
+    if not (ROOT / ".venv" / ".bounds").exists():  # make would install the packages
         command = [sys.executable, "-m", "tensorboard.main", *words.split()]
     server = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert server.stderr is not None

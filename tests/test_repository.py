@@ -52,7 +52,8 @@ def test_the_lock_file_fits_the_bounds() -> None:
 
 
 def make(folder: Path, *words: str) -> str:
-    done = subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, check=False)
+    environment = {"PATH": os.environ["PATH"]}  # without the variables of the make that runs these tests
+    done = subprocess.run(["make", *words], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
 
@@ -63,13 +64,16 @@ def fresh(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_make_sets_up_once(fresh: Path) -> None:
+def test_make_sets_up_once(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAKEFLAGS", " -- TORCH=cpu")  # of `make test TORCH=cpu`
     planned = make(fresh, "--dry-run", "train")
     assert "-m venv .venv" in planned
     assert "pip install" in planned
     assert planned.index("pip install") < planned.index("python -m src.train")
     (fresh / ".venv" / "bin").mkdir(parents=True)
     (fresh / ".venv" / "bin" / "python").touch()
+    planned = make(fresh, "--dry-run", "train")  # uv makes environments without pip
+    assert planned.index("ensurepip") < planned.index("pip install")
     (fresh / ".venv" / ".bounds").touch()
     assert "install" not in make(fresh, "--dry-run", "train")
     assert "'.[dev]'" in make(fresh, "--dry-run", "test")

@@ -70,10 +70,13 @@ def check_accelerator(given: Any) -> None:
     present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
     present |= {"gpu"} if present & {"cuda", "mps"} else set()
     if given not in present:
-        raise InputError(
+        line = (
             f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
             f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}"
         )
+        if sys.platform == "linux" and given in ("gpu", "cuda") and not (torch.version.cuda or torch.version.hip):
+            line += "; PyTorch is its CPU build here: for a GPU install the default build (make clean, make train)"
+        raise InputError(line)
 
 
 def check_strategy(given: Any) -> None:

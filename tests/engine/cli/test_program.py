@@ -189,10 +189,16 @@ def test_a_user_error_ends_a_separate_process_with_exit_code_2(tmp_path: Path) -
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
-def test_the_error_for_a_missing_gpu_lists_what_is_there_and_what_to_type(error_of: ErrorOf) -> None:
-    assert error_of("--accelerator", "gpu") == (
-        f"--accelerator gpu: this machine has none; it has cpu ({os.cpu_count()} cores); type --accelerator cpu"
-    )
+def test_the_error_for_a_missing_gpu_lists_what_is_there_and_what_to_type(
+    error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    line = f"--accelerator gpu: this machine has none; it has cpu ({os.cpu_count()} cores); type --accelerator cpu"
+    assert error_of("--accelerator", "gpu") == line
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+    more = "; PyTorch is its CPU build here: for a GPU install the default build (make clean, make train)"
+    assert error_of("--accelerator", "gpu") == line + more * (sys.platform == "linux")
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
