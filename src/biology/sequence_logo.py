@@ -8,20 +8,26 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from src.engine.tensorboard.figures import new_figure
 from src.engine.tensorboard.writers import writers
 
+PLACES = 60  # of longer sequences it would take minutes
+
 
 class SequenceLogo(Callback):
     """Draws after the test how much each base at each place raises the prediction of a `Regressor`.
 
     Every base is put at every place of the sequences of the first test batch. Its height is its mean prediction
-    minus the mean of all bases at that place: bases above the line raise the prediction. Sequences must
-    have the same length; with `reverse_complement` nothing is drawn.
+    minus the mean of all bases at that place: bases above the line raise the prediction. Sequences must have the same
+    length, at most 60 bases; with `reverse_complement` nothing is drawn.
     """
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         tokens, mask, targets = batch
-        if batch_idx or not (trainer.is_global_zero and mask.all() and targets.is_floating_point()):
+        if (
+            batch_idx
+            or tokens.shape[1] > PLACES
+            or not (trainer.is_global_zero and mask.all() and targets.is_floating_point())
+        ):
             return
         if pl_module.device_mesh is not None:  # sharded weights: all processes would have to compute
             return

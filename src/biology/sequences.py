@@ -69,6 +69,7 @@ class SequenceDataModule(LabelledDataModule):
     """
 
     input_kind = "text"
+    own_tokens = True  # not those of a pretrained network
     mask_example = "tokens > 0"
 
     def __init__(

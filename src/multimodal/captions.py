@@ -1,5 +1,6 @@
 """Images with captions: your own, or MNIST digits with captions in many phrasings."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
-from src.text.labelled_text import padded
-from src.text.tokenizer import Tokenizer, check_tokens, restore_tokenizer
+from src.text.labelled_text import padded, report_cut
+from src.text.tokenizer import UNKNOWN, Tokenizer, check_tokens, restore_tokenizer
 from src.text.words import train_words
 from src.vision.image_files import content_keys, restored_ranges
 from src.vision.image_folder import ImageFolderDataModule, check_files
@@ -104,6 +105,7 @@ class CaptionDataModule(BatchedDataModule):
     """
 
     input_kind = "image"
+    own_tokens = True  # not those of a pretrained network
     modalities: Sequence[str] = ("image", "text")
 
     def __init__(
@@ -167,6 +169,7 @@ class CaptionDataModule(BatchedDataModule):
             for part, (images, captions, matching) in zip(PHRASINGS, parts, strict=True)
         }
         self.train_set, self.val_set, self.test_set = self.sets.values()
+        report_cut([len(ids) for ids in self.train_set.captions], self.max_length, "captions")
         if not self._restored:
             remedy = "give more captions, only words that occur at least twice are tokens"
             check_tokens(self.tokenizer, self.sets["train"].captions, "words", remedy)
@@ -203,8 +206,17 @@ class CaptionDataModule(BatchedDataModule):
             self.files.restored_sizes = dict(state_dict.get("sizes", {}))
 
     def prepare_texts(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens."""
-        return padded(self.tokenizer.encode_batch(texts, self.max_length))
+        """Tokens of texts (B, T) int64, padded to the longest text, and mask (B, T) bool, true for tokens.
+
+        Raises:
+            InputError: a text has no word that the model was trained on.
+        """
+        found = self.tokenizer.encode_batch(texts, self.max_length)
+        words: Any = self.tokenizer
+        unknown = words.inner.token_to_id(UNKNOWN)
+        if lost := [text for text, ids in zip(texts, found, strict=True) if len(ids) and (ids == unknown).all()]:
+            raise InputError(f"label {lost[0]!r} has no word that the model was trained on: give another text")
+        return padded(found)
 
     def prompts(self, part: str) -> list[tuple[Tensor, Tensor]]:
         """Tokens and mask of all class names, for each phrasing of a part; empty for your own images."""
@@ -263,6 +275,10 @@ class CaptionDataModule(BatchedDataModule):
             raise InputError(f"{path} has {len(numbers)} different images, too few for three parts: give at least 3")
         parts = dict(zip(PHRASINGS, map(set, folded), strict=True))
         self.rows_of = {part: [row for row, one in enumerate(targets) if one in own] for part, own in parts.items()}
+        # The captions of one image in different batches, as in training: the loss takes only one of them as right.
+        seen = Counter[int]()
+        nth = [seen.update([one]) or seen[one] for one in targets]
+        self.rows_of |= {part: sorted(self.rows_of[part], key=nth.__getitem__) for part in ("val", "test")}
         data.report_changes({part: [""] * len(own) for part, own in self.rows_of.items()}, path, "images")
         for part, indices in self.rows_of.items():
             own = [files[index] for index in indices]

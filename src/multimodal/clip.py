@@ -83,12 +83,19 @@ class CLIP(nn.Module):
             "text": lambda: TextEncoder(vocab_size, embedding_dim, d_model, num_heads, num_layers, dropout),
             "sound": lambda: CNN(1, sound_size, embedding_dim, width, hidden, dropout),
         }
+        sizes = {"image": ("in_channels", in_channels), "sound": ("in_channels", 1), "text": ("vocab_size", vocab_size)}
         for name in self.modalities:
             net = given[name] or defaults[name]()
             if (outputs := getattr(net, "num_classes", embedding_dim)) != embedding_dim:
                 raise ValueError(
                     f"{name} network {type(net).__name__} has {outputs} outputs, embedding_dim is {embedding_dim}:"
                     f" give it num_classes {embedding_dim}"
+                )
+            option, need = sizes[name]
+            have = getattr(net, option, need)
+            if isinstance(have, int) and (have < need if name == "text" else have != need):
+                raise ValueError(
+                    f"{name} network {type(net).__name__} has {option} {have}, the data {need}: give it {option} {need}"
                 )
             setattr(self, f"{name}_net", net)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))

@@ -20,6 +20,7 @@ class SpokenCaptionDataModule(CaptionDataModule):
         path: a table (.csv, .tsv, .jsonl, .parquet) of paths (relative to the table) of images and of WAV or FLAC
             files, and captions; default: MNIST with captions, spoken by a synthesiser.
         sound_column: the table's column with the paths of the sounds.
+        seconds: length of a sound; of longer ones the loudest part is taken.
         options: the other arguments of `CaptionDataModule`.
 
     Batches are those of `CaptionDataModule` with spectrograms (B, 1, 40, 40) float32 after the images. A sound matches
@@ -34,6 +35,7 @@ class SpokenCaptionDataModule(CaptionDataModule):
         modalities: Sequence[Modality] = ("image", "sound", "text"),
         path: str | None = None,
         sound_column: str = "sound",
+        seconds: float = 1.0,
         **options: Any,
     ) -> None:
         if not 2 <= len(set(modalities)) == len(modalities):
@@ -42,7 +44,7 @@ class SpokenCaptionDataModule(CaptionDataModule):
         options = {name: value for name, value in options.items() if name != "data_source"}
         self.modalities = [name for name in INPUTS if name in modalities]
         self.sound_column = sound_column
-        self.words = SpokenWordsDataModule(source="synthetic")
+        self.words = SpokenWordsDataModule(source="synthetic", seconds=seconds)
         super().__init__(path, **options)
 
     def _use_images(self, is_own: bool) -> None:

@@ -70,6 +70,15 @@ class TokenizedTexts(BatchDataset):
         return tokens, mask, self.targets[indices]
 
 
+def report_cut(lengths: list[int], limit: int, what: str) -> None:
+    """Say how many training texts, or what they are, may have been cut off, if they are more than a few."""
+    if (count := sum(length >= limit for length in lengths)) > CUT * len(lengths):
+        announce(
+            f"{count:,} of {len(lengths):,} training {what} reach the limit of {limit} tokens; longer ones are cut off:"
+            " raise --data.max_length to keep more"
+        )
+
+
 def padded(ids: list[Ids]) -> tuple[Tensor, Tensor]:
     """Tokens (B, T) int64, padded to the longest sequence, and mask (B, T) bool, true for tokens."""
     rows = [torch.from_numpy(one.astype(np.int64)) for one in ids]
@@ -187,12 +196,7 @@ class LabelledTextDataModule(LabelledDataModule):
         texts = {part: texts for part, (texts, _) in parts.items()}
         report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
         self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], numbers[part]) for part in PARTS)
-        count, total = int((self.train_set.lengths >= self.max_length).sum()), len(self.train_set)
-        if count > CUT * total:
-            announce(
-                f"{count:,} of {total:,} training texts reach the limit of {self.max_length} tokens; longer ones are"
-                " cut off: raise --data.max_length to keep more"
-            )
+        report_cut(self.train_set.lengths.tolist(), self.max_length, "texts")
 
     def network_arguments(self) -> dict[str, Any]:
         """The network arguments that depend on the texts."""

@@ -83,6 +83,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         crop: cut out a random part of a training image that has a box (Liu et al. 2016), with probability 6/7.
         flip: mirror training images left to right with probability 0.5.
         num_workers: as for `ImageFolderDataModule`.
+        cache: as for `ImageFolderDataModule`.
         fold: validate on this fold of training and validation part, 1 to folds, and train on the others; default: none.
         folds: number of folds, at least 2.
 
@@ -107,6 +108,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         crop: bool = True,
         flip: bool = True,
         num_workers: NumWorkers = "auto",
+        cache: bool = False,
         fold: int | None = None,
         folds: int = 5,
     ) -> None:
@@ -118,6 +120,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
             test_share=test_share,
             flip=flip,
             num_workers=num_workers,
+            cache=cache,
             fold=fold,
             folds=folds,
         )

@@ -57,8 +57,9 @@ class TorchvisionNet(nn.Module):
         self.freeze_body = freeze_body
         self.image_size = image_size
         file = weights_file(weights)
-        if options is None:
-            options = {"transform_input": True} if file is not None and name in GOOGLE else {}
+        options = dict(options or {})
+        if file is not None and name in GOOGLE:
+            options.setdefault("transform_input", True)  # as torchvision does for weights by name
         self.scale: Tensor
         self.shift: Tensor
         self.net: nn.Module = build_net(name, weights if file is None else None, **options)
@@ -106,9 +107,9 @@ def _check_size(net: TorchvisionNet, size: int) -> None:
         with torch.no_grad():
             net.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason, fits = " ".join(str(error).split())[:200], getattr(net.net, "image_size", 224)  # a ViT takes one only
         raise ValueError(
-            f"{net.name} does not take images of {size} x {size} pixels ({reason}): give --data.image_size 224"
+            f"{net.name} does not take images of {size} x {size} pixels ({reason}): give --data.image_size {fits}"
         ) from error
 
 
@@ -125,6 +126,8 @@ def weights_file(weights: str | None) -> Path | None:
     Raises:
         ValueError: there is no such file.
     """
+    if "_Weights." in (weights or ""):
+        return None  # torchvision's name in full
     file = Path(weights or "").expanduser()
     if file.suffix and not file.is_file():
         raise ValueError(f"weights {weights}: no such file")

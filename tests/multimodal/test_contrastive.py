@@ -23,10 +23,13 @@ from src.engine.data.loading import Batches
 from src.engine.deploy.exporting import export
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
+from src.engine.training.hyperparameters import check_limits
 from src.multimodal import contrastive
 from src.multimodal.captions import NAMES, PHRASINGS, CaptionDataModule
 from src.multimodal.clip import CLIP
 from src.multimodal.contrastive import ContrastiveModel, _distinct
+from src.text.text_encoder import TextEncoder
+from src.vision.vgg import VGG
 from tests.conftest import QUIET, Run, fit, once, program, trainer
 from tests.contract import check_folds, check_prepare
 from tests.multimodal.helpers import captions, own_pairs
@@ -329,3 +332,27 @@ def test_labels_of_words_that_the_model_does_not_know_are_refused(trained: str, 
         predict([*words, "--labels", "a cat", "a three", "a dog"])
     with pytest.raises(InputError, match="label ' ' is empty to this model"):
         predict([*words, "--labels", "a three", " "])
+
+
+def test_captions_of_one_image_are_in_different_batches_and_long_ones_are_said(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    folder = own_pairs(tmp_path / "own").parent
+    rows = [(f"{number}.png", f"a picture of {'many ' * 30} {number}") for number in range(60) for _ in range(5)]
+    data = CaptionDataModule(str(captions(folder, rows)), image_size=16, batch_size=6)
+    data.setup("fit")
+    for *_, targets in data.val_dataloader():
+        assert len(targets.unique()) == len(targets)
+    assert any(re.match(r"\d+ of \d+ training captions reach the limit of 32 tokens", line) for line in messages)
+    with pytest.raises(InputError, match="label 'zebra' has no word that the model was trained on"):
+        data.prepare_texts(["a picture", "zebra"])
+
+
+def test_networks_that_do_not_fit_the_data_are_one_line() -> None:
+    for networks in ({"text": TextEncoder(256, 64)}, {"image": VGG(num_classes=64)}):
+        with pytest.raises(ValueError, match=r"the data (500|3): give it (vocab_size 500|in_channels 3)$"):
+            CLIP(vocab_size=500, in_channels=3, **networks)  # type: ignore[arg-type]
+    net = nn.Linear(2, 2)
+    net.pretrained, net.vocab_size = "some/model", 9  # type: ignore[assignment]
+    with pytest.raises(InputError, match="Linear was trained with tokens of its own, CaptionDataModule has others"):
+        check_limits(nn.Sequential(net), CaptionDataModule(source="sample"))

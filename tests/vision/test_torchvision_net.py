@@ -10,7 +10,7 @@ from src.engine.training.hyperparameters import rebuild_arguments
 from src.vision import torchvision_net
 from src.vision.image_classifier import ImageClassifier
 from src.vision.image_folder import MEAN, STD
-from src.vision.torchvision_net import TorchvisionNet
+from src.vision.torchvision_net import TorchvisionNet, weights_file
 from tests.conftest import pictures
 
 # One network for each way in which torchvision builds the head.
@@ -108,8 +108,14 @@ def test_a_checkpoint_of_a_subclass_has_its_own_arguments_only() -> None:
 @pytest.mark.slow
 def test_weights_of_a_file_are_used_as_torchvision_uses_them(tmp_path: Path) -> None:
     torch.save(models.inception_v3(init_weights=False).state_dict(), tmp_path / "inception.pth")
-    assert TorchvisionNet("inception_v3", str(tmp_path / "inception.pth")).net.transform_input
+    for options in (None, {"dropout": 0.3}):
+        net = TorchvisionNet("inception_v3", str(tmp_path / "inception.pth"), options=options)
+        assert net.net.transform_input
     assert not TorchvisionNet("inception_v3").net.transform_input
+
+
+def test_the_full_name_of_weights_is_no_file() -> None:
+    assert weights_file("ResNet18_Weights.IMAGENET1K_V1") is None
 
 
 def test_a_vit_of_another_size_is_rebuilt_with_it() -> None:
@@ -154,6 +160,8 @@ def test_what_cannot_work_is_one_clear_error(
 def test_the_error_for_a_wrong_image_size_names_one_that_works() -> None:
     with pytest.raises(ValueError, match=r"vit_b_16 does not take images of 64 x 64 pixels .*--data.image_size 224"):
         TorchvisionNet("vit_b_16", image_size=64)
+    with pytest.raises(ValueError, match=r"--data.image_size 96$"):
+        TorchvisionNet("vit_b_16", image_size=64, options={"image_size": 96})
     assert all(module.training for module in TorchvisionNet("resnet18", image_size=64).modules())
 
 

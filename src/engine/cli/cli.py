@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -23,7 +23,7 @@ from src.engine.cli.class_names import resolve_names
 from src.engine.cli.keys import refuse_nulls
 from src.engine.cli.matching import match_model_and_data
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
-from src.engine.cli.saved_config import configuration_text, dump
+from src.engine.cli.saved_config import configuration_text, dump, printed
 from src.engine.cli.summary import print_summary
 from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
 from src.engine.data.loading import announce, check_batch_size_of
@@ -188,7 +188,8 @@ class StarterCLI(LightningCLI):
                 f"--{missing[0]} is missing: paths are read from a checkpoint only if --run, or --ckpt_path best or"
                 " last, names one of your own runs"
             )
-        words = [config.full_option(flag, value) for flag, value in options]
+        prints = ("--print_config", None) in options
+        words = [config.full_option(*option) for option in options if option != ("--print_config", None)]
         try:
             self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
@@ -202,10 +203,13 @@ class StarterCLI(LightningCLI):
         for key in ("callbacks", "logger", "plugins"):
             self.config.trainer[key] = config.without_repeats(self.config.trainer[key], self.config.checkpoint)
         refuse_nulls(self.config.as_dict())
-        self.config.name = self.config.name or name
         if self.config.optimizer is None and self.config.lr_scheduler is not None:
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
             self.config.lr_scheduler = None
+        if prints:
+            print(printed(parser, self.config, "checkpoint.monitor" in self.given), end="")
+            sys.exit(0)
+        self.config.name = self.config.name or name
         if not self.run_folder:
             rank_zero_info(config.describe_files(loaded, self.saved))
         for line in dropped:
@@ -254,7 +258,8 @@ class StarterCLI(LightningCLI):
             elif self.saved:
                 check_unchanged(self.saved, tree)
         if tree["optimizer"]:
-            if is_overridden("configure_optimizers", self.model) and not hasattr(self.model, "step"):
+            is_default = getattr(type(self.model).configure_optimizers, "is_default", False)
+            if is_overridden("configure_optimizers", self.model) and not is_default:
                 name = f"{type(self.model).__name__}.configure_optimizers"
                 rank_zero_info(
                     f"{short(tree['optimizer'])} replaces {name}: give --optimizer null to use the model's own"
@@ -378,7 +383,9 @@ class StarterCLI(LightningCLI):
                 best.test(self.model, self.datamodule)
         elif self.stage == "predict":
             self.trainer.predict(**common, **given)
-            rank_zero_info("These predictions are not saved")
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(one, BasePredictionWriter) for one in callbacks):
+                rank_zero_info("These predictions are not saved")
         else:
             getattr(self.trainer, self.stage)(**common, **given, verbose=False)
         if self.trainer.is_global_zero:

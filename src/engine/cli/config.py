@@ -4,6 +4,7 @@ A tree is a configuration as read from YAML: dicts, lists and plain values. A cl
 and `init_args`. Bare class names are replaced by dotted paths here, so all other code sees dotted paths only.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch import LightningModule
 from src import ROOT
 from src.engine.cli.class_names import (
     CLASS_KEYS,
+    PARTS_OF_TRAINER,
     is_part_of_trainer,
     names_function,
     resolve_class,
@@ -181,8 +183,8 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         InputError: a class does not exist, or an option sets an argument of a class that is not there.
     """
     left: list[Option] = []
-    for flag, value in options:
-        key = flag.removeprefix("--").removesuffix(".class_path").replace(".init_args", "")
+    for flag, value in sorted(options, key=_depth):  # a class before the classes in its arguments
+        key = _key(flag)
         if value is None:
             left.append((flag, value))
         elif flag.endswith(".help"):
@@ -195,6 +197,12 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             tree = merge(tree, nest(key, over), "", dropped)
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
+        elif key in ("trainer", "checkpoint") and isinstance(over := parse_value(value), dict):
+            tree = merge(tree, {key: resolve_names(over, key)}, "", dropped)
+        elif is_part_of_trainer(value, key) and is_class(setting(tree, key)):
+            tree = merge(tree, nest(key, {"class_path": resolve_class(value, key)}), "", dropped)
+        elif key.rstrip("+") in PARTS_OF_TRAINER and value[:1] in ("[", "{"):
+            left.append((flag, json.dumps(resolve_names(parse_value(value), key))))
         else:
             left.append((flag, resolve_class(value, key) if is_part_of_trainer(value, key) else value))
     for flag, _ in left:
@@ -203,6 +211,16 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
+
+
+def _key(flag: str) -> str:
+    return flag.removeprefix("--").removesuffix(".class_path").replace(".init_args", "")
+
+
+def _depth(option: Option) -> int:
+    """How deep within model, data, optimizer or schedule an option is; the order of others counts."""
+    key = _key(option[0])
+    return key.count(".") if key.partition(".")[0] in CLASS_KEYS else 0
 
 
 def other_parts(saved: Tree, tree: Tree) -> str:
@@ -294,7 +312,8 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
         if owner and is_dict and takes_mapping(owner, name):
             merged[name] = value
         elif name.endswith("+"):
-            merged[name[:-1]] = [*as_list(merged.get(name[:-1])), *as_list(value)]
+            before = [one for one in as_list(merged.get(name[:-1])) if not isinstance(one, bool)]  # logger: true
+            merged[name[:-1]] = [*before, *as_list(value)]
         else:
             inner = {**base, **over}.get("class_path", "") if name in ("init_args", "dict_kwargs") else ""
             merged[name] = merge(merged.get(name), value, path, dropped, inner)

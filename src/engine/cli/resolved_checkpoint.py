@@ -197,7 +197,8 @@ def _to_evaluate(
         return ResolvedCheckpoint(loaded, path, evaluated=folder or evaluated, own_run=folder)
     if path is None and any(flag.endswith("help") or flag in ("-h", "--print_config") for flag in given):
         return ResolvedCheckpoint(loaded)
-    if path is None and folder is None and given.keys() & {"--fast_dev_run", "--trainer.fast_dev_run"}:
+    tries = (given.get(flag, "false") for flag in ("--fast_dev_run", "--trainer.fast_dev_run"))
+    if path is None and folder is None and any(str(one).lower() not in ("false", "0") for one in tries):
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
         return ResolvedCheckpoint(loaded)
     if folder is None:

@@ -52,6 +52,14 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
     return f"# lightning=={lightning.__version__}\n{dump(tree)}", tree
 
 
+def printed(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> str:
+    """A configuration as text for `--print_config`, which a run can take as its recipe; arguments as above."""
+    tree = _written(parser, given)
+    if not has_monitor:
+        del tree["checkpoint"]["monitor"]
+    return dump(tree)
+
+
 def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
     for key in (*CALL_ONLY, *(flag.removeprefix("--") for flag in bare_flags())):
         given.pop(key, None)

@@ -124,6 +124,11 @@ class Batched(Dataset[Any]):
             raise
         if not key.is_padding:
             return batch
+        if not isinstance(batch, tuple | list):
+            raise InputError(
+                "processes share a batch whose last part is targets, in a tuple: return one, or give a batch_size that"
+                " divides the number of samples"
+            )
         ignored = torch.nan if batch[-1].is_floating_point() else IGNORED
         unsigned = batch[-1].dtype in (torch.bool, torch.uint8)
         return (*batch[:-1], torch.full_like(batch[-1], ignored, dtype=torch.int64 if unsigned else None))
@@ -143,6 +148,8 @@ class Batched(Dataset[Any]):
         """A batch; samples, as torch's own datasets return, are collated."""
         get = getattr(self.dataset, "__getitems__", None)
         found = get(indices) if get else [self.dataset[index] for index in indices]
+        if isinstance(found, list) and found and isinstance(found[0], dict):
+            return default_collate(found)
         is_samples = isinstance(found, list) and bool(found) and isinstance(found[0], tuple | list)
         return tuple(default_collate(found)) if is_samples else found
 

@@ -4,7 +4,7 @@ import re
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from src.engine.cli.config import Option, load_config
+from src.engine.cli.config import Option, is_recipe, load_config
 from src.engine.cli.usage import SHORT_FLAGS
 from src.engine.system.classes import Tree, import_class, is_class, nearest, parameters_of, walk
 from src.engine.system.hooks import bare_flags
@@ -60,7 +60,8 @@ def _origin(key: str, options: list[Option], files: list[str]) -> str:
     for flag, _ in options:
         if flag.removeprefix("--").replace(".init_args", "") in (key, leaf):
             return flag
-    for file in files:
+    newest = files[::-1]
+    for file in sorted(newest, key=lambda file: is_recipe(load_config(file)[1])):  # the last overlay counts
         if re.search(rf"(?<!\w){re.escape(leaf)}\s*:", load_config(file)[0].read_text(encoding="utf-8")):
             return f"{key} (in {file})"
     return f"--{key}"

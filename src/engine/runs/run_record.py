@@ -161,12 +161,13 @@ class RunRecord(Callback):
             state = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
             if not state:
                 continue
+            is_changed = state.get("patience") != callback.patience  # also in the code of a module
             state["patience"] = callback.patience  # that of the configuration, not of the checkpoint
             if not is_own:
                 state["wait_count"] = 0
             if not state.get("stopping_reason"):
                 continue
-            if is_own and callbacks[0] == callbacks[1]:
+            if is_own and callbacks[0] == callbacks[1] and not is_changed:
                 trainer.should_stop = True
                 rank_zero_info(
                     f"This run has stopped early ({_without_hint(state['stopping_reason_message'])}), so nothing is"

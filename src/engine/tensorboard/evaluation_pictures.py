@@ -161,8 +161,9 @@ def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) 
 def _table(worst: list[tuple[float, int, int, Tensor]], labels: list[str], decode: Callable[[list[Any]], str]) -> str:
     rows = ["| confidence | true | predicted | input |", "| --- | --- | --- | --- |"]
     for confidence, target, pred, inputs in worst:
-        text = decode(inputs.flatten().tolist()).replace("|", "\\|").replace("\n", " ")
-        rows.append(f"| {confidence:.0%} | {labels[target]} | {labels[pred]} | {text} |")
+        texts = (labels[target], labels[pred], decode(inputs.flatten().tolist()))
+        cells = (" ".join(text.split()).replace("|", "\\|") for text in texts)
+        rows.append(f"| {confidence:.0%} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -20,7 +20,8 @@ class NotFiniteError(InputError):
 class FiniteLoss(Callback):
     """Keeps the loss of every step on its device; checks all at log steps and before validations and checkpoints.
 
-    Raises NotFiniteError with step and learning rate if a loss, or a weight in a checkpoint, is NaN or infinite.
+    Raises NotFiniteError with step and learning rate if a loss, or a trained weight in a checkpoint, is NaN or
+    infinite.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,8 @@ class FiniteLoss(Callback):
         if not isinstance(loss, Tensor):
             return
         has_stepped, self._global_step = trainer.global_step > self._global_step, trainer.global_step
-        self._losses.append((trainer.global_step - has_stepped, loss.detach()))
+        loss = loss.detach()
+        self._losses.append((trainer.global_step - has_stepped, loss.float().sum() if loss.ndim else loss))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (every and trainer.global_step % every == 0) or len(self._losses) >= MAX_PENDING_LOSSES:
             self._check(trainer)
@@ -52,7 +54,7 @@ class FiniteLoss(Callback):
         if not trainer.training and not trainer.validating:
             return
         self._check(trainer)
-        bad = [name for name, value in pl_module.named_parameters() if not _is_finite(value)]
+        bad = [name for name, one in pl_module.named_parameters() if one.requires_grad and not _is_finite(one)]
         if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
             name = f" ({bad[0]})" if bad else ""
             raise NotFiniteError(

@@ -48,7 +48,10 @@ def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree, Tree]
         own = {name: value for name, value in module.hparams.items() if name not in names}
         own |= {name: value for name, value in _plain(module.hparams).items() if before.get(name, _MISSING) != value}
         checkpoint[module.CHECKPOINT_HYPER_PARAMS_KEY] = {**plain, **own}
+    kept = {name: checkpoint.get(name) for name in ("config", "record")}
     hook(checkpoint)
+    if taken := next((name for name, one in kept.items() if one is not None and checkpoint.get(name) is not one), None):
+        raise InputError(f"on_save_checkpoint sets checkpoint[{taken!r}], which the run needs: use another name")
 
 
 def describe_arguments(task: type, **arguments: Any) -> dict[str, Any]:
@@ -112,7 +115,13 @@ def _describe_module(module: nn.Module) -> dict[str, Any] | None:
 
 
 def check_limits(net: nn.Module, data: Any) -> None:
-    """Raise InputError if the data has more tokens, longer texts or a longer context than the network."""
+    """Raise InputError if the data has more or other tokens, longer texts or a longer context than the network."""
+    modules = net.modules() if getattr(data, "own_tokens", False) else ()
+    if other := next((one for one in modules if getattr(one, "pretrained", None) and hasattr(one, "vocab_size")), None):
+        raise InputError(
+            f"{type(other).__name__} was trained with tokens of its own, {type(data).__name__} has others: give another"
+            " network"
+        )
     for name, limiting in (("max_length", "block_size"), ("vocab_size", "vocab_size"), ("block_size", "block_size")):
         have, limit = getattr(data, name, None), getattr(net, limiting, None)
         is_length = name == "max_length"  # of texts; a network of one's own may mean another thing

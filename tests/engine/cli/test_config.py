@@ -1,5 +1,6 @@
 """Recipes, overlays and class names in configurations and options."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from src.engine.cli.class_names import resolve_names
 from src.engine.cli.cli import StarterCLI
-from src.engine.cli.config import check_mode, load_config, merge_class_options
+from src.engine.cli.config import check_mode, load_config, merge, merge_class_options
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, with_recipe, write
@@ -312,6 +313,48 @@ def test_a_printed_configuration_is_a_recipe_named_after_its_file(
         parse("--print_config", "--max_epochs=3")
     config = parse("--config", write(tmp_path / "printed.yaml", capsys.readouterr().out)).config
     assert (config.name, config.trainer.max_epochs) == ("printed", 3)
+
+
+def test_a_printed_configuration_chooses_its_metric_again(
+    parse: Parse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = write(tmp_path / "own.yaml", Path(RECIPE).read_text().partition("checkpoint:")[0])
+    with pytest.raises(SystemExit):
+        parse("--config", own, "--print_config")
+    printed = capsys.readouterr().out
+    assert "monitor" not in yaml.safe_load(printed)["checkpoint"]
+    assert "checkpoint.monitor" not in parse("--config", write(tmp_path / "printed.yaml", printed)).given
+
+
+def test_a_metric_and_its_mode_may_be_given_as_one_option(parse: Parse, tmp_path: Path) -> None:
+    own = write(tmp_path / "own.yaml", Path(RECIPE).read_text().partition("checkpoint:")[0])
+    cli = parse("--config", own, "--checkpoint={monitor: val/acc, mode: max}")
+    assert (cli.best.monitor, cli.best.mode) == ("val/acc", "max")
+    assert "checkpoint.monitor" in cli.given
+
+
+def test_a_network_may_be_given_before_its_task(parse: Parse) -> None:
+    cli = parse("--model.net=tests.toy.ToyMLP", "--model=MultiLabelClassifier")
+    assert (type(cli.model).__name__, type(cli.model.net).__name__) == ("MultiLabelClassifier", "ToyMLP")
+
+
+def test_one_more_logger_ends_no_other(parse: Parse) -> None:
+    csv, mlflow = (load_config(f"configs/logger/{name}.yaml")[1] for name in ("csv", "mlflow"))
+    for first in (csv, {"trainer": {"logger": csv["trainer"]["logger+"]}}, {"trainer": {"logger": True}}):
+        both = merge(merge({"trainer": {}}, first, "", []), mlflow, "", [])["trainer"]["logger"]
+        names = [one["class_path"].rpartition(".")[2] for one in both]
+        assert names == ["CSVLogger", "MLFlowLogger"][int(first == {"trainer": {"logger": True}}) :]
+    dropped: list[str] = []
+    given = {"trainer": {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"name": "a"}}}}
+    tree, _ = merge_class_options(given, [("--trainer.logger", "WandbLogger")], dropped)
+    assert "init_args" not in tree["trainer"]["logger"]
+    assert len(dropped) == 1
+
+
+def test_classes_in_a_list_on_the_command_line_are_found_by_name() -> None:
+    value = "{class_path: ThroughputMonitor, init_args: {window_size: 5}}"
+    ((_, found),) = merge_class_options({}, [("--trainer.callbacks+", value)], [])[1]
+    assert json.loads(found)["class_path"] == "lightning.pytorch.callbacks.ThroughputMonitor"
 
 
 def test_a_strategy_may_be_a_class_name(parse: Parse) -> None:

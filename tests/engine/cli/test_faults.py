@@ -271,9 +271,11 @@ def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: P
 def test_a_nan_loss_stops_the_run_before_a_validation() -> None:
     finite, trainer = FiniteLoss(), SimpleNamespace(world_size=1, global_step=3, log_every_n_steps=10, optimizers=[])
     trainer.lightning_module, trainer.gradient_clip_val = SimpleNamespace(), None
-    finite.on_train_batch_end(trainer, None, torch.tensor(math.nan), None, 0)  # type: ignore[arg-type]
-    with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 2"):
-        finite.on_validation_start(trainer, None)  # type: ignore[arg-type]
+    for loss in (torch.tensor(math.nan), torch.tensor([math.nan])):
+        for value in (loss, torch.ones(3)):  # of any shape
+            finite.on_train_batch_end(trainer, None, value, None, 0)  # type: ignore[arg-type]
+        with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step"):
+            finite.on_validation_start(trainer, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -318,6 +318,12 @@ def test_a_loss_that_is_not_a_number_asks_for_another_rate_of_the_module(
 # Loggers, hooks, hyperparameters
 
 
+def test_a_hook_may_not_replace_what_a_run_needs_of_its_checkpoint(own: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Own, "on_save_checkpoint", lambda _, checkpoint: checkpoint.update(config={}))
+    with pytest.raises(InputError, match=r"on_save_checkpoint sets checkpoint\['config'\], which the run needs"):
+        own("Own")
+
+
 def test_the_logger_of_a_module_is_that_of_its_recipe_with_all_arguments(own: Train) -> None:
     logger = {"class_path": f"{__name__}.Logger", "init_args": {"save_dir": "."}, "dict_kwargs": {"team": "red"}}
     run = own("Drawing", logger=logger)

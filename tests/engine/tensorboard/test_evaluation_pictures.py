@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
 
 from src.engine.tensorboard import evaluation_pictures
-from src.engine.tensorboard.evaluation_pictures import EvaluationPictures, confusion_figure
+from src.engine.tensorboard.evaluation_pictures import EvaluationPictures, _table, confusion_figure
 from src.engine.tensorboard.task_pictures import TaskPictures
 from tests.conftest import Run
 from tests.engine.tensorboard.toys import FLAT, drawn
@@ -174,3 +174,8 @@ def test_mistakes_without_a_single_input_are_not_listed(batch: Any, shape: tuple
     outputs = {"inputs": batch[0], "target": targets, "preds": targets}
     samples.on_test_batch_end(None, SimpleNamespace(figure_samples=3), outputs, batch)  # type: ignore[arg-type]
     assert len(samples._samples) == (3 if isinstance(batch[0], torch.Tensor) else 0)
+
+
+def test_the_table_of_mistakes_keeps_its_rows_whatever_is_in_texts_and_labels() -> None:
+    rows = _table([(0.9, 0, 1, torch.zeros(1))] * 2, ["yes|no", "b"], lambda _: "one\r\n\r\ntwo").split("\n")
+    assert rows[2:] == ["| 90% | yes\\|no | b | one two |"] * 2
