@@ -4,11 +4,14 @@ import csv
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from src.biology.sequence_logo import SequenceLogo
 from src.biology.sequences import SequenceDataModule
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
@@ -137,3 +140,10 @@ def test_hidden_residues_are_recovered(train: Train) -> None:
     pytest.importorskip("logomaker", reason="is not installed")
     run = train(PROTEINS, "--max_epochs=2")
     assert run.metrics["test/acc"] > 0.3  # the most frequent residue everywhere: 0.1
+
+
+def test_no_logo_of_long_sequences_is_drawn() -> None:
+    batch = (torch.zeros(2, 300, dtype=torch.int64), torch.ones(2, 300, dtype=torch.bool), torch.zeros(2))
+    module: Any = lambda *_: pytest.fail("it would take minutes")  # noqa: E731
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    SequenceLogo().on_test_batch_end(trainer, module, None, batch, 0)

@@ -202,3 +202,9 @@ def test_a_model_without_texts_says_that_it_cannot_name_classes(tmp_path: Path) 
     checkpoint = fit(tmp_path, *SMALL, "--data.modalities=[image,sound]", *short)
     with pytest.raises(InputError, match="CLIP of image and sound takes no names of classes"):
         predict(["--ckpt_path", checkpoint, str(tmp_path), "--output", str(tmp_path / "out.csv")])
+
+
+def test_longer_sounds_are_given_by_their_seconds(tmp_path: Path) -> None:
+    data = SpokenCaptionDataModule(path=str(triples(tmp_path / "own")), image_size=16, seconds=2.0)
+    data.setup("fit")
+    assert data.sets["train"].sounds[0].shape[1] == 2 * 16_000

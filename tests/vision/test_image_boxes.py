@@ -305,3 +305,12 @@ def test_a_user_error_is_one_line(
     write(tmp_path / "list.json", "[1]")
     write(tmp_path / "other.csv", "a,b\n1,2\n")
     assert message in error_of(*RECIPE, *words)
+
+
+def test_a_cache_changes_no_batch(tmp_path: Path) -> None:
+    path = table(tmp_path / "boxes.csv", squares(tmp_path / "images"))
+    batches = []
+    for cache in (False, True):
+        data = ready(path, images=str(tmp_path / "images"), cache=cache, crop=False, flip=False)
+        batches.append([pixels for _ in range(2) for pixels, _ in data.train_dataloader()])
+    assert all(torch.equal(one, other) for one, other in zip(batches[0], batches[1], strict=True))

@@ -7,16 +7,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.profilers import Profiler
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.cli.usage import SHORT_FLAGS
 from src.engine.system.errors import InputError
 from src.engine.system.hardware import choose_precision
+from src.tasks.classifier import Classifier
 from tests.conftest import QUIET, Run, write
 from tests.toy import RECIPE
 
@@ -66,6 +69,33 @@ def test_each_stage_runs_only_itself(train: Train) -> None:
     assert len(predicted.cli.trainer.predict_loop.predictions) == 2
     assert predicted.cli.trainer.predict_loop.predictions[0]["probabilities"].shape == (32, 3)
     assert fitted.folder not in (tested.folder, validated.folder, predicted.folder)
+    assert "These predictions are not saved" in predicted.messages
+    writer = f"--trainer.callbacks+={__name__}.Writer"
+    assert "These predictions are not saved" not in train("predict", *given, writer).messages
+
+
+class Writer(BasePredictionWriter):
+    """Would save predictions."""
+
+    def __init__(self) -> None:
+        super().__init__("batch")
+
+    def write_on_batch_end(self, *_: Any) -> None:
+        pass
+
+
+class Decided(Classifier):
+    """A task that makes its own optimizer."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_an_optimizer_of_ones_own_is_not_replaced_without_a_word(parse: Any, messages: list[str]) -> None:
+    parse(TOY, "--fast_dev_run")
+    assert not any("replaces" in line for line in messages)
+    parse(TOY, f"--model={__name__}.Decided", "--model.net=tests.toy.ToyNet", "--fast_dev_run")
+    assert any("AdamW replaces Decided.configure_optimizers: give --optimizer null" in line for line in messages)
 
 
 @pytest.mark.parametrize(("stage", "flag"), [("test", "--ckpt_path"), ("fit", "--ckpt_path"), ("fit", "--run")])

@@ -300,6 +300,7 @@ def test_a_nonfinite_weight_is_detected_before_the_loss_is_nonfinite() -> None:
         strategy=SingleDeviceStrategy("cpu"),
     )
     layer: Any = torch.nn.Linear(2, 2)
+    layer.mask = torch.nn.Parameter(torch.tensor(-torch.inf), requires_grad=False)
     FiniteLoss().on_save_checkpoint(trainer, layer, {})
     with torch.no_grad():
         layer.bias[1] = torch.inf

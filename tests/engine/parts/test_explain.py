@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from src.engine.cli import cli
+from src.engine.parts.explain import _origin
 from src.engine.system.hooks import hooks
 from tests.conftest import write
 
@@ -63,3 +64,12 @@ def test_a_project_without_this_part_has_the_words_of_the_parser_in_one_line(
     write(tmp_path / "typo.yaml", "trainer: {max_epoch: 3}\n")
     monkeypatch.setattr(cli, "hooks", lambda name: [] if name == "explain" else hooks(name))
     assert expected in error_of(*words.split())
+
+
+def test_the_file_of_a_wrong_value_is_the_last_that_sets_it(tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path / "a.yaml", "model: {class_path: Classifier}\ndata: {class_path: tests.toy.ToyData, size: 1}\n"
+    )
+    overlay = write(tmp_path / "b.yaml", "data: {init_args: {size: abc}}\n")
+    for files in ([recipe, overlay], [overlay, recipe]):
+        assert _origin("data.size", [], files) == f"data.size (in {overlay})"

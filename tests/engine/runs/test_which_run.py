@@ -179,3 +179,10 @@ def test_a_checkpoint_in_the_default_recipe_is_where_a_new_run_begins(
     assert resolve_checkpoint("fit", [], [("--run", str(folder))]).path == str(checkpoints / "last.ckpt")
     tested = resolve_checkpoint("test", [], [("--ckpt_path", str(checkpoints / "best.ckpt"))])
     assert tested.evaluated == folder
+
+
+@pytest.mark.slow
+def test_a_test_that_is_no_try_has_a_checkpoint(train: Train) -> None:
+    train("fit", *TOY, "--max_epochs=1")
+    assert train("test", "--fast_dev_run=false").cli.config.ckpt_path.endswith("best.ckpt")
+    assert train("test", "--fast_dev_run").cli.config.ckpt_path is None
