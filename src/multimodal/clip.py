@@ -83,7 +83,8 @@ class CLIP(nn.Module):
             "text": lambda: TextEncoder(vocab_size, embedding_dim, d_model, num_heads, num_layers, dropout),
             "sound": lambda: CNN(1, sound_size, embedding_dim, width, hidden, dropout),
         }
-        sizes = {"image": ("in_channels", in_channels), "sound": ("in_channels", 1), "text": ("vocab_size", vocab_size)}
+        sizes = {"image": ("in_channels", in_channels, 1), "sound": ("in_channels", 1, None)}
+        sizes["text"] = ("vocab_size", vocab_size, 256)
         for name in self.modalities:
             net = given[name] or defaults[name]()
             if (outputs := getattr(net, "num_classes", embedding_dim)) != embedding_dim:
@@ -91,11 +92,11 @@ class CLIP(nn.Module):
                     f"{name} network {type(net).__name__} has {outputs} outputs, embedding_dim is {embedding_dim}:"
                     f" give it num_classes {embedding_dim}"
                 )
-            option, need = sizes[name]
+            option, need, default = sizes[name]  # a default may not be what the data has
             have = getattr(net, option, need)
-            if isinstance(have, int) and (have < need if name == "text" else have != need):
+            if isinstance(have, int) and need != default and (have < need if name == "text" else have != need):
                 raise ValueError(
-                    f"{name} network {type(net).__name__} has {option} {have}, the data {need}: give it {option} {need}"
+                    f"{name} network {type(net).__name__} has {option} {have}, CLIP {need}: give it {option} {need}"
                 )
             setattr(self, f"{name}_net", net)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))

@@ -126,10 +126,9 @@ def weights_file(weights: str | None) -> Path | None:
     Raises:
         ValueError: there is no such file.
     """
-    if "_Weights." in (weights or ""):
-        return None  # torchvision's name in full
     file = Path(weights or "").expanduser()
-    if file.suffix and not file.is_file():
+    is_name = re.fullmatch(r"\w+_Weights\.[A-Z0-9_]+", weights or "")  # torchvision's, in full
+    if file.suffix and not file.is_file() and not is_name:
         raise ValueError(f"weights {weights}: no such file")
     return file if file.is_file() else None
 

@@ -350,8 +350,9 @@ def test_captions_of_one_image_are_in_different_batches_and_long_ones_are_said(
 
 def test_networks_that_do_not_fit_the_data_are_one_line() -> None:
     for networks in ({"text": TextEncoder(256, 64)}, {"image": VGG(num_classes=64)}):
-        with pytest.raises(ValueError, match=r"the data (500|3): give it (vocab_size 500|in_channels 3)$"):
+        with pytest.raises(ValueError, match=r"CLIP (500|3): give it (vocab_size 500|in_channels 3)$"):
             CLIP(vocab_size=500, in_channels=3, **networks)  # type: ignore[arg-type]
+    CLIP(image=VGG(in_channels=3, num_classes=64))  # with data of one's own, which gives CLIP no sizes
     net = nn.Linear(2, 2)
     net.pretrained, net.vocab_size = "some/model", 9  # type: ignore[assignment]
     with pytest.raises(InputError, match="Linear was trained with tokens of its own, CaptionDataModule has others"):

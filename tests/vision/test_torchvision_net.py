@@ -114,8 +114,13 @@ def test_weights_of_a_file_are_used_as_torchvision_uses_them(tmp_path: Path) -> 
     assert not TorchvisionNet("inception_v3").net.transform_input
 
 
-def test_the_full_name_of_weights_is_no_file() -> None:
+def test_the_full_name_of_weights_is_no_file(tmp_path: Path) -> None:
     assert weights_file("ResNet18_Weights.IMAGENET1K_V1") is None
+    file = tmp_path / "ResNet18_Weights.pth"
+    with pytest.raises(ValueError, match="no such file"):
+        weights_file(str(file))
+    file.touch()
+    assert weights_file(str(file)) == file
 
 
 def test_a_vit_of_another_size_is_rebuilt_with_it() -> None:

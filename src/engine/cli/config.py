@@ -197,12 +197,14 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             tree = merge(tree, nest(key, over), "", dropped)
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
             tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
-        elif key in ("trainer", "checkpoint") and isinstance(over := parse_value(value), dict):
+        elif key in ("trainer", "checkpoint") and isinstance(over := _parse_option(flag, value), dict):
+            # Earlier options, which are applied later, lose.
+            left = [one for one in left if setting({key: over}, _key(full_option(one[0], "").rstrip("="))) is None]
             tree = merge(tree, {key: resolve_names(over, key)}, "", dropped)
         elif is_part_of_trainer(value, key) and is_class(setting(tree, key)):
             tree = merge(tree, nest(key, {"class_path": resolve_class(value, key)}), "", dropped)
         elif key.rstrip("+") in PARTS_OF_TRAINER and value[:1] in ("[", "{"):
-            left.append((flag, json.dumps(resolve_names(parse_value(value), key))))
+            left.append((flag, json.dumps(resolve_names(_parse_option(flag, value), key))))
         else:
             left.append((flag, resolve_class(value, key) if is_part_of_trainer(value, key) else value))
     for flag, _ in left:
@@ -211,6 +213,13 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
+
+
+def _parse_option(flag: str, value: str) -> Any:
+    try:
+        return parse_value(value)
+    except InputError as error:
+        raise InputError(f"{flag} {value}: it is not YAML: {error}") from error
 
 
 def _key(flag: str) -> str:
@@ -303,6 +312,8 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
             return over
     if base is None and isinstance(over, dict) and not is_class(over):
         base = {}  # so that `name+` becomes a list
+    if isinstance(base, list) and base and is_class(base[-1]) and isinstance(over, dict) and not is_class(over):
+        return [*base[:-1], merge(base[-1], over, key, dropped)]  # as an option changes the last of several
     if not isinstance(base, dict) or not isinstance(over, dict):
         return over
     merged = dict(base)

@@ -23,7 +23,8 @@ def match_model_and_data(cli: Any) -> None:
     if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
         model = {"model.net": net.init_args, **model}
     before = ((cli.saved.get("data") or {}).get("init_args") or {}).get("tokenizer")
-    if cli.checkpoint is not None and before and "data.tokenizer" in cli.given and data["tokenizer"] != before:
+    is_other = isinstance(before, str) and "data.tokenizer" in cli.given and str(data["tokenizer"]) != before
+    if cli.checkpoint is not None and is_other:
         announce(f"--data.tokenizer {data['tokenizer']} is not used: the checkpoint has its own, {before}")
         data["tokenizer"] = before
     pretrained = model.get("model.net", {}).get("pretrained")

@@ -1,7 +1,6 @@
 """Batches of any type, and values of several processes."""
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -18,8 +17,7 @@ def batch_size(batch: Any) -> float:
     if hasattr(batch, "num_graphs"):
         return int(batch.num_graphs)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of batches of several sizes: the advice is for self.log
-            return extract_batch_size(batch)
+        return extract_batch_size(batch)
     except (MisconfigurationException, RecursionError):
         return len(batch) if hasattr(batch, "__len__") else math.nan
 

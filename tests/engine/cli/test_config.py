@@ -333,6 +333,15 @@ def test_a_metric_and_its_mode_may_be_given_as_one_option(parse: Parse, tmp_path
     assert "checkpoint.monitor" in cli.given
 
 
+def test_of_an_option_given_twice_the_last_counts(parse: Parse) -> None:
+    trainer = "--trainer={max_epochs: 5}"
+    assert parse("--max_epochs=3", trainer).config.trainer.max_epochs == 5
+    assert parse(trainer, "--max_epochs=3").config.trainer.max_epochs == 3
+    for flag, value in (("--trainer", "{max_epochs: 1"), ("--trainer.callbacks", "[EarlyStopping")):
+        with pytest.raises(InputError, match=rf"^{flag} .*: it is not YAML: "):
+            merge_class_options({}, [(flag, value)], [])
+
+
 def test_a_network_may_be_given_before_its_task(parse: Parse) -> None:
     cli = parse("--model.net=tests.toy.ToyMLP", "--model=MultiLabelClassifier")
     assert (type(cli.model).__name__, type(cli.model.net).__name__) == ("MultiLabelClassifier", "ToyMLP")
@@ -344,6 +353,10 @@ def test_one_more_logger_ends_no_other(parse: Parse) -> None:
         both = merge(merge({"trainer": {}}, first, "", []), mlflow, "", [])["trainer"]["logger"]
         names = [one["class_path"].rpartition(".")[2] for one in both]
         assert names == ["CSVLogger", "MLFlowLogger"][int(first == {"trainer": {"logger": True}}) :]
+    mine = merge({"trainer": csv["trainer"]["logger+"]}, {"trainer": {"init_args": {"name": "mine"}}}, "", [])
+    assert mine["trainer"]["init_args"]["name"] == "mine"
+    of_list = merge(merge({}, csv, "", []), {"trainer": {"logger": {"init_args": {"name": "mine"}}}}, "", [])
+    assert [one["init_args"]["name"] for one in of_list["trainer"]["logger"]] == ["mine"]
     dropped: list[str] = []
     given = {"trainer": {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"name": "a"}}}}
     tree, _ = merge_class_options(given, [("--trainer.logger", "WandbLogger")], dropped)

@@ -5,7 +5,6 @@ import inspect
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +20,6 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.runs import run_record
 from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.runs.run_record import describe_environment
-from src.engine.system.batches import batch_size
 from src.engine.system.errors import InputError
 from tests.conftest import Run, write
 
@@ -38,11 +36,6 @@ def test_a_patience_that_is_changed_in_the_code_of_a_module_lets_a_run_train_on(
     checkpoint = {"config": "trainer: {}", "callbacks": {callback.state_key: state}}
     run_record.RunRecord(tmp_path, "trainer: {}", is_new=False)._stay_stopped(trainer, checkpoint, is_own=True)
     assert trainer.should_stop == stops
-
-
-def test_batches_of_several_sizes_need_no_advice() -> None:
-    with warnings.catch_warnings(action="error"):
-        assert batch_size({"a": torch.zeros(4, 1), "b": torch.zeros(2, 1)}) == 4
 
 
 SHORT = ("--max_epochs=2", "--trainer.limit_train_batches=5", "--trainer.limit_val_batches=2")
