@@ -296,7 +296,8 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
         ]
     data = type(reference.inference.data).__name__
     if reference.kind in ("table", "file"):
-        columns = ", ".join(map(str, getattr(reference.inference.data, "columns", ())))
+        names = getattr(reference.inference.data, "columns", ())
+        columns = ", ".join(json.dumps(str(name), ensure_ascii=False)[1:-1] for name in names)  # without line breaks
         lines = [f"# the numbers that {data}.prepare returns for a row with the columns {columns}"]
         lines.append("values = np.array([sys.argv[1:]], dtype=np.float32)")
         lines = list(getattr(reference.inference.data, "file_example", lines))

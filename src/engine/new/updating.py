@@ -14,6 +14,7 @@ from src.engine.new.project import OWN
 from src.engine.new.template import commit_of, git, uncommitted
 from src.engine.system.errors import InputError
 
+NOTED = ("commit", "name", "kind", "recipes", "with", "package")
 # Projects made from a commit with one of these files had its parts built in, so an update adds them.
 BUILT_IN = {
     "src/engine/training/monitor_choice.py": ("hparams", "monitors"),
@@ -86,7 +87,7 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
 def _noted(project: Path) -> dict[str, Any]:
     try:
         text = (project / "pyproject.toml").read_text(encoding="utf-8")
-        return dict(tomllib.loads(text)["tool"]["lightning-starter"])
+        noted = dict(tomllib.loads(text)["tool"]["lightning-starter"])
     except tomllib.TOMLDecodeError as error:
         raise InputError(
             f"--update {project}: its pyproject.toml cannot be read ({error}): settle the conflicts in it first"
@@ -95,6 +96,11 @@ def _noted(project: Path) -> dict[str, Any]:
         raise InputError(
             f"--update {project}: not made from this template: its pyproject.toml has no [tool.lightning-starter]"
         ) from error
+    if missing := next((name for name in NOTED if name not in noted), None):
+        raise InputError(f"--update {project}: its pyproject.toml has no {missing} below [tool.lightning-starter]")
+    if wrong := next((noted[name] for name in ("name", "package") if not str(noted[name]).isidentifier()), None):
+        raise InputError(f"--update {project}: its pyproject.toml has {wrong}, which is not the name of a module")
+    return noted
 
 
 def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
 
 from src.engine.data.loading import Batches
 from src.engine.system.errors import GUIDE, InputError
@@ -72,9 +74,10 @@ class Compilation(Callback):
             data: Any = trainer.datamodule or task  # type: ignore[attr-defined]
             loader = data.train_dataloader()
             batch = trainer.precision_plugin.convert_input(next(iter(loader)))
-            batch = data.on_before_batch_transfer(batch, 0)
+            hooked = data if is_overridden("on_before_batch_transfer", data) else task  # as Lightning chooses
+            batch = hooked.on_before_batch_transfer(batch, 0)
             batch = trainer.strategy.batch_to_device(batch)
-            parts = (batch, tuple(part[: len(part) // 2 + 1] for part in batch))
+            parts = (batch, _half(batch))
             for part in parts if _may_end_smaller(loader) else parts[:1]:
                 with trainer.precision_plugin.train_step_context():
                     task.step(part)[0].backward()
@@ -89,6 +92,15 @@ class Compilation(Callback):
             value.copy_(buffers[name])
         self.seconds = time.perf_counter() - start
         rank_zero_info(f"Compiled in {self.seconds:.0f} s")
+
+
+def _half(batch: Any) -> Any:
+    """A smaller batch; parts that cannot be cut stay as they are."""
+    if isinstance(batch, dict):
+        return {name: _half(part) for name, part in batch.items()}
+    if isinstance(batch, list | tuple):
+        return tuple(map(_half, batch))
+    return batch[: len(batch) // 2 + 1] if isinstance(batch, Tensor) and batch.ndim else batch
 
 
 def _may_end_smaller(loader: Any) -> bool:

@@ -74,6 +74,11 @@ def copies_of(names: Sequence[str], table: str) -> list[Path]:
 
 def use_copies(path: str | None, run: str | None, root: Any) -> tuple[str | None, str | None, Any]:
     """Checkpoint, run and folder of runs of a command line, on this machine in place of an address."""
+    if path in ("auto", "last") and not run and is_address(root):
+        rank_zero_info(
+            f"--ckpt_path {path} looks for runs on this machine only: to continue one of {root}, give --run with its"
+            " address, such as .../default/version_0"
+        )
     path = str(copy_of(path)) if path and is_address(path) else path
     run = str(fetch_run(run)) if run and is_address(run) else run
     return path, run, ROOT / "logs" if is_address(root) else root
@@ -157,6 +162,8 @@ class RunCopy(Callback):
         try:
             found = [(path.relative_to(self.folder).as_posix(), path) for path in self.folder.rglob("*")]
             files = {name: path for name, path in found if path.is_file() and not _is_left_out(name)}
+            if "config.yaml" in self._copied.keys() - files.keys():
+                return f"{self.folder} is gone, deleted or renamed: {self.address} keeps what was copied before"
             for name, path in files.items():
                 state = (path.stat().st_mtime_ns, path.stat().st_size)
                 if self._copied.get(name) != state:
@@ -276,7 +283,9 @@ def _transfer(system: Any, what: str, details: dict[str, Any]) -> None:
     record.parent.mkdir(parents=True, exist_ok=True)
     versions = {path: _version(info) for path, info in details.items()}
     with FileLock(f"{record}.lock"):  # the processes of a run copy once
-        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        known: dict[str, str] = {}
+        with suppress(OSError, ValueError):  # missing, or half-written: all is copied
+            known = json.loads(record.read_text(encoding="utf-8"))
         places = {path: _place(system, path) for path in details}
         here = {path: place.stat().st_size for path, place in places.items() if place.is_file()}
         stale = [
@@ -293,4 +302,6 @@ def _transfer(system: Any, what: str, details: dict[str, Any]) -> None:
             for path, copy in zip(stale, copies, strict=True):
                 places[path].parent.mkdir(parents=True, exist_ok=True)
                 shutil.move(copy, places[path])
-        record.write_text(json.dumps({**known, **versions}), encoding="utf-8")
+        new = record.with_suffix(".tmp")
+        new.write_text(json.dumps({**known, **versions}), encoding="utf-8")
+        new.replace(record)

@@ -57,12 +57,13 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         # Do not recreate `checkpoints` if the run has been deleted in the meantime.
         path.parent.mkdir(exist_ok=True, parents=path.parent.name != "checkpoints")
         for left in path.parent.glob(f".{path.name}-*"):  # left by a run that was killed while writing
-            left.unlink()
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         with temporary.open("x+b") as file:  # not by tempfile, which overrides the user's umask
             save_plain(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        shards = shards_of(path)
+        (shards.replace_folder if shards else os.replace)(temporary, path)
     except BaseException as error:
         with suppress(OSError):  # first: it takes space that the message says is free
             temporary.unlink(missing_ok=True)
@@ -103,7 +104,7 @@ def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
     if not run.is_dir():
         return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed during the run")
     system = system_error(error)
-    free = shutil.disk_usage(run).free
+    free = shutil.disk_usage(path.parent if path.parent.is_dir() else run).free
     number = system.errno if system else errno.ENOSPC if free < need else None
     reason = os.strerror(number) if number else str(error)
     if number in FULL:

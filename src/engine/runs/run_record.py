@@ -255,6 +255,11 @@ def _without_hint(text: str) -> str:
     return text.removesuffix(" Signaling Trainer to stop.").removesuffix(".")
 
 
+def without_password(text: str) -> str:
+    """A text whose addresses have *** in place of passwords."""
+    return re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
+
+
 def describe_environment() -> str:
     """Python, command, git commit, hardware and all installed packages, one per line."""
     # A run on the CPU does not start CUDA: it takes memory, and fails with an old driver.
@@ -263,7 +268,7 @@ def describe_environment() -> str:
     capabilities = torch.backends.cpu.get_cpu_capability()
     lines = [
         f"python {platform.python_version()} on {platform.platform()}",
-        f"command {' '.join(sys.orig_argv)}",
+        f"command {without_password(' '.join(sys.orig_argv))}",
         f"git {_git_state()}",
         f"cpu {platform.processor() or platform.machine()}, {os.cpu_count()} cores, {capabilities}",
         f"gpu {', '.join(gpus) or 'none'}",

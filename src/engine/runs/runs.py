@@ -175,8 +175,8 @@ def runs_to_continue(parent: Path, automatic: bool) -> Iterator[Path]:
             continue
         try:
             lock_run(folder, wait).release()
-        except InputError:
-            rank_zero_info(f"{relative(folder)} is in use by another process")
+        except InputError as error:
+            rank_zero_info(f"Not continued: {error}")
             wait = 0
             continue
         yield folder

@@ -99,7 +99,10 @@ def write_checksums(folder: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-    (folder / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+    with (folder / CHECKSUMS).open("w", encoding="utf-8") as file:
+        json.dump(sums, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def shard_damage(folder: Path) -> str | None:
@@ -118,10 +121,10 @@ def shard_damage(folder: Path) -> str | None:
 def replace_folder(new: Path, path: Path) -> None:
     """Rename a complete checkpoint to `path`; a complete one with suffix .ckpt exists at any time."""
     old = path.with_name(f"{path.stem}-before.ckpt")
-    shutil.rmtree(old, ignore_errors=True)
     if path.is_file():
         path.unlink()
     elif path.exists():
+        shutil.rmtree(old, ignore_errors=True)  # not before: it may be the only complete one
         path.rename(old)
     new.rename(path)
     shutil.rmtree(old, ignore_errors=True)

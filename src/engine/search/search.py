@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.cli import StarterCLI
+from src.engine.runs.run_record import without_password
 from src.engine.runs.runs import TRIALS, runs_of
 from src.engine.search.space import (
     REPEATED,
@@ -120,6 +121,10 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(
             f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1 --num_nodes 1"
         )
+    if where := cli.config.checkpoint.dirpath:
+        raise InputError(
+            f"--checkpoint.dirpath {where}: each trial keeps its checkpoints in its run folder: leave it out"
+        )
     for check in hooks("check_trial"):
         check(cli.config)
     firsts = first_values(spec["space"])
@@ -175,11 +180,12 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
             load_if_exists=True,
         )
     except Exception as error:  # every database has its own exceptions
-        where = f"--storage {options.storage}" if options.storage else f"study {file}"
+        where = f"--storage {without_password(options.storage)}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
     compared = {"metric": metric, "direction": direction}
     check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
-    same = {**what_is_trained(recipe), "options": spec["options"], **repeated}
+    fixed = {name: value for name, value in spec["options"].items() if not says_where(name)}
+    same = {**what_is_trained(recipe), "options": fixed, **repeated}
     check_same(study, "same", same, same, folder)
     own = {name: value for name, value in given.items() if not says_where(name)}
     check_same(study, "given", own, own, folder)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from src import ROOT
 from src.engine.cli.saved_config import dump
-from src.engine.runs.run_record import read_metrics
+from src.engine.runs.run_record import read_metrics, without_password
 from src.engine.search.search import DONE, Search, trials_of
 from src.engine.search.space import REPEATED
 from src.engine.system.metric_names import final_names, shown, stage_of
@@ -31,7 +31,8 @@ def finish(search: Search, signum: int) -> int:
     """Print the results and, after a signal, the command that continues the search; return the exit code."""
     if signum or search.is_broken:
         reason = " by the error of the last trial" if search.is_broken else ""
-        print(f"stopped{reason}; continue with: python -m src.tune {shlex.join(sys.argv[1:])}", file=sys.stderr)
+        words = without_password(shlex.join(sys.argv[1:]))
+        print(f"stopped{reason}; continue with: python -m src.tune {words}", file=sys.stderr)
     _print_results(search)
     if signum:
         return 128 + signum

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback
 
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
-from src.engine.parts.compile import input_error
+from src.engine.parts.compile import _half, input_error
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests import toy
@@ -49,6 +49,13 @@ def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
     assert all(torch.equal(value, compiled.weights[name]) for name, value in plain.weights.items())
     assert compiled.metrics["compile_seconds"] > 0
     assert "compile_seconds" not in plain.metrics
+
+
+def test_a_smaller_batch_keeps_its_form() -> None:
+    x = torch.zeros(4, 2)
+    assert {name: len(part) for name, part in _half({"x": x, "y": x}).items()} == {"x": 3, "y": 3}
+    assert [len(part) for part in _half((x, [x, x]))] == [3, 2]
+    assert _half((torch.tensor(1), None)) == (torch.tensor(1), None)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Sharded checkpoints are whole or refused, nothing in them is executed, and they become one file."""
 
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from src.engine.cli.cli import StarterCLI
 from src.engine.deploy.exporting import export
 from src.engine.deploy.rebuild import load_model
 from src.engine.parts.fsdp2 import check_trainer
-from src.engine.runs.checkpoint import damage, read_checkpoint
+from src.engine.runs.checkpoint import damage, read_checkpoint, write_checkpoint
 from src.engine.runs.fsdp2 import FSDP2Strategy, root_of
 from src.engine.runs.run_record import read_metrics
 from src.engine.runs.sharded import REST, read_index, read_whole, replace_folder, write_checksums
@@ -120,6 +121,33 @@ def test_there_is_a_whole_checkpoint_at_any_moment(tmp_path: Path, monkeypatch: 
     replace_folder(sharded(tmp_path / ".last.ckpt-new"), path)
     assert seen == [[None], [None, None]]
     assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_only_whole_checkpoint_is_not_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sharded(tmp_path / "last-before.ckpt")  # killed between two renames
+
+    def rename(*_: object) -> None:
+        raise OSError("killed")
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="killed"):
+        replace_folder(sharded(tmp_path / ".last.ckpt-new"), tmp_path / "last.ckpt")
+    assert damage(tmp_path / "last-before.ckpt") is None
+
+
+def test_a_run_of_shards_goes_on_with_one_file(tmp_path: Path) -> None:
+    path = sharded(tmp_path / "last.ckpt")
+    (tmp_path / ".last.ckpt-new").mkdir()  # left by a run that was killed
+    write_checkpoint({"state_dict": {"a": torch.zeros(2)}}, path)
+    assert path.is_file()
+    assert [found.name for found in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_all_files_of_shards_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, flushed = sharded(tmp_path / "last.ckpt"), []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    write_checksums(folder)
+    assert len(flushed) == len([*folder.iterdir()])
 
 
 # One file of shards

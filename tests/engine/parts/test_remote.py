@@ -73,7 +73,7 @@ def test_a_table_of_a_server_is_read_and_copied_again_only_if_it_has_changed(
 
 
 def test_a_folder_is_copied_with_what_is_in_it_and_without_what_is_gone(
-    store: fsspec.AbstractFileSystem, messages: list[str]
+    store: fsspec.AbstractFileSystem, messages: list[str], root: Path
 ) -> None:
     for name in ("a/1.txt", "a/2.txt", "b/deep/3.txt"):
         store.pipe(f"/data/{name}", name.encode())
@@ -90,6 +90,9 @@ def test_a_folder_is_copied_with_what_is_in_it_and_without_what_is_gone(
     assert local_path("memory://data/") == path
     assert sorted(file.name for file in path.rglob("*.txt")) == ["1.txt", "3.txt"]
     assert (path / "a/1.txt").read_text() == "changed"
+    (record,) = (root / "data" / "remote").glob(".*.json")
+    record.write_text("")  # half-written
+    assert local_path("memory://data/") == path
 
 
 def test_a_folder_of_a_server_ends_with_a_slash(folder: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from src.engine.cli.cli import StarterCLI
 from src.engine.deploy.inference import Inference
 from src.engine.parts import remote
-from src.engine.parts.remote import claim_at
+from src.engine.parts.remote import RunCopy, claim_at, use_copies
 from src.engine.runs import runs as runs_module
 from src.engine.runs.checkpoint import damage
 from src.engine.search.tuning import tune
@@ -269,3 +269,26 @@ def test_a_checkpoint_at_an_address_predicts(store: Any, toy_checkpoint: str, pr
     store.pipe("/bucket/model.ckpt", Path(toy_checkpoint).read_bytes())
     inference = Inference("memory://bucket/model.ckpt", trust=["tests.toy"])
     assert inference.path.is_relative_to(project / "data" / "remote")
+
+
+@pytest.mark.parametrize("left", [(), (".nfs1",)])
+def test_the_copy_of_a_run_that_is_deleted_here_stays(store: Any, tmp_path: Path, left: tuple[str, ...]) -> None:
+    folder = tmp_path / "version_0"
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in ("config.yaml", "checkpoints/last.ckpt"):
+        (folder / name).write_text("a")
+    copy = RunCopy(folder, ADDRESS)
+    copy._system, copy._path = store, "/bucket/logs/default/version_0"
+    assert copy.copy() == ""
+    before = store.find("/")
+    shutil.rmtree(folder)
+    for name in left:
+        folder.mkdir()
+        (folder / name).touch()
+    assert "is gone, deleted or renamed" in copy.copy()
+    assert store.find("/") == before
+
+
+def test_auto_says_that_it_looks_on_this_machine_only(store: Any, messages: list[str]) -> None:
+    assert use_copies("auto", None, ADDRESS)[0] == "auto"
+    assert messages[0].startswith("--ckpt_path auto looks for runs on this machine only: to continue one of memory://")

@@ -26,6 +26,14 @@ from tests.conftest import Run, write
 Parse = Callable[..., StarterCLI]
 
 
+def test_no_password_of_a_command_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "postgresql+psycopg://me:secret@host/db"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "src.tune", "--storage", address])
+    said = describe_environment()
+    assert "secret" not in said
+    assert "postgresql+psycopg://me:***@host/db" in said
+
+
 @pytest.mark.parametrize(("patience", "stops"), [(1, True), (3, False)])
 def test_a_patience_that_is_changed_in_the_code_of_a_module_lets_a_run_train_on(
     tmp_path: Path, patience: int, stops: bool

@@ -1,5 +1,6 @@
 """Which run, and which of its checkpoints, a command goes on with."""
 
+import errno
 import os
 import re
 import shutil
@@ -7,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from src.engine.cli import config
 from src.engine.cli.resolved_checkpoint import resolve_checkpoint
 from src.engine.runs.checkpoint import read_checkpoint
+from src.engine.runs.runs import runs_to_continue
 from src.engine.runs.trust import Trust, run_configuration
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
@@ -186,3 +189,17 @@ def test_a_test_that_is_no_try_has_a_checkpoint(train: Train) -> None:
     train("fit", *TOY, "--max_epochs=1")
     assert train("test", "--fast_dev_run=false").cli.config.ckpt_path.endswith("best.ckpt")
     assert train("test", "--fast_dev_run").cli.config.ckpt_path is None
+
+
+def test_a_run_that_cannot_be_locked_is_not_said_to_be_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    (tmp_path / "version_0" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "version_0" / "checkpoints" / "last.ckpt").touch()
+
+    def acquire(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    assert not list(runs_to_continue(tmp_path, automatic=True))
+    assert re.fullmatch(r"Not continued: run folder .* cannot be written \(No locks available\)", messages[0])

@@ -88,6 +88,11 @@ def test_importances_are_printed_from_twenty_trials_on_largest_first(
     assert float(lines[0][1]) > float(lines[1][1])
 
 
+def test_trials_keep_their_checkpoints_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--checkpoint\.dirpath .*: each trial keeps its checkpoints"):
+        opened(tmp_path, f"--checkpoint.dirpath={tmp_path / 'all'}")
+
+
 def test_a_line_says_that_a_trial_was_pruned_and_that_a_metric_is_nan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,10 +118,11 @@ def data_base() -> Iterator[str]:
 def test_two_machines_share_a_study_in_postgresql(tmp_path: Path, data_base: str) -> None:
     folders = [tmp_path / "first", tmp_path / "second"]
     processes = []
+    slowly = paced(tmp_path, max_epochs=1)
     for folder in folders:
         folder.mkdir()
         more = (f"--storage={data_base}", "--name=shared", "--pruner=NopPruner")
-        processes.append(start(folder, *more, **paced(folder, max_epochs=1), n_trials=4))
+        processes.append(start(folder, *more, **slowly, n_trials=4))
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     from optuna import load_study
