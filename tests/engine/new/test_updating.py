@@ -265,7 +265,7 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
         with pytest.raises(InputError, match="which is not the name of a module"):
             update(template, project)
     (project / "pyproject.toml").write_text('[tool.lightning-starter]\ncommit = "a"\n')
-    with pytest.raises(InputError, match="its pyproject.toml has no name below"):
+    with pytest.raises(InputError, match=r"its pyproject\.toml has no name below"):
         update(template, project)
     (project / "pyproject.toml").write_text("<<<<<<< yours\n")
     with pytest.raises(InputError, match=r"its pyproject\.toml cannot be read .* settle the conflicts in it first"):

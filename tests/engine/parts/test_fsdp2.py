@@ -125,13 +125,14 @@ def test_there_is_a_whole_checkpoint_at_any_moment(tmp_path: Path, monkeypatch: 
 
 def test_the_only_whole_checkpoint_is_not_removed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded(tmp_path / "last-before.ckpt")  # killed between two renames
+    new = sharded(tmp_path / ".last.ckpt-new")
 
     def rename(*_: object) -> None:
         raise OSError("killed")
 
     monkeypatch.setattr(Path, "rename", rename)
     with pytest.raises(OSError, match="killed"):
-        replace_folder(sharded(tmp_path / ".last.ckpt-new"), tmp_path / "last.ckpt")
+        replace_folder(new, tmp_path / "last.ckpt")
     assert damage(tmp_path / "last-before.ckpt") is None
 
 
