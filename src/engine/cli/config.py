@@ -190,19 +190,20 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif flag.endswith(".help"):
             left.append((flag, resolve_class(value, key.removesuffix(".help"))))
         elif is_class_setting(tree, key) and not names_function(value):
-            over = None if value.lower() in ("none", "null") else parse_value(value)
+            over = None if value.lower() in ("none", "null") else _parse_option(flag, value)
             if isinstance(over, str) and over.endswith((".yaml", ".yml")):
                 over = load_config(over)[1]
             over = {"class_path": resolve_class(over, key)} if isinstance(over, str) else resolve_names(over, key)
             tree = merge(tree, nest(key, over), "", dropped)
         elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
-            tree = merge(tree, nest("trainer.strategy", {"class_path": resolve_class(value, key)}), "", dropped)
+            over = nest("trainer.strategy", {"class_path": resolve_class(value, key)})
+            tree, left = merge(tree, over, "", dropped), _without(left, over)
         elif key in ("trainer", "checkpoint") and isinstance(over := _parse_option(flag, value), dict):
-            # Earlier options, which are applied later, lose.
-            left = [one for one in left if setting({key: over}, _key(full_option(one[0], "").rstrip("="))) is None]
-            tree = merge(tree, {key: resolve_names(over, key)}, "", dropped)
+            over = {key: resolve_names(over, key)}
+            tree, left = merge(tree, over, "", dropped), _without(left, over)
         elif is_part_of_trainer(value, key) and is_class(setting(tree, key)):
-            tree = merge(tree, nest(key, {"class_path": resolve_class(value, key)}), "", dropped)
+            over = nest(key, {"class_path": resolve_class(value, key)})
+            tree, left = merge(tree, over, "", dropped), _without(left, over)
         elif key.rstrip("+") in PARTS_OF_TRAINER and value[:1] in ("[", "{"):
             left.append((flag, json.dumps(resolve_names(_parse_option(flag, value), key))))
         else:
@@ -213,6 +214,11 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
+
+
+def _without(options: list[Option], over: Tree) -> list[Option]:
+    """Options without those that a later one sets; they would be applied after it."""
+    return [one for one in options if setting(over, _key(full_option(one[0], "").rstrip("="))) is None]
 
 
 def _parse_option(flag: str, value: str) -> Any:
@@ -256,7 +262,7 @@ def check_mode(trees: list[Tree], options: list[Option]) -> None:
     """
     given: Tree = {}
     for flag, value in options:
-        if flag == "--checkpoint" and isinstance(settings := parse_value(value or ""), dict):
+        if flag == "--checkpoint" and isinstance(settings := _parse_option(flag, value or ""), dict):
             given |= settings
         elif flag.startswith("--checkpoint."):
             given[flag.removeprefix("--checkpoint.")] = None if value == "null" else value

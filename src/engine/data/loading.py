@@ -148,7 +148,8 @@ class Batched(Dataset[Any]):
         """A batch; samples, as torch's own datasets return, are collated."""
         get = getattr(self.dataset, "__getitems__", None)
         found = get(indices) if get else [self.dataset[index] for index in indices]
-        if not get and isinstance(found[0], dict):
+        is_own = get and not str(getattr(get, "__module__", "")).startswith(("torch.", "datasets."))  # Subset: samples
+        if not is_own and isinstance(found[0], dict):
             return default_collate(found)
         is_samples = isinstance(found, list) and bool(found) and isinstance(found[0], tuple | list)
         return tuple(default_collate(found)) if is_samples else found

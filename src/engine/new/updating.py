@@ -98,8 +98,10 @@ def _noted(project: Path) -> dict[str, Any]:
         ) from error
     if missing := next((name for name in NOTED if name not in noted), None):
         raise InputError(f"--update {project}: its pyproject.toml has no {missing} below [tool.lightning-starter]")
-    if wrong := next((noted[name] for name in ("name", "package") if not str(noted[name]).isidentifier()), None):
-        raise InputError(f"--update {project}: its pyproject.toml has {wrong}, which is not the name of a module")
+    if wrong := next((name for name in ("name", "package") if not str(noted[name]).isidentifier()), None):
+        raise InputError(
+            f"--update {project}: its pyproject.toml has the {wrong} {noted[wrong]}, which is not the name of a module"
+        )
     return noted
 
 

@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.apply_func import apply_to_collection
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from src.engine.data.loading import Batches
+from src.engine.system.batches import batch_size
 from src.engine.system.errors import GUIDE, InputError
 
 BARE_FLAGS = ("--compile",)
@@ -95,12 +97,9 @@ class Compilation(Callback):
 
 
 def _half(batch: Any) -> Any:
-    """A smaller batch; parts that cannot be cut stay as they are."""
-    if isinstance(batch, dict):
-        return {name: _half(part) for name, part in batch.items()}
-    if isinstance(batch, list | tuple):
-        return tuple(map(_half, batch))
-    return batch[: len(batch) // 2 + 1] if isinstance(batch, Tensor) and batch.ndim else batch
+    """A smaller batch, of any form; parts of another length stay as they are."""
+    size = batch_size(batch)
+    return apply_to_collection(batch, Tensor, lambda one: one[: len(one) // 2 + 1] if one.shape[:1] == (size,) else one)
 
 
 def _may_end_smaller(loader: Any) -> bool:

@@ -76,7 +76,7 @@ def use_copies(path: str | None, run: str | None, root: Any) -> tuple[str | None
     """Checkpoint, run and folder of runs of a command line, on this machine in place of an address."""
     if path in ("auto", "last") and not run and is_address(root):
         rank_zero_info(
-            f"--ckpt_path {path} looks for runs on this machine only: to continue one of {root}, give --run with its"
+            f"--ckpt_path {path} looks for runs on this machine only: for one of {root}, give --run with its"
             " address, such as .../default/version_0"
         )
     path = str(copy_of(path)) if path and is_address(path) else path

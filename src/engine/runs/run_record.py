@@ -257,7 +257,8 @@ def _without_hint(text: str) -> str:
 
 def without_password(text: str) -> str:
     """A text whose addresses have *** in place of passwords."""
-    return re.sub(r"(://[^/\s:@]*:)[^/\s@]+@", r"\1***@", text)
+    text = re.sub(r"(://[^/\s:@]*:)[^\s@]+@", r"\1***@", text)
+    return re.sub(r"([?&]\w*password=)[^&\s'\"]+", r"\1***", text)
 
 
 def describe_environment() -> str:

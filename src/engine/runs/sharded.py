@@ -121,13 +121,18 @@ def shard_damage(folder: Path) -> str | None:
 def replace_folder(new: Path, path: Path) -> None:
     """Rename a complete checkpoint to `path`; a complete one with suffix .ckpt exists at any time."""
     old = path.with_name(f"{path.stem}-before.ckpt")
-    if path.is_file():
-        path.unlink()
-    elif path.exists():
-        shutil.rmtree(old, ignore_errors=True)  # not before: it may be the only complete one
+    if path.exists():
+        _remove(old)  # not before: it may be the only complete one
         path.rename(old)
     new.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_rest(folder: Path) -> dict[str, Any]:

@@ -167,6 +167,8 @@ def check_same(study: Study, attribute: str, first: dict[str, Any], own: dict[st
     """Refuse trials whose settings `own` differ from those that the study keeps, or from `first` if it keeps none."""
     kept = study.user_attrs.get(attribute)
     before = first if kept is None else json.loads(kept)
+    if isinstance(options := before.get("options"), dict):  # a study of before has all of them
+        before["options"] = {name: value for name, value in options.items() if not says_where(name)}
     study.set_user_attr(attribute, json.dumps(before))
     for name in {**before, **own}:
         old, new = before.get(name), own.get(name)

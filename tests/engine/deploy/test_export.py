@@ -310,6 +310,7 @@ def test_a_hub_folder_is_told_of_labels_that_are_independent(targets: Tensor, mo
         ("image", ("pixels",), {"image_example": "mirror(image.resize({size}))"}, "mirror(image.resize((6, 8)))"),
         ("text", ("tokens", "mask"), {}, "mask = np.ones_like(tokens, dtype=bool)"),
         ("text", ("tokens", "mask"), {"mask_example": "tokens > 0"}, "mask = tokens > 0"),
+        ("table", ("values",), {"columns": ("a\nraise SystemExit", "b")}, "with the columns a\\nraise SystemExit, b\n"),
     ],
 )
 def test_the_program_prepares_inputs_as_the_data_says(

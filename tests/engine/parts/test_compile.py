@@ -1,6 +1,7 @@
 import shutil
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,8 +55,9 @@ def test_a_compiled_run_equals_the_plain_one_in_weights_and_in_checkpoint_keys(
 def test_a_smaller_batch_keeps_its_form() -> None:
     x = torch.zeros(4, 2)
     assert {name: len(part) for name, part in _half({"x": x, "y": x}).items()} == {"x": 3, "y": 3}
-    assert [len(part) for part in _half((x, [x, x]))] == [3, 2]
-    assert _half((torch.tensor(1), None)) == (torch.tensor(1), None)
+    assert len(_half({"x": x, "weights": torch.zeros(10)})["weights"]) == 10
+    pair = namedtuple("Pair", "x y")(x, [x, x])
+    assert [len(part) for part in (_half(pair).x, *_half(pair).y)] == [3, 3, 3]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,6 +135,11 @@ def test_the_only_whole_checkpoint_is_not_removed_first(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="killed"):
         replace_folder(new, tmp_path / "last.ckpt")
     assert damage(tmp_path / "last-before.ckpt") is None
+    shutil.rmtree(tmp_path / "last-before.ckpt")
+    (tmp_path / "last.ckpt").write_bytes(b"one file")
+    with pytest.raises(OSError, match="killed"):
+        replace_folder(new, tmp_path / "last.ckpt")
+    assert [found.name for found in tmp_path.glob("*.ckpt")] == ["last.ckpt"]
 
 
 def test_a_run_of_shards_goes_on_with_one_file(tmp_path: Path) -> None:

@@ -291,4 +291,4 @@ def test_the_copy_of_a_run_that_is_deleted_here_stays(store: Any, tmp_path: Path
 
 def test_auto_says_that_it_looks_on_this_machine_only(store: Any, messages: list[str]) -> None:
     assert use_copies("auto", None, ADDRESS)[0] == "auto"
-    assert messages[0].startswith("--ckpt_path auto looks for runs on this machine only: to continue one of memory://")
+    assert messages[0].startswith("--ckpt_path auto looks for runs on this machine only: for one of memory://")

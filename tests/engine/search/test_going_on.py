@@ -1,5 +1,6 @@
 """Searches that go on: with their own runs, with the same space, in the folder that is asked for."""
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,14 @@ def test_importances_are_printed_from_twenty_trials_on_largest_first(
     lines = re.findall(r"^importance (\S+) (\S+)$", capsys.readouterr().out, re.MULTILINE)
     assert [name for name, _ in lines] == ["optimizer.lr", "model.net.hidden"]
     assert float(lines[0][1]) > float(lines[1][1])
+
+
+def test_options_that_say_where_may_differ(tmp_path: Path) -> None:
+    space = {"space": {"optimizer.lr": {"float": [0.1, 0.2]}}}
+    study = opened(tmp_path, options={"trainer.max_epochs": 1, "data.num_workers": 0}, **space).study
+    before = json.loads(study.user_attrs["same"])
+    study.set_user_attr("same", json.dumps({**before, "options": {**before["options"], "data.num_workers": 0}}))
+    opened(tmp_path, options={"trainer.max_epochs": 1, "data.num_workers": 1}, **space)
 
 
 def test_trials_keep_their_checkpoints_apart(tmp_path: Path) -> None:
