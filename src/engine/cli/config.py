@@ -195,7 +195,7 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
                 over = load_config(over)[1]
             over = {"class_path": resolve_class(over, key)} if isinstance(over, str) else resolve_names(over, key)
             tree = merge(tree, nest(key, over), "", dropped)
-        elif key in ("strategy", "trainer.strategy") and ("." in value or value.endswith("Strategy")):
+        elif key in ("strategy", "trainer.strategy") and re.fullmatch(r"[\w.]+(\.\w+|Strategy)", value):
             over = nest("trainer.strategy", {"class_path": resolve_class(value, key)})
             tree, left = merge(tree, over, "", dropped), _without(left, over)
         elif key in ("trainer", "checkpoint") and isinstance(over := _parse_option(flag, value), dict):

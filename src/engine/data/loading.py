@@ -17,7 +17,7 @@ from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch.utilities.rank_zero import rank_zero_module, rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, distributed
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, default_collate, get_worker_info
 
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed, run_seed
@@ -148,8 +148,12 @@ class Batched(Dataset[Any]):
         """A batch; samples, as torch's own datasets return, are collated."""
         get = getattr(self.dataset, "__getitems__", None)
         found = get(indices) if get else [self.dataset[index] for index in indices]
-        is_own = get and not str(getattr(get, "__module__", "")).startswith(("torch.", "datasets."))  # Subset: samples
-        if not is_own and isinstance(found[0], dict):
+        inner = self.dataset
+        while isinstance(inner, Subset):  # which passes on what its dataset returns
+            inner = inner.dataset
+        own = getattr(inner, "__getitems__", None)  # of Hugging Face's datasets: samples
+        is_own = own is not None and not str(getattr(own, "__module__", "")).startswith("datasets.")
+        if not is_own and isinstance(found, list) and found and isinstance(found[0], dict):
             return default_collate(found)
         is_samples = isinstance(found, list) and bool(found) and isinstance(found[0], tuple | list)
         return tuple(default_collate(found)) if is_samples else found

@@ -12,7 +12,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from src.engine.data.loading import Batches
-from src.engine.system.batches import batch_size
 from src.engine.system.errors import GUIDE, InputError
 
 BARE_FLAGS = ("--compile",)
@@ -98,7 +97,9 @@ class Compilation(Callback):
 
 def _half(batch: Any) -> Any:
     """A smaller batch, of any form; parts of another length stay as they are."""
-    size = batch_size(batch)
+    sizes: list[int] = []
+    apply_to_collection(batch, Tensor, lambda one: sizes.append(len(one)) if one.ndim else None)
+    size = max(reversed(sizes), key=sizes.count, default=0)  # the usual one, else that of the targets
     return apply_to_collection(batch, Tensor, lambda one: one[: len(one) // 2 + 1] if one.shape[:1] == (size,) else one)
 
 

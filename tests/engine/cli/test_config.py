@@ -24,8 +24,8 @@ from tests.toy import RECIPE, ToyData, ToyMLP
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
 MLP = "--model.net=tests.toy.ToyMLP"
-# A minimal run that trains, validates and tests.
 LOGGER = ("--trainer.logger", "WandbLogger")
+# A minimal run that trains, validates and tests.
 SHORT = (MLP, "--max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.limit_val_batches=2")
 
 
@@ -368,6 +368,8 @@ def test_one_more_logger_ends_no_other(parse: Parse) -> None:
 
 def test_classes_in_a_list_on_the_command_line_are_found_by_name() -> None:
     value = "{class_path: ThroughputMonitor, init_args: {window_size: 5}}"
+    strategy = [("--trainer.strategy", "{class_path: lightning.pytorch.strategies.DDPStrategy}")]
+    assert "DDPStrategy" in merge_class_options({}, strategy, [])[1][0][1]
     ((_, found),) = merge_class_options({}, [("--trainer.callbacks+", value)], [])[1]
     assert json.loads(found)["class_path"] == "lightning.pytorch.callbacks.ThroughputMonitor"
 

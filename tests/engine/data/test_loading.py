@@ -228,11 +228,19 @@ def test_samples_of_torchs_own_datasets_are_collated(has_items: bool) -> None:
     assert padding.tolist() == [IGNORED]
 
 
+@pytest.mark.slow
+def test_samples_of_hugging_face_are_collated() -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"x": [[0.0], [1.0]]}).with_format("torch")
+    assert next(iter(batch_loader(rows, Batches(2, 2, None))))["x"].tolist() == [[0], [1]]
+
+
 def test_dicts_are_collated_and_not_shared_by_processes() -> None:
     rows: Any = [{"x": torch.full((2,), float(number))} for number in range(4)]
     for one in (rows, Subset(rows, range(4))):
         assert next(iter(batch_loader(one, Batches(4, 2, None))))["x"].tolist() == [[0, 0], [1, 1]]
     own: Any = SimpleNamespace(__getitems__=lambda indices: [rows[index] for index in indices])
-    assert isinstance(next(iter(batch_loader(own, Batches(4, 2, None)))), list)  # as its batch
+    for one in (own, Subset(own, range(4))):
+        assert isinstance(next(iter(batch_loader(one, Batches(4, 2, None)))), list)  # as its batch
     with pytest.raises(InputError, match="processes share a batch whose last part is targets, in a tuple"):
         list(batch_loader(rows, Batches(1, 2, process(1, 2))))

@@ -257,12 +257,12 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
     save(project)
     with pytest.raises(InputError, match=rf"what is added has files named {DOMAIN} too: rename yours"):
         update(template, project, recipes=[OTHER])
-    for name, wrong in (("name", "../../away"), ("package", "a b")):
+    for name, wrong in (("name", "../../away"), ("name", ""), ("package", "a b")):
         noted = (
             '[tool.lightning-starter]\ncommit = "a"\nname = "a"\nkind = ""\npackage = "a"\nrecipes = []\nwith = []\n'
         )
         (project / "pyproject.toml").write_text(noted.replace(f'{name} = "a"', f'{name} = "{wrong}"'))
-        with pytest.raises(InputError, match="which is not the name of a module"):
+        with pytest.raises(InputError, match=f"has the {name} {re.escape(wrong)}, which is not the name of a module"):
             update(template, project)
     (project / "pyproject.toml").write_text('[tool.lightning-starter]\ncommit = "a"\n')
     with pytest.raises(InputError, match=r"its pyproject\.toml has no name below"):

@@ -49,7 +49,7 @@ class ExampleImages(Dataset[Sample]):
 
 def pixels(images: list[Image.Image]) -> Tensor:
     """The pixels of images of any size, (B, 1, SIDE, SIDE) uint8: in training and in prediction."""
-    grey = [np.array(image.convert("L").resize((SIDE, SIDE))) for image in images]
+    grey = [np.array(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)) for image in images]
     return torch.from_numpy(np.stack(grey)).unsqueeze(1)
 
 
@@ -63,8 +63,8 @@ class ExampleDataModule(BatchedDataModule):
     """
 
     input_kind = "image"
-    num_classes = 3
     labels = ("circle", "square", "cross")
+    num_classes = len(labels)
     pixel_mean, pixel_std = (0.25,), (0.25,)  # of each channel, on a scale of 0 to 1
 
     def __init__(self, batch_size: int = 32, size: int = 1500, num_workers: int = 0) -> None:
@@ -74,7 +74,7 @@ class ExampleDataModule(BatchedDataModule):
         self.num_workers = num_workers
 
     def network_arguments(self) -> dict[str, int]:
-        """The network arguments that depend on the data."""
+        """The network arguments that depend on the data; called before `setup`."""
         return {"num_classes": self.num_classes}
 
     def setup(self, stage: str) -> None:

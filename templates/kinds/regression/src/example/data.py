@@ -58,7 +58,7 @@ class ExampleDataModule(BatchedDataModule):
         self.num_workers = num_workers
 
     def network_arguments(self) -> dict[str, int]:
-        """The network arguments that depend on the data."""
+        """The network arguments that depend on the data; called before `setup`."""
         return {"num_features": len(self.columns), "num_targets": len(self.labels)}
 
     def setup(self, stage: str) -> None:

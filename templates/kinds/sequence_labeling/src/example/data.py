@@ -59,9 +59,9 @@ class ExampleDataModule(BatchedDataModule):
     """
 
     input_kind = "text"
-    num_classes = 3
     vocab_size = len(LETTERS) + 1
     labels = ("single", "first", "more")
+    num_classes = len(labels)
 
     def __init__(self, batch_size: int = 32, size: int = 1000, num_workers: int = 0) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class ExampleDataModule(BatchedDataModule):
         self.num_workers = num_workers
 
     def network_arguments(self) -> dict[str, int]:
-        """The network arguments that depend on the data."""
+        """The network arguments that depend on the data; called before `setup`."""
         return {"num_classes": self.num_classes, "vocab_size": self.vocab_size}
 
     def setup(self, stage: str) -> None:

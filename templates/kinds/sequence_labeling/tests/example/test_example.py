@@ -36,6 +36,12 @@ def test_a_batch_has_the_documented_shapes(data: ExampleDataModule) -> None:
     assert ExampleNet(**data.network_arguments())(tokens, mask).shape == (*tokens.shape, len(data.labels))
 
 
+def test_an_epoch_has_every_text_once_and_the_parts_share_none(data: ExampleDataModule) -> None:
+    parts = [part.texts for part in (data.train_set, data.val_set, data.test_set)]
+    assert [len(part) for part in parts] == [60, 12, 12]
+    assert not {*parts[0]} & {*parts[1], *parts[2]}
+
+
 def test_a_text_of_a_file_is_prepared_like_the_texts_of_training(data: ExampleDataModule) -> None:
     tokens, mask, _ = next(iter(data.test_dataloader()))
     prepared = data.prepare(data.test_set.texts[:10])
