@@ -24,7 +24,7 @@ def check_prepare(data: LightningDataModule, raw: Sequence[Any]) -> None:
         raw: the raw samples of its first test batch, or more, in order: PIL images, texts, rows (dicts) of a table, or
             what `read_file` returns.
     """
-    # Lazy imports: a project without predict has no deploy, which `check_folds` does not need.
+    # Lazy imports: a project without predict has no deploy, which other checks do not need.
     from src.engine.data.pixels import normalise, pixel_statistics
     from src.engine.deploy.prepare import kind_of, prepare_inputs
 
