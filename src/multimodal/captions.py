@@ -276,8 +276,10 @@ class CaptionDataModule(BatchedDataModule):
         parts = dict(zip(PHRASINGS, map(set, folded), strict=True))
         self.rows_of = {part: [row for row, one in enumerate(targets) if one in own] for part, own in parts.items()}
         # The captions of one image in different batches, as in training: the loss takes only one of them as right.
-        seen = Counter[int]()
-        nth = [seen.update([one]) or seen[one] for one in targets]
+        seen, nth = Counter[int](), []
+        for one in targets:
+            seen[one] += 1
+            nth.append(seen[one])
         self.rows_of |= {part: sorted(self.rows_of[part], key=nth.__getitem__) for part in ("val", "test")}
         data.report_changes({part: [""] * len(own) for part, own in self.rows_of.items()}, path, "images")
         for part, indices in self.rows_of.items():

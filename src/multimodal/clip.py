@@ -14,6 +14,7 @@ from src.vision.cnn import CNN
 
 Modality = Literal["image", "sound", "text"]
 INPUTS = {"image": 1, "sound": 1, "text": 2}  # tensors of each modality, in order: texts have tokens and mask
+IN_CHANNELS, VOCAB_SIZE = 1, 256  # defaults
 
 
 class CLIP(nn.Module):
@@ -50,12 +51,12 @@ class CLIP(nn.Module):
     def __init__(
         self,
         embedding_dim: int = 64,
-        in_channels: int = 1,
+        in_channels: int = IN_CHANNELS,
         image_size: int = 28,
         sound_size: int = 40,
         width: int = 32,
         hidden: int = 128,
-        vocab_size: int = 256,
+        vocab_size: int = VOCAB_SIZE,
         d_model: int = 64,
         num_heads: int = 4,
         num_layers: int = 2,
@@ -83,8 +84,8 @@ class CLIP(nn.Module):
             "text": lambda: TextEncoder(vocab_size, embedding_dim, d_model, num_heads, num_layers, dropout),
             "sound": lambda: CNN(1, sound_size, embedding_dim, width, hidden, dropout),
         }
-        sizes = {"image": ("in_channels", in_channels, 1), "sound": ("in_channels", 1, None)}
-        sizes["text"] = ("vocab_size", vocab_size, 256)
+        sizes = {"image": ("in_channels", in_channels, IN_CHANNELS), "sound": ("in_channels", 1, None)}
+        sizes["text"] = ("vocab_size", vocab_size, VOCAB_SIZE)
         for name in self.modalities:
             net = given[name] or defaults[name]()
             if (outputs := getattr(net, "num_classes", embedding_dim)) != embedding_dim:

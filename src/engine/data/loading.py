@@ -148,15 +148,18 @@ class Batched(Dataset[Any]):
         """A batch; samples, as torch's own datasets return, are collated."""
         get = getattr(self.dataset, "__getitems__", None)
         found = get(indices) if get else [self.dataset[index] for index in indices]
-        inner = self.dataset
-        while isinstance(inner, Subset):  # which passes on what its dataset returns
-            inner = inner.dataset
-        own = getattr(inner, "__getitems__", None)  # of Hugging Face's datasets: samples
-        is_own = own is not None and not str(getattr(own, "__module__", "")).startswith("datasets.")
-        if not is_own and isinstance(found, list) and found and isinstance(found[0], dict):
+        first = found[0] if isinstance(found, list) and found else None
+        if isinstance(first, dict) and not _returns_batches(self.dataset):
             return default_collate(found)
-        is_samples = isinstance(found, list) and bool(found) and isinstance(found[0], tuple | list)
-        return tuple(default_collate(found)) if is_samples else found
+        return tuple(default_collate(found)) if isinstance(first, tuple | list) else found
+
+
+def _returns_batches(dataset: Any) -> bool:
+    """Whether a list of dicts from `__getitems__` is a batch; from Hugging Face's datasets it is samples."""
+    while isinstance(dataset, Subset):  # which passes on what its dataset returns
+        dataset = dataset.dataset
+    own = getattr(dataset, "__getitems__", None)
+    return own is not None and not str(getattr(own, "__module__", "")).startswith("datasets.")
 
 
 class ResumableLoader(DataLoader[Any]):

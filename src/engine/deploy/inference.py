@@ -17,15 +17,7 @@ from torch import Tensor, nn
 from src.engine.data.loading import IGNORED
 from src.engine.deploy.prepare import Inputs, Normalise, kind_of, prepare_inputs
 from src.engine.deploy.rebuild import build, load_model
-from src.engine.runs.checkpoint import (
-    CONTENT_ERRORS,
-    PATHS,
-    checkpoint_errors,
-    own_configuration,
-    read_checkpoint,
-    reason_of,
-    restore_data,
-)
+from src.engine.runs.checkpoint import PATHS, checkpoint_errors, own_configuration, read_checkpoint, restore_data
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
 from src.engine.system.addresses import local_name
@@ -99,8 +91,9 @@ class Inference(LightningModule):
                 f"--{option} is missing: its saved value is or looks like a path; paths are read only from your own"
                 f" runs in logs/: give --{option}=VALUE"
             )
-        where = " with ".join([str(self.path), *(f"--data.{name} {value}" for name, value in (data or {}).items())])
-        with _argument_errors(where) if data else checkpoint_errors(where), constructor_errors():
+        given_data = " ".join(f"--data.{name} {value}" for name, value in (data or {}).items())
+        problem = {"problem": f"with {given_data}"} if data else {}
+        with checkpoint_errors(str(self.path), **problem), constructor_errors():
             self.data: Any = build({**spec, "init_args": {**spec.get("init_args", {}), **(data or {})}})
         with checkpoint_errors(str(self.path)):
             restore_data(self.checkpoint, self.data)
@@ -261,16 +254,6 @@ class Inference(LightningModule):
         if all(seen):
             metrics = self.task.metrics["test"].compute()
             self.scores = {name: value.item() for name, value in metrics.items()}
-
-
-@contextmanager
-def _argument_errors(where: str) -> Iterator[None]:
-    """Turn errors of a DataModule's constructor into InputErrors that name checkpoint and given arguments."""
-    try:
-        yield
-    except CONTENT_ERRORS as error:
-        reason = error if isinstance(error, InputError) else reason_of(error)
-        raise InputError(f"--ckpt_path {where}: {reason}") from error
 
 
 def _has(task: Any, method: str) -> bool:

@@ -228,13 +228,13 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
 
 
 @contextmanager
-def checkpoint_errors(given: str) -> Iterator[None]:
-    """Turn errors caused by a checkpoint's content into InputErrors that name the checkpoint."""
+def checkpoint_errors(given: str, problem: str = "is not a checkpoint of this project") -> Iterator[None]:
+    """Turn errors caused by a checkpoint's content into InputErrors that name the checkpoint and the problem."""
     try:
         yield
     except CONTENT_ERRORS as error:
         reason = error if isinstance(error, InputError) else reason_of(error)
-        raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: {reason}") from error
+        raise InputError(f"--ckpt_path {given} {problem}: {reason}") from error
 
 
 def reason_of(error: BaseException) -> str:
