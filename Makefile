@@ -16,7 +16,7 @@ TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--retries 1 --extra-index-url https:/
 .PHONY: help train test coverage test-slow lint tensorboard docs bench figures lock clean
 
 help:  ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 train: .venv/.$(KIND)  ## set up if needed, then train and test the default recipe
 	@$(BIN)/python -m src.train $(ARGS)

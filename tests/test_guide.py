@@ -94,6 +94,14 @@ def test_each_row_of_the_contract_has_a_test() -> None:
         assert not words or any(word in text for word in words), f"{test} says nothing of {names}"
 
 
+@pytest.mark.parametrize("name", [name for name in (*FILES, *MORE) if "DataModule" in {**FILES, **MORE}[name]])
+def test_a_data_module_reads_its_data_in_setup(name: str) -> None:
+    """`__init__` also runs when a model predicts, where the data may not be."""
+    if name.endswith(".py"):
+        (init,) = re.findall(r"DataModule\):.*?def __init__.*?:\n(.*?)\n\n", {**FILES, **MORE}[name], re.DOTALL)
+        assert set(init.split("\n")) == {"        super().__init__()", "        self.batch_size = batch_size"}
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the repository with the files of the guides."""
@@ -116,7 +124,7 @@ def test_what_it_makes_learns_and_is_a_domain_like_any_other(copy: Path) -> None
         assert re.search(rf"{re.escape(name)}\S* PASSED", tested), tested
     write = (
         "from src.tabular.breast_cancer import *\nfrom tests.contract import check_prepare\n"
-        f"data = BreastCancerDataModule()\n{CSV}"
+        f"data = BreastCancerDataModule()\ndata.setup('test')\n{CSV}"
         "write([{**data.rows[n], 'true': data.labels[data.parts[2].dataset[n][1]]} for n in data.parts[2].indices])\n"
         "check_prepare(data, [data.rows[n] for n in data.parts[2].indices])"
     )
@@ -144,9 +152,10 @@ def test_each_kind_learns_predicts_scores_and_is_exported(copy: Path, tmp_path: 
     found = json.loads((folder / "metrics.json").read_text())
     assert {one: found[one] for one in least if found[one] < least[one]} == {}
     (cls,) = re.findall(r"^class (\w+DataModule)", MORE[f"src/own/{name}.py"], re.MULTILINE)
-    shown = re.findall(r"```python\n(check_prepare.*)\n```", PAGE)[0]
-    checked = shown if cls in shown else f"check_prepare({cls}(), {raw})"
-    head = f"from src.own.{name} import *\nfrom tests.contract import check_prepare\ndata = {cls}()\n"
+    (shown,) = re.findall(r"```python\n(data = .*\n.*\ncheck_prepare.*)\n```", PAGE)
+    checked = shown if cls in shown else f"check_prepare(data, {raw})"
+    made = f"data = {cls}()\ndata.setup('test')\n"
+    head = f"from src.own.{name} import *\nfrom tests.contract import check_prepare\n{made}"
     for old in ("given", "masks"):
         if (copy / old).exists():
             (copy / old).rename(tmp_path / old)

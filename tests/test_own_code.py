@@ -109,6 +109,9 @@ def test_the_callback_logs(own: Path, train: Train) -> None:
 def test_the_metrics_are_logged_and_select_the_best_checkpoint(own: Path, train: Train) -> None:
     run = train(*command_with("MoreMetrics"), "--max_epochs=2", *SHORT)
     assert 0.5 < run.metrics["test/auroc"] <= 1
+    auroc: Any = type(run.cli.model.metrics["val"]["auroc"])(3, average=None, ignore_index=-100)
+    auroc.update(torch.eye(3)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, -100]))
+    assert auroc.compute() == 1  # the class that does not occur does not count
     assert 0 < run.metrics["test/kappa"] <= run.metrics["test/acc"]
     assert run.cli.trainer.checkpoint_callback.best_model_score == pytest.approx(run.metrics["val/auroc"])  # type: ignore[union-attr]
 

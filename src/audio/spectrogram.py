@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WINDOW = 0.032  # seconds of one short-time spectrum
+SILENCE = 1e-10  # power
 DECIBELS = 60.0  # this far below the loudest value of a sound is silence
 
 
@@ -43,8 +44,11 @@ class LogMel(nn.Module):
         power = torch.view_as_real(spectra).square().sum(dim=-1)[..., : self.size * self.spectra]
         power = power.reshape(*power.shape[:2], self.size, self.spectra).mean(dim=-1)  # (B, bins / 2 + 1, S)
         bands = torch.einsum("bft,fs->bst", power, self.filters)  # (B, S, S)
-        loudness = 10 * bands.clamp(min=1e-10).log10()
-        loudness = (loudness - loudness.amax(dim=(1, 2), keepdim=True)) / DECIBELS  # at most 0
+        loudness = 10 * bands.clamp(min=SILENCE).log10()
+        loudest = loudness.amax(dim=(1, 2), keepdim=True)
+        loudness = (loudness - loudest) / DECIBELS - (
+            bands.amax(dim=(1, 2), keepdim=True) <= SILENCE
+        ).float()  # at most 0
         return (2 * loudness + 1).clamp(min=-1).flip(1).unsqueeze(1)
 
 

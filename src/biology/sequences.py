@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Literal
 
 import torch
@@ -33,6 +34,7 @@ BASES, RESIDUES, HIDDEN = "ACGT", "ACDEFGHIKLMNPQRSTVWY", "X"  # X is an unknown
 TOKENS = {"smiles": ["Cl", "Br", *map(chr, range(33, 127))], "dna": [*BASES], "protein": [*RESIDUES, "-", HIDDEN]}
 READ_AS: dict[str, dict[str, Any]] = {"smiles": {}, "dna": {"U": "T"}, "protein": {".": "-", "U": HIDDEN, "O": HIDDEN}}
 EXPECTED = {"dna": "base: give A, C, G, T or U; ambiguous ones are not read", "protein": "residue: give X if unknown"}
+CAPITALS = str.maketrans(ascii_lowercase, ascii_uppercase)
 HIDDEN_SHARE = 0.15  # as in BERT (Devlin et al. 2019)
 
 
@@ -193,17 +195,19 @@ class SequenceDataModule(LabelledDataModule):
         """A checked molecule; or a sequence in capital letters, without blanks and a name as in FASTA."""
         kind, limit = self.options.kind, self.options.max_length
         letters = "".join(re.sub(r"^\s*>.*", "", text).split())
-        letters = re.sub("[a-z]", lambda one: one[0].upper(), letters).translate(str.maketrans(READ_AS[kind]))
+        letters = letters.translate(CAPITALS).translate(str.maketrans(READ_AS[kind]))
         sequence = text.strip() if kind == "smiles" else letters
         if not sequence:
             raise SampleError("the sequence is empty: remove it")
-        if (length := len(self._tokens(sequence))) > limit:
+        length = len(self._tokens(sequence)) if kind == "smiles" else len(sequence)  # of others a letter is a token
+        if length > limit:
             raise SampleError(
                 f"it has {length:,} tokens, more than max_length {limit:,}: shorten it, or train with a larger one"
             )
         if kind != "smiles":
-            if wrong := [(place, one) for place, one in enumerate(sequence, start=1) if one not in self.numbers]:
-                raise SampleError(f"{wrong[0][1]!a} at position {wrong[0][0]} is not a {EXPECTED[kind]}")
+            if wrong := {*sequence} - self.numbers.keys():
+                place, one = next((place, one) for place, one in enumerate(sequence, start=1) if one in wrong)
+                raise SampleError(f"{one!a} at position {place} is not a {EXPECTED[kind]}")
             return sequence
         try:
             read_smiles(sequence)
@@ -243,7 +247,8 @@ class SequenceDataModule(LabelledDataModule):
             if len(found := sorted({*labels})) < 2:
                 raise InputError(f"{self.data_source} has one class only, {found[0]!r}: give at least two")
         self.labels = self.labels or found
-        classes = [found.index(one.label) if predicts == "class" else 0 for one in records]
+        numbers = {label: number for number, label in enumerate(found)} if predicts == "class" else {}
+        classes = [numbers.get(one.label, 0) for one in records]
         sizes = Counter(classes)
         if few := [one for one, number in zip(records, classes, strict=True) if sizes[number] <= len(missing)]:
             what = f" of class {few[0].label!r}" if predicts == "class" else ""
@@ -268,11 +273,12 @@ class Sequences(Dataset[Batch]):
     def __init__(self, data: SequenceDataModule, records: list[Record]) -> None:
         self.data, self.predicts, self.records = data, data.options.predicts, records
         self.targets: list[Tensor] = []
+        numbers = {label: number for number, label in enumerate(data.labels)}
         for record in records if self.predicts != "hidden" else ():
             labels = record.label if self.predicts == "residues" else [record.label]
-            if unknown := [label for label in labels if self.predicts != "number" and label not in data.labels]:
+            if unknown := [label for label in labels if self.predicts != "number" and label not in numbers]:
                 raise InputError(f"{record.place}: label {unknown[0]!r} is not in the training data: remove it")
-            values = [float(one) if self.predicts == "number" else data.labels.index(one) for one in labels]
+            values = [float(one) if self.predicts == "number" else numbers[one] for one in labels]
             self.targets.append(torch.tensor(values))
 
     def __len__(self) -> int:

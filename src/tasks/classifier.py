@@ -18,6 +18,8 @@ Batch = tuple[Tensor, ...]
 # torchmetrics would check the targets of every batch; the loss already rejects classes that do not exist.
 UNCHECKED: dict[str, Any] = {"validate_args": False, "ignore_index": IGNORED}
 
+MAX_CONFUSION = 1000  # classes of a confusion matrix: for 10,000 it would take gigabytes
+
 # Losses that get one-hot targets; all others get class numbers.
 ONE_HOT_LOSSES = (nn.MSELoss, nn.BCEWithLogitsLoss)
 
@@ -60,7 +62,8 @@ class Classifier(Task):
 
     A batch is the network's inputs, then targets (B,) int64; in a padding batch all targets are -100. Logs
     `{train,val,test}/{loss,acc,f1}` once per epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` is the
-    confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows.
+    confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows; more than
+    1,000 classes have none.
 
     Raises:
         InputError: `num_classes` is neither given nor an attribute of the network, or does not match the network or the
@@ -69,8 +72,10 @@ class Classifier(Task):
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
         count = count_classes(type(self), net, num_classes)
-        confusion = MulticlassConfusionMatrix(count, **UNCHECKED)
-        super().__init__(net, self.configure_metrics(count), MetricCollection({"confusion": confusion}))
+        unlogged: dict[str, Metric | MetricCollection] = {}
+        if count <= MAX_CONFUSION:
+            unlogged["confusion"] = MulticlassConfusionMatrix(count, **UNCHECKED)
+        super().__init__(net, self.configure_metrics(count), MetricCollection(unlogged))
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
         self._logits: Tensor | None = None

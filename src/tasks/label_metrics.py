@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score, MultilabelPrecisionRecallCurve
 from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities.data import dim_zero_cat
 
@@ -37,3 +37,13 @@ class MacroF1(MultilabelF1Score):
         scores = 2 * hits / (2 * hits + wrong + missed).clamp(min=1)
         occurs = hits + missed > 0
         return (scores * occurs).sum() / occurs.sum().clamp(min=1)
+
+
+class FirstCurves(MultilabelPrecisionRecallCurve):
+    """Precision against recall of the first labels, a thousand samples at a time: each takes thresholds x labels."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add probabilities and targets, both (N, labels)."""
+        count = self.num_labels
+        for start in range(0, len(preds), 1000):
+            super().update(preds[start : start + 1000, :count], target[start : start + 1000, :count])

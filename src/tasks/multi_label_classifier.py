@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MultilabelF1Score, MultilabelPrecisionRecallCurve
+from torchmetrics.classification import MultilabelF1Score
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
-from src.tasks.label_metrics import MacroAveragePrecision, MacroF1
+from src.tasks.label_metrics import FirstCurves, MacroAveragePrecision, MacroF1
 from src.tasks.task import Task, check_outputs, label_texts
 
 LISTED = 50  # labels whose F1 is logged one by one
@@ -50,7 +50,7 @@ class MultiLabelClassifier(Task):
         check_outputs(net, count)
         unlogged: dict[str, Metric | MetricCollection] = {
             "f1": MultilabelF1Score(count, threshold, average=None, **UNCHECKED),
-            "curves": MultilabelPrecisionRecallCurve(count, thresholds=101, **UNCHECKED),
+            "curves": FirstCurves(min(count, MAX_CURVES), thresholds=101, **UNCHECKED),
         }
         super().__init__(net, self.configure_metrics(count, threshold), MetricCollection(unlogged))
         self.save_arguments(net=net, loss=loss, num_classes=num_classes, threshold=threshold)

@@ -194,7 +194,7 @@ class Task(LightningModule):
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             # With fewer processes than before, one process loads the state of several.
             for state in checkpoint.get("half_epoch", [])[self.trainer.global_rank :: self.trainer.world_size]:
-                self.metrics.load(state, self.device)
+                self.metrics.load(state)
 
     def _write(self, values: dict[str, float], step: int) -> None:
         """Log now: Lightning logs after saving a checkpoint, so a run killed in between would lose the values."""

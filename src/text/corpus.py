@@ -7,7 +7,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -170,14 +170,16 @@ class TextDataModule(BatchedDataModule):
             return
         files = self._find_files()
         stats = _file_stats(files)
-        digest, characters = _hash_and_count(files)
-        splits = split_sizes(characters, *self.fold)
-        if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
-            raise InputError(f"{self.data_source} has {characters} characters: too few to split, give a longer text")
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             # Others may share a folder that only its owner can write.
             with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
+                digest, characters = _known_hash(files, stats, self.cache_dir)
+                splits = split_sizes(characters, *self.fold)
+                if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
+                    raise InputError(
+                        f"{self.data_source} has {characters} characters: too few to split, give a longer text"
+                    )
                 self.tokenizer = self._find_tokenizer(files, digest, splits)
                 folder = self.cache_dir / _cache_key(digest, self.tokenizer.state, *self._fold_key)
                 if not folder.exists():
@@ -276,9 +278,23 @@ class TextDataModule(BatchedDataModule):
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
 
 
-def _file_stats(files: list[Path]) -> list[tuple[int, int]]:
-    """Size and modification time of each file, to notice changes while it is read."""
-    return [(status.st_size, status.st_mtime_ns) for status in (path.stat() for path in files)]
+def _file_stats(files: list[Path]) -> list[list[int]]:
+    """Size and times of each file, to notice changes; unlike the first time, the second cannot be set."""
+    return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in (path.stat() for path in files)]
+
+
+def _known_hash(files: list[Path], stats: list[list[int]], cache_dir: Path) -> tuple[str, int]:
+    """`_hash_and_count`, kept in `cache_dir` until a file has another size or time."""
+    kept = cache_dir / f"text-{_cache_key(*(str(file.resolve()) for file in files))}.json"
+    with suppress(OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if known["stats"] == stats:
+            return str(known["digest"]), int(known["characters"])
+    digest, characters = _hash_and_count(files)
+    if _file_stats(files) == stats and os.access(cache_dir, os.W_OK):
+        facts = {"stats": stats, "digest": digest, "characters": characters}
+        write_atomically(kept, json.dumps(facts).encode(), "cache_dir")
+    return digest, characters
 
 
 def _hash_and_count(files: list[Path]) -> tuple[str, int]:
@@ -328,7 +344,7 @@ def _raise_changed(files: list[Path]) -> NoReturn:
 
 
 def _write_tokens(
-    files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, stats: list[tuple[int, int]]
+    files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, stats: list[list[int]]
 ) -> None:
     """Write tokens and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)

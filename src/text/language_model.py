@@ -129,7 +129,8 @@ class LanguageModel(Task):
                     cache, processed = net.new_cache() if use_cache else None, 0
                 tokens = torch.tensor([context[processed:]], device=self.device)  # (1, T)
                 with torch.inference_mode():
-                    logits = net(tokens, cache)[0, -1].float()  # (vocab_size,)
+                    # Never compiled: each token has another size.
+                    logits = net._call_impl(tokens, cache)[0, -1].float()  # (vocab_size,)
                 processed = len(context) if cache is not None else 0
                 token = draw(logits.cpu())
                 context.append(token)

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import mmap
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from src.engine.data.batched import BatchDataset
+from src.engine.data.files import in_threads
 from src.engine.data.images import CROP_RATIO, UNREADABLE, Ranges, Shrink, flatten, image_error, read_image
 from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
@@ -50,8 +52,9 @@ class ImageFiles(BatchDataset):
     def __init__(
         self, files: list[Path], targets: list[int], shrink: Shrink, ranges: Ranges, flip: bool = False
     ) -> None:
-        self.files = files
-        self.targets = targets
+        # Not lists of objects: their counts of references change on access, so each worker would copy them.
+        self._paths = np.array([os.fsencode(file) for file in files], dtype=np.bytes_)
+        self.targets = torch.tensor(targets)
         self.shrink = shrink
         self.ranges = ranges
         self.flip = flip
@@ -64,8 +67,16 @@ class ImageFiles(BatchDataset):
         # For a worker process that is not forked: it cannot share the memory, and decodes each time.
         return {**self.__dict__, "cache": None}
 
+    @property
+    def files(self) -> list[Path]:
+        """The paths of the images."""
+        return [self._file(index) for index in range(len(self))]
+
+    def _file(self, index: int) -> Path:
+        return Path(os.fsdecode(self._paths[index]))
+
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self._paths)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Pixels (B, 3, S, S) uint8 and targets (B,) int64.
@@ -74,7 +85,7 @@ class ImageFiles(BatchDataset):
         """
         epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
         pixels = self.in_threads(lambda index: self._pixels(index, Random(derive_seed(epoch_seed, index))), indices)
-        return torch.stack(pixels), torch.tensor([self.targets[index] for index in indices])
+        return torch.stack(pixels), self.targets[list(indices)]
 
     def in_threads(self, function: Callable[[int], Any], indices: Sequence[int]) -> list[Any]:
         """The results of a function for each index."""
@@ -98,10 +109,10 @@ class ImageFiles(BatchDataset):
         if self.cache and (found := self.cache[index]) is not None:
             return found
         try:
-            decoded = np.asarray(rgb(read_image(self.files[index], self.ranges, self.shrink), self.shrink))
+            decoded = np.asarray(rgb(read_image(self._file(index), self.ranges, self.shrink), self.shrink))
         except UNREADABLE as error:
-            reason = image_error(self.files[index], error)
-            raise InputError(f"{self.files[index]} cannot be used ({reason}): remove or fix it") from error
+            file = self._file(index)
+            raise InputError(f"{file} cannot be used ({image_error(file, error)}): remove or fix it") from error
         if self.cache:
             self.cache[index] = decoded
         return decoded
@@ -157,23 +168,41 @@ def decoded_sizes(files: Sequence[Path], shrink: Shrink) -> list[int]:
             factor = shrink.factor(*opened.size)
             return math.ceil(opened.width / factor) * math.ceil(opened.height / factor)
 
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(size, files))
+    return in_threads(size, files)
 
 
 def content_keys(files: Sequence[Path]) -> list[Any]:
-    """A key for each file, equal for files with the same content; only files of equal size are read."""
-    sizes = [file.stat().st_size for file in files]
-    counts = Counter(sizes)
+    """A key for each file, equal for files with the same content; files are read only as far as they look equal."""
+    keys = in_threads(_size, files, "Comparing files")
+    for read in (_middle, _whole):
+        keys = _with_more(keys, files, read)
+    return keys
 
-    def key(file: Path, size: int) -> Any:
-        if counts[size] == 1:
-            return size
-        with file.open("rb") as opened:
-            return size, hashlib.file_digest(opened, "sha256").digest()
 
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(key, files, sizes))
+def _with_more(keys: list[Any], files: Sequence[Path], read: Callable[[Path], Any]) -> list[Any]:
+    """The keys, with something more where several files have the same."""
+    counts = Counter(keys)
+    same = [number for number, key in enumerate(keys) if counts[key] > 1]
+    more = in_threads(read, [files[number] for number in same], "Comparing files")
+    keys = [*keys]
+    for number, one in zip(same, more, strict=True):
+        keys[number] = (keys[number], one)
+    return keys
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _middle(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size // 2 - 2048))
+        return hashlib.sha256(opened.read(4096)).digest()
+
+
+def _whole(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def restored_ranges(state: Any) -> Ranges:

@@ -102,3 +102,7 @@ def test_bands_and_frames_that_are_masked_are_neighbours_and_few() -> None:
             assert lines.diff().eq(1).all()
         assert masked.sum() == 20 * (len(rows) + len(columns)) - len(rows) * len(columns)
     assert mask_bands(torch.ones(2, 1, 20, 20), 0.0, torch.Generator()).eq(1).all()
+
+
+def test_a_silent_recording_is_silence_in_every_cell() -> None:
+    assert (LogMel(40, 16_000, 16_000)(torch.zeros(1, 16_000)) == -1).all()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassRecall
 
 from src.engine.runs.checkpoint import restore_data
@@ -338,3 +338,11 @@ def test_a_network_that_averages_probabilities_does_not_go_with_a_loss_on_one_ho
         Classifier(Averaging(), nn.MSELoss())
     Averaging.average = "logits"
     assert Classifier(Averaging(), nn.MSELoss()).net
+
+
+def test_many_classes_take_little_memory(tmp_path: Path) -> None:
+    task = Classifier(nn.Linear(4, 20_000), num_classes=20_000)
+    states = [value for one in task.metrics.modules() if isinstance(one, Metric) for value in one._defaults.values()]
+    assert sum(value.nbytes for value in states if isinstance(value, Tensor)) < 10e6
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8)), 4)
+    trainer(tmp_path, max_epochs=1).fit(task, data, data)

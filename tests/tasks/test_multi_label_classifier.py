@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score, f1_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MultilabelPrecisionRecallCurve
 from torchmetrics.functional.classification import multilabel_precision_recall_curve
 
 from src.engine.system.errors import InputError
@@ -128,3 +129,16 @@ def test_a_network_that_averages_probabilities_of_which_one_applies_has_one_labe
 def test_a_loss_of_one_class_is_refused(loss: nn.Module) -> None:
     with pytest.raises(InputError, match=f"^{type(loss).__name__} is for one class per input: give BCEWithLogitsLoss"):
         MultiLabelClassifier(nn.Linear(4, 3), loss, num_classes=3)
+
+
+def test_curves_are_counted_for_the_labels_that_are_drawn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    probabilities, targets = (
+        torch.rand(2500, 30, generator=generator),
+        torch.randint(2, (2500, 30), generator=generator),
+    )
+    curves: Any = MultiLabelClassifier(nn.Linear(4, 30), num_classes=30).metrics.unlogged["curves"]
+    curves.update(probabilities, targets)
+    whole = MultilabelPrecisionRecallCurve(30, thresholds=101)
+    whole.update(probabilities, targets)
+    assert torch.equal(curves.confmat, whole.confmat[:, :20])

@@ -237,3 +237,10 @@ def test_a_checkpoint_rebuilds_the_task_in_plain_python(tmp_path: Path, data: Te
     tokens = torch.arange(10)[None]
     assert torch.equal(loaded(tokens), task(tokens))
     assert loaded.net.tie_weights is True
+
+
+def test_generation_never_runs_the_compiled_network() -> None:
+    task = LanguageModel(GPT(vocab_size=7, block_size=8, num_layers=1, num_heads=1, d_model=8))
+    expected = text_of(task, 5, use_cache=True)
+    task.net.compile(backend=lambda *_: pytest.fail("compiled"))  # type: ignore[arg-type]
+    assert text_of(task, 5, use_cache=True) == expected

@@ -1,5 +1,6 @@
 """Image files: as small as is enough, the same pixels everywhere, and a cache."""
 
+import os
 import sys
 from pathlib import Path
 from random import Random
@@ -184,6 +185,25 @@ def test_files_with_the_same_content_have_the_same_key(tmp_path: Path) -> None:
     assert keys[0] == keys[1]
     assert len(set(keys)) == 4
     assert keys[3:] == [6, 12]  # not read, since no other file has their size
+
+
+def test_files_that_differ_in_the_middle_are_not_read_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_files, "_whole", lambda file: pytest.fail(f"{file} read"))
+    paths = [tmp_path / str(number) for number in range(20)]
+    for number, path in enumerate(paths):
+        path.write_bytes(bytes(10_000) + bytes([number]) * 1000 + bytes(10_000))
+    assert len(set(content_keys(paths))) == 20
+
+
+def test_a_part_of_images_holds_no_list_that_workers_would_copy(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")  # not UTF-8
+    Image.new("RGB", (9, 9)).save(tmp_path / name)
+    part = ImageFiles([tmp_path / name], [1], Shrink(8), {})
+    assert part.files == [tmp_path / name]
+    assert [value.tolist() for value in part.__getitems__([0])] == [torch.zeros(1, 3, 8, 8).tolist(), [1]]
+    assert not any(isinstance(value, list) for value in vars(part).values())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

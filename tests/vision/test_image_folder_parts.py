@@ -23,7 +23,7 @@ def test_folds_keep_copies_of_an_image_together(tmp_path: Path) -> None:
         return [[file.read_bytes() for file in part.files] for part in (data.train_set, data.val_set, data.test_set)]
 
     check_folds(parts, 3)
-    assert Counter(ready(path=path, image_size=16, fold=3, folds=3).val_set.targets).keys() == {0, 1}
+    assert Counter(ready(path=path, image_size=16, fold=3, folds=3).val_set.targets.tolist()).keys() == {0, 1}
 
 
 def test_images_of_a_server_are_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -300,7 +300,8 @@ class StarterCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self._drop_empty_folder()
             if raised_by_lightning(error):
-                raise InputError(str(error)) from error
+                has_one = "; leave out the overlay that adds it again, and give only --trainer.callbacks.NAME VALUE"
+                raise InputError(f"{error}{has_one if 'stateful callback' in str(error) else ''}") from error
             raise
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.class_names import resolve_names
-from src.engine.runs.checkpoint import PATHS, own_configuration
+from src.engine.runs.checkpoint import PATHS, configurations, own_configuration
 from src.engine.runs.runs import (
     checkpoint_of,
     find_checkpoint,
@@ -163,8 +163,8 @@ def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
 def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
     """The network and data of a run that are not those of the command line, as text."""
     try:
-        saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        saved = yaml.safe_load(configurations(folder)[-1])
+    except (OSError, LookupError, ValueError, yaml.YAMLError):
         return ""
     if not isinstance(saved, dict):
         return ""

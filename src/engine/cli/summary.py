@@ -34,7 +34,9 @@ def print_summary(trainer: Trainer, folder: Path | None, best: BestCheckpoint | 
         if epoch:
             table.add_row("best epoch", str(epoch))
         tensorboard = Path(sys.executable).with_name("tensorboard")
-        command = "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else relative(tensorboard)
+        command = (
+            "tensorboard" if shutil.which("tensorboard") == str(tensorboard) else shlex.quote(relative(tensorboard))
+        )
         table.add_row("see it", f"{command} --logdir {shlex.quote(relative(folder.parents[1]))}")
     # Not folded to 80 columns in a pipe or log file, so that paths can be copied.
     Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)

@@ -4,11 +4,17 @@ import codecs
 import gzip
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from tqdm import tqdm
 
 from src.engine.system.errors import InputError
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as in torchvision
 
@@ -33,6 +39,17 @@ def find_files(folder: Path, suffixes: tuple[str, ...], skipped: Counter[str] | 
                 yield file
             else:
                 skipped[file.suffix.lower() or name] += 1
+
+
+def in_threads(function: Callable[[S], T], values: Sequence[S], title: str = "Reading files") -> list[T]:
+    """The result of a function for each value, with a progress bar after two seconds."""
+    found = []
+    with ThreadPoolExecutor() as pool, tqdm(desc=title, total=len(values), delay=2.0, leave=False) as bar:
+        for first in range(0, len(values), 10_000):  # all at once would take a kilobyte for each
+            for one in pool.map(function, values[first : first + 10_000]):
+                found.append(one)
+                bar.update()
+    return found
 
 
 def _is_loop(folder: Path) -> bool:

@@ -2,15 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from tqdm import tqdm
 
 from src.engine.data.batched import BatchedDataModule, check_loaded
-from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, is_hidden, skipped_line
+from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, in_threads, is_hidden, skipped_line
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
 from src.engine.data.loading import announce
@@ -129,8 +127,7 @@ def read_all(
         except Exception as error:  # damaged files raise errors of any kind
             return None, reason(file, error)
 
-    with ThreadPoolExecutor() as pool:
-        found = list(tqdm(pool.map(tried, files), "Reading files", len(files), delay=2.0, leave=False))
+    found = in_threads(tried, files)
     if bad := [f"{name} ({error})" for name, (_, error) in zip(names, found, strict=True) if error]:
         more = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
         raise InputError(f"{len(bad)} of {len(files)} files cannot be used: {', '.join(bad[:MAX_LISTED])}{more}")
@@ -221,9 +218,9 @@ class LabelledDataModule(BatchedDataModule):
 
     def refuse_new_classes(self, files: Sequence[LabelledFile]) -> None:
         """Raise InputError, with the first file, if a class is not in the checkpoint."""
-        if unknown := next((one for one in files if self.restored and one.label not in self.restored), None):
-            known = ", ".join(self.restored)
-            raise InputError(f"class {unknown.label} of {unknown.name} was not trained on: use only {known}")
+        known = set(self.restored)
+        if unknown := next((one for one in files if known and one.label not in known), None):
+            raise InputError(f"class {unknown.label} of {unknown.name} {self._not_known()}")
 
     def find_labels(self, labels: Sequence[str], source: str) -> dict[str, int]:
         """Set `labels` and `num_classes`, and return the class number of each label; arguments of `check_labels`."""
@@ -232,8 +229,12 @@ class LabelledDataModule(BatchedDataModule):
         self.num_classes = len(self.labels)
         numbers = {label: number for number, label in enumerate(self.labels)}
         if unknown := [label for label in labels if label not in numbers]:
-            raise InputError(f"class {unknown[0]} of {source} was not trained on: use only {', '.join(self.labels)}")
+            raise InputError(f"class {unknown[0]} of {source} {self._not_known()}")
         return numbers
+
+    def _not_known(self) -> str:
+        known = self.restored or self.labels
+        return f"was not trained on: use only {', '.join(known[:50])}{' ...' if len(known) > 50 else ''}"
 
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.

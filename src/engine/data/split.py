@@ -44,8 +44,8 @@ def stratified_indices(targets: Tensor, shares: Sequence[float]) -> list[Tensor]
     """`stratified_split` with tensors of indices (N,) int64, for millions of samples."""
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     parts = [[torch.empty(0, dtype=torch.int64)] for _ in range(len(shares) + 1)]
-    for label in np.unique(targets).tolist():
-        found = (targets == label).nonzero().squeeze(1)
+    by_class = targets.argsort(stable=True)
+    for found in torch.split(by_class, np.unique(targets, return_counts=True)[1].tolist()):
         order = found[torch.randperm(len(found), generator=generator)]
         for part, share in zip(parts[1:], shares, strict=True):
             count = min(max(round(share * len(found)), int(share > 0)), max(len(order) - 1, 0))

@@ -162,8 +162,10 @@ def _ask(options: argparse.Namespace) -> None:
     starts = {f"{name}: {about['about']}": Choice("example", name, parts=[]) for name, about in kinds(ROOT).items()}
     for name, path in recipes(template).items():
         starts[f"{name}: {path}"] = Choice("example", recipes=[name], parts=[])
-    for number, (shown, choice) in enumerate(starts.items(), start=1):
-        print(f"{number:3}  {Project(ROOT, choice).lines():6,} lines  {shown}")
+    projects = [Project(ROOT, choice) for choice in starts.values()]
+    least = set.intersection(*({*one.requirements()} for one in projects))
+    for number, (shown, project) in enumerate(zip(starts, projects, strict=True), start=1):
+        print(f"{number:3}  {project.lines():6,} lines  {shown}{_needs(project, least)}")
     answer = input("Number: ").strip()
     if not answer.isdigit() or not 1 <= int(answer) <= len(starts):
         raise InputError(f"{answer or 'no number'}: give 1 to {len(starts)}")
@@ -171,14 +173,17 @@ def _ask(options: argparse.Namespace) -> None:
     options.kind, options.recipe = choice.kind, choice.recipes
     print("\nWhat it can do besides training, and what each adds:")
     base = Project(ROOT, choice)
-    needed = base.requirements()
     for word in (word for word in parts(template) if word not in ALWAYS):
         more = Project(ROOT, replace(choice, parts=[word]))
-        packages = ", ".join(sorted(more.requirements() - needed))
         if more.kept != base.kept:
-            print(f"  {more.lines() - base.lines():6,} lines  {word}{f' (needs {packages})' if packages else ''}")
+            print(f"  {more.lines() - base.lines():6,} lines  {word}{_needs(more, base.requirements())}")
     answer = input("Names separated by commas, or Enter for the default: ")
     options.parts = [answer] if answer.strip() else None
+
+
+def _needs(project: Project, known: set[str]) -> str:
+    packages = ", ".join(sorted(project.requirements() - known))
+    return f" (needs {packages})" if packages else ""
 
 
 def _parse(args: list[str]) -> argparse.Namespace:

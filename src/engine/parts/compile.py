@@ -1,6 +1,7 @@
 """`--compile`: compiles the network with torch.compile before a run."""
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from src.engine.data.loading import Batches
 from src.engine.system.errors import GUIDE, InputError
@@ -51,7 +53,7 @@ class Compilation(Callback):
     took.
 
     Raises:
-        InputError: the model is not a task with a `net` and a `step`.
+        InputError: the model is not a task with a `net` and a `step`, or the network computes its own losses.
     """
 
     seconds = 0.0
@@ -61,6 +63,8 @@ class Compilation(Callback):
         if net is None or not callable(getattr(pl_module, "step", None)):
             name = type(pl_module).__name__
             raise InputError(f"--compile needs a task such as Classifier, not {name}: it has no net and step; {GUIDE}")
+        if hasattr(net, "losses"):
+            raise InputError(f"--compile does not reach the losses that {type(net).__name__} computes: leave it out")
         if not getattr(net, "is_compiled", False):
             net.compile()
             net.is_compiled = True
@@ -71,7 +75,10 @@ class Compilation(Callback):
         rank_zero_info("Compiling the network ...")
         modes = [(module, module.training) for module in task.modules()]
         buffers = {name: value.clone() for name, value in task.net.named_buffers()}
-        with isolate_rng():
+        wrapped: Any = trainer.strategy.model
+        # In DDP's forward torch splits the network where gradients are sent, so that sending overlaps with computing.
+        inside = wrapped._inside_ddp_forward() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+        with isolate_rng(), inside:
             data: Any = trainer.datamodule or task  # type: ignore[attr-defined]
             loader = data.train_dataloader()
             batch = trainer.precision_plugin.convert_input(next(iter(loader)))

@@ -74,6 +74,8 @@ class LastCheckpoint(Checkpoint):
         self._global_step = trainer.global_step
         if trainer.world_size > 1:
             self._group = torch.distributed.new_group(backend="gloo")  # gloo never waits for a GPU
+            # `_agree` does what this does for SIGTERM, but this waits for the GPU in every batch.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})

@@ -17,15 +17,16 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src import ROOT
-from src.engine.runs.checkpoint import configurations
+from src.engine.runs.checkpoint import configurations, read_checkpoint
 from src.engine.system.batches import batch_size
+from src.engine.system.classes import as_list
 from src.engine.system.hooks import hooks
 from src.engine.system.metric_names import final_names, stage_of
 
@@ -42,7 +43,7 @@ class RunRecord(Callback):
     validation time), `stopped_early` with epoch and reason, `peak_memory_mb` (GPU memory if a GPU is used, else
     resident memory), `data_source`, and the values given to `write`.
 
-    A run that EarlyStopping has stopped trains on only if its callbacks are changed.
+    A run that EarlyStopping has stopped trains on only if EarlyStopping is changed.
 
     Args:
         folder: run folder.
@@ -91,6 +92,9 @@ class RunRecord(Callback):
         folders = {str(getattr(one, "dirpath", self.folder / "checkpoints")) for one in trainer.checkpoint_callbacks}
         is_here = str(Path(str(trainer.ckpt_path)).absolute().parent) in folders
         _own_best(trainer, checkpoint, is_own and is_here)
+        for state in checkpoint.get("lr_schedulers") or ():
+            if not is_own and "mode_worse" in state:  # of ReduceLROnPlateau
+                state |= {"best": state["mode_worse"], "num_bad_epochs": 0}
         self._stay_stopped(trainer, checkpoint, is_own)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -153,21 +157,23 @@ class RunRecord(Callback):
                 logger.experiment.close()  # stops its thread: a search has many runs in one process
 
     def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
-        """Train nothing after EarlyStopping has stopped this run, unless its callbacks were changed since."""
+        """Train nothing after EarlyStopping has stopped this run, unless it was changed since."""
         texts = (checkpoint["config"], self.config) if is_own else ()
-        callbacks = [(yaml.safe_load(text).get("trainer") or {}).get("callbacks") for text in texts]
+        every = [(yaml.safe_load(text).get("trainer") or {}).get("callbacks") or [] for text in texts]
+        stoppers = [[one for one in as_list(callbacks) if "EarlyStopping" in str(one)] for callbacks in every]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             states = checkpoint.get("callbacks") or {}
             state = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
             if not state:
                 continue
+            if not is_own:
+                del states[callback.state_key]  # its best value was reached on other data or with other settings
+                continue
             is_changed = state.get("patience") != callback.patience  # also in the code of a module
             state["patience"] = callback.patience  # that of the configuration, not of the checkpoint
-            if not is_own:
-                state["wait_count"] = 0
             if not state.get("stopping_reason"):
                 continue
-            if is_own and callbacks[0] == callbacks[1] and not is_changed:
+            if stoppers[0] == stoppers[1] and not is_changed:
                 trainer.should_stop = True
                 rank_zero_info(
                     f"This run has stopped early ({_without_hint(state['stopping_reason_message'])}), so nothing is"
@@ -218,20 +224,44 @@ def best_metrics(checkpoint: dict[str, Any], monitor: str | None) -> dict[str, f
 
 
 def _own_best(trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
-    """Forget the checkpoints of another run, which Lightning would load and delete; follow those of a moved run."""
+    """Forget the checkpoints of another run, which Lightning would load and delete; follow those of a moved run.
+
+    A run that goes on with another `monitor` or `save_top_k` keeps its best checkpoint until there is a better one.
+    """
     states = checkpoint.get("callbacks") or {}
     for callback in trainer.checkpoint_callbacks:
-        state: Any = states.get(callback.state_key)
-        if not state or "best_model_path" not in state:
+        if not isinstance(callback, ModelCheckpoint):
             continue
-        old, new = str(state.get("dirpath")), str(getattr(callback, "dirpath", ""))
+        state: Any = states.get(callback.state_key)
         if not is_own:
-            del states[callback.state_key]
-        elif old != new and Path(state["best_model_path"].replace(old, new)).exists():
+            states.pop(callback.state_key, None)
+            continue
+        if not state:
+            _keep_best(callback)
+            continue
+        old, new = str(state.get("dirpath")), str(callback.dirpath)
+        if old != new and Path(state["best_model_path"].replace(old, new)).exists():
             state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
             state["best_k_models"] = {
                 path.replace(old, new): score for path, score in state.get("best_k_models", {}).items()
             }
+        scores = state.get("best_k_models") or {}
+        if 0 < callback.save_top_k <= len(scores):
+            kept = sorted(scores, key=lambda path: float(scores[path]), reverse=callback.mode == "max")
+            state["best_k_models"] = {path: scores[path] for path in kept[: callback.save_top_k]}
+            state["kth_best_model_path"] = kept[callback.save_top_k - 1]
+            state["kth_value"] = scores[state["kth_best_model_path"]]
+
+
+def _keep_best(callback: ModelCheckpoint) -> None:
+    """Let the best checkpoint of a run count for another metric, if its validation has logged it."""
+    path = Path(str(callback.dirpath), f"{callback.filename}{callback.FILE_EXTENSION}")
+    if callback.monitor and path.exists():
+        score = best_metrics(read_checkpoint(str(path)), callback.monitor).get(callback.monitor)
+        if score is not None:
+            callback.best_model_path = callback.kth_best_model_path = str(path)
+            callback.best_model_score = callback.kth_value = torch.tensor(score)
+            callback.best_k_models = {str(path): callback.kth_value}
 
 
 def _logged(trainer: Trainer) -> dict[str, float]:

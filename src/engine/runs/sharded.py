@@ -46,7 +46,9 @@ class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
             return _encoding
-        if (module, name) in ALLOWED or (module == "pathlib" and name in ("Path", "PosixPath", "PurePosixPath")):
+        if module in ("pathlib", "pathlib._local") and name in ("Path", "PosixPath", "PurePosixPath"):
+            return super().find_class("pathlib", name)  # Python 3.13 writes the second
+        if (module, name) in ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed in an index of shards")
 

@@ -57,7 +57,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
         "--best", metavar="METRIC", help="list all runs in the folders, the best first, as in --best val/acc"
     )
     parser.add_argument(
-        "--mode", choices=["min", "max"], help="which value is best (default: by the name of the metric)"
+        "--mode",
+        choices=["min", "max"],
+        help="which value is best (default: as the runs chose their best checkpoint, else by the metric's name)",
     )
     parser.add_argument("--output", help="picture of the curves (default: the next free logs/compare_N.png)")
     options = parse_words(parser, args)
@@ -75,11 +77,12 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 def _print_differences(runs: Sequence[PastRun]) -> None:
     names = list(dict.fromkeys(name for run in runs for name in run.settings))
-    differ = [name for name in names if len({repr(run.settings.get(name)) for run in runs}) > 1]
+    rows = [[name, *(str(run.settings.get(name, "")) for run in runs)] for name in names]
     results = final_names({name for run in runs for name in run.metrics})
-    rows = [[name, *(str(run.settings.get(name, "")) for run in runs)] for name in differ]
     more = [[name, *(shown(run.metrics.get(name, "")) for run in runs)] for name in results]
-    _print_table(["", *(run.name for run in runs)], rows or [["(no setting differs)"]], more)
+    parts = [[row for row in part if len({*row[1:]}) > 1] for part in (rows, more)]
+    nothing = [[["(no setting differs)"]], [["(no result differs)"]]]
+    _print_table(["", *(run.name for run in runs)], *(own or none for own, none in zip(parts, nothing, strict=True)))
 
 
 def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:

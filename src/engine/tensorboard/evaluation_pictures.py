@@ -48,7 +48,7 @@ class EvaluationPictures(Callback):
         if "confusion" in unlogged and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             options: dict[str, Any] = {"ignore_index": pl_module.confusion.ignore_index, "validate_args": False}
             curves = MulticlassPrecisionRecallCurve(pl_module.num_classes, thresholds=THRESHOLDS, **options)
-            self._curves = curves.to(pl_module.device)
+            self._curves = curves.to(pl_module.confusion.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._curves = None
@@ -64,7 +64,7 @@ class EvaluationPictures(Callback):
         probabilities = pl_module.probabilities(outputs["logits"])  # (B, num_classes)
         targets = outputs["targets"]  # (B,)
         with counting():
-            self._curves.update(probabilities, targets)
+            self._curves.update(probabilities.to(self._curves.device), targets.to(self._curves.device))
         confidences, preds = probabilities.max(dim=1)
         if targets.ndim != 1 or not isinstance(batch[0], Tensor):
             return  # no single input per mistake

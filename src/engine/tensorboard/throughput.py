@@ -147,5 +147,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 def training_flops(net: torch.nn.Module, batch: Any) -> float:
     """Floating-point operations of a forward and backward pass over a batch, counted without computing them."""
     inputs = [part.to("meta") for part in batch[:-1]]
-    copy = deepcopy(net).to("meta")
+    # Without values: a second copy of the weights may not fit, and would count as memory of the run.
+    memo: dict[int, Any] = {id(one): torch.nn.Parameter(one.to("meta"), one.requires_grad) for one in net.parameters()}
+    memo |= {id(one): one.to("meta") for one in net.buffers()}
+    copy = deepcopy(net, memo).to("meta")
     return measure_flops(copy, lambda: copy(*inputs), loss_fn=lambda outputs: outputs.float().sum())

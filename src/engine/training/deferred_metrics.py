@@ -17,6 +17,7 @@ from src.engine.system.randomness import counting
 # Nearly all the time of an update is overhead per call: a tenth of a training step for a small network.
 STEPS_PER_UPDATE = 50
 STAGES = ("train", "val", "test")
+COUNT_ON_CPU = ("mps",)  # there torchmetrics counts without `torch.bincount`, which takes gigabytes
 MAX_PENDING = 2**22  # values of pending steps: a prediction for each pixel would fill memory and checkpoints
 
 
@@ -38,6 +39,8 @@ class DeferredMetrics(nn.Module):
                 one.nan_strategy = math.nan  # a loss that is not a number is seen
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if fn(torch.empty(0)).device.type in COUNT_ON_CPU:
+            return self
         found = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for one in self.modules():  # in half precision sums would stop growing
             if isinstance(one, Metric) and one.dtype in (torch.float16, torch.bfloat16):
@@ -81,13 +84,13 @@ class DeferredMetrics(nn.Module):
         seen = {name: (metric.metric_state, metric.update_count) for name, metric in metrics.items()}
         return {"seen": seen, "waiting": self._pending["train"]}
 
-    def load(self, state: dict[str, Any], device: torch.device) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Add the `state()` of a process to the training metrics."""
         self._pending["train"] += state["waiting"]
         metrics = self._train_metrics()
         for name, (values, updates) in state["seen"].items():
             metric = metrics[name]
-            values = deepcopy(move_data_to_device(values, device))  # metrics of a compute group share tensors
+            values = deepcopy(move_data_to_device(values, metric.device))  # metrics of a compute group share tensors
             if updates and metric.update_called:
                 metric.merge_state(values)
             elif updates:

@@ -42,7 +42,7 @@ class FiniteLoss(Callback):
         loss = loss.detach()
         self._losses.append((trainer.global_step - has_stepped, loss.float().sum() if loss.ndim else loss))
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if (every and trainer.global_step % every == 0) or len(self._losses) >= MAX_PENDING_LOSSES:
+        if (every and has_stepped and trainer.global_step % every == 0) or len(self._losses) >= MAX_PENDING_LOSSES:
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Every file in configs/ runs; a new one needs no new test."""
+"""Every recipe and overlay in configs/ runs; a new one needs no new test."""
 
 from collections.abc import Callable
 from pathlib import Path

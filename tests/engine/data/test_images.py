@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from src.engine.data.files import IMG_EXTENSIONS, find_files, skipped_line
+from src.engine.data.files import IMG_EXTENSIONS, find_files, in_threads, skipped_line
 from src.engine.data.images import (
     image_error,
     original_size,
@@ -185,3 +185,7 @@ def test_an_error_of_an_image_is_one_reason(tmp_path: Path) -> None:
         "not a readable image: cannot identify image file the file",
         "no such file",
     ]
+
+
+def test_results_of_many_values_are_in_their_order() -> None:
+    assert in_threads(lambda number: 2 * number, range(25_000)) == list(range(0, 50_000, 2))

@@ -10,7 +10,7 @@ import torch
 
 from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import LabelledFile, split_files
-from src.engine.data.split import stratified_split, with_fold
+from src.engine.data.split import SPLIT_SEED, stratified_split, with_fold
 from src.engine.system.errors import InputError
 from tests.contract import check_folds
 
@@ -81,3 +81,12 @@ def test_speakers_whose_first_words_differ_are_split_in_the_given_shares() -> No
     speakers = {part: {file.group for file, _ in own} for part, own in parts.items()}
     assert {part: len(own) for part, own in speakers.items()} == {"train": 20, "val": 2, "test": 2}
     assert len(set.union(*speakers.values())) == 24
+
+
+def test_each_class_is_split_by_itself_in_the_order_of_the_classes() -> None:
+    targets = torch.randint(5, (200,), generator=torch.Generator().manual_seed(3)) * 7 - 7
+    generator, expected = torch.Generator().manual_seed(SPLIT_SEED), set[int]()
+    for label in targets.unique().tolist():
+        found = (targets == label).nonzero()[:, 0]
+        expected |= {*found[torch.randperm(len(found), generator=generator)][: round(0.2 * len(found))].tolist()}
+    assert set(stratified_split(targets.tolist(), (0.2,))[1]) == expected

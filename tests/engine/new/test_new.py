@@ -9,9 +9,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 
 from src import ROOT
 from src.engine.new.project import DEFAULT, kinds, recipes
@@ -163,3 +166,16 @@ def test_the_example_networks_are_exported_for_images_of_any_size(kind: str) -> 
     network = runpy.run_path(str(ROOT / "templates" / "kinds" / kind / "src" / "example" / "network.py"))["ExampleNet"]
     for side in (28, 36):
         assert torch.onnx.export(network().eval(), (torch.zeros(2, 1, side, side),), dynamo=True) is not None
+
+
+def test_the_plain_module_logs_means_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "templates" / "kinds" / "lightning" / "src" / "example"
+    monkeypatch.setitem(sys.modules, "src.example", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "src.example.data", SimpleNamespace(POINTS=8))
+    module = runpy.run_path(str(folder / "module.py"))["ExampleModule"]()
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(LightningModule, "log", lambda _, name, *__, **options: logged.update({name: options}))
+    batch = (torch.zeros(2, 8), torch.zeros(2, 8))
+    for step in (module.training_step, module.validation_step, module.test_step):
+        step(batch, 0)
+    assert [logged[f"{stage}/loss"]["sync_dist"] for stage in ("train", "val", "test")] == [True, True, True]

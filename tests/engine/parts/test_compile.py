@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch._dynamo.backends.distributed import DDPOptimizer
 
 from src.engine.cli import program
 from src.engine.cli.cli import StarterCLI
-from src.engine.parts.compile import _half, input_error
+from src.engine.parts.compile import Compilation, _half, input_error
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests import toy
@@ -90,6 +91,25 @@ def test_all_is_compiled_before_training_and_for_one_size_if_all_its_batches_hav
     cli.run()
     assert set(graphs) == {"before"}
     assert is_any_size == expected
+
+
+@pytest.mark.slow
+def test_with_ddp_the_network_is_split_where_gradients_are_sent(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, compile_fn = [], DDPOptimizer.compile_fn
+    compile_module = torch.nn.Module.compile
+    torch.compiler.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
+    monkeypatch.setattr(DDPOptimizer, "compile_fn", lambda *given: (split.append(1), compile_fn(*given))[1])
+    train(*SHORT, "--compile", "--strategy=ddp", "--devices=1", "--model.net=tests.toy.ToyMLP")
+    assert split
+
+
+def test_a_network_whose_losses_would_not_be_compiled_is_refused(train: Train) -> None:
+    class WithLosses(toy.ToyNet):
+        losses = None
+
+    with pytest.raises(InputError, match="--compile does not reach the losses that WithLosses computes: leave it out"):
+        Compilation().setup(SimpleNamespace(), Classifier(WithLosses()), "fit")  # type: ignore[arg-type]
 
 
 def test_compiling_a_model_without_a_network_is_one_line(train: Train) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pathlib
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -347,3 +349,12 @@ def test_every_one_of_1001_samples_counts_once_with_shards_too(
     train: Train, tmp_path: Path, toy_checkpoint: str
 ) -> None:
     check_that_each_sample_counts_once(train, tmp_path, toy_checkpoint, "FSDP2Strategy")
+
+
+def test_an_index_that_python_3_13_wrote_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.PosixPath, "__module__", "pathlib._local")
+        patch.setitem(sys.modules, "pathlib._local", pathlib)
+        folder = sharded(tmp_path / "last.ckpt")
+    assert b"pathlib._local" in (folder / ".metadata").read_bytes()
+    assert read_whole(folder)["state_dict"]["net.weight"].tolist() == [[0, 1, 2], [3, 4, 5]]

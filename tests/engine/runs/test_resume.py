@@ -5,9 +5,11 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import kill
 import pytest
+import torch
 from kill import differences
 
 from src.engine.runs.checkpoint import read_checkpoint
@@ -269,4 +271,56 @@ def test_a_new_run_from_a_run_that_stopped_early_waits_anew(train: Train) -> Non
     first = train("fit", *STOPS, "--trainer.callbacks.patience=1")
     given = f"--ckpt_path={first.folder / 'checkpoints' / 'last.ckpt'}"
     again = train("fit", given, "--trust=tests.toy", *STOPS, "--trainer.callbacks.patience=3")
-    assert again.metrics["stopped_early"].startswith("epoch 5: ")
+    assert again.cli.trainer.current_epoch == 6
+
+
+@pytest.mark.slow
+def test_a_new_run_does_not_stop_for_the_best_value_of_the_run_it_begins_from(train: Train) -> None:
+    first = (
+        train("fit", *STOPS, "--trainer.callbacks.patience=1", "--max_epochs=1").folder / "checkpoints" / "last.ckpt"
+    )
+    content = read_checkpoint(str(first))
+    (state,) = (one for one in content["callbacks"].values() if "wait_count" in one)
+    state["best_score"] = torch.tensor(-1e9)
+    first.unlink()  # its tensors are mapped from it
+    torch.save(content, first)
+    improves = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.patience=1")
+    again = train("fit", f"--ckpt_path={first}", "--trust=tests.toy", *improves, "--max_epochs=3")
+    assert again.cli.trainer.current_epoch == 3
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_early_stays_stopped_with_another_callback(train: Train) -> None:
+    run = train("fit", *TOY, *STOPS, "--trainer.callbacks.patience=1")
+    again = train("fit", f"--run={run.folder}", "--config=configs/callbacks/pictures.yaml")
+    assert again.cli.trainer.global_step == run.cli.trainer.global_step
+    assert any("has stopped early" in line for line in again.messages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_run_that_keeps_fewer_checkpoints_keeps_the_best(train: Train, kept: int) -> None:
+    first = train("fit", "--max_epochs=3", "--checkpoint.save_top_k=-1")
+    scores = first.cli.trainer.checkpoint_callback.best_k_models  # type: ignore[union-attr]
+    again = train("fit", f"--run={first.folder}", "--max_epochs=4", f"--checkpoint.save_top_k={kept}")
+    callback: Any = again.cli.trainer.checkpoint_callback
+    everyone = {**scores, **callback.best_k_models}
+    assert {*callback.best_k_models} == {*sorted(everyone, key=everyone.__getitem__)[:kept]}
+    assert all(Path(path).exists() for path in callback.best_k_models)
+    one = train("fit", "--max_epochs=1", "--checkpoint.save_top_k=3", "--name=one")
+    train("fit", f"--run={one.folder}", "--max_epochs=2", "--checkpoint.save_top_k=1")
+
+
+@pytest.mark.slow
+def test_another_metric_replaces_the_best_checkpoint_only_by_a_better_one(train: Train) -> None:
+    first = train("fit", "--max_epochs=1")
+    best = first.folder / "checkpoints" / "best.ckpt"
+    content = read_checkpoint(str(best))
+    content["record"]["metrics"]["val/acc"] = 1.5  # no validation reaches it
+    best.unlink()  # its tensors are mapped from it
+    torch.save(content, best)
+    again = train(
+        "fit", f"--run={first.folder}", "--max_epochs=2", "--checkpoint.monitor=val/acc", "--checkpoint.mode=max"
+    )
+    assert again.cli.trainer.checkpoint_callback.best_model_path == str(best)  # type: ignore[union-attr]
+    assert read_checkpoint(str(best))["global_step"] == content["global_step"]

@@ -113,6 +113,16 @@ def test_a_run_of_another_recipe_with_the_same_name_is_passed_over(
 
 
 @pytest.mark.slow
+def test_a_run_whose_data_was_moved_is_found_by_its_last_settings(train: Train, tmp_path: Path) -> None:
+    placed = "--data=tests.engine.runs.toys.PlacedData"
+    with pytest.raises(Interrupted):
+        train("fit", placed, "--data.path=here", *stopped_at(3, tmp_path))
+    run = tmp_path / "logs" / "toy" / "version_0"
+    (run / "config.resume-1.yaml").write_text((run / "config.yaml").read_text().replace("path: here", "path: there"))
+    assert train("fit", placed, "--data.path=there", "--ckpt_path=auto").folder == run
+
+
+@pytest.mark.slow
 def test_a_run_given_with_another_recipe_says_that_its_own_is_used(train: Train) -> None:
     run = train("fit", "--model.net=tests.toy.ToyMLP", "--max_epochs=1")
     again = train("fit", f"--run={run.folder}", "--max_epochs=2")

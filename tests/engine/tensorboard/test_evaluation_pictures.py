@@ -165,7 +165,7 @@ def test_mistakes_without_a_single_input_are_not_listed(batch: Any, shape: tuple
     pictures, targets = EvaluationPictures(), torch.zeros(shape, dtype=torch.int64)
     logits = torch.zeros(4, 3, *shape[1:])
     logits[:, 1] = 1
-    pictures._curves = SimpleNamespace(update=lambda *_: None, ignore_index=-100)
+    pictures._curves = SimpleNamespace(update=lambda *_: None, ignore_index=-100, device="cpu")
     task: Any = SimpleNamespace(probabilities=lambda logits: logits.softmax(1))
     pictures.on_test_batch_end(None, task, {"logits": logits, "targets": targets}, batch, 0)  # type: ignore[arg-type]
     assert pictures._worst == []

@@ -54,6 +54,14 @@ def test_flops_of_a_perceptron_equal_a_manual_count() -> None:
     assert training_flops(ToyMLP(hidden=16), (torch.zeros(10, SIDE * SIDE), torch.zeros(10))) == 2 * first + 3 * second
 
 
+def test_counting_flops_copies_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = (torch.zeros(10, 1, SIDE, SIDE), torch.zeros(10))
+    expected = training_flops(ToyNet(), batch)
+    monkeypatch.setattr(torch.Tensor, "__deepcopy__", lambda *_: pytest.fail("copied"))
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda *_: pytest.fail("copied"))
+    assert training_flops(ToyNet(), batch) == expected > 0
+
+
 def test_mfu_counts_batches_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "peak_flops", lambda *_: 1e12)
     monkeypatch.setattr(throughput, "training_flops", lambda _, batch: 100.0 * len(batch[0]))

@@ -3,11 +3,16 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.system.errors import InputError
+from src.engine.training.finite_loss import FiniteLoss
+from src.engine.training.weight_averaging import EMAWeightAveraging
 from tests.conftest import Run
 
 Train = Callable[..., Run]
@@ -87,3 +92,20 @@ def test_a_run_continues_in_its_folder_of_checkpoints(train: Train, tmp_path: Pa
     first = train("fit", *words, "--max_epochs=1")
     train("fit", f"--run={first.folder}", "--max_epochs=2", *words)
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["best.ckpt"]
+
+
+def test_the_average_of_the_weights_is_on_their_device() -> None:
+    averaging, module, trainer = EMAWeightAveraging(decay=0.9), BoringModel(), Trainer(logger=False)
+    averaging.setup(trainer, module, "fit")
+    module.to("meta")  # as a strategy does after `setup`
+    averaging.on_fit_start(trainer, module)
+    average: Any = averaging._average_model
+    assert {one.device.type for one in average.parameters()} == {"meta"}
+
+
+def test_accumulated_batches_are_checked_once_per_log_step(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[int] = []
+    monkeypatch.setattr(FiniteLoss, "_check", lambda self, trainer: checked.append(trainer.global_step))
+    words = ("--trainer.accumulate_grad_batches=2", "--trainer.log_every_n_steps=2", "--trainer.limit_val_batches=0")
+    train("fit", *words, "--max_epochs=1", "--checkpoint.monitor=null")
+    assert [step for step in checked if step < 5] == [2, 4]  # 5: at the end of the epoch, and for checkpoints

@@ -10,8 +10,6 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from src.engine.training import deferred_metrics
 from src.engine.training.deferred_metrics import DeferredMetrics
 
-CPU = torch.device("cpu")
-
 
 def metrics() -> DeferredMetrics:
     confusion = MetricCollection({"confusion": MulticlassConfusionMatrix(3)})
@@ -126,7 +124,7 @@ def test_half_an_epoch_resumes_from_the_states_of_all_processes(
         saved.append(half.state())
     found = metrics()
     for state in saved:
-        found.load(state, CPU)
+        found.load(state)
     for one in seen[6:]:
         found.add("train", one)
     assert found["train"].compute() == {"train/acc": pytest.approx(accuracy(seen))}
@@ -138,7 +136,7 @@ def test_the_state_can_be_saved_as_plain_values(tmp_path: Any) -> None:
         found.add("train", seen)
     torch.save(found.state(), tmp_path / "state.pt")
     again = metrics()
-    again.load(torch.load(tmp_path / "state.pt", weights_only=True), CPU)
+    again.load(torch.load(tmp_path / "state.pt", weights_only=True))
     assert again["train"].compute() == found["train"].compute()
 
 
@@ -169,9 +167,18 @@ def test_two_metrics_whose_saved_states_are_one_tensor_count_later_steps_once() 
     saved.add("train", {"value": torch.tensor(1.0)})
     saved["train"].compute()
     state = saved.state()
-    found.load(state, CPU)
+    found.load(state)
     for number in (10.0, 100.0):
         found.add("train", {"value": torch.tensor(number)})
         found.has_seen("train")
     assert found["train"].compute() == {"train/a": 111, "train/b": 111}
     assert state["seen"]["a"][0]["sums"] == 1
+
+
+def test_where_a_device_counts_slowly_the_cpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deferred_metrics, "COUNT_ON_CPU", ("meta",))
+    found = torch.nn.ModuleList([torch.nn.Linear(2, 2), metrics()]).to("meta")[1]
+    assert isinstance(found, DeferredMetrics)
+    for seen in steps(3):
+        found.add("val", seen)
+    assert found["val"].compute() == {"val/acc": pytest.approx(accuracy(steps(3)))}

@@ -21,8 +21,7 @@ def decay_groups(net: nn.Module, head_lr: float | None = None) -> list[Group]:
 
     Returns:
         Groups of hidden matrices (marked `hidden: True`, for Muon), of embeddings, output and other weights, and of
-        biases and norms, which have no weight decay (Loshchilov and Hutter 2019). With `head_lr`, the output layer has
-        groups of its own.
+        biases and norms, which have no weight decay. With `head_lr`, the output layer has groups of its own.
     """
     embeddings = {id(p) for module in net.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     outer_layer = getattr(net, "head", None)

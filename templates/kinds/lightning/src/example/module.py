@@ -39,7 +39,7 @@ class ExampleModule(LightningModule):
     def _loss(self, stage: str, batch: Batch) -> Tensor:
         noisy, clean = batch
         loss = F.mse_loss(self(noisy), clean)
-        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, sync_dist=stage != "train")
+        self.log(f"{stage}/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
