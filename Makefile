@@ -61,7 +61,7 @@ endif
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "error: $(PYTHON) is not Python 3.11 or newer; give a newer one: make PYTHON=python3.12" >&2; exit 2; }
+		echo "error: $(PYTHON) is not Python 3.11 or newer; give a newer one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/bin/pip: | .venv/bin/python  # uv makes environments without it

@@ -29,7 +29,7 @@ HEAD = """# Figures
 recipe again and prints its result next to the one on this page.
 
 - Accuracy and loss are of the test part. Settings were chosen on validation parts: 5,000 digits of MNIST, the
-  tenth of a text before its test part, six folds of the training and validation reviews. Each test figure is one
+  9 % of a text before its test part, six folds of the training and validation reviews. Each test figure is one
   evaluation. For several seeds: mean ± standard error, then the value of each seed.
 - Time is training time. The speed of these machines changes by the hour, so "scaled" seconds are the time at a speed of
   6,700 images per second of `python benchmarks/reference.py` in bfloat16; it printed 3,200 to 6,500 around these runs.

@@ -70,7 +70,7 @@ def main() -> None:
         print(f"{name} ...", flush=True)
         start = time.monotonic()
         if subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *words], check=False).returncode:
-            sys.exit(f"{name} failed, see above; earlier results are in {results}")
+            sys.exit(f"{name} failed, see above{f'; earlier results are in {results}' if results.exists() else ''}")
         print(f"{name} took {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
     known = json.loads(results.read_text(encoding="utf-8"))["rows"]
     show([Row(what, r["unit"], r["ours"], r["beside"], r["theirs"], r["asked for"]) for what, r in known.items()])

@@ -61,7 +61,7 @@ class Synthesiser:
             folder = espeakng_loader.get_data_path().encode()
         except (ImportError, OSError, RuntimeError) as error:
             raise InputError(
-                f"no recordings given and no speech synthesiser ({error}): give a folder with --data.path, or install"
+                f"no recordings given and no speech synthesiser ({error}): give your own with --data.path, or install"
                 " the synthesiser: pip install espeakng-loader"
             ) from error
         self.sample_rate: int = self.library.espeak_Initialize(SYNCHRONOUS, 0, folder, 0)
@@ -87,5 +87,7 @@ class Synthesiser:
         size = ctypes.c_size_t(len(said) + 1)
         failed = failed or library.espeak_Synth(said, size, 0, 1, 0, UTF8, None, None)
         if failed or not self.pieces:
-            raise InputError(f"espeak-ng cannot speak {text!r} with voice {voice}: give a folder with --data.path")
+            raise InputError(
+                f"espeak-ng cannot speak {text!r} with voice {voice}: give your own recordings with --data.path"
+            )
         return Recording(np.concatenate(self.pieces).astype(np.float32) / 2**15, self.sample_rate, 1)

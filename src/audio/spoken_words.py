@@ -124,8 +124,8 @@ class SpokenWordsDataModule(LabelledDataModule):
         check_least(0, max_shift=max_shift, max_noise=max_noise)
         samples = round(seconds * sample_rate)
         if not image_size <= samples <= MAX_SAMPLES:
-            low, high = image_size / sample_rate, MAX_SAMPLES / sample_rate
-            raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high:,.6g}")
+            low, high = image_size / sample_rate, MAX_SAMPLES // sample_rate
+            raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high}")
         check_fraction(max_speed=max_speed, max_mask=max_mask)
         check_paths(path, val_path, test_path, "recordings")
         check_shares(val_share, test_share)

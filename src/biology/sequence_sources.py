@@ -17,7 +17,7 @@ SOURCES = {
 """Package and folder of each source, the name of what is predicted, and the kind of its sequences."""
 
 
-def load_source(source: str, kind: str) -> dict[str, list[Record]]:
+def load_source(source: str, kind: str, predicts: str) -> dict[str, list[Record]]:
     """The records of a source, by part; parts that are missing are to be split off the training part.
 
     `solubility`: 1,282 molecules and the decimal logarithm of their solubility in water in mol/l (Huuskonen 2000), in
@@ -31,6 +31,8 @@ def load_source(source: str, kind: str) -> dict[str, list[Record]]:
     package, folder, _, own_kind = SOURCES[source]
     if kind != own_kind:
         raise InputError(f"--data.source {source} is of kind {own_kind}, not {kind}: give --data.kind {own_kind}")
+    if source == "ww_domains" and predicts != "hidden":
+        raise InputError(f"--data.source {source} has no labels: give --data.predicts hidden")
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise InputError(

@@ -122,7 +122,7 @@ class SequenceDataModule(LabelledDataModule):
             return
         options, self.data_source = self.options, self.options.path or self.options.source
         if options.path is None:
-            parts = load_source(options.source, options.kind)
+            parts = load_source(options.source, options.kind, options.predicts)
         else:
             column = self.text_column if options.predicts == "hidden" else options.label_column
             how = (self.text_column, column, options.predicts == "residues")

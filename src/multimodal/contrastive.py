@@ -56,7 +56,7 @@ class ContrastiveModel(Task):
         if list(found) != self.modalities:
             raise InputError(
                 f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}: give"
-                f" --model.net.modalities [{', '.join(found)}]"
+                f" --model.net.modalities [{','.join(found)}]"
             )
 
     def on_validation_epoch_start(self) -> None:

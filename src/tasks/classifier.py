@@ -63,7 +63,7 @@ class Classifier(Task):
     A batch is the network's inputs, then targets (B,) int64; in a padding batch all targets are -100. Logs
     `{train,val,test}/{loss,acc,f1}` once per epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` is the
     confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows; more than
-    1,000 classes have none.
+    1,000 classes have none, and no pictures of mistakes.
 
     Raises:
         InputError: `num_classes` is neither given nor an attribute of the network, or does not match the network or the
@@ -214,10 +214,10 @@ def check_classes(task: Task, num_classes: int) -> None:
     """Raise InputError if the data has another number of classes or labels than the network."""
     found = getattr(getattr(task.trainer, "datamodule", None), "num_classes", None)
     if found is not None and found != num_classes:
-        raise InputError(
-            f"the data has {found} classes and {type(task.net).__name__} {num_classes}:"
-            f" leave num_classes out, or give {found}"
-        )
+        way = f"leave num_classes out, or give {found}"
+        if task.trainer.ckpt_path:
+            way = "give data with the classes of the checkpoint, or train anew"
+        raise InputError(f"the data has {found} classes and {type(task.net).__name__} {num_classes}: {way}")
     task.label_names(num_classes)
 
 

@@ -30,7 +30,7 @@ class MultiLabelClassifier(Task):
 
     A batch is the network's inputs, then targets (B, num_classes) of 0 and 1; -100 or NaN where unknown. Logs
     `{train,val,test}/{loss,map,f1}`, mean average precision and macro F1 of the labels that occur, and `test/f1_LABEL`
-    for each label.
+    for each of up to 50 labels.
 
     Raises:
         InputError: an argument is out of range, or logits and targets do not have the shape (B, num_classes).

@@ -75,7 +75,8 @@ class Regressor(Task):
         if limit is not None:  # not all of the part was read
             mean, std = mean.where(~unknown, 0), std.where(~unknown, 1)
         elif unknown.any():
-            raise InputError("a target is unknown (NaN) in the whole training part: leave it out, or add numbers")
+            name = self.label_names(self.num_targets)[int(unknown.nonzero()[0])]
+            raise InputError(f"target {name} is unknown (NaN) in the whole training part: leave it out, or add numbers")
         self.target_mean.copy_(mean)
         self.target_std.copy_(std)
         shown = ", ".join(f"{a:.4g} ± {b:.4g}" for a, b in zip(mean.tolist(), std.tolist(), strict=True))

@@ -44,7 +44,7 @@ class SegmentationTask(Classifier):
         num_classes: number of classes; default: the network's `num_classes`.
 
     A batch is images, then targets (B, H, W) int64, -100 is ignored. Logs `{train,val,test}/{loss,acc,iou}`, accuracy
-    of pixels and mean intersection over union of the classes, and `test/iou_LABEL` for each class.
+    of pixels and mean intersection over union of the classes, and `test/iou_LABEL` for each of up to 50 classes.
     """
 
     figure_samples = 8

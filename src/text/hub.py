@@ -42,6 +42,8 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
     is_folder = folder.is_dir()
     if not is_folder:
         _check_path(name)
+    elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ValueError(adapter_advice(name))
     found = str(folder) if is_folder else name
     problem = None if is_folder else _hub_problem()
     offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
@@ -51,12 +53,20 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
         return cls.from_pretrained(found, trust_remote_code=False, local_files_only=offline, **options)
     except Exception as error:  # many types: network, files, formats, missing packages
         reason = problem or " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            raise ValueError(
+                f"{name} needs Python code of its own, which this project never runs: give a model whose class is part"
+                " of transformers"
+            ) from error
+        if "tiktoken" in reason and importlib.util.find_spec("sentencepiece") is None:
+            reason = "its tokenizer needs the package sentencepiece: pip install sentencepiece"
         if is_folder:
             kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
             raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error
+        files = "its tokenizer.json" if cls.__name__ == "AutoTokenizer" else "config.json and the weights"
         raise ValueError(
-            f"{name} is not a folder and could not be loaded from the Hugging Face hub ({reason}): give a folder with"
-            " config.json and the weights"
+            f"{name} is not a folder{_near(name)} and could not be loaded from the Hugging Face hub ({reason}): give a"
+            f" folder with {files}"
         ) from error
 
 
@@ -65,10 +75,22 @@ def _check_path(name: str) -> None:
     path = Path(name).expanduser()
     if path.is_file():
         raise ValueError(f"{name} is a file: give its folder")
+    if name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
+        raise ValueError(f"{name}: no such folder{_near(name)}")
+
+
+def _near(name: str) -> str:
+    path = Path(name).expanduser()
     others = [other.name for other in path.parent.iterdir()] if "/" in name and path.parent.is_dir() else []
-    near = get_close_matches(path.name, others, n=1)
-    if near or name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
-        raise ValueError(f"{name}: no such folder{f', did you mean {path.parent / near[0]}?' if near else ''}")
+    return "".join(f", did you mean {path.parent / near}?" for near in get_close_matches(path.name, others, n=1))
+
+
+def adapter_advice(name: str) -> str:
+    """What to do with a folder that PEFT has written."""
+    return (
+        f"{name} is an adapter: merge it into its model (peft's merge_and_unload), save that with save_pretrained, and"
+        " give its folder"
+    )
 
 
 @cache

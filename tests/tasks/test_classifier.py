@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassRecall
 
 from src.engine.runs.checkpoint import restore_data
 from src.engine.system.errors import InputError
-from src.tasks.classifier import Classifier, WeightedCrossEntropy
+from src.tasks.classifier import Classifier, WeightedCrossEntropy, check_classes
 from tests.conftest import trainer
 from tests.toy import CLASSES, SIDE, ToyMLP, ToyNet
 
@@ -346,3 +346,13 @@ def test_many_classes_take_little_memory(tmp_path: Path) -> None:
     assert sum(value.nbytes for value in states if isinstance(value, Tensor)) < 10e6
     data = DataLoader(TensorDataset(torch.randn(8, 4), torch.arange(8)), 4)
     trainer(tmp_path, max_epochs=1).fit(task, data, data)
+
+
+@pytest.mark.parametrize(
+    ("path", "way"), [(None, "leave num_classes out, or give 5"), ("x.ckpt", "give data with the")]
+)
+def test_a_checkpoint_keeps_its_classes(path: str | None, way: str) -> None:
+    task = Classifier(nn.Linear(4, 3), num_classes=3)
+    task._trainer = SimpleNamespace(datamodule=SimpleNamespace(num_classes=5), ckpt_path=path)  # type: ignore[assignment]
+    with pytest.raises(InputError, match=f"^the data has 5 classes and Linear 3: {way}"):
+        check_classes(task, 3)

@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"targets of Regressor have the shape \(50, 2\): give \(B, 1\), or another"):
         Regressor(Line(3, 1)).step((X, Y))
     unknown = Numbers(y=torch.full_like(Y, torch.nan))
-    with pytest.raises(InputError, match=r"a target is unknown \(NaN\) in the whole training part"):
+    with pytest.raises(InputError, match=r"target 0 is unknown \(NaN\) in the whole training part"):
         trainer(tmp_path, max_epochs=1).fit(Regressor(Line(3, 2), num_targets=2), unknown)
     named = Numbers()
     named.labels = ("a", "b", "c")  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,6 +147,21 @@ def test_tokens_are_written_once_and_a_changed_text_is_written_anew(
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size, same time
     changed = ready(tmp_path, path=path)
     assert changed.tokenizer.decode(changed.test_set.tokens.tolist()) == "abcdefghiJ" * 10
+
+
+def test_the_name_of_a_text_need_not_be_utf8_and_its_rights_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_text("abcdefghij" * 100)
+    pieces = corpus._pieces
+
+    def changed(*arguments: Any) -> Any:
+        path.chmod(0o600)
+        return pieces(*arguments)
+
+    monkeypatch.setattr(corpus, "_pieces", changed)
+    assert len(ready(tmp_path, path=str(tmp_path)).test_set.tokens) == 100
 
 
 def test_a_text_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

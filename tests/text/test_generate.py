@@ -109,7 +109,7 @@ def test_it_streams_as_a_command(checkpoint: str) -> None:
         ("--ckpt_path {ckpt} --seed -1", "--seed -1 is out of range: give 0 or more, below 2**63"),
         ("--ckpt_path {ckpt} --prompt \udcff", "--prompt is not UTF-8"),
         ("--ckpt_path {ckpt} --prompt=", "--prompt '' has no token in this model's tokenizer"),
-        ("--ckpt_path {ckpt} more words", "more: no such option"),
+        ("--ckpt_path {ckpt} more words", "more: no option takes it"),
     ],
 )
 def test_an_error_of_the_user_is_one_line(words: str, expected: str, checkpoint: str, tmp_path: Path) -> None:

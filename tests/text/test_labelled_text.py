@@ -219,7 +219,9 @@ def test_texts_that_are_cut_off_are_counted(tmp_path: Path, messages: list[str],
     path = table(tmp_path, ".csv", rows)
     data = ready(path=path, max_length=10, tokenizer=tokenizer)
     count = len(data.train_set)
-    said = f"{count} of {count} training texts reach the limit of 10 tokens; longer ones are cut off: raise --data"
+    said = (
+        f"{count} of {count} training texts reach the limit of 10 tokens; longer ones are cut off: to keep more, raise"
+    )
     assert any(line.startswith(said) for line in messages)
     del messages[:]
     ready(path=path, max_length=100, tokenizer=tokenizer)
@@ -371,3 +373,8 @@ def test_reviews_are_downloaded_checked_and_split_by_line(tmp_path: Path, monkey
 def test_the_full_reviews_are_split_as_published(full_data: str) -> None:
     data = ready(data_dir=full_data, source="rt_polarity")
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (8530, 1066, 1066)
+
+
+def test_predictions_say_which_texts_are_cut_off() -> None:
+    data = ready(source="language_names", max_length=8)
+    assert data.notes(["a", "a" * 8, "a" * 9, "a" * 3]) == ["", "", "cut off after 8 tokens", ""]

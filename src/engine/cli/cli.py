@@ -271,7 +271,7 @@ class StarterCLI(LightningCLI):
         for more in hooks("callbacks"):
             add_missing(callbacks, more(self.config, self.stage))
         check_callbacks(callbacks, self.model, trains)
-        add_default_callbacks(options, self.stage, self.config.quiet)
+        add_default_callbacks(options, self.stage, self.config.quiet, self.config_init.checkpoint)
         self.best = self.config_init.checkpoint
         if "checkpoint.monitor" not in self.given and (own := own_checkpoint(callbacks, checkpoint or {})):
             self.best = own
@@ -301,7 +301,9 @@ class StarterCLI(LightningCLI):
             self._drop_empty_folder()
             if raised_by_lightning(error):
                 has_one = "; leave out the overlay that adds it again, and give only --trainer.callbacks.NAME VALUE"
-                raise InputError(f"{error}{has_one if 'stateful callback' in str(error) else ''}") from error
+                raise InputError(
+                    f"{str(error).rstrip(chr(46))}{has_one if 'stateful callback' in str(error) else ''}"
+                ) from error
             raise
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:

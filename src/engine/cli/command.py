@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -80,15 +81,24 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
         flag, equals, value = unknown.pop(0).partition("=")
         if not equals and not also and unknown and not unknown[0].startswith("--"):
             value = unknown.pop(0)
-        elif not equals and flag in bare_flags():
+        elif not equals and (flag in bare_flags() or flag.endswith("fast_dev_run")):
             value = "true"
         elif not equals:
-            raise InputError(f"{flag}: give a value")
+            raise InputError(f"{flag}: give a value, or leave it out")
         options.more.append((flag, value))
     if unknown:
-        known = [f"--{name}" for name in vars(options)]
-        raise InputError(f"{unknown[0]}: no such option{nearest(unknown[0], known)}")
+        raise InputError(f"{unknown[0]}: {_no_option(parser, options, unknown[0].partition('=')[0])}")
     return options
+
+
+def _no_option(parser: argparse.ArgumentParser, options: argparse.Namespace, word: str) -> str:
+    if not word.startswith("-"):
+        return "no option takes it: give all inputs in one place, and a text with blanks in quotes"
+    usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
+    flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
+    if word not in flags and word.removeprefix("--") in vars(options) and word.replace("_", "-") not in flags:
+        return f"no such option: leave the word {word} out and give only its values"
+    return f"no such option{nearest(word, flags)}"
 
 
 def _set_aside(args: list[str], prefix: str) -> tuple[list[str], list[str]]:
@@ -118,7 +128,13 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
     """The values of options such as `--data.path`, keyed by argument name."""
     from src.engine.cli.config import parse_value
 
-    return {flag.removeprefix("--data."): parse_value(value) for flag, value in options.more}
+    found = {}
+    for flag, value in options.more:
+        try:
+            found[flag.removeprefix("--data.")] = parse_value(value)
+        except InputError as error:
+            raise InputError(f"{flag} {value}: not YAML: put quotes within the quotes ({error})") from error
+    return found
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

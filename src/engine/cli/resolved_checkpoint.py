@@ -156,7 +156,8 @@ def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
     """Whether a run has the network and the data of the command line; if not, print one line."""
     run = shlex.quote(relative(folder))
     if others := _others(folder, loaded, options):
-        rank_zero_info(f"{run} has {others}, so it is not continued: give --run {run} to continue it")
+        way = "" if others.startswith("settings") else f": give --run {run} to continue it"
+        rank_zero_info(f"{run} has {others}, so it is not continued{way}")
     return not others
 
 
@@ -190,11 +191,13 @@ def _to_evaluate(
 ) -> ResolvedCheckpoint:
     given = dict(options)
     if path not in (None, "best", "last"):
+        if folder and (own := folder / "checkpoints" / path).exists():  # named by an error
+            path = str(own)
         is_elsewhere = _given("trainer.default_root_dir", [tree for _, tree in loaded], options)
-        evaluated = None if is_elsewhere else run_of(Path(path))
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
-        return ResolvedCheckpoint(loaded, path, evaluated=folder or evaluated, own_run=folder)
+        evaluated = None if is_elsewhere else folder or run_of(Path(path))
+        return ResolvedCheckpoint(loaded, path, evaluated=evaluated, own_run=folder)
     if path is None and any(flag.endswith("help") or flag in ("-h", "--print_config") for flag in given):
         return ResolvedCheckpoint(loaded)
     tries = (given.get(flag, "false") for flag in ("--fast_dev_run", "--trainer.fast_dev_run"))

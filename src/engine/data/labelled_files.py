@@ -71,6 +71,7 @@ def labelled_files(
     ]
     known = {one.label for one in found if one.part == "train"}
     if unknown := next((one for one in found if one.label not in known), None):
+        check_labels([one.label for one in found], str(paths["train"]))  # it may only be written otherwise
         raise InputError(
             f"{unknown.name}: class {unknown.label} is not in the training data, which has"
             f" {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}"
@@ -99,11 +100,12 @@ def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...]
     skipped: Counter[str] = Counter()
     files = list(find_files(place, suffixes, skipped))
     found = [LabelledFile(str(file), file, file.relative_to(place).parts[0]) for file in files if file.parent != place]
-    skipped.update(["files outside of class folders"] * (len(files) - len(found)))
     if not found:
         raise InputError(f"{given}: no {kind} in its folders; give one folder of {kind} per class")
     if without := {*folders} - {one.label for one in found}:
         rank_zero_info(f"Ignored folders without {kind}: {', '.join(sorted(without))}")
+    if outside := len(files) - len(found):
+        announce(f"{outside:,} {kind} are not in a folder of a class and are left out")
     if skipped:
         rank_zero_info(skipped_line(skipped, kind))
     return found
@@ -220,6 +222,7 @@ class LabelledDataModule(BatchedDataModule):
         """Raise InputError, with the first file, if a class is not in the checkpoint."""
         known = set(self.restored)
         if unknown := next((one for one in files if known and one.label not in known), None):
+            check_labels([one.label for one in files], unknown.name, self.restored)
             raise InputError(f"class {unknown.label} of {unknown.name} {self._not_known()}")
 
     def find_labels(self, labels: Sequence[str], source: str) -> dict[str, int]:
@@ -263,7 +266,10 @@ class LabelledDataModule(BatchedDataModule):
             "split": repr([getattr(self, name, None) for name in ("shares", "fold", "columns")]),
             **counts,
         }
-        if self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
+        paths = getattr(self, "paths", None) or (None,)
+        given = paths.values() if isinstance(paths, dict) else paths
+        is_split = not all(given) or getattr(self, "fold", (None, 5))[0] is not None
+        if is_split and self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
             announce(
                 f"The {kind} of {source}, or their shares, have changed since training, so they are split differently:"
                 " validation and test may contain some that were trained on"

@@ -48,9 +48,10 @@ class Reference:
         self.net = inference.net.float().eval()
         self.labels = inference.labels
         if inference.missing_paths:
+            option = ".".join(inference.missing_paths[0].split(".")[:2])
             raise InputError(
-                f"--{inference.missing_paths[0]} is missing: the export is compared on data, and paths are read"
-                " only from checkpoints of your own runs in logs/"
+                f"--{option} is missing: the export is compared on data, and paths are read only from checkpoints of"
+                f" your own runs in logs/: give --{option}=VALUE"
             )
         # A hook of the DataModule may ask whether the Trainer trains.
         with silenced():

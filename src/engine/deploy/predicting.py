@@ -40,8 +40,18 @@ def predict(args: list[str]) -> int:
     check_accelerator(options.accelerator)
     check_strategy(options.strategy)
     inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
+    name = type(inference.task).__name__
+    finds_boxes, compares = getattr(inference.task, "finds_boxes", False), hasattr(inference.task, "name_classes")
     if options.labels:
         inference.name_classes(options.labels)
+    elif compares and not inference.labels:
+        raise InputError(f"--ckpt_path {options.ckpt_path}: {name} has no classes: give --labels, one text per class")
+    if options.truth and compares:
+        raise InputError(f"--truth: {name} compares images with texts: leave it out")
+    if options.truth and finds_boxes:
+        raise InputError("--truth: boxes are scored only by python -m src.train test: leave --truth out")
+    if options.pictures and not finds_boxes:
+        raise InputError(f"--pictures: {name} finds no boxes to draw: leave it out")
     if inference.kind == "prompt":
         raise InputError(f"--ckpt_path {options.ckpt_path} is a language model, which only continues texts")
     precision: Any
@@ -51,16 +61,9 @@ def predict(args: list[str]) -> int:
     if inference.kind in ("image", "file"):  # listed first, to count them
         found = list(inputs(skipped=skipped))
         inputs, total = partial(iter, found), len(found)
-    finds_boxes = getattr(inference.task, "finds_boxes", False)
-    if options.truth and finds_boxes:
-        raise InputError("--truth: boxes are scored only by python -m src.train test: leave --truth out")
-    if options.pictures and not finds_boxes:
-        raise InputError(f"--pictures: {type(inference.task).__name__} finds no boxes to draw: leave it out")
     table = PredictionTable(new_output("--output", options.output), total, options.pictures)
     if options.truth:
-        name, inference.is_scored = type(inference.task).__name__, True
-        if hasattr(inference.task, "name_classes"):
-            raise InputError(f"--truth: {name} compares images with texts: leave it out")
+        inference.is_scored = True
         if not isinstance(getattr(inference.task, "metrics", None), DeferredMetrics):
             raise InputError(f"--truth: {name} has no metrics: make it a subclass of Task; {GUIDE}")
     targets = partial(prepare_targets, inference.data) if options.truth else None
@@ -107,10 +110,8 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
 
     if inference.kind in ("image", "file"):
         if options.truth and options.truth != "folder" and not Path(options.truth).is_dir():
-            raise InputError(
-                f"--truth {options.truth}: give a folder of masks with the names of the images, or the word folder:"
-                " each image's folder is its class"
-            )
+            masks = "a folder of masks with the names of the images, or " if inference.kind == "image" else ""
+            raise InputError(f"--truth {options.truth}: give {masks}the word folder: each file's folder is its class")
         suffixes = tuple(inference.data.file_suffixes) if inference.kind == "file" else IMG_EXTENSIONS
         return partial(find_images, options.inputs, options.truth, suffixes=suffixes, labels=inference.labels)
     truth = options.truth.split(",") if options.truth else []

@@ -1,6 +1,7 @@
 """Serve a trained model over HTTP, with a page to try it: `python -m src.serve --help`."""
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -66,13 +67,19 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not 1024 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is out of range: give 1024 to 65535")
     if options.token is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", options.token):
-        raise InputError("--token: give printable ASCII that neither begins nor ends with a space, or leave it out")
+        given, out = (
+            ("--token", "leave it out") if "--token" in " ".join(args) else ("variable SERVE_TOKEN", "unset it")
+        )
+        raise InputError(f"{given}: give printable ASCII that neither begins nor ends with a space, or {out}")
     family = socket.AF_INET6 if options.host == "::" else socket.AF_INET
     try:
         socket.create_server((options.host, options.port), family=family).close()
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        if error.errno != errno.EADDRINUSE:
+            raise InputError(f"--host {options.host} cannot be used ({reason}): give another") from error
+        other = options.port + 1 if options.port < 65535 else 8000
         raise InputError(
-            f"--port {options.port} of {options.host} cannot be used ({error.strerror}): give another, such as"
-            f" --port {options.port + 1}"
+            f"--port {options.port} of {options.host} cannot be used ({reason}): give another, such as --port {other}"
         ) from error
     return options

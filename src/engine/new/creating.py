@@ -80,7 +80,8 @@ def write(folder: Path, files: dict[str, bytes], author: str) -> None:
                 if content.startswith(b"#!"):
                     file.chmod(file.stat().st_mode | 0o111)
             for words in RUFF:
-                subprocess.run([sys.executable, "-m", "ruff", *words, "--quiet", "."], cwd=temporary, check=True)
+                ruff = [sys.executable, "-m", "ruff", *words, "--quiet", "."]
+                subprocess.run(ruff, cwd=temporary, check=True, capture_output=True, text=True)
             shutil.rmtree(temporary / ".ruff_cache", ignore_errors=True)
             git(temporary, "init", "--quiet", "--initial-branch=main")
             git(temporary, "add", "--all", "--force")  # whatever git ignores everywhere on this machine
@@ -200,7 +201,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
         dest="parts",
         action="append",
         help="commands and parts besides train, separated by commas, as in predict,serve; default,serve: the default"
-        f" and serve; default: the kind's own, or {','.join(DEFAULT)}",
+        f" and serve; default: the kind's own, or {','.join(DEFAULT)}; language models: generate in place"
+        " of predict",
     )
     parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
     parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")

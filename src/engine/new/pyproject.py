@@ -16,6 +16,7 @@ TOOLS = {"mypy", "pre-commit", "pre-commit-hooks", "pytest", "pytest-xdist", "ru
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 IMPORTED_AS |= {"types-pyyaml": "yaml", "types-tqdm": "tqdm", "mlflow-skinny": "mlflow"}
 LOADED_BY = {"plotly": "optuna", "scikit-learn": "optuna", "alembic": "mlflow", "sqlalchemy": "mlflow"}
+LOADED_BY |= {"sentencepiece": "transformers"}
 SECTIONS: tuple[str, ...] = ("setuptools.packages.find", "setuptools.package-data")
 SECTIONS += ("ruff", "ruff.lint", "ruff.lint.per-file-ignores", "mypy")
 # Extras that a recipe needs to train, or its sample data; those of commands are installed when they are wanted.

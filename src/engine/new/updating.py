@@ -92,7 +92,11 @@ def _noted(project: Path) -> dict[str, Any]:
         raise InputError(
             f"--update {project}: its pyproject.toml cannot be read ({error}): settle the conflicts in it first"
         ) from error
-    except (OSError, KeyError) as error:
+    except OSError as error:
+        raise InputError(
+            f"--update {project}: its pyproject.toml cannot be read ({error.strerror}): give the folder of a project"
+        ) from error
+    except KeyError as error:
         raise InputError(
             f"--update {project}: not made from this template: its pyproject.toml has no [tool.lightning-starter]"
         ) from error

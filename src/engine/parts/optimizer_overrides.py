@@ -13,7 +13,7 @@ from src.engine.system.errors import InputError, check_least
 from src.engine.training.finite_loss import NotFiniteError
 
 UNWRITTEN_IF_ZERO = "retries"
-NAN_ADVICE = "retry at half the learning rate with --retries 3"
+NAN_ADVICE = "or retry at half the learning rate with --retries 3"
 
 # Learning rates that a schedule keeps in the optimizer's parameter groups.
 LEARNING_RATES = ("lr", "initial_lr", "max_lr", "min_lr")
@@ -55,8 +55,9 @@ def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[st
     folder = cli.record.folder if cli.record else None
     last = good_checkpoint(folder)[0] if folder and any(checkpoints_of(folder)) else None
     if not cli.config.retries or lr is None:
+        advice = "" if "retries" in cli.given else f"; {NAN_ADVICE}"
         known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
-        raise NotFiniteError(f"{error}{known}") from error
+        raise NotFiniteError(f"{error}{advice}{known}") from error
     left = cli.config.retries - 1
     rank_zero_info(
         f"{error}. Retrying at half that rate from {last or cli.from_path or 'the beginning'}, {left} retries left"

@@ -146,7 +146,10 @@ class RunCopy(Callback):
             self._system, self._path = file_system(self.address)
             there, own = f"{self._path}/config.yaml", folder / "config.yaml"
             if self._system.exists(there) and not (own.exists() and self._system.cat(there) == own.read_bytes()):
-                raise InputError(f"{self.address} holds another run: give another --name")
+                raise InputError(
+                    f"{self.address} holds another run: give another --trainer.default_root_dir, or give {folder}"
+                    " another number"
+                )
 
     @rank_zero_only
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -27,6 +27,7 @@ from src import ROOT
 from src.engine.runs.checkpoint import configurations, read_checkpoint
 from src.engine.system.batches import batch_size
 from src.engine.system.classes import as_list
+from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 from src.engine.system.metric_names import final_names, stage_of
 
@@ -92,9 +93,11 @@ class RunRecord(Callback):
         folders = {str(getattr(one, "dirpath", self.folder / "checkpoints")) for one in trainer.checkpoint_callbacks}
         is_here = str(Path(str(trainer.ckpt_path)).absolute().parent) in folders
         _own_best(trainer, checkpoint, is_own and is_here)
-        for state in checkpoint.get("lr_schedulers") or ():
-            if not is_own and "mode_worse" in state:  # of ReduceLROnPlateau
-                state |= {"best": state["mode_worse"], "num_bad_epochs": 0}
+        if not is_own:
+            checkpoint.pop("record", None)
+            for state in checkpoint.get("lr_schedulers") or ():
+                if "mode_worse" in state:  # of ReduceLROnPlateau
+                    state |= {"best": state["mode_worse"], "num_bad_epochs": 0}
         self._stay_stopped(trainer, checkpoint, is_own)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -256,9 +259,11 @@ def _own_best(trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> Non
 def _keep_best(callback: ModelCheckpoint) -> None:
     """Let the best checkpoint of a run count for another metric, if its validation has logged it."""
     path = Path(str(callback.dirpath), f"{callback.filename}{callback.FILE_EXTENSION}")
-    if callback.monitor and path.exists():
-        score = best_metrics(read_checkpoint(str(path)), callback.monitor).get(callback.monitor)
-        if score is not None:
+    if not callback.monitor or not path.exists():
+        return
+    with suppress(InputError):  # a damaged one is replaced
+        score = best_metrics(read_checkpoint(str(path)), callback.monitor).get(callback.monitor, math.nan)
+        if not math.isnan(score):
             callback.best_model_path = callback.kth_best_model_path = str(path)
             callback.best_model_score = callback.kth_value = torch.tensor(score)
             callback.best_k_models = {str(path): callback.kth_value}

@@ -95,8 +95,9 @@ def newest_run(root: Path, name: str | None = None) -> Path:
     times = {path: checkpoint.stat().st_mtime for path, checkpoint in found if checkpoint}
     if not times:
         raise InputError(
-            f"no run with a checkpoint in {parents[0] if name else root}: train one first with python -m src.train, or"
-            " give the path of a checkpoint to --ckpt_path"
+            f"no run with a checkpoint in {parents[0] if name else root}: train one first with python -m"
+            f" src.train{' and the same --config or --name' if name else ''}, or give the path of a checkpoint to"
+            " --ckpt_path"
         )
     return max(times, key=lambda path: (times[path], version(path)))
 
@@ -199,7 +200,7 @@ def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     found = list(checkpoints_of(folder))
     lines: list[str] = []
     for path in found:
-        problem = "is not of this run"
+        problem = "has another configuration than config.yaml (it is of another run, or config.yaml was edited)"
         try:
             if read_checkpoint(str(path)).get("config") in configurations(folder):
                 return path, lines
@@ -208,7 +209,7 @@ def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         lines.append(f"{path} {problem}: not used")
     if not found:
         raise InputError(f"run {folder} has no checkpoint to continue from: start a new run")
-    raise InputError(f"run {folder} has no undamaged checkpoint to continue from: {'; '.join(lines)}")
+    raise InputError(f"run {folder} has no checkpoint to continue from: {'; '.join(lines)}")
 
 
 def from_first_process(value: str) -> str:

@@ -108,6 +108,8 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
             if isinstance(found, type) and issubclass(found, kinds):
                 # Not `path`: a submodule of the library may have something else of that name.
                 path, cls = f"{prefix}.{name}", found
+    if cls is None and trust.covers(path):
+        raise InputError(f"{place} is {path}, which is not there: install its package, or restore its file")
     if cls is None:
         raise InputError(
             f"{place} is {path}, a class that is not of this project, torch.nn or torch.optim, so it is not loaded;"

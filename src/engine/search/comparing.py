@@ -4,10 +4,11 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from src import ROOT
 from src.engine.cli.command import command_parser, new_output, parse_words
@@ -76,13 +77,18 @@ def _parse(args: list[str]) -> argparse.Namespace:
 
 
 def _print_differences(runs: Sequence[PastRun]) -> None:
-    names = list(dict.fromkeys(name for run in runs for name in run.settings))
-    rows = [[name, *(str(run.settings.get(name, "")) for run in runs)] for name in names]
+    settings = list(dict.fromkeys(name for run in runs for name in run.settings))
     results = final_names({name for run in runs for name in run.metrics})
-    more = [[name, *(shown(run.metrics.get(name, "")) for run in runs)] for name in results]
-    parts = [[row for row in part if len({*row[1:]}) > 1] for part in (rows, more)]
-    nothing = [[["(no setting differs)"]], [["(no result differs)"]]]
-    _print_table(["", *(run.name for run in runs)], *(own or none for own, none in zip(parts, nothing, strict=True)))
+    rows = _differing(settings, [run.settings for run in runs], str)
+    more = _differing(results, [run.metrics for run in runs], shown)
+    head = ["", *(run.name for run in runs)]
+    _print_table(head, rows or [["(no setting differs)"]], more or [["(no result differs)"]])
+
+
+def _differing(names: Sequence[str], runs: Sequence[dict[str, Any]], show: Callable[[Any], str]) -> list[list[str]]:
+    """A row for each name whose values differ."""
+    found = {name: [run.get(name, "") for run in runs] for name in names}
+    return [[name, *map(show, values)] for name, values in found.items() if len({*map(repr, values)}) > 1]
 
 
 def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:

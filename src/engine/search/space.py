@@ -187,7 +187,7 @@ def check_choices(study: Study, space: dict[str, Any], folder: Path) -> None:
         except ValueError as error:
             choices = f" of {short([*before.choices])}" if hasattr(before, "choices") else ""
             raise InputError(
-                f"{folder} holds trials with another type or other choices of {name}{choices}: give another --name"
+                f"{folder} holds trials with another type, log or other choices of {name}{choices}: give another --name"
             ) from error
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
+from src.engine.system.hooks import find_part
 
 # Names in torch of the CPU capabilities that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
@@ -86,7 +87,8 @@ def check_strategy(given: Any) -> None:
     if re.search("spawn|fork|notebook", f"{name} {start}"):
         raise InputError(f"--strategy {name}: its processes cannot be stopped, continued or counted together: give ddp")
     if re.search("fsdp(?!2)", name.lower()):
-        raise InputError(f"--strategy {name} makes all weights vectors, which have no weight decay: give ddp or FSDP2")
+        way = f"give ddp{' or FSDP2Strategy' if find_part('fsdp2') else ''}"
+        raise InputError(f"--strategy {name} makes all weights vectors, which have no weight decay: {way}")
     known = {"auto", *StrategyRegistry.available_strategies()}
     if isinstance(given, str) and given not in known:
         near = nearest(given, known) or f"; known: {', '.join(sorted(known))}"

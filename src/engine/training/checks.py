@@ -29,7 +29,7 @@ UNUSABLE: dict[type[Callback], str] = {
     LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
     " --optimizer.lr",
     StochasticWeightAveraging: "sets the average after the last checkpoint is saved, so no checkpoint has it: give"
-    " --config configs/callbacks/weight_averaging.yaml",
+    " --trainer.callbacks+=EMAWeightAveraging",
     SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
     " out; a run stops by itself when the loss becomes NaN or infinite",
 }
@@ -38,17 +38,24 @@ OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
 
 
 class MonitorCheck(Callback):
-    """Raises InputError after the sanity check if a monitored metric named `val/...` or the like is not logged."""
+    """Raises InputError after the sanity check if a monitored metric named `val/...` or the like is not logged.
+
+    Args:
+        best: the ModelCheckpoint of `--checkpoint`, for messages.
+    """
+
+    def __init__(self, best: Callback) -> None:
+        self.best = best
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        own, logged = trainer.checkpoint_callback, sorted(trainer.callback_metrics)
+        logged = sorted(trainer.callback_metrics)
         plateaus: Any = [one for one in trainer.lr_scheduler_configs if one.reduce_on_plateau]
         for one in [*trainer.callbacks, *plateaus]:  # type: ignore[attr-defined]
             of_name = re.findall(r"\{([^:}]+)", str(getattr(one, "filename", None)))  # metrics in names of checkpoints
             for key, metric in [("monitor", getattr(one, "monitor", None)), *(("filename", name) for name in of_name)]:
                 if not isinstance(metric, str) or metric in logged or not OF_EVALUATION.match(metric):
                     continue
-                owner = "--checkpoint." if one is own else f"{type(getattr(one, 'scheduler', one)).__name__}: "
+                owner = "--checkpoint." if one is self.best else f"{type(getattr(one, 'scheduler', one)).__name__}: "
                 raise InputError(
                     f"{owner}{key} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
                     " (--trainer.num_sanity_val_steps 0 skips this check)"
@@ -138,6 +145,11 @@ def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
     if not monitor:
         return
     for name in ("every_n_train_steps", "train_time_interval"):
+        if checkpoint[name] and not OF_EVALUATION.match(monitor):
+            raise InputError(
+                f"--checkpoint.{name} {checkpoint[name]} saves at steps at which --checkpoint.monitor {monitor} may not"
+                " be new: leave it out, or give --checkpoint.monitor null"
+            )
         if checkpoint[name]:
             raise InputError(
                 f"--checkpoint.{name} {checkpoint[name]} saves between validations, but --checkpoint.monitor {monitor}"

@@ -48,7 +48,7 @@ class DataWaitProfiler(PassThroughProfiler):
             self.waited += time.perf_counter() - self._since
 
 
-def add_default_callbacks(options: dict[str, Any], stage: str | None, quiet: bool) -> None:
+def add_default_callbacks(options: dict[str, Any], stage: str | None, quiet: bool, best: ModelCheckpoint) -> None:
     """Add default callbacks, profiler and checkpoint plugin, each unless the configuration has its own."""
     callbacks = options["callbacks"]  # extended in place
     if options["logger"] is False:  # LearningRateMonitor raises an error without a logger
@@ -59,7 +59,7 @@ def add_default_callbacks(options: dict[str, Any], stage: str | None, quiet: boo
         options["enable_progress_bar"] = options["enable_model_summary"] = False
     for adjust_trainer in hooks("adjust_trainer"):
         adjust_trainer(options)
-    callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck()]
+    callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck(best)]
     options["profiler"] = options["profiler"] or DataWaitProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -133,8 +133,8 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
     _save_whole(best, "--checkpoint")
     if "://" in str(best.dirpath):
         raise InputError(
-            f"--checkpoint.dirpath {best.dirpath}: checkpoints are written on this machine; give the address as"
-            " --trainer.default_root_dir, to which the run is copied"
+            f"--checkpoint.dirpath {best.dirpath}: checkpoints are written on this machine: give"
+            f" {'the address as --trainer.default_root_dir' if hooks('run_callbacks') else 'a folder'}"
         )
     _prepare(best, "--checkpoint", saves, may_have_files=is_continued)
     for one in callbacks:

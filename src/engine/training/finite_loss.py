@@ -7,7 +7,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from src.engine.system.errors import InputError
-from src.engine.system.hooks import hooks
 
 MAX_PENDING_LOSSES = 500  # checked after this many steps at the latest, even if log steps are further apart
 NO_STEP = 2**62
@@ -80,7 +79,7 @@ def _advice(trainer: Trainer) -> str:
     if "configure_optimizers" not in vars(trainer.lightning_module):  # the model makes its own optimizer
         ways = ["give the model a lower rate"]
     else:
-        ways = ["give a lower --optimizer.lr", *hooks("NAN_ADVICE")]
+        ways = ["give a lower --optimizer.lr"]
     if getattr(trainer.lightning_module, "automatic_optimization", True) and not trainer.gradient_clip_val:
         ways.insert(1, "clip with --trainer.gradient_clip_val 1")
     *first, last = ["look for NaN in the data", *ways]

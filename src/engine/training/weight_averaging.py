@@ -15,5 +15,5 @@ class EMAWeightAveraging(callbacks.EMAWeightAveraging):
         super().__init__(decay=decay, **options)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._device is None and self._average_model is not None:
-            self._average_model.to(pl_module.device)
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device if self._device is None else self._device)

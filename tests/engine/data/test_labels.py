@@ -1,7 +1,11 @@
 """Labels that look alike, and what is said about classes."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from src.engine.data.labelled_files import Columns, LabelledDataModule, labelled_files
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.split import report_duplicates
 from src.engine.system.errors import InputError
@@ -55,3 +59,30 @@ def test_samples_in_several_parts_are_reported_with_an_example(messages: list[st
         "1 test images are also validation images, such as e",
         "2 test images are also training images, such as f, the same as a",
     ]
+
+
+def test_a_class_that_only_looks_like_a_known_one_is_said_to(tmp_path: Path) -> None:
+    for part, name in (("train", "caf\xe9"), ("val", "cafe\u0301")):
+        for label in (name, "tea"):
+            (tmp_path / part / label).mkdir(parents=True)
+            (tmp_path / part / label / "1.png").touch()
+    paths = {"train": str(tmp_path / "train"), "val": str(tmp_path / "val")}
+    with pytest.raises(InputError, match="look the same but differ in Unicode form"):
+        labelled_files(paths, Columns())
+    data = LabelledDataModule()
+    data.load_state_dict({"labels": ["caf\xe9", "tea"]})
+    found = labelled_files({"train": paths["val"]}, Columns())
+    with pytest.raises(InputError, match="look the same but differ in Unicode form"):
+        data.refuse_new_classes(found)
+
+
+def test_data_with_parts_of_its_own_is_not_split_differently(messages: list[str]) -> None:
+    data: Any = LabelledDataModule()
+    data.num_classes = 2
+    for test, count in (("c", 0), (None, 1)):
+        data.paths = {"train": "a", "val": "b", "test": test}
+        data.load_state_dict({"labels": ["x", "y"]})
+        data.report_changes({"train": ["x", "y"], "val": ["x"]}, "a", "images")
+        data.restored_sizes = data.sizes
+        data.report_changes({"train": ["x", "y", "y"], "val": ["x"]}, "a", "images")
+        assert sum("are split differently" in message for message in messages) == count

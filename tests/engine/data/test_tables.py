@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from src.engine.data import labelled_tables
 from src.engine.data.labelled_tables import read_table
-from src.engine.data.tables import stream_columns
+from src.engine.data.tables import read_batches, stream_columns
 from src.engine.system.errors import InputError
 from tests.conftest import write
 
@@ -136,3 +136,9 @@ def test_a_row_longer_than_its_compressed_table_is_read(tmp_path: Path, monkeypa
     path.write_bytes(gzip.compress(b"text,label\n" + b"a" * 2**18 + b",1\nb,0\n"))
     assert path.stat().st_size < 2**12
     assert [len(text) for text, _ in read_table(str(path), "text", "label")] == [2**18, 1]
+
+
+def test_a_stray_quotation_mark_in_a_large_table_of_inputs_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", 'text,label\n"a,1\n' + "b,1\n" * 5000)
+    with pytest.raises(InputError, match="a row is longer than 4,096 bytes, as after a stray quotation mark"):
+        list(read_batches(Path(path), ["text"], ["--text_column"], 4096))

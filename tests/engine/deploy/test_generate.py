@@ -37,7 +37,7 @@ def test_a_text_is_continued_and_the_seed_that_is_said_repeats_it(
         ("--temperature -1", r"temperature -1\.0 is out of range"),
         ("--seed -1", r"--seed -1 is out of range: give 0 or more"),
         ("--seed abc", r"--seed: invalid int value: 'abc'"),
-        ("more words", r"more: no such option"),
+        ("more words", r"more: no option takes it"),
     ],
 )
 def test_what_cannot_work_ends_the_command_with_one_line(

@@ -324,3 +324,33 @@ def test_another_metric_replaces_the_best_checkpoint_only_by_a_better_one(train:
     )
     assert again.cli.trainer.checkpoint_callback.best_model_path == str(best)  # type: ignore[union-attr]
     assert read_checkpoint(str(best))["global_step"] == content["global_step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", [None, float("nan")], ids=["damaged", "nan"])
+def test_a_best_checkpoint_without_a_value_is_replaced(train: Train, content: float | None) -> None:
+    first = train("fit", "--max_epochs=1")
+    best = first.folder / "checkpoints" / "best.ckpt"
+    if content is None:
+        best.write_bytes(best.read_bytes()[:5000])
+    else:
+        read = read_checkpoint(str(best))
+        read["record"]["metrics"]["val/acc"] = content
+        best.unlink()  # its tensors are mapped from it
+        torch.save(read, best)
+    train("fit", f"--run={first.folder}", "--max_epochs=2", "--checkpoint.monitor=val/acc", "--checkpoint.mode=max")
+    assert read_checkpoint(str(best))["global_step"] == 20
+
+
+@pytest.mark.slow
+def test_a_plateau_schedule_forgets_the_best_value_of_another_run(train: Train) -> None:
+    plateau = ("--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss", "--lr_scheduler.patience=5")
+    last = train("fit", *plateau, "--max_epochs=1").folder / "checkpoints" / "last.ckpt"
+    content = read_checkpoint(str(last))
+    content["record"]["metrics"]["val/loss"] = content["lr_schedulers"][0]["best"] = -1e9
+    last.unlink()  # its tensors are mapped from it
+    torch.save(content, last)
+    again = train("fit", f"--ckpt_path={last}", "--trust=tests.toy", *plateau, "--max_epochs=3")
+    (config,) = again.cli.trainer.lr_scheduler_configs
+    assert config.scheduler.best > 0
+    assert config.scheduler.num_bad_epochs < 2

@@ -215,5 +215,5 @@ def test_a_new_run_with_the_settings_of_another_does_not_take_over_its_record(tm
     )
     for is_new, samples in ((True, 0.0), (False, 30.0)):
         own = run_record.RunRecord(tmp_path, "seed_everything: 1\n", is_new)
-        own.on_load_checkpoint(trainer, None, checkpoint)  # type: ignore[arg-type]
+        own.on_load_checkpoint(trainer, None, {**checkpoint})  # type: ignore[arg-type]
         assert own._samples == samples

@@ -13,6 +13,7 @@ import yaml
 from src.engine.data.loading import Batches, ResumableLoader
 from src.engine.deploy.inference import Inference
 from src.engine.runs.checkpoint import read_checkpoint
+from src.engine.runs.trust import Trust, checked_class
 from src.engine.system.errors import InputError
 from tests.conftest import Run, one_line, program
 from tests.spies import Payload
@@ -332,3 +333,11 @@ def test_classes_of_other_packages_need_the_users_word(toy_checkpoint: str) -> N
     with pytest.raises(InputError, match=r"model.net is tests.toy.ToyNet, .* add --trust tests.toy"):
         Inference(toy_checkpoint)
     assert Inference(toy_checkpoint, trust=["tests.toy"]).labels == ["left", "middle", "right"]
+
+
+def test_a_class_that_is_trusted_and_missing_is_not_asked_for_again() -> None:
+    with pytest.raises(
+        InputError, match=r"^model\.net is gone\.Net, which is not there: install its package"
+    ) as caught:
+        checked_class("gone.Net", (torch.nn.Module,), Trust(("gone",)), "model.net")
+    assert "--trust" not in str(caught.value)

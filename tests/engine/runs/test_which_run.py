@@ -13,7 +13,7 @@ from filelock import FileLock
 from src.engine.cli import config
 from src.engine.cli.resolved_checkpoint import resolve_checkpoint
 from src.engine.runs.checkpoint import read_checkpoint
-from src.engine.runs.runs import runs_to_continue
+from src.engine.runs.runs import good_checkpoint, newest_run, runs_to_continue
 from src.engine.runs.trust import Trust, run_configuration
 from src.engine.system.errors import InputError
 from src.engine.system.interruption import Interrupted
@@ -213,3 +213,27 @@ def test_a_run_that_cannot_be_locked_is_not_said_to_be_in_use(
     monkeypatch.setattr(FileLock, "acquire", acquire)
     assert not list(runs_to_continue(tmp_path, automatic=True))
     assert re.fullmatch(r"Not continued: run folder .* cannot be written \(No locks available\)", messages[0])
+
+
+def test_a_run_whose_configuration_was_edited_says_so(train: Train) -> None:
+    folder = train("fit", "--max_epochs=1", "--data.size=96").folder
+    with (folder / "config.yaml").open("a") as file:
+        file.write("# mine\n")
+    with pytest.raises(InputError, match=r"config.yaml was edited\): not used") as caught:
+        good_checkpoint(folder)
+    assert "undamaged" not in str(caught.value)
+
+
+def test_a_checkpoint_may_be_given_by_its_name_in_the_run(train: Train, tmp_path: Path) -> None:
+    folder = train("fit", "--max_epochs=1", "--data.size=96").folder
+    options = [("--run", str(folder)), ("--ckpt_path", "best.ckpt")]
+    found = resolve_checkpoint("test", [], options)
+    assert (found.path, found.evaluated) == (str(folder / "checkpoints" / "best.ckpt"), folder)
+    elsewhere = [*options, ("--trainer.default_root_dir", str(tmp_path / "mine"))]
+    assert resolve_checkpoint("test", [], elsewhere).evaluated is None  # a run that cannot be written to
+
+
+def test_the_command_that_makes_a_missing_run_names_it(tmp_path: Path) -> None:
+    for name, words in (("mine", "src.train and the same --config or --name, or give"), (None, "src.train, or give")):
+        with pytest.raises(InputError, match=words):
+            newest_run(tmp_path, name)

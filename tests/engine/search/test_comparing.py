@@ -244,3 +244,12 @@ NUMBERS = [(0.5, "0.5000"), (0.0, "0.0000"), (3.2e-6, "3.2e-06"), (-2e-4, "-0.00
 @pytest.mark.parametrize(("value", "text"), NUMBERS)
 def test_small_and_large_metrics_keep_their_digits(value: float, text: str) -> None:
     assert shown(value) == text
+
+
+def test_results_that_differ_in_later_digits_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    compare([past("a", val__loss=0.012341, val__acc=1.0), past("b", val__loss=0.012349, val__acc=1.0)])
+    shown = capsys.readouterr().out
+    assert rows(shown)["val/loss"] == ["0.0123", "0.0123"]
+    assert "val/acc" not in shown
+    compare([past("c", val__acc=1.0), past("d", val__acc=1.0)])
+    assert "(no result differs)" in capsys.readouterr().out

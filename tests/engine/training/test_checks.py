@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from src.engine.system.errors import InputError
-from src.engine.training.checks import check_clocks
+from src.engine.training.checks import MonitorCheck, check_checkpoint_timing, check_clocks
 from src.engine.training.finite_loss import _advice
 from tests.conftest import Run, write
 from tests.toy import RECIPE, ToyMLP
@@ -163,3 +166,19 @@ def test_advice_after_a_nan_names_only_what_would_work(automatic: bool, clips: f
     advice = _advice(SimpleNamespace(optimizers=[], gradient_clip_val=clips, lightning_module=module))  # type: ignore[arg-type]
     assert ("--trainer.gradient_clip_val 1" in advice) is advises
     assert re.search("look for NaN in the data,? .*or ", advice)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+def test_a_metric_that_is_not_logged_is_blamed_on_who_asks_for_it(is_own: bool) -> None:
+    best = ModelCheckpoint(monitor="val/none")
+    trainer: Any = SimpleNamespace(callbacks=[best], callback_metrics={"val/acc": 1}, lr_scheduler_configs=[])
+    owner = "--checkpoint.monitor" if is_own else "ModelCheckpoint: monitor"
+    with pytest.raises(InputError, match=f"^{owner} val/none: validation logs val/acc"):
+        MonitorCheck(best if is_own else ModelCheckpoint()).on_sanity_check_end(trainer, BoringModel())
+
+
+def test_a_metric_of_training_is_not_said_to_be_known_after_validation() -> None:
+    checkpoint = Namespace(monitor="train/loss_step", every_n_train_steps=5, train_time_interval=None)
+    trainer = Namespace(check_val_every_n_epoch=1, val_check_interval=1.0)
+    with pytest.raises(InputError, match="monitor train/loss_step may not be new: leave it out"):
+        check_checkpoint_timing(checkpoint, trainer)

@@ -101,6 +101,11 @@ def test_the_average_of_the_weights_is_on_their_device() -> None:
     averaging.on_fit_start(trainer, module)
     average: Any = averaging._average_model
     assert {one.device.type for one in average.parameters()} == {"meta"}
+    averaging = EMAWeightAveraging(device="cpu")
+    averaging.setup(trainer, BoringModel(), "fit")
+    averaging.on_fit_start(trainer, module)
+    kept: Any = averaging._average_model
+    assert {one.device.type for one in kept.parameters()} == {"cpu"}
 
 
 def test_accumulated_batches_are_checked_once_per_log_step(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,88 @@
+"""Names and folders of pretrained models that cannot be used: what the error says works."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from src.engine.system.errors import InputError
+from src.text import hub, tokenizer
+from src.text.pretrained import PretrainedClassifier, PretrainedLM
+from src.text.tokenizer import pretrained_tokenizer
+from tests.text.helpers import tiny_pretrained
+
+pytest.importorskip("transformers")
+
+
+def test_a_model_whose_name_is_close_to_a_folder_is_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "model-small").mkdir(parents=True)
+    monkeypatch.setattr(hub, "_hub_problem", lambda: "off")
+    with pytest.raises(ValueError, match=r"owner/model-base is not a folder, did you mean .*model-small.* \(off\)"):
+        PretrainedClassifier("owner/model-base")
+
+
+def test_a_model_that_needs_code_of_its_own_says_so(tmp_path: Path) -> None:
+    own = {"AutoConfig": "own.C", "AutoModelForSequenceClassification": "own.M"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": own}))
+    with pytest.raises(ValueError, match=r"needs Python code of its own, which this project never runs") as caught:
+        PretrainedClassifier(str(tmp_path))
+    assert "trust_remote_code" not in str(caught.value)
+
+
+def test_a_tokenizer_of_sentencepiece_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find_spec(name))
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file")
+
+    monkeypatch.setattr(hub.transformers_class("AutoTokenizer"), "from_pretrained", fails)
+    with pytest.raises(InputError, match="needs the package sentencepiece: pip install sentencepiece"):
+        pretrained_tokenizer(str(tmp_path))
+
+
+def test_an_adapter_says_how_to_make_a_model_of_it(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = PretrainedClassifier(tiny_pretrained("bert", tmp_path)).model
+    peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS")).save_pretrained(str(tmp_path / "adapter"))
+    adapter = str(tmp_path / "adapter")
+    for load in (PretrainedClassifier, pretrained_tokenizer):
+        with pytest.raises((ValueError, InputError), match=rf"{adapter} is an adapter: merge it"):
+            load(adapter)
+
+
+def test_a_padding_token_below_zero_is_none(tmp_path: Path) -> None:
+    import transformers
+
+    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(vocab_size=20, num_attention_heads=2, num_key_value_heads=2, **size)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "pad_token_id": -1}))
+    net = PretrainedLM(str(tmp_path))
+    assert net.model.config.pad_token_id >= 0
+    assert net(torch.tensor([[1, 2, 3]])).shape == (1, 3, 20)
+
+
+@pytest.mark.parametrize("name", ["byte", "words"])
+def test_a_mistyped_kind_of_tokenizer_names_those_there_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_hub_problem", lambda: "off")
+    with pytest.raises(
+        InputError, match=rf"^tokenizer {name}: .*: give a folder with its tokenizer.json; .* bytes or bpe"
+    ):
+        pretrained_tokenizer(name)
+
+
+def test_a_model_without_a_fast_tokenizer_is_not_given_that_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "load_from_hub", lambda *_: SimpleNamespace(is_fast=False))
+    with pytest.raises(InputError, match="give another model, with its own tokenizer") as caught:
+        pretrained_tokenizer("some/model")
+    assert not re.search("--data.tokenizer", str(caught.value))
