@@ -261,7 +261,7 @@ def _keep_best(callback: ModelCheckpoint) -> None:
     path = Path(str(callback.dirpath), f"{callback.filename}{callback.FILE_EXTENSION}")
     if not callback.monitor or not path.exists():
         return
-    with suppress(InputError):  # a damaged one is replaced
+    with suppress(InputError):  # it may be damaged
         score = best_metrics(read_checkpoint(str(path)), callback.monitor).get(callback.monitor, math.nan)
         if not math.isnan(score):
             callback.best_model_path = callback.kth_best_model_path = str(path)
