@@ -313,7 +313,7 @@ def test_a_run_that_keeps_fewer_checkpoints_keeps_the_best(train: Train, kept: i
 
 @pytest.mark.slow
 def test_another_metric_replaces_the_best_checkpoint_only_by_a_better_one(train: Train) -> None:
-    first = train("fit", "--max_epochs=1")
+    first = train("fit", "--max_epochs=1", "--checkpoint.monitor=val/loss", "--checkpoint.mode=min")
     best = first.folder / "checkpoints" / "best.ckpt"
     content = read_checkpoint(str(best))
     content["record"]["metrics"]["val/acc"] = 1.5  # no validation reaches it
@@ -329,7 +329,7 @@ def test_another_metric_replaces_the_best_checkpoint_only_by_a_better_one(train:
 @pytest.mark.slow
 @pytest.mark.parametrize("content", [None, float("nan")], ids=["damaged", "nan"])
 def test_a_best_checkpoint_without_a_value_is_none(train: Train, content: float | None) -> None:
-    first = train("fit", "--max_epochs=1")
+    first = train("fit", "--max_epochs=1", "--checkpoint.monitor=val/loss", "--checkpoint.mode=min")
     best = first.folder / "checkpoints" / "best.ckpt"
     if content is None:
         best.write_bytes(best.read_bytes()[:5000])
