@@ -40,12 +40,13 @@ class RegressionMetric(Metric):
 
     def __init__(self, num_targets: int) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(5, num_targets), dist_reduce_fx="sum")
+        # Squares of large numbers are not finite in float32.
+        self.add_state("sums", torch.zeros(5, num_targets, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         known = target.isfinite()
-        target = torch.where(known, target, 0)
-        error = torch.where(known, preds - target, 0)
+        target = torch.where(known, target, 0).double()
+        error = torch.where(known, preds.double() - target, 0)
         self.sums += torch.stack([known.to(error.dtype), error.abs(), error**2, target, target**2]).sum(dim=1)
 
 

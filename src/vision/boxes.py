@@ -47,7 +47,7 @@ def annotation_file(path: Path) -> Path:
         InputError: there is none, or more than one.
     """
     files = sorted(one for one in path.glob("*") if not is_hidden(one.name)) if path.is_dir() else [path]
-    found = [one for one in files if suffix_of(one) in (".json", *TABLES) and one.is_file()]
+    found = [one for one in files if one.is_file() and (one.suffix.lower() == ".json" or suffix_of(one) in TABLES)]
     if len(found) != 1:
         has = f"has {', '.join(one.name for one in found)}" if found else "no JSON file or table of boxes"
         has = has if path.exists() else "no such file or folder"
@@ -108,7 +108,7 @@ def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
             " id and name, and annotations with image_id, category_id and bbox: [x, y, width, height]"
         ) from error
     if crowds:
-        announce(f"{path}: {crowds:,} annotations with iscrowd are left out")
+        announce(f"{path}: {crowds:,} annotations with iscrowd are left out; boxes found there count as wrong")
     return list(dict.fromkeys(str(image["file_name"]) for image in images.values())), boxes
 
 
@@ -148,8 +148,10 @@ def check_boxes(boxes: list[Box], files: Mapping[str, Path], path: Path) -> dict
             found.setdefault(box.file, []).append((shares, str(box.label).strip()))
     if broken:
         more = f"; and {len(broken) - MAX_LISTED:,} more" if len(broken) > MAX_LISTED else ""
+        form = " (bbox is [x, y, width, height], shown as corners)" if path.suffix.lower() == ".json" else ""
         raise InputError(
-            f"{path}: {len(broken):,} of {len(boxes):,} boxes cannot be used: {'; '.join(broken[:MAX_LISTED])}{more}"
+            f"{path}: {len(broken):,} of {len(boxes):,} boxes cannot be used{form}:"
+            f" {'; '.join(broken[:MAX_LISTED])}{more}"
         )
     if resized := {box.file: box.size for box in boxes if box.size and box.size != sizes[box.file]}:
         name, said = next(iter(resized.items()))
@@ -179,7 +181,7 @@ def _check(box: Box, size: tuple[int, int]) -> tuple[str, list[float]]:
         return "it has no label", []
     x1, y1, x2, y2 = corners
     if x2 <= x1 or y2 <= y1:
-        return f"{shown}: it has no area; x2 and y2 are its right and lower edge", []
+        return f"{shown}: it has no area between left and right, or upper and lower edge", []
     width, height = size
     is_cut = min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE
     if is_cut or min(x2, y2) <= 0 or x1 >= width or y1 >= height:

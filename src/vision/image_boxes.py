@@ -145,7 +145,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         beside = not self.images and self.path.is_file()
         files = local_paths(names, self.data_source) if beside else [folder / name for name in names]
         file_of = dict(zip(names, files, strict=True))
-        for box in boxes:
+        for box in {box.file: box for box in reversed(boxes)}.values():  # the first of each image
             if not (file := file_of[box.file]).is_file():
                 raise InputError(f"{box.place}: {file}: no such file; --data.images names their folder")
         self.value_ranges = check_files(files, self.value_ranges)

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from src.engine.data.loading import IGNORED
 from src.engine.deploy.prepare import Inputs, Normalise, kind_of, prepare_inputs
 from src.engine.deploy.rebuild import build, load_model
-from src.engine.runs.checkpoint import PATHS, checkpoint_errors, own_configuration, read_checkpoint, restore_data
+from src.engine.runs.checkpoint import (
+    PATHS,
+    check_names,
+    checkpoint_errors,
+    own_configuration,
+    read_checkpoint,
+    restore_data,
+)
 from src.engine.runs.runs import find_checkpoint
 from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
 from src.engine.system.addresses import local_name
@@ -98,6 +105,7 @@ class Inference(LightningModule):
         with checkpoint_errors(str(self.path)):
             restore_data(self.checkpoint, self.data)
             check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
+        check_names(self.checkpoint, self.data)
         only_writes = hasattr(self.data, "tokenizer") and not hasattr(self.data, "prepare")
         writes = hasattr(task, "check_sampling") or (hasattr(task, "generate") and only_writes)
         self.kind = "prompt" if writes or ability == "generate" else kind_of(self.data)

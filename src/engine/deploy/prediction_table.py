@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import zlib
@@ -254,11 +255,13 @@ def box_image(path: Path, boxes: list[dict[str, Any]]) -> Image.Image:
     """An image file with boxes drawn on it, each class in a colour of its own."""
     image = flatten(read_image(path)).convert("RGB")
     drawing = ImageDraw.Draw(image)
+    size = max(12, round(max(image.size) / 60))  # of the letters, in pixels
     for box in boxes:
         corners = box["x1"], box["y1"], box["x2"], box["y2"]
         colour = f"hsl({zlib.crc32(box['label'].encode()) % 360}, 90%, 60%)"
         drawing.rectangle(corners, outline=colour, width=max(1, round(max(image.size) / 400)))
-        drawing.text(corners[:2], f"{box['label']} {box['score']:.2f}", colour, anchor="lb")
+        place = box["x1"], max(box["y1"], size)  # inside of the picture
+        drawing.text(place, f"{box['label']} {box['score']:.2f}", colour, anchor="lb", font_size=size)
     return image
 
 
@@ -273,7 +276,7 @@ def _parquet_type(value: Any) -> Any:
 def _shown(value: Any) -> Any:
     """A value as a cell of a CSV file; a list is separated by blanks, and text with blanks in it is quoted."""
     if isinstance(value, list):
-        return " ".join(f"'{one}'" if " " in str(one) else str(one) for one in value)
+        return " ".join(shlex.quote(str(one)) if {" ", "'"} & {*str(one)} else str(one) for one in value)
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

@@ -21,8 +21,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from src.engine.system.batches import plain_labels
-from src.engine.system.classes import Tree, differences
+from src.engine.system.batches import labels_of, plain_labels
+from src.engine.system.classes import Tree, differences, with_present_paths
 from src.engine.system.errors import FULL, InputError, UnwritableError
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interrupted
@@ -210,7 +210,7 @@ def own_configuration(checkpoint: dict[str, Any], folder: Path | None) -> Tree:
     """The whole configuration of a checkpoint if the user's run folder has the same one; else empty."""
     text = checkpoint.get("config")
     tree = yaml.safe_load(text) if folder and isinstance(text, str) and text in configurations(folder) else None
-    return tree if isinstance(tree, dict) else {}
+    return with_present_paths(tree) if isinstance(tree, dict) else {}
 
 
 def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
@@ -225,6 +225,22 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
         raise InputError(f"it has no tokenizer: {type(data).__name__}.state_dict returns none")
     if not all(isinstance(label, str | int | float) for label in plain_labels(data)):
         raise InputError("its labels are neither texts nor numbers")
+
+
+def names_of(data: Any) -> dict[str, list[str]]:
+    """The names on which the meaning of a network's inputs and outputs depends, in their order."""
+    return {"columns": [str(one) for one in getattr(data, "columns", None) or ()], "labels": labels_of(data)}
+
+
+def check_names(checkpoint: dict[str, Any], data: Any) -> None:
+    """Raise InputError if a DataModule has other `columns` or `labels` than that of a checkpoint had."""
+    before = (checkpoint.get("record") or {}).get("names") or {}
+    for what, now in names_of(data).items():
+        if (old := before.get(what)) and now and old != now:
+            raise InputError(
+                f"the checkpoint was trained with the {what} {', '.join(map(str, old[:20]))}, {type(data).__name__} has"
+                f" {', '.join(now[:20])}: restore them, or train anew"
+            )
 
 
 @contextmanager

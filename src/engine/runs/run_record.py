@@ -24,7 +24,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src import ROOT
-from src.engine.runs.checkpoint import configurations, read_checkpoint
+from src.engine.runs.checkpoint import check_names, configurations, names_of, read_checkpoint
 from src.engine.system.batches import batch_size
 from src.engine.system.classes import as_list
 from src.engine.system.errors import InputError
@@ -80,9 +80,12 @@ class RunRecord(Callback):
             "train_time": self._train_time,
             "validated": self._validated,
             "metrics": _logged(trainer),
+            "names": names_of(getattr(trainer, "datamodule", None)),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or not self.is_new:
+            check_names(checkpoint, getattr(trainer, "datamodule", None))
         if trainer.state.fn != TrainerFn.FITTING:
             return
         is_own = not self.is_new and checkpoint.get("config") in configurations(self.folder)

@@ -18,7 +18,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 
 from src.engine.runs.checkpoint import PATHS
-from src.engine.system.classes import Tree, argument_types, import_class, parameters_of, project_classes
+from src.engine.system.classes import Tree, argument_types, import_class, parameters_of, present_path, project_classes
 from src.engine.system.errors import InputError
 
 # Where library classes are looked up, and the base classes allowed there.
@@ -93,9 +93,11 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         raise InputError(f"{place} names {path!r:.80}, which is not a class")
-    module, _, name = path.rpartition(".")
     cls: Any = None
-    if trust.covers(path):
+    is_trusted = trust.covers(path)
+    path = present_path(path) if is_trusted else path
+    module, _, name = path.rpartition(".")
+    if is_trusted:
         cls = import_class(path)
     elif module.partition(".")[0] == "src":
         known = [one for one in project_classes().get(name, []) if not one.startswith(ENGINE) or ENGINE_CLASSES in one]
@@ -108,7 +110,7 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
             if isinstance(found, type) and issubclass(found, kinds):
                 # Not `path`: a submodule of the library may have something else of that name.
                 path, cls = f"{prefix}.{name}", found
-    if cls is None and trust.covers(path):
+    if cls is None and is_trusted:
         raise InputError(f"{place} is {path}, which is not there: install its package, or restore its file")
     if cls is None:
         raise InputError(

@@ -62,6 +62,23 @@ def walk(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield from walk(value, key)
 
 
+def present_path(path: str) -> str:
+    """The dotted path of a class, where it is now if it is of this project and its module was renamed."""
+    known = project_classes().get(path.rpartition(".")[2], [])
+    is_moved = path.startswith("src.") and len(known) == 1 and path not in known and import_class(path) is None
+    return known[0] if is_moved else path
+
+
+def with_present_paths(tree: Any) -> Any:
+    """A tree in which all classes have their `present_path`."""
+    if isinstance(tree, list):
+        return [with_present_paths(one) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    found = {name: with_present_paths(value) for name, value in tree.items()}
+    return {**found, "class_path": present_path(tree["class_path"])} if is_class(tree) else found
+
+
 def is_class(node: Any) -> bool:
     """Whether a setting names a class."""
     return isinstance(node, dict) and isinstance(node.get("class_path"), str)

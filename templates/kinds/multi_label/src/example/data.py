@@ -94,9 +94,12 @@ class ExampleDataModule(BatchedDataModule):
         """Targets (B, 3) of a column with true labels, such as `circle cross`, or empty; a label with blanks is quoted.
 
         Raises:
-            InputError: a label is unknown.
+            InputError: a label is unknown, or its quotes are not closed.
         """
-        found = [shlex.split("" if value is None else str(value)) for value in values]
+        try:
+            found = [shlex.split("" if value is None else str(value)) for value in values]
+        except ValueError as error:
+            raise InputError(f"true labels cannot be read ({error}): put a label with ' into double quotes") from error
         if unknown := next((label for own in found for label in own if label not in self.labels), None):
             raise InputError(f"true label {unknown!r} is none of {', '.join(self.labels)}: separate labels by spaces")
         return torch.tensor([[int(label in own) for label in self.labels] for own in found])
