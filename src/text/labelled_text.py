@@ -220,7 +220,9 @@ class LabelledTextDataModule(LabelledDataModule):
         return padded(self.tokenizer.encode_batch(inputs, self.max_length))
 
     def notes(self, inputs: list[str]) -> list[str]:
-        """Whether each text was cut off."""
+        """Whether each text was cut off; not for a subclass that prepares its inputs itself."""
+        if type(self).prepare is not LabelledTextDataModule.prepare:
+            return [""] * len(inputs)
         # Half: a tokenizer may make more characters of one.
         long = [text for text in inputs if len(text.encode("utf-8", "replace")) > self.max_length // 2]
         lengths = map(len, self.tokenizer.encode_batch(long, self.max_length + 1))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from src.engine.data.loading import announce
+from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, SampleError
 from src.text.hub import load_from_hub, transformers_class
 
@@ -178,7 +179,7 @@ def pretrained_tokenizer(name: str) -> SubwordTokenizer:
     try:
         loaded = load_from_hub(transformers_class("AutoTokenizer"), name)
     except ValueError as error:
-        raise InputError(f"tokenizer {name}: {error}; of your own text: --data.tokenizer bytes or bpe") from error
+        raise InputError(f"tokenizer {name}: {error}{nearest(name, ('bytes', 'bpe', 'words'))}") from error
     if not getattr(loaded, "is_fast", False):
         raise InputError(
             f"the tokenizer of {name} has no fast version, which this project needs: give another model, with its own"

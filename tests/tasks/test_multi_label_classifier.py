@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import multilabel_precision_recall_c
 
 from src.engine.system.errors import InputError
 from src.tasks.classifier import WeightedCrossEntropy
-from src.tasks.multi_label_classifier import MultiLabelClassifier, label_curves
+from src.tasks.multi_label_classifier import MultiLabelClassifier, WeightedBCE, label_curves
 from tests.conftest import trainer
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -142,3 +142,15 @@ def test_curves_are_counted_for_the_labels_that_are_drawn() -> None:
     whole = MultilabelPrecisionRecallCurve(30, thresholds=101)
     whole.update(probabilities, targets)
     assert torch.equal(curves.confmat, whole.confmat[:, :20])
+
+
+def test_rare_labels_may_weigh_more_and_the_arguments_decide() -> None:
+    loss = WeightedBCE([1.0, 4.0])
+    weighted = loss(torch.zeros(1, 2), torch.ones(1, 2))
+    assert float(weighted) == pytest.approx(2.5 * float(nn.BCEWithLogitsLoss()(torch.zeros(1, 2), torch.ones(1, 2))))
+    assert loss.state_dict() == {}
+    with pytest.raises(InputError, match="leave it out, or give WeightedBCE, whose label_weights"):
+        MultiLabelClassifier(nn.Linear(4, 2), nn.CrossEntropyLoss(), num_classes=2)
+    for weights, message in (([1.0], "give 2 numbers, one per label"), ([0.0, 1.0], "give numbers above 0")):
+        with pytest.raises(InputError, match=message):
+            MultiLabelClassifier(nn.Linear(4, 2), WeightedBCE(weights), num_classes=2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from src.engine.system.errors import InputError
-from src.tasks.regression_metrics import mean_and_std, regression_figures
+from src.tasks.regression_metrics import MAE, RMSE, mean_and_std, regression_figures
 from src.tasks.regressor import Regressor
 from tests.conftest import trainer
 
@@ -229,3 +229,10 @@ def test_a_network_that_averages_probabilities_has_one_target() -> None:
         Regressor(nets[1], num_targets=2)
     nets[1].average = "logits"  # type: ignore[assignment]
     assert Regressor(nets[1], num_targets=2).num_targets == 2
+
+
+def test_errors_of_large_numbers_are_finite() -> None:
+    off = torch.tensor([[1e20], [2e20]])
+    for metric in (MAE(1), RMSE(1)):
+        metric.update(off + 1e20, off)
+        assert float(metric.compute()) == pytest.approx(1e20, rel=1e-5)

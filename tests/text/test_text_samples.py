@@ -2,9 +2,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from src.engine.system.errors import InputError
+from src.text.text_samples import TextSamples
 from tests import toy
 from tests.conftest import Run, write
 from tests.text.helpers import tiny_pretrained
@@ -33,6 +35,9 @@ def test_a_sample_follows_each_validation_and_changes_nothing(train: Train, own:
     samples = events.Tensors("sample/text_summary")
     assert [event.step for event in samples] == [2, 4]
     assert len(samples[0].tensor_proto.string_val[0]) > 100
+    state = torch.get_rng_state()
+    TextSamples().on_validation_end(run.cli.trainer, run.cli.model)
+    assert torch.equal(torch.get_rng_state(), state)
     without = train(*SHORT, *own, "--trainer.callbacks=null")
     assert all((value == without.weights[name]).all() for name, value in run.weights.items())
 

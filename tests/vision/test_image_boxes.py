@@ -313,4 +313,5 @@ def test_a_cache_changes_no_batch(tmp_path: Path) -> None:
     for cache in (False, True):
         data = ready(path, images=str(tmp_path / "images"), cache=cache, crop=False, flip=False)
         batches.append([pixels for _ in range(2) for pixels, _ in data.train_dataloader()])
+        assert (data.train_set.cache is not None) == cache
     assert all(torch.equal(one, other) for one, other in zip(batches[0], batches[1], strict=True))

@@ -313,7 +313,9 @@ def test_device_resident_batches_are_the_same_and_are_built_on_the_device(tmp_pa
         losses.append(trainer.callback_metrics["train/loss"])
         assert data.train_set.images.device == trainer.strategy.root_device
     assert losses[0] == losses[1]
-    data.train_set.to(torch.device("meta"))  # stands in for a GPU: fails if anything is computed elsewhere
+    strategy = SimpleNamespace(root_device=torch.device("meta"))  # stands in for a GPU: fails if computed elsewhere
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy)  # type: ignore[assignment]
+    data.train_dataloader()  # moves the digits
     images, targets = data.train_set.__getitems__([3, 1, 2])
     assert (images.device.type, targets.device.type, images.shape) == ("meta", "meta", (3, 1, 28, 28))
 

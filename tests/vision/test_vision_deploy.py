@@ -15,6 +15,7 @@ from screenshots import draw
 
 from src.engine.data.images import reader
 from src.engine.deploy.formats import _example_lines
+from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.vision.digits import INVERTED
 from src.vision.image_folder import ImageFolderDataModule
@@ -92,9 +93,17 @@ def test_images_in_colour_are_seen_as_validation_sees_them(tmp_path: Path) -> No
     words = ("--config=configs/vision/image_folder.yaml", f"--data.path={tmp_path / 'pictures'}", "--max_epochs=1")
     checkpoint = fit(tmp_path, *words, "--model.net=CNN")
     output = tmp_path / "out.csv"
-    assert predict(["--ckpt_path", checkpoint, str(tmp_path / "pictures"), "--output", str(output)]) == 0
+    exact = ["--precision=32-true", "--accelerator=cpu"]
+    assert predict(["--ckpt_path", checkpoint, str(tmp_path / "pictures"), "--output", str(output), *exact]) == 0
     classes = sorted(path.name for path in (tmp_path / "pictures").glob("[!.]*"))
     assert list(rows_of(output)[0])[2:-2] == [f"probability_{name}" for name in classes]
+    inference = Inference(checkpoint, data={"path": str(tmp_path / "pictures")})
+    inference.data.setup("fit")
+    part = inference.data.val_set
+    with torch.no_grad():
+        expected = inference.predictions((part.__getitems__([0])[0],))["probabilities"][0]
+    (row,) = [one for one in rows_of(output) if one["input"] == str(part.files[0])]
+    assert [float(row[f"probability_{name}"]) for name in classes] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def program_pixels(data: Any, shape: tuple[int, ...], path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:

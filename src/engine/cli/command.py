@@ -55,6 +55,9 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
         report(InputError(fault))
 
 
+PLACES = ("inputs", "runs", "folder")  # what commands take without an option
+
+
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
     """A parser for `parse_words`."""
     parser = argparse.ArgumentParser(
@@ -92,11 +95,13 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
 
 
 def _no_option(parser: argparse.ArgumentParser, options: argparse.Namespace, word: str) -> str:
+    places = {name: value for name, value in vars(options).items() if isinstance(value, list) and name in PLACES}
     if not word.startswith("-"):
-        return "no option takes it: give all inputs in one place, and a text with blanks in quotes"
+        way = "give all inputs in one place" if places else "give it after its option (see --help)"
+        return f"no option takes it: {way}, and a text with blanks in quotes"
     usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
     flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
-    if word not in flags and word.removeprefix("--") in vars(options) and word.replace("_", "-") not in flags:
+    if word.removeprefix("--") in PLACES and word.removeprefix("--") in vars(options):
         return f"no such option: leave the word {word} out and give only its values"
     return f"no such option{nearest(word, flags)}"
 

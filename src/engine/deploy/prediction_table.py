@@ -276,7 +276,7 @@ def _parquet_type(value: Any) -> Any:
 def _shown(value: Any) -> Any:
     """A value as a cell of a CSV file; a list is separated by blanks, and text with blanks in it is quoted."""
     if isinstance(value, list):
-        return " ".join(shlex.quote(str(one)) if {" ", "'"} & {*str(one)} else str(one) for one in value)
+        return " ".join(shlex.quote(str(one)) if {*" '\"\\"} & {*str(one)} else str(one) for one in value)
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

@@ -55,7 +55,7 @@ def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[st
     folder = cli.record.folder if cli.record else None
     last = good_checkpoint(folder)[0] if folder and any(checkpoints_of(folder)) else None
     if not cli.config.retries or lr is None:
-        advice = "" if "retries" in cli.given else f"; {NAN_ADVICE}"
+        advice = "" if lr is None or "retries" in cli.given else f"; {NAN_ADVICE}"
         known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
         raise NotFiniteError(f"{error}{advice}{known}") from error
     left = cli.config.retries - 1

@@ -87,7 +87,7 @@ def check_strategy(given: Any) -> None:
     if re.search("spawn|fork|notebook", f"{name} {start}"):
         raise InputError(f"--strategy {name}: its processes cannot be stopped, continued or counted together: give ddp")
     if re.search("fsdp(?!2)", name.lower()):
-        way = f"give ddp{' or FSDP2Strategy' if find_part('fsdp2') else ''}"
+        way = f"give ddp{', or in src.train FSDP2Strategy' if find_part('fsdp2') else ''}"
         raise InputError(f"--strategy {name} makes all weights vectors, which have no weight decay: {way}")
     known = {"auto", *StrategyRegistry.available_strategies()}
     if isinstance(given, str) and given not in known:

@@ -19,7 +19,7 @@ from src.engine.cli.config import check_mode, load_config, merge, merge_class_op
 from src.engine.system.errors import InputError
 from src.tasks.classifier import Classifier
 from tests.conftest import Run, with_recipe, write
-from tests.toy import RECIPE, ToyData, ToyMLP
+from tests.toy import RECIPE, ToyMLP
 
 Train = Callable[..., Run]
 Parse = Callable[..., StarterCLI]
@@ -153,7 +153,9 @@ def test_an_early_stopping_that_names_its_metric_keeps_it(parse: Parse, tmp_path
         (f"--trainer.callbacks+={__name__}.StopsAtAccuracy", "--trainer.callbacks.patience=2"),
         ("--config", write(tmp_path / "stops.yaml", overlay)),
     ):
-        (callback,) = parse(*words).trainer.early_stopping_callbacks
+        (callback,) = parse(
+            *words, "--checkpoint.monitor=val/loss", "--checkpoint.mode=min"
+        ).trainer.early_stopping_callbacks
         assert isinstance(callback, StopsAtAccuracy)
         assert (callback.monitor, callback.mode) == ("val/acc", "max")
 
@@ -256,9 +258,10 @@ def test_this_projects_class_wins_over_a_library_class_of_that_name(parse: Parse
 
 
 def test_model_and_data_are_given_by_name(parse: Parse) -> None:
-    built = parse("--data=tests.toy.ToyData", "--model=Classifier", MLP, "--model.net.hidden=7")
-    assert type(built.model) is Classifier
-    assert isinstance(built.datamodule, ToyData)
+    data = "tests.engine.cli.toys.SizedData"
+    built = parse(f"--data={data}", "--model=MultiLabelClassifier", MLP, "--model.net.hidden=7")
+    assert type(built.model).__name__ == "MultiLabelClassifier"
+    assert type(built.datamodule).__name__ == "SizedData"
     assert isinstance(built.model.net, ToyMLP)
     assert built.model.net.hidden == 7
 
@@ -304,7 +307,7 @@ def test_print_config_prints_the_complete_configuration(parse: Parse, capsys: py
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["max_epochs"] == 3
     assert printed["optimizer"]["class_path"] == "torch.optim.SGD"
-    assert printed["model"]["init_args"]["net"]["init_args"]["width"] == 8
+    assert printed["model"]["init_args"]["net"]["init_args"] == {"width": 8, "dropout": 0.0}  # one is a default
 
 
 def test_a_printed_configuration_is_a_recipe_named_after_its_file(

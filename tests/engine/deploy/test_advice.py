@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     [
         (["--dry_run"], "--dry_run: no such option, did you mean --dry-run?"),
         (["--inputs", "a.png"], "--inputs: no such option: leave the word --inputs out and give only its values"),
-        (["--parts=a"], "--parts=a: no such option: leave the word --parts out and give only its values"),
+        (["--parts=a"], "--parts=a: no such option"),
         (["--wth=a"], "--wth=a: no such option, did you mean --with?"),
         (["--outptu", "a"], "--outptu: no such option, did you mean --output?"),
         (["b.png"], "b.png: no option takes it: give all inputs in one place, and a text with blanks in quotes"),
@@ -38,6 +38,12 @@ def test_no_option_is_advised_that_is_refused(words: list[str], line: str) -> No
     with pytest.raises(InputError) as caught:
         parse_words(parser(), ["a.png", "--output", "t.csv", *words])
     assert str(caught.value) == line
+
+
+def test_a_word_without_its_option_is_told_to_who_takes_no_inputs() -> None:
+    line = r"^best.ckpt: no option takes it: give it after its option \(see --help\)"
+    with pytest.raises(InputError, match=line):
+        parse_words(command_parser("src.serve", ""), ["best.ckpt"])
 
 
 def test_options_without_a_value_say_that_they_may_be_left_out() -> None:

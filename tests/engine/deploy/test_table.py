@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from src.engine.deploy import predicting
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
+from src.engine.deploy.prediction_table import _shown
 from src.engine.system.errors import InputError, SampleError
 from src.engine.system.interruption import Interrupted
 from src.tasks.classifier import Classifier
@@ -80,8 +82,14 @@ def test_a_prediction_that_is_no_number_is_an_error_in_its_row(
 def test_masks_written_beside_the_images_are_no_inputs(
     toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Inference, "rows", lambda _, found, *__: [{"mask": torch.zeros(2, 2)}] * len(found["labels"]))
-    for name in ("a/1", "a/2", "a/3", "b/4"):  # the next batch is read while one is predicted
+    seen: set[str] = set()
+
+    def rows(_: Any, found: Any, *__: Any) -> Any:
+        seen.update(path.name for path in (tmp_path / "b").iterdir() if path.is_dir())
+        return [{"mask": torch.zeros(2, 2)}] * len(found["labels"])
+
+    monkeypatch.setattr(Inference, "rows", rows)
+    for name in ("a/1", "a/2", "a/3", "b/4"):
         picture(tmp_path / f"{name}.png", 90, "L")
     folders = [str(tmp_path / name) for name in ("a", "b")]
     options = ["--batch_size=1", f"--output={tmp_path / 'b' / 'out.csv'}"]
@@ -89,6 +97,8 @@ def test_masks_written_beside_the_images_are_no_inputs(
     assert [Path(row["input"]).name for row in table_of(tmp_path / "b" / "out.csv")] == [
         f"{number}.png" for number in range(1, 5)
     ]
+    assert seen
+    assert all(name.startswith(".") for name in seen)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -192,3 +202,8 @@ def test_one_device_predicts_and_more_processes_are_told_the_checkpoint(
     with pytest.raises(StoppedError):
         predict([*words, *given])
     assert sys.argv[1:] == (["--ckpt_path", toy_checkpoint] if given else [])
+
+
+def test_labels_in_a_cell_can_be_read_back() -> None:
+    labels = ["crow's feet", "cat", "two words", 'say "a"']
+    assert shlex.split(_shown(labels)) == labels

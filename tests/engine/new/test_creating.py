@@ -300,8 +300,11 @@ def test_the_first_commit_needs_no_identity_hooks_or_keys_of_the_user(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "config"
-    config.write_text("[commit]\n\tgpgsign = true\n[core]\n\thooksPath = /nowhere\n")
-    monkeypatch.setattr(creating, "git", lambda *words, **more: git(*words, **more))
+    hook = tmp_path / "hooks" / "pre-commit"
+    hook.parent.mkdir()
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    config.write_text(f"[commit]\n\tgpgsign = true\n[core]\n\thooksPath = {hook.parent}\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "git").mkdir()

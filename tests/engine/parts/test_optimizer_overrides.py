@@ -185,10 +185,14 @@ def test_a_retry_from_the_beginning_halves_every_learning_rate() -> None:
     assert retry_arguments(cli, NotFiniteError("the loss is NaN"), []) == ["--optimizer.lr=0.01", "--retries=1"]
 
 
-def test_advice_after_a_nan_names_retries_only_to_who_gave_none() -> None:
-    cli: Any = SimpleNamespace(config=dict_to_namespace({"optimizer": None, "retries": 0}), record=None, given={})
+def test_advice_after_a_nan_names_retries_only_to_who_gave_none_and_can() -> None:
+    config: Any = dict_to_namespace({"optimizer": {"init_args": {"lr": 0.1}}, "retries": 0})
+    cli: Any = SimpleNamespace(config=config, record=None, given={})
     with pytest.raises(NotFiniteError, match="or retry at half the learning rate with --retries 3; there is no"):
         retry_arguments(cli, NotFiniteError("the loss is NaN"), [])
     cli.given = {"retries": "1"}
+    with pytest.raises(NotFiniteError, match=r"^the loss is NaN; there is no checkpoint"):
+        retry_arguments(cli, NotFiniteError("the loss is NaN"), [])
+    cli.given, config.optimizer = {}, None  # the model makes its own
     with pytest.raises(NotFiniteError, match=r"^the loss is NaN; there is no checkpoint"):
         retry_arguments(cli, NotFiniteError("the loss is NaN"), [])

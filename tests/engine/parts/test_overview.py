@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
 from src import ROOT, train
@@ -137,7 +138,7 @@ class Whole(LightningModule):
     }
 
 
-def test_every_listed_network_can_be_named_and_nothing_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_list_does_not_import_torch() -> None:
     code = (
         "import sys; sys.argv = ['train', '--list']; import src.train; src.train.main(); print('torch' in sys.modules)"
     )
@@ -149,11 +150,13 @@ def test_every_listed_network_can_be_named_and_nothing_is_imported(capsys: pytes
 def test_every_listed_class_and_file_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     overview.show(["--list"])
     shown = capsys.readouterr().out
-    networks = re.search(r"^Networks.*\n((?:  .*\n)*)", shown, re.MULTILINE)
-    for line in networks[1].splitlines() if networks else ():
-        name, text = line.split(maxsplit=1)
-        assert issubclass(import_class(project_classes()[name][0]), nn.Module)
-        assert text
+    for title, base in (("Networks", nn.Module), ("Tasks", LightningModule), ("DataModules", LightningDataModule)):
+        section = re.search(rf"^{title}.*\n((?:  .*\n)*)", shown, re.MULTILINE)
+        for line in section[1].splitlines() if section else ():
+            name, text = line.split(maxsplit=1)
+            assert issubclass(import_class(project_classes()[name][0]), base)
+            assert text
+    assert "Tasks" in shown or not (ROOT / "src" / "tasks").is_dir()
     files = re.findall(r"^  (configs/\S+)", shown, re.MULTILINE)
     assert sorted(files) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.yaml"))
     recipes = re.search(r"^Recipes.*\n((?:  .*\n)*)", shown, re.MULTILINE)[1]  # type: ignore[index]

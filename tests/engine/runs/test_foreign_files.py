@@ -28,9 +28,9 @@ def _tar(path: Path, payload: bytes) -> None:
 
 def _with_entry(name: str) -> Callable[[Path, Payload], None]:
     def write(path: Path, payload: Payload) -> None:
-        torch.save({"state_dict": {}}, path)
+        torch.save({"state_dict": {"a": torch.zeros(1)}, "pytorch-lightning_version": "2.6.6"}, path)
         with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(f"archive/{name}", pickle.dumps(payload))
+            archive.writestr(f"{path.stem}/{name}", pickle.dumps(payload))
 
     return write
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.engine.deploy.inference import Inference
 from src.engine.deploy.rebuild import build, load_model
-from src.engine.runs.checkpoint import read_checkpoint
-from src.engine.runs.trust import Trust, checked_spec, model_arguments
-from src.engine.system.classes import argument_types, parameters_of
+from src.engine.runs.checkpoint import check_names, names_of, read_checkpoint
+from src.engine.runs.trust import Trust, checked_class, checked_spec, model_arguments
+from src.engine.system.classes import argument_types, parameters_of, present_path, with_present_paths
 from src.engine.system.errors import InputError
 from tests.conftest import Run, write
-from tests.toy import CLASSES, SIDE
+from tests.toy import CLASSES, SIDE, ToyData
 
 Train = Callable[..., Run]
 
@@ -148,3 +150,45 @@ def test_a_network_that_takes_any_argument_is_built_with_all_of_them(train: Trai
     path = trained(train, of("Plain", net={**of("Open"), "dict_kwargs": {"depth": 3}}), tmp_path)
     model: Any = load_model(read_checkpoint(path), "forward", path, OWN)
     assert model.net.options == {"depth": 3}
+
+
+@pytest.mark.parametrize("what", ["labels", "columns"])
+def test_a_checkpoint_is_not_used_with_names_in_another_order(what: str) -> None:
+    data: Any = SimpleNamespace(columns=("a", "b"), labels=["x", "y", "z"])
+    checkpoint = {"record": {"names": names_of(data)}}
+    check_names(checkpoint, data)
+    check_names({}, data)
+    setattr(data, what, [*getattr(data, what)][::-1])
+    with pytest.raises(
+        InputError, match=rf"trained with the {what} .*, SimpleNamespace has .*: restore them, or train"
+    ):
+        check_names(checkpoint, data)
+    setattr(data, what, [])  # not known before `setup`
+    check_names(checkpoint, data)
+
+
+def test_a_run_is_not_tested_with_labels_in_another_order(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = train("fit", "--max_epochs=1", "--data.size=96").folder
+    labels = [f"shape {number}" for number in range(CLASSES)]
+    monkeypatch.setattr(ToyData, "labels", labels, raising=False)
+    train("test", f"--run={folder}", "--data.size=96")  # the checkpoint has none
+    other = train("fit", "--max_epochs=1", "--data.size=96").folder
+    monkeypatch.setattr(ToyData, "labels", labels[::-1])
+    for way in ("test", "fit"):
+        with pytest.raises(InputError, match="was trained with the labels shape 0, shape 1"):
+            train(way, f"--run={other}", "--max_epochs=2", "--data.size=96")
+    with pytest.raises(InputError, match="was trained with the labels shape 0, shape 1"):
+        Inference(str(other / "checkpoints" / "best.ckpt"), trust=["tests"])
+
+
+def test_a_class_whose_module_was_renamed_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = "src.tasks.classifier.Classifier"
+    tree = {
+        "model": {"class_path": "src.tasks.gone.Classifier", "init_args": {"net": [{"class_path": "src.gone.None_"}]}}
+    }
+    found = with_present_paths(tree)
+    assert found["model"]["class_path"] == now
+    assert found["model"]["init_args"] == tree["model"]["init_args"]  # there is no such class
+    assert present_path("torch.nn.Gone") == "torch.nn.Gone"
+    trust = Trust((), frozenset({"src.tasks.gone.Classifier"}))
+    assert checked_class("src.tasks.gone.Classifier", (LightningModule,), trust, "model")[0] == now

@@ -285,6 +285,7 @@ def test_a_new_run_does_not_stop_for_the_best_value_of_the_run_it_begins_from(tr
     first.unlink()  # its tensors are mapped from it
     torch.save(content, first)
     improves = ("--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.patience=1")
+    improves += ("--trainer.callbacks.monitor=val/loss",)
     again = train("fit", f"--ckpt_path={first}", "--trust=tests.toy", *improves, "--max_epochs=3")
     assert again.cli.trainer.current_epoch == 3
 
@@ -300,7 +301,8 @@ def test_a_run_that_stopped_early_stays_stopped_with_another_callback(train: Tra
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [1, 2])
 def test_a_run_that_keeps_fewer_checkpoints_keeps_the_best(train: Train, kept: int) -> None:
-    first = train("fit", "--max_epochs=3", "--checkpoint.save_top_k=-1")
+    monitor = ("--checkpoint.monitor=val/loss", "--checkpoint.mode=min")
+    first = train("fit", "--max_epochs=3", "--checkpoint.save_top_k=-1", *monitor)
     scores = first.cli.trainer.checkpoint_callback.best_k_models  # type: ignore[union-attr]
     again = train("fit", f"--run={first.folder}", "--max_epochs=4", f"--checkpoint.save_top_k={kept}")
     callback: Any = again.cli.trainer.checkpoint_callback

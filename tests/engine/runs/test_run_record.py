@@ -134,7 +134,7 @@ def test_a_run_that_uses_no_gpu_does_not_ask_for_its_name(monkeypatch: pytest.Mo
 def test_the_record_is_never_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = run_record.RunRecord(tmp_path, "")
     record.write(a=1.0)
-    monkeypatch.setattr(json, "dumps", lambda *_, **__: pytest.fail("stopped in the middle"))
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("stopped in the middle"))
     with pytest.raises(pytest.fail.Exception):
         record.write(a=2.0)
     monkeypatch.undo()

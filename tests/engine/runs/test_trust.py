@@ -264,18 +264,20 @@ def test_a_position_outside_of_the_epoch_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("score", "place"), [(2.0, "."), (-1.0, "logs/other")], ids=["tested", "deleted"])
 def test_files_that_a_callback_remembers_are_neither_tested_nor_deleted(
-    tampered: Callable[[Change], str], train: Train, tmp_path: Path
+    tampered: Callable[[Change], str], train: Train, tmp_path: Path, score: float, place: str
 ) -> None:
-    victim = tmp_path / "victim.ckpt"
+    victim = tmp_path / place / "victim.ckpt"
+    victim.parent.mkdir(parents=True, exist_ok=True)
     victim.touch()
 
     def change(checkpoint: Checkpoint) -> None:
         key = next(key for key in checkpoint["callbacks"] if key.startswith("ModelCheckpoint"))
-        state = checkpoint["callbacks"].pop(key)
-        known = {"best_k_models": {str(victim): torch.tensor(-1.0)}, "dirpath": str(tmp_path / "logs")}
-        state |= known | dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), str(victim))
-        checkpoint["callbacks"][key.replace("val/acc", "val/loss").replace("max", "min")] = state
+        values = {"kth_value": torch.tensor(score), "best_model_score": torch.tensor(score)}
+        known = {**values, "best_k_models": {str(victim): torch.tensor(score)}, "dirpath": str(tmp_path / "logs")}
+        known |= dict.fromkeys(("best_model_path", "kth_best_model_path", "last_model_path"), str(victim))
+        checkpoint["callbacks"][key] |= known
 
     folder = f"--checkpoint.dirpath={tmp_path / 'logs'}"
     run = train(f"--ckpt_path={tampered(change)}", "--max_epochs=6", folder)
