@@ -42,7 +42,7 @@ from src.text.tokenizer import (
 PARTS = ("train", "val", "test")
 CHUNK = 2**20  # bytes read at a time
 CHECKED = 10_000  # characters that are decoded again, to see whether the tokenizer keeps all of them
-FORMAT = "3"  # part of every cache key; increase it when the files change
+FORMAT = "4"  # part of every cache key; increase it when the files change
 PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 # Tiny Shakespeare (Karpathy 2015).
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -115,6 +115,7 @@ class TextDataModule(BatchedDataModule):
             it; default: none.
         folds: number of folds, at least 2.
 
+    Files are joined in the order of their paths, with a line break between, so windows may cross from one to the next.
     The last tenth of the characters is the test part, the last tenth of the rest the validation part; no window crosses
     a border. Batches are inputs (B, T) int64 and targets (B, T) int64, the next tokens. Training windows are random;
     validation and test use each token as a target once, except the first.
@@ -162,6 +163,8 @@ class TextDataModule(BatchedDataModule):
         self.data_source = path or source
         """Path or source of the text in use; set by `setup`."""
         self._restored: Tokenizer | None = None
+        self._text: list[Any] = []  # source, hash and fold, by which the text is split
+        self._restored_text: list[Any] = []
         self._folder: Path | None = None
 
     def prepare_data(self) -> None:
@@ -175,6 +178,12 @@ class TextDataModule(BatchedDataModule):
             # Others may share a folder that only its owner can write.
             with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
                 digest, characters = _known_hash(files, stats, self.cache_dir)
+                self._text = [str(self.data_source), digest, *self.fold]
+                if self._restored_text[:1] == self._text[:1] and self._restored_text != self._text:
+                    announce(
+                        f"the text of {self.data_source}, or its fold, has changed since training, so it is split"
+                        " differently: validation and test may contain text that was trained on"
+                    )
                 splits = split_sizes(characters, *self.fold)
                 if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
                     raise InputError(
@@ -230,12 +239,13 @@ class TextDataModule(BatchedDataModule):
         return {"vocab_size": self.vocab_size, "block_size": self.block_size}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.state}
+        return {"tokenizer": self.tokenizer.state, "text": self._text}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use a checkpoint's tokenizer; call it before `prepare_data`."""
         check_loaded(self, state_dict, "tokenizer")
         self.tokenizer = self._restored = restore_tokenizer(state_dict["tokenizer"])
+        self._restored_text = list(state_dict.get("text", ()))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         # As many windows per epoch as hold all tokens once.
@@ -350,14 +360,17 @@ def _write_tokens(
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
     partial = folder.with_name(f".{folder.name}-{os.getpid()}")  # not by tempfile, which overrides the user's umask
+    for left in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(exist_ok=True)
     try:
         with (partial / "tokens.bin").open("wb") as file:
-            is_whole = True
+            is_whole, checked = True, 0
             for part, text in _pieces(files, splits):
                 ids = tokenizer.encode(text).astype(dtype, copy=False)
-                if not any(counts.values()):  # a tokenizer may drop case, accents or line breaks
-                    some = text[:CHECKED]
+                if is_whole and checked < CHECKED:  # a tokenizer may drop case, accents or line breaks
+                    some = text[: CHECKED - checked]
+                    checked += len(some)
                     is_whole = tokenizer.decode(tokenizer.encode(some).tolist()).strip() == some.strip()
                 file.write(ids.data)
                 counts[part] += len(ids)

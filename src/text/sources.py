@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.data.download import write_atomically
 from src.engine.data.files import find_files, skipped_line
+from src.engine.data.loading import announce
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
@@ -32,6 +33,11 @@ def find_texts(path: str) -> list[Path]:
         problem = "no such file; give a file, a folder with .txt files, or a glob"
     if not files:
         raise InputError(f"--data.path {path}: {problem}")
+    if found := sorted({file.suffix.lower() for file in files} & {".json", ".jsonl", ".csv", ".tsv"}):
+        announce(
+            f"{' and '.join(found)} files are read as they are, with keys, quotes and escapes: for the texts in them"
+            " alone, write these to .txt files"
+        )
     return files
 
 

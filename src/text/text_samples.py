@@ -41,7 +41,7 @@ class TextSamples(Callback):
             except ValueError as error:
                 raise InputError(f"TextSamples: {error}") from error
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not trainer.loggers:
             return
         task: Any = pl_module

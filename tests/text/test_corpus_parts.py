@@ -9,8 +9,10 @@ import torch
 
 from src.engine.parts import remote
 from src.engine.system.errors import InputError
+from src.text.corpus import TextDataModule
 from src.text.sources import find_texts
 from tests.conftest import serving
+from tests.text.helpers import WORDS, tiny_pretrained
 from tests.text.test_corpus import own, ready
 
 
@@ -78,3 +80,45 @@ def test_texts_of_a_server_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with serving(tmp_path / "served") as url:
         assert ready(tmp_path, path=f"{url}a.txt").train_set.tokens.tolist() == [*content[:810]]
         assert [path.name for path in find_texts(url)] == ["a.txt", "b.txt"]
+
+
+def test_a_text_that_has_changed_since_training_is_said_to_be_split_differently(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("To be, or not to be. " * 60)
+    state = ready(tmp_path, path=str(folder)).state_dict()
+    for changed in (False, True):
+        if changed:
+            (folder / "b.txt").write_text("That is the question. " * 60)
+        data = TextDataModule(path=str(folder), cache_dir=str(tmp_path / "cache"), block_size=8)
+        data.load_state_dict(state)
+        data.setup("test")
+        assert any("has changed since training" in message for message in messages) == changed
+
+
+def test_a_tokenizer_that_loses_text_is_found_in_later_files_too(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("the cat")
+    (tmp_path / "texts" / "b.txt").write_text(f"{WORDS}\n" * 40)
+    pytest.importorskip("transformers")
+    data = ready(tmp_path, path=str(tmp_path / "texts"), tokenizer=tiny_pretrained("bert", tmp_path))
+    assert data.tokens_per_char == {}
+
+
+def test_tables_are_announced_to_be_read_as_they_are(tmp_path: Path, messages: list[str]) -> None:
+    for name, count in (("a.md", 0), ("a.jsonl", 1)):
+        (tmp_path / name).write_text("{}")
+        find_texts(str(tmp_path / name))
+        assert sum("are read as they are" in message for message in messages) == count
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("To be, or not to be. " * 60)
+    ready(tmp_path, path=str(tmp_path / "a.txt"))
+    (kept,) = (one for one in (tmp_path / "cache").iterdir() if one.is_dir())
+    left = kept.with_name(f".{kept.name}-1")
+    kept.rename(left)
+    ready(tmp_path, path=str(tmp_path / "a.txt"))
+    assert [one.name for one in (tmp_path / "cache").iterdir() if one.is_dir()] == [kept.name]

@@ -15,6 +15,7 @@ FORMATS = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "hug
 FORMATS |= {name: suffix for name, suffix, _ in hooks("EXPORT_FORMAT")}
 LIMIT = 1e-4  # maximum difference of a float32 output from the checkpoint's
 SAMPLES = 64  # number of validation samples to compare
+MAX_OUTPUTS = 2**27  # numbers to compare: logits of large language models would fill the memory
 EXTRA_BYTES = 4 * 2**20  # for graph, tokenizer and example
 QUANTIZE_FACTOR = 2.25  # copies of the weights on disk at the same time: float32, preprocessed, and 8 bits (a quarter)
 
@@ -55,7 +56,7 @@ def export(args: list[str]) -> None:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
             path = Path(folder) / output.name
             runtime, lines = formats.WRITERS[options.format](reference, path)
-            samples = reference.samples(SAMPLES)
+            samples = reference.samples(max(2, min(SAMPLES, MAX_OUTPUTS // reference.outputs)))
             difference = formats.largest_difference(reference, runtime, samples)
             count = sum(len(targets) for _, targets in samples)
             print(f"largest difference {difference:.1e} over {count} validation samples, limit {LIMIT:.0e}")

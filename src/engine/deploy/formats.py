@@ -111,6 +111,7 @@ class Reference:
             raise InputError(
                 f"{name}.forward returns {type(output).__name__}: export needs one tensor (B, ...); {GUIDE}"
             )
+        self.outputs = output[0].numel()  # of one sample
         return inputs
 
     def free_dimensions(self) -> dict[int, Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from src import export as command
-from src.engine.deploy import formats
+from src.engine.deploy import exporting, formats
 from src.engine.deploy.exporting import export
 from src.engine.deploy.formats import accuracy, largest_difference
 from src.engine.deploy.inference import Inference
@@ -62,6 +62,14 @@ def test_a_network_that_knows_the_hub_writes_its_own_folder(
     assert json.loads((output / "config.json").read_text()) == {"labels": ["good", "bad"]}
     assert {path.name for path in tmp_path.iterdir()} == {"model", "model.example.py"}
     assert example(output, "a fine film", monkeypatch) == "a program of five lines"
+
+
+def test_few_samples_are_compared_if_each_has_many_outputs(
+    toy_texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "MAX_OUTPUTS", 6)  # of two classes each
+    _, said = written(toy_texts, "huggingface", tmp_path)
+    assert "over 3 validation samples" in said
 
 
 @pytest.mark.slow

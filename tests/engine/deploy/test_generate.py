@@ -8,6 +8,7 @@ from src import generate as command
 from src.engine.deploy.generating import generate
 from src.engine.system.errors import InputError
 from tests.engine.deploy.served import of, one_line
+from tests.engine.deploy.toys import ToyLanguageNet
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
@@ -27,6 +28,14 @@ def test_a_text_is_continued_and_the_seed_that_is_said_repeats_it(
     assert found is not None
     assert written(capsys, *of(toy_writer), "--seed", found[1]) == (text, "")
     assert written(capsys, *of(toy_writer), "--seed", "7")[0] != text
+
+
+def test_a_prompt_that_is_too_long_says_what_is_used(
+    toy_writer: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size, line in ((4, "--prompt has 5 tokens, the model takes 4: the last 2 are used"), (5, "")):
+        monkeypatch.setattr(ToyLanguageNet, "block_size", size, raising=False)
+        assert written(capsys, *of(toy_writer), "--seed", "1")[1].strip() == line
 
 
 @pytest.mark.parametrize(
