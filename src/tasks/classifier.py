@@ -84,9 +84,9 @@ class Classifier(Task):
         self.loss = loss or self.configure_loss()
         if isinstance(self.loss, ONE_HOT_LOSSES):
             check_outputs(net, count)
-        weights = getattr(self.loss, "class_weights", None)
+        weights = getattr(self.loss, "class_weights", getattr(self.loss, "label_weights", None))
         if weights is not None and len(weights) != count:
-            raise InputError(f"class_weights {weights}: give {count} numbers, one per class")
+            raise InputError(f"weights {weights} of the loss: give {count} numbers, one per class")
 
     def configure_loss(self) -> nn.Module:
         """The default loss, on logits (B, num_classes) and targets (B,) int64."""

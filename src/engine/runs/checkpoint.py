@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from src.engine.system.batches import labels_of, plain_labels
+from src.engine.system.batches import plain_labels
 from src.engine.system.classes import Tree, differences, with_present_paths
 from src.engine.system.errors import FULL, InputError, UnwritableError
 from src.engine.system.hooks import hooks
@@ -228,18 +229,31 @@ def restore_data(checkpoint: dict[str, Any], data: Any) -> None:
 
 
 def names_of(data: Any) -> dict[str, list[str]]:
-    """The names on which the meaning of a network's inputs and outputs depends, in their order."""
-    return {"columns": [str(one) for one in getattr(data, "columns", None) or ()], "labels": labels_of(data)}
+    """The names on which the meaning of a network's inputs and outputs depends, in their order; empty if not known."""
+    found = {}
+    for what in ("columns", "labels"):
+        is_used = (
+            what == "labels" or getattr(data, "input_kind", None) == "table"
+        )  # others read columns as they are told
+        names: Any = getattr(data, what, None) if is_used else None
+        names = names.tolist() if hasattr(names, "tolist") else names
+        texts = [str(one) for one in names] if isinstance(names, list | tuple) else []
+        found[what] = texts if len({*texts}) == len(texts) else []  # else there is one for each sample
+    return found
 
 
 def check_names(checkpoint: dict[str, Any], data: Any) -> None:
-    """Raise InputError if a DataModule has other `columns` or `labels` than that of a checkpoint had."""
-    before = (checkpoint.get("record") or {}).get("names") or {}
+    """Raise InputError if a DataModule has other names than that of a checkpoint had, see `names_of`."""
+    record = checkpoint.get("record")
+    names = record.get("names") if isinstance(record, dict) else None
     for what, now in names_of(data).items():
-        if (old := before.get(what)) and now and old != now:
+        old = names.get(what) if isinstance(names, dict) else None
+        if isinstance(old, list) and old and now and old != now:
+            pairs = enumerate(zip_longest(old, now), start=1)
+            number, (was, has) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
             raise InputError(
-                f"the checkpoint was trained with the {what} {', '.join(map(str, old[:20]))}, {type(data).__name__} has"
-                f" {', '.join(now[:20])}: restore them, or train anew"
+                f"the checkpoint was trained with {len(old)} {what}, {type(data).__name__} has {len(now)}: number"
+                f" {number} was {was}, is {has}: restore them, or train anew"
             )
 
 

@@ -18,7 +18,7 @@ from torch import nn, optim
 from torch.optim import lr_scheduler
 
 from src.engine.runs.checkpoint import PATHS
-from src.engine.system.classes import Tree, argument_types, import_class, parameters_of, present_path, project_classes
+from src.engine.system.classes import Tree, argument_types, import_class, parameters_of, project_classes
 from src.engine.system.errors import InputError
 
 # Where library classes are looked up, and the base classes allowed there.
@@ -95,7 +95,6 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
         raise InputError(f"{place} names {path!r:.80}, which is not a class")
     cls: Any = None
     is_trusted = trust.covers(path)
-    path = present_path(path) if is_trusted else path
     module, _, name = path.rpartition(".")
     if is_trusted:
         cls = import_class(path)
@@ -254,7 +253,9 @@ class _Check:
         takes_anything = any(one in ANYTHING or one is UNKNOWN or isinstance(one, TypeVar) for one in options)
         if isinstance(value, dict) and "class_path" in value:
             wanted = tuple(one for one in (*options, *returned_by(hint)) if _is_class_type(one))
-            if not wanted and takes_anything and str(value["class_path"]) in self.trust.names:
+            path = str(value["class_path"])
+            known = project_classes().get(path.rpartition(".")[2], []) if path.startswith("src.") else []
+            if not wanted and takes_anything and not self.trust.names.isdisjoint([path, *known]):  # it may have moved
                 wanted = (object,)  # of an argument without a type
             if not wanted:
                 raise InputError(f"{place} is a class, but only plain values are allowed")

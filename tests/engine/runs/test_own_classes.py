@@ -5,6 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -154,14 +156,12 @@ def test_a_network_that_takes_any_argument_is_built_with_all_of_them(train: Trai
 
 @pytest.mark.parametrize("what", ["labels", "columns"])
 def test_a_checkpoint_is_not_used_with_names_in_another_order(what: str) -> None:
-    data: Any = SimpleNamespace(columns=("a", "b"), labels=["x", "y", "z"])
+    data: Any = SimpleNamespace(input_kind="table", columns=("a", "b"), labels=["x", "y", "z"])
     checkpoint = {"record": {"names": names_of(data)}}
     check_names(checkpoint, data)
     check_names({}, data)
     setattr(data, what, [*getattr(data, what)][::-1])
-    with pytest.raises(
-        InputError, match=rf"trained with the {what} .*, SimpleNamespace has .*: restore them, or train"
-    ):
+    with pytest.raises(InputError, match=rf"trained with . {what}, .* has .: number 1 was [ax], is [bz]: restore them"):
         check_names(checkpoint, data)
     setattr(data, what, [])  # not known before `setup`
     check_names(checkpoint, data)
@@ -175,9 +175,13 @@ def test_a_run_is_not_tested_with_labels_in_another_order(train: Train, monkeypa
     other = train("fit", "--max_epochs=1", "--data.size=96").folder
     monkeypatch.setattr(ToyData, "labels", labels[::-1])
     for way in ("test", "fit"):
-        with pytest.raises(InputError, match="was trained with the labels shape 0, shape 1"):
+        with pytest.raises(
+            InputError, match="was trained with 3 labels, ToyData has 3: number 1 was shape 0, is shape 2: restore"
+        ):
             train(way, f"--run={other}", "--max_epochs=2", "--data.size=96")
-    with pytest.raises(InputError, match="was trained with the labels shape 0, shape 1"):
+    with pytest.raises(
+        InputError, match="was trained with 3 labels, ToyData has 3: number 1 was shape 0, is shape 2: restore"
+    ):
         Inference(str(other / "checkpoints" / "best.ckpt"), trust=["tests"])
 
 
@@ -190,5 +194,36 @@ def test_a_class_whose_module_was_renamed_is_found(monkeypatch: pytest.MonkeyPat
     assert found["model"]["class_path"] == now
     assert found["model"]["init_args"] == tree["model"]["init_args"]  # there is no such class
     assert present_path("torch.nn.Gone") == "torch.nn.Gone"
-    trust = Trust((), frozenset({"src.tasks.gone.Classifier"}))
+    trust = Trust((), frozenset({now}))
     assert checked_class("src.tasks.gone.Classifier", (LightningModule,), trust, "model")[0] == now
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (np.array(["a", "b"]), ["a", "b"]),
+        (pd.Index(["a", "b"]), ["a", "b"]),
+        (5, []),
+        (len, []),
+        (torch.tensor(3), []),
+        (torch.zeros(9), []),  # one for each sample
+    ],
+    ids=str,
+)
+def test_names_of_any_data_can_be_saved(names: Any, expected: list[str]) -> None:
+    data = SimpleNamespace(input_kind="table", columns=names, labels=names)
+    assert names_of(data) == {"columns": expected, "labels": expected}
+    assert names_of(SimpleNamespace(columns=names))["columns"] == []  # options of other data, not inputs
+
+
+@pytest.mark.parametrize("record", [["x"], "x", {"names": 3}, {"names": {"labels": {"a": 1}}}], ids=str)
+def test_a_strangers_record_of_names_is_not_used(record: Any) -> None:
+    check_names({"record": record}, SimpleNamespace(labels=["x"]))
+
+
+def test_an_argument_without_a_type_may_have_a_class_that_has_moved() -> None:
+    now = "src.tasks.multi_label_classifier.WeightedBCE"
+    spec = {"class_path": f"{__name__}.Untyped", "init_args": {"other": {"class_path": "src.gone.WeightedBCE"}}}
+    spec["init_args"]["other"]["init_args"] = {"label_weights": [1.0]}  # type: ignore[index]
+    trust = Trust((), frozenset({f"{__name__}.Untyped", now}))
+    assert checked_spec(spec, (nn.Module,), trust, "model.net")["init_args"]["other"]["class_path"] == now
