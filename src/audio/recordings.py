@@ -49,7 +49,8 @@ def read_recording(source: Path | BinaryIO) -> Recording:
     if not RATES[0] <= rate <= RATES[1]:
         raise SampleError("it has {:,} samples per second: give {:,} to {:,}".format(rate, *RATES))
     if len(samples) > limit:
-        raise SampleError(f"it is longer than {limit / rate:,.6g} s")
+        most = f"{limit / rate:,.6g} s, the most for {channels} channel{'s' * (channels > 1)} at {rate:,} Hz"
+        raise SampleError(f"it is longer than {most}: cut it into shorter files")
     if len(samples) < frames or any(int(real) < int(said) < UNKNOWN for said, real in sizes):
         raise SampleError("the file is truncated: it ends before its sound does")
     if not len(samples):

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 from src.engine.data.batched import BatchedDataModule, check_loaded
 from src.engine.data.images import Ranges
 from src.engine.data.labelled_tables import local_paths, read_table
-from src.engine.data.loading import Batches, Indices, batch_loader, shuffled
+from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
+from src.engine.data.workers import NumWorkers
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded, report_cut
@@ -93,6 +94,8 @@ class CaptionDataModule(BatchedDataModule):
         batch_size: pairs per batch over all processes, at least 1.
         fold: see `MNISTDataModule`.
         folds: see `MNISTDataModule`.
+        crop: smallest share of a training image's area that a random crop keeps; 1: none. Your own images only.
+        num_workers: see `ImageFolderDataModule`; your own images only.
 
     Batches are images (B, C, S, S) float32 (C is 3 for your own images, 1 for MNIST), tokens (B, T) int64, mask (B, T)
     bool, and targets (B,) int64; a caption matches every image with the same target. Your own image may have
@@ -122,13 +125,15 @@ class CaptionDataModule(BatchedDataModule):
         batch_size: int = 128,
         fold: int | None = None,
         folds: int = 5,
+        crop: float = 0.5,
+        num_workers: NumWorkers = "auto",
     ) -> None:
         super().__init__()
         check_least(2, max_length=max_length)
         self.save_hyperparameters()
         shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
         self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)
-        self.fold = (fold, folds)
+        self.fold, self.crop, self.num_workers = (fold, folds), crop, num_workers
         self.path = path
         self.columns = (image_column, caption_column)
         self.max_length = max_length
@@ -142,7 +147,7 @@ class CaptionDataModule(BatchedDataModule):
         """Take one's own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
         options: dict[str, Any] = {"image_size": self._image_size, "flip": False}
-        options |= {"fold": self.fold[0], "folds": self.fold[1]}
+        options |= {"fold": self.fold[0], "folds": self.fold[1], "crop": self.crop, "num_workers": self.num_workers}
         self.files = ImageFolderDataModule(self.path, **options) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
@@ -216,6 +221,11 @@ class CaptionDataModule(BatchedDataModule):
         unknown = words.inner.token_to_id(UNKNOWN)
         if lost := [text for text, ids in zip(texts, found, strict=True) if len(ids) and (ids == unknown).all()]:
             raise InputError(f"label {lost[0]!r} has no word that the model was trained on: give another text")
+        for text, ids in zip(texts, found, strict=True):
+            if (ids == unknown).any():
+                read = words.inner.encode(text)
+                lost = [text[a:b] for one, (a, b) in zip(read.ids, read.offsets, strict=True) if one == unknown]
+                announce(f"label {text!r}: the model was not trained with {', '.join(lost)}: it may be any word to it")
         return padded(found)
 
     def prompts(self, part: str) -> list[tuple[Tensor, Tensor]]:
@@ -223,7 +233,7 @@ class CaptionDataModule(BatchedDataModule):
         if self.path is not None:
             return []
         return [
-            self.prepare_texts([phrasing.format(name) for name in names])
+            padded(self.tokenizer.encode_batch([phrasing.format(name) for name in names], self.max_length))
             for phrasing in PHRASINGS[part]
             for names in NAME_FORMS
         ]

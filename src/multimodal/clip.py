@@ -15,6 +15,7 @@ from src.vision.cnn import CNN
 Modality = Literal["image", "sound", "text"]
 INPUTS = {"image": 1, "sound": 1, "text": 2}  # tensors of each modality, in order: texts have tokens and mask
 IN_CHANNELS, VOCAB_SIZE = 1, 256  # defaults
+MAX_SCALE = 100  # of the similarities
 
 
 class CLIP(nn.Module):
@@ -34,7 +35,7 @@ class CLIP(nn.Module):
         num_heads: see `TextEncoder`.
         num_layers: see `TextEncoder`.
         dropout: dropout probability of these networks, in [0, 1).
-        temperature: initial value of the learned temperature that divides the similarities, above 0.
+        temperature: initial value of the learned temperature that divides the similarities, at least 0.01.
         modalities: two or three of `image`, `sound` and `text`.
         image: another network for images, (B, C, S, S) -> (B, embedding_dim).
         text: another network for texts, tokens (B, T) and mask (B, T) -> (B, embedding_dim).
@@ -68,8 +69,8 @@ class CLIP(nn.Module):
         sound: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature {temperature} is out of range: give more than 0")
+        if not temperature >= 1 / MAX_SCALE:
+            raise ValueError(f"temperature {temperature} is out of range: give at least {1 / MAX_SCALE}")
         given = {"image": image, "text": text, "sound": sound}
         if not 2 <= len(set(modalities)) == len(modalities):
             raise ValueError(f"modalities {', '.join(modalities)}: give two or three of {', '.join(INPUTS)}")
@@ -100,12 +101,16 @@ class CLIP(nn.Module):
                     f"{name} network {type(net).__name__} has {option} {have}, CLIP {need}: give it {option} {need}"
                 )
             setattr(self, f"{name}_net", net)
+            if given[name] is not None:
+                self.__dict__[name] = net  # as other arguments, but registered once
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     @property
     def scale(self) -> Tensor:
         """The factor of the similarities, 1 / temperature, at most 100."""
-        return self.log_scale.clamp(max=math.log(100)).exp()
+        # Unlike with `clamp`, the gradient can make it smaller again.
+        excess = (self.log_scale - math.log(MAX_SCALE)).clamp(min=0).detach()
+        return (self.log_scale - excess).exp()
 
     def features(self, modality: str, *inputs: Tensor) -> Tensor:
         """The inputs of one modality -> (B, embedding_dim), with norm 1."""

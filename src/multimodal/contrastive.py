@@ -45,6 +45,8 @@ class ContrastiveModel(Task):
         self.save_arguments(net=net)
         self.modalities: list[str] = list(net.modalities)  # type: ignore[arg-type]
         """The network's modalities; the first one is predicted on."""
+        self.takes_names = "text" in self.modalities
+        """Whether `name_classes` can set the classes to predict."""
         self.similarity: Tensor | None = None
         """After an evaluation: mean similarity of each class's images (rows) and prompts (columns), in [-1, 1]."""
         self._classes: Tensor | None = None
@@ -105,7 +107,7 @@ class ContrastiveModel(Task):
         Raises:
             InputError: the network takes no texts.
         """
-        if "text" not in self.modalities:
+        if not self.takes_names:
             raise InputError(f"{type(self.net).__name__} of {' and '.join(self.modalities)} takes no names of classes")
         self._classes = self._features(tokens, mask)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,8 +20,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from src.engine.data.images import read_image
-from src.engine.data.loading import Batches
+from src.engine.data.loading import Batches, Indices
 from src.engine.deploy.exporting import export
+from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
 from src.engine.training.hyperparameters import check_limits
@@ -346,6 +348,40 @@ def test_captions_of_one_image_are_in_different_batches_and_long_ones_are_said(
     assert any(re.match(r"\d+ of \d+ training captions reach the limit of 32 tokens", line) for line in messages)
     with pytest.raises(InputError, match="label 'zebra' has no word that the model was trained on"):
         data.prepare_texts(["a picture", "zebra"])
+    data.prepare_texts(["a picture", "a zebra"])
+    assert "label 'a zebra': the model was not trained with zebra: it may be any word to it" in messages
+
+
+def test_images_with_captions_may_be_whole_and_have_workers_of_ones_own(tmp_path: Path) -> None:
+    data = CaptionDataModule(str(own_pairs(tmp_path / "own")), image_size=16, crop=1.0, num_workers=0)
+    data.setup("fit")
+    seen = []
+    for epoch_seed in (3, 4):
+        indices = Indices([0])
+        indices.epoch_seed = epoch_seed
+        seen.append(data.train_set.images.__getitems__(indices)[0])
+    assert torch.equal(*seen)
+    strategy = SimpleNamespace(root_device=torch.device("cuda"))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=strategy, num_nodes=1)  # type: ignore[assignment]
+    assert data.train_dataloader().num_workers == 0
+
+
+@pytest.mark.slow
+def test_a_pretrained_encoder_is_rebuilt_without_its_file(tmp_path: Path) -> None:
+    weights = tmp_path / "resnet18.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    table = own_pairs(tmp_path / "own")
+    words = (CONFIG, f"--data.path={table}", "--data.image_size=32", "--trainer.max_steps=1", "--data.batch_size=8")
+    net = (
+        "--model.net.image=TorchvisionNet",
+        "--model.net.image.num_classes=64",
+        f"--model.net.image.weights={weights}",
+    )
+    path = fit(tmp_path, *words, *net)
+    weights.unlink()
+    inference = Inference(path)
+    assert inference.task.net.image_net.net is not None
+    assert len({id(one) for one in inference.task.net.parameters()}) == len([*inference.task.net.parameters()])
 
 
 def test_networks_that_do_not_fit_the_data_are_one_line() -> None:

@@ -208,3 +208,12 @@ def test_longer_sounds_are_given_by_their_seconds(tmp_path: Path) -> None:
     data = SpokenCaptionDataModule(path=str(triples(tmp_path / "own")), image_size=16, seconds=2.0)
     data.setup("fit")
     assert data.sets["train"].sounds[0].shape[1] == 2 * 16_000
+
+
+def test_a_temperature_at_its_limit_can_rise_again() -> None:
+    net = CLIP(temperature=0.01)
+    net.log_scale.data.fill_(5)
+    scale = net.scale
+    assert float(scale) == pytest.approx(100)
+    scale.backward()
+    assert float(net.log_scale.grad) > 0  # type: ignore[arg-type]

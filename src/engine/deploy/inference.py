@@ -125,6 +125,20 @@ class Inference(LightningModule):
         self.scores: dict[str, float] = {}
         self.eval()
 
+    def set_classes(self, labels: list[str] | None) -> None:
+        """Set the classes that the user names; a model that compares images with texts needs them.
+
+        Raises:
+            InputError: the model has fixed classes or takes none, or they are missing.
+        """
+        name = type(self.task).__name__
+        if hasattr(self.task, "name_classes") and not getattr(self.task, "takes_names", True):
+            raise InputError(f"{name} has no texts to name classes with: it can only be trained, validated and tested")
+        if labels:
+            self.name_classes(labels)
+        elif hasattr(self.task, "name_classes") and not self.labels:
+            raise InputError(f"{name} has no classes: give --labels, one text per class")
+
     def name_classes(self, labels: list[str]) -> None:
         """Set the classes of a model that compares images with texts.
 

@@ -210,10 +210,7 @@ def run_service(options: argparse.Namespace) -> None:
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
     inference = inference.to(device_of(options.accelerator))
-    if options.labels:
-        inference.name_classes(options.labels)
-    elif hasattr(inference.task, "name_classes") and not inference.labels:
-        raise InputError(f"{type(inference.task).__name__} has no classes: give --labels, one text per class")
+    inference.set_classes(options.labels)
     inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)

@@ -30,8 +30,8 @@ def _use_plain(module: Any, spec: Tree, logged: Tree) -> Tree:
     """Set the plain arguments as hyperparameters, and return them; not to be logged if they contradict `logged`."""
     plain = {"_class_path": spec["class_path"], **deepcopy(spec.get("init_args", {}))}
     for name, value in plain.items():
-        if isinstance(value, dict) and "class_path" in value:
-            value["init_args"] = {**value.get("init_args", {}), **rebuild_arguments(getattr(module, name, None))}
+        if is_class(value):
+            _use_rebuilt(value, getattr(module, name, None))
     plain |= INSTANTIATOR
     # What is not plain, and what its constructor has changed.
     own = {name: value for name, value in module.hparams.items() if not (name.startswith("_") or is_class(value))}
@@ -39,6 +39,14 @@ def _use_plain(module: Any, spec: Tree, logged: Tree) -> Tree:
     module.save_hyperparameters(plain, logger=is_consistent)
     module.hparams.update(own)
     return plain
+
+
+def _use_rebuilt(spec: Tree, module: Any) -> None:
+    """Give a network, and those in its arguments, the arguments that build them without their files."""
+    spec["init_args"] = {**(spec.get("init_args") or {}), **rebuild_arguments(module)}
+    for name, value in spec["init_args"].items():
+        if is_class(value):
+            _use_rebuilt(value, getattr(module, name, None))
 
 
 def _save_plain(hook: Callable[[Tree], None], saved: list[tuple[Any, Tree, Tree]], checkpoint: Tree) -> None:
@@ -96,6 +104,7 @@ def keep_sources(now: Tree, before: Tree, stored: Tree, module: Any) -> None:
             names = [one for one in rebuild_arguments(getattr(module, name, None)) if one in given]
             kept = {one: given[one] for one in names if own.get(one) == rebuilt.get(one)}  # else it was changed
             spec["init_args"] = {**own, **kept}
+            keep_sources(spec, specs[1], specs[2], getattr(module, name, None))  # those in its arguments
 
 
 def _describe_module(module: nn.Module) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from src.engine.cli.command import command_parser, data_options, parse_words
 from src.engine.deploy import serving
+from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
 from src.engine.system.errors import InputError
 
@@ -91,10 +93,17 @@ class Compares:
     def name_classes(self) -> None: ...
 
 
+class TakesNoNames(Compares):
+    """A task that compares images with sounds."""
+
+    takes_names = False
+
+
 @pytest.mark.parametrize(
     ("task", "words", "line"),
     [
         (Compares(), (), "Compares has no classes: give --labels, one text per class"),
+        (TakesNoNames(), (), "TakesNoNames has no texts to name classes with: it can only be trained, validated and"),
         (SimpleNamespace(finds_boxes=True), ("--truth=x.json",), "boxes are scored only by .* test: leave --truth out"),
         (SimpleNamespace(), ("--pictures",), "--pictures: SimpleNamespace finds no boxes to draw: leave it out"),
         (SimpleNamespace(), ("--truth=x",), "--truth x: give the word folder: each file's folder is its class"),
@@ -105,6 +114,7 @@ def test_what_a_task_cannot_do_is_said_first(
 ) -> None:
     data = SimpleNamespace(file_suffixes=(".wav",))
     fake = SimpleNamespace(task=task, labels=[], kind="file", data=data, missing_paths=[])
+    fake.set_classes = partial(Inference.set_classes, fake)
     monkeypatch.setattr("src.engine.deploy.inference.Inference", lambda *_, **__: fake)
     with pytest.raises(InputError, match=line):
         predict([str(tmp_path), f"--output={tmp_path / 'out.csv'}", "--accelerator=cpu", *words])

@@ -168,20 +168,12 @@ def test_a_checkpoint_is_not_used_with_names_in_another_order(what: str) -> None
 
 
 def test_a_run_is_not_tested_with_labels_in_another_order(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = train("fit", "--max_epochs=1", "--data.size=96").folder
-    labels = [f"shape {number}" for number in range(CLASSES)]
-    monkeypatch.setattr(ToyData, "labels", labels, raising=False)
-    train("test", f"--run={folder}", "--data.size=96")  # the checkpoint has none
     other = train("fit", "--max_epochs=1", "--data.size=96").folder
-    monkeypatch.setattr(ToyData, "labels", labels[::-1])
+    monkeypatch.setattr(ToyData, "labels", ToyData.labels[::-1])
     for way in ("test", "fit"):
-        with pytest.raises(
-            InputError, match="was trained with 3 labels, ToyData has 3: number 1 was shape 0, is shape 2: restore"
-        ):
+        with pytest.raises(InputError, match="was trained with 3 labels, ToyData has 3: number 1 was left, is "):
             train(way, f"--run={other}", "--max_epochs=2", "--data.size=96")
-    with pytest.raises(
-        InputError, match="was trained with 3 labels, ToyData has 3: number 1 was shape 0, is shape 2: restore"
-    ):
+    with pytest.raises(InputError, match="was trained with 3 labels, ToyData has 3: number 1 was left, is "):
         Inference(str(other / "checkpoints" / "best.ckpt"), trust=["tests"])
 
 
