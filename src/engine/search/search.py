@@ -4,6 +4,7 @@ import argparse
 import inspect
 import json
 import math
+import os
 import sys
 import time
 import warnings
@@ -15,6 +16,7 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import get_lock_file
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -170,7 +172,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     pruner = instantiate(optuna.pruners, spec["pruner"], "pruner", None, None)
     try:
         file = str(folder / "study.log")
-        storage = _open_database(options.storage) if options.storage else JournalStorage(JournalFileBackend(file))
+        storage = _open_database(options.storage) if options.storage else JournalStorage(Journal(file))
         study = optuna.create_study(
             storage=storage,
             sampler=sampler,
@@ -212,11 +214,23 @@ def _open_database(url: str) -> Any:
         return open_it()
 
 
+class Journal(JournalFileBackend):
+    """Optuna's file, without an end that a full disk has cut short: Optuna would read nothing after it."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        path = Path(self._file_path)
+        with get_lock_file(self._lock), path.open("rb+") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        super().append_logs(logs)
+
+
 def instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
     own = (one for one in module.__all__ if one.endswith(what.title()) and not one.startswith("Base"))
-    known = sorted({*own} - {"CmaEsSampler"})  # which unpickles what is in the study
+    # The first unpickles what is in the study, the second ends an `optimize` of all trials.
+    known = sorted({*own} - {"CmaEsSampler", "BruteForceSampler"})
     if name not in known:
-        raise InputError(f"--{what} {name}: no such {what}{nearest(name, known) or f'; known: {known}'}")
+        raise InputError(f"--{what} {name}: not one to use here{nearest(name, known) or f'; known: {known}'}")
     if name == "GridSampler":
         if not all("categorical" in one for one in space.values()):
             raise InputError("--sampler GridSampler: every entry of space must be categorical")

@@ -48,6 +48,10 @@ def _take_trials(search: Search, timeout: float | None) -> int:
                 break
             run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
             search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report], gc_after_trial=True)
+        except ValueError as error:
+            if "Cannot tell a" not in str(error):
+                raise
+            print("another machine has taken this trial: this one was not heard of for a minute", file=sys.stderr)
         except Interrupted as stop:
             for trial in trials_of(search, (TrialState.RUNNING,)):
                 if trial.user_attrs.get("process") == _this_process():
@@ -110,7 +114,7 @@ def _this_process() -> str:
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
-    if (name := search.spec["sampler"]) not in ("GridSampler", "QMCSampler"):  # need one seed for the whole study
+    if (name := search.spec["sampler"]) != "GridSampler":  # which needs one seed for the whole study
         # One seed per trial: otherwise the processes of a study would all draw the same values.
         search.study.sampler = instantiate(
             optuna.samplers, name, "sampler", (search.seed * 100_003 + trial.number) % 2**32, None
@@ -138,7 +142,8 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
         trial.set_user_attr("metrics", read_metrics(cli.record.folder))
     except (Exception, SystemExit) as error:
         cause = cause_of(error)
-        trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
+        with suppress(OSError, optuna.exceptions.UpdateFinishedTrialError):  # a full disk, or another machine has it
+            trial.set_user_attr("error", f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}")
         if isinstance(cause, UnwritableError | torch.AcceleratorError) or getattr(cause, "errno", 0) in FULL:
             # The machine's fault: later trials would fail too, so stop. The same command retries this one; after a GPU
             # error only once, as its values may be the cause.

@@ -40,7 +40,9 @@ def tune(args: list[str]) -> int:
 
 def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     """Run one study in several processes that share the CPU cores; each runs many trials."""
-    from src.engine.search.search import open_search
+    from optuna.trial import TrialState
+
+    from src.engine.search.search import open_search, trials_of
     from src.engine.search.search_report import finish
     from src.engine.search.trials import needs_more, print_progress
 
@@ -48,8 +50,8 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
     threads = str(max(1, usable_cores() // options.jobs))
     environment = {**os.environ, WORKER: "1", JOBS: str(options.jobs), "OMP_NUM_THREADS": threads}
     command = [sys.executable, "-m", "src.tune", *args]
-    names = [*search.spec["options"], *(flag for flag, _ in options.more)]
-    names_devices = not search.spec["first"] or any("devices" in name for name in names)
+    given = [*search.spec["options"].items(), *options.more]
+    names_devices = not search.spec["first"] or any("devices" in name and str(value) != "1" for name, value in given)
     workers = []
     for number in range(options.jobs):
         own = {} if names_devices else gpu_of(number)
@@ -63,9 +65,12 @@ def _start_workers(options: argparse.Namespace, args: list[str]) -> int:
         for worker in workers:  # Ctrl-C reaches them too, SIGTERM does not
             worker.terminate()
     codes = [worker.wait() for worker in workers]
-    if 1 in codes:  # the machine stopped a worker; others may have finished the study
-        search.is_broken = needs_more(search)
-        codes = [code for code in codes if code != 1]
+    if signum == 0 and min(codes, default=0) < 0:
+        print("a process was killed, perhaps for lack of memory: give fewer --jobs", file=sys.stderr)
+    if lost := [code for code in codes if code == 1 or (code < 0 and not signum)]:
+        # The machine stopped a process; others may have finished the study.
+        search.is_broken = needs_more(search) or bool(trials_of(search, (TrialState.RUNNING,)))
+        codes = [code for code in codes if code not in lost]
     return finish(search, signum) or (max(codes, default=0) if min(codes, default=0) >= 0 else 1)
 
 

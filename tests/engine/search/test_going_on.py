@@ -184,3 +184,12 @@ def test_the_report_of_a_search_without_repetitions(tmp_path: Path, capsys: pyte
     assert finish(found, 0) == 0
     assert "2 complete" in capsys.readouterr().out
     assert (found.folder / "study.html").is_file()
+
+
+def test_a_study_whose_end_a_full_disk_has_cut_short_goes_on(tmp_path: Path) -> None:
+    search(tmp_path, n_trials=1)
+    (log,) = tmp_path.rglob("study.log")
+    with log.open("ab") as file:
+        file.write(b'{"op_code":8,"tr')
+    assert [trial.state.name for trial in search(tmp_path, n_trials=2)] == ["COMPLETE", "COMPLETE"]
+    assert len(opened(tmp_path, n_trials=2).study.get_trials()) == 2

@@ -188,6 +188,7 @@ def test_a_worker_whose_search_is_gone_stops(monkeypatch: pytest.MonkeyPatch) ->
     ("first", "words", "shares"),
     [
         (["--trainer.devices=1"], [], True),
+        (["--trainer.devices=1"], ["--devices=1"], True),  # one, whichever it is
         (["--trainer.devices=1"], ["--devices=[1]"], False),
         ([], [], False),  # the recipe names one
     ],
@@ -216,3 +217,23 @@ def test_processes_of_a_search_that_names_its_gpu_keep_it(
         for one, handler in zip(SIGNALS, handlers, strict=True):
             signal.signal(one, handler)
     assert seen == (["0", "1"] if shares else [None, None])
+
+
+@pytest.mark.parametrize(("needs", "code"), [(True, 1), (False, 0)])
+def test_killed_processes_are_said_and_make_a_study_unfinished(
+    needs: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = SimpleNamespace(get_trials=lambda **_: [])
+    found = SimpleNamespace(spec={"first": [], "options": {}}, study=study, is_broken=False)
+    monkeypatch.setattr("src.engine.search.search.open_search", lambda _: found)
+    monkeypatch.setattr("src.engine.search.trials.print_progress", lambda *_: None)
+    monkeypatch.setattr("src.engine.search.trials.needs_more", lambda _: needs)
+    monkeypatch.setattr("src.engine.search.search_report.finish", lambda one, _: int(one.is_broken))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda: -9))
+    handlers = [signal.getsignal(one) for one in SIGNALS]
+    try:
+        assert tuning.tune(["--config=configs/tune/seeds.yaml", "--jobs=2"]) == code
+    finally:
+        for one, handler in zip(SIGNALS, handlers, strict=True):
+            signal.signal(one, handler)
+    assert "a process was killed, perhaps for lack of memory: give fewer --jobs" in capsys.readouterr().err
