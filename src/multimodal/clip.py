@@ -108,9 +108,10 @@ class CLIP(nn.Module):
     @property
     def scale(self) -> Tensor:
         """The factor of the similarities, 1 / temperature, at most 100."""
-        # Unlike with `clamp`, the gradient can make it smaller again.
-        excess = (self.log_scale - math.log(MAX_SCALE)).clamp(min=0).detach()
-        return (self.log_scale - excess).exp()
+        if self.training:  # as in the paper: clipped, so that it can become smaller again
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(MAX_SCALE))
+        return self.log_scale.clamp(max=math.log(MAX_SCALE) + 1e-3).exp()
 
     def features(self, modality: str, *inputs: Tensor) -> Tensor:
         """The inputs of one modality -> (B, embedding_dim), with norm 1."""

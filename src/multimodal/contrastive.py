@@ -51,6 +51,7 @@ class ContrastiveModel(Task):
         """After an evaluation: mean similarity of each class's images (rows) and prompts (columns), in [-1, 1]."""
         self._classes: Tensor | None = None
         self._seen: list[tuple[Tensor, ...]] = []
+        self._prompts: list[Tensor] = []
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -64,6 +65,12 @@ class ContrastiveModel(Task):
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
         self._seen = []
+        data: Any = getattr(self.trainer, "datamodule", None)
+        has_prompts = self.takes_names and hasattr(data, "prompts")
+        # Here, as weights that a callback has put in place may be gone at the end of the epoch.
+        with self.trainer.precision_plugin.tensor_init_context():  # new tensors have the type of the weights
+            prompts = data.prompts("test" if self.trainer.testing else "val") if has_prompts else []
+            self._prompts = [self._features(*prompt).cpu() for prompt in prompts]
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -152,9 +159,8 @@ class ContrastiveModel(Task):
             found[f"{stage}/{name}_r1"] = matches[:, 0].float().mean()
             found[f"{stage}/{name}_r5"] = matches.any(dim=1).float().mean()
         images = features[self.modalities[0]]
-        if "text" in features and (prompts := data.prompts(stage) if hasattr(data, "prompts") else []):
-            with self.trainer.precision_plugin.tensor_init_context():  # new tensors have the type of the weights
-                classes = torch.stack([self._features(*prompt).cpu() for prompt in prompts])  # (phrasings, classes, D)
+        if self._prompts:
+            classes = torch.stack(self._prompts)  # (phrasings, classes, D)
             correct = [(images @ phrasing.T).argmax(dim=1) == targets for phrasing in classes]
             found[f"{stage}/acc"] = torch.stack(correct).float().mean()
             means = torch.stack([images[targets == number].mean(dim=0) for number in range(classes.shape[1])])

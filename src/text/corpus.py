@@ -163,8 +163,7 @@ class TextDataModule(BatchedDataModule):
         self.data_source = path or source
         """Path or source of the text in use; set by `setup`."""
         self._restored: Tokenizer | None = None
-        self._text: list[Any] = []  # source, hash and fold, by which the text is split
-        self._restored_text: list[Any] = []
+        self._text = self._restored_text = list[Any]()  # source, hash and fold, by which the text is split
         self._folder: Path | None = None
 
     def prepare_data(self) -> None:
@@ -178,12 +177,12 @@ class TextDataModule(BatchedDataModule):
             # Others may share a folder that only its owner can write.
             with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
                 digest, characters = _known_hash(files, stats, self.cache_dir)
-                self._text = [str(self.data_source), digest, *self.fold]
-                if self._restored_text[:1] == self._text[:1] and self._restored_text != self._text:
-                    announce(
-                        f"the text of {self.data_source}, or its fold, has changed since training, so it is split"
-                        " differently: validation and test may contain text that was trained on"
-                    )
+                fold = self.fold if self.fold[0] else ()
+                self._text, before = [str(self.data_source), digest, *fold, self.final], self._restored_text
+                if before[:1] == self._text[:1] and before != self._text:
+                    parts = "validation and test" if before[1:2] != [digest] else "validation"
+                    changed = f"the text of {self.data_source}, its fold or --data.final has changed since training"
+                    announce(f"{changed}: {parts} may contain text that was trained on")
                 splits = split_sizes(characters, *self.fold)
                 if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
                     raise InputError(

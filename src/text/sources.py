@@ -13,6 +13,8 @@ from src.engine.data.loading import announce
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
+AS_TABLES = {"json", "jsonl", "ndjson", "csv", "tsv"}  # endings of files that are not plain text
+
 
 def find_texts(path: str) -> list[Path]:
     """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
@@ -33,9 +35,9 @@ def find_texts(path: str) -> list[Path]:
         problem = "no such file; give a file, a folder with .txt files, or a glob"
     if not files:
         raise InputError(f"--data.path {path}: {problem}")
-    if found := sorted({file.suffix.lower() for file in files} & {".json", ".jsonl", ".csv", ".tsv"}):
+    if found := sorted({file.name.lower().removesuffix(".gz").rpartition(".")[2] for file in files} & AS_TABLES):
         announce(
-            f"{' and '.join(found)} files are read as they are, with keys, quotes and escapes: for the texts in them"
+            f".{' and .'.join(found)} files are read as they are, with keys, quotes and escapes: for the texts in them"
             " alone, write these to .txt files"
         )
     return files

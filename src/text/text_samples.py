@@ -41,8 +41,17 @@ class TextSamples(Callback):
             except ValueError as error:
                 raise InputError(f"TextSamples: {error}") from error
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.loggers:
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Within the validation: a callback that averages weights puts others in their place before and after it.
+        if trainer.sanity_checking or not trainer.loggers or batch_idx or dataloader_idx:
             return
         task: Any = pl_module
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]

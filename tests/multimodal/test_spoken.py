@@ -200,7 +200,7 @@ def test_wrong_modalities_are_one_line(words: str, message: str, error_of: Calla
 def test_a_model_without_texts_says_that_it_cannot_name_classes(tmp_path: Path) -> None:
     short = ("--max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1")
     checkpoint = fit(tmp_path, *SMALL, "--data.modalities=[image,sound]", *short)
-    with pytest.raises(InputError, match="CLIP of image and sound takes no names of classes"):
+    with pytest.raises(InputError, match="has no texts to name classes with"):
         predict(["--ckpt_path", checkpoint, str(tmp_path), "--output", str(tmp_path / "out.csv")])
 
 

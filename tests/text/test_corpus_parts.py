@@ -3,6 +3,7 @@
 import gzip
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_a_tokenizer_that_loses_text_is_found_in_later_files_too(tmp_path: Path)
 
 
 def test_tables_are_announced_to_be_read_as_they_are(tmp_path: Path, messages: list[str]) -> None:
-    for name, count in (("a.md", 0), ("a.jsonl", 1)):
+    for name, count in (("a.md", 0), ("a.jsonl", 1), ("b.jsonl.gz", 2)):
         (tmp_path / name).write_text("{}")
         find_texts(str(tmp_path / name))
         assert sum("are read as they are" in message for message in messages) == count
@@ -122,3 +123,25 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     kept.rename(left)
     ready(tmp_path, path=str(tmp_path / "a.txt"))
     assert [one.name for one in (tmp_path / "cache").iterdir() if one.is_dir()] == [kept.name]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "parts"),
+    [
+        ({"folds": 5}, {"folds": 10}, ""),
+        ({"fold": 1}, {"fold": 2}, "validation may"),
+        ({"final": True}, {}, "validation may"),
+    ],
+    ids=str,
+)
+def test_another_fold_or_a_final_run_is_said_to_have_seen_the_validation_part(
+    before: dict[str, Any], now: dict[str, Any], parts: str, tmp_path: Path, messages: list[str]
+) -> None:
+    path = own(tmp_path, "To be, or not to be. " * 60)
+    data = TextDataModule(path=path, cache_dir=str(tmp_path / "cache"), block_size=8, **now)
+    data.load_state_dict(ready(tmp_path, path=path, **before).state_dict())
+    data.setup("test")
+    said = [message for message in messages if "has changed since training" in message]
+    assert [one.partition(": ")[2].removesuffix(" contain text that was trained on") for one in said] == [parts] * bool(
+        parts
+    )

@@ -36,7 +36,7 @@ def test_a_sample_follows_each_validation_and_changes_nothing(train: Train, own:
     assert [event.step for event in samples] == [2, 4]
     assert len(samples[0].tensor_proto.string_val[0]) > 100
     state = torch.get_rng_state()
-    TextSamples().on_validation_epoch_end(run.cli.trainer, run.cli.model)
+    TextSamples().on_validation_batch_end(run.cli.trainer, run.cli.model, None, None, 0)
     assert torch.equal(torch.get_rng_state(), state)
     without = train(*SHORT, *own, "--trainer.callbacks=null")
     assert all((value == without.weights[name]).all() for name, value in run.weights.items())

@@ -106,12 +106,11 @@ class Reference:
             inputs = tuple(one.repeat(2, *[1] * (one.dim() - 1)) for one in inputs)
         with self.inference.call_errors("forward", inputs), torch.no_grad():
             output = self.net(*inputs)
-        if not isinstance(output, Tensor):
+        if not isinstance(output, Tensor) or not output.ndim:
             name = type(self.inference.task).__name__
-            raise InputError(
-                f"{name}.forward returns {type(output).__name__}: export needs one tensor (B, ...); {GUIDE}"
-            )
-        self.outputs = output[0].numel()  # of one sample
+            what = "one number" if isinstance(output, Tensor) else type(output).__name__
+            raise InputError(f"{name}.forward returns {what}: export needs one tensor (B, ...); {GUIDE}")
+        self.outputs = max(1, output[0].numel())  # of one sample
         return inputs
 
     def free_dimensions(self) -> dict[int, Any]:

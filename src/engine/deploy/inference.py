@@ -113,7 +113,7 @@ class Inference(LightningModule):
         features = Normalise(self.data) if self.kind == "image" else getattr(self.data, "features", None)
         # A copy, because the data stays on the CPU.
         self.features: Any = deepcopy(features) if isinstance(features, nn.Module) else None
-        if self.labels:
+        if self.labels and getattr(task, "takes_names", True):
             self.name_classes(self.labels)
         if len(set(self.labels)) < len(self.labels):
             raise InputError(f"--ckpt_path {given}: its data has several labels of the same name")

@@ -237,7 +237,8 @@ def names_of(data: Any) -> dict[str, list[str]]:
         )  # others read columns as they are told
         names: Any = getattr(data, what, None) if is_used else None
         names = names.tolist() if hasattr(names, "tolist") else names
-        texts = [str(one) for one in names] if isinstance(names, list | tuple) else []
+        is_list = isinstance(names, list | tuple) and not any(isinstance(one, float) for one in names)
+        texts = [str(one) for one in names] if is_list else []
         found[what] = texts if len({*texts}) == len(texts) else []  # else there is one for each sample
     return found
 
@@ -249,7 +250,7 @@ def check_names(checkpoint: dict[str, Any], data: Any) -> None:
     for what, now in names_of(data).items():
         old = names.get(what) if isinstance(names, dict) else None
         if isinstance(old, list) and old and now and old != now:
-            pairs = enumerate(zip_longest(old, now), start=1)
+            pairs = enumerate(zip_longest(old, now, fillvalue="missing"), start=1)
             number, (was, has) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
             raise InputError(
                 f"the checkpoint was trained with {len(old)} {what}, {type(data).__name__} has {len(now)}: number"

@@ -138,5 +138,6 @@ def _plot(search: Search, console: Console) -> None:
             parts.append(figure.to_html(full_html=False, include_plotlyjs="inline" if not parts else False))
     title = html.escape(search.folder.name)
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><h1>{title}</h1>{''.join(parts)}"
-    (search.folder / "study.html").write_text(page, encoding="utf-8")
-    console.print(f"plots: {search.folder / 'study.html'}")
+    with suppress(OSError):  # the disk may be full
+        (search.folder / "study.html").write_text(page, encoding="utf-8")
+        console.print(f"plots: {search.folder / 'study.html'}")

@@ -48,6 +48,13 @@ def _take_trials(search: Search, timeout: float | None) -> int:
                 break
             run, report = partial(_run_trial, search, lock), partial(_print_trial, search)
             search.study.optimize(run, n_trials=1, catch=(Exception,), callbacks=[report], gc_after_trial=True)
+        except (OSError, AssertionError) as error:  # Optuna 5.0 hides the first behind the second
+            cause = error if isinstance(error, OSError) else error.__context__
+            if getattr(cause, "errno", 0) not in FULL:
+                raise
+            print(f"{search.folder} cannot be written, the disk is full: free some space", file=sys.stderr)
+            search.is_broken = True
+            return 0
         except ValueError as error:
             if "Cannot tell a" not in str(error):
                 raise

@@ -199,6 +199,7 @@ def test_a_class_whose_module_was_renamed_is_found(monkeypatch: pytest.MonkeyPat
         (len, []),
         (torch.tensor(3), []),
         (torch.zeros(9), []),  # one for each sample
+        (torch.arange(9) / 7, []),
     ],
     ids=str,
 )

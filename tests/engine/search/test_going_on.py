@@ -1,6 +1,8 @@
 """Searches that go on: with their own runs, with the same space, in the folder that is asked for."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from src.engine.search import trials as trials_module
 from src.engine.search.search import build_run, open_search, queue_again
 from src.engine.search.search_report import finish
 from src.engine.search.space import check_space, conditional_values
-from src.engine.search.trials import _final_metric, _print_trial, _run_trial
+from src.engine.search.trials import _final_metric, _print_trial, _run_trial, run_trials
 from src.engine.search.tuning import _parse
 from src.engine.system.errors import InputError
 from tests.conftest import write
@@ -193,3 +195,22 @@ def test_a_study_whose_end_a_full_disk_has_cut_short_goes_on(tmp_path: Path) -> 
         file.write(b'{"op_code":8,"tr')
     assert [trial.state.name for trial in search(tmp_path, n_trials=2)] == ["COMPLETE", "COMPLETE"]
     assert len(opened(tmp_path, n_trials=2).study.get_trials()) == 2
+
+
+def test_a_disk_that_is_full_ends_a_search_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append, left = search_module.Journal.append_logs, [12]
+
+    def full(journal: Any, logs: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(journal, logs)
+
+    monkeypatch.setattr(search_module.Journal, "append_logs", full)
+    found, signum = run_trials(_parse(words(tmp_path, n_trials=3)), probes=False)
+    assert (found.is_broken, signum) == (True, 0)
+    assert "cannot be written, the disk is full: free some space" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert [trial.state.name for trial in search(tmp_path, n_trials=1)].count("COMPLETE") == 1

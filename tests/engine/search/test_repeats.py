@@ -121,7 +121,8 @@ def test_choices_that_a_study_cannot_change_are_refused(tmp_path: Path) -> None:
     search(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}, n_trials=1)
     for other in ({"categorical": [64, 50]}, {"int": [64, 100]}):
         with pytest.raises(
-            InputError, match=r"holds trials with another type, log or other choices of data.batch_size of .*64, 100.*--name"
+            InputError,
+            match=r"trials with another type, log or other choices of data.batch_size of .*64, 100.*--name",
         ):
             opened(tmp_path, space={"data.batch_size": other})
     assert opened(tmp_path, space={"data.batch_size": {"categorical": [64, 100]}}).study.trials
