@@ -14,25 +14,10 @@ from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
 from src.tasks.label_metrics import FirstCurves, MacroAveragePrecision, MacroF1
 from src.tasks.task import Task, check_outputs, label_texts
+from src.tasks.weighted_bce import WeightedBCE
 
 LISTED = 50  # labels whose F1 is logged one by one
 MAX_CURVES = 20  # labels in one figure
-
-
-class WeightedBCE(nn.BCEWithLogitsLoss):
-    """Binary cross entropy with a weight per label for targets of 1, for rare labels.
-
-    Args:
-        label_weights: a number above 0 for each label.
-    """
-
-    def __init__(self, label_weights: list[float]) -> None:
-        if not all(0 < weight < float("inf") for weight in label_weights):
-            raise InputError(f"label_weights {label_weights}: give numbers above 0")
-        super().__init__()
-        # The arguments decide, not a checkpoint: they may be changed in a continued run.
-        self.register_buffer("pos_weight", torch.tensor(label_weights, dtype=torch.float32), persistent=False)
-        self.label_weights = label_weights
 
 
 class MultiLabelClassifier(Task):
@@ -58,14 +43,11 @@ class MultiLabelClassifier(Task):
         if not 0 < threshold < 1:
             raise InputError(f"threshold {threshold} is out of range: give a probability between 0 and 1")
         if isinstance(loss, nn.CrossEntropyLoss):  # which would take the labels as shares of one class
-            raise InputError(
-                f"{type(loss).__name__} is for one class per input: leave it out, or give WeightedBCE, whose"
-                " label_weights give rare labels more weight"
-            )
+            raise InputError(f"{type(loss).__name__} is for one class per input: leave it out, or give WeightedBCE")
         count = count_classes(type(self), net, num_classes)
         check_outputs(net, count)
-        if len(weights := getattr(loss, "label_weights", [1.0] * count)) != count:
-            raise InputError(f"label_weights {weights}: give {count} numbers, one per label")
+        if isinstance(loss, WeightedBCE) and len(loss.label_weights) != count:
+            raise InputError(f"label_weights {loss.label_weights}: give {count} numbers, one per label")
         unlogged: dict[str, Metric | MetricCollection] = {
             "f1": MultilabelF1Score(count, threshold, average=None, **UNCHECKED),
             "curves": FirstCurves(min(count, MAX_CURVES), thresholds=101, **UNCHECKED),

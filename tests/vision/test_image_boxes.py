@@ -164,7 +164,7 @@ def wrong(**change: Any) -> Callable[[list[dict[str, Any]]], None]:
         ),
         (wrong(y1=-20), "row 3 of 1.png: x1 6, y1 -20, x2 36, y2 40: it is outside of the image"),
         (wrong(x1=100.2, x2=100.9), "row 3 of 1.png: .* it is outside of the image"),
-        (wrong(x2=6), "row 3 of 1.png: .*it has no area; x2 and y2 are its right and lower edge"),
+        (wrong(x2=6), "row 3 of 1.png: .*it has no area between left and right, or upper and lower edge"),
         (wrong(y2=2), "row 3 of 1.png: .*it has no area"),
         (wrong(x1="six"), "row 3 of 1.png: x1 six, y1 10, x2 36, y2 40: not numbers"),
         (wrong(x1=""), "row 3 of 1.png: .*: not numbers"),

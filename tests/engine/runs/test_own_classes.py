@@ -215,7 +215,7 @@ def test_a_strangers_record_of_names_is_not_used(record: Any) -> None:
 
 
 def test_an_argument_without_a_type_may_have_a_class_that_has_moved() -> None:
-    now = "src.tasks.multi_label_classifier.WeightedBCE"
+    now = "src.tasks.weighted_bce.WeightedBCE"
     spec = {"class_path": f"{__name__}.Untyped", "init_args": {"other": {"class_path": "src.gone.WeightedBCE"}}}
     spec["init_args"]["other"]["init_args"] = {"label_weights": [1.0]}  # type: ignore[index]
     trust = Trust((), frozenset({f"{__name__}.Untyped", now}))
