@@ -150,7 +150,7 @@ def test_rare_labels_may_weigh_more_and_the_arguments_decide() -> None:
     weighted = loss(torch.zeros(1, 2), torch.ones(1, 2))
     assert float(weighted) == pytest.approx(2.5 * float(nn.BCEWithLogitsLoss()(torch.zeros(1, 2), torch.ones(1, 2))))
     assert loss.state_dict() == {}
-    with pytest.raises(InputError, match="leave it out, or give WeightedBCE$"):
+    with pytest.raises(InputError, match=r"leave it out, or give WeightedBCE$"):
         MultiLabelClassifier(nn.Linear(4, 2), nn.CrossEntropyLoss(), num_classes=2)
     for weights, message in (([1.0], "give 2 numbers, one per label"), ([0.0, 1.0], "give numbers above 0")):
         with pytest.raises(InputError, match=message):
