@@ -70,7 +70,7 @@ def read_batches(path: Path, columns: Sequence[str], options: Sequence[str], blo
             raise InputError(f"{path} is empty or has no rows") from error
         # pyarrow counts the header as a row.
         reason = re.sub(r"Row #(\d+)", lambda found: f"row {int(found[1]) - 1}", " ".join(str(error).split()))
-        if "straddling" in reason:  # `read_columns` looks for this word
+        if "straddling" in reason:  # a reader that tries larger blocks looks for this word
             reason = f"a row is longer than {block_size:,} bytes, as after a stray quotation mark (straddling)"
         raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error
 

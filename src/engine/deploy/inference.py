@@ -125,8 +125,8 @@ class Inference(LightningModule):
         self.scores: dict[str, float] = {}
         self.eval()
 
-    def set_classes(self, labels: list[str] | None) -> None:
-        """Set the classes that the user names; a model that compares images with texts needs them.
+    def set_classes(self, option: str, labels: list[str] | None) -> None:
+        """Set the classes that the user names with an option; a model that compares images with texts needs them.
 
         Raises:
             InputError: the model has fixed classes or takes none, or they are missing.
@@ -137,7 +137,7 @@ class Inference(LightningModule):
         if labels:
             self.name_classes(labels)
         elif hasattr(self.task, "name_classes") and not self.labels:
-            raise InputError(f"{name} has no classes: give --labels, one text per class")
+            raise InputError(f"{name} has no classes: give {option}, one text per class")
 
     def name_classes(self, labels: list[str]) -> None:
         """Set the classes of a model that compares images with texts.

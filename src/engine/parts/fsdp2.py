@@ -6,6 +6,7 @@ from typing import Any
 from src.engine.system.errors import InputError
 
 EXPORT_FORMAT = ("checkpoint", ".ckpt", "checkpoint: a sharded checkpoint as one file")
+INSTEAD_OF_FSDP = ", or in src.train FSDP2Strategy"  # advice
 
 
 def shard_reader(folder: Path) -> Any:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
-from src.engine.system.hooks import find_part
+from src.engine.system.hooks import hooks
 
 # Names in torch of the CPU capabilities that make bfloat16 faster than float32.
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
@@ -87,7 +87,7 @@ def check_strategy(given: Any) -> None:
     if re.search("spawn|fork|notebook", f"{name} {start}"):
         raise InputError(f"--strategy {name}: its processes cannot be stopped, continued or counted together: give ddp")
     if re.search("fsdp(?!2)", name.lower()):
-        way = f"give ddp{', or in src.train FSDP2Strategy' if find_part('fsdp2') else ''}"
+        way = "".join(["give ddp", *hooks("INSTEAD_OF_FSDP")])
         raise InputError(f"--strategy {name} makes all weights vectors, which have no weight decay: {way}")
     known = {"auto", *StrategyRegistry.available_strategies()}
     if isinstance(given, str) and given not in known:

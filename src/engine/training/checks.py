@@ -29,7 +29,7 @@ UNUSABLE: dict[type[Callback], str] = {
     LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
     " --optimizer.lr",
     StochasticWeightAveraging: "sets the average after the last checkpoint is saved, so no checkpoint has it: give"
-    " --trainer.callbacks+=EMAWeightAveraging",
+    " --config configs/callbacks/weight_averaging.yaml",
     SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
     " out; a run stops by itself when the loss becomes NaN or infinite",
 }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -48,6 +48,18 @@ class DataWaitProfiler(PassThroughProfiler):
             self.waited += time.perf_counter() - self._since
 
 
+class AverageOnDevice(Callback):
+    """Moves the averages of WeightAveraging to the device of the weights, or to their own.
+
+    Lightning 2.6.6 makes them before the weights are moved: on a GPU each step would copy all weights to the CPU.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for one in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(one, WeightAveraging) and one._average_model is not None:
+                one._average_model.to(pl_module.device if one._device is None else one._device)
+
+
 def add_default_callbacks(options: dict[str, Any], stage: str | None, quiet: bool, best: ModelCheckpoint) -> None:
     """Add default callbacks, profiler and checkpoint plugin, each unless the configuration has its own."""
     callbacks = options["callbacks"]  # extended in place
@@ -59,7 +71,7 @@ def add_default_callbacks(options: dict[str, Any], stage: str | None, quiet: boo
         options["enable_progress_bar"] = options["enable_model_summary"] = False
     for adjust_trainer in hooks("adjust_trainer"):
         adjust_trainer(options)
-    callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck(best)]
+    callbacks += [StepSeeds(), FiniteLoss(), MonitorCheck(best), AverageOnDevice()]
     options["profiler"] = options["profiler"] or DataWaitProfiler()
     plugins = options["plugins"] = as_list(options["plugins"])
     if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -132,10 +144,8 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
         best.filename += "-{step}"  # else a worse checkpoint could replace a better one of the same epoch
     _save_whole(best, "--checkpoint")
     if "://" in str(best.dirpath):
-        raise InputError(
-            f"--checkpoint.dirpath {best.dirpath}: checkpoints are written on this machine: give"
-            f" {'the address as --trainer.default_root_dir' if hooks('run_callbacks') else 'a folder'}"
-        )
+        way = "the address as --trainer.default_root_dir" if hooks("run_callbacks") else "a folder"
+        raise InputError(f"--checkpoint.dirpath {best.dirpath}: checkpoints are written on this machine: give {way}")
     _prepare(best, "--checkpoint", saves, may_have_files=is_continued)
     for one in callbacks:
         if isinstance(one, Checkpoint):

@@ -129,7 +129,7 @@ def strategy(name: str, **arguments: object) -> Namespace:
 
 
 TOGETHER = "its processes cannot be stopped, continued or counted together: give ddp"
-VECTORS = "makes all weights vectors, which have no weight decay: give ddp, or in src.train FSDP2Strategy"
+VECTORS = "makes all weights vectors, which have no weight decay: give ddp"
 
 
 @pytest.mark.parametrize(

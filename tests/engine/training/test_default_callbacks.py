@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from src.engine.runs.checkpoint import read_checkpoint
 from src.engine.system.errors import InputError
+from src.engine.training.default_callbacks import AverageOnDevice
 from src.engine.training.finite_loss import FiniteLoss
-from src.engine.training.weight_averaging import EMAWeightAveraging
 from tests.conftest import Run
 
 Train = Callable[..., Run]
@@ -94,18 +95,15 @@ def test_a_run_continues_in_its_folder_of_checkpoints(train: Train, tmp_path: Pa
     assert [path.name for path in (tmp_path / "own").iterdir()] == ["best.ckpt"]
 
 
-def test_the_average_of_the_weights_is_on_their_device() -> None:
-    averaging, module, trainer = EMAWeightAveraging(decay=0.9), BoringModel(), Trainer(logger=False)
+@pytest.mark.parametrize(("device", "expected"), [(None, "meta"), ("cpu", "cpu")])
+def test_the_average_of_the_weights_is_on_their_device_or_its_own(device: str | None, expected: str) -> None:
+    averaging, module = EMAWeightAveraging(decay=0.9, device=device), BoringModel()
+    trainer = Trainer(logger=False, enable_checkpointing=False, callbacks=[averaging])
     averaging.setup(trainer, module, "fit")
     module.to("meta")  # as a strategy does after `setup`
-    averaging.on_fit_start(trainer, module)
+    AverageOnDevice().on_fit_start(trainer, module)
     average: Any = averaging._average_model
-    assert {one.device.type for one in average.parameters()} == {"meta"}
-    averaging = EMAWeightAveraging(device="cpu")
-    averaging.setup(trainer, BoringModel(), "fit")
-    averaging.on_fit_start(trainer, module)
-    kept: Any = averaging._average_model
-    assert {one.device.type for one in kept.parameters()} == {"cpu"}
+    assert {one.device.type for one in average.parameters()} == {expected}
 
 
 def test_accumulated_batches_are_checked_once_per_log_step(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
