@@ -115,7 +115,7 @@ def uncommitted(root: Path) -> str:
     """Why a project made now could not be updated later, or ""."""
     if commit_of(root) == "unknown":
         said = git(root, "rev-parse", "HEAD", check=False).stderr if (root / ".git").exists() else ""
-        return f"{root}: {' '.join(said.split()) or 'no history of git; use a clone'}"
+        return f"{root}: {' '.join(said.split())}" if said else f"{root} has no history of git; use a clone"
     changes = git(root, "status", "--porcelain", "-z").stdout.split("\0")[:-1]
     if any(not (root / line[3:] / ".git").exists() for line in changes):  # a project made here is not of the clone
         return f"{root} has changes that are not committed; commit them and try again"

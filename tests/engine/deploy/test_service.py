@@ -120,7 +120,7 @@ def test_labels_that_do_not_fit_the_classes_are_refused_at_the_start(
     toy_checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for labels, message in (
-        (("left", "right"), "its data has 2 labels, its task 3 classes"),
+        (("left", "right"), "was trained with 3 labels, ToyData has 2: number 2 was middle, is right"),
         (("left", "right", "left"), "several labels of the same name"),
     ):
         monkeypatch.setattr(ToyData, "labels", labels)

@@ -229,8 +229,12 @@ def test_a_package_of_ones_own_that_is_installed_is_updated(made: Path, tmp_path
 @pytest.mark.slow
 def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path, Path], tmp_path: Path) -> None:
     template, project = both
-    with pytest.raises(InputError, match="not made from this template"):
+    with pytest.raises(InputError, match=r"nowhere: its pyproject.toml cannot be read \(No such file or directory\)"):
         update(template, tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "pyproject.toml").touch()
+    with pytest.raises(InputError, match="not made from this template"):
+        update(template, tmp_path / "other")
     (project / "README.md").write_text("changed")
     with pytest.raises(InputError, match="it has changes that are not committed"):
         update(template, project)
