@@ -46,9 +46,8 @@ class LogMel(nn.Module):
         bands = torch.einsum("bft,fs->bst", power, self.filters)  # (B, S, S)
         loudness = 10 * bands.clamp(min=SILENCE).log10()
         loudest = loudness.amax(dim=(1, 2), keepdim=True)
-        loudness = (loudness - loudest) / DECIBELS - (
-            bands.amax(dim=(1, 2), keepdim=True) <= SILENCE
-        ).float()  # at most 0
+        is_silent = bands.amax(dim=(1, 2), keepdim=True) <= SILENCE
+        loudness = (loudness - loudest) / DECIBELS - is_silent.float()  # at most 0
         return (2 * loudness + 1).clamp(min=-1).flip(1).unsqueeze(1)
 
 

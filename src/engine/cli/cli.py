@@ -300,10 +300,10 @@ class StarterCLI(LightningCLI):
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             self._drop_empty_folder()
             if raised_by_lightning(error):
-                has_one = "; leave out the overlay that adds it again, and give only --trainer.callbacks.NAME VALUE"
-                raise InputError(
-                    f"{str(error).rstrip(chr(46))}{has_one if 'stateful callback' in str(error) else ''}"
-                ) from error
+                text = str(error).rstrip(".")
+                if "stateful callback" in text:
+                    text += "; leave out the overlay that adds it again, and give only --trainer.callbacks.NAME VALUE"
+                raise InputError(text) from error
             raise
 
     def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from src.engine.system.errors import InputError, cause_of, machine_fault, raised
 from src.engine.system.hooks import bare_flags
 from src.engine.system.interruption import Interrupted, Interruption
 
+PLACES = ("inputs", "runs", "folder")  # what commands take without an option
+
 
 def run_command(command: Callable[[list[str]], int | None], message: str = "Loading torch and Lightning ...") -> None:
     """Run a command with `sys.argv`; an error that the user can fix is one line and exit code 2."""
@@ -53,9 +55,6 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
         if (fault := machine_fault(cause)) is None:
             raise
         report(InputError(fault))
-
-
-PLACES = ("inputs", "runs", "folder")  # what commands take without an option
 
 
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -95,13 +94,14 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
 
 
 def _no_option(parser: argparse.ArgumentParser, options: argparse.Namespace, word: str) -> str:
-    places = {name: value for name, value in vars(options).items() if isinstance(value, list) and name in PLACES}
+    places = [name for name in PLACES if name in vars(options)]
     if not word.startswith("-"):
-        way = "give all inputs in one place" if places else "give it after its option (see --help)"
+        takes_several = any(isinstance(getattr(options, name), list) for name in places)
+        way = "give all inputs in one place" if takes_several else "give it after its option (see --help)"
         return f"no option takes it: {way}, and a text with blanks in quotes"
     usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
     flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
-    if word.removeprefix("--") in PLACES and word.removeprefix("--") in vars(options):
+    if word.removeprefix("--") in places:
         return f"no such option: leave the word {word} out and give only its values"
     return f"no such option{nearest(word, flags)}"
 

@@ -232,9 +232,8 @@ def names_of(data: Any) -> dict[str, list[str]]:
     """The names on which the meaning of a network's inputs and outputs depends, in their order; empty if not known."""
     found = {}
     for what in ("columns", "labels"):
-        is_used = (
-            what == "labels" or getattr(data, "input_kind", None) == "table"
-        )  # others read columns as they are told
+        # Only tables have columns that are found in the file; elsewhere the user names them.
+        is_used = what == "labels" or getattr(data, "input_kind", None) == "table"
         names: Any = getattr(data, what, None) if is_used else None
         names = names.tolist() if hasattr(names, "tolist") else names
         is_list = isinstance(names, list | tuple) and not any(isinstance(one, float) for one in names)
