@@ -8,6 +8,7 @@ after one pair that does not count. A cache is compared in its second epoch and 
     python benchmarks/data_path.py [--data_dir FOLDER] [--pairs 9] [--quick]
 """
 
+import multiprocessing
 import random
 import tempfile
 import time
@@ -122,7 +123,9 @@ _started: set[Callable[[], int]] = set()
 def photos(options: Any) -> list[Row]:
     """The rows for image files."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1) as first, ProcessPoolExecutor(1) as second:
+    # Not forked: this process has computed with threads, which a fork does not have.
+    first, second = (ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2))
+    with tempfile.TemporaryDirectory() as folder, first, second:
         make_photos(Path(folder), 96 if options.quick else 256)
 
         def measure(process: ProcessPoolExecutor, *arguments: Any) -> float:
