@@ -33,10 +33,8 @@ def check_settings(config: Any, trains: bool) -> None:
     """Raise InputError if a run has no learning rate to halve, or is a trial of a search."""
     check_least(0, **{"--retries": config.retries})
     if trains and config.retries and config.optimizer is None:
-        raise InputError(
-            f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"
-            " give --retries 0"
-        )
+        problem = "the learning rate of the model's own optimizer cannot be halved"
+        raise InputError(f"--retries {config.retries}: {problem}: give --retries 0")
 
 
 def check_trial(config: Any) -> None:
@@ -59,9 +57,8 @@ def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[st
         known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
         raise NotFiniteError(f"{error}{advice}{known}") from error
     left = cli.config.retries - 1
-    rank_zero_info(
-        f"{error}. Retrying at half that rate from {last or cli.from_path or 'the beginning'}, {left} retries left"
-    )
+    start = last or cli.from_path or "the beginning"
+    rank_zero_info(f"{error}. Retrying at half that rate from {start}, {left} retries left")
     rates = {"optimizer.lr": lr}
     if not last and not cli.from_path:  # else `OptimizerOverrides` scales all rates by the first one's factor
         settings = cli.config.as_dict()

@@ -230,13 +230,13 @@ def check_names(checkpoint: dict[str, Any], data: Any) -> None:
     names = record.get("names") if isinstance(record, dict) else None
     for what, now in names_of(data).items():
         old = names.get(what) if isinstance(names, dict) else None
-        if isinstance(old, list) and old and now and old != now:
-            pairs = enumerate(zip_longest(old, now, fillvalue="missing"), start=1)
-            number, (was, has) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
-            raise InputError(
-                f"the checkpoint was trained with {len(old)} {what}, {type(data).__name__} has {len(now)}: number"
-                f" {number} was {was}, is {has}: restore them, or train anew"
-            )
+        pairs = zip_longest(old, now, fillvalue="missing") if isinstance(old, list) and old and now else ()
+        for number, (was, has) in enumerate(pairs, start=1):
+            if was != has:
+                raise InputError(
+                    f"the checkpoint was trained with {len(old)} {what}, {type(data).__name__} has {len(now)}: number"
+                    f" {number} was {was}, is {has}: restore them, or train anew"
+                )
 
 
 @contextmanager
@@ -289,18 +289,17 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
 
     It does in the middle of an epoch, and with a schedule that is as long as the run.
     """
-    known = saved.get("trainer", {}) if _is_as_long_as_the_run(now) else {}
+    counts_steps = _is_as_long_as_the_run(now)
+    known = saved.get("trainer", {}) if counts_steps else {}
     for name in ("accumulate_grad_batches", "limit_train_batches"):
         if name in known and (old := _batches(name, known)) != (new := _batches(name, now["trainer"])):
-            raise InputError(
-                f"--trainer.{name} {new}: the checkpoint has a schedule that counts steps, with {old}: give {old}"
-            )
+            raise InputError(f"--trainer.{name} {new}: the checkpoint has a step schedule, with {old}: give {old}")
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
     is_inside = not progress.get("is_last_batch", True) and progress["current"]["processed"]
     if before is None or after == before:
         return
-    if is_inside or (after is not None and _is_as_long_as_the_run(now)):
+    if is_inside or (after is not None and counts_steps):
         where = "is in the middle of an epoch" if is_inside else "has a schedule that counts steps,"
         raise InputError(f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: give {before}")
 

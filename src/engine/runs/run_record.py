@@ -178,10 +178,9 @@ class RunRecord(Callback):
                 state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}
             else:
                 trainer.should_stop = True
-                rank_zero_info(
-                    f"This run has stopped early ({_without_hint(state['stopping_reason_message'])}), so nothing is"
-                    f" left to train: change the patience of {type(callback).__name__}, or remove it, to continue"
-                )
+                reason = _without_hint(state["stopping_reason_message"])
+                advice = f"change the patience of {type(callback).__name__}, or remove it, to continue"
+                rank_zero_info(f"This run has stopped early ({reason}), so nothing is left to train: {advice}")
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from src import ROOT
 from src.engine.runs.checkpoint import best_states, configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
+from src.engine.system.addresses import at_address, is_address
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -38,15 +39,14 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
                 folder.mkdir()
                 return folder
     except OSError as error:
-        raise InputError(
-            f"run folder {parent} cannot be written ({error.strerror}): give another --trainer.default_root_dir"
-        ) from error
+        advice = "give another --trainer.default_root_dir"
+        raise InputError(f"run folder {parent} cannot be written ({error.strerror}): {advice}") from error
 
 
 def check_root(root: str | Path | None) -> None:
     """Raise InputError if runs cannot be written there: without its part, an address would be a folder such as s3:."""
-    if re.match(r"[a-z][a-z0-9+.-]+://", str(root)) and not hooks("run_callbacks"):
-        raise InputError(f"{root}: this project has no part for addresses: give a path on this machine")
+    if is_address(root):
+        at_address(hooks("run_callbacks"), root)
 
 
 def claim_run(root: str | Path | None, name: str, claim: Callable[[Path], Path] = claim_folder) -> Path:
