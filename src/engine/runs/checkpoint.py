@@ -230,8 +230,9 @@ def check_names(checkpoint: dict[str, Any], data: Any) -> None:
     names = record.get("names") if isinstance(record, dict) else None
     for what, now in names_of(data).items():
         old = names.get(what) if isinstance(names, dict) else None
-        pairs = zip_longest(old, now, fillvalue="missing") if isinstance(old, list) and old and now else ()
-        for number, (was, has) in enumerate(pairs, start=1):
+        if not isinstance(old, list) or not old or not now:
+            continue
+        for number, (was, has) in enumerate(zip_longest(old, now, fillvalue="missing"), start=1):
             if was != has:
                 raise InputError(
                     f"the checkpoint was trained with {len(old)} {what}, {type(data).__name__} has {len(now)}: number"
