@@ -31,24 +31,22 @@ def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
     from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.strategies import ModelParallelStrategy
 
-    is_parallel = isinstance(trainer.strategy, ModelParallelStrategy)
-    is_own = is_parallel and _is_own(trainer.strategy)
-    if is_parallel and not is_own and trainer.strategy._save_distributed_checkpoint:
-        raise InputError(
-            "ModelParallelStrategy writes and reads shards unchecked: give --strategy FSDP2Strategy, or"
-            " --trainer.strategy.save_distributed_checkpoint false"
-        )
+    is_own = False
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        from src.engine.runs.fsdp2 import FSDP2Strategy  # lazy import: takes 0.3 s
+
+        is_own = isinstance(trainer.strategy, FSDP2Strategy)
+        if not is_own and trainer.strategy._save_distributed_checkpoint:
+            raise InputError(
+                "ModelParallelStrategy writes and reads shards unchecked: give --strategy FSDP2Strategy, or"
+                " --trainer.strategy.save_distributed_checkpoint false"
+            )
+        for one in trainer.callbacks:
+            if isinstance(one, WeightAveraging):
+                name = type(one).__name__
+                raise InputError(f"{name} copies whole weights, FSDP2 has shards: use another --strategy")
     if ckpt_path and not is_own:
         refuse_folder(ckpt_path)
-    averaging = next((one for one in trainer.callbacks if isinstance(one, WeightAveraging)), None)
-    if averaging and is_parallel:
-        raise InputError(f"{type(averaging).__name__} copies whole weights, FSDP2 has shards: use another --strategy")
-
-
-def _is_own(strategy: Any) -> bool:
-    from src.engine.runs.fsdp2 import FSDP2Strategy  # lazy import: takes 0.3 s
-
-    return isinstance(strategy, FSDP2Strategy)
 
 
 def export_checkpoint(folder: Path, output: Path) -> None:

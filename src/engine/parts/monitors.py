@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import best_states
+from src.engine.system.metric_names import final_names
 from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
 from src.engine.training.early_stopping import follow, followers
 
@@ -53,8 +54,7 @@ class MonitorChoice(Callback):
         if self._is_settled or trainer.state.fn != "fit":
             return
         logged = [name for name, one in trainer.callback_metrics.items() if self._before.get(name) is not one]
-        halves = {f"{name}_{half}" for name in logged for half in ("step", "epoch")}  # of `on_step` with `on_epoch`
-        losses = [name for name in logged if "loss" in name.lower() and name not in halves]
+        losses = [name for name in final_names(logged) if "loss" in name.lower()]
         usual = [name for name in (DEFAULT_MONITOR, "val_loss") if name in losses]
         monitor = next(iter(usual or (losses if len(losses) == 1 else ())), None)
         if trainer.sanity_checking:  # not every module logs in it

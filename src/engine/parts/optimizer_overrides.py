@@ -8,8 +8,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import LENGTHS
 from src.engine.runs.runs import checkpoints_of, good_checkpoint
-from src.engine.system.classes import Tree, walk
+from src.engine.system.classes import Tree, short, walk
 from src.engine.system.errors import InputError, check_least
+from src.engine.training.checks import check_unchanged
 from src.engine.training.finite_loss import NotFiniteError
 
 UNWRITTEN_IF_ZERO = "retries"
@@ -33,10 +34,8 @@ def check_settings(config: Any, trains: bool) -> None:
     """Raise InputError if a run has no learning rate to halve, or is a trial of a search."""
     check_least(0, **{"--retries": config.retries})
     if trains and config.retries and config.optimizer is None:
-        raise InputError(
-            f"--retries {config.retries}: the model makes its own optimizer, whose learning rate cannot be halved:"
-            " give --retries 0"
-        )
+        problem = "the learning rate of the model's own optimizer cannot be halved"
+        raise InputError(f"--retries {config.retries}: {problem}: give --retries 0")
 
 
 def check_trial(config: Any) -> None:
@@ -59,17 +58,13 @@ def retry_arguments(cli: Any, error: NotFiniteError, args: list[str]) -> list[st
         known = f". The last good checkpoint is {last}" if last else "; there is no checkpoint of this run yet"
         raise NotFiniteError(f"{error}{advice}{known}") from error
     left = cli.config.retries - 1
-    rank_zero_info(
-        f"{error}. Retrying at half that rate from {last or cli.from_path or 'the beginning'}, {left} retries left"
-    )
+    start = last or cli.from_path or "the beginning"
+    rank_zero_info(f"{error}. Retrying at half that rate from {start}, {left} retries left")
     rates = {"optimizer.lr": lr}
     if not last and not cli.from_path:  # else `OptimizerOverrides` scales all rates by the first one's factor
-        settings = cli.config.as_dict()
-        rates |= {
-            name: rate
-            for name, rate in _rates({key: settings.get(key) for key in ("optimizer", "model")}).items()
-            if isinstance(rate, float | int)
-        }
+        settings = {key: cli.config.as_dict().get(key) for key in ("optimizer", "model")}
+        numbers = {name: value for name, value in walk(settings) if isinstance(value, float | int)}
+        rates |= {name: value for name, value in numbers.items() if re.search(r"[._](lr|learning_rate)$", name)}
     more = [f"--run={folder}", "--ckpt_path=last"] if last else []
     return [*args, *more, *(f"--{name}={rate / 2}" for name, rate in rates.items()), f"--retries={left}"]
 
@@ -94,20 +89,12 @@ class OptimizerOverrides(Callback):
         for key in ("optimizer", "lr_scheduler"):
             old, new = saved.get(key), now.get(key)
             if new and (not old or old["class_path"] != new["class_path"]):
-                names = [spec["class_path"].rpartition(".")[2] if spec else "none" for spec in (old, new)]
-                raise InputError(
-                    f"--{key} {names[1]} does not fit the state in the checkpoint, which is of {names[0]}:"
-                    " leave it out, or start a new run"
-                )
+                was = short(old) if old else "none"
+                problem = f"does not fit the state in the checkpoint, which is of {was}"
+                raise InputError(f"--{key} {short(new)} {problem}: leave it out, or start a new run")
             before = _arguments(old)
             changed.append({name: value for name, value in _arguments(new).items() if value != before.get(name)})
-        model, before = (_rates({"model": spec.get("model")}) for spec in (now, saved))
-        for name in model.keys() & before.keys():
-            if model[name] != before[name]:
-                raise InputError(
-                    f"--{name} {model[name]} has no effect in a continued run, whose optimizer is restored with"
-                    f" {before[name]}: leave it out, or start a new run"
-                )
+        check_unchanged({"model": saved.get("model")}, {"model": now.get("model")})
         self.optimizer, self.lr_scheduler = changed
         path = str((now.get("lr_scheduler") or {}).get("class_path"))
         # This project's schedules compare the length in the checkpoint with their own.
@@ -144,11 +131,6 @@ class OptimizerOverrides(Callback):
                 state["base_lrs"] = [lr * self.lr_factor for lr in state["base_lrs"]]
             kept = [name for name in self.lr_scheduler if name in state and name not in self.lengths]
             state.update({name: self.lr_scheduler[name] for name in kept})
-
-
-def _rates(tree: Tree) -> dict[str, Any]:
-    """The learning rates among the arguments of a configuration, by option."""
-    return {name: value for name, value in walk(tree) if re.search(r"[._](lr|learning_rate)$", name)}
 
 
 def _plain(value: Any) -> Any:

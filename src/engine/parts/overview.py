@@ -48,7 +48,7 @@ def show(args: list[str]) -> bool:
 def short_help() -> str:
     """The options of this project, most in one line."""
     end = f"All Trainer options: {PROGRAM} --help_all. What this project has: {PROGRAM} --list"
-    options = _table([*SETTINGS.items(), *_own_options()], WIDTH)
+    options = "\n".join(_table([*SETTINGS.items(), *_own_options()], WIDTH))
     return "\n\n".join([f"usage: {USAGE}", textwrap.fill(DESCRIPTION, WIDTH), options, textwrap.fill(end, WIDTH)])
 
 
@@ -73,7 +73,7 @@ def listed() -> Iterator[str]:
         ("Searches: --config FILE, of the command tune", configs["Searches"]),
     ):
         if lines:
-            yield from (title, _table(lines), "")
+            yield from (title, *_table(lines), "")
 
 
 def _own_options() -> Iterator[tuple[str, str]]:
@@ -132,11 +132,11 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _table(rows: list[tuple[str, str]], width: int = 10**6) -> str:
-    """Names and texts in two columns, the texts folded to a width."""
+def _table(rows: list[tuple[str, str]], width: int = 10**6) -> list[str]:
+    """The lines of a table of names and texts, the texts folded to a width."""
     start = max(len(name) for name, _ in rows) + 4
     lines = []
     for name, text in rows:
         first, *more = textwrap.wrap(text, width - start) or [""]
         lines += [f"  {name:{start - 2}}{first}".rstrip(), *(" " * start + line for line in more)]
-    return "\n".join(lines)
+    return lines

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -120,11 +121,9 @@ class ProgressLines(ProgressBar):
         since, first = self._rate_from
         rate = (step - first) / max(now - since, 1e-6)
         metrics = [f"{name} {shown(value)}" for name, value in shown_metrics(trainer).items()]
-        line = ", ".join(
-            [f"epoch {trainer.current_epoch + 1}, step {step:,}{of_total}", *metrics, f"{rate:.1f} steps/s"]
-        )
         self._rate_from = (now, step)
-        self._print(line)
+        place = f"epoch {trainer.current_epoch + 1}, step {step:,}{of_total}"
+        self._print(", ".join([place, *metrics, f"{rate:.1f} steps/s"]))
 
     def _print_batch(
         self, what: str, totals: list[int | float], outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -156,15 +155,14 @@ class NetworkSummary(Callback):
         table = Table("part", "type", "parameters", title=type(net).__name__, title_justify="left", title_style="bold")
         table.columns[2].justify = "right"
         for name, part in net.named_children():
-            if count := _count(part):
+            if count := _count(part.parameters()):
                 table.add_row(name, type(part).__name__, count)
         table.add_section()
-        num_frozen = sum(one.numel() for one in net.parameters() if not is_lazy(one) and not one.requires_grad)
-        frozen = f"{get_human_readable_count(num_frozen).strip()} frozen" if num_frozen else ""
-        table.add_row("all", frozen, _count(net))
+        frozen = _count(one for one in net.parameters() if not one.requires_grad)
+        table.add_row("all", f"{frozen} frozen" if frozen else "", _count(net.parameters()))
         Console().print(table)
 
 
-def _count(module: nn.Module) -> str:
-    count = sum(one.numel() for one in module.parameters() if not is_lazy(one))
+def _count(parameters: Iterable[nn.Parameter]) -> str:
+    count = sum(one.numel() for one in parameters if not is_lazy(one))
     return get_human_readable_count(count).strip() if count else ""

@@ -5,7 +5,6 @@ to its address after each checkpoint.
 """
 
 import json
-import os
 import random
 import re
 import shutil
@@ -35,7 +34,7 @@ from src.engine.system.errors import InputError
 # What tells one version of a file from another; without any of these a file is copied every time.
 VERSIONS: tuple[str, ...] = ("ETag", "etag", "Last-Modified", "LastModified", "last_modified", "mtime", "updated")
 VERSIONS += ("created", "md5Hash", "Content-MD5", "generation", "blob_id")
-LEFT_OUT = re.compile(r"\.lock|\.job|.*\.tmp|\..*")  # of this machine only
+LEFT_OUT = re.compile(r".*\.tmp|\..*")  # of this machine only
 
 
 def copy_of(address: str) -> Path:
@@ -43,14 +42,14 @@ def copy_of(address: str) -> Path:
     with reading(address):
         system, path = file_system(address)
         details = {path: {"type": "directory"} if address.endswith("/") else system.info(path)}
-        if is_folder := details[path].get("type") == "directory":
+        if details[path].get("type") == "directory":
             details = _details(system, system.find(path, detail=True))
         if not details:
             raise FileNotFoundError
         _transfer(system, address, details)
         place = _place(system, path)
         kept = {_place(system, one) for one in details}
-        for file in place.rglob("*") if is_folder else ():
+        for file in place.rglob("*"):
             if file.is_file() and file not in kept:
                 file.unlink()  # it is gone at the address
         return place
@@ -146,10 +145,7 @@ class RunCopy(Callback):
             self._system, self._path = file_system(self.address)
             there, own = f"{self._path}/config.yaml", folder / "config.yaml"
             if self._system.exists(there) and not (own.exists() and self._system.cat(there) == own.read_bytes()):
-                raise InputError(
-                    f"{self.address} holds another run: give another --trainer.default_root_dir, or give {folder}"
-                    " another number"
-                )
+                raise InputError(f"{self.address} holds another run: give another --trainer.default_root_dir")
 
     @rank_zero_only
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -234,9 +230,7 @@ def fetch_run(given: str) -> Path:
             if folder.exists():
                 here = {name: (folder / name).stat().st_size for name in wanted if (folder / name).is_file()}
                 if here != wanted or (folder / "config.yaml").read_bytes() != system.cat(f"{path}/config.yaml"):
-                    raise InputError(
-                        f"--run {given}: {folder} is here and differs: give --run {folder}, or move it away"
-                    )
+                    raise InputError(f"--run {given}: {folder} is here and differs: give --run {folder}")
                 return folder
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as partial:
                 copy = Path(partial) / "run"
@@ -258,8 +252,6 @@ def _place(system: Any, path: str) -> Path:
         parts.insert(-1, sha256(query.encode()).hexdigest()[:16])
     if isinstance(host := getattr(system, "host", None), str):  # else it is in the path
         parts.insert(0, host)
-    if os.name == "nt":  # names there have fewer characters
-        parts = [re.sub(r'[<>:"|?*\\%\x00-\x1f]', lambda one: f"%{ord(one[0]):02x}", part) for part in parts]
     return ROOT.joinpath("data", "remote", protocol, *parts)
 
 

@@ -34,6 +34,7 @@ LENGTHS = ("total_steps", "T_max")  # arguments of a schedule that become the ru
 # Errors that unexpected content of a checkpoint causes in the code that reads it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
 CONTENT_ERRORS += (ValueError,)  # type: ignore[assignment]
+GIVE_OWN = "give one that a run of this project wrote"
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -70,17 +71,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             temporary.unlink(missing_ok=True)
         if isinstance(error.__context__, Interrupted):  # a second Ctrl-C; torch's own error is about what is missing
             raise error.__context__ from None
-        if not isinstance(error, OSError | RuntimeError) or system_error(error) is None:
+        # Without a folder, the run was deleted: `machine_fault` says so.
+        if not path.parent.is_dir() or not isinstance(error, OSError | RuntimeError) or system_error(error) is None:
             raise
         raise unwritable(path, size_of(checkpoint), error) from error
 
 
 def save_plain(content: Any, file: BinaryIO) -> None:
-    """Save what `torch.load` reads with `weights_only=True`.
-
-    Raises:
-        InputError: the content is not that; something may be in the file.
-    """
+    """Save what `torch.load` reads with `weights_only=True`; raises InputError if the content is something else."""
     try:
         torch.save(content, file)
         file.seek(0)
@@ -101,11 +99,8 @@ def system_error(error: BaseException) -> OSError | None:
 
 def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
     """The error that says why a checkpoint of `need` bytes could not be written."""
-    run = path.parent.parent
-    if not run.is_dir():
-        return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed during the run")
     system = system_error(error)
-    free = shutil.disk_usage(path.parent if path.parent.is_dir() else run).free
+    free = shutil.disk_usage(path.parent).free
     number = system.errno if system else errno.ENOSPC if free < need else None
     reason = os.strerror(number) if number else str(error)
     if number in FULL:
@@ -126,8 +121,9 @@ def damage(path: Path) -> str | None:
         shards = shards_of(path)
         return shards.shard_damage(path) if shards else "it is a folder"
     try:
-        if not is_zip(path):
-            return None
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                return None
         with zipfile.ZipFile(path) as archive:
             return "its checksum does not match its content" if archive.testzip() else None
     except OSError as error:
@@ -140,12 +136,6 @@ def shards_of(path: Path) -> Any:
     """The module that reads sharded checkpoints if a path is one, a folder; else None."""
     found = (reader(path) for reader in hooks("shard_reader")) if path.is_dir() else ()
     return next(filter(None, found), None)
-
-
-def is_zip(path: Path) -> bool:
-    """Whether a file starts like a zip archive."""
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
 
 
 def read_checkpoint(given: str) -> dict[str, Any]:
@@ -169,21 +159,13 @@ def read_checkpoint(given: str) -> dict[str, Any]:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        raise InputError(
-            f"--ckpt_path {given} holds more than tensors and plain values, so it is not loaded; give one that a run of"
-            " this project wrote"
-        ) from error
+        problem = "holds more than tensors and plain values, so it is not loaded"
+        raise InputError(f"--ckpt_path {given} {problem}; {GIVE_OWN}") from error
     except (RuntimeError, EOFError, OSError, ValueError) as error:
-        problem = "is damaged or truncated" if path.is_dir() or is_zip(path) else "is not a checkpoint"
-        raise InputError(
-            f"--ckpt_path {given} {problem}; give a .ckpt file that a run of this project wrote"
-        ) from error
+        raise InputError(f"--ckpt_path {given} is not a checkpoint; {GIVE_OWN}") from error
     content = dict(checkpoint) if isinstance(checkpoint, dict) else {}
     if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]:
-        raise InputError(
-            f"--ckpt_path {given} is not a Lightning checkpoint: it has no {missing[0]}; give one that a run of this"
-            " project wrote"
-        )
+        raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no {missing[0]}; {GIVE_OWN}")
     weights = content["state_dict"].items() if isinstance(content["state_dict"], dict) else ()
     if not weights or not all(isinstance(name, str) and isinstance(one, torch.Tensor) for name, one in weights):
         raise InputError(f"--ckpt_path {given} is not a checkpoint of this project: its state_dict has no weights")
@@ -248,13 +230,14 @@ def check_names(checkpoint: dict[str, Any], data: Any) -> None:
     names = record.get("names") if isinstance(record, dict) else None
     for what, now in names_of(data).items():
         old = names.get(what) if isinstance(names, dict) else None
-        if isinstance(old, list) and old and now and old != now:
-            pairs = enumerate(zip_longest(old, now, fillvalue="missing"), start=1)
-            number, (was, has) = next((number, pair) for number, pair in pairs if pair[0] != pair[1])
-            raise InputError(
-                f"the checkpoint was trained with {len(old)} {what}, {type(data).__name__} has {len(now)}: number"
-                f" {number} was {was}, is {has}: restore them, or train anew"
-            )
+        if not isinstance(old, list) or not old or not now:
+            continue
+        for number, (was, has) in enumerate(zip_longest(old, now, fillvalue="missing"), start=1):
+            if was != has:
+                raise InputError(
+                    f"the checkpoint was trained with {len(old)} {what}, {type(data).__name__} has {len(now)}: number"
+                    f" {number} was {was}, is {has}: restore them, or train anew"
+                )
 
 
 @contextmanager
@@ -273,16 +256,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, arguments: Tree) -> None:
-    """Check that the weights of a checkpoint fit a model.
+    """Raise InputError if the weights of a checkpoint do not fit a model; it names the arguments that differ.
 
     Args:
         checkpoint: from `read_checkpoint`.
         model: the model to load the weights into.
         before: class and arguments of the checkpoint's model.
         arguments: class and arguments of `model`.
-
-    Raises:
-        InputError: the weights do not fit; the message names the arguments that differ.
     """
     if not model.strict_loading or is_overridden("configure_model", model):
         return  # weights may differ, or do not exist yet
@@ -306,23 +286,21 @@ def check_fit(checkpoint: dict[str, Any], model: LightningModule, before: Tree, 
 
 
 def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
-    """Check that a run that is continued in an epoch, or has a schedule as long as the run, keeps its batches.
+    """Raise InputError if the number of steps per epoch has changed, where a continued run depends on it.
 
-    Raises:
-        InputError: the batch size, or what else says how many steps an epoch has, differs.
+    It does in the middle of an epoch, and with a schedule that is as long as the run.
     """
-    known = saved.get("trainer", {}) if _is_as_long_as_the_run(now) else {}
+    counts_steps = _is_as_long_as_the_run(now)
+    known = saved.get("trainer", {}) if counts_steps else {}
     for name in ("accumulate_grad_batches", "limit_train_batches"):
         if name in known and (old := _batches(name, known)) != (new := _batches(name, now["trainer"])):
-            raise InputError(
-                f"--trainer.{name} {new}: the checkpoint has a schedule that counts steps, with {old}: give {old}"
-            )
+            raise InputError(f"--trainer.{name} {new}: the checkpoint has a step schedule, with {old}: give {old}")
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
     is_inside = not progress.get("is_last_batch", True) and progress["current"]["processed"]
     if before is None or after == before:
         return
-    if is_inside or (after is not None and _is_as_long_as_the_run(now)):
+    if is_inside or (after is not None and counts_steps):
         where = "is in the middle of an epoch" if is_inside else "has a schedule that counts steps,"
         raise InputError(f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: give {before}")
 
@@ -353,11 +331,7 @@ def first_step(checkpoint: dict[str, Any], model: LightningModule) -> int | None
 
 
 def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:
-    """Check that a run continued from a checkpoint has epochs or steps left.
-
-    Raises:
-        InputError: the checkpoint already has all epochs or steps of the run.
-    """
+    """Raise InputError if a checkpoint already has all epochs or steps of the run that continues from it."""
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
     epochs, steps = progress.get("processed", 0), checkpoint.get("global_step", 0)
     if max_epochs is not None and 0 <= max_epochs <= epochs:

@@ -131,7 +131,9 @@ class LastCheckpoint(Checkpoint):
 
     def _may_save(self, trainer: Trainer) -> bool:
         """Whether a checkpoint is due: at the end of the run, else where no gradients are being accumulated."""
-        return _ends_here(trainer) or (self._is_due and self._has_stepped)
+        is_last = 0 < trainer.max_steps <= trainer.global_step
+        is_stopped = trainer.should_stop and trainer.fit_loop._can_stop_early  # by a callback
+        return is_last or is_stopped or (self._is_due and self._has_stepped)
 
     def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
@@ -151,12 +153,6 @@ class LastCheckpoint(Checkpoint):
         before, self._reduced = self._reduced, torch.tensor([signum, int(is_time)])
         self._work = torch.distributed.all_reduce(self._reduced, torch.distributed.ReduceOp.MAX, self._group, True)
         return int(before[0]), bool(before[1])
-
-
-def _ends_here(trainer: Trainer) -> bool:
-    """Whether the run ends after this step, by `max_steps` or because a callback stops it."""
-    is_last = 0 < trainer.max_steps <= trainer.global_step
-    return is_last or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
 def _move_plateaus(trainer: Trainer, epochs: int, metrics: dict[str, Any]) -> None:

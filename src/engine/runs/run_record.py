@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
@@ -26,7 +25,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from src import ROOT
 from src.engine.runs.checkpoint import check_names, configurations, names_of, read_checkpoint
 from src.engine.system.batches import batch_size
-from src.engine.system.classes import as_list
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 from src.engine.system.metric_names import final_names, stage_of
@@ -44,7 +42,7 @@ class RunRecord(Callback):
     validation time), `stopped_early` with epoch and reason, `peak_memory_mb` (GPU memory if a GPU is used, else
     resident memory), `data_source`, and the values given to `write`.
 
-    A run that EarlyStopping has stopped trains on only if EarlyStopping is changed.
+    A run that EarlyStopping has stopped trains on only if the patience is changed or EarlyStopping removed.
 
     Args:
         folder: run folder.
@@ -92,7 +90,7 @@ class RunRecord(Callback):
         if is_own and (record := checkpoint.get("record")):
             self._samples, self._train_time = record["samples"], record["train_time"]
             self._validated = record["validated"]
-            self._write_training(trainer, **record["metrics"])
+            self._write_metrics(trainer, **record["metrics"])
         folders = {str(getattr(one, "dirpath", self.folder / "checkpoints")) for one in trainer.checkpoint_callbacks}
         is_here = str(Path(str(trainer.ckpt_path)).absolute().parent) in folders
         _own_best(trainer, checkpoint, is_own and is_here)
@@ -130,7 +128,7 @@ class RunRecord(Callback):
             self._write_metrics(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write_training(trainer)
+        self._write_metrics(trainer)
         if trainer.is_global_zero and (reason := _stop_reason(trainer)):
             rank_zero_info(f"Stopped early at {reason}")
             self.write(stopped_early=reason)
@@ -163,45 +161,38 @@ class RunRecord(Callback):
                 logger.experiment.close()  # stops its thread: a search has many runs in one process
 
     def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
-        """Train nothing after EarlyStopping has stopped this run, unless it was changed since."""
-        texts = (checkpoint["config"], self.config) if is_own else ()
-        every = [(yaml.safe_load(text).get("trainer") or {}).get("callbacks") or [] for text in texts]
-        stoppers = [[one for one in as_list(callbacks) if "EarlyStopping" in str(one)] for callbacks in every]
+        """Train nothing after EarlyStopping has stopped this run, unless its patience was changed since."""
+        states = checkpoint.get("callbacks") or {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            states = checkpoint.get("callbacks") or {}
             state = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
             if not state:
                 continue
             if not is_own:
                 del states[callback.state_key]  # its best value was reached on other data or with other settings
                 continue
-            is_changed = state.get("patience") != callback.patience  # also in the code of a module
+            is_changed = state.get("patience") != callback.patience
             state["patience"] = callback.patience  # that of the configuration, not of the checkpoint
             if not state.get("stopping_reason"):
                 continue
-            if stoppers[0] == stoppers[1] and not is_changed:
-                trainer.should_stop = True
-                rank_zero_info(
-                    f"This run has stopped early ({_without_hint(state['stopping_reason_message'])}), so nothing is"
-                    f" left to train: change the patience of {type(callback).__name__}, or remove it, to continue"
-                )
-            else:
+            if is_changed:
                 state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}
-
-    def _write_training(self, trainer: Trainer, **logged: float) -> None:
-        is_known = self._train_time and not math.isnan(self._samples)
-        rate = {"samples_per_second": self._samples / self._train_time} if is_known else {}
-        self._write_metrics(trainer, **logged, **rate)
+            else:
+                trainer.should_stop = True
+                reason = _without_hint(state["stopping_reason_message"])
+                advice = f"change the patience of {type(callback).__name__}, or remove it, to continue"
+                rank_zero_info(f"This run has stopped early ({reason}), so nothing is left to train: {advice}")
 
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:
             return
-        values: dict[str, float | str] = {**_logged(trainer)}
+        values: dict[str, float | str] = {**_logged(trainer), **more}
+        if self._train_time and not math.isnan(self._samples):
+            values["samples_per_second"] = self._samples / self._train_time
         if (peak := _peak_memory_mb()) is not None:
             values["peak_memory_mb"] = peak
         data = getattr(trainer, "datamodule", None)
         values["data_source"] = getattr(data, "data_source", type(data).__name__)
-        self.write(**values, **more)
+        self.write(**values)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

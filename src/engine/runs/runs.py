@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from src import ROOT
 from src.engine.runs.checkpoint import best_states, configurations, read_checkpoint
 from src.engine.runs.run_record import is_finished
+from src.engine.system.addresses import at_address, is_address
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 
@@ -23,10 +24,8 @@ TRIALS = "trials"  # folder of a search's trials, in that of the search: no tria
 def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
     """Create the folder `parent/<stem>_N` with the next free N above `after`, safe when many runs start at once.
 
-    Only the first process of a run creates it; the Trainer sends the path to the others.
-
-    Raises:
-        InputError: the folder cannot be created.
+    Only the first process of a run creates it; the Trainer sends the path to the others. Raises InputError if it cannot
+    be created.
     """
     if getattr(rank_zero_only, "rank", 0) != 0:
         return parent / f"{stem}_-1"
@@ -40,17 +39,14 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
                 folder.mkdir()
                 return folder
     except OSError as error:
-        hint = "" if stem == "version" else "the checkpoint's path with --ckpt_path, and "
-        raise InputError(
-            f"run folder {parent} cannot be written ({error.strerror}): give {hint}another folder with"
-            " --trainer.default_root_dir"
-        ) from error
+        advice = "give another --trainer.default_root_dir"
+        raise InputError(f"run folder {parent} cannot be written ({error.strerror}): {advice}") from error
 
 
 def check_root(root: str | Path | None) -> None:
     """Raise InputError if runs cannot be written there: without its part, an address would be a folder such as s3:."""
-    if re.match(r"[a-z][a-z0-9+.-]+://", str(root)) and not hooks("run_callbacks"):
-        raise InputError(f"{root}: this project has no part for addresses: give a path on this machine")
+    if is_address(root):
+        at_address(hooks("run_callbacks"), root)
 
 
 def claim_run(root: str | Path | None, name: str, claim: Callable[[Path], Path] = claim_folder) -> Path:
@@ -62,11 +58,7 @@ def claim_run(root: str | Path | None, name: str, claim: Callable[[Path], Path] 
 
 
 def runs_of(root: Path, name: str) -> Path:
-    """The folder that holds the runs with this name.
-
-    Raises:
-        InputError: the name is not a plain folder name.
-    """
+    """The folder that holds the runs with this name; raises InputError if it is not a plain folder name."""
     if not isinstance(name, str) or Path(name).name != name or name in ("", ".."):  # YAML reads 2024 as a number
         raise InputError(f"--name {name} is not the name of a folder: give a plain one, such as mine")
     return root.expanduser().absolute() / name
@@ -85,11 +77,7 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def newest_run(root: Path, name: str | None = None) -> Path:
-    """The run with the newest checkpoint, optionally only among runs with this name.
-
-    Raises:
-        InputError: there is no run with a checkpoint.
-    """
+    """The run with the newest checkpoint, optionally only among runs with this name; raises InputError without one."""
     parents = [runs_of(root, name)] if name else [*root.expanduser().absolute().glob("*")]
     found = [(path, next(checkpoints_of(path), None)) for parent in parents for path in _versions(parent)]
     times = {path: checkpoint.stat().st_mtime for path, checkpoint in found if checkpoint}
@@ -103,11 +91,7 @@ def newest_run(root: Path, name: str | None = None) -> Path:
 
 
 def checkpoint_of(folder: Path, which: str) -> Path:
-    """The `best` or `last` checkpoint of a run.
-
-    Raises:
-        InputError: the run has no such checkpoint.
-    """
+    """The `best` or `last` checkpoint of a run; raises InputError if it has none."""
     found = list(checkpoints_of(folder))
     path = folder / "checkpoints" / f"{which}.ckpt"
     is_there = path in found
@@ -127,8 +111,7 @@ def checkpoint_of(folder: Path, which: str) -> Path:
 def find_checkpoint(given: str) -> tuple[Path, Path | None]:
     """The path of a checkpoint, and the folder of its run if it is one of the user's own, which are in `logs/`.
 
-    Raises:
-        InputError: there is no run with that checkpoint.
+    Raises InputError if there is no run with that checkpoint.
     """
     if given not in ("best", "last"):
         path = Path(given).expanduser()
@@ -141,8 +124,7 @@ def find_checkpoint(given: str) -> tuple[Path, Path | None]:
 def lock_run(folder: Path, wait: float = 0) -> FileLock:
     """Lock a run folder until this process ends; wait at most `wait` seconds for another process to release it.
 
-    Raises:
-        InputError: another process uses the folder, or it cannot be written.
+    Raises InputError if another process uses the folder, or it cannot be written.
     """
     lock = FileLock(folder / ".lock", timeout=wait)
     try:
@@ -194,12 +176,10 @@ def checkpoints_of(folder: Path) -> Iterator[Path]:
 def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
     """The newest undamaged checkpoint of a run, and one line for each other file that is passed over.
 
-    Raises:
-        InputError: the run has no undamaged checkpoint.
+    Raises InputError if the run has no undamaged checkpoint.
     """
-    found = list(checkpoints_of(folder))
     lines: list[str] = []
-    for path in found:
+    for path in checkpoints_of(folder):
         problem = "has another configuration than config.yaml (it is of another run, or config.yaml was edited)"
         try:
             if read_checkpoint(str(path)).get("config") in configurations(folder):
@@ -207,9 +187,7 @@ def good_checkpoint(folder: Path) -> tuple[Path, list[str]]:
         except InputError as error:
             problem = str(error).removeprefix(f"--ckpt_path {path} ").partition("; give")[0]
         lines.append(f"{path} {problem}: not used")
-    if not found:
-        raise InputError(f"run {folder} has no checkpoint to continue from: start a new run")
-    raise InputError(f"run {folder} has no checkpoint to continue from: {'; '.join(lines)}")
+    raise InputError(f"run {folder} has no checkpoint to continue from: {'; '.join(lines) or 'start a new run'}")
 
 
 def from_first_process(value: str) -> str:

@@ -98,9 +98,8 @@ def write_checksums(folder: Path) -> None:
     sums = {}
     for path in sorted(path for path in folder.iterdir() if path.name != CHECKSUMS):
         sums[path.name] = _digest(path)
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     with (folder / CHECKSUMS).open("w", encoding="utf-8") as file:
         json.dump(sums, file)
         file.flush()

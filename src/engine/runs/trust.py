@@ -37,7 +37,6 @@ UNKNOWN = "unknown"  # a type that cannot be resolved here, though jsonargparse 
 PATH_VALUE = re.compile(r"[/\\]|^[.~]")  # looks like a path
 MAX_DEPTH = 50  # nested classes, lists and dicts
 MAX_VALUES = 100_000  # in all lists and dicts; one that is shared counts each time
-MAX_INTEGER = 2**31  # larger sizes would use up the memory
 # What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
 CONFIGURED: dict[str, tuple[type, ...]] = {
     "data": (LightningDataModule,),
@@ -83,13 +82,10 @@ def checked_class(path: Any, bases: tuple[type, ...], trust: Trust, place: str) 
 
     Args:
         path: dotted path; any type, since it is not trusted.
-        bases: the class must be a subclass of one of these.
+        bases: the class must be a subclass of one of these; else, or if it is neither of this project, torch or
+            Lightning nor trusted by the user, this raises InputError.
         trust: what the user trusts.
         place: the setting, such as `model.net`, for messages.
-
-    Raises:
-        InputError: the class is neither of this project, torch or Lightning nor trusted by the user, or it is not a
-            subclass of `bases`.
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         raise InputError(f"{place} names {path!r:.80}, which is not a class")
@@ -126,23 +122,14 @@ def checked_spec(
 ) -> Tree:
     """A class in a checkpoint with its arguments, checked: plain values, or classes where the type is a class.
 
-    Args:
-        spec: `class_path` and `init_args`.
-        bases, trust, place: as in `checked_class`.
-        dropped: the names of settings skipped because they are paths are appended to this list.
-
-    Raises:
-        InputError: a class or an argument is not allowed.
+    The names of arguments skipped because they are paths are appended to `dropped`. Raises InputError if a class or an
+    argument is not allowed.
     """
     return _Check(trust, [] if dropped is None else dropped).spec(spec, bases, place, 0)
 
 
 def model_arguments(checkpoint: dict[str, Any], trust: Trust = NO_TRUST) -> Tree:
-    """Class and arguments of a checkpoint's model; empty if not stored.
-
-    Raises:
-        InputError: the checkpoint names a class or an argument that is not allowed.
-    """
+    """Class and arguments of a checkpoint's model, as `checked_spec` checks them; empty if not stored."""
     saved = checkpoint.get("hyper_parameters") or {}
     if not isinstance(saved, dict):
         raise InputError(f"its hyper_parameters are of type {type(saved).__name__}")
@@ -176,13 +163,7 @@ def _arguments_of(cls: type, checkpoint: dict[str, Any]) -> list[str]:
 def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropped: list[str] | None = None) -> Tree:
     """Data, optimizer, scheduler, seed, monitor and plain Trainer numbers in the configuration of a checkpoint.
 
-    Callbacks, loggers, profilers, plugins and strategies are ignored.
-
-    Args:
-        dropped: the names of settings skipped because they are paths are appended to this list.
-
-    Raises:
-        InputError: the configuration names a class or an argument that is not allowed.
+    Callbacks, loggers, profilers, plugins and strategies are ignored. Classes are checked by `checked_spec`.
     """
     text = checkpoint.get("config")
     if text is None:
@@ -281,8 +262,6 @@ class _Check:
             return {name: self.value(one, inner, f"{place}.{name}", depth + 1) for name, one in kept.items()}
         if type(value) not in PLAIN:
             raise InputError(f"{place} is {_kind(value)}, but only plain values are allowed")
-        if isinstance(value, int) and abs(value) > MAX_INTEGER:
-            raise InputError(f"{place} is too large: its absolute value is above {MAX_INTEGER:,}")
         return value
 
 

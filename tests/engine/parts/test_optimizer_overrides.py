@@ -99,7 +99,7 @@ def test_an_optimizer_that_does_not_fit_the_saved_state_is_an_error_only_in_trai
 @pytest.mark.parametrize("name", ["lr", "head_lr", "learning_rate"])
 def test_a_learning_rate_of_the_model_cannot_be_changed(name: str) -> None:
     before, now = ({"model": {"class_path": "Own", "init_args": {name: lr, "flr": lr}}} for lr in (0.1, 0.2))
-    with pytest.raises(InputError, match=rf"^--model.{name} 0.2 has no effect in a continued run, whose optimizer is"):
+    with pytest.raises(InputError, match=rf"^--model.{name} 0.2 cannot be changed in a continued run"):
         OptimizerOverrides(before, now)
     OptimizerOverrides(before, before)
 
@@ -109,8 +109,7 @@ def test_a_learning_rate_in_an_argument_of_the_model_cannot_be_changed() -> None
         made = {"class_path": "torch.optim.Adam", "init_args": {"lr": lr, "eps": lr}}
         return {"model": {"class_path": "Own", "init_args": {"optimizer": made}}}
 
-    message = r"^--model\.optimizer\.lr 0\.2 has no effect in a continued run, whose optimizer is restored with 0\.1: "
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"^--model\.optimizer\.lr 0\.2 cannot be changed in a continued run"):
         OptimizerOverrides(spec(0.1), spec(0.2))
     OptimizerOverrides(spec(0.1), spec(0.1))
 

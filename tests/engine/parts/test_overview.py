@@ -138,6 +138,20 @@ class Whole(LightningModule):
     }
 
 
+def test_on_a_terminal_each_class_has_one_line_that_fits(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("One", "Two")
+    nets = [f'class {name}(nn.Module):\n    """A network of {"many " * 20}layers."""\n' for name in names]
+    write(project / "src/own/nets.py", "".join(nets))
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    overview.show(["--list"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line] == ["One", "Two"]
+    assert all(len(line) == 60 and line.endswith(" ...") for line in lines if line)
+
+
 def test_a_list_does_not_import_torch() -> None:
     code = (
         "import sys; sys.argv = ['train', '--list']; import src.train; src.train.main(); print('torch' in sys.modules)"
