@@ -26,7 +26,6 @@ from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.download import DownloadError, published, unwritable, write_atomically
 from src.engine.data.files import not_utf8, open_utf8
-from src.engine.data.folds import check_fold
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.system.errors import InputError, check_least
 from src.text.sources import find_texts, python_reference
@@ -59,25 +58,21 @@ class Windows(BatchDataset):
         block_size: T, tokens per window.
         stride: tokens between the starts of two windows: 1 gives all full windows; T gives each token once, and the
             last window is padded.
-        gap: start and end of tokens that no window may touch; with stride 1 only.
     """
 
-    def __init__(self, tokens: npt.NDArray[Any], block_size: int, stride: int, gap: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, tokens: npt.NDArray[Any], block_size: int, stride: int) -> None:
         self.tokens = tokens
         self.block_size = block_size
         self.stride = stride
-        self.before = max(gap[0] - block_size, 0)  # windows before the gap
-        self.end = gap[1]
 
     def __len__(self) -> int:
         if self.stride < self.block_size:
-            return self.before + max((len(self.tokens) - self.end - 1 - self.block_size) // self.stride + 1, 0)
+            return max((len(self.tokens) - 1 - self.block_size) // self.stride + 1, 0)
         return -(-(len(self.tokens) - 1) // self.stride)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Inputs (B, T) int64 and targets (B, T) int64: the next tokens, or `IGNORED` after the last token."""
         starts = np.asarray(indices) * self.stride
-        starts = np.where(starts < self.before, starts, starts - self.before + self.end)
         window = starts[:, None] + np.arange(self.block_size + 1)  # (B, T + 1)
         last = len(self.tokens) - 1
         tokens = torch.from_numpy(self.tokens[np.minimum(window, last)].astype(np.int64))
@@ -111,9 +106,6 @@ class TextDataModule(BatchedDataModule):
         block_size: T, tokens per window, at least 2.
         batch_size: windows per batch, all processes together, at least 1.
         final: train on the validation part too, for the final test result.
-        fold: validate on this fold of training and validation part, 1 to folds, and train on the text before and after
-            it; default: none.
-        folds: number of folds, at least 2.
 
     Files are joined in the order of their paths, with a line break between, so windows may cross from one to the next.
     The last tenth of the characters is the test part, the last tenth of the rest the validation part; no window crosses
@@ -136,16 +128,11 @@ class TextDataModule(BatchedDataModule):
         block_size: int = 128,
         batch_size: int = 32,
         final: bool = False,
-        fold: int | None = None,
-        folds: int = 5,
     ) -> None:
         super().__init__()
         check_least(257, max_vocab_size=max_vocab_size)
         check_least(2, block_size=block_size)
         check_least(1, batch_size=batch_size)
-        check_fold(fold, folds)
-        if final and fold is not None:
-            raise InputError(f"fold {fold} and final cannot be combined: final has no validation part")
         self.save_hyperparameters()
         self.path = path
         self.source = source
@@ -156,14 +143,12 @@ class TextDataModule(BatchedDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.final = final
-        self.fold = (fold, folds)
-        self._fold_key = [f"fold {fold} of {folds}"] if fold is not None else []
         self.tokens_per_char: dict[str, float] = {}
         """Tokens per character in each part; set by `setup`."""
         self.data_source = path or source
         """Path or source of the text in use; set by `setup`."""
         self._restored: Tokenizer | None = None
-        self._text = self._restored_text = list[Any]()  # source, hash and fold, by which the text is split
+        self._text = self._restored_text = list[Any]()  # source, hash and `final`, which decide what is trained on
         self._folder: Path | None = None
 
     def prepare_data(self) -> None:
@@ -177,19 +162,19 @@ class TextDataModule(BatchedDataModule):
             # Others may share a folder that only its owner can write.
             with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
                 digest, characters = _known_hash(files, stats, self.cache_dir)
-                fold = self.fold if self.fold[0] else ()
-                self._text, before = [str(self.data_source), digest, *fold, self.final], self._restored_text
-                if before[:1] == self._text[:1] and before != self._text:
-                    parts = "validation and test" if before[1:2] != [digest] else "validation"
-                    changed = f"the text of {self.data_source}, its fold or --data.final has changed since training"
-                    announce(f"{changed}: {parts} may contain text that was trained on")
-                splits = split_sizes(characters, *self.fold)
-                if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
+                self._text = [str(self.data_source), digest, self.final]
+                if self._restored_text[:1] == self._text[:1] and self._restored_text != self._text:
+                    announce(
+                        f"the text of {self.data_source} or --data.final has changed since training: validation or test"
+                        " may contain text that was trained on"
+                    )
+                splits = split_sizes(characters)
+                if not all(splits.values()):
                     raise InputError(
                         f"{self.data_source} has {characters} characters: too few to split, give a longer text"
                     )
                 self.tokenizer = self._find_tokenizer(files, digest, splits)
-                folder = self.cache_dir / _cache_key(digest, self.tokenizer.state, *self._fold_key)
+                folder = self.cache_dir / _cache_key(digest, self.tokenizer.state)
                 if not folder.exists():
                     _write_tokens(files, splits, self.tokenizer, folder, stats)
         except OSError as error:
@@ -208,19 +193,13 @@ class TextDataModule(BatchedDataModule):
         counts, characters = facts["tokens"], facts["characters"]
         ends = np.cumsum([*counts.values()])
         parts = dict(zip(counts, np.split(tokens, ends[:-1]), strict=True))
-        gap = (0, 0)
-        if "after" in counts:
-            parts["train"], gap = tokens[: ends[2]], (counts["train"], int(ends[1]))
-            for sizes in (counts, characters):
-                sizes["train"] += sizes["after"]
         if self.final:
             parts["train"] = tokens[: ends[1]]
             rank_zero_info("Training on the validation part too: val/loss does not measure generalization")
         for part, minimum in (("train", self.block_size + 1), ("val", 2), ("test", 2)):
-            length = max(gap[0], len(parts[part]) - gap[1]) if part == "train" else len(parts[part])
-            if length < minimum:
+            if len(parts[part]) < minimum:
                 raise InputError(
-                    f"the {part} part of {self.data_source} has {length} tokens, block_size {self.block_size}"
+                    f"the {part} part of {self.data_source} has {len(parts[part])} tokens, block_size {self.block_size}"
                     f" needs {minimum}: give a longer text or a smaller --data.block_size"
                 )
         if self._restored is None:
@@ -229,7 +208,7 @@ class TextDataModule(BatchedDataModule):
         if not facts["is_whole"]:
             announce(f"the tokenizer {self.tokenizer_name} loses parts of the text: no bits_per_char is logged")
         self.save_hyperparameters({"data_source": self.data_source})
-        self.train_set = Windows(parts["train"], self.block_size, stride=1, gap=gap)
+        self.train_set = Windows(parts["train"], self.block_size, stride=1)
         self.val_set, self.test_set = (Windows(parts[part], self.block_size, self.block_size) for part in PARTS[1:])
 
     def network_arguments(self) -> dict[str, Any]:
@@ -278,11 +257,10 @@ class TextDataModule(BatchedDataModule):
             return ByteTokenizer()
         if self.tokenizer_name != "bpe":
             return pretrained_tokenizer(self.tokenizer_name)
-        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size), *self._fold_key)}.json"
+        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size))}.json"
         if not cached.exists():
             rank_zero_info(f"Training byte-pair encoding with up to {self.max_vocab_size} tokens ...")
-            read = {part: size for part, size in splits.items() if part != "test"}
-            texts = (text for part, text in _pieces(files, read) if part != "val")
+            texts = (text for _, text in _pieces(files, {"train": splits["train"]}))
             write_atomically(cached, train_bpe(texts, self.max_vocab_size).state.encode("utf-8"), "cache_dir")
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
 
@@ -386,13 +364,8 @@ def _cache_key(*parts: str) -> str:
     return hashlib.sha256("\0".join((FORMAT, *parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:
-    """Number of characters in each part of a text, in their order; with a fold, `after` is for training too."""
+def split_sizes(characters: int) -> dict[str, int]:
+    """Number of characters in each part of a text, in their order."""
     development = characters * 9 // 10
-    if fold is not None:
-        start, end = development * (fold - 1) // folds, development * fold // folds
-        parts = {"train": start, "val": end - start, "after": development - end}
-    else:
-        train = development * 9 // 10
-        parts = {"train": train, "val": development - train}
-    return {**parts, "test": characters - development}
+    train = development * 9 // 10
+    return {"train": train, "val": development - train, "test": characters - development}

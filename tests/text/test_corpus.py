@@ -57,20 +57,6 @@ def test_the_parts_are_the_text_cut_at_characters(tmp_path: Path, letters: str) 
     assert data.tokens_per_char["test"] == pytest.approx(len(letters.encode()) / len(letters))
 
 
-def test_the_folds_of_a_text_are_pieces_of_its_first_nine_tenths() -> None:
-    for folds in (2, 5):
-        ends = []
-        for fold in range(1, folds + 1):
-            sizes = split_sizes(1003, fold, folds)
-            assert list(sizes) == ["train", "val", "after", "test"]
-            assert sum(sizes.values()) == 1003
-            assert sizes["test"] == split_sizes(1003)["test"]
-            ends += [sizes["train"], sizes["train"] + sizes["val"]]
-        assert ends[0] == 0
-        assert ends[1:-1:2] == ends[2::2]  # each begins where the last one ends
-        assert ends[-1] == 902
-
-
 def test_tokens_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
     before = os.umask(0o007)
     try:
