@@ -16,8 +16,7 @@ from src.engine.data.workers import NumWorkers
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded, report_cut
-from src.text.tokenizer import UNKNOWN, Tokenizer, check_tokens, restore_tokenizer
-from src.text.words import train_words
+from src.text.tokenizer import UNKNOWN, Tokenizer, check_tokens, restore_tokenizer, train_words
 from src.vision.image_files import content_keys, restored_ranges
 from src.vision.image_folder import ImageFolderDataModule, check_files
 from src.vision.mnist import MNISTDataModule

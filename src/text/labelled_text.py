@@ -32,8 +32,8 @@ from src.text.tokenizer import (
     pretrained_tokenizer,
     restore_tokenizer,
     train_bpe,
+    train_words,
 )
-from src.text.words import train_words
 
 Batch = tuple[Tensor, Tensor, Tensor]
 

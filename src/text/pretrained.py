@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.text.hub import adapter_advice, load_from_hub, transformers_class
+from src.text.hub import load_from_hub, transformers_class
 
 ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
 # Settings that make `transformers` load code or weights from the hub or a folder.
@@ -52,7 +52,10 @@ class _Pretrained(nn.Module):
         if config is None:
             model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
             if getattr(model, "_hf_peft_config_loaded", False):
-                raise ValueError(adapter_advice(pretrained))
+                raise ValueError(
+                    f"{pretrained} is an adapter: merge it into its model (peft's merge_and_unload), save that and its"
+                    " tokenizer with save_pretrained, and give its folder"
+                )
             if getattr(model, "hf_quantizer", None) is not None:
                 raise ValueError(
                     f"{pretrained} is quantized, and checkpoints of it do not load: give the one that is not"

@@ -167,6 +167,24 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     return SubwordTokenizer(tokenizer.to_str())
 
 
+def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
+    """Lower-case words and punctuation marks that occur at least twice; all others become the token `[UNK]`.
+
+    Args:
+        texts: the training texts.
+        vocab_size: maximum number of tokens.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=[UNKNOWN])
+    trainer.show_progress = sys.stderr.isatty()
+    tokenizer.train_from_iterator(texts, trainer)
+    return SubwordTokenizer(tokenizer.to_str())
+
+
 def pretrained_tokenizer(name: str) -> SubwordTokenizer:
     """A pretrained model's tokenizer.
 
@@ -174,19 +192,18 @@ def pretrained_tokenizer(name: str) -> SubwordTokenizer:
         name: hub name or folder of the model.
 
     Raises:
-        InputError: it cannot be loaded, or has no fast version.
+        InputError: it cannot be loaded, or is not one of the library `tokenizers` (a "fast" one).
     """
     try:
         loaded = load_from_hub(transformers_class("AutoTokenizer"), name)
     except ValueError as error:
         raise InputError(f"tokenizer {name}: {error}{nearest(name, ('bytes', 'bpe', 'words'))}") from error
-    if not getattr(loaded, "is_fast", False):
+    is_fast = getattr(loaded, "is_fast", False)
+    # Without its files, transformers makes a tokenizer of special tokens only.
+    if not is_fast or len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:
         raise InputError(
-            f"the tokenizer of {name} has no fast version, which this project needs: give another model, with its own"
-            " tokenizer"
+            f"{name} has no tokenizer that the library tokenizers reads: add tokenizer.json, or give another model"
         )
-    if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:  # what transformers makes without its files
-        raise InputError(f"{name} has no tokenizer: add its files, such as tokenizer.json")
     return SubwordTokenizer(loaded.backend_tokenizer.to_str())
 
 
