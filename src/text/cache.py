@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 KEYS_AND_VALUES = ("keys", "values")
 
@@ -47,15 +46,16 @@ class SharedCache(KeyValueCache):
 
     Args:
         count: number of texts.
+        block_size: largest number of tokens of a text.
     """
 
     PADDING = 64
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, block_size: int) -> None:
         super().__init__()
         self.lengths = [0] * count
         """Tokens processed of each text; set it to 0 for a text that is not needed any more."""
-        self.capacity = 0  # tokens for which there is memory
+        self.capacity = block_size + self.PADDING  # never used whole: products with all of it could differ in bits
 
     def __len__(self) -> int:
         return max(self.lengths)
@@ -63,7 +63,6 @@ class SharedCache(KeyValueCache):
     def put(self, row: int, cache: KeyValueCache) -> None:
         """Replace a text by one that has been processed on its own."""
         self.lengths[row] = len(cache)
-        self._reserve(len(cache))
         for (layer, name), value in cache.kept.items():
             if (layer, name) not in self.kept:
                 size = self.capacity if name in KEYS_AND_VALUES else value.shape[-2]
@@ -76,7 +75,6 @@ class SharedCache(KeyValueCache):
         self.positions = torch.tensor(self.lengths, device=device)  # (B,)
         self.rows = torch.arange(len(self.lengths), device=device)
         self.lengths = [length + count for length in self.lengths]
-        self._reserve(len(self))
         self.size = -(-len(self) // self.PADDING) * self.PADDING  # S
         keys = torch.arange(self.size, device=device)
         self.mask = (keys <= self.positions[:, None])[:, None, None]  # (B, 1, 1, S)
@@ -88,12 +86,3 @@ class SharedCache(KeyValueCache):
         kept = self.kept[layer, name]  # (B, heads, capacity, head_dim)
         kept[self.rows, :, self.positions] = new[:, :, 0].to(kept.dtype)
         return kept[:, :, : self.size]
-
-    def _reserve(self, length: int) -> None:
-        """Keep more memory than needed: products with the whole buffer could differ in bits."""
-        if length + self.PADDING > self.capacity:
-            more = 2 * -(-(length + self.PADDING) // self.PADDING) * self.PADDING - self.capacity
-            self.capacity += more
-            for (layer, name), value in self.kept.items():
-                if name in KEYS_AND_VALUES:
-                    self.kept[layer, name] = F.pad(value, (0, 0, 0, more))

@@ -176,7 +176,7 @@ class GPT(nn.Module):
 
     def new_shared_cache(self, count: int) -> SharedCache:
         """A cache for `forward` with one token of each of several texts, which are put into it one by one."""
-        return SharedCache(count)
+        return SharedCache(count, self.block_size)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
@@ -275,7 +275,15 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling_arguments`."""
+    """Sample a token from (vocab_size,) float logits.
+
+    Args:
+        logits: (vocab_size,) float.
+        temperature: logits are divided by it, at least 0; 0 takes the likeliest token.
+        top_k: sample from this many likeliest tokens only, at least 1. None: from all.
+        top_p: sample from the likeliest tokens that together have this probability, in (0, 1] (Holtzman et al. 2020).
+        generator: random generator, on the CPU.
+    """
     if temperature == 0:
         return int(logits.argmax())
     # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.
@@ -291,14 +299,7 @@ def sample(
 
 
 def check_sampling_arguments(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError if an argument of sampling is out of range.
-
-    Args:
-        max_new_tokens: number of tokens, at least 0.
-        temperature: logits are divided by it, at least 0; 0 takes the likeliest token.
-        top_k: sample from this many likeliest tokens only, at least 1. None: from all.
-        top_p: sample from the likeliest tokens that together have this probability, in (0, 1] (Holtzman et al. 2020).
-    """
+    """Raise ValueError if an argument of sampling is out of range."""
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
     if not 0 <= temperature < math.inf:
