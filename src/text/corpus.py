@@ -245,8 +245,10 @@ class TextDataModule(BatchedDataModule):
                         f"tiny Shakespeare could not be downloaded ({error}): save it as {place}, or give your own text"
                         " with --data.path"
                     ) from error
-                rank_zero_info(f"Tiny Shakespeare is not in {self.data_dir} and could not be downloaded: {error}")
-            announce("*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***")
+                announce(
+                    "*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***"
+                    f" The download failed: {error}"
+                )
         self.data_source = "python_reference"
         return [python_reference(self.cache_dir)]
 
@@ -336,10 +338,9 @@ def _write_tokens(
     """Write tokens and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}")  # not by tempfile, which overrides the user's umask
-    for left in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(exist_ok=True)
+    partial = folder.with_name(f".{folder.name}-1")  # not by tempfile, which overrides the user's umask
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
     try:
         with (partial / "tokens.bin").open("wb") as file:
             is_whole, checked = True, 0
