@@ -57,10 +57,8 @@ class ContrastiveModel(Task):
         super().setup(stage)
         found = getattr(getattr(self.trainer, "datamodule", None), "modalities", self.modalities)
         if list(found) != self.modalities:
-            raise InputError(
-                f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}: give"
-                f" --model.net.modalities [{','.join(found)}]"
-            )
+            problem = f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}"
+            raise InputError(f"{problem}: give --model.net.modalities [{','.join(found)}]")
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()

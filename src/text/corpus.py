@@ -7,10 +7,10 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -156,27 +156,22 @@ class TextDataModule(BatchedDataModule):
         if self._folder is not None:
             return
         files = self._find_files()
-        stats = _file_stats(files)
+        digest, characters = _hash_and_count(files)
+        self._text = [str(self.data_source), digest, self.final]
+        if self._restored_text[:1] == self._text[:1] and self._restored_text != self._text:
+            changed = f"the text of {self.data_source} or --data.final has changed since training"
+            announce(f"{changed}: validation or test may contain text that was trained on")
+        splits = split_sizes(characters)
+        if not all(splits.values()):
+            raise InputError(f"{self.data_source} has {characters} characters: too few to split, give a longer text")
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             # Others may share a folder that only its owner can write.
             with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
-                digest, characters = _known_hash(files, stats, self.cache_dir)
-                self._text = [str(self.data_source), digest, self.final]
-                if self._restored_text[:1] == self._text[:1] and self._restored_text != self._text:
-                    announce(
-                        f"the text of {self.data_source} or --data.final has changed since training: validation or test"
-                        " may contain text that was trained on"
-                    )
-                splits = split_sizes(characters)
-                if not all(splits.values()):
-                    raise InputError(
-                        f"{self.data_source} has {characters} characters: too few to split, give a longer text"
-                    )
                 self.tokenizer = self._find_tokenizer(files, digest, splits)
                 folder = self.cache_dir / _cache_key(digest, self.tokenizer.state)
                 if not folder.exists():
-                    _write_tokens(files, splits, self.tokenizer, folder, stats)
+                    _write_tokens(files, splits, digest, self.tokenizer, folder)
         except OSError as error:
             raise unwritable(self.cache_dir, error, "cache_dir") from error
         self._folder = folder
@@ -240,15 +235,11 @@ class TextDataModule(BatchedDataModule):
                 self.data_source = "tiny_shakespeare"
                 return [published(SHAKESPEARE_URL, SHAKESPEARE_SHA256, place)]
             except DownloadError as error:
+                problem = f"tiny Shakespeare could not be downloaded ({error})"
                 if self.source == "tiny_shakespeare":
-                    raise InputError(
-                        f"tiny Shakespeare could not be downloaded ({error}): save it as {place}, or give your own text"
-                        " with --data.path"
-                    ) from error
-                announce(
-                    "*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***"
-                    f" The download failed: {error}"
-                )
+                    raise InputError(f"{problem}: save it as {place}") from error
+                rank_zero_info(problem)
+            announce("*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***")
         self.data_source = "python_reference"
         return [python_reference(self.cache_dir)]
 
@@ -265,25 +256,6 @@ class TextDataModule(BatchedDataModule):
             texts = (text for _, text in _pieces(files, {"train": splits["train"]}))
             write_atomically(cached, train_bpe(texts, self.max_vocab_size).state.encode("utf-8"), "cache_dir")
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
-
-
-def _file_stats(files: list[Path]) -> list[list[int]]:
-    """Size, time of modification and time of change of each file; Linux and macOS let nobody set the last."""
-    return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in (path.stat() for path in files)]
-
-
-def _known_hash(files: list[Path], stats: list[list[int]], cache_dir: Path) -> tuple[str, int]:
-    """`_hash_and_count`, kept in `cache_dir` until a file has another size or time."""
-    kept = cache_dir / f"text-{_cache_key(*(str(file.resolve()) for file in files))}.json"
-    with suppress(OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        if known["stats"] == stats:
-            return str(known["digest"]), int(known["characters"])
-    digest, characters = _hash_and_count(files)
-    if _file_stats(files) == stats and os.access(cache_dir, os.W_OK):
-        facts = {"stats": stats, "digest": digest, "characters": characters}
-        write_atomically(kept, json.dumps(facts).encode(), "cache_dir")
-    return digest, characters
 
 
 def _hash_and_count(files: list[Path]) -> tuple[str, int]:
@@ -319,7 +291,10 @@ def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, st
     for part, left in splits.items():
         while left:
             if len(buffer) < left:
-                buffer += next(texts, "") or _raise_changed(files)
+                more = next(texts, "")
+                if not more:
+                    raise InputError(f"{files[0].parent}: a text has changed while it was read: start again")
+                buffer += more
             piece = buffer[:left]
             if len(piece) < left:
                 piece = piece[: piece.rfind("\n") + 1] or piece
@@ -328,16 +303,11 @@ def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, st
             yield part, piece
 
 
-def _raise_changed(files: list[Path]) -> NoReturn:
-    raise InputError(f"{files[0]}{' or another file' if len(files) > 1 else ''} changed while it was read: start again")
-
-
-def _write_tokens(
-    files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, stats: list[list[int]]
-) -> None:
+def _write_tokens(files: list[Path], splits: dict[str, int], digest: str, tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokens and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
+    written = hashlib.sha256()
     partial = folder.with_name(f".{folder.name}-1")  # not by tempfile, which overrides the user's umask
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
@@ -345,6 +315,7 @@ def _write_tokens(
         with (partial / "tokens.bin").open("wb") as file:
             is_whole, checked = True, 0
             for part, text in _pieces(files, splits):
+                written.update(text.encode())
                 ids = tokenizer.encode(text).astype(dtype, copy=False)
                 if is_whole and checked < CHECKED:  # a tokenizer may drop case, accents or line breaks
                     some = text[: CHECKED - checked]
@@ -352,8 +323,8 @@ def _write_tokens(
                     is_whole = tokenizer.decode(tokenizer.encode(some).tolist()).strip() == some.strip()
                 file.write(ids.data)
                 counts[part] += len(ids)
-        if [one[:2] for one in _file_stats(files)] != [one[:2] for one in stats]:
-            _raise_changed(files)
+        if written.hexdigest() != digest:
+            raise InputError(f"{files[0].parent}: a text has changed while it was read: start again")
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits, "is_whole": is_whole}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         os.replace(partial, folder)

@@ -225,7 +225,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "num_layers": num_layers}
-        check_transformer("GPT", dropout, d_model=d_model, num_heads=num_heads, **sizes)
+        check_transformer("GPT", {"dropout": dropout}, d_model=d_model, num_heads=num_heads, **sizes)
         if block_size < 2:
             raise ValueError(f"block_size {block_size} is too small for GPT: give at least 2 tokens")
         if conv_size < 0:
@@ -336,17 +336,17 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def check_transformer(name: str, dropout: float, *, d_model: int, num_heads: int, **sizes: int) -> None:
+def check_transformer(name: str, dropouts: dict[str, float], *, d_model: int, num_heads: int, **sizes: int) -> None:
     """Raise ValueError if a transformer cannot have these sizes."""
     for size, value in {**sizes, "d_model": d_model, "num_heads": num_heads}.items():
         if value < 1:
             raise ValueError(f"{size} {value} is too small for {name}: give at least 1")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout} is out of range for {name}: give a probability of at least 0 and below 1")
+    for option, share in dropouts.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{option} {share} is out of range for {name}: give a probability from 0 to below 1")
     if d_model % (2 * num_heads):
-        raise ValueError(
-            f"d_model {d_model} does not fit {name} with num_heads {num_heads}: give a multiple of {2 * num_heads}"
-        )
+        problem = f"d_model {d_model} does not fit {name} with num_heads {num_heads}"
+        raise ValueError(f"{problem}: give a multiple of {2 * num_heads}")
 
 
 def sample(

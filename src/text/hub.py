@@ -20,9 +20,7 @@ def transformers_class(name: str) -> Any:
         ValueError: the package is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise ValueError(
-            "pretrained models need the package transformers: install it with pip install -e '.[pretrained]'"
-        )
+        raise ValueError("models need the package transformers: install it with pip install -e '.[pretrained]'")
     package = importlib.import_module("transformers")
     package.logging.set_verbosity_error()  # otherwise long warnings about the new head
     return getattr(package, name)

@@ -33,7 +33,7 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
         InputError: the folder cannot be written, or a file is incomplete.
     """
     paths = {suffix: data_dir / "rt_polarity" / f"rt-polarity.{suffix}" for suffix in POLARITY_LABELS}
-    if not any(path.exists() for path in paths.values()):
+    if not all(path.exists() for path in paths.values()):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "rt-polaritydata.tar.gz"
             download(POLARITY_URL, POLARITY_SHA256, archive)
@@ -44,10 +44,7 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
                     write_atomically(path, member.read().decode("latin-1").encode("utf-8"))
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}
     for suffix, path in paths.items():
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error}): remove {path.parent} to download it again") from error
+        content = path.read_bytes()
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError:  # as it is published
@@ -72,9 +69,7 @@ def language_names() -> list[tuple[str, str]]:
     try:
         from babel import Locale
     except ImportError as error:
-        raise InputError(
-            "no data given and no sample: give a file with --data.path, or install the sample: pip install Babel"
-        ) from error
+        raise InputError("language_names needs the package Babel: pip install Babel, or give --data.path") from error
     found: dict[str, set[str]] = defaultdict(set)
     for code in LANGUAGES:
         locale = Locale(code)

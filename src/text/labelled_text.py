@@ -73,10 +73,8 @@ class TokenizedTexts(BatchDataset):
 def report_cut(lengths: list[int], limit: int, what: str) -> None:
     """Say how many training texts, or what they are, may have been cut off, if they are more than a few."""
     if (count := sum(length >= limit for length in lengths)) > CUT * len(lengths):
-        announce(
-            f"{count:,} of {len(lengths):,} training {what} reach the limit of {limit} tokens; longer ones are cut off:"
-            " to keep more, raise --data.max_length, if the network takes more"
-        )
+        reached = f"{count:,} of {len(lengths):,} training {what} reach the limit of {limit} tokens"
+        announce(f"{reached}; longer ones are cut off: to keep more, raise --data.max_length")
 
 
 def padded(ids: list[Ids]) -> tuple[Tensor, Tensor]:
@@ -247,10 +245,8 @@ class LabelledTextDataModule(LabelledDataModule):
             lengths += map(len, ids)
             parts.append(np.concatenate(ids).astype(dtype))
         if empty:
-            raise InputError(
-                f"{len(empty):,} texts have no token in the tokenizer {self.tokenizer_name}, such as {empty[0][:60]!a}:"
-                " remove them, or give another --data.tokenizer"
-            )
+            some = f"{len(empty):,} texts, such as {empty[0][:60]!a}, have no token in the tokenizer"
+            raise InputError(f"{some} {self.tokenizer_name}: remove them, or give another --data.tokenizer")
         return TokenizedTexts(np.concatenate(parts), lengths, targets)
 
     def _find_tokenizer(self, texts: Texts) -> Tokenizer:
@@ -269,11 +265,9 @@ class LabelledTextDataModule(LabelledDataModule):
                 return {part: _columns(rows) for part, rows in rt_polarity(self.data_dir).items()}
             except DownloadError as error:
                 if self.source == "rt_polarity":
-                    raise InputError(
-                        f"rt-polarity could not be downloaded ({error}): put rt-polarity.neg and rt-polarity.pos into"
-                        f" {self.data_dir / 'rt_polarity'}, or give your own table with --data.path"
-                    ) from error
-                rank_zero_info(f"rt-polarity is not in {self.data_dir} and could not be downloaded: {error}")
+                    place = f"put rt-polarity.neg and rt-polarity.pos into {self.data_dir / 'rt_polarity'}"
+                    raise InputError(f"rt-polarity could not be downloaded ({error}): {place}") from error
+                rank_zero_info(f"rt-polarity could not be downloaded: {error}")
             announce("*** NOT REVIEWS: using names in 34 languages (CLDR); results are not comparable. ***")
         self.data_source = "language_names"
         return self._split(_columns(language_names()), ("val", "test"))

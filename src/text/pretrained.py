@@ -52,14 +52,9 @@ class _Pretrained(nn.Module):
         if config is None:
             model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
             if getattr(model, "_hf_peft_config_loaded", False):
-                raise ValueError(
-                    f"{pretrained} is an adapter: merge it into its model (peft's merge_and_unload), save that and its"
-                    " tokenizer with save_pretrained, and give its folder"
-                )
+                raise ValueError(f"{pretrained} is an adapter: merge it into its model (peft's merge_and_unload) first")
             if getattr(model, "hf_quantizer", None) is not None:
-                raise ValueError(
-                    f"{pretrained} is quantized, and checkpoints of it do not load: give the one that is not"
-                )
+                raise ValueError(f"{pretrained} is quantized, its checkpoints would not load: give one that is not")
             # A random layer between body and head, as after masked language modelling, is trained as well. Kept in the
             # configuration: a checkpoint trains the same layers.
             model.config.has_new_pooler = _check_weights(model, info, pretrained, self.peft_task)
@@ -71,9 +66,8 @@ class _Pretrained(nn.Module):
                 known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
                 model = auto.from_config(known, trust_remote_code=False, dtype=dtype)
             except Exception as error:  # many types: missing packages, unknown names, sizes
-                raise ValueError(
-                    f"config fits no model of transformers: {' '.join(str(error).split())[:200]}"
-                ) from error
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(f"config fits no model of transformers: {reason}") from error
         # With this, a checkpoint can rebuild the network without the files of the pretrained model.
         plain = json.loads(json.dumps(model.config.to_dict()))  # to_json_string would write infinity as a dict
         self.rebuild = {"config": _without(plain, NOT_REBUILT)}
@@ -335,10 +329,8 @@ def _check_weights(model: Any, info: dict[str, Any], name: str, task: str) -> bo
     random = names & {*info["missing_keys"], *(one[0] for one in info["mismatched_keys"])}
     body = f"{model.base_model_prefix}." if task == "SEQ_CLS" else ""
     if lost := sorted(one for one in random if one.startswith(body) and ".pooler." not in one):
-        raise ValueError(
-            f"{len(lost)} of {len(names)} weights of {name} are missing or have other shapes, such as {lost[0]}: give a"
-            " model whose config.json and weights belong together"
-        )
+        what = f"{len(lost)} of {len(names)} weights of {name} are missing or have other shapes, such as {lost[0]}"
+        raise ValueError(f"{what}: give a model whose config.json and weights belong together")
     return any(".pooler." in one for one in random)
 
 

@@ -36,10 +36,7 @@ def find_texts(path: str) -> list[Path]:
     if not files:
         raise InputError(f"--data.path {path}: {problem}")
     if found := sorted({file.name.lower().removesuffix(".gz").rpartition(".")[2] for file in files} & AS_TABLES):
-        announce(
-            f".{' and .'.join(found)} files are read as they are, with keys, quotes and escapes: for the texts in them"
-            " alone, write these to .txt files"
-        )
+        announce(f".{' and .'.join(found)} files are read as they are, with keys and quotes: .txt files have none")
     return files
 
 

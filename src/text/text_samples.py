@@ -30,9 +30,7 @@ class TextSamples(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         data: Any = getattr(trainer, "datamodule", None)
         if not callable(getattr(pl_module, "generate", None)) or not hasattr(data, "tokenizer"):
-            raise InputError(
-                "TextSamples needs a task that generates and data with a tokenizer: remove it from the callbacks"
-            )
+            raise InputError("TextSamples needs a task that generates, and data with a tokenizer: remove it")
         if not len(data.tokenizer.encode(self.prompt)):
             raise InputError(f"TextSamples: prompt {self.prompt!r} has no token in the tokenizer: give another prompt")
         if check := getattr(pl_module, "check_sampling", None):

@@ -131,9 +131,7 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # tokenizers has no class of its own
-        raise SampleError(
-            f"the tokenizer cannot read this text ({error}): give one with a token for unknown characters"
-        ) from error
+        raise SampleError(f"the tokenizer cannot read this text: {error}") from error
 
 
 Tokenizer = ByteTokenizer | SubwordTokenizer
@@ -201,9 +199,7 @@ def pretrained_tokenizer(name: str) -> SubwordTokenizer:
     is_fast = getattr(loaded, "is_fast", False)
     # Without its files, transformers makes a tokenizer of special tokens only.
     if not is_fast or len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:
-        raise InputError(
-            f"{name} has no tokenizer that the library tokenizers reads: add tokenizer.json, or give another model"
-        )
+        raise InputError(f"{name} has no tokenizer that can be used: add tokenizer.json, or give another model")
     return SubwordTokenizer(loaded.backend_tokenizer.to_str())
 
 
@@ -233,9 +229,7 @@ def check_tokens(
     found = np.concatenate(ids)
     known = np.setdiff1d(found, [*special, -1 if unknown is None else unknown])
     if len(known) < 2:
-        raise InputError(
-            f"the tokenizer {name} has {len(known)} different tokens for the training texts, not counting special ones"
-            f" such as {UNKNOWN}: {remedy}"
-        )
+        count = f"{len(known)} different tokens for the training texts, not counting special ones such as {UNKNOWN}"
+        raise InputError(f"the tokenizer {name} has {count}: {remedy}")
     if unknown is not None and (share := (found == unknown).mean()) > 0.5:
         announce(f"The tokenizer {name} does not know {share:.0%} of the tokens of the training texts")

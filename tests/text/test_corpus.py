@@ -150,20 +150,6 @@ def test_the_name_of_a_text_need_not_be_utf8_and_its_rights_may_change(
     assert len(ready(tmp_path, path=str(tmp_path)).test_set.tokens) == 100
 
 
-def test_a_text_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, reads, hash_and_count = own(tmp_path, "abcdefghij" * 100), list[Path](), corpus._hash_and_count
-    monkeypatch.setattr(corpus, "_hash_and_count", lambda files: (reads.extend(files), hash_and_count(files))[1])
-    ready(tmp_path, path=path)
-    ready(tmp_path, path=path)
-    assert len(reads) == 1
-    own(tmp_path, "abcdefghij" * 99)
-    ready(tmp_path, path=path)
-    (kept,) = (tmp_path / "cache").glob("text-*.json")
-    kept.write_text("[")  # damaged: as if there were none
-    ready(tmp_path, path=path)
-    assert len(reads) == 3
-
-
 def test_a_writing_that_was_cut_short_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own(tmp_path, "abcdefghij" * 100)
     pieces = corpus._pieces

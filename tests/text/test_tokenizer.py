@@ -155,5 +155,5 @@ def test_a_stream_goes_on_where_bytes_are_no_character() -> None:
 def test_a_text_that_a_tokenizer_cannot_read_is_an_error_of_that_text() -> None:
     tokenizer = SubwordTokenizer(Inner(models.WordLevel({"cat": 0}, unk_token="[UNK]")).to_str())
     for read in (lambda: tokenizer.encode("dog"), lambda: tokenizer.encode_batch(["cat", "dog"], 4)):
-        with pytest.raises(SampleError, match=r"the tokenizer cannot read this text \(.*\): give one with a token"):
+        with pytest.raises(SampleError, match="the tokenizer cannot read this text: "):
             read()
