@@ -24,7 +24,8 @@ from src.vision.mnist import MNISTDataModule
 Batch = tuple[Tensor, ...]
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NAMES = [(word, str(digit)) for digit, word in enumerate(WORDS)]
+NUMERALS = tuple("0123456789")
+NAMES = list(zip(WORDS, NUMERALS, strict=True))
 PHRASINGS = {
     "train": (
         "{}", "a {}", "the {}", "number {}", "the number {}", "the digit {}", "this is a {}", "a handwritten {}",
@@ -34,7 +35,6 @@ PHRASINGS = {
     "val": ("here is the digit {}", "a {} written by somebody", "you see a handwritten {}"),
     "test": ("a photo of the number {}", "the figure {} , drawn with a pen", "looks like a {}", "a scan with a {}"),
 }  # fmt: skip
-NAME_FORMS = [list(form) for form in zip(*NAMES, strict=True)]  # the ten words, the ten numerals
 MAX_WORDS = 16384
 
 
@@ -180,7 +180,6 @@ class CaptionDataModule(BatchedDataModule):
         self.save_hyperparameters({"data_source": self.data_source})
 
     def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the data."""
         self.prepare_data()
         self.setup("fit")
         size = {"in_channels": 3, "image_size": self.files.image_size} if self.files else {}
@@ -218,9 +217,9 @@ class CaptionDataModule(BatchedDataModule):
         found = self.tokenizer.encode_batch(texts, self.max_length)
         words: Any = self.tokenizer
         unknown = words.inner.token_to_id(UNKNOWN)
-        if lost := [text for text, ids in zip(texts, found, strict=True) if len(ids) and (ids == unknown).all()]:
-            raise InputError(f"label {lost[0]!r} has no word that the model was trained on: give another text")
         for text, ids in zip(texts, found, strict=True):
+            if len(ids) and (ids == unknown).all():
+                raise InputError(f"label {text!r} has no word that the model was trained on: give another text")
             if (ids == unknown).any():
                 read = words.inner.encode(text)
                 lost = [text[a:b] for one, (a, b) in zip(read.ids, read.offsets, strict=True) if one == unknown]
@@ -234,7 +233,7 @@ class CaptionDataModule(BatchedDataModule):
         return [
             padded(self.tokenizer.encode_batch([phrasing.format(name) for name in names], self.max_length))
             for phrasing in PHRASINGS[part]
-            for names in NAME_FORMS
+            for names in (WORDS, NUMERALS)
         ]
 
     def train_dataloader(self) -> DataLoader[Batch]:

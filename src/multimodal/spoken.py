@@ -76,7 +76,6 @@ class SpokenCaptionDataModule(CaptionDataModule):
                 self.sets[name].sounds = waves[indices], self.sets[name].matching
 
     def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the data."""
         return {**super().network_arguments(), "modalities": self.modalities, "sound_size": self.words.image_size}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

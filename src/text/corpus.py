@@ -1,11 +1,13 @@
 """Plain text for language models: windows of tokens from a memory-mapped file."""
 
 import codecs
+import glob
 import hashlib
 import json
 import os
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -25,10 +27,10 @@ from tqdm.utils import CallbackIOWrapper
 from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.download import DownloadError, published, unwritable, write_atomically
-from src.engine.data.files import not_utf8, open_utf8
+from src.engine.data.files import find_files, not_utf8, open_utf8, skipped_line
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
+from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError, check_least
-from src.text.sources import find_texts, python_reference
 from src.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -46,6 +48,8 @@ PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 # Tiny Shakespeare (Karpathy 2015).
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+AS_TABLES = {"json", "jsonl", "ndjson", "csv", "tsv"}  # endings of files that are not plain text
 
 Batch = tuple[Tensor, Tensor]
 
@@ -207,7 +211,6 @@ class TextDataModule(BatchedDataModule):
         self.val_set, self.test_set = (Windows(parts[part], self.block_size, self.block_size) for part in PARTS[1:])
 
     def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the text."""
         self.setup("fit")
         return {"vocab_size": self.vocab_size, "block_size": self.block_size}
 
@@ -256,6 +259,41 @@ class TextDataModule(BatchedDataModule):
             texts = (text for _, text in _pieces(files, {"train": splits["train"]}))
             write_atomically(cached, train_bpe(texts, self.max_vocab_size).state.encode("utf-8"), "cache_dir")
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
+
+
+def find_texts(path: str) -> list[Path]:
+    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
+
+    Raises:
+        InputError: there are none.
+    """
+    given = local_path(path)
+    if given.is_dir():
+        skipped: Counter[str] = Counter()
+        files = sorted(find_files(given, (".txt",), skipped))
+        if skipped:
+            rank_zero_info(skipped_line(skipped, ".txt"))
+        problem = "no .txt file in this folder; use a glob for other files"
+    else:
+        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
+        files = sorted(file for name in names if (file := Path(name)).is_file())
+        problem = "no such file; give a file, a folder with .txt files, or a glob"
+    if not files:
+        raise InputError(f"--data.path {path}: {problem}")
+    if found := sorted({file.name.lower().removesuffix(".gz").rpartition(".")[2] for file in files} & AS_TABLES):
+        announce(f".{' and .'.join(found)} files are read as they are, with keys and quotes: .txt files have none")
+    return files
+
+
+def python_reference(folder: Path) -> Path:
+    """A file with the language reference included in Python, half a million characters; written if missing."""
+    from pydoc_data.topics import topics
+
+    content = ("\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n").encode("utf-8")
+    path = folder / f"python_reference-{hashlib.sha256(content).hexdigest()[:16]}.txt"
+    if not path.exists():
+        write_atomically(path, content, "cache_dir")
+    return path
 
 
 def _hash_and_count(files: list[Path]) -> tuple[str, int]:

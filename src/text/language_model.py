@@ -71,7 +71,6 @@ class LanguageModel(Task):
         return self if is_own or not hasattr(self.net, "new_shared_cache") else TextsTogether(self, count)
 
     def parameter_groups(self) -> list[Group]:
-        """Parameter groups for the optimizer."""
         return decay_groups(self.net)
 
     def generate(

@@ -47,7 +47,6 @@ class TextClassifier(Classifier):
         self.adversarial = adversarial
 
     def parameter_groups(self) -> list[Group]:
-        """Parameter groups for the optimizer."""
         return decay_groups(self.net, self.head_lr)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:

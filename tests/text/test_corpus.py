@@ -10,8 +10,7 @@ import torch
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.errors import InputError
 from src.text import corpus
-from src.text.corpus import TextDataModule, Windows, random_starts, split_sizes
-from src.text.sources import find_texts
+from src.text.corpus import TextDataModule, Windows, find_texts, random_starts, split_sizes
 from tests.conftest import serving
 from tests.text.helpers import WORDS, tiny_pretrained
 

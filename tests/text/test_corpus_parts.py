@@ -8,8 +8,7 @@ import pytest
 
 from src.engine.parts import remote
 from src.engine.system.errors import InputError
-from src.text.corpus import TextDataModule
-from src.text.sources import find_texts
+from src.text.corpus import TextDataModule, find_texts
 from tests.conftest import serving
 from tests.text.helpers import WORDS, tiny_pretrained
 from tests.text.test_corpus import own, ready
