@@ -132,12 +132,13 @@ class CaptionDataModule(BatchedDataModule):
         self.save_hyperparameters()
         shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
         self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)
-        self.fold, self.crop, self.num_workers = (fold, folds), crop, num_workers
+        self.fold = (fold, folds)
+        self._image_options: dict[str, Any] = {"image_size": image_size, "crop": crop, "num_workers": num_workers}
+        self._image_options |= {"flip": False, "fold": fold, "folds": folds}
         self.path = path
         self.columns = (image_column, caption_column)
         self.max_length = max_length
         self.batch_size = batch_size
-        self._image_size = image_size
         self.data_source = path or source
         self._restored = False
         self._use_images(is_own=path is not None)
@@ -145,9 +146,7 @@ class CaptionDataModule(BatchedDataModule):
     def _use_images(self, is_own: bool) -> None:
         """Take one's own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
-        options: dict[str, Any] = {"image_size": self._image_size, "flip": False}
-        options |= {"fold": self.fold[0], "folds": self.fold[1], "crop": self.crop, "num_workers": self.num_workers}
-        self.files = ImageFolderDataModule(self.path, **options) if is_own else None
+        self.files = ImageFolderDataModule(self.path, **self._image_options) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
         if hasattr(pixels, "notes"):
@@ -175,8 +174,7 @@ class CaptionDataModule(BatchedDataModule):
         self.train_set, self.val_set, self.test_set = self.sets.values()
         report_cut([len(ids) for ids in self.train_set.captions], self.max_length, "captions")
         if not self._restored:
-            remedy = "give more captions, only words that occur at least twice are tokens"
-            check_tokens(self.tokenizer, self.sets["train"].captions, "words", remedy)
+            check_tokens(self.tokenizer, self.train_set.captions, "words")
         self.save_hyperparameters({"data_source": self.data_source})
 
     def network_arguments(self) -> dict[str, Any]:

@@ -108,13 +108,7 @@ class ContrastiveModel(Task):
         return bool(parts) and not any(part % self.trainer.world_size for part in parts)
 
     def name_classes(self, tokens: Tensor, mask: Tensor) -> None:
-        """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class.
-
-        Raises:
-            InputError: the network takes no texts.
-        """
-        if not self.takes_names:
-            raise InputError(f"{type(self.net).__name__} of {' and '.join(self.modalities)} takes no names of classes")
+        """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class."""
         self._classes = self._features(tokens, mask)
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:

@@ -377,15 +377,3 @@ def sample(
         before = ordered.cumsum(dim=0) - ordered  # total probability of all likelier tokens
         probabilities[order[before >= max(top_p, 1e-30)]] = 0  # `before` is 0 for the likeliest
     return int(torch.multinomial(probabilities, 1, generator=generator))
-
-
-def check_sampling_arguments(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError if an argument of sampling is out of range."""
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature {temperature} is out of range: give at least 0; 0 takes the likeliest token")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")

@@ -40,7 +40,7 @@ from src.text.tokenizer import (
 Batch = tuple[Tensor, Tensor, Tensor]
 
 TRAINED = {"bpe": train_bpe, "words": train_words}
-CHECKED_TEXTS = 10_000  # with which a tokenizer is compared
+CHECKED = 100_000  # tokens with which a tokenizer is checked
 CHUNK = 10_000  # texts that are tokenized together
 CUT = 0.01  # share of the training texts from which cutting them off is reported
 POOL = 50  # number of batches that are sorted by length together
@@ -200,13 +200,12 @@ class LabelledTextDataModule(LabelledDataModule):
             raise InputError(f"no {empty[0]} texts in {self.data_source}: give more, or another share")
         self.tokenizer = self._find_tokenizer(parts["train"][0])
         self.vocab_size = self.tokenizer.vocab_size
-        if not self.restored:
-            some = list(parts["train"][0][:CHECKED_TEXTS])
-            check_tokens(self.tokenizer, self.tokenizer.encode_batch(some, self.max_length), self.tokenizer_name)
         self.save_hyperparameters({"data_source": self.data_source})
         texts = {part: texts for part, (texts, _) in parts.items()}
         report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
         self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], numbers[part]) for part in PARTS)
+        if not self.restored:
+            check_tokens(self.tokenizer, [self.train_set.ids[:CHECKED]], self.tokenizer_name)
         report_cut(self.train_set.lengths.tolist(), self.max_length, "texts")
 
     def network_arguments(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
 from src.engine.training.optim.groups import Group, decay_groups
 from src.tasks.task import Task
-from src.text.gpt import check_sampling_arguments, sample
+from src.text.gpt import sample
 
 Batch = tuple[Tensor, Tensor]
 
@@ -63,7 +63,17 @@ class LanguageModel(Task):
         if stage in rates:
             self.log(f"{stage}/bits_per_char", loss / math.log(2) * rates[stage], sync_dist=True)
 
-    check_sampling = staticmethod(check_sampling_arguments)
+    @staticmethod
+    def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+        """Raise ValueError if an argument of sampling is out of range."""
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature {temperature} is out of range: give at least 0; 0 takes the likeliest token")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ValueError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")
 
     def generate_together(self, count: int) -> Any:
         """An object whose `generate` computes up to `count` texts at once if the network can, else this task."""
@@ -107,7 +117,7 @@ class LanguageModel(Task):
         """
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")
-        check_sampling_arguments(max_new_tokens, temperature, top_k, top_p)
+        self.check_sampling(max_new_tokens, temperature, top_k, top_p)
         draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
         if together is not None:
             return together.read(prompt.tolist(), max_new_tokens, draw)

@@ -168,9 +168,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
 def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     """Lower-case words and punctuation marks that occur at least twice; all others become the token `[UNK]`.
 
-    Args:
-        texts: the training texts.
-        vocab_size: maximum number of tokens.
+    Arguments as of `train_bpe`.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -184,10 +182,7 @@ def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
 
 
 def pretrained_tokenizer(name: str) -> SubwordTokenizer:
-    """A pretrained model's tokenizer.
-
-    Args:
-        name: hub name or folder of the model.
+    """The tokenizer of a pretrained model, by hub name or folder.
 
     Raises:
         InputError: it cannot be loaded, or is not one of the library `tokenizers` (a "fast" one).
@@ -203,19 +198,13 @@ def pretrained_tokenizer(name: str) -> SubwordTokenizer:
     return SubwordTokenizer(loaded.backend_tokenizer.to_str())
 
 
-def check_tokens(
-    tokenizer: Tokenizer,
-    ids: Sequence[Ids],
-    name: str,
-    remedy: str = "it does not fit them, give another --data.tokenizer",
-) -> None:
+def check_tokens(tokenizer: Tokenizer, ids: Sequence[Ids], name: str) -> None:
     """Check that a tokenizer knows the training texts.
 
     Args:
         tokenizer: the tokenizer.
         ids: the token IDs of some of the texts.
         name: its name, for messages.
-        remedy: what to do if it does not, for the message.
 
     Raises:
         InputError: it has fewer than two different tokens for them, other than special ones such as `[UNK]`.
@@ -230,6 +219,6 @@ def check_tokens(
     known = np.setdiff1d(found, [*special, -1 if unknown is None else unknown])
     if len(known) < 2:
         count = f"{len(known)} different tokens for the training texts, not counting special ones such as {UNKNOWN}"
-        raise InputError(f"the tokenizer {name} has {count}: {remedy}")
+        raise InputError(f"the tokenizer {name} has {count}: it does not fit them, give another, or more texts")
     if unknown is not None and (share := (found == unknown).mean()) > 0.5:
         announce(f"The tokenizer {name} does not know {share:.0%} of the tokens of the training texts")
