@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from src.engine.data.batched import BatchedDataModule, check_loaded
+from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.images import Ranges
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
@@ -38,7 +38,7 @@ PHRASINGS = {
 MAX_WORDS = 16384
 
 
-class CaptionedImages(Dataset[Batch]):
+class CaptionedImages(BatchDataset):
     """Images, each with one of its matching captions, and with one of its matching sounds if `sounds` is set.
 
     Args:
@@ -49,8 +49,6 @@ class CaptionedImages(Dataset[Batch]):
 
     sounds: tuple[Tensor, list[list[int]]] | None = None
     """Waveforms (N, T) int16, and for each image the indices of the matching ones."""
-
-    draws_by_itself = True  # see `BatchDataset`
 
     def __init__(self, images: Any, captions: list[Any], matching: list[list[int]]) -> None:
         self.images = images
@@ -132,7 +130,7 @@ class CaptionDataModule(BatchedDataModule):
         self.save_hyperparameters()
         shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
         self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)
-        self.fold = (fold, folds)
+        self.fold, self.num_workers = (fold, folds), num_workers
         self._image_options: dict[str, Any] = {"image_size": image_size, "crop": crop, "num_workers": num_workers}
         self._image_options |= {"flip": False, "fold": fold, "folds": folds}
         self.path = path

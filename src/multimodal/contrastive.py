@@ -74,7 +74,6 @@ class ContrastiveModel(Task):
     on_test_epoch_start = on_validation_epoch_start
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """The mean loss of a batch."""
         features = torch.stack(self.net(*batch[:-1]))  # (modalities, B, D)
         targets = batch[-1]
         if self._trainer is not None and not self.trainer.training:

@@ -9,7 +9,6 @@ import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +39,6 @@ from src.text.tokenizer import (
     train_bpe,
 )
 
-PARTS = ("train", "val", "test")
 CHUNK = 2**20  # bytes read at a time
 CHECKED = 10_000  # characters that are decoded again, to see whether the tokenizer keeps all of them
 FORMAT = "4"  # part of every cache key; increase it when the files change
@@ -149,8 +147,7 @@ class TextDataModule(BatchedDataModule):
         self.final = final
         self.tokens_per_char: dict[str, float] = {}
         """Tokens per character in each part; set by `setup`."""
-        self.data_source = path or source
-        """Path or source of the text in use; set by `setup`."""
+        self.data_source = path or source  # the text in use is known after `setup`
         self._restored: Tokenizer | None = None
         self._text = self._restored_text = list[Any]()  # source, hash and `final`, which decide what is trained on
         self._folder: Path | None = None
@@ -170,8 +167,7 @@ class TextDataModule(BatchedDataModule):
             raise InputError(f"{self.data_source} has {characters} characters: too few to split, give a longer text")
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            # Others may share a folder that only its owner can write.
-            with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
+            with FileLock(self.cache_dir / ".lock"):
                 self.tokenizer = self._find_tokenizer(files, digest, splits)
                 folder = self.cache_dir / _cache_key(digest, self.tokenizer.state)
                 if not folder.exists():
@@ -203,12 +199,14 @@ class TextDataModule(BatchedDataModule):
                 )
         if self._restored is None:
             check_tokens(self.tokenizer, [parts["train"][:CHUNK]], self.tokenizer_name)
-        self.tokens_per_char = {part: counts[part] / characters[part] for part in PARTS if facts["is_whole"]}
+        self.tokens_per_char = {part: counts[part] / characters[part] for part in counts if facts["is_whole"]}
         if not facts["is_whole"]:
             announce(f"the tokenizer {self.tokenizer_name} loses parts of the text: no bits_per_char is logged")
         self.save_hyperparameters({"data_source": self.data_source})
         self.train_set = Windows(parts["train"], self.block_size, stride=1)
-        self.val_set, self.test_set = (Windows(parts[part], self.block_size, self.block_size) for part in PARTS[1:])
+        self.val_set, self.test_set = (
+            Windows(parts[part], self.block_size, self.block_size) for part in ("val", "test")
+        )
 
     def network_arguments(self) -> dict[str, Any]:
         self.setup("fit")

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 # Up to this many tokens, bfloat16 attention on a CPU is computed here; beyond, the score matrix takes too much memory.
 MAX_MANUAL_ATTENTION = 512
-KEYS_AND_VALUES = ("keys", "values")
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim)
 
 
@@ -26,7 +25,6 @@ class KeyValueCache:
         self.length = 0
 
     def __len__(self) -> int:
-        """Number of tokens processed."""
         return self.length
 
     def begin(self, count: int, device: torch.device) -> Tensor:
@@ -71,7 +69,7 @@ class SharedCache(KeyValueCache):
         self.lengths[row] = len(cache)
         for (layer, name), value in cache.kept.items():
             if (layer, name) not in self.kept:
-                size = self.capacity if name in KEYS_AND_VALUES else value.shape[-2]
+                size = value.shape[-2] if name == "tokens" else self.capacity
                 shape = (len(self.lengths), *value.shape[1:-2], size, value.shape[-1])
                 self.kept[layer, name] = value.new_zeros(shape)
             self.kept[layer, name][row, ..., : value.shape[-2], :] = value[0]
@@ -139,11 +137,10 @@ class FeedForward(nn.Module):
 
 
 class CausalConvolution(nn.Module):
-    """Residual depthwise causal convolution, zero at first (So et al. 2021): (B, T, d_model) -> (B, T, d_model).
+    """Adds the `size` earlier tokens to each one, weighted by feature; the weights are zero at first (So et al. 2021).
 
-    Args:
-        d_model: features per token.
-        size: number of earlier tokens that are added to each one.
+    Shapes:
+        (B, T, d_model) -> (B, T, d_model).
     """
 
     def __init__(self, d_model: int, size: int) -> None:
@@ -159,11 +156,7 @@ class CausalConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each with layer norm before and a residual connection (Xiong et al. 2020).
-
-    Shapes:
-        as `Attention`.
-    """
+    """Attention, then feed-forward, each on a layer norm and residual (Xiong et al. 2020); shapes as `Attention`."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool, conv_size: int = 0) -> None:
         super().__init__()
@@ -252,7 +245,6 @@ class GPT(nn.Module):
             nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))  # logits of about 0.1
 
     def new_cache(self) -> KeyValueCache:
-        """An empty cache for `forward`."""
         return KeyValueCache()
 
     def new_shared_cache(self, count: int) -> SharedCache:
@@ -261,30 +253,26 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
-        count = tokens.shape[1]
+        count, head_dim = tokens.shape[1], self.d_model // self.num_heads
         total = count + (0 if cache is None else len(cache))
         if total > self.block_size:
             raise ValueError(f"{total} tokens do not fit this GPT, whose block_size is {self.block_size}")
         x = self.embedding(tokens)  # (B, T, C)
         x = self.embedding_dropout(F.layer_norm(x, x.shape[-1:]))
-        rotation = self._rotation(tokens, cache)
+        if cache is None:
+            rotation = rotary_angles(count, head_dim, tokens.device)
+        else:
+            if cache.angles is None:
+                cache.angles = rotary_angles(self.block_size, head_dim, tokens.device)
+            positions = cache.begin(count, tokens.device)
+            rotation = cache.angles[0][positions], cache.angles[1][positions]
         for block in self.blocks:
             x = block(x, rotation, None if cache is None else cache.mask, cache)
         return self.head(self.norm(x))  # (B, T, vocab_size)
 
-    def _rotation(self, tokens: Tensor, cache: KeyValueCache | None) -> Rotation:
-        """The angles of the tokens' positions; with a cache, those of all positions are computed once."""
-        count, head_dim = tokens.shape[1], self.d_model // self.num_heads
-        if cache is None:
-            return rotary_angles(count, head_dim, tokens.device)
-        if cache.angles is None:
-            cache.angles = rotary_angles(self.block_size, head_dim, tokens.device)
-        positions = cache.begin(count, tokens.device)
-        return cache.angles[0][positions], cache.angles[1][positions]
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """Scaled dot-product attention.
+    """Scaled dot-product attention: (B, heads, T, head_dim) in the dtype of the values.
 
     Args:
         q: queries (B, heads, T, head_dim) of the last T of S tokens.
@@ -293,9 +281,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
         mask: (B, 1, 1, S) or (B, 1, T, S) bool, true for tokens to attend to; not together with `causal`.
         causal: whether tokens attend only to themselves and earlier tokens.
         dropout: probability of zeroing an attention weight.
-
-    Returns:
-        (B, heads, T, head_dim) in the dtype of the values.
     """
     batch, heads, length, head_dim = q.shape
     total = k.shape[2]
@@ -359,7 +344,6 @@ def sample(
     """Sample a token from (vocab_size,) float logits.
 
     Args:
-        logits: (vocab_size,) float.
         temperature: logits are divided by it, at least 0; 0 takes the likeliest token.
         top_k: sample from this many likeliest tokens only, at least 1. None: from all.
         top_p: sample from the likeliest tokens that together have this probability, in (0, 1] (Holtzman et al. 2020).

@@ -51,8 +51,6 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
         reason = problem or " ".join(str(error).split())
         if "trust_remote_code" in reason:
             reason = "it needs Python code of its own, which this project never runs: give another model"
-        elif "`tiktoken` is required" in reason and importlib.util.find_spec("sentencepiece") is None:
-            reason = "its tokenizer needs the package sentencepiece: pip install sentencepiece"
         if is_folder:
             kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
             raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error

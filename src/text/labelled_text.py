@@ -183,8 +183,7 @@ class LabelledTextDataModule(LabelledDataModule):
         self.batch_size = batch_size
         self.fold = (fold, folds)
         self.shares = {"val": val_share, "test": test_share}
-        self.data_source = path or source
-        """Path or source of the texts in use; set by `setup`."""
+        self.data_source = path or source  # the texts in use are known after `setup`
 
     def setup(self, stage: str) -> None:
         """Read, split and tokenize the texts, in every process."""

@@ -65,15 +65,15 @@ class LanguageModel(Task):
 
     @staticmethod
     def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-        """Raise ValueError if an argument of sampling is out of range."""
+        """Raise InputError if an argument of sampling is out of range."""
         if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
+            raise InputError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
         if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature {temperature} is out of range: give at least 0; 0 takes the likeliest token")
+            raise InputError(f"temperature {temperature} is out of range: give at least 0; 0 takes the likeliest token")
         if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
+            raise InputError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
         if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")
+            raise InputError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")
 
     def generate_together(self, count: int) -> Any:
         """An object whose `generate` computes up to `count` texts at once if the network can, else this task."""
@@ -94,26 +94,19 @@ class LanguageModel(Task):
         use_cache: bool = True,
         together: "TextsTogether | None" = None,
     ) -> Iterator[int]:
-        """Continue a text, token by token.
+        """Continue a text; each token is computed when it is read.
 
         When the context exceeds `block_size`, only its last half is kept.
 
         Args:
             prompt: (T,) int64 tokens, at least one.
             max_new_tokens: number of tokens to generate, at least 0.
-            temperature: see `sample`.
-            top_k: see `sample`.
-            top_p: see `sample`.
-            generator: see `sample`.
+            temperature, top_k, top_p, generator: see `sample`.
             use_cache: process each token once; without, the whole context is processed for every token (slower).
             together: computes this text together with others; see `generate_together`.
 
-        Returns:
-            Iterator over the new tokens; each is computed when it is read.
-
         Raises:
-            InputError: the prompt is empty.
-            ValueError: another argument is out of range.
+            InputError: the prompt is empty, or another argument is out of range.
         """
         if not len(prompt):
             raise InputError("the prompt is empty: give at least one token")

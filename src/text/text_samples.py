@@ -34,10 +34,7 @@ class TextSamples(Callback):
         if not len(data.tokenizer.encode(self.prompt)):
             raise InputError(f"TextSamples: prompt {self.prompt!r} has no token in the tokenizer: give another prompt")
         if check := getattr(pl_module, "check_sampling", None):
-            try:
-                check(self.max_new_tokens, self.temperature, None, None)
-            except ValueError as error:
-                raise InputError(f"TextSamples: {error}") from error
+            check(self.max_new_tokens, self.temperature, None, None)
 
     def on_validation_batch_end(
         self,
@@ -58,8 +55,6 @@ class TextSamples(Callback):
         generator = torch.Generator().manual_seed(0)
         ids = task.generate(prompt, self.max_new_tokens, self.temperature, generator=generator)
         text = self.prompt + "".join(tokenizer.stream(ids, prompt.tolist()))
-        if not trainer.is_global_zero:
-            return
         fenced = "\n".join(f"    {line}" for line in text.splitlines())  # a code block in Markdown
         for writer in writers(trainer):
             writer.add_text("sample", fenced, trainer.global_step)

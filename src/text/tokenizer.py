@@ -4,7 +4,6 @@ import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from src.engine.data.loading import announce
 from src.engine.system.classes import nearest
-from src.engine.system.errors import InputError, SampleError
+from src.engine.system.errors import InputError
 from src.text.hub import load_from_hub, transformers_class
 
 Ids = npt.NDArray[Any]
@@ -89,15 +88,13 @@ class SubwordTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Token IDs (N,) int64 of a text, without special tokens."""
-        with _readable():
-            return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def encode_batch(self, texts: list[str], max_length: int) -> list[Ids]:
         """Token IDs of each text with special tokens, cut to `max_length` in total."""
         self.inner.enable_truncation(max_length)
         try:
-            with _readable():
-                encoded = self.inner.encode_batch_fast(texts)
+            encoded = self.inner.encode_batch_fast(texts)
         finally:
             self.inner.no_truncation()
         return [np.asarray(one.ids, dtype=np.int64) for one in encoded]
@@ -123,15 +120,6 @@ class SubwordTokenizer:
                 yield text
         if rest := self.decode(seen)[sent:]:  # the last tokens may end within a character
             yield rest
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Turn the error of a tokenizer without a token for unknown characters into a SampleError."""
-    try:
-        yield
-    except Exception as error:  # tokenizers has no class of its own
-        raise SampleError(f"the tokenizer cannot read this text: {error}") from error
 
 
 Tokenizer = ByteTokenizer | SubwordTokenizer
@@ -199,12 +187,7 @@ def pretrained_tokenizer(name: str) -> SubwordTokenizer:
 
 
 def check_tokens(tokenizer: Tokenizer, ids: Sequence[Ids], name: str) -> None:
-    """Check that a tokenizer knows the training texts.
-
-    Args:
-        tokenizer: the tokenizer.
-        ids: the token IDs of some of the texts.
-        name: its name, for messages.
+    """Check that a tokenizer knows the training texts, by the token IDs of some of them; `name` is for messages.
 
     Raises:
         InputError: it has fewer than two different tokens for them, other than special ones such as `[UNK]`.

@@ -294,18 +294,6 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         ready(tmp_path, path=path, cache_dir=f"{path}/cache")
 
 
-def test_tokens_in_a_folder_that_only_its_owner_can_write_are_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = own(tmp_path, "a" * 500)
-    first = ready(tmp_path, path=path)
-    (tmp_path / "cache" / ".lock").unlink(missing_ok=True)
-    monkeypatch.setattr(corpus.os, "access", lambda *_: False)
-    again = ready(tmp_path, path=path)
-    assert len(again.train_set) == len(first.train_set)
-    assert not (tmp_path / "cache" / ".lock").exists()
-
-
 # Named texts
 
 
