@@ -204,9 +204,8 @@ class TextDataModule(BatchedDataModule):
             announce(f"the tokenizer {self.tokenizer_name} loses parts of the text: no bits_per_char is logged")
         self.save_hyperparameters({"data_source": self.data_source})
         self.train_set = Windows(parts["train"], self.block_size, stride=1)
-        self.val_set, self.test_set = (
-            Windows(parts[part], self.block_size, self.block_size) for part in ("val", "test")
-        )
+        self.val_set = Windows(parts["val"], self.block_size, self.block_size)
+        self.test_set = Windows(parts["test"], self.block_size, self.block_size)
 
     def network_arguments(self) -> dict[str, Any]:
         self.setup("fit")
