@@ -170,6 +170,7 @@ class PretrainedClassifier(_Pretrained):
         freeze_body: train the head only.
         lora_rank: rank of the matrices that LoRA (Hu et al. 2021) trains instead of the body's weights; 0: no LoRA.
         lora_alpha: scale of LoRA, which is divided by the rank.
+        dropout: probability in every dropout layer, in [0, 1). Default: as in the pretrained model.
         config: the model's configuration, saved in checkpoints; if given, `pretrained` is not read.
 
     Shapes:
@@ -189,6 +190,7 @@ class PretrainedClassifier(_Pretrained):
         freeze_body: bool = False,
         lora_rank: int = 0,
         lora_alpha: int = 16,
+        dropout: float | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
@@ -197,6 +199,12 @@ class PretrainedClassifier(_Pretrained):
         if config is None and not self._ignores_padding():
             raise ValueError(f"the logits of {pretrained} depend on the padding after a text: give another model")
         self.num_classes = num_classes
+        self.dropout = dropout
+        for module in self.model.modules() if dropout is not None else ():
+            names = ["p"] if isinstance(module, nn.Dropout) else [name for name in vars(module) if "dropout" in name]
+            for name in names:  # some models store it as a number
+                if isinstance(value := getattr(module, name), float | int) and not isinstance(value, bool):
+                    setattr(module, name, dropout)
 
     @torch.no_grad()
     def _ignores_padding(self) -> bool:

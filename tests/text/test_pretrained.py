@@ -143,10 +143,7 @@ def test_adversarial_training_moves_what_the_body_sees(models: Path, kind: str, 
     losses = []
     for length in (0.0, 0.1):
         torch.manual_seed(0)
-        net = PretrainedClassifier(str(models / kind), num_classes=3, **options)  # type: ignore[arg-type]
-        for module in net.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        net = PretrainedClassifier(str(models / kind), num_classes=3, dropout=0.0, **options)  # type: ignore[arg-type]
         task = TextClassifier(net, adversarial=length)
         losses.append(task.step((*inputs(), torch.tensor([0, 2])))[0])
     assert losses[1] > losses[0] + 1e-5
@@ -234,6 +231,21 @@ def test_a_task_built_in_python_says_how_it_is_rebuilt(models: Path) -> None:
     arguments = TextClassifier(net).hparams["net"]["init_args"]
     assert arguments["config"] == net.rebuild["config"]
     assert arguments["num_classes"] == 3
+
+
+def test_dropout_may_be_set(models: Path) -> None:
+    net = PretrainedClassifier(str(models / "bert"), dropout=0.0).train()
+    assert torch.equal(net(*inputs()), net(*inputs()))
+
+
+def test_dropout_that_is_a_number_may_be_set_too(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    size = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**size, num_attention_heads=2, num_key_value_heads=2)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "llama")
+    net = PretrainedClassifier(str(tmp_path / "llama"), dropout=0.5).train()
+    assert net.model.model.layers[0].self_attn.attention_dropout == 0.5
+    assert not torch.equal(net(*inputs()), net(*inputs()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -370,7 +382,7 @@ def imported_with(*modules: str) -> set[str]:
 def test_transformers_is_imported_only_where_it_is_used() -> None:
     commands = ("src.engine.cli.cli", "src.text.text_classifier", "src.text.labelled_text", "src.text.corpus")
     found = imported_with(*commands)
-    assert {"src.text.tokenizer", "src.text.hub", "src.engine.data.tables", "torch"} <= found
+    assert {"src.text.tokenizer", "src.text.sources", "src.text.hub", "src.engine.data.tables", "torch"} <= found
     assert not {"transformers", "peft", "tokenizers", "pyarrow", "babel"} & {name.split(".")[0] for name in found}
 
 

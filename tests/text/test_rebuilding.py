@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from src.text.pretrained import PretrainedClassifier, PretrainedLM
 from tests.text.helpers import tiny_pretrained
@@ -58,3 +59,11 @@ def test_a_configuration_is_kept_as_it_is(kind: str, tmp_path: Path) -> None:
     transformers.AutoModelForCausalLM.from_config(configs[kind]()).save_pretrained(tmp_path / kind)
     net = PretrainedLM(str(tmp_path / kind))
     assert rebuilt(net).embedding.padding_idx == net.embedding.padding_idx
+
+
+def test_dropout_replaces_numbers_that_are_whole_too(tmp_path: Path) -> None:
+    folder = tiny_pretrained("bert", tmp_path)
+    config = Path(folder) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_dropout_prob": 0}))
+    net = PretrainedClassifier(folder, num_classes=2, dropout=0.3)
+    assert {one.p for one in net.modules() if isinstance(one, nn.Dropout)} == {0.3}
