@@ -11,13 +11,11 @@ from torchmetrics import MeanMetric, MetricCollection
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.batches import gathered
 from src.engine.system.errors import InputError
-from src.engine.tensorboard.writers import writers
 from src.tasks.classifier import class_rows
 from src.tasks.task import Task
 
 Batch = tuple[Tensor, ...]
 ROWS = 1024  # rows of the similarity matrix computed at once
-PIXELS = 24  # side of a cell of the similarity matrix in its picture
 SAME = 0.9999  # similarity of copies, which are computed in other batches
 
 
@@ -37,7 +35,6 @@ class ContrastiveModel(Task):
     - `{val,test}/image_to_text_r1` and `_r5`: share of images with a matching caption among the 1 or 5 nearest
     - `{val,test}/text_to_image_r1` and `_r5`: the same for captions; and so on for every pair
     - `{val,test}/acc`: zero-shot accuracy with the DataModule's `prompts(stage)`, mean over the phrasings
-    - `{val,test}/similarity`: a picture of the similarity of each class's images (rows) and prompts (columns)
 
     Raises:
         InputError: the data has other modalities, or `predictions` is called before `name_classes`.
@@ -50,6 +47,8 @@ class ContrastiveModel(Task):
         """The network's modalities; the first one is predicted on."""
         self.takes_names = "text" in self.modalities
         """Whether `name_classes` can set the classes to predict."""
+        self.similarity: Tensor | None = None
+        """After an evaluation: mean similarity of each class's images (rows) and prompts (columns), in [-1, 1]."""
         self._classes: Tensor | None = None
         self._seen: list[tuple[Tensor, ...]] = []
         self._prompts: list[Tensor] = []
@@ -156,16 +155,9 @@ class ContrastiveModel(Task):
             correct = [(images @ phrasing.T).argmax(dim=1) == targets for phrasing in classes]
             found[f"{stage}/acc"] = torch.stack(correct).float().mean()
             means = torch.stack([images[targets == number].mean(dim=0) for number in range(classes.shape[1])])
-            self._draw(f"{stage}/similarity", (means @ classes.mean(dim=0).T).nan_to_num())
+            self.similarity = (means @ classes.mean(dim=0).T).nan_to_num()
         on_device = {name: value.to(self.device) for name, value in found.items()}  # NCCL takes no others
         self.log_dict(on_device, prog_bar=stage == "val", sync_dist=True)
-
-    def _draw(self, name: str, similarity: Tensor) -> None:
-        """Draw a matrix in TensorBoard: white is the largest similarity, black the smallest."""
-        low, high = similarity.aminmax()
-        image = torch.kron((similarity - low) / (high - low).clamp(min=1e-6), torch.ones(PIXELS, PIXELS))
-        for writer in writers(self.trainer) if not self.trainer.sanity_checking else ():
-            writer.add_image(name, image, self.trainer.global_step, dataformats="HW")
 
 
 def _distinct(features: Tensor, targets: Tensor) -> Tensor:
