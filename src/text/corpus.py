@@ -1,17 +1,16 @@
 """Plain text for language models: windows of tokens from a memory-mapped file."""
 
 import codecs
-import glob
 import hashlib
 import json
 import os
 import shutil
 import zlib
-from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +25,11 @@ from tqdm.utils import CallbackIOWrapper
 from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.download import DownloadError, published, unwritable, write_atomically
-from src.engine.data.files import find_files, not_utf8, open_utf8, skipped_line
+from src.engine.data.files import not_utf8, open_utf8
+from src.engine.data.folds import check_fold
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
-from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError, check_least
+from src.text.sources import find_texts, python_reference
 from src.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -39,6 +39,7 @@ from src.text.tokenizer import (
     train_bpe,
 )
 
+PARTS = ("train", "val", "test")
 CHUNK = 2**20  # bytes read at a time
 CHECKED = 10_000  # characters that are decoded again, to see whether the tokenizer keeps all of them
 FORMAT = "4"  # part of every cache key; increase it when the files change
@@ -46,8 +47,6 @@ PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 # Tiny Shakespeare (Karpathy 2015).
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-
-AS_TABLES = {"json", "jsonl", "ndjson", "csv", "tsv"}  # endings of files that are not plain text
 
 Batch = tuple[Tensor, Tensor]
 
@@ -60,21 +59,25 @@ class Windows(BatchDataset):
         block_size: T, tokens per window.
         stride: tokens between the starts of two windows: 1 gives all full windows; T gives each token once, and the
             last window is padded.
+        gap: start and end of tokens that no window may touch; with stride 1 only.
     """
 
-    def __init__(self, tokens: npt.NDArray[Any], block_size: int, stride: int) -> None:
+    def __init__(self, tokens: npt.NDArray[Any], block_size: int, stride: int, gap: tuple[int, int] = (0, 0)) -> None:
         self.tokens = tokens
         self.block_size = block_size
         self.stride = stride
+        self.before = max(gap[0] - block_size, 0)  # windows before the gap
+        self.end = gap[1]
 
     def __len__(self) -> int:
         if self.stride < self.block_size:
-            return max((len(self.tokens) - 1 - self.block_size) // self.stride + 1, 0)
+            return self.before + max((len(self.tokens) - self.end - 1 - self.block_size) // self.stride + 1, 0)
         return -(-(len(self.tokens) - 1) // self.stride)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Inputs (B, T) int64 and targets (B, T) int64: the next tokens, or `IGNORED` after the last token."""
         starts = np.asarray(indices) * self.stride
+        starts = np.where(starts < self.before, starts, starts - self.before + self.end)
         window = starts[:, None] + np.arange(self.block_size + 1)  # (B, T + 1)
         last = len(self.tokens) - 1
         tokens = torch.from_numpy(self.tokens[np.minimum(window, last)].astype(np.int64))
@@ -108,6 +111,9 @@ class TextDataModule(BatchedDataModule):
         block_size: T, tokens per window, at least 2.
         batch_size: windows per batch, all processes together, at least 1.
         final: train on the validation part too, for the final test result.
+        fold: validate on this fold of training and validation part, 1 to folds, and train on the text before and after
+            it; default: none.
+        folds: number of folds, at least 2.
 
     Files are joined in the order of their paths, with a line break between, so windows may cross from one to the next.
     The last tenth of the characters is the test part, the last tenth of the rest the validation part; no window crosses
@@ -130,11 +136,16 @@ class TextDataModule(BatchedDataModule):
         block_size: int = 128,
         batch_size: int = 32,
         final: bool = False,
+        fold: int | None = None,
+        folds: int = 5,
     ) -> None:
         super().__init__()
         check_least(257, max_vocab_size=max_vocab_size)
         check_least(2, block_size=block_size)
         check_least(1, batch_size=batch_size)
+        check_fold(fold, folds)
+        if final and fold is not None:
+            raise InputError(f"fold {fold} and final cannot be combined: final has no validation part")
         self.save_hyperparameters()
         self.path = path
         self.source = source
@@ -145,11 +156,14 @@ class TextDataModule(BatchedDataModule):
         self.block_size = block_size
         self.batch_size = batch_size
         self.final = final
+        self.fold = (fold, folds)
+        self._fold_key = [f"fold {fold} of {folds}"] if fold is not None else []
         self.tokens_per_char: dict[str, float] = {}
         """Tokens per character in each part; set by `setup`."""
-        self.data_source = path or source  # the text in use is known after `setup`
+        self.data_source = path or source
+        """Path or source of the text in use; set by `setup`."""
         self._restored: Tokenizer | None = None
-        self._text = self._restored_text = list[Any]()  # source, hash and `final`, which decide what is trained on
+        self._text = self._restored_text = list[Any]()  # source, hash and fold, by which the text is split
         self._folder: Path | None = None
 
     def prepare_data(self) -> None:
@@ -157,21 +171,27 @@ class TextDataModule(BatchedDataModule):
         if self._folder is not None:
             return
         files = self._find_files()
-        digest, characters = _hash_and_count(files)
-        self._text = [str(self.data_source), digest, self.final]
-        if self._restored_text[:1] == self._text[:1] and self._restored_text != self._text:
-            changed = f"the text of {self.data_source} or --data.final has changed since training"
-            announce(f"{changed}: validation or test may contain text that was trained on")
-        splits = split_sizes(characters)
-        if not all(splits.values()):
-            raise InputError(f"{self.data_source} has {characters} characters: too few to split, give a longer text")
+        stats = _file_stats(files)
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.cache_dir / ".lock"):
+            # Others may share a folder that only its owner can write.
+            with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
+                digest, characters = _known_hash(files, stats, self.cache_dir)
+                fold = self.fold if self.fold[0] else ()
+                self._text, before = [str(self.data_source), digest, *fold, self.final], self._restored_text
+                if before[:1] == self._text[:1] and before != self._text:
+                    parts = "validation and test" if before[1:2] != [digest] else "validation"
+                    changed = f"the text of {self.data_source}, its fold or --data.final has changed since training"
+                    announce(f"{changed}: {parts} may contain text that was trained on")
+                splits = split_sizes(characters, *self.fold)
+                if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
+                    raise InputError(
+                        f"{self.data_source} has {characters} characters: too few to split, give a longer text"
+                    )
                 self.tokenizer = self._find_tokenizer(files, digest, splits)
-                folder = self.cache_dir / _cache_key(digest, self.tokenizer.state)
+                folder = self.cache_dir / _cache_key(digest, self.tokenizer.state, *self._fold_key)
                 if not folder.exists():
-                    _write_tokens(files, splits, digest, self.tokenizer, folder)
+                    _write_tokens(files, splits, self.tokenizer, folder, stats)
         except OSError as error:
             raise unwritable(self.cache_dir, error, "cache_dir") from error
         self._folder = folder
@@ -188,26 +208,32 @@ class TextDataModule(BatchedDataModule):
         counts, characters = facts["tokens"], facts["characters"]
         ends = np.cumsum([*counts.values()])
         parts = dict(zip(counts, np.split(tokens, ends[:-1]), strict=True))
+        gap = (0, 0)
+        if "after" in counts:
+            parts["train"], gap = tokens[: ends[2]], (counts["train"], int(ends[1]))
+            for sizes in (counts, characters):
+                sizes["train"] += sizes["after"]
         if self.final:
             parts["train"] = tokens[: ends[1]]
             rank_zero_info("Training on the validation part too: val/loss does not measure generalization")
         for part, minimum in (("train", self.block_size + 1), ("val", 2), ("test", 2)):
-            if len(parts[part]) < minimum:
+            length = max(gap[0], len(parts[part]) - gap[1]) if part == "train" else len(parts[part])
+            if length < minimum:
                 raise InputError(
-                    f"the {part} part of {self.data_source} has {len(parts[part])} tokens, block_size {self.block_size}"
+                    f"the {part} part of {self.data_source} has {length} tokens, block_size {self.block_size}"
                     f" needs {minimum}: give a longer text or a smaller --data.block_size"
                 )
         if self._restored is None:
             check_tokens(self.tokenizer, [parts["train"][:CHUNK]], self.tokenizer_name)
-        self.tokens_per_char = {part: counts[part] / characters[part] for part in counts if facts["is_whole"]}
+        self.tokens_per_char = {part: counts[part] / characters[part] for part in PARTS if facts["is_whole"]}
         if not facts["is_whole"]:
             announce(f"the tokenizer {self.tokenizer_name} loses parts of the text: no bits_per_char is logged")
         self.save_hyperparameters({"data_source": self.data_source})
-        self.train_set = Windows(parts["train"], self.block_size, stride=1)
-        self.val_set = Windows(parts["val"], self.block_size, self.block_size)
-        self.test_set = Windows(parts["test"], self.block_size, self.block_size)
+        self.train_set = Windows(parts["train"], self.block_size, stride=1, gap=gap)
+        self.val_set, self.test_set = (Windows(parts[part], self.block_size, self.block_size) for part in PARTS[1:])
 
     def network_arguments(self) -> dict[str, Any]:
+        """The network arguments that depend on the text."""
         self.setup("fit")
         return {"vocab_size": self.vocab_size, "block_size": self.block_size}
 
@@ -235,10 +261,12 @@ class TextDataModule(BatchedDataModule):
                 self.data_source = "tiny_shakespeare"
                 return [published(SHAKESPEARE_URL, SHAKESPEARE_SHA256, place)]
             except DownloadError as error:
-                problem = f"tiny Shakespeare could not be downloaded ({error})"
                 if self.source == "tiny_shakespeare":
-                    raise InputError(f"{problem}: save it as {place}") from error
-                rank_zero_info(problem)
+                    raise InputError(
+                        f"tiny Shakespeare could not be downloaded ({error}): save it as {place}, or give your own text"
+                        " with --data.path"
+                    ) from error
+                rank_zero_info(f"Tiny Shakespeare is not in {self.data_dir} and could not be downloaded: {error}")
             announce("*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***")
         self.data_source = "python_reference"
         return [python_reference(self.cache_dir)]
@@ -250,47 +278,32 @@ class TextDataModule(BatchedDataModule):
             return ByteTokenizer()
         if self.tokenizer_name != "bpe":
             return pretrained_tokenizer(self.tokenizer_name)
-        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size))}.json"
+        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size), *self._fold_key)}.json"
         if not cached.exists():
             rank_zero_info(f"Training byte-pair encoding with up to {self.max_vocab_size} tokens ...")
-            texts = (text for _, text in _pieces(files, {"train": splits["train"]}))
+            read = {part: size for part, size in splits.items() if part != "test"}
+            texts = (text for part, text in _pieces(files, read) if part != "val")
             write_atomically(cached, train_bpe(texts, self.max_vocab_size).state.encode("utf-8"), "cache_dir")
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
 
 
-def find_texts(path: str) -> list[Path]:
-    """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
-
-    Raises:
-        InputError: there are none.
-    """
-    given = local_path(path)
-    if given.is_dir():
-        skipped: Counter[str] = Counter()
-        files = sorted(find_files(given, (".txt",), skipped))
-        if skipped:
-            rank_zero_info(skipped_line(skipped, ".txt"))
-        problem = "no .txt file in this folder; use a glob for other files"
-    else:
-        names = [str(given)] if given.is_file() else glob.glob(str(given), recursive=True)
-        files = sorted(file for name in names if (file := Path(name)).is_file())
-        problem = "no such file; give a file, a folder with .txt files, or a glob"
-    if not files:
-        raise InputError(f"--data.path {path}: {problem}")
-    if found := sorted({file.name.lower().removesuffix(".gz").rpartition(".")[2] for file in files} & AS_TABLES):
-        announce(f".{' and .'.join(found)} files are read as they are, with keys and quotes: .txt files have none")
-    return files
+def _file_stats(files: list[Path]) -> list[list[int]]:
+    """Size, time of modification and time of change of each file; Linux and macOS let nobody set the last."""
+    return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in (path.stat() for path in files)]
 
 
-def python_reference(folder: Path) -> Path:
-    """A file with the language reference included in Python, half a million characters; written if missing."""
-    from pydoc_data.topics import topics
-
-    content = ("\n\n".join(topics[name].strip() for name in sorted(topics)) + "\n").encode("utf-8")
-    path = folder / f"python_reference-{hashlib.sha256(content).hexdigest()[:16]}.txt"
-    if not path.exists():
-        write_atomically(path, content, "cache_dir")
-    return path
+def _known_hash(files: list[Path], stats: list[list[int]], cache_dir: Path) -> tuple[str, int]:
+    """`_hash_and_count`, kept in `cache_dir` until a file has another size or time."""
+    kept = cache_dir / f"text-{_cache_key(*(str(file.resolve()) for file in files))}.json"
+    with suppress(OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if known["stats"] == stats:
+            return str(known["digest"]), int(known["characters"])
+    digest, characters = _hash_and_count(files)
+    if _file_stats(files) == stats and os.access(cache_dir, os.W_OK):
+        facts = {"stats": stats, "digest": digest, "characters": characters}
+        write_atomically(kept, json.dumps(facts).encode(), "cache_dir")
+    return digest, characters
 
 
 def _hash_and_count(files: list[Path]) -> tuple[str, int]:
@@ -326,10 +339,7 @@ def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, st
     for part, left in splits.items():
         while left:
             if len(buffer) < left:
-                more = next(texts, "")
-                if not more:
-                    raise InputError(f"{files[0].parent}: a text has changed while it was read: start again")
-                buffer += more
+                buffer += next(texts, "") or _raise_changed(files)
             piece = buffer[:left]
             if len(piece) < left:
                 piece = piece[: piece.rfind("\n") + 1] or piece
@@ -338,19 +348,24 @@ def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, st
             yield part, piece
 
 
-def _write_tokens(files: list[Path], splits: dict[str, int], digest: str, tokenizer: Tokenizer, folder: Path) -> None:
+def _raise_changed(files: list[Path]) -> NoReturn:
+    raise InputError(f"{files[0]}{' or another file' if len(files) > 1 else ''} changed while it was read: start again")
+
+
+def _write_tokens(
+    files: list[Path], splits: dict[str, int], tokenizer: Tokenizer, folder: Path, stats: list[list[int]]
+) -> None:
     """Write tokens and sizes to a temporary folder, and rename it when complete."""
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     counts = dict.fromkeys(splits, 0)
-    written = hashlib.sha256()
-    partial = folder.with_name(f".{folder.name}-1")  # not by tempfile, which overrides the user's umask
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-    partial.mkdir()
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")  # not by tempfile, which overrides the user's umask
+    for left in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
     try:
         with (partial / "tokens.bin").open("wb") as file:
             is_whole, checked = True, 0
             for part, text in _pieces(files, splits):
-                written.update(text.encode())
                 ids = tokenizer.encode(text).astype(dtype, copy=False)
                 if is_whole and checked < CHECKED:  # a tokenizer may drop case, accents or line breaks
                     some = text[: CHECKED - checked]
@@ -358,8 +373,8 @@ def _write_tokens(files: list[Path], splits: dict[str, int], digest: str, tokeni
                     is_whole = tokenizer.decode(tokenizer.encode(some).tolist()).strip() == some.strip()
                 file.write(ids.data)
                 counts[part] += len(ids)
-        if written.hexdigest() != digest:
-            raise InputError(f"{files[0].parent}: a text has changed while it was read: start again")
+        if [one[:2] for one in _file_stats(files)] != [one[:2] for one in stats]:
+            _raise_changed(files)
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits, "is_whole": is_whole}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         os.replace(partial, folder)
@@ -371,8 +386,13 @@ def _cache_key(*parts: str) -> str:
     return hashlib.sha256("\0".join((FORMAT, *parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def split_sizes(characters: int) -> dict[str, int]:
-    """Number of characters in each part of a text, in their order."""
+def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:
+    """Number of characters in each part of a text, in their order; with a fold, `after` is for training too."""
     development = characters * 9 // 10
-    train = development * 9 // 10
-    return {"train": train, "val": development - train, "test": characters - development}
+    if fold is not None:
+        start, end = development * (fold - 1) // folds, development * fold // folds
+        parts = {"train": start, "val": end - start, "after": development - end}
+    else:
+        train = development * 9 // 10
+        parts = {"train": train, "val": development - train}
+    return {**parts, "test": characters - development}

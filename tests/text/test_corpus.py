@@ -10,7 +10,8 @@ import torch
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.errors import InputError
 from src.text import corpus
-from src.text.corpus import TextDataModule, Windows, find_texts, random_starts, split_sizes
+from src.text.corpus import TextDataModule, Windows, random_starts, split_sizes
+from src.text.sources import find_texts
 from tests.conftest import serving
 from tests.text.helpers import WORDS, tiny_pretrained
 
@@ -54,6 +55,20 @@ def test_the_parts_are_the_text_cut_at_characters(tmp_path: Path, letters: str) 
     parts = [data.tokenizer.decode(part.tokens.tolist()) for part in (data.train_set, data.val_set, data.test_set)]
     assert parts == [content[:810], content[810:900], content[900:]]
     assert data.tokens_per_char["test"] == pytest.approx(len(letters.encode()) / len(letters))
+
+
+def test_the_folds_of_a_text_are_pieces_of_its_first_nine_tenths() -> None:
+    for folds in (2, 5):
+        ends = []
+        for fold in range(1, folds + 1):
+            sizes = split_sizes(1003, fold, folds)
+            assert list(sizes) == ["train", "val", "after", "test"]
+            assert sum(sizes.values()) == 1003
+            assert sizes["test"] == split_sizes(1003)["test"]
+            ends += [sizes["train"], sizes["train"] + sizes["val"]]
+        assert ends[0] == 0
+        assert ends[1:-1:2] == ends[2::2]  # each begins where the last one ends
+        assert ends[-1] == 902
 
 
 def test_tokens_have_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
@@ -147,6 +162,20 @@ def test_the_name_of_a_text_need_not_be_utf8_and_its_rights_may_change(
 
     monkeypatch.setattr(corpus, "_pieces", changed)
     assert len(ready(tmp_path, path=str(tmp_path)).test_set.tokens) == 100
+
+
+def test_a_text_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, reads, hash_and_count = own(tmp_path, "abcdefghij" * 100), list[Path](), corpus._hash_and_count
+    monkeypatch.setattr(corpus, "_hash_and_count", lambda files: (reads.extend(files), hash_and_count(files))[1])
+    ready(tmp_path, path=path)
+    ready(tmp_path, path=path)
+    assert len(reads) == 1
+    own(tmp_path, "abcdefghij" * 99)
+    ready(tmp_path, path=path)
+    (kept,) = (tmp_path / "cache").glob("text-*.json")
+    kept.write_text("[")  # damaged: as if there were none
+    ready(tmp_path, path=path)
+    assert len(reads) == 3
 
 
 def test_a_writing_that_was_cut_short_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +321,18 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     path = own(tmp_path, "a" * 500)
     with pytest.raises(InputError, match=r"own.txt/cache cannot be written .*--data.cache_dir"):
         ready(tmp_path, path=path, cache_dir=f"{path}/cache")
+
+
+def test_tokens_in_a_folder_that_only_its_owner_can_write_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = own(tmp_path, "a" * 500)
+    first = ready(tmp_path, path=path)
+    (tmp_path / "cache" / ".lock").unlink(missing_ok=True)
+    monkeypatch.setattr(corpus.os, "access", lambda *_: False)
+    again = ready(tmp_path, path=path)
+    assert len(again.train_set) == len(first.train_set)
+    assert not (tmp_path / "cache" / ".lock").exists()
 
 
 # Named texts

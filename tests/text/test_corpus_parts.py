@@ -1,17 +1,56 @@
-"""Plain text: files, texts at an address, and texts that have changed."""
+"""Plain text: folds, and texts at an address."""
 
 import gzip
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from src.engine.parts import remote
 from src.engine.system.errors import InputError
-from src.text.corpus import TextDataModule, find_texts
+from src.text.corpus import TextDataModule
+from src.text.sources import find_texts
 from tests.conftest import serving
 from tests.text.helpers import WORDS, tiny_pretrained
 from tests.text.test_corpus import own, ready
+
+
+def test_folds_are_pieces_of_the_text_and_no_window_touches_that_of_validation(tmp_path: Path) -> None:
+    content = bytes(range(100)) * 10
+    whole = ready(tmp_path, path=own(tmp_path, content))
+    seen: list[int] = []
+    for fold in (1, 2, 3, 4):
+        data = ready(tmp_path, path=own(tmp_path, content), fold=fold, folds=4)
+        seen += data.val_set.tokens.tolist()
+        assert data.test_set.tokens.tolist() == whole.test_set.tokens.tolist()
+        assert data.tokens_per_char == {"train": 1, "val": 1, "test": 1}
+        inputs, targets = data.train_set.__getitems__(list(range(len(data.train_set))))
+        starts = [n for n in range(900 - 8) if n + 8 < 225 * (fold - 1) or n >= 225 * fold]
+        assert inputs[:, 0].tolist() == [n % 100 for n in starts]
+        assert torch.equal(targets, (inputs + 1) % 100)
+        assert torch.equal(inputs[:, 1:], targets[:, :-1])
+        assert len(data.train_dataloader()) == -(-((len(starts) + 8) // 8) // 4)
+    assert bytes(seen) == content[:900]
+
+
+def test_the_byte_pairs_of_a_fold_are_those_of_its_training_part(tmp_path: Path) -> None:
+    given = {"path": own(tmp_path, "zqzq " * 180 + "abab " * 620), "tokenizer": "bpe", "max_vocab_size": 300}
+    states = [ready(tmp_path, **given, fold=fold, folds=4).tokenizer.state for fold in (1, 2)]
+    assert ["zqzq" in state for state in states] == [False, True]
+    assert ready(tmp_path, **given, fold=1, folds=4).tokenizer.state == states[0]  # from the cache
+
+
+def test_a_fold_without_the_validation_part_or_too_short_is_one_line(tmp_path: Path) -> None:
+    path = own(tmp_path, "abcdefghij" * 3)
+    for given, message in (
+        ({"fold": 1, "final": True}, "fold 1 and final cannot be combined"),
+        ({"fold": 9, "folds": 5}, "fold 9 is out of range: give 1 to 5"),
+        ({"fold": 2, "folds": 3, "block_size": 20}, "train part .* has 9 tokens, block_size 20 needs 21"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ready(tmp_path, path=path, **given)
 
 
 def test_a_folder_gives_its_texts_and_says_what_it_skips(tmp_path: Path, messages: list[str]) -> None:
@@ -86,12 +125,23 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     assert [one.name for one in (tmp_path / "cache").iterdir() if one.is_dir()] == [kept.name]
 
 
-def test_a_final_run_is_said_to_have_seen_the_validation_part(tmp_path: Path, messages: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("before", "now", "parts"),
+    [
+        ({"folds": 5}, {"folds": 10}, ""),
+        ({"fold": 1}, {"fold": 2}, "validation may"),
+        ({"final": True}, {}, "validation may"),
+    ],
+    ids=str,
+)
+def test_another_fold_or_a_final_run_is_said_to_have_seen_the_validation_part(
+    before: dict[str, Any], now: dict[str, Any], parts: str, tmp_path: Path, messages: list[str]
+) -> None:
     path = own(tmp_path, "To be, or not to be. " * 60)
-    state = ready(tmp_path, path=path, final=True).state_dict()
-    for final in (True, False):
-        messages.clear()
-        data = TextDataModule(path=path, cache_dir=str(tmp_path / "cache"), block_size=8, final=final)
-        data.load_state_dict(state)
-        data.setup("test")
-        assert any("may contain text that was trained on" in message for message in messages) != final
+    data = TextDataModule(path=path, cache_dir=str(tmp_path / "cache"), block_size=8, **now)
+    data.load_state_dict(ready(tmp_path, path=path, **before).state_dict())
+    data.setup("test")
+    said = [message for message in messages if "has changed since training" in message]
+    assert [one.partition(": ")[2].removesuffix(" contain text that was trained on") for one in said] == [parts] * bool(
+        parts
+    )
