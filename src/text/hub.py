@@ -20,7 +20,9 @@ def transformers_class(name: str) -> Any:
         ValueError: the package is not installed.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise ValueError("models need the package transformers: install it with pip install -e '.[pretrained]'")
+        raise ValueError(
+            "pretrained models need the package transformers: install it with pip install -e '.[pretrained]'"
+        )
     package = importlib.import_module("transformers")
     package.logging.set_verbosity_error()  # otherwise long warnings about the new head
     return getattr(package, name)
@@ -51,6 +53,8 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
         reason = problem or " ".join(str(error).split())
         if "trust_remote_code" in reason:
             reason = "it needs Python code of its own, which this project never runs: give another model"
+        elif "`tiktoken` is required" in reason and importlib.util.find_spec("sentencepiece") is None:
+            reason = "its tokenizer needs the package sentencepiece: pip install sentencepiece"
         if is_folder:
             kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
             raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error

@@ -228,7 +228,9 @@ class LabelledTextDataModule(LabelledDataModule):
         return padded(self.tokenizer.encode_batch(inputs, self.max_length))
 
     def notes(self, inputs: list[str]) -> list[str]:
-        """Whether each text was cut off."""
+        """Whether each text was cut off; not for a subclass that prepares its inputs itself."""
+        if type(self).prepare is not LabelledTextDataModule.prepare:
+            return [""] * len(inputs)
         lengths = map(len, self.tokenizer.encode_batch(inputs, self.max_length + 1))
         return [f"cut off after {self.max_length} tokens" if length > self.max_length else "" for length in lengths]
 
@@ -270,8 +272,10 @@ class LabelledTextDataModule(LabelledDataModule):
                 return {part: _columns(rows) for part, rows in rt_polarity(self.data_dir).items()}
             except DownloadError as error:
                 if self.source == "rt_polarity":
-                    place = f"put rt-polarity.neg and rt-polarity.pos into {self.data_dir / 'rt_polarity'}"
-                    raise InputError(f"rt-polarity could not be downloaded ({error}): {place}") from error
+                    raise InputError(
+                        f"rt-polarity could not be downloaded ({error}): put rt-polarity.neg and rt-polarity.pos into"
+                        f" {self.data_dir / 'rt_polarity'}, or give your own table with --data.path"
+                    ) from error
                 rank_zero_info(f"rt-polarity could not be downloaded: {error}")
             announce("*** NOT REVIEWS: using names in 34 languages (CLDR); results are not comparable. ***")
         self.data_source = "language_names"
@@ -322,6 +326,8 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
             download(POLARITY_URL, POLARITY_SHA256, archive)
             with tarfile.open(archive) as tar:
                 for suffix, path in paths.items():
+                    if path.exists():
+                        continue
                     member = tar.extractfile(f"rt-polaritydata/rt-polarity.{suffix}")
                     assert member is not None  # the checksum guarantees it
                     write_atomically(path, member.read().decode("latin-1").encode("utf-8"))

@@ -291,9 +291,11 @@ class PretrainedLM(_Pretrained):
 
 
 def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
+    try:
+        from peft import LoraConfig, get_peft_model
+        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+    except ImportError as error:
+        raise ValueError("LoRA needs the package peft: install it with pip install -e '.[pretrained]'") from error
     body: Any = model
     targets = None if body.config.model_type in KNOWN else "all-linear"  # None: peft's default for the architecture
     # GPT-2's layers are stored transposed.

@@ -4,6 +4,7 @@ import codecs
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from src.engine.data.loading import announce
 from src.engine.system.classes import nearest
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, SampleError
 from src.text.hub import load_from_hub, transformers_class
 
 Ids = npt.NDArray[Any]
@@ -88,13 +89,15 @@ class SubwordTokenizer:
 
     def encode(self, text: str) -> Ids:
         """Token IDs (N,) int64 of a text, without special tokens."""
-        return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        with _readable():
+            return np.asarray(self.inner.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def encode_batch(self, texts: list[str], max_length: int) -> list[Ids]:
         """Token IDs of each text with special tokens, cut to `max_length` in total."""
         self.inner.enable_truncation(max_length)
         try:
-            encoded = self.inner.encode_batch_fast(texts)
+            with _readable():
+                encoded = self.inner.encode_batch_fast(texts)
         finally:
             self.inner.no_truncation()
         return [np.asarray(one.ids, dtype=np.int64) for one in encoded]
@@ -120,6 +123,17 @@ class SubwordTokenizer:
                 yield text
         if rest := self.decode(seen)[sent:]:  # the last tokens may end within a character
             yield rest
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn the error of a tokenizer without a token for unknown characters into a SampleError."""
+    try:
+        yield
+    except Exception as error:  # tokenizers has no class of its own
+        raise SampleError(
+            f"the tokenizer cannot read this text ({error}): give one with a token for unknown characters"
+        ) from error
 
 
 Tokenizer = ByteTokenizer | SubwordTokenizer

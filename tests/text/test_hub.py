@@ -1,5 +1,6 @@
 """Names and folders of pretrained models that cannot be used: what the error says works."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -24,6 +25,18 @@ def test_a_model_that_needs_code_of_its_own_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"needs Python code of its own, which this project never runs") as caught:
         PretrainedClassifier(str(tmp_path))
     assert "trust_remote_code" not in str(caught.value)
+
+
+def test_a_tokenizer_of_sentencepiece_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sentencepiece" else find_spec(name))
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("`tiktoken` is required to read a `tiktoken` file")
+
+    monkeypatch.setattr(hub.transformers_class("AutoTokenizer"), "from_pretrained", fails)
+    with pytest.raises(InputError, match="needs the package sentencepiece: pip install sentencepiece"):
+        pretrained_tokenizer(str(tmp_path))
 
 
 def test_an_adapter_says_how_to_make_a_model_of_it(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer as Inner
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, SampleError
 from src.text.tokenizer import (
     ByteTokenizer,
     SubwordTokenizer,
@@ -150,3 +150,10 @@ def test_a_stream_goes_on_where_bytes_are_no_character() -> None:
     text = "".join(SubwordTokenizer(inner.to_str()).stream([1, 2, 3, 4, 3, 1]))
     assert text.startswith("a\u4f60")
     assert text.endswith("a")
+
+
+def test_a_text_that_a_tokenizer_cannot_read_is_an_error_of_that_text() -> None:
+    tokenizer = SubwordTokenizer(Inner(models.WordLevel({"cat": 0}, unk_token="[UNK]")).to_str())
+    for read in (lambda: tokenizer.encode("dog"), lambda: tokenizer.encode_batch(["cat", "dog"], 4)):
+        with pytest.raises(SampleError, match=r"the tokenizer cannot read this text \(.*\): give one with a token"):
+            read()
