@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from src.engine.data.batched import BatchedDataModule, check_loaded
+from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.images import Ranges
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
@@ -16,8 +16,7 @@ from src.engine.data.workers import NumWorkers
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded, report_cut
-from src.text.tokenizer import UNKNOWN, Tokenizer, check_tokens, restore_tokenizer
-from src.text.words import train_words
+from src.text.tokenizer import UNKNOWN, Tokenizer, check_tokens, restore_tokenizer, train_words
 from src.vision.image_files import content_keys, restored_ranges
 from src.vision.image_folder import ImageFolderDataModule, check_files
 from src.vision.mnist import MNISTDataModule
@@ -25,7 +24,8 @@ from src.vision.mnist import MNISTDataModule
 Batch = tuple[Tensor, ...]
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NAMES = [(word, str(digit)) for digit, word in enumerate(WORDS)]
+NUMERALS = tuple("0123456789")
+NAMES = list(zip(WORDS, NUMERALS, strict=True))
 PHRASINGS = {
     "train": (
         "{}", "a {}", "the {}", "number {}", "the number {}", "the digit {}", "this is a {}", "a handwritten {}",
@@ -35,11 +35,10 @@ PHRASINGS = {
     "val": ("here is the digit {}", "a {} written by somebody", "you see a handwritten {}"),
     "test": ("a photo of the number {}", "the figure {} , drawn with a pen", "looks like a {}", "a scan with a {}"),
 }  # fmt: skip
-NAME_FORMS = [list(form) for form in zip(*NAMES, strict=True)]  # the ten words, the ten numerals
 MAX_WORDS = 16384
 
 
-class CaptionedImages(Dataset[Batch]):
+class CaptionedImages(BatchDataset):
     """Images, each with one of its matching captions, and with one of its matching sounds if `sounds` is set.
 
     Args:
@@ -50,8 +49,6 @@ class CaptionedImages(Dataset[Batch]):
 
     sounds: tuple[Tensor, list[list[int]]] | None = None
     """Waveforms (N, T) int16, and for each image the indices of the matching ones."""
-
-    draws_by_itself = True  # see `BatchDataset`
 
     def __init__(self, images: Any, captions: list[Any], matching: list[list[int]]) -> None:
         self.images = images
@@ -133,12 +130,13 @@ class CaptionDataModule(BatchedDataModule):
         self.save_hyperparameters()
         shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
         self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)
-        self.fold, self.crop, self.num_workers = (fold, folds), crop, num_workers
+        self.fold, self.num_workers = (fold, folds), num_workers
+        self._image_options: dict[str, Any] = {"image_size": image_size, "crop": crop, "num_workers": num_workers}
+        self._image_options |= {"flip": False, "fold": fold, "folds": folds}
         self.path = path
         self.columns = (image_column, caption_column)
         self.max_length = max_length
         self.batch_size = batch_size
-        self._image_size = image_size
         self.data_source = path or source
         self._restored = False
         self._use_images(is_own=path is not None)
@@ -146,9 +144,7 @@ class CaptionDataModule(BatchedDataModule):
     def _use_images(self, is_own: bool) -> None:
         """Take one's own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
-        options: dict[str, Any] = {"image_size": self._image_size, "flip": False}
-        options |= {"fold": self.fold[0], "folds": self.fold[1], "crop": self.crop, "num_workers": self.num_workers}
-        self.files = ImageFolderDataModule(self.path, **options) if is_own else None
+        self.files = ImageFolderDataModule(self.path, **self._image_options) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
         if hasattr(pixels, "notes"):
@@ -176,12 +172,10 @@ class CaptionDataModule(BatchedDataModule):
         self.train_set, self.val_set, self.test_set = self.sets.values()
         report_cut([len(ids) for ids in self.train_set.captions], self.max_length, "captions")
         if not self._restored:
-            remedy = "give more captions, only words that occur at least twice are tokens"
-            check_tokens(self.tokenizer, self.sets["train"].captions, "words", remedy)
+            check_tokens(self.tokenizer, self.train_set.captions, "words")
         self.save_hyperparameters({"data_source": self.data_source})
 
     def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the data."""
         self.prepare_data()
         self.setup("fit")
         size = {"in_channels": 3, "image_size": self.files.image_size} if self.files else {}
@@ -219,9 +213,9 @@ class CaptionDataModule(BatchedDataModule):
         found = self.tokenizer.encode_batch(texts, self.max_length)
         words: Any = self.tokenizer
         unknown = words.inner.token_to_id(UNKNOWN)
-        if lost := [text for text, ids in zip(texts, found, strict=True) if len(ids) and (ids == unknown).all()]:
-            raise InputError(f"label {lost[0]!r} has no word that the model was trained on: give another text")
         for text, ids in zip(texts, found, strict=True):
+            if len(ids) and (ids == unknown).all():
+                raise InputError(f"label {text!r} has no word that the model was trained on: give another text")
             if (ids == unknown).any():
                 read = words.inner.encode(text)
                 lost = [text[a:b] for one, (a, b) in zip(read.ids, read.offsets, strict=True) if one == unknown]
@@ -235,7 +229,7 @@ class CaptionDataModule(BatchedDataModule):
         return [
             padded(self.tokenizer.encode_batch([phrasing.format(name) for name in names], self.max_length))
             for phrasing in PHRASINGS[part]
-            for names in NAME_FORMS
+            for names in (WORDS, NUMERALS)
         ]
 
     def train_dataloader(self) -> DataLoader[Batch]:

@@ -89,17 +89,13 @@ class CLIP(nn.Module):
         sizes["text"] = ("vocab_size", vocab_size, VOCAB_SIZE)
         for name in self.modalities:
             net = given[name] or defaults[name]()
+            what = f"{name} network {type(net).__name__}"
             if (outputs := getattr(net, "num_classes", embedding_dim)) != embedding_dim:
-                raise ValueError(
-                    f"{name} network {type(net).__name__} has {outputs} outputs, embedding_dim is {embedding_dim}:"
-                    f" give it num_classes {embedding_dim}"
-                )
+                raise ValueError(f"{what} has {outputs} outputs, embedding_dim is {embedding_dim}: set its num_classes")
             option, need, default = sizes[name]  # a default may not be what the data has
             have = getattr(net, option, need)
             if isinstance(have, int) and need != default and (have < need if name == "text" else have != need):
-                raise ValueError(
-                    f"{name} network {type(net).__name__} has {option} {have}, CLIP {need}: give it {option} {need}"
-                )
+                raise ValueError(f"{what} has {option} {have}, CLIP {need}: give it {option} {need}")
             setattr(self, f"{name}_net", net)
             if given[name] is not None:
                 self.__dict__[name] = net  # as other arguments, but registered once

@@ -57,10 +57,8 @@ class ContrastiveModel(Task):
         super().setup(stage)
         found = getattr(getattr(self.trainer, "datamodule", None), "modalities", self.modalities)
         if list(found) != self.modalities:
-            raise InputError(
-                f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}: give"
-                f" --model.net.modalities [{','.join(found)}]"
-            )
+            problem = f"the data has {', '.join(found)}, {type(self.net).__name__} takes {', '.join(self.modalities)}"
+            raise InputError(f"{problem}: give --model.net.modalities [{','.join(found)}]")
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -75,7 +73,6 @@ class ContrastiveModel(Task):
     on_test_epoch_start = on_validation_epoch_start
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """The mean loss of a batch."""
         features = torch.stack(self.net(*batch[:-1]))  # (modalities, B, D)
         targets = batch[-1]
         if self._trainer is not None and not self.trainer.training:
@@ -109,13 +106,7 @@ class ContrastiveModel(Task):
         return bool(parts) and not any(part % self.trainer.world_size for part in parts)
 
     def name_classes(self, tokens: Tensor, mask: Tensor) -> None:
-        """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class.
-
-        Raises:
-            InputError: the network takes no texts.
-        """
-        if not self.takes_names:
-            raise InputError(f"{type(self.net).__name__} of {' and '.join(self.modalities)} takes no names of classes")
+        """Set the classes to predict: tokens (classes, T) int64 and mask (classes, T) bool, one text per class."""
         self._classes = self._features(tokens, mask)
 
     def predictions(self, *inputs: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ import torch
 
 from src.audio.spoken_words import SpokenWordsDataModule
 from src.engine.data.labelled_tables import local_paths, read_table
-from src.engine.system.errors import InputError
 from src.multimodal.captions import CaptionDataModule
 from src.multimodal.clip import INPUTS, Modality
 
@@ -38,8 +37,6 @@ class SpokenCaptionDataModule(CaptionDataModule):
         seconds: float = 1.0,
         **options: Any,
     ) -> None:
-        if not 2 <= len(set(modalities)) == len(modalities):
-            raise InputError(f"modalities {', '.join(modalities)}: give two or three of {', '.join(INPUTS)}")
         # Saved by `setup`, and given back by `load_from_checkpoint`.
         options = {name: value for name, value in options.items() if name != "data_source"}
         self.modalities = [name for name in INPUTS if name in modalities]
@@ -76,7 +73,6 @@ class SpokenCaptionDataModule(CaptionDataModule):
                 self.sets[name].sounds = waves[indices], self.sets[name].matching
 
     def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the data."""
         return {**super().network_arguments(), "modalities": self.modalities, "sound_size": self.words.image_size}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -6,11 +6,90 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.text.cache import KeyValueCache, SharedCache
-
 # Up to this many tokens, bfloat16 attention on a CPU is computed here; beyond, the score matrix takes too much memory.
 MAX_MANUAL_ATTENTION = 512
 Rotation = tuple[Tensor, Tensor]  # cosine and sine of every position's angles, each (T, head_dim)
+
+
+class KeyValueCache:
+    """Caches what a GPT computed for earlier tokens, so that only new tokens are processed."""
+
+    mask: Tensor | None = None
+    """Which keys each new token attends to, (B, 1, 1, S) bool; None: itself and all earlier tokens."""
+
+    angles: tuple[Tensor, Tensor] | None = None
+    """Cosine and sine of all positions."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[nn.Module, str], Tensor] = {}  # by layer and name, (B, ..., tokens, features)
+        self.length = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def begin(self, count: int, device: torch.device) -> Tensor:
+        """Prepare for `count` more tokens, all processed in one call; returns their positions (T,)."""
+        self.length += count
+        return torch.arange(self.length - count, self.length, device=device)
+
+    def extend(self, layer: nn.Module, name: str, new: Tensor, last: int | None = None) -> Tensor:
+        """Append (B, ..., T, features) along the tokens; returns all so far; only the `last` are kept, default: all."""
+        past = self.kept.get((layer, name))
+        if past is None:
+            past = new.new_zeros((*new.shape[:-2], last or 0, new.shape[-1]))
+        found = torch.cat([past, new], dim=-2)
+        self.kept[layer, name] = found if last is None else found[..., -last:, :]
+        return found
+
+
+class SharedCache(KeyValueCache):
+    """A cache for several texts of different lengths; each step adds one token to each text.
+
+    Its shapes do not depend on which texts it holds, except that keys are padded to a multiple of `PADDING` tokens.
+    So the results for a text are bit-identical whatever the other texts are.
+
+    Args:
+        count: number of texts.
+        block_size: largest number of tokens of a text.
+    """
+
+    PADDING = 64
+
+    def __init__(self, count: int, block_size: int) -> None:
+        super().__init__()
+        self.lengths = [0] * count
+        """Tokens processed of each text; set it to 0 for a text that is not needed any more."""
+        self.capacity = block_size + self.PADDING  # never used whole: products with all of it could differ in bits
+
+    def __len__(self) -> int:
+        return max(self.lengths)
+
+    def put(self, row: int, cache: KeyValueCache) -> None:
+        """Replace a text by one that has been processed on its own."""
+        self.lengths[row] = len(cache)
+        for (layer, name), value in cache.kept.items():
+            if (layer, name) not in self.kept:
+                size = value.shape[-2] if name == "tokens" else self.capacity
+                shape = (len(self.lengths), *value.shape[1:-2], size, value.shape[-1])
+                self.kept[layer, name] = value.new_zeros(shape)
+            self.kept[layer, name][row, ..., : value.shape[-2], :] = value[0]
+
+    def begin(self, count: int, device: torch.device) -> Tensor:
+        """Prepare for one more token of each text; returns their positions (B, 1, 1)."""
+        self.positions = torch.tensor(self.lengths, device=device)  # (B,)
+        self.rows = torch.arange(len(self.lengths), device=device)
+        self.lengths = [length + count for length in self.lengths]
+        self.size = -(-len(self) // self.PADDING) * self.PADDING  # S
+        keys = torch.arange(self.size, device=device)
+        self.mask = (keys <= self.positions[:, None])[:, None, None]  # (B, 1, 1, S)
+        return self.positions[:, None, None]
+
+    def extend(self, layer: nn.Module, name: str, new: Tensor, last: int | None = None) -> Tensor:
+        if last is not None:
+            return super().extend(layer, name, new, last)
+        kept = self.kept[layer, name]  # (B, heads, capacity, head_dim)
+        kept[self.rows, :, self.positions] = new[:, :, 0].to(kept.dtype)
+        return kept[:, :, : self.size]
 
 
 class Attention(nn.Module):
@@ -58,11 +137,10 @@ class FeedForward(nn.Module):
 
 
 class CausalConvolution(nn.Module):
-    """Residual depthwise causal convolution, zero at first (So et al. 2021): (B, T, d_model) -> (B, T, d_model).
+    """Adds the `size` earlier tokens to each one, weighted by feature; the weights are zero at first (So et al. 2021).
 
-    Args:
-        d_model: features per token.
-        size: number of earlier tokens that are added to each one.
+    Shapes:
+        (B, T, d_model) -> (B, T, d_model).
     """
 
     def __init__(self, d_model: int, size: int) -> None:
@@ -78,11 +156,7 @@ class CausalConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each with layer norm before and a residual connection (Xiong et al. 2020).
-
-    Shapes:
-        as `Attention`.
-    """
+    """Attention, then feed-forward, each on a layer norm and residual (Xiong et al. 2020); shapes as `Attention`."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float, causal: bool, conv_size: int = 0) -> None:
         super().__init__()
@@ -144,7 +218,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "num_layers": num_layers}
-        check_transformer("GPT", dropout, d_model=d_model, num_heads=num_heads, **sizes)
+        check_transformer("GPT", {"dropout": dropout}, d_model=d_model, num_heads=num_heads, **sizes)
         if block_size < 2:
             raise ValueError(f"block_size {block_size} is too small for GPT: give at least 2 tokens")
         if conv_size < 0:
@@ -171,39 +245,34 @@ class GPT(nn.Module):
             nn.init.normal_(self.head.weight, std=0.1 / math.sqrt(d_model))  # logits of about 0.1
 
     def new_cache(self) -> KeyValueCache:
-        """An empty cache for `forward`."""
         return KeyValueCache()
 
     def new_shared_cache(self, count: int) -> SharedCache:
         """A cache for `forward` with one token of each of several texts, which are put into it one by one."""
-        return SharedCache(count)
+        return SharedCache(count, self.block_size)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""
-        count = tokens.shape[1]
+        count, head_dim = tokens.shape[1], self.d_model // self.num_heads
         total = count + (0 if cache is None else len(cache))
         if total > self.block_size:
             raise ValueError(f"{total} tokens do not fit this GPT, whose block_size is {self.block_size}")
         x = self.embedding(tokens)  # (B, T, C)
         x = self.embedding_dropout(F.layer_norm(x, x.shape[-1:]))
-        rotation = self._rotation(tokens, cache)
+        if cache is None:
+            rotation = rotary_angles(count, head_dim, tokens.device)
+        else:
+            if cache.angles is None:
+                cache.angles = rotary_angles(self.block_size, head_dim, tokens.device)
+            positions = cache.begin(count, tokens.device)
+            rotation = cache.angles[0][positions], cache.angles[1][positions]
         for block in self.blocks:
             x = block(x, rotation, None if cache is None else cache.mask, cache)
         return self.head(self.norm(x))  # (B, T, vocab_size)
 
-    def _rotation(self, tokens: Tensor, cache: KeyValueCache | None) -> Rotation:
-        """The angles of the tokens' positions; with a cache, those of all positions are computed once."""
-        count, head_dim = tokens.shape[1], self.d_model // self.num_heads
-        if cache is None:
-            return rotary_angles(count, head_dim, tokens.device)
-        if cache.angles is None:
-            cache.angles = rotary_angles(self.block_size, head_dim, tokens.device)
-        positions = cache.begin(count, tokens.device)
-        return cache.angles[0][positions], cache.angles[1][positions]
-
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """Scaled dot-product attention.
+    """Scaled dot-product attention: (B, heads, T, head_dim) in the dtype of the values.
 
     Args:
         q: queries (B, heads, T, head_dim) of the last T of S tokens.
@@ -212,9 +281,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, d
         mask: (B, 1, 1, S) or (B, 1, T, S) bool, true for tokens to attend to; not together with `causal`.
         causal: whether tokens attend only to themselves and earlier tokens.
         dropout: probability of zeroing an attention weight.
-
-    Returns:
-        (B, heads, T, head_dim) in the dtype of the values.
     """
     batch, heads, length, head_dim = q.shape
     total = k.shape[2]
@@ -255,17 +321,17 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-def check_transformer(name: str, dropout: float, *, d_model: int, num_heads: int, **sizes: int) -> None:
+def check_transformer(name: str, dropouts: dict[str, float], *, d_model: int, num_heads: int, **sizes: int) -> None:
     """Raise ValueError if a transformer cannot have these sizes."""
     for size, value in {**sizes, "d_model": d_model, "num_heads": num_heads}.items():
         if value < 1:
             raise ValueError(f"{size} {value} is too small for {name}: give at least 1")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout {dropout} is out of range for {name}: give a probability of at least 0 and below 1")
+    for option, share in dropouts.items():
+        if not 0 <= share < 1:
+            raise ValueError(f"{option} {share} is out of range for {name}: give a probability from 0 to below 1")
     if d_model % (2 * num_heads):
-        raise ValueError(
-            f"d_model {d_model} does not fit {name} with num_heads {num_heads}: give a multiple of {2 * num_heads}"
-        )
+        problem = f"d_model {d_model} does not fit {name} with num_heads {num_heads}"
+        raise ValueError(f"{problem}: give a multiple of {2 * num_heads}")
 
 
 def sample(
@@ -275,7 +341,14 @@ def sample(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Sample a token from (vocab_size,) float logits; for the arguments see `check_sampling_arguments`."""
+    """Sample a token from (vocab_size,) float logits.
+
+    Args:
+        temperature: logits are divided by it, at least 0; 0 takes the likeliest token.
+        top_k: sample from this many likeliest tokens only, at least 1. None: from all.
+        top_p: sample from the likeliest tokens that together have this probability, in (0, 1] (Holtzman et al. 2020).
+        generator: random generator, on the CPU.
+    """
     if temperature == 0:
         return int(logits.argmax())
     # The limits keep float32 from overflowing: the largest logit is 0, all others at least -inf.
@@ -288,22 +361,3 @@ def sample(
         before = ordered.cumsum(dim=0) - ordered  # total probability of all likelier tokens
         probabilities[order[before >= max(top_p, 1e-30)]] = 0  # `before` is 0 for the likeliest
     return int(torch.multinomial(probabilities, 1, generator=generator))
-
-
-def check_sampling_arguments(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
-    """Raise ValueError if an argument of sampling is out of range.
-
-    Args:
-        max_new_tokens: number of tokens, at least 0.
-        temperature: logits are divided by it, at least 0; 0 takes the likeliest token.
-        top_k: sample from this many likeliest tokens only, at least 1. None: from all.
-        top_p: sample from the likeliest tokens that together have this probability, in (0, 1] (Holtzman et al. 2020).
-    """
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens {max_new_tokens} is out of range: give at least 0")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature {temperature} is out of range: give at least 0; 0 takes the likeliest token")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k {top_k} is out of range: give at least 1, or leave it out")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p {top_p} is out of range: give more than 0 and up to 1, or leave it out")

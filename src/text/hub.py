@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -40,57 +39,29 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
     if package is not None and package.origin is not None:
         folder = Path(package.origin).parent / "model"
     is_folder = folder.is_dir()
-    needed = ("config.json", *(["tokenizer_config.json"] if cls.__name__ == "AutoTokenizer" else []))
-    if not is_folder:
-        _check_path(name)
-    elif (folder / "adapter_config.json").is_file() and not any((folder / one).is_file() for one in needed):
-        raise ValueError(adapter_advice(name))
-    found = str(folder) if is_folder else name
+    looks_like_path = name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
+    if looks_like_path and not is_folder:
+        raise ValueError(f"{name}: no such folder")
     problem = None if is_folder else _hub_problem()
     offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
     if problem and cls.__name__.startswith("AutoModel"):  # it looks for adapters too, and would try for 23 s
         options["adapter_kwargs"] = {"local_files_only": True}
     try:
+        found = str(folder) if is_folder else name
         return cls.from_pretrained(found, trust_remote_code=False, local_files_only=offline, **options)
     except Exception as error:  # many types: network, files, formats, missing packages
         reason = problem or " ".join(str(error).split())
         if "trust_remote_code" in reason:
-            raise ValueError(
-                f"{name} needs Python code of its own, which this project never runs: give a model whose class is part"
-                " of transformers"
-            ) from error
-        if "`tiktoken` is required" in reason and importlib.util.find_spec("sentencepiece") is None:
+            reason = "it needs Python code of its own, which this project never runs: give another model"
+        elif "`tiktoken` is required" in reason and importlib.util.find_spec("sentencepiece") is None:
             reason = "its tokenizer needs the package sentencepiece: pip install sentencepiece"
         if is_folder:
             kind = "tokenizer" if cls.__name__ == "AutoTokenizer" else "model"
             raise ValueError(f"the folder {name} has no {kind} that {cls.__name__} can load: {reason}") from error
         raise ValueError(
             f"{name} is not a folder and could not be loaded from the Hugging Face hub ({reason}): give a folder with"
-            f" config.json, the weights and tokenizer.json{_near(name)}"
+            " config.json, the weights and tokenizer.json"
         ) from error
-
-
-def _check_path(name: str) -> None:
-    """Raise ValueError if a name that is no folder looks like one."""
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise ValueError(f"{name} is a file: give its folder")
-    if name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name:
-        raise ValueError(f"{name}: no such folder{_near(name)}")
-
-
-def _near(name: str) -> str:
-    path = Path(name).expanduser()
-    others = [other.name for other in path.parent.iterdir()] if "/" in name and path.parent.is_dir() else []
-    return "".join(f", did you mean {path.parent / near}?" for near in get_close_matches(path.name, others, n=1))
-
-
-def adapter_advice(name: str) -> str:
-    """What to do with a folder that PEFT has written."""
-    return (
-        f"{name} is an adapter: merge it into its model (peft's merge_and_unload), save that and its tokenizer"
-        " with save_pretrained, and give its folder"
-    )
 
 
 @cache

@@ -1,5 +1,8 @@
 """Texts with labels, from your own tables or a public data set, in batches of similar length."""
 
+import tarfile
+import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
@@ -14,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from src import ROOT
 from src.engine.data.batched import BatchDataset, check_loaded
-from src.engine.data.download import DownloadError
+from src.engine.data.download import DownloadError, download, write_atomically
 from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labelled_tables import Columns, Row, read_columns
@@ -23,7 +26,6 @@ from src.engine.data.loading import Batches, Order, announce, batch_loader
 from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError, check_least
-from src.text.labelled_sources import language_names, rt_polarity
 from src.text.tokenizer import (
     ByteTokenizer,
     Ids,
@@ -32,16 +34,27 @@ from src.text.tokenizer import (
     pretrained_tokenizer,
     restore_tokenizer,
     train_bpe,
+    train_words,
 )
-from src.text.words import train_words
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
 TRAINED = {"bpe": train_bpe, "words": train_words}
-CHECKED_TEXTS = 10_000  # with which a tokenizer is compared
+CHECKED = 100_000  # tokens with which a tokenizer is checked
 CHUNK = 10_000  # texts that are tokenized together
 CUT = 0.01  # share of the training texts from which cutting them off is reported
 POOL = 50  # number of batches that are sorted by length together
+# Sentence polarity dataset v1.0 (Pang and Lee 2005).
+POLARITY_URL = "https://storage.googleapis.com/seldon-datasets/sentence_polarity_v1/rt-polaritydata.tar.gz"
+POLARITY_SHA256 = "a05befe52aafda71d458d188a1c54506a998b1308613ba76bbda2e5029409ce9"
+POLARITY_LABELS = {"neg": "negative", "pos": "positive"}
+POLARITY_LINES = 5331  # in each of the two files
+
+# Languages of the CLDR names; 20 of the 34 are written in Latin script.
+LANGUAGES = (
+    *("cs", "cy", "de", "es", "et", "eu", "fi", "fr", "hu", "is", "it", "lt", "nl", "pl", "pt", "sq", "sv", "sw"),
+    *("tr", "vi", "am", "ar", "el", "he", "hi", "hy", "ja", "ka", "ko", "ru", "ta", "th", "uk", "zh"),
+)
 
 
 class TokenizedTexts(BatchDataset):
@@ -73,10 +86,8 @@ class TokenizedTexts(BatchDataset):
 def report_cut(lengths: list[int], limit: int, what: str) -> None:
     """Say how many training texts, or what they are, may have been cut off, if they are more than a few."""
     if (count := sum(length >= limit for length in lengths)) > CUT * len(lengths):
-        announce(
-            f"{count:,} of {len(lengths):,} training {what} reach the limit of {limit} tokens; longer ones are cut off:"
-            " to keep more, raise --data.max_length, if the network takes more"
-        )
+        reached = f"{count:,} of {len(lengths):,} training {what} reach the limit of {limit} tokens"
+        announce(f"{reached}; longer ones are cut off: to keep more, raise --data.max_length")
 
 
 def padded(ids: list[Ids]) -> tuple[Tensor, Tensor]:
@@ -172,8 +183,7 @@ class LabelledTextDataModule(LabelledDataModule):
         self.batch_size = batch_size
         self.fold = (fold, folds)
         self.shares = {"val": val_share, "test": test_share}
-        self.data_source = path or source
-        """Path or source of the texts in use; set by `setup`."""
+        self.data_source = path or source  # the texts in use are known after `setup`
 
     def setup(self, stage: str) -> None:
         """Read, split and tokenize the texts, in every process."""
@@ -189,17 +199,15 @@ class LabelledTextDataModule(LabelledDataModule):
             raise InputError(f"no {empty[0]} texts in {self.data_source}: give more, or another share")
         self.tokenizer = self._find_tokenizer(parts["train"][0])
         self.vocab_size = self.tokenizer.vocab_size
-        if not self.restored:
-            some = list(parts["train"][0][:CHECKED_TEXTS])
-            check_tokens(self.tokenizer, self.tokenizer.encode_batch(some, self.max_length), self.tokenizer_name)
         self.save_hyperparameters({"data_source": self.data_source})
         texts = {part: texts for part, (texts, _) in parts.items()}
         report_duplicates(texts, "texts", lambda part, index: f"{texts[part][index][:60]!r}")
         self.train_set, self.val_set, self.test_set = (self._tokenize(texts[part], numbers[part]) for part in PARTS)
+        if not self.restored:
+            check_tokens(self.tokenizer, [self.train_set.ids[:CHECKED]], self.tokenizer_name)
         report_cut(self.train_set.lengths.tolist(), self.max_length, "texts")
 
     def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the texts."""
         self.setup("fit")
         return {"vocab_size": self.vocab_size, "num_classes": self.num_classes}
 
@@ -223,11 +231,8 @@ class LabelledTextDataModule(LabelledDataModule):
         """Whether each text was cut off; not for a subclass that prepares its inputs itself."""
         if type(self).prepare is not LabelledTextDataModule.prepare:
             return [""] * len(inputs)
-        # Half: a tokenizer may make more characters of one.
-        long = [text for text in inputs if len(text.encode("utf-8", "replace")) > self.max_length // 2]
-        lengths = map(len, self.tokenizer.encode_batch(long, self.max_length + 1))
-        cut = {text for text, length in zip(long, lengths, strict=True) if length > self.max_length}
-        return [f"cut off after {self.max_length} tokens" if text in cut else "" for text in inputs]
+        lengths = map(len, self.tokenizer.encode_batch(inputs, self.max_length + 1))
+        return [f"cut off after {self.max_length} tokens" if length > self.max_length else "" for length in lengths]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)
@@ -247,10 +252,8 @@ class LabelledTextDataModule(LabelledDataModule):
             lengths += map(len, ids)
             parts.append(np.concatenate(ids).astype(dtype))
         if empty:
-            raise InputError(
-                f"{len(empty):,} texts have no token in the tokenizer {self.tokenizer_name}, such as {empty[0][:60]!a}:"
-                " remove them, or give another --data.tokenizer"
-            )
+            problem = f"{len(empty):,} texts, such as {empty[0][:60]!a}, have no token in the tokenizer"
+            raise InputError(f"{problem} {self.tokenizer_name}: remove them, or give another --data.tokenizer")
         return TokenizedTexts(np.concatenate(parts), lengths, targets)
 
     def _find_tokenizer(self, texts: Texts) -> Tokenizer:
@@ -273,7 +276,7 @@ class LabelledTextDataModule(LabelledDataModule):
                         f"rt-polarity could not be downloaded ({error}): put rt-polarity.neg and rt-polarity.pos into"
                         f" {self.data_dir / 'rt_polarity'}, or give your own table with --data.path"
                     ) from error
-                rank_zero_info(f"rt-polarity is not in {self.data_dir} and could not be downloaded: {error}")
+                rank_zero_info(f"rt-polarity could not be downloaded: {error}")
             announce("*** NOT REVIEWS: using names in 34 languages (CLDR); results are not comparable. ***")
         self.data_source = "language_names"
         return self._split(_columns(language_names()), ("val", "test"))
@@ -305,3 +308,64 @@ class LabelledTextDataModule(LabelledDataModule):
 
 def _columns(rows: list[Row]) -> Columns:
     return Texts.of(text for text, _ in rows), [label for _, label in rows]
+
+
+def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
+    """Text and label of 10,662 sentences from film reviews (Pang and Lee 2005), in three parts.
+
+    In each file, counting from 0, line numbers that end in 8 are for validation, in 9 for test, the rest for training.
+
+    Raises:
+        DownloadError: the files are missing and cannot be downloaded.
+        InputError: the folder cannot be written, or a file is incomplete.
+    """
+    paths = {suffix: data_dir / "rt_polarity" / f"rt-polarity.{suffix}" for suffix in POLARITY_LABELS}
+    if not all(path.exists() for path in paths.values()):
+        with tempfile.TemporaryDirectory() as folder:
+            archive = Path(folder) / "rt-polaritydata.tar.gz"
+            download(POLARITY_URL, POLARITY_SHA256, archive)
+            with tarfile.open(archive) as tar:
+                for suffix, path in paths.items():
+                    if path.exists():
+                        continue
+                    member = tar.extractfile(f"rt-polaritydata/rt-polarity.{suffix}")
+                    assert member is not None  # the checksum guarantees it
+                    write_atomically(path, member.read().decode("latin-1").encode("utf-8"))
+    parts: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}
+    for suffix, path in paths.items():
+        content = path.read_bytes()
+        try:
+            text = content.decode("utf-8")
+        except UnicodeDecodeError:  # as it is published
+            text = content.decode("latin-1")
+        lines = text.removesuffix("\n").split("\n")
+        if len(lines) != POLARITY_LINES:
+            raise InputError(f"{path} has {len(lines)} lines, not {POLARITY_LINES}: remove {path.parent}")
+        for number, line in enumerate(lines):
+            part = {8: "val", 9: "test"}.get(number % 10, "train")
+            parts[part].append((line.strip(), POLARITY_LABELS[suffix]))
+    return parts
+
+
+def language_names() -> list[tuple[str, str]]:
+    """Names of territories, languages and currencies, each with the English name of its language, from the CLDR.
+
+    Names that several of the 34 languages share are left out.
+
+    Raises:
+        InputError: the package Babel, which contains them, is not installed.
+    """
+    try:
+        from babel import Locale
+    except ImportError as error:
+        raise InputError("language_names needs the package Babel: pip install Babel, or give --data.path") from error
+    found: dict[str, set[str]] = defaultdict(set)
+    for code in LANGUAGES:
+        locale = Locale(code)
+        for names in (locale.territories, locale.languages, locale.currencies):
+            for name in names.values():
+                if len(name) > 3 or not name.isascii():  # short ones are codes
+                    found[name].add(str(locale.english_name))
+    unique = [(name, languages.pop()) for name, languages in sorted(found.items()) if len(languages) == 1]
+    rank_zero_info(f"Left out {len(found) - len(unique):,} names that exist in several languages")
+    return unique

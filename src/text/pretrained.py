@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.text.hub import adapter_advice, load_from_hub, transformers_class
+from src.text.hub import load_from_hub, transformers_class
 
-ALL_LINEAR = "all-linear"  # layers that LoRA adapts if peft has no default for the architecture
 # Settings that make `transformers` load code or weights from the hub or a folder.
 NOT_REBUILT = re.compile(
     "name_or_path|auto_map|quantization_config|backbone|_implementation|task_specific_params|^num_labels$"
@@ -36,8 +35,6 @@ class _Pretrained(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        if lora_rank < 0:
-            raise ValueError(f"lora_rank {lora_rank} is out of range: give at least 1, or 0 for no LoRA")
         if freeze_body and lora_rank:
             raise ValueError("freeze_body and lora_rank cannot be combined: give one of them")
         if not pretrained and config is None:
@@ -52,11 +49,9 @@ class _Pretrained(nn.Module):
         if config is None:
             model, info = load_from_hub(auto, pretrained, output_loading_info=True, dtype=dtype, **options)
             if getattr(model, "_hf_peft_config_loaded", False):
-                raise ValueError(adapter_advice(pretrained))
+                raise ValueError(f"{pretrained} is an adapter: merge it into its model (peft's merge_and_unload) first")
             if getattr(model, "hf_quantizer", None) is not None:
-                raise ValueError(
-                    f"{pretrained} is quantized, and checkpoints of it do not load: give the one that is not"
-                )
+                raise ValueError(f"{pretrained} is quantized, its checkpoints would not load: give one that is not")
             # A random layer between body and head, as after masked language modelling, is trained as well. Kept in the
             # configuration: a checkpoint trains the same layers.
             model.config.has_new_pooler = _check_weights(model, info, pretrained, self.peft_task)
@@ -68,9 +63,8 @@ class _Pretrained(nn.Module):
                 known = transformers_class("AutoConfig").for_model(**_without(config, NOT_REBUILT))
                 model = auto.from_config(known, trust_remote_code=False, dtype=dtype)
             except Exception as error:  # many types: missing packages, unknown names, sizes
-                raise ValueError(
-                    f"config fits no model of transformers: {' '.join(str(error).split())[:200]}"
-                ) from error
+                reason = " ".join(str(error).split())[:200]
+                raise ValueError(f"config fits no model of transformers: {reason}") from error
         # With this, a checkpoint can rebuild the network without the files of the pretrained model.
         plain = json.loads(json.dumps(model.config.to_dict()))  # to_json_string would write infinity as a dict
         self.rebuild = {"config": _without(plain, NOT_REBUILT)}
@@ -93,7 +87,6 @@ class _Pretrained(nn.Module):
 
     @property
     def embedding(self) -> nn.Module:
-        """The token embedding."""
         body = self.model.get_encoder() if self.model.config.is_encoder_decoder else self.model
         return body.get_input_embeddings()
 
@@ -184,8 +177,7 @@ class PretrainedClassifier(_Pretrained):
         tokens (B, T) int64, mask (B, T) bool, true for tokens -> (B, num_classes) float logits.
 
     Raises:
-        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be loaded, or texts are longer
-            than the model allows.
+        ValueError: `transformers` is not installed, the model cannot be loaded, or texts are longer than it allows.
     """
 
     auto_class = "AutoModelForSequenceClassification"
@@ -248,8 +240,8 @@ class PretrainedLM(_Pretrained):
         (B, T) int64 tokens -> (B, T, vocab_size) float logits for the next token.
 
     Raises:
-        ValueError: `transformers` (or peft, for LoRA) is not installed, the model cannot be loaded, it sees later
-            tokens, as BERT does, or contexts are longer than the model allows.
+        ValueError: `transformers` is not installed, the model cannot be loaded, it sees later tokens, as BERT does, or
+            contexts are longer than it allows.
     """
 
     auto_class = "AutoModelForCausalLM"
@@ -305,7 +297,7 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
     except ImportError as error:
         raise ValueError("LoRA needs the package peft: install it with pip install -e '.[pretrained]'") from error
     body: Any = model
-    targets = None if body.config.model_type in KNOWN else ALL_LINEAR
+    targets = None if body.config.model_type in KNOWN else "all-linear"  # None: peft's default for the architecture
     # GPT-2's layers are stored transposed.
     transposed = any(type(layer).__name__ == "Conv1D" for layer in body.modules())
     lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type=task, fan_in_fan_out=transposed)
@@ -317,25 +309,18 @@ def _with_lora(model: nn.Module, rank: int, alpha: int, task: str) -> nn.Module:
 
 
 def _end_token(model: Any) -> int | None:
-    """The ID of the token that ends a text."""
     end: int | list[int] | None = getattr(model.config, "eos_token_id", None)
     return end[0] if isinstance(end, list) else end
 
 
 def _check_weights(model: Any, info: dict[str, Any], name: str, task: str) -> bool:
-    """Raise ValueError if parameters of a loaded model are random, except those of a new head and of a pooler.
-
-    Returns:
-        Whether those of a pooler are.
-    """
+    """Whether a model has a random pooler; raises ValueError if other weights than those of the head are random."""
     names = {one for one, _ in model.named_parameters()}
     random = names & {*info["missing_keys"], *(one[0] for one in info["mismatched_keys"])}
     body = f"{model.base_model_prefix}." if task == "SEQ_CLS" else ""
     if lost := sorted(one for one in random if one.startswith(body) and ".pooler." not in one):
-        raise ValueError(
-            f"{len(lost)} of {len(names)} weights of {name} are missing or have other shapes, such as {lost[0]}: give a"
-            " model whose config.json and weights belong together"
-        )
+        what = f"{len(lost)} of {len(names)} weights of {name} are missing or have other shapes, such as {lost[0]}"
+        raise ValueError(f"{what}: give a model whose config.json and weights belong together")
     return any(".pooler." in one for one in random)
 
 
@@ -352,8 +337,6 @@ def _max_length(model: Any) -> int | None:
     if positions is None or positions <= 0:
         return None
     # RoBERTa and similar models number positions from the ID of the padding token + 1.
-    tables = [
-        m for name, m in model.named_modules() if name.endswith("position_embeddings") and hasattr(m, "padding_idx")
-    ]
-    padding = tables[0].padding_idx if tables else None
+    tables = [table for name, table in model.named_modules() if name.endswith("position_embeddings")]
+    padding = getattr(tables[0], "padding_idx", None) if tables else None
     return positions if padding is None else positions - padding - 1

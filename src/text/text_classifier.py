@@ -41,15 +41,12 @@ class TextClassifier(Classifier):
         if adversarial < 0:
             raise InputError(f"adversarial {adversarial} is out of range: give at least 0; 0 turns it off")
         if adversarial and not isinstance(getattr(net, "embedding", None), nn.Module):
-            raise InputError(
-                f"adversarial {adversarial}: {type(net).__name__} has no attribute embedding; leave adversarial out"
-            )
+            raise InputError(f"{type(net).__name__} has no attribute embedding; leave adversarial out")
         self.save_hyperparameters({"head_lr": head_lr, "adversarial": adversarial})
         self.head_lr = head_lr
         self.adversarial = adversarial
 
     def parameter_groups(self) -> list[Group]:
-        """Parameter groups for the optimizer."""
         return decay_groups(self.net, self.head_lr)
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
@@ -57,9 +54,7 @@ class TextClassifier(Classifier):
         if not (self.adversarial and self.training):
             return super().step(batch)
         if getattr(self.net, "is_compiled", False):
-            raise InputError(
-                f"adversarial {self.adversarial} does not work with a compiled network: give 0, or do not compile it"
-            )
+            raise InputError("adversarial does not work with a compiled network: give 0, or do not compile it")
         embedding: nn.Module = self.net.embedding  # type: ignore[assignment]
         embedded: list[Tensor] = []
 

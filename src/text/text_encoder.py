@@ -46,13 +46,8 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         sizes = {"vocab_size": vocab_size, "num_layers": num_layers, "num_classes": num_classes}
-        check_transformer("TextEncoder", dropout, d_model=d_model, num_heads=num_heads, **sizes)
-        if not 0 <= token_dropout < 1:
-            raise ValueError(
-                f"token_dropout {token_dropout} is out of range: give a probability of at least 0 and below 1"
-            )
-        if num_convolutions < 0:
-            raise ValueError(f"num_convolutions {num_convolutions} is out of range: give at least 0")
+        dropouts = {"dropout": dropout, "token_dropout": token_dropout}
+        check_transformer("TextEncoder", dropouts, d_model=d_model, num_heads=num_heads, **sizes)
         self.vocab_size = vocab_size
         self.num_classes = num_classes
         self.d_model = d_model

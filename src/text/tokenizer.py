@@ -167,42 +167,41 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
     return SubwordTokenizer(tokenizer.to_str())
 
 
-def pretrained_tokenizer(name: str) -> SubwordTokenizer:
-    """A pretrained model's tokenizer.
+def train_words(texts: Iterable[str], vocab_size: int) -> SubwordTokenizer:
+    """Lower-case words and punctuation marks that occur at least twice; all others become the token `[UNK]`.
 
-    Args:
-        name: hub name or folder of the model.
+    Arguments as of `train_bpe`.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=[UNKNOWN])
+    trainer.show_progress = sys.stderr.isatty()
+    tokenizer.train_from_iterator(texts, trainer)
+    return SubwordTokenizer(tokenizer.to_str())
+
+
+def pretrained_tokenizer(name: str) -> SubwordTokenizer:
+    """The tokenizer of a pretrained model, by hub name or folder.
 
     Raises:
-        InputError: it cannot be loaded, or has no fast version.
+        InputError: it cannot be loaded, or is not one of the library `tokenizers` (a "fast" one).
     """
     try:
         loaded = load_from_hub(transformers_class("AutoTokenizer"), name)
     except ValueError as error:
         raise InputError(f"tokenizer {name}: {error}{nearest(name, ('bytes', 'bpe', 'words'))}") from error
-    if not getattr(loaded, "is_fast", False):
-        raise InputError(
-            f"the tokenizer of {name} has no fast version, which this project needs: give another model, with its own"
-            " tokenizer"
-        )
-    if len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:  # what transformers makes without its files
-        raise InputError(f"{name} has no tokenizer: add its files, such as tokenizer.json")
+    is_fast = getattr(loaded, "is_fast", False)
+    # Without its files, transformers makes a tokenizer of special tokens only.
+    if not is_fast or len(set(loaded.get_vocab()) - set(loaded.all_special_tokens)) < 2:
+        raise InputError(f"{name} has no tokenizer that can be used: add tokenizer.json, or give another model")
     return SubwordTokenizer(loaded.backend_tokenizer.to_str())
 
 
-def check_tokens(
-    tokenizer: Tokenizer,
-    ids: Sequence[Ids],
-    name: str,
-    remedy: str = "it does not fit them, give another --data.tokenizer",
-) -> None:
-    """Check that a tokenizer knows the training texts.
-
-    Args:
-        tokenizer: the tokenizer.
-        ids: the token IDs of some of the texts.
-        name: its name, for messages.
-        remedy: what to do if it does not, for the message.
+def check_tokens(tokenizer: Tokenizer, ids: Sequence[Ids], name: str) -> None:
+    """Check that a tokenizer knows the training texts, by the token IDs of some of them; `name` is for messages.
 
     Raises:
         InputError: it has fewer than two different tokens for them, other than special ones such as `[UNK]`.
@@ -216,9 +215,7 @@ def check_tokens(
     found = np.concatenate(ids)
     known = np.setdiff1d(found, [*special, -1 if unknown is None else unknown])
     if len(known) < 2:
-        raise InputError(
-            f"the tokenizer {name} has {len(known)} different tokens for the training texts, not counting special ones"
-            f" such as {UNKNOWN}: {remedy}"
-        )
+        count = f"{len(known)} different tokens for the training texts, not counting special ones such as {UNKNOWN}"
+        raise InputError(f"the tokenizer {name} has {count}: it does not fit them, give another, or more texts")
     if unknown is not None and (share := (found == unknown).mean()) > 0.5:
         announce(f"The tokenizer {name} does not know {share:.0%} of the tokens of the training texts")

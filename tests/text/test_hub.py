@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,18 +17,6 @@ from src.text.tokenizer import pretrained_tokenizer
 from tests.text.helpers import tiny_pretrained
 
 pytest.importorskip("transformers")
-
-
-def test_a_model_whose_name_is_close_to_a_folder_is_looked_for_on_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "owner" / "model-small").mkdir(parents=True)
-    monkeypatch.setattr(hub, "_hub_problem", lambda: "off")
-    with pytest.raises(
-        ValueError, match=r"owner/model-base is not a folder .* \(off\): .*, did you mean .*model-small"
-    ):
-        PretrainedClassifier("owner/model-base")
 
 
 def test_a_model_that_needs_code_of_its_own_says_so(tmp_path: Path) -> None:
@@ -57,15 +44,10 @@ def test_an_adapter_says_how_to_make_a_model_of_it(tmp_path: Path) -> None:
     base = PretrainedClassifier(tiny_pretrained("bert", tmp_path)).model
     peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS")).save_pretrained(str(tmp_path / "adapter"))
     adapter = str(tmp_path / "adapter")
-    for load in (PretrainedClassifier, pretrained_tokenizer):
-        with pytest.raises((ValueError, InputError), match=rf"{adapter} is an adapter: merge it"):
-            load(adapter)
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # as other programs save it
-        shutil.copy(tmp_path / "bert" / name, tmp_path / "adapter" / name)
-    assert pretrained_tokenizer(adapter).vocab_size > 10
-    shutil.rmtree(tmp_path / "bert")
-    with pytest.raises(ValueError, match="is an adapter"):
+    with pytest.raises(ValueError, match=rf"{adapter} is an adapter: merge it"):
         PretrainedClassifier(adapter)
+    with pytest.raises(InputError, match=f"the folder {adapter} has no tokenizer that AutoTokenizer can load"):
+        pretrained_tokenizer(adapter)
 
 
 def test_a_padding_token_below_zero_is_none(tmp_path: Path) -> None:
@@ -94,6 +76,6 @@ def test_a_mistyped_kind_of_tokenizer_is_suggested_but_not_in_place_of_a_models(
 
 def test_a_model_without_a_fast_tokenizer_is_not_given_that_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "load_from_hub", lambda *_: SimpleNamespace(is_fast=False))
-    with pytest.raises(InputError, match="give another model, with its own tokenizer") as caught:
+    with pytest.raises(InputError, match=r"has no tokenizer that .* give another model") as caught:
         pretrained_tokenizer("some/model")
     assert not re.search("--data.tokenizer", str(caught.value))

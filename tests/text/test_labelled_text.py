@@ -19,9 +19,8 @@ from src.engine.data.labels import label_order
 from src.engine.data.loading import Batches
 from src.engine.data.split import stratified_split
 from src.engine.system.errors import InputError
-from src.text import labelled_sources
-from src.text.labelled_sources import LANGUAGES, language_names
-from src.text.labelled_text import LabelledTextDataModule, TokenizedTexts, by_length
+from src.text import labelled_text
+from src.text.labelled_text import LANGUAGES, LabelledTextDataModule, TokenizedTexts, by_length, language_names
 from src.text.tokenizer import ByteTokenizer
 from tests.conftest import serving
 from tests.contract import check_folds, check_prepare
@@ -32,7 +31,7 @@ ROWS = [(f"text {number}, with a comma", f"class {number % 3}") for number in ra
 @pytest.fixture(autouse=True)
 def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fetched from where these texts really live."""
-    monkeypatch.setattr(labelled_sources, "POLARITY_URL", "http://127.0.0.1:9/x.tar.gz")
+    monkeypatch.setattr(labelled_text, "POLARITY_URL", "http://127.0.0.1:9/x.tar.gz")
 
 
 def ready(**arguments: object) -> LabelledTextDataModule:
@@ -352,12 +351,12 @@ def test_reviews_are_downloaded_checked_and_split_by_line(tmp_path: Path, monkey
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "x.tar.gz").write_bytes(content)
     data_dir = str(tmp_path / "data")
-    monkeypatch.setattr(labelled_sources, "POLARITY_LINES", 200)
+    monkeypatch.setattr(labelled_text, "POLARITY_LINES", 200)
     with serving(tmp_path / "mirror") as url:
-        monkeypatch.setattr(labelled_sources, "POLARITY_URL", f"{url}x.tar.gz")
+        monkeypatch.setattr(labelled_text, "POLARITY_URL", f"{url}x.tar.gz")
         with pytest.raises(InputError, match="could not be downloaded"):
             ready(data_dir=data_dir, source="rt_polarity")  # its checksum is not the published one
-        monkeypatch.setattr(labelled_sources, "POLARITY_SHA256", hashlib.sha256(content).hexdigest())
+        monkeypatch.setattr(labelled_text, "POLARITY_SHA256", hashlib.sha256(content).hexdigest())
         data = ready(data_dir=data_dir)
     assert data.data_source == "rt_polarity"
     assert data.labels == ["negative", "positive"]

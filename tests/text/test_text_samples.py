@@ -50,7 +50,7 @@ def test_it_is_refused_where_there_is_no_text(train: Train) -> None:
 def test_a_prompt_is_needed(train: Train, own: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="TextSamples: prompt '' has no token"):
         train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.prompt=")
-    with pytest.raises(InputError, match=r"^TextSamples: temperature -1\.0 is out of range"):
+    with pytest.raises(InputError, match=r"^temperature -1\.0 is out of range"):
         train(*SHORT, *own, "--trainer.callbacks+=TextSamples", "--trainer.callbacks.temperature=-1")
 
 

@@ -15,8 +15,8 @@ from src.text.tokenizer import (
     check_tokens,
     restore_tokenizer,
     train_bpe,
+    train_words,
 )
-from src.text.words import train_words
 from tests.text.helpers import WORDS
 
 # All below the Chinese signs, and every 17th above: so each byte of UTF-8 is among them.
