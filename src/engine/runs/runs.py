@@ -39,8 +39,11 @@ def claim_folder(parent: Path, after: int = -1, stem: str = "version") -> Path:
                 folder.mkdir()
                 return folder
     except OSError as error:
-        advice = "give another --trainer.default_root_dir"
-        raise InputError(f"run folder {parent} cannot be written ({error.strerror}): {advice}") from error
+        hint = "" if stem == "version" else "the checkpoint's path with --ckpt_path, and "
+        raise InputError(
+            f"run folder {parent} cannot be written ({error.strerror}): give {hint}another folder with"
+            " --trainer.default_root_dir"
+        ) from error
 
 
 def check_root(root: str | Path | None) -> None:

@@ -226,3 +226,9 @@ def test_runs_land_in_the_projects_logs_unless_told_otherwise(tmp_path: Path, mo
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     StarterCLI([f"--config={RECIPE}", "--accelerator=cpu"], time.perf_counter())
     assert (tmp_path / "logs" / "toy" / "version_0").is_dir()
+
+
+def test_a_run_that_cannot_be_written_is_tested_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"give the checkpoint's path with --ckpt_path, and another folder"):
+        claim_folder(tmp_path / "file" / "version_0", stem="test")
