@@ -47,6 +47,12 @@ class PacedProgressBar(RichProgressBar):
             self._updated_at = now
             super().on_train_batch_end(*args)
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        # Lightning counts from 0, and shows a run without a number of epochs as "Epoch 0/-2".
+        epochs = self.trainer.max_epochs or -1
+        description = f"Epoch {current_epoch + 1}" + (f"/{epochs}" if epochs > 0 else "")
+        return description.ljust(len(self.validation_description))
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The numbers next to the bar."""
         return shown_metrics(trainer)

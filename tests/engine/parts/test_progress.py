@@ -89,10 +89,10 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(on_
     shown = on_a_terminal("--max_epochs=2")
     assert COLOUR.search(shown)
     plain = CONTROL.sub("", shown)
-    for epoch in (0, 1):
-        assert re.search(rf"Epoch {epoch}/1\s.*10/10 .*it/s loss: [\d.]+\s+val/acc: [\d.]+", plain), plain
+    for epoch in (1, 2):
+        assert re.search(rf"Epoch {epoch}/2\s.*10/10 .*it/s loss: [\d.]+\s+val/acc: [\d.]+", plain), plain
     # The first bar ends, and so stays, before the second begins: rich shows the cursor again in between.
-    assert re.search(r"Epoch 0/1.*\x1b\[\?25h.*Epoch 1/1", shown, re.DOTALL)
+    assert re.search(r"Epoch 1/2.*\x1b\[\?25h.*Epoch 2/2", shown, re.DOTALL)
     assert "test/acc" in plain
     assert "Tip:" not in plain
     assert "weights_only" not in plain
@@ -101,9 +101,16 @@ def test_on_a_terminal_each_epoch_keeps_a_full_bar_with_loss_metric_and_rate(on_
 
 
 @pytest.mark.slow
+def test_a_bar_of_a_run_of_steps_names_the_epoch_only(on_a_terminal: Callable[..., str]) -> None:
+    shown = CONTROL.sub("", on_a_terminal("--trainer.max_epochs=-1", "--trainer.max_steps=15"))
+    assert re.findall(r"Epoch \S+", shown)[-1] == "Epoch 2"
+    assert "/-" not in shown
+
+
+@pytest.mark.slow
 def test_no_color_turns_colours_off(on_a_terminal: Callable[..., str]) -> None:
     shown = on_a_terminal("fit", "--max_epochs=1", NO_COLOR="1")
-    assert "Epoch 0/0" in shown
+    assert "Epoch 1/1" in shown
     assert not COLOUR.search(shown)
 
 
