@@ -1,1 +1,1 @@
-"""What you need not read: command line, runs, training, deployment and search."""
+"""What you need not read: what is behind the commands."""
