@@ -208,6 +208,6 @@ def test_a_temperature_at_its_limit_can_rise_again() -> None:
     net = CLIP(temperature=0.01)
     net.log_scale.data.fill_(5)
     scale = net.scale
-    assert float(scale) == pytest.approx(100)
+    assert scale.item() == pytest.approx(100)
     scale.backward()
     assert float(net.log_scale.grad) > 0  # type: ignore[arg-type]

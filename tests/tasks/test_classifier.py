@@ -259,6 +259,7 @@ def test_targets_that_are_no_class_numbers_are_one_line(loss: nn.Module, targets
         Classifier(net=ToyMLP(), loss=loss).step((images, targets))
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_a_checkpoint_rebuilds_a_task_built_in_python(tmp_path: Path) -> None:
     task = Classifier(net=ToyNet(width=4, dropout=0.25), loss=nn.CrossEntropyLoss(label_smoothing=0.1))
     fit = trainer(tmp_path, max_epochs=1)
@@ -286,6 +287,7 @@ class NetWithoutAttributes(nn.Module):
         return logits
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_a_network_that_a_checkpoint_cannot_rebuild_can_be_passed(tmp_path: Path) -> None:
     task = Classifier(net=NetWithoutAttributes(depth=3), num_classes=CLASSES)
     fit = trainer(tmp_path, max_epochs=1)
@@ -297,6 +299,7 @@ def test_a_network_that_a_checkpoint_cannot_rebuild_can_be_passed(tmp_path: Path
     assert torch.equal(loaded.net.head.weight, task.net.head.weight)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_a_class_that_no_other_program_finds_loads_from_its_checkpoint(tmp_path: Path) -> None:
     class Mine(Classifier):
         """As in a script or a notebook."""
@@ -311,6 +314,8 @@ def test_a_class_that_no_other_program_finds_loads_from_its_checkpoint(tmp_path:
         assert torch.equal(loaded.net.state_dict()["layers.1.weight"], task.net.state_dict()["layers.1.weight"])
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
+@pytest.mark.filterwarnings("ignore:.max_epochs. was not set")
 def test_only_one_number_leaves_targets_out(tmp_path: Path) -> None:
     task = Classifier(nn.Linear(2, 3), nn.CrossEntropyLoss(ignore_index=255), num_classes=3)
     with pytest.raises(InputError, match=r"^ignore_index 255: only targets of -100 are ignored: remove"):

@@ -90,6 +90,7 @@ def test_a_small_deviation_of_large_numbers_keeps_its_digits() -> None:
     assert std.item() == pytest.approx(targets.std(correction=0).item(), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_reading_the_targets_changes_no_random_number(tmp_path: Path) -> None:
     after = []
     for is_read in (True, False):

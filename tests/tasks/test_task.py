@@ -158,6 +158,7 @@ def test_all_processes_compute_the_metrics_of_an_epoch_if_one_has_seen_something
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "block_size"])
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_data_that_the_network_is_too_small_for_is_one_line(tmp_path: Path, name: str) -> None:
     net, data = nn.Linear(1, 1), LightningDataModule()
     setattr(net, name, 10)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +17,7 @@ def test_weights_of_convolutions_are_channels_last() -> None:
     assert task.net.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no")
 def test_a_checkpoint_rebuilds_a_task_built_in_python(tmp_path: Path) -> None:
     task = ImageClassifier(net=CNN(width=8, dropout=0.25), loss=nn.CrossEntropyLoss(label_smoothing=0.1))
     images, targets = torch.randn(20, 1, 28, 28), torch.arange(20) % 10

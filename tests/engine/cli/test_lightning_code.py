@@ -108,6 +108,16 @@ CASES = {
     ),
 }
 each = pytest.mark.parametrize("name", CASES)
+# What Lightning says of such modules
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        "You passed in a .val_dataloader. but",
+        "The provided params to be frozen",
+        "Trying to infer the .batch_size.",
+        "Attribute .* is an instance of",
+    )
+]
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from jsonargparse import dict_to_namespace
+from jsonargparse import Namespace
 
 from src.engine.cli import cli
 from src.engine.parts.optimizer_overrides import OptimizerOverrides, retry_arguments
@@ -170,7 +170,7 @@ def test_retries_are_written_only_if_there_are_some(train: Train) -> None:
 def test_a_retry_from_the_beginning_halves_every_learning_rate() -> None:
     optimizer = {"class_path": "x.MuonWithAdamW", "init_args": {"lr": 0.02, "adamw_lr": 0.01, "weight_decay": 0.1}}
     model = {"class_path": "x.TextClassifier", "init_args": {"head_lr": 1e-3, "net": {"class_path": "x.Net"}}}
-    config = dict_to_namespace({"optimizer": optimizer, "model": model, "retries": 2})
+    config = Namespace(optimizer=Namespace(optimizer), model=Namespace(model), retries=2)
     cli: Any = SimpleNamespace(config=config, record=None, from_path=None)
     words = retry_arguments(cli, NotFiniteError("the loss is NaN"), ["fit"])
     assert words == [
@@ -185,7 +185,7 @@ def test_a_retry_from_the_beginning_halves_every_learning_rate() -> None:
 
 
 def test_advice_after_a_nan_names_retries_only_to_who_gave_none_and_can() -> None:
-    config: Any = dict_to_namespace({"optimizer": {"init_args": {"lr": 0.1}}, "retries": 0})
+    config: Any = Namespace(optimizer=Namespace({"init_args": {"lr": 0.1}}), retries=0)
     cli: Any = SimpleNamespace(config=config, record=None, given={})
     with pytest.raises(NotFiniteError, match="or retry at half the learning rate with --retries 3; there is no"):
         retry_arguments(cli, NotFiniteError("the loss is NaN"), [])

@@ -257,6 +257,7 @@ def test_a_search_at_an_address_is_one_line() -> None:
         tune(words)
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_checkpoint_at_an_address_is_tested(store: Any, toy_checkpoint: str, tmp_path: Path) -> None:
     store.pipe("/bucket/model.ckpt", Path(toy_checkpoint).read_bytes())
     words = ["test", f"--config={RECIPE}", "--ckpt_path=memory://bucket/model.ckpt", "--trust=tests.toy", *QUIET]

@@ -33,6 +33,7 @@ def without_part(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_what_a_foreign_checkpoint_names_is_not_looked_up(
     train: Train, toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def test_code_in_a_checkpoint_is_refused(toy_checkpoint: str, tmp_path: Path, er
     assert not (tmp_path / "marker").exists()
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_run_in_logs_is_ones_own(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "ROOT", tmp_path)
     first = train("fit", NEW, "--max_epochs=1", "--model.net=tests.toy.ToyMLP", "--model.net.hidden=9")

@@ -68,6 +68,7 @@ FILES: dict[str, Callable[[Path, Payload], object]] = {
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.:FutureWarning")
 @pytest.mark.parametrize("kind", FILES)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_other_files_than_checkpoints_are_refused_and_run_nothing(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "other.ckpt"
     FILES[kind](path, Payload(tmp_path / "marker"))

@@ -242,6 +242,8 @@ USED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("kind", USED)
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.filterwarnings("ignore:Be aware that when using")
 def test_a_checkpoint_with_odd_content_is_one_line(
     kind: str, tampered: Callable[[Change], str], error_of: Callable[..., str]
 ) -> None:
@@ -304,6 +306,7 @@ def test_every_command_refuses_the_same(
     assert line.endswith("add --trust torch.fx")
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using")
 def test_callbacks_profilers_and_loggers_of_a_checkpoint_are_not_built(
     tampered: Callable[[Change], str], train: Train
 ) -> None:

@@ -68,6 +68,7 @@ def test_the_gradient_norm_is_logged_at_log_steps(train: Train) -> None:
     assert all(norm.value > 10 * 1e-3 for norm in norms)  # before the clipping, which leaves a thousandth
 
 
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint")
 def test_the_logged_norm_is_the_norm_of_all_gradients(parse: Callable[..., StarterCLI]) -> None:
     plain = ("--optimizer=SGD", "--optimizer.lr=1", "--lr_scheduler=null", "--precision=32-true")
     words = ("--trainer.log_every_n_steps=1", "--trainer.max_steps=1")

@@ -88,6 +88,7 @@ def test_a_run_is_the_same_with_and_without_pictures(train: Train, monkeypatch: 
     assert all(torch.equal(value, drawn.weights[name]) for name, value in plain.weights.items())
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
 def test_a_part_of_a_batch_may_be_sparse() -> None:
     trainer: Any = SimpleNamespace(is_global_zero=True, loggers=[])
     task: Any = SimpleNamespace(net=ToyNet(), modules=ToyNet().modules)

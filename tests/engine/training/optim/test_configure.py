@@ -89,6 +89,7 @@ class TooFew(ToyData):
 
 
 @pytest.mark.parametrize("length", ["--max_epochs=3", "--trainer.max_steps=9"])
+@pytest.mark.filterwarnings("ignore:Total length of")
 def test_a_schedule_of_a_run_without_batches_is_one_line(train: Train, length: str) -> None:
     with pytest.raises(InputError, match="the training part has no batch: give more data"):
         train("fit", f"--data={__name__}.TooFew", length)
