@@ -11,11 +11,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
 
 def silence_known_warnings() -> None:
-    """Silence Lightning's tips, a torch deprecation warning that only Lightning (2.6) can fix, one of batches without
-    predictions, and errors that worker processes and threads print a second time.
+    """Silence Lightning's tips, deprecation warnings that only Lightning (2.6) and peft (0.21) can fix, one of batches
+    without predictions, and errors that worker processes and threads print a second time.
     """
     rank_zero_module.log.addFilter(lambda record: not record.getMessage().startswith("💡 Tip"))
     warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning, r"lightning\.pytorch\.util")
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     warnings.filterwarnings("ignore", "predict returned None", UserWarning)
     sys.excepthook = _skip_closed_pipes
     threading.excepthook = _skip_system_errors

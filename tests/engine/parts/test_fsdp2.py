@@ -39,6 +39,7 @@ from tests.engine.training.test_distributed import check_that_each_sample_counts
 from tests.spies import Payload
 from tests.toy import RECIPE
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 Train = Callable[..., Run]
 
 
