@@ -6,6 +6,18 @@ import pytest
 
 from tests.conftest import fit, once
 
+WARNINGS = (
+    "error:.past_key_values. is deprecated:FutureWarning",
+    "error:fan_in_fan_out is set",
+    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning",  # used by peft 0.21
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings of Hugging Face's libraries are errors if this project can avoid them."""
+    for one in WARNINGS:
+        config.addinivalue_line("filterwarnings", one)
+
 
 @pytest.fixture(scope="session")
 def sentiments(tmp_path_factory: pytest.TempPathFactory) -> str:
