@@ -8,14 +8,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError, cause_of, machine_fault, raised_by_lightning, raised_in, report
 from src.engine.system.hooks import bare_flags
-from src.engine.system.interruption import Interrupted, Interruption
+from src.engine.system.interruption import Interrupted, Interruption, exit_after
 
 PLACES = ("inputs", "runs", "folder")  # what commands take without an option
 
@@ -32,12 +31,10 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
     try:
         sys.exit(command(sys.argv[1:]))
     except (Interrupted, KeyboardInterrupt) as error:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signum: int = getattr(error, "signum", signal.SIGINT)
-        if is_first:
-            with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
-                print(Interrupted(signum), file=sys.stderr, flush=True)
-        sys.exit(128 + signum)
+        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        if not is_first:
+            sys.exit(128 + stop.signum)
+        exit_after(stop)
     except BrokenPipeError:
         from src.engine.system.quiet import drop_output  # lazy import: keeps --help fast
 

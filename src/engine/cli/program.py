@@ -26,7 +26,7 @@ from src.engine.system.errors import (
     report,
 )
 from src.engine.system.hooks import hooks
-from src.engine.system.interruption import Interrupted
+from src.engine.system.interruption import Interrupted, exit_after
 from src.engine.system.quiet import silence_known_warnings
 from src.engine.training.finite_loss import NotFiniteError
 
@@ -113,10 +113,5 @@ def _exit_after_signal(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
     if getattr(rank_zero_only, "rank", 0) != 0:
         os._exit(0)  # any other code makes Lightning kill the first process, which reports the end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lines = [f"{stop}"]
-    if cli is not None:
-        _end_processes(cli, 2)
-        lines.append(_continue_command(cli))
-    with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
-        print(*filter(None, lines), sep="\n", file=sys.stderr, flush=True)
-    sys.exit(128 + stop.signum)
+    _end_processes(cli, 2)
+    exit_after(stop, *filter(None, [_continue_command(cli)]))

@@ -15,8 +15,17 @@ from typing import NoReturn
 GUIDE = "see docs/your_own.md"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
-UNUSABLE_GPU = re.compile("NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable")
 MEMORY = re.compile("(out of|allocate)( shared)? memory")  # of a GPU; of a CPU; between processes
+# What torch's errors say, and the line for each; {} is what the pattern has found.
+FAULTS = {
+    ".*(NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable).*": "the GPU cannot be used ({}): update its"
+    " driver or take another one, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command",
+    ".* does not have a deterministic implementation": "{}: give --trainer.deterministic warn, which repeats"
+    " everything else",
+    r"DataLoader worker \(pid[^.]*": "a process that loads data has died, often for lack of memory: {}. Give a smaller"
+    " num_workers",
+    ".*([Cc]onnection (closed|reset|refused)|Broken pipe|gloo).*": "another process of this run has ended ({})",
+}
 
 
 class InputError(ValueError):
@@ -64,10 +73,7 @@ def report(error: BaseException, rank: int = 0) -> NoReturn:
 
 @contextmanager
 def constructor_errors() -> Iterator[None]:
-    """Turn a ValueError that a class raises in its constructor into an InputError.
-
-    Networks can raise ValueError, so they do not depend on the engine; the user still sees one line.
-    """
+    """Turn a ValueError that a class raises in its constructor into an InputError: networks do not know the engine."""
     try:
         yield
     except ValueError as error:
@@ -146,15 +152,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         if "shared" in reason:
             return f"too little shared memory: give num_workers 0, or docker run --shm-size 8g ({reason[:120]})"
         return f"too little memory: start again with a smaller batch_size ({reason[:120]})"
-    if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(text):
-        return (
-            f"the GPU cannot be used ({text[:120]}): update its driver or take another one, or train on the CPU with"
-            " CUDA_VISIBLE_DEVICES= before the command"
-        )
-    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
-        return f"{text.partition(',')[0]}: give --trainer.deterministic warn, which repeats everything else"
-    if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):
-        return f"a process that loads data has died, often for lack of memory: {found[0]} Give a smaller num_workers"
-    if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe|gloo", text):
-        return f"another process of this run has ended ({text[:120]})"
+    for pattern, line in FAULTS.items() if isinstance(error, RuntimeError) else ():
+        if found := re.search(pattern, text):
+            return line.format(found[0][:120])
     return None

@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -18,6 +20,14 @@ class Interrupted(BaseException):
     def __init__(self, signum: int) -> None:
         self.signum = signum
         super().__init__(f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}")
+
+
+def exit_after(stop: Interrupted, *lines: str) -> NoReturn:
+    """Say that a signal has stopped the program, print more lines, and exit; another Ctrl-C has no effect."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
+        print(stop, *lines, sep="\n", file=sys.stderr, flush=True)
+    sys.exit(128 + stop.signum)
 
 
 class Interruption:

@@ -299,7 +299,9 @@ def test_a_module_may_save_in_a_folder_that_is_not_there(own: Train) -> None:
 
 def test_retries_cannot_halve_the_rate_of_a_modules_own_optimizer(own: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Own, "training_step", lambda *_: pytest.fail("it trains"))
-    with pytest.raises(InputError, match=r"^--retries 2: the model makes its own optimizer, whose learning rate"):
+    with pytest.raises(
+        InputError, match=r"^--retries 2: the learning rate of the model.s own optimizer cannot be halved"
+    ):
         own("Own", "--retries=2")
 
 
