@@ -18,13 +18,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src.engine.cli import config
-from src.engine.cli.best_checkpoint import BestCheckpoint
 from src.engine.cli.class_names import resolve_names
 from src.engine.cli.keys import refuse_nulls
 from src.engine.cli.matching import match_model_and_data
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
-from src.engine.cli.saved_config import configuration_text, dump, printed
-from src.engine.cli.summary import print_summary
+from src.engine.cli.saved_config import configuration_text, dump, plain_settings
+from src.engine.cli.summary import BestCheckpoint, print_summary
 from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
 from src.engine.data.loading import announce, check_batch_size_of
 from src.engine.runs.checkpoint import (
@@ -207,7 +206,7 @@ class StarterCLI(LightningCLI):
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
             self.config.lr_scheduler = None
         if prints:
-            print(printed(parser, self.config, "checkpoint.monitor" in self.given), end="")
+            print(dump(plain_settings(parser, self.config, "checkpoint.monitor" in self.given)), end="")
             sys.exit(0)
         self.config.name = self.config.name or name
         if not self.run_folder:

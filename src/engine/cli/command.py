@@ -69,60 +69,55 @@ def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | No
     Raises:
         InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
     """
-    words, more = _set_aside(args, f"--{also}") if also else (args, [])
+    usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
+    flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
+    words, more = (args, []) if also is None else _set_aside(args, f"--{also}", flags)
     try:
         options, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
-    options.more = []
-    unknown = [*more, *(word for word in unknown if word != f"--{also}")]
-    while unknown and also is not None and unknown[0].startswith(f"--{also}"):
-        flag, equals, value = unknown.pop(0).partition("=")
-        if not equals and not also and unknown and not unknown[0].startswith("--"):
-            value = unknown.pop(0)
-        elif not equals and (flag in bare_flags() or flag.endswith("fast_dev_run")):
-            value = "true"
-        elif not equals:
-            raise InputError(f"{flag}: give a value, or leave it out")
-        options.more.append((flag, value))
-    if unknown:
-        raise InputError(f"{unknown[0]}: {_no_option(parser, options, unknown[0].partition('=')[0])}")
+    options.more = more
+    for word in unknown:
+        if word != f"--{also}":
+            raise InputError(f"{word}: {_no_option(flags, options, word.partition('=')[0])}")
     return options
 
 
-def _no_option(parser: argparse.ArgumentParser, options: argparse.Namespace, word: str) -> str:
+def _no_option(flags: list[str], options: argparse.Namespace, word: str) -> str:
     places = [name for name in PLACES if name in vars(options)]
     if not word.startswith("-"):
         takes_several = any(isinstance(getattr(options, name), list) for name in places)
         way = "give all inputs in one place" if takes_several else "give it after its option (see --help)"
         return f"no option takes it: {way}, and a text with blanks in quotes"
-    usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
-    flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
     if word.removeprefix("--") in places:
         return f"no such option: leave the word {word} out and give only its values"
     return f"no such option{nearest(word, flags)}"
 
 
-def _set_aside(args: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """Split a command line into words, and options with a prefix, each joined with its value.
+def _set_aside(args: list[str], prefix: str, flags: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Split a command line into words for argparse, and the options with a prefix that are not among its `flags`.
 
-    argparse would read such a value, or a word with a blank, as an input. `prefix` marks each option's place in the
-    words: it ends the values of the option before.
+    argparse would read their values as inputs. The bare prefix marks their places: it ends the values of the option
+    before.
     """
     words: list[str] = []
-    found: list[str] = []
-    needs_value = False
-    for word in args:
-        if word.startswith(prefix):
-            found.append(word)
-            words += [prefix] if words and words[0].startswith("--") else []
-            needs_value = "=" not in word
-        elif needs_value and not word.startswith("--"):
-            found[-1] += f"={word}"
-            needs_value = False
-        else:
+    found: list[tuple[str, str]] = []
+    left = list(args)
+    while left:
+        word = left.pop(0)
+        flag, equals, value = word.partition("=")
+        if not flag.startswith(prefix) or flag in flags:
             words.append(word)
-            needs_value = False
+            continue
+        if not equals and left and not left[0].startswith("--"):
+            value = left.pop(0)
+        elif not equals and (flag in bare_flags() or flag.endswith("fast_dev_run")):
+            value = "true"
+        elif not equals:
+            raise InputError(f"{flag}: give a value, or leave it out")
+        found.append((flag, value))
+        if prefix != "--" and words and words[0].startswith("--"):
+            words.append(prefix)
     return words, found
 
 

@@ -185,40 +185,38 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
     left: list[Option] = []
     for flag, value in sorted(options, key=_depth):  # a class before the classes in its arguments
         key = _key(flag)
+        over: Tree = {}  # what is merged
         if value is None:
-            left.append((flag, value))
+            pass
         elif flag.endswith(".help"):
-            left.append((flag, resolve_class(value, key.removesuffix(".help"))))
+            value = resolve_class(value, key.removesuffix(".help"))
         elif is_class_setting(tree, key) and not names_function(value):
-            over = None if value.lower() in ("none", "null") else _parse_option(flag, value)
-            if isinstance(over, str) and over.endswith((".yaml", ".yml")):
-                over = load_config(over)[1]
-            over = {"class_path": resolve_class(over, key)} if isinstance(over, str) else resolve_names(over, key)
-            tree = merge(tree, nest(key, over), "", dropped)
+            given = None if value.lower() in ("none", "null") else _parse_option(flag, value)
+            if isinstance(given, str) and given.endswith((".yaml", ".yml")):
+                given = load_config(given)[1]
+            is_name = isinstance(given, str)
+            over = nest(key, {"class_path": resolve_class(given, key)} if is_name else resolve_names(given, key))
         elif key in ("strategy", "trainer.strategy") and re.fullmatch(r"[\w.]+(\.\w+|Strategy)", value):
             over = nest("trainer.strategy", {"class_path": resolve_class(value, key)})
-            tree, left = merge(tree, over, "", dropped), _without(left, over)
-        elif key in ("trainer", "checkpoint") and isinstance(over := _parse_option(flag, value), dict):
-            over = {key: resolve_names(over, key)}
-            tree, left = merge(tree, over, "", dropped), _without(left, over)
-        elif is_part_of_trainer(value, key) and is_class(setting(tree, key)):
-            over = nest(key, {"class_path": resolve_class(value, key)})
-            tree, left = merge(tree, over, "", dropped), _without(left, over)
+        elif key in ("trainer", "checkpoint") and isinstance(given := _parse_option(flag, value), dict):
+            over = {key: resolve_names(given, key)}
+        elif is_part_of_trainer(value, key):
+            value = resolve_class(value, key)
+            over = nest(key, {"class_path": value}) if is_class(setting(tree, key)) else {}
         elif key.rstrip("+") in PARTS_OF_TRAINER and value[:1] in ("[", "{"):
-            left.append((flag, json.dumps(resolve_names(_parse_option(flag, value), key))))
+            value = json.dumps(resolve_names(_parse_option(flag, value), key))
+        if over:
+            tree = merge(tree, over, "", dropped)
+            # Those that are set again: the parser would apply them after it.
+            left = [one for one in left if setting(over, _key(full_option(one[0], "").rstrip("="))) is None]
         else:
-            left.append((flag, resolve_class(value, key) if is_part_of_trainer(value, key) else value))
+            left.append((flag, value))
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
         if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
             own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
-
-
-def _without(options: list[Option], over: Tree) -> list[Option]:
-    """Options without those that a later one sets; they would be applied after it."""
-    return [one for one in options if setting(over, _key(full_option(one[0], "").rstrip("="))) is None]
 
 
 def _parse_option(flag: str, value: str) -> Any:

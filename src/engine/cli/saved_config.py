@@ -42,25 +42,16 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
     Raises:
         InputError: it holds a value that cannot be written, or that is read back as another.
     """
-    tree = _written(parser, given)
-    again = _written(parser, parser.parse_string(dump(tree)))
+    tree = plain_settings(parser, given, has_monitor)
+    again = plain_settings(parser, parser.parse_string(dump(tree)), has_monitor)
     if dump(again) != dump(tree):
         changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
         raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
-    if not has_monitor:
-        del tree["checkpoint"]["monitor"]
     return f"# lightning=={lightning.__version__}\n{dump(tree)}", tree
 
 
-def printed(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> str:
-    """A configuration as text for `--print_config`, which a run can take as its recipe; arguments as above."""
-    tree = _written(parser, given)
-    if not has_monitor:
-        del tree["checkpoint"]["monitor"]
-    return dump(tree)
-
-
-def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
+def plain_settings(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> Tree:
+    """A configuration as a tree, which a run can take as its recipe; arguments as above."""
     for key in (*CALL_ONLY, *(flag.removeprefix("--") for flag in bare_flags())):
         given.pop(key, None)
     for key in hooks("UNWRITTEN_IF_ZERO"):  # so that a run can be read where this part has been removed
@@ -71,6 +62,8 @@ def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
             tree: Tree = yaml.safe_load(parser.dump(given, skip_unset=False))
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"the configuration cannot be written to config.yaml: {reason_of(error)}") from error
+    if not has_monitor:
+        del tree["checkpoint"]["monitor"]
     _drop_objects(tree)
     return tree
 
