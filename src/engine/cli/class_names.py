@@ -35,8 +35,7 @@ NAMESPACES = (
 def resolve_class(name: str, key: str) -> str:
     """The dotted path of a class; a bare name is looked up in this project, then in torch and Lightning.
 
-    Raises:
-        InputError: there is no such class, or several in this project.
+    Raises InputError if there is no such class, or several in this project.
     """
     if "." in name:
         if import_class(name) is None:

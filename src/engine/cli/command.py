@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.util
-import math
 import os
 import re
 import signal
@@ -12,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from src.engine.system.classes import nearest
-from src.engine.system.errors import InputError, cause_of, machine_fault, raised_by_lightning, raised_in, report
+from src.engine.system.errors import (
+    InputError,
+    cause_of,
+    check_least,
+    machine_fault,
+    raised_by_lightning,
+    raised_in,
+    report,
+)
 from src.engine.system.hooks import bare_flags
 from src.engine.system.interruption import Interrupted, Interruption, exit_after
 
@@ -66,8 +73,7 @@ def command_parser(module: str, description: str) -> argparse.ArgumentParser:
 def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:
     """Parse a command line. Other options whose names start with `also` are in `more`, as pairs of flag and value.
 
-    Raises:
-        InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
+    Raises InputError if an option is unknown or has a wrong value; the message suggests the nearest option.
     """
     usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
     flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
@@ -136,16 +142,10 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a checkpoint and set arguments of its DataModule."""
-    parser.add_argument(
-        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run; default: %(default)s"
-    )
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module outside this project whose classes the checkpoint may use; repeatable",
-    )
+    which = "a path, or `best` or `last` of the newest run; default: %(default)s"
+    parser.add_argument("--ckpt_path", default="best", help=which)
+    trust = "module outside this project whose classes the checkpoint may use; repeatable"
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=trust)
     parser.add_argument(
         "--data.NAME", action="append", dest="_", metavar="VALUE", help="arguments of its data, as in src.train"
     )
@@ -153,19 +153,12 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
     """Raise InputError if an option is below its minimum or not finite."""
-    for name, limit in minimum.items():
-        value = getattr(options, name)
-        if value is not None and not limit <= value < math.inf:
-            wrong = "is too small" if value < limit else "is not finite"
-            raise InputError(f"--{name} {value} {wrong}: give at least {limit}")
+    for name, least in minimum.items():
+        check_least(least, **{f"--{name}": getattr(options, name)})
 
 
 def new_output(option: str, given: str) -> Path:
-    """The absolute path of a file to write.
-
-    Raises:
-        InputError: the path exists, or its folder does not.
-    """
+    """The absolute path of a file to write. Raises InputError if the path exists, or its folder does not."""
     path = Path(given).expanduser().absolute()
     if path.exists() or path.is_symlink():  # perhaps to a file that is not there yet
         raise InputError(f"{option} {given} already exists: give another name, or remove it")

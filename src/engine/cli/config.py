@@ -45,8 +45,7 @@ STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_
 def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Option]]:
     """Stage (or None), configuration files, and all other options with their values, in the order given.
 
-    Raises:
-        InputError: an argument is neither a stage, an option nor a value, or an option has no value.
+    Raises InputError if an argument is neither a stage, an option nor a value, or an option has no value.
     """
     stage: str | None = None
     files: list[str] = []
@@ -95,9 +94,7 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     """The recipe, its name (the file name without suffix) and the overlays among the given configurations.
 
     The recipe is the last one given; default: the configuration `saved` in a checkpoint, or `configs/default.yaml`.
-
-    Raises:
-        InputError: the model or the data of the recipe has no class.
+    Raises InputError if the model or the data of the recipe has no class.
     """
     recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
     default = ROOT / "configs" / "default.yaml"
@@ -120,9 +117,8 @@ def describe_files(loaded: list[tuple[Path, Tree]], saved: Tree) -> str:
 def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, found in the working directory or else in the project; a search has `dotted` keys.
 
-    Raises:
-        InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
-            does not exist.
+    Raises InputError if the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class
+    that does not exist.
     """
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -158,11 +154,7 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
 
 
 def parse_value(text: str) -> Any:
-    """Parse a YAML value; 1e-3 is a number.
-
-    Raises:
-        InputError: the text is not YAML.
-    """
+    """Parse a YAML value; 1e-3 is a number. Raises InputError if the text is not YAML."""
     try:
         return get_loader("yaml")(text)
     except Exception as error:  # the exception class depends on the YAML loader
@@ -179,8 +171,7 @@ def is_recipe(tree: Tree) -> bool:
 def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
     """Merge the classes given on the command line into a tree; returns it and the remaining options, plain values.
 
-    Raises:
-        InputError: a class does not exist, or an option sets an argument of a class that is not there.
+    Raises InputError if a class does not exist, or an option sets an argument of a class that is not there.
     """
     left: list[Option] = []
     for flag, value in sorted(options, key=_depth):  # a class before the classes in its arguments
@@ -194,8 +185,8 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             given = None if value.lower() in ("none", "null") else _parse_option(flag, value)
             if isinstance(given, str) and given.endswith((".yaml", ".yml")):
                 given = load_config(given)[1]
-            is_name = isinstance(given, str)
-            over = nest(key, {"class_path": resolve_class(given, key)} if is_name else resolve_names(given, key))
+            given = {"class_path": given} if isinstance(given, str) else given
+            over = nest(key, resolve_names(given, key))
         elif key in ("strategy", "trainer.strategy") and re.fullmatch(r"[\w.]+(\.\w+|Strategy)", value):
             over = nest("trainer.strategy", {"class_path": resolve_class(value, key)})
         elif key in ("trainer", "checkpoint") and isinstance(given := _parse_option(flag, value), dict):
@@ -249,14 +240,11 @@ def other_parts(saved: Tree, tree: Tree) -> str:
 
 
 def check_mode(trees: list[Tree], options: list[Option]) -> None:
-    """Check that the metric that selects the best checkpoint has a mode: the default is for losses.
+    """Raise InputError if the metric that selects the best checkpoint would have the mode of another, or a loss.
 
     Args:
         trees: the recipe and its overlays.
         options: of the command line.
-
-    Raises:
-        InputError: the recipe's mode, or the default, would be used for a metric that it is not for.
     """
     given: Tree = {}
     for flag, value in options:

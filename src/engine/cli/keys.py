@@ -12,12 +12,9 @@ MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words 
 
 
 def check_keys(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
-    """Check that no key of a YAML file is repeated, and that no setting's name has dots unless `dotted`.
+    """Raise InputError if a key of a YAML file is repeated, or a setting's name has dots; unless `dotted`.
 
     A plain dict among the `arguments` of a class may have keys with dots.
-
-    Raises:
-        InputError: there is such a key; the message names the line.
     """
     lines: dict[str, int] = {}
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
@@ -40,11 +37,7 @@ def _names_class(node: yaml.Node) -> bool:
 
 
 def refuse_nulls(tree: Tree) -> None:
-    """Check that no argument of a class is null unless its type allows it; jsonargparse misses that.
-
-    Raises:
-        InputError: an argument must not be null.
-    """
+    """Raise InputError if an argument of a class is null and its type does not allow it; jsonargparse misses that."""
     for key, node in walk(tree):
         cls = import_class(node["class_path"]) if is_class(node) else None
         defaults = parameters_of(cls) if cls else {}

@@ -5,6 +5,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from src.engine.cli.config import setting
 from src.engine.data.loading import announce
 from src.engine.runs.checkpoint import checkpoint_errors, restore_data
 from src.engine.system.classes import import_class
@@ -22,9 +23,9 @@ def match_model_and_data(cli: Any) -> None:
     model: dict[str, Any] = {"model": cli.config.model.get("init_args", {})}
     if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
         model = {"model.net": net.init_args, **model}
-    before = ((cli.saved.get("data") or {}).get("init_args") or {}).get("tokenizer")
+    before = setting(cli.saved, "data.tokenizer")
     is_other = isinstance(before, str) and "data.tokenizer" in cli.given and str(data["tokenizer"]) != before
-    if cli.checkpoint is not None and is_other:
+    if cli.checkpoint and is_other:
         announce(f"--data.tokenizer {data['tokenizer']} is not used: the checkpoint has its own, {before}")
         data["tokenizer"] = before
     pretrained = model.get("model.net", {}).get("pretrained")
@@ -37,7 +38,7 @@ def match_model_and_data(cli: Any) -> None:
     data_only: Any = Namespace(data=cli.config.data)  # type: ignore[no-untyped-call]
     with constructor_errors():
         cli.data = cli.parser.instantiate(data_only).data
-    if cli.checkpoint is not None:
+    if cli.checkpoint:
         with checkpoint_errors(cli.config.ckpt_path):
             restore_data(cli.checkpoint, cli.data)  # before new tokenizers and labels are made
     for name, value in cli.data.network_arguments().items():

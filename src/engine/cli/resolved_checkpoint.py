@@ -52,16 +52,14 @@ class ResolvedCheckpoint:
 def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.Option]) -> ResolvedCheckpoint:
     """Find the checkpoint for `--ckpt_path` and `--run`.
 
-    Raises:
-        InputError: there is no such run, or it has no checkpoint.
+    Raises InputError if there is no such run, or it has no checkpoint.
     """
     given = dict(options)
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
-    names_recipe = _names_recipe(loaded)
-    path = _given("ckpt_path", _settings(loaded) if names_recipe else [tree for _, tree in loaded], options)
-    if stage in (None, "fit") and not (path or given.get("--run") or names_recipe):
+    path = _given("ckpt_path", _settings(loaded) if _names_recipe(loaded) else [tree for _, tree in loaded], options)
+    if stage in (None, "fit") and not (path or given.get("--run") or _names_recipe(loaded)):
         recipe = next(iter(_settings([])), {})
         if path := recipe.get("ckpt_path"):
             loaded = [(ROOT / "configs" / "default.yaml", recipe), *loaded]
@@ -88,13 +86,11 @@ def read_configuration(
 
     The user's own runs (`--run`, `best`, `last`) give their whole configuration. From other checkpoints the part
     `trust` reads the settings that it allows; without this part they give weights only, unless they are in `logs/`.
-
-    Raises:
-        InputError: the checkpoint names a class that is not allowed, or is not of this project.
+    Raises InputError if the checkpoint names a class that is not allowed, or is not of this project.
     """
     own = own_configuration(checkpoint, resolved.own_run)
-    for checked_configuration in hooks("checked_configuration"):
-        found: tuple[Tree, Tree, list[str]] = checked_configuration(checkpoint, own, resolved, options)
+    if checked_configuration := hooks("checked_configuration"):
+        found: tuple[Tree, Tree, list[str]] = checked_configuration[0](checkpoint, own, resolved, options)
         return found
     own = own or own_configuration(checkpoint, find_checkpoint(str(resolved.path))[1])
     return own, own.get("model") or {}, []
@@ -103,25 +99,22 @@ def read_configuration(
 def _to_continue(
     path: str | None, folder: Path | None, root: Path | None, loaded: Loaded, options: list[config.Option]
 ) -> ResolvedCheckpoint:
-    automatic = path == "auto"
     if folder is None:
         name = _given("name", _settings(loaded), options) or config.choose_recipe(loaded, {})[1]
         parent = runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        runs = runs_to_continue(parent, automatic) if is_first else iter(())
+        runs = runs_to_continue(parent, path == "auto") if is_first else iter(())
         newest = from_first_process(str(next((one for one in runs if _suits(one, loaded, options)), "")))
-        folder = Path(newest) if newest else None
-    else:
+        if not newest and path == "auto":
+            return ResolvedCheckpoint(loaded)
+        if not newest:
+            way = "for one of another recipe give its --config, or --run FOLDER; for a new run leave --ckpt_path out"
+            raise InputError(f"--ckpt_path last: {parent} has no unfinished run with a checkpoint, not in use; {way}")
+        folder = Path(newest)
+    elif _others(folder, loaded, options):
         recipes = [one for one in loaded if config.is_recipe(one[1])]
-        if _others(folder, loaded, options) and (others := _others(folder, recipes, [])):
+        if others := _others(folder, recipes, []):
             rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own settings")
-    if folder is None:
-        if not automatic:
-            raise InputError(
-                f"--ckpt_path last: {parent} has no unfinished run that has a checkpoint and is not in use; for"
-                " a run of another recipe give its --config, or --run FOLDER; for a new run leave --ckpt_path out"
-            )
-        return ResolvedCheckpoint(loaded)
     if path in (None, "last", "auto"):
         checkpoint, lines = good_checkpoint(folder)
         for line in lines:
@@ -154,8 +147,8 @@ def _given(key: str, trees: list[Tree], options: list[config.Option]) -> Any:
 
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
     """Whether a run has the network and the data of the command line; if not, print one line."""
-    run = shlex.quote(relative(folder))
     if others := _others(folder, loaded, options):
+        run = shlex.quote(relative(folder))
         way = "" if others.startswith("settings") else f": give --run {run} to continue it"
         rank_zero_info(f"{run} has {others}, so it is not continued{way}")
     return not others
@@ -164,12 +157,11 @@ def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
 def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
     """The network and data of a run that are not those of the command line, as text."""
     try:
-        saved = yaml.safe_load(configurations(folder)[-1])
+        saved = with_present_paths(yaml.safe_load(configurations(folder)[-1]))
     except (OSError, LookupError, ValueError, yaml.YAMLError):
         return ""
     if not isinstance(saved, dict):
         return ""
-    saved = with_present_paths(saved)
     tree, _, overlays = config.choose_recipe(loaded, saved)
     for overlay in overlays:
         tree = config.merge(tree, overlay, "", [])
@@ -190,13 +182,13 @@ def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
 def _to_evaluate(
     stage: str, path: str | None, folder: Path | None, root: Path | None, loaded: Loaded, options: list[config.Option]
 ) -> ResolvedCheckpoint:
-    given = dict(options)
+    given, trees = dict(options), [tree for _, tree in loaded]
     if path not in (None, "best", "last"):
         if folder and (own := folder / "checkpoints" / path).exists():  # named by an error
             path = str(own)
-        is_elsewhere = _given("trainer.default_root_dir", [tree for _, tree in loaded], options)
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
+        is_elsewhere = _given("trainer.default_root_dir", trees, options)
         evaluated = None if is_elsewhere else folder or run_of(Path(path))
         return ResolvedCheckpoint(loaded, path, evaluated=evaluated, own_run=folder)
     if path is None and any(flag.endswith("help") or flag in ("-h", "--print_config") for flag in given):
@@ -206,7 +198,7 @@ def _to_evaluate(
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
         return ResolvedCheckpoint(loaded)
     if folder is None:
-        name = _given("name", [tree for _, tree in loaded], options)
+        name = _given("name", trees, options)
         name = name or (config.choose_recipe(loaded, {})[1] if _names_recipe(loaded) else None)
         folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
     checkpoint = checkpoint_of(folder, path or "best")

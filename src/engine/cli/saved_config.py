@@ -6,7 +6,6 @@ import warnings
 from enum import Enum
 from typing import get_args
 
-import lightning
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -30,8 +29,8 @@ def dump(tree: Tree) -> str:
     return yaml.safe_dump(tree, sort_keys=False)
 
 
-def configuration_text(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> tuple[str, Tree]:
-    """A configuration as text for `config.yaml`, and as a tree.
+def checked_settings(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> Tree:
+    """A configuration as a tree that can be written to `config.yaml`.
 
     Args:
         parser: reads the text back.
@@ -47,7 +46,7 @@ def configuration_text(parser: LightningArgumentParser, given: Namespace, has_mo
     if dump(again) != dump(tree):
         changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
         raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
-    return f"# lightning=={lightning.__version__}\n{dump(tree)}", tree
+    return tree
 
 
 def plain_settings(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> Tree:
@@ -69,11 +68,7 @@ def plain_settings(parser: LightningArgumentParser, given: Namespace, has_monito
 
 
 def _drop_objects(tree: Tree) -> None:
-    """Remove the arguments that jsonargparse cannot write, if they are defaults, as Lightning's `torch.device("cpu")`.
-
-    Raises:
-        InputError: such an argument is not a default.
-    """
+    """Remove defaults that jsonargparse cannot write, as `torch.device("cpu")`; for other values raise InputError."""
     for node in [value for _, value in walk(tree) if is_class(value)]:
         cls, given = import_class(node["class_path"]), node.get("init_args") or {}
         for name in [name for name, value in given.items() if str(value).startswith(NOT_WRITTEN)]:

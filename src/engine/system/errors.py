@@ -2,6 +2,7 @@
 
 import dis
 import errno
+import math
 import re
 import sys
 import sysconfig
@@ -43,11 +44,12 @@ class UnwritableError(InputError):
     """A checkpoint cannot be written."""
 
 
-def check_least(least: float, **given: float) -> None:
-    """Raise InputError if an argument is below the least that works."""
+def check_least(least: float, **given: float | None) -> None:
+    """Raise InputError if an argument is below the least that works, or not finite; None is not checked."""
     for name, value in given.items():
-        if not value >= least:
-            raise InputError(f"{name} {value} is too small: give at least {least}")
+        if value is not None and not least <= value < math.inf:
+            wrong = "is not finite" if value >= least else "is too small"
+            raise InputError(f"{name} {value} {wrong}: give at least {least}")
 
 
 def cause_of(error: BaseException) -> BaseException:

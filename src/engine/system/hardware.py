@@ -65,10 +65,9 @@ def check_accelerator(given: Any) -> None:
     present = {name for name in known if AcceleratorRegistry[name]["accelerator"].is_available()}
     present |= {"gpu"} if present & {"cuda", "mps"} else set()
     if isinstance(given, str) and given not in {"auto", *present}:
-        line = (
-            f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
-            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}"
-        )
+        here = f"{', '.join(sorted(present))} ({os.cpu_count()} cores)"
+        other = "gpu" if "gpu" in present else "cpu"
+        line = f"--accelerator {given}: this machine has none; it has {here}; type --accelerator {other}"
         if sys.platform == "linux" and given in ("gpu", "cuda") and not (torch.version.cuda or torch.version.hip):
             line += "; PyTorch is its CPU build here: for a GPU install the default build (make clean, make train)"
         raise InputError(line)

@@ -155,10 +155,8 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
 def _save_whole(best: ModelCheckpoint, flag: str) -> None:
     if best.save_weights_only:
         best.save_weights_only = False
-        rank_zero_info(
-            f"{flag}.save_weights_only true has no effect: the best checkpoint holds the run's configuration, which"
-            " test and predict read"
-        )
+        reason = "test and predict read the run's configuration from the best checkpoint"
+        rank_zero_info(f"{flag}.save_weights_only true has no effect: {reason}")
 
 
 def _prepare(one: Checkpoint, flag: str, saves: bool, may_have_files: bool) -> None:
@@ -184,10 +182,8 @@ def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
         raise InputError(f"{given} has a folder in it or is too long: give a file name, and folders as dirpath")
     if path.stem == "last":
         raise InputError(f"{given} is the name of the newest checkpoint: give another")
-    if checkpoint.save_top_k not in (0, 1) and "{" not in pattern:
-        raise InputError(
-            f"{given} is the same for all checkpoints of save_top_k {checkpoint.save_top_k}: add {{epoch}} or {{step}}"
-        )
+    if (top_k := checkpoint.save_top_k) not in (0, 1) and "{" not in pattern:
+        raise InputError(f"{given} is the same for all checkpoints of save_top_k {top_k}: add {{epoch}} or {{step}}")
 
 
 @rank_zero_only

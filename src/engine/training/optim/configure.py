@@ -32,7 +32,7 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
         InputError: the schedule needs the run's length but the run has no end, or torch rejects an argument.
     """
     groups = getattr(module, "parameter_groups", None)
-    trained = groups() if groups else [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trained = groups() if groups else [one for one in module.parameters() if one.requires_grad]
     built: torch.optim.Optimizer = _build(trained, _fused(optimizer, module))
     if any("fused" in group for group in built.param_groups):
         built.register_load_state_dict_pre_hook(_keep_fused)
