@@ -19,17 +19,8 @@ MAX_LISTED = 12  # classes in one message
 PARTS_OF_TRAINER = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "trainer.strategy")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
-NAMESPACES = (
-    "torch.nn",
-    "lightning.pytorch.cli",
-    "torch.optim",
-    "torch.optim.lr_scheduler",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.plugins",
-)
+NAMESPACES = ["torch.nn", "lightning.pytorch.cli", "torch.optim", "torch.optim.lr_scheduler"]
+NAMESPACES += [f"lightning.pytorch.{one}" for one in ("callbacks", "loggers", "strategies", "profilers", "plugins")]
 
 
 def resolve_class(name: str, key: str) -> str:

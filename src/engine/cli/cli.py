@@ -123,11 +123,12 @@ class StarterCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.stage, files, options = config.split_command_line(list(args or []))
+        self.flags = [flag for flag, _ in options]
+        if "--quiet" in self.flags:
+            hide_information()
         loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
         unused_paths: list[str] = []
-        if any(flag == "--quiet" for flag, _ in options):
-            hide_information()
         resolved = resolve_checkpoint(self.stage, loaded, options)
         loaded, self.run_folder, self.evaluated = resolved.loaded, resolved.run_folder, resolved.evaluated
         if resolved.path:
@@ -150,28 +151,26 @@ class StarterCLI(LightningCLI):
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         tree["ckpt_path"] = resolved.path
-        given = options
-        self.flags = [flag for flag, _ in options]
-        tree, options = config.merge_class_options(resolve_names(tree), options, dropped)
+        tree, left = config.merge_class_options(resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
         self.given = {name for name, _ in walk(tree)}
-        self.given |= {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
+        self.given |= {flag.removeprefix("--").replace(".init_args", "") for flag, _ in left}
         known = {"data.tokenizer", *self.given}  # the tokenizer is saved
         if missing := [name for name in unused_paths if name.startswith("data.") and name not in known]:
             if_own = "if --run, or --ckpt_path best or last, names one of your own runs"
             raise InputError(f"--{missing[0]} is missing: paths are read from a checkpoint only {if_own}")
-        prints = ("--print_config", None) in options
-        words = [config.full_option(*option) for option in options if option != ("--print_config", None)]
+        prints = ("--print_config", None) in left
+        words = [config.full_option(*option) for option in left if option != ("--print_config", None)]
         try:
             self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
             message = str(error)
             for explain in hooks("explain"):
-                message = explain(message, parser, tree, given, files)
+                message = explain(message, parser, tree, options, files)
             raise InputError(message) from error
         finally:
-            if any(flag == "--print_config" for flag, _ in options):
+            if "--print_config" in self.flags:
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
         for key in ("callbacks", "logger", "plugins"):
             self.config.trainer[key] = config.without_repeats(self.config.trainer[key], self.config.checkpoint)

@@ -10,16 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from src.engine.system import errors
 from src.engine.system.classes import nearest
-from src.engine.system.errors import (
-    InputError,
-    cause_of,
-    check_least,
-    machine_fault,
-    raised_by_lightning,
-    raised_in,
-    report,
-)
+from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
 from src.engine.system.interruption import Interrupted, Interruption, exit_after
 
@@ -50,15 +43,15 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        cause = cause_of(error)
+        cause = errors.cause_of(error)
         # By name: importing Lightning would take seconds.
         is_refused = isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
-        is_refused = is_refused and raised_by_lightning(cause)
-        if isinstance(cause, InputError) or raised_in(cause, "forward") or is_refused:
-            report(cause)
-        if (fault := machine_fault(cause)) is None:
+        is_refused = is_refused and errors.raised_by_lightning(cause)
+        if isinstance(cause, InputError) or errors.raised_in(cause, "forward") or is_refused:
+            errors.report(cause)
+        if (fault := errors.machine_fault(cause)) is None:
             raise
-        report(InputError(fault))
+        errors.report(InputError(fault))
 
 
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -154,7 +147,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
     """Raise InputError if an option is below its minimum or not finite."""
     for name, least in minimum.items():
-        check_least(least, **{f"--{name}": getattr(options, name)})
+        errors.check_least(least, **{f"--{name}": getattr(options, name)})
 
 
 def new_output(option: str, given: str) -> Path:

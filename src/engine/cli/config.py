@@ -246,17 +246,16 @@ def check_mode(trees: list[Tree], options: list[Option]) -> None:
         trees: the recipe and its overlays.
         options: of the command line.
     """
-    given: Tree = {}
+    recipe, *later = [tree.get("checkpoint") or {} for tree in trees]
     for flag, value in options:
         if flag == "--checkpoint" and isinstance(settings := _parse_option(flag, value or ""), dict):
-            given |= settings
+            later.append(settings)
         elif flag.startswith("--checkpoint."):
-            given[flag.removeprefix("--checkpoint.")] = None if value == "null" else value
-    later = [tree.get("checkpoint") or {} for tree in trees[1:]] + [given]
-    before, mode = (setting(trees[0], f"checkpoint.{name}") for name in ("monitor", "mode"))
-    monitor = next((one["monitor"] for one in reversed(later) if "monitor" in one), before)
+            later.append({flag.removeprefix("--checkpoint."): None if value == "null" else value})
+    monitor = next((one["monitor"] for one in [*reversed(later), recipe] if "monitor" in one), None)
     has_mode = any("mode" in one and one.get("monitor", monitor) == monitor for one in later)
-    has_mode = has_mode or bool(mode and monitor == before)
+    mode = recipe.get("mode")
+    has_mode = has_mode or bool(mode and recipe.get("monitor") == monitor)
     if monitor and not has_mode and (mode == "max" or "loss" not in str(monitor).lower()):
         raise InputError(f"--checkpoint.monitor {monitor}: lowest or highest? give --checkpoint.mode min or max too")
 

@@ -11,18 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.class_names import resolve_names
+from src.engine.runs import runs
 from src.engine.runs.checkpoint import PATHS, configurations, own_configuration
-from src.engine.runs.runs import (
-    checkpoint_of,
-    find_checkpoint,
-    from_first_process,
-    good_checkpoint,
-    newest_run,
-    relative,
-    run_of,
-    runs_of,
-    runs_to_continue,
-)
 from src.engine.system.classes import Tree, with_present_paths
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
@@ -92,7 +82,7 @@ def read_configuration(
     if checked_configuration := hooks("checked_configuration"):
         found: tuple[Tree, Tree, list[str]] = checked_configuration[0](checkpoint, own, resolved, options)
         return found
-    own = own or own_configuration(checkpoint, find_checkpoint(str(resolved.path))[1])
+    own = own or own_configuration(checkpoint, runs.find_checkpoint(str(resolved.path))[1])
     return own, own.get("model") or {}, []
 
 
@@ -101,10 +91,10 @@ def _to_continue(
 ) -> ResolvedCheckpoint:
     if folder is None:
         name = _given("name", _settings(loaded), options) or config.choose_recipe(loaded, {})[1]
-        parent = runs_of(root or ROOT / "logs", name)
+        parent = runs.runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        runs = runs_to_continue(parent, path == "auto") if is_first else iter(())
-        newest = from_first_process(str(next((one for one in runs if _suits(one, loaded, options)), "")))
+        unfinished = runs.runs_to_continue(parent, path == "auto") if is_first else iter(())
+        newest = runs.from_first_process(str(next((one for one in unfinished if _suits(one, loaded, options)), "")))
         if not newest and path == "auto":
             return ResolvedCheckpoint(loaded)
         if not newest:
@@ -114,13 +104,13 @@ def _to_continue(
     elif _others(folder, loaded, options):
         recipes = [one for one in loaded if config.is_recipe(one[1])]
         if others := _others(folder, recipes, []):
-            rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own settings")
+            rank_zero_info(f"{runs.relative(folder)} has {others}: it is continued with its own settings")
     if path in (None, "last", "auto"):
-        checkpoint, lines = good_checkpoint(folder)
+        checkpoint, lines = runs.good_checkpoint(folder)
         for line in lines:
             rank_zero_info(line)
         path = str(checkpoint)
-    rank_zero_info(f"Continuing run {relative(folder)} from {Path(path).name}")
+    rank_zero_info(f"Continuing run {runs.relative(folder)} from {Path(path).name}")
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
     return ResolvedCheckpoint(overlays, path, run_folder=folder, own_run=own_run)
@@ -148,7 +138,7 @@ def _given(key: str, trees: list[Tree], options: list[config.Option]) -> Any:
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
     """Whether a run has the network and the data of the command line; if not, print one line."""
     if others := _others(folder, loaded, options):
-        run = shlex.quote(relative(folder))
+        run = shlex.quote(runs.relative(folder))
         way = "" if others.startswith("settings") else f": give --run {run} to continue it"
         rank_zero_info(f"{run} has {others}, so it is not continued{way}")
     return not others
@@ -189,7 +179,7 @@ def _to_evaluate(
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
         is_elsewhere = _given("trainer.default_root_dir", trees, options)
-        evaluated = None if is_elsewhere else folder or run_of(Path(path))
+        evaluated = None if is_elsewhere else folder or runs.run_of(Path(path))
         return ResolvedCheckpoint(loaded, path, evaluated=evaluated, own_run=folder)
     if path is None and any(flag.endswith("help") or flag in ("-h", "--print_config") for flag in given):
         return ResolvedCheckpoint(loaded)
@@ -200,7 +190,7 @@ def _to_evaluate(
     if folder is None:
         name = _given("name", trees, options)
         name = name or (config.choose_recipe(loaded, {})[1] if _names_recipe(loaded) else None)
-        folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
-    checkpoint = checkpoint_of(folder, path or "best")
-    rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
+        folder = Path(runs.from_first_process(str(runs.newest_run(root or ROOT / "logs", name))))
+    checkpoint = runs.checkpoint_of(folder, path or "best")
+    rank_zero_info(f"{stage} of run {runs.relative(folder)}, {checkpoint.name}")
     return ResolvedCheckpoint(loaded, str(checkpoint), evaluated=folder, own_run=folder)

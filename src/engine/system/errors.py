@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 GUIDE = "see docs/your_own.md"
@@ -93,23 +93,22 @@ def raised_in(error: BaseException, method: str) -> bool:
     All frames in between must be of the same package. A library's class counts only if jsonargparse created it: an
     error of a torch layer inside the user's network needs its traceback.
     """
-    frames: list[tuple[FrameType, int]] = []
+    traces: list[TracebackType] = []
     trace = error.__traceback__
     while trace is not None:
-        frames.insert(0, (trace.tb_frame, trace.tb_lasti))
+        traces.insert(0, trace)
         trace = trace.tb_next
-    if type(error) is not ValueError or not frames:
+    if type(error) is not ValueError or not traces:
         return False
-    code, at = frames[0][0].f_code, frames[0][1]
-    if dis.opname[code.co_code[at]] != "RAISE_VARARGS":  # Python itself raised it, as in unpacking
+    code = traces[0].tb_frame.f_code
+    if dis.opname[code.co_code[traces[0].tb_lasti]] != "RAISE_VARARGS":  # Python itself raised it, as in unpacking
         return False
-    package = _package(frames[0][0])
-    for number, (frame, _) in enumerate(frames):
-        if _package(frame) != package:
+    packages = [_package(one.tb_frame) for one in traces]
+    for number, one in enumerate(traces):
+        if packages[number] != packages[0]:
             return False
-        if frame.f_code.co_name == method:
-            caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
-            return not is_library(code.co_filename) or caller == "jsonargparse"
+        if one.tb_frame.f_code.co_name == method:
+            return not is_library(code.co_filename) or packages[number + 1 : number + 2] == ["jsonargparse"]
     return False
 
 

@@ -4,15 +4,7 @@ import re
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    SpikeDetection,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.plugins import Precision
 from torch import nn
 
@@ -24,11 +16,11 @@ DEFAULT_MONITOR = "val/loss"
 FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
 # Callbacks of Lightning that a run refuses, and why.
 UNUSABLE: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size after the schedule is made: give --data.batch_size",
-    LearningRateFinder: "sets an attribute lr of the model, but a run uses the optimizer's: give --optimizer.lr",
-    StochasticWeightAveraging: "sets the average after the last checkpoint is saved: give --config"
+    callbacks.BatchSizeFinder: "changes the batch size after the schedule is made: give --data.batch_size",
+    callbacks.LearningRateFinder: "sets an attribute lr of the model, but the optimizer's is used: give --optimizer.lr",
+    callbacks.StochasticWeightAveraging: "sets the average after the last checkpoint is saved: give --config"
     " configs/callbacks/weight_averaging.yaml",
-    SpikeDetection: "of Lightning 2.6 cannot read its own state: leave it out; a NaN loss stops a run anyway",
+    callbacks.SpikeDetection: "of Lightning 2.6 cannot read its own state: leave it out; a NaN loss stops a run anyway",
 }
 # A metric with another name may be logged in training.
 OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
@@ -110,17 +102,19 @@ def check_clocks(trainer: Any, processes: int) -> None:
 
 def changes_accumulation(trainer: Trainer) -> bool:
     """Whether a callback changes how many batches a step has, so that the Trainer cannot count the steps of a run."""
-    return any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)  # type: ignore[attr-defined]
+    kind = callbacks.GradientAccumulationScheduler
+    return any(isinstance(one, kind) for one in trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def check_callbacks(callbacks: list[Callback], model: LightningModule, trains: bool) -> None:
+def check_callbacks(given: list[Callback], model: LightningModule, trains: bool) -> None:
     """Raise InputError if a callback of the configuration cannot work."""
-    for callback in callbacks:
+    for callback in given:
         for kind, reason in UNUSABLE.items():
             # A run of an earlier version with StochasticWeightAveraging may be tested.
-            if isinstance(callback, kind) and (trains or kind is not StochasticWeightAveraging):
+            if isinstance(callback, kind) and (trains or kind is not callbacks.StochasticWeightAveraging):
                 raise InputError(f"{type(callback).__name__} {reason}")
-        if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):
+        has_backbone = isinstance(getattr(model, "backbone", None), nn.Module)
+        if isinstance(callback, callbacks.BackboneFinetuning) and not has_backbone:
             way = f"add one in a subclass of {type(model).__name__}, or leave the callback out"
             raise InputError(f"BackboneFinetuning needs a task with the attribute backbone, a network: {way}")
 

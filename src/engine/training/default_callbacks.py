@@ -103,7 +103,7 @@ class ModuleCheckpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = trainer.checkpoint_callback
-        if not isinstance(best, ModelCheckpoint) or best.monitor or _validates(trainer):
+        if not isinstance(best, ModelCheckpoint) or best.monitor or validates(trainer):
             return
         if best._save_on_train_epoch_end is None:
             best._save_on_train_epoch_end = True  # with check_val_every_n_epoch it would wait for a validation
@@ -113,7 +113,7 @@ class ModuleCheckpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = trainer.checkpoint_callback
         monitor = getattr(best, "monitor", None)
-        if not monitor or monitor in trainer.callback_metrics or _validates(trainer):
+        if not monitor or monitor in trainer.callback_metrics or validates(trainer):
             return
         if isinstance(best, ModelCheckpoint) and OF_EVALUATION.match(monitor):
             rank_zero_info(f"The best checkpoint is the last one, as there is no validation to log {monitor}")
@@ -121,7 +121,7 @@ class ModuleCheckpoints(Callback):
             self.on_train_start(trainer, pl_module)
 
 
-def _validates(trainer: Trainer) -> bool:
+def validates(trainer: Trainer) -> bool:
     """Whether a run that trains has validation batches."""
     is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
     return trainer.enable_validation and not is_empty
@@ -160,10 +160,21 @@ def _save_whole(best: ModelCheckpoint, flag: str) -> None:
 
 
 def _prepare(one: Checkpoint, flag: str, saves: bool, may_have_files: bool) -> None:
+    """Give checkpoints names that can be written, and make their folder."""
     if isinstance(one, ModelCheckpoint) and one.filename:
         _name_files(one, f"{flag}.filename {one.filename}")
-    if saves and (folder := getattr(one, "dirpath", None)) and "://" not in str(folder):
-        _make_folder(Path(folder), f"{flag}.dirpath {folder}", may_have_files)
+    given = str(getattr(one, "dirpath", None) or "")
+    if not saves or not given or "://" in given or getattr(rank_zero_only, "rank", 0) != 0:
+        return
+    folder = Path(given)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{flag}.dirpath {given} cannot be written ({error.strerror})") from error
+    if not may_have_files and (found := next(folder.glob("*.ckpt"), None)):
+        raise InputError(f"{flag}.dirpath {given} has {found.name} of another run: give another folder")
 
 
 def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
@@ -184,18 +195,6 @@ def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
         raise InputError(f"{given} is the name of the newest checkpoint: give another")
     if (top_k := checkpoint.save_top_k) not in (0, 1) and "{" not in pattern:
         raise InputError(f"{given} is the same for all checkpoints of save_top_k {top_k}: add {{epoch}} or {{step}}")
-
-
-@rank_zero_only
-def _make_folder(folder: Path, given: str, may_have_files: bool) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{given} cannot be written ({error.strerror})") from error
-    if not may_have_files and (found := next(folder.glob("*.ckpt"), None)):
-        raise InputError(f"{given} has {found.name} of another run: give another folder")
 
 
 def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:
