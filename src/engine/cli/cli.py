@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
@@ -19,27 +20,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src.engine.cli import config
-from src.engine.cli.class_names import resolve_names
-from src.engine.cli.keys import refuse_nulls
-from src.engine.cli.matching import match_model_and_data
+from src.engine.cli.class_names import refuse_nulls, resolve_names
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import checked_settings, dump, plain_settings
 from src.engine.cli.summary import BestCheckpoint, print_summary
 from src.engine.cli.usage import TEXTS
 from src.engine.data.loading import announce, check_batch_size_of
-from src.engine.runs.checkpoint import (
-    CONTENT_ERRORS,
-    check_batches,
-    check_fit,
-    check_unfinished,
-    first_step,
-    read_checkpoint,
-    reason_of,
-)
+from src.engine.runs import checkpoint as checkpoints
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import WORKER_SECONDS, check_root, claim_folder, claim_run, lock_run
-from src.engine.system.classes import Tree, as_list, short, walk
+from src.engine.system.classes import Tree, as_list, import_class, short, walk
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.hooks import hooks
@@ -93,7 +84,7 @@ class StarterCLI(LightningCLI):
                 load_from_checkpoint_support=False,
                 parser_kwargs={**TEXTS, "exit_on_error": False, "allow_abbrev": False},
             )
-        except CONTENT_ERRORS as error:
+        except checkpoints.CONTENT_ERRORS as error:
             cause = cause_of(error)
             path: Any = self.from_path  # set while the arguments were parsed
             if path is None or isinstance(cause, InputError):
@@ -102,7 +93,8 @@ class StarterCLI(LightningCLI):
 
     def blame_checkpoint(self, error: BaseException) -> str:
         """The message for an error that a checkpoint may have caused."""
-        return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
+        path, reason = self.from_path or self.config.ckpt_path, checkpoints.reason_of(error)
+        return f"--ckpt_path {path}: {reason}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
@@ -132,7 +124,7 @@ class StarterCLI(LightningCLI):
         resolved = resolve_checkpoint(self.stage, loaded, options)
         loaded, self.run_folder, self.evaluated = resolved.loaded, resolved.run_folder, resolved.evaluated
         if resolved.path:
-            self.checkpoint = read_checkpoint(resolved.path)
+            self.checkpoint = checkpoints.read_checkpoint(resolved.path)
             self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved, options)
         options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
@@ -199,7 +191,41 @@ class StarterCLI(LightningCLI):
         tune_hardware(trainer.accelerator)
         if trainer.logger and not isinstance(trainer.logger, bool):  # created once the run folder is known
             self.loggers, trainer.logger = as_list(trainer.logger), None
-        match_model_and_data(self)
+        self._match_model_and_data()
+
+    def _match_model_and_data(self) -> None:
+        """Give the data a pretrained network's tokenizer, and the network the sizes that depend on the data.
+
+        Settings given by the user, a recipe or a checkpoint are not changed.
+        """
+        if self.config.data is None:
+            return
+        data: Any = self.config.data.get("init_args", {})
+        model: dict[str, Any] = {"model": self.config.model.get("init_args", {})}
+        if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
+            model = {"model.net": net.init_args, **model}
+        before = config.setting(self.saved, "data.tokenizer")
+        is_other = isinstance(before, str) and "data.tokenizer" in self.given and str(data["tokenizer"]) != before
+        if self.checkpoint and is_other:
+            announce(f"--data.tokenizer {data['tokenizer']} is not used: the checkpoint has its own, {before}")
+            data["tokenizer"] = before
+        pretrained = model.get("model.net", {}).get("pretrained")
+        if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
+            data["tokenizer"] = pretrained
+        elif pretrained and data.get("tokenizer", pretrained) != pretrained:
+            rank_zero_info(f"Using the given tokenizer {data['tokenizer']}, not that of {pretrained}")
+        if not hasattr(import_class(self.config.data.class_path), "network_arguments"):
+            return
+        data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+        with constructor_errors():
+            self.data = self.parser.instantiate(data_only).data
+        if self.checkpoint:
+            with checkpoints.checkpoint_errors(self.config.ckpt_path):
+                checkpoints.restore_data(self.checkpoint, self.data)  # before new tokenizers and labels are made
+        for name, value in self.data.network_arguments().items():
+            key = next((key for key, arguments in model.items() if name in arguments), None)
+            if key is not None and f"{key}.{name}" not in self.given:
+                model[key][name] = value
 
     def instantiate_classes(self) -> None:
         try:
@@ -221,13 +247,13 @@ class StarterCLI(LightningCLI):
         trains = self.stage in (None, "fit")
         checkpoint, self.checkpoint = self.checkpoint, {}
         if checkpoint:
-            check_fit(checkpoint, self.model, self.saved_model, tree["model"])
+            checkpoints.check_fit(checkpoint, self.model, self.saved_model, tree["model"])
         if self.run_folder is not None and self.saved:
             keep_sources(tree["model"], self.saved.get("model") or {}, self.saved_model, self.model)
         if checkpoint and trains:
             if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left
-                check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
-            check_batches(checkpoint, self.saved, tree)
+                checkpoints.check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
+            checkpoints.check_batches(checkpoint, self.saved, tree)
             if self.saved and (overrides := hooks("OptimizerOverrides")):
                 callbacks.append(overrides[0](self.saved, tree))
             elif self.saved:
@@ -310,7 +336,7 @@ class StarterCLI(LightningCLI):
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:
-                purge_step = first_step(checkpoint, self.model) if self.run_folder else None
+                purge_step = checkpoints.first_step(checkpoint, self.model) if self.run_folder else None
                 options["logger"] = default_callbacks.loggers(self.loggers, folder, purge_step)
             except Exception as error:  # each logger has its own exceptions
                 raise InputError(f"--trainer.logger cannot be used: {' '.join(str(error).split())[:300]}") from error

@@ -96,8 +96,7 @@ def _no_option(flags: list[str], options: argparse.Namespace, word: str) -> str:
 def _set_aside(args: list[str], prefix: str, flags: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Split a command line into words for argparse, and the options with a prefix that are not among its `flags`.
 
-    argparse would read their values as inputs. The bare prefix marks their places: it ends the values of the option
-    before.
+    argparse would read their values as inputs. The bare prefix marks their places: it ends the values before it.
     """
     words: list[str] = []
     found: list[tuple[str, str]] = []

@@ -14,17 +14,7 @@ from jsonargparse import Namespace, get_loader
 from lightning.pytorch import LightningModule
 
 from src import ROOT
-from src.engine.cli.class_names import (
-    CLASS_KEYS,
-    PARTS_OF_TRAINER,
-    is_part_of_trainer,
-    names_function,
-    resolve_class,
-    resolve_names,
-    takes_class,
-    takes_mapping,
-)
-from src.engine.cli.keys import check_keys
+from src.engine.cli import class_names
 from src.engine.cli.usage import SHORT_FLAGS
 from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
@@ -41,12 +31,11 @@ BARE_FLAGS = ("-h", "--help", "--help_all", "--quiet", "--debug", "--print_confi
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 
+MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words such as on and no
+
 
 def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Option]]:
-    """Stage (or None), configuration files, and all other options with their values, in the order given.
-
-    Raises InputError if an argument is neither a stage, an option nor a value, or an option has no value.
-    """
+    """Stage (or None), configuration files, and all other options with their values. Raises InputError for the rest."""
     stage: str | None = None
     files: list[str] = []
     options: list[Option] = []
@@ -148,9 +137,34 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     if short := [name for name in SHORT_FLAGS if name in tree]:
         raise InputError(f"{given}: {short[0]} belongs under trainer, as in trainer: {{{short[0]}: ...}}")
     try:
-        return path, resolve_names(tree)
+        return path, class_names.resolve_names(tree)
     except InputError as error:
         raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
+
+
+def check_keys(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
+    """Raise InputError if a key of a YAML file is repeated, or a setting's name has dots; unless `dotted`.
+
+    A plain dict among the `arguments` of a class may have keys with dots.
+    """
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
+        lines[name] = line
+        if key.tag in MISREAD and not dotted:
+            raise InputError(f"--config {given}, line {line}: {name} is not the name of a setting: put it in quotes")
+        if "." in name and not dotted:
+            nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
+            raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
+        check_keys(value, given, (dotted or arguments) and not _names_class(value), name == "init_args")
+    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+        check_keys(item, given, dotted and not _names_class(item))
+
+
+def _names_class(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
 
 
 def parse_value(text: str) -> Any:
@@ -169,10 +183,7 @@ def is_recipe(tree: Tree) -> bool:
 
 
 def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """Merge the classes given on the command line into a tree; returns it and the remaining options, plain values.
-
-    Raises InputError if a class does not exist, or an option sets an argument of a class that is not there.
-    """
+    """Merge the classes of the command line into a tree; returns it and the other options. Unknown ones: InputError."""
     left: list[Option] = []
     for flag, value in sorted(options, key=_depth):  # a class before the classes in its arguments
         key = _key(flag)
@@ -180,22 +191,22 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         if value is None:
             pass
         elif flag.endswith(".help"):
-            value = resolve_class(value, key.removesuffix(".help"))
-        elif is_class_setting(tree, key) and not names_function(value):
+            value = class_names.resolve_class(value, key.removesuffix(".help"))
+        elif is_class_setting(tree, key) and not class_names.names_function(value):
             given = None if value.lower() in ("none", "null") else _parse_option(flag, value)
             if isinstance(given, str) and given.endswith((".yaml", ".yml")):
                 given = load_config(given)[1]
             given = {"class_path": given} if isinstance(given, str) else given
-            over = nest(key, resolve_names(given, key))
+            over = nest(key, class_names.resolve_names(given, key))
         elif key in ("strategy", "trainer.strategy") and re.fullmatch(r"[\w.]+(\.\w+|Strategy)", value):
-            over = nest("trainer.strategy", {"class_path": resolve_class(value, key)})
+            over = nest("trainer.strategy", {"class_path": class_names.resolve_class(value, key)})
         elif key in ("trainer", "checkpoint") and isinstance(given := _parse_option(flag, value), dict):
-            over = {key: resolve_names(given, key)}
-        elif is_part_of_trainer(value, key):
-            value = resolve_class(value, key)
+            over = {key: class_names.resolve_names(given, key)}
+        elif class_names.is_part_of_trainer(value, key):
+            value = class_names.resolve_class(value, key)
             over = nest(key, {"class_path": value}) if is_class(setting(tree, key)) else {}
-        elif key.rstrip("+") in PARTS_OF_TRAINER and value[:1] in ("[", "{"):
-            value = json.dumps(resolve_names(_parse_option(flag, value), key))
+        elif key.rstrip("+") in class_names.PARTS_OF_TRAINER and value[:1] in ("[", "{"):
+            value = json.dumps(class_names.resolve_names(_parse_option(flag, value), key))
         if over:
             tree = merge(tree, over, "", dropped)
             # Those that are set again: the parser would apply them after it.
@@ -204,7 +215,7 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
             left.append((flag, value))
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
-        if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
+        if key in class_names.CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
             own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
@@ -224,7 +235,7 @@ def _key(flag: str) -> str:
 def _depth(option: Option) -> int:
     """How deep within model, data, optimizer or schedule an option is; the order of others counts."""
     key = _key(option[0])
-    return key.count(".") if key.partition(".")[0] in CLASS_KEYS else 0
+    return key.count(".") if key.partition(".")[0] in class_names.CLASS_KEYS else 0
 
 
 def other_parts(saved: Tree, tree: Tree) -> str:
@@ -240,12 +251,7 @@ def other_parts(saved: Tree, tree: Tree) -> str:
 
 
 def check_mode(trees: list[Tree], options: list[Option]) -> None:
-    """Raise InputError if the metric that selects the best checkpoint would have the mode of another, or a loss.
-
-    Args:
-        trees: the recipe and its overlays.
-        options: of the command line.
-    """
+    """Raise InputError if the metric of the best checkpoint has no mode of its own; `trees`: recipe and overlays."""
     recipe, *later = [tree.get("checkpoint") or {} for tree in trees]
     for flag, value in options:
         if flag == "--checkpoint" and isinstance(settings := _parse_option(flag, value or ""), dict):
@@ -264,7 +270,7 @@ def is_class_setting(tree: Tree, key: str) -> bool:
     """Whether the setting with this dotted name, such as `model.net`, is a class."""
     parent, _, leaf = key.rpartition(".")
     node = setting(tree, parent)
-    return key in CLASS_KEYS or (is_class(node) and takes_class(node["class_path"], leaf))
+    return key in class_names.CLASS_KEYS or (is_class(node) and class_names.takes_class(node["class_path"], leaf))
 
 
 def setting(tree: Tree, key: str) -> Any:
@@ -289,7 +295,7 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
     class. `name+` appends to the list `name`. A dict that is an argument of a class replaces the old one as a whole.
     """
     if is_class(base) and isinstance(over, str):
-        over = {"class_path": resolve_class(over, key)}
+        over = {"class_path": class_names.resolve_class(over, key)}
     if is_class(base) and isinstance(over, dict):
         if not is_class(over):
             if not over.keys() & {"init_args", "dict_kwargs"}:
@@ -297,9 +303,8 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
             over = {"class_path": base["class_path"], **over}
         if import_class(over["class_path"]) is not import_class(base["class_path"]):
             if lost := base.get("init_args"):
-                old, new = (path.rpartition(".")[2] for path in (base["class_path"], over["class_path"]))
                 values = ", ".join(f"{name}={short(value)}" for name, value in lost.items())
-                dropped.append(f"{key}: {new} starts from its own defaults; {old}'s {values} dropped")
+                dropped.append(f"{key}: {short(over)} starts from its own defaults; {short(base)}'s {values} dropped")
             return over
     if base is None and isinstance(over, dict) and not is_class(over):
         base = {}  # so that `name+` becomes a list
@@ -311,7 +316,7 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
     for name, value in over.items():
         path = f"{key}.{name}" if key and name != "init_args" else key or name
         is_dict = isinstance(value, dict) and not (is_class(value) or is_class(merged.get(name)))
-        if owner and is_dict and takes_mapping(owner, name):
+        if owner and is_dict and class_names.takes_mapping(owner, name):
             merged[name] = value
         elif name.endswith("+"):
             before = [one for one in as_list(merged.get(name[:-1])) if not isinstance(one, bool)]  # logger: true

@@ -40,10 +40,7 @@ class ResolvedCheckpoint:
 
 
 def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.Option]) -> ResolvedCheckpoint:
-    """Find the checkpoint for `--ckpt_path` and `--run`.
-
-    Raises InputError if there is no such run, or it has no checkpoint.
-    """
+    """Find the checkpoint for `--ckpt_path` and `--run`. Raises InputError if run or checkpoint is missing."""
     given = dict(options)
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":

@@ -30,16 +30,13 @@ def dump(tree: Tree) -> str:
 
 
 def checked_settings(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> Tree:
-    """A configuration as a tree that can be written to `config.yaml`.
+    """A configuration as a tree that can be written to `config.yaml`. Raises InputError if it would be read as another.
 
     Args:
         parser: reads the text back.
         given: the configuration.
         has_monitor: whether it names the metric that selects the best checkpoint; else that is left out, so that a run
             that repeats or continues this one chooses it again.
-
-    Raises:
-        InputError: it holds a value that cannot be written, or that is read back as another.
     """
     tree = plain_settings(parser, given, has_monitor)
     again = plain_settings(parser, parser.parse_string(dump(tree)), has_monitor)

@@ -30,10 +30,7 @@ FAULTS = {
 
 
 class InputError(ValueError):
-    """Invalid input; the message says what was given and what would work.
-
-    The command line prints it as one line and exits with code 2, without a traceback.
-    """
+    """Invalid input: what was given and what would work. Commands print it as one line and exit with code 2."""
 
 
 class SampleError(InputError):

@@ -11,11 +11,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """The run was stopped by a signal.
-
-    Args:
-        signum: the signal; the exit code is 128 + signum.
-    """
+    """The run was stopped by the signal `signum`; the exit code is 128 + signum."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum

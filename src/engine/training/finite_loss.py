@@ -19,8 +19,7 @@ class NotFiniteError(InputError):
 class FiniteLoss(Callback):
     """Keeps the loss of every step on its device; checks all at log steps and before validations and checkpoints.
 
-    Raises NotFiniteError with step and learning rate if a loss, or a trained weight in a checkpoint, is NaN or
-    infinite.
+    Raises NotFiniteError if a loss, or a trained weight in a checkpoint, is NaN or infinite.
     """
 
     def __init__(self) -> None:

@@ -93,10 +93,9 @@ def keep_sources(now: Tree, before: Tree, stored: Tree, module: Any) -> None:
     """Restore the original arguments of networks in a configuration, which those of a checkpoint have replaced.
 
     Args:
-        now: class and arguments of the model, changed in place.
+        now: class and arguments of the model `module`, changed in place.
         before: the same, in the configuration of the checkpoint's run.
         stored: the same, in the checkpoint.
-        module: the model.
     """
     for name, spec in (now.get("init_args") or {}).items():
         specs = [spec, *((tree.get("init_args") or {}).get(name) for tree in (before, stored))]

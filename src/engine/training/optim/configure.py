@@ -54,8 +54,7 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
 def _fused(spec: Spec, module: LightningModule) -> Spec:
     """Make the optimizer fused, which is faster and as exact, unless its options are given or it would not work.
 
-    In mixed precision Lightning does not clip the gradients of a fused optimizer. Fused ones reject sparse gradients
-    and complex numbers.
+    In mixed precision Lightning cannot clip for it, and it rejects sparse gradients and complex numbers.
     """
     init_args = spec.get("init_args") or {}
     trainer: Any = module.trainer
