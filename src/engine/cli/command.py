@@ -121,15 +121,9 @@ def _set_aside(args: list[str], prefix: str, flags: list[str]) -> tuple[list[str
 
 def data_options(options: argparse.Namespace) -> dict[str, Any]:
     """The values of options such as `--data.path`, keyed by argument name."""
-    from src.engine.cli.config import parse_value
+    from src.engine.cli.config import parse_option
 
-    found = {}
-    for flag, value in options.more:
-        try:
-            found[flag.removeprefix("--data.")] = parse_value(value)
-        except InputError as error:
-            raise InputError(f"{flag} {value}: not YAML: put quotes within the quotes ({error})") from error
-    return found
+    return {flag.removeprefix("--data."): parse_option(flag, value) for flag, value in options.more}
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

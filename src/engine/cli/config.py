@@ -193,20 +193,20 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
         elif flag.endswith(".help"):
             value = class_names.resolve_class(value, key.removesuffix(".help"))
         elif is_class_setting(tree, key) and not class_names.names_function(value):
-            given = None if value.lower() in ("none", "null") else _parse_option(flag, value)
+            given = None if value.lower() in ("none", "null") else parse_option(flag, value)
             if isinstance(given, str) and given.endswith((".yaml", ".yml")):
                 given = load_config(given)[1]
             given = {"class_path": given} if isinstance(given, str) else given
             over = nest(key, class_names.resolve_names(given, key))
         elif key in ("strategy", "trainer.strategy") and re.fullmatch(r"[\w.]+(\.\w+|Strategy)", value):
             over = nest("trainer.strategy", {"class_path": class_names.resolve_class(value, key)})
-        elif key in ("trainer", "checkpoint") and isinstance(given := _parse_option(flag, value), dict):
+        elif key in ("trainer", "checkpoint") and isinstance(given := parse_option(flag, value), dict):
             over = {key: class_names.resolve_names(given, key)}
         elif class_names.is_part_of_trainer(value, key):
             value = class_names.resolve_class(value, key)
             over = nest(key, {"class_path": value}) if is_class(setting(tree, key)) else {}
         elif key.rstrip("+") in class_names.PARTS_OF_TRAINER and value[:1] in ("[", "{"):
-            value = json.dumps(class_names.resolve_names(_parse_option(flag, value), key))
+            value = json.dumps(class_names.resolve_names(parse_option(flag, value), key))
         if over:
             tree = merge(tree, over, "", dropped)
             # Those that are set again: the parser would apply them after it.
@@ -221,11 +221,12 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
     return tree, left
 
 
-def _parse_option(flag: str, value: str) -> Any:
+def parse_option(flag: str, value: str) -> Any:
+    """The value of an option. Raises InputError if it is not YAML."""
     try:
         return parse_value(value)
     except InputError as error:
-        raise InputError(f"{flag} {value}: it is not YAML: {error}") from error
+        raise InputError(f"{flag} {value}: not YAML: put quotes within the quotes ({error})") from error
 
 
 def _key(flag: str) -> str:
@@ -254,7 +255,7 @@ def check_mode(trees: list[Tree], options: list[Option]) -> None:
     """Raise InputError if the metric of the best checkpoint has no mode of its own; `trees`: recipe and overlays."""
     recipe, *later = [tree.get("checkpoint") or {} for tree in trees]
     for flag, value in options:
-        if flag == "--checkpoint" and isinstance(settings := _parse_option(flag, value or ""), dict):
+        if flag == "--checkpoint" and isinstance(settings := parse_option(flag, value or ""), dict):
             later.append(settings)
         elif flag.startswith("--checkpoint."):
             later.append({flag.removeprefix("--checkpoint."): None if value == "null" else value})
