@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -139,8 +140,11 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
     """Raise InputError if an option is below its minimum or not finite."""
-    for name, least in minimum.items():
-        errors.check_least(least, **{f"--{name}": getattr(options, name)})
+    for name, limit in minimum.items():
+        value = getattr(options, name)
+        if value is not None and not limit <= value < math.inf:
+            wrong = "is too small" if value < limit else "is not finite"
+            raise InputError(f"--{name} {value} {wrong}: give at least {limit}")
 
 
 def new_output(option: str, given: str) -> Path:

@@ -2,7 +2,6 @@
 
 import dis
 import errno
-import math
 import re
 import sys
 import sysconfig
@@ -41,12 +40,11 @@ class UnwritableError(InputError):
     """A checkpoint cannot be written."""
 
 
-def check_least(least: float, **given: float | None) -> None:
-    """Raise InputError if an argument is below the least that works, or not finite; None is not checked."""
+def check_least(least: float, **given: float) -> None:
+    """Raise InputError if an argument is below the least that works."""
     for name, value in given.items():
-        if value is not None and not least <= value < math.inf:
-            wrong = "is not finite" if value >= least else "is too small"
-            raise InputError(f"{name} {value} {wrong}: give at least {least}")
+        if not value >= least:
+            raise InputError(f"{name} {value} is too small: give at least {least}")
 
 
 def cause_of(error: BaseException) -> BaseException:
