@@ -41,10 +41,6 @@ from src.engine.training.early_stopping import follow, followers, watched
 from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
 
-CKPT_PATH = (
-    "Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a path,"
-    " `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)"
-)
 OPTIMIZATION = ("optimizer", "lr_scheduler", "lr_scheduler_interval")  # settings that a checkpoint brings
 
 
@@ -98,11 +94,19 @@ class StarterCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
-        parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH)
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
+            " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
+        )
         parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
-        also = "Also save last.ckpt every N"
-        parser.add_argument("--save_every_n_steps", type=int, default=0, help=f"{also} optimizer steps; 0: never")
-        parser.add_argument("--save_every_n_minutes", type=float, default=10.0, help=f"{also} minutes; 0: never")
+        parser.add_argument(
+            "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
+        )
+        parser.add_argument(
+            "--save_every_n_minutes", type=float, default=10.0, help="Also save last.ckpt every N minutes; 0: never"
+        )
         for add_arguments in hooks("add_arguments"):
             add_arguments(parser)
         parser.add_argument("--quiet", action="store_true", help="Print only warnings and results")
