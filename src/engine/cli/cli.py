@@ -100,6 +100,7 @@ class StarterCLI(LightningCLI):
             help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
             " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
         )
+        # The texts are literals: --help reads them from this file.
         parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
         parser.add_argument(
             "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
