@@ -371,12 +371,12 @@ class StarterCLI(LightningCLI):
                     self.lock.release()
 
     def _run_stage(self) -> None:
-        given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
-        common = {"model": self.model, "datamodule": self.datamodule}
+        given = {"model": self.model, "datamodule": self.datamodule}
+        given |= {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         seconds, best = {}, None
         if self.stage in (None, "fit"):
             start = time.perf_counter()
-            self.trainer.fit(**common, **given)
+            self.trainer.fit(**given)
             seconds["train_seconds"] = time.perf_counter() - start
             for extra_seconds in hooks("extra_seconds"):
                 extra = extra_seconds(self.trainer)
@@ -385,12 +385,12 @@ class StarterCLI(LightningCLI):
             if self.stage is None:
                 best.test(self.model, self.datamodule)
         elif self.stage == "predict":
-            self.trainer.predict(**common, **given)
+            self.trainer.predict(**given)
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
             if not any(isinstance(one, BasePredictionWriter) for one in callbacks):
                 rank_zero_info("These predictions are not saved")
         else:
-            getattr(self.trainer, self.stage)(**common, **given, verbose=False)
+            getattr(self.trainer, self.stage)(**given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
             if self.record is not None:

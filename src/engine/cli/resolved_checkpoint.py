@@ -144,11 +144,12 @@ def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
 def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
     """The network and data of a run that are not those of the command line, as text."""
     try:
-        saved = with_present_paths(yaml.safe_load(configurations(folder)[-1]))
+        saved = yaml.safe_load(configurations(folder)[-1])
     except (OSError, LookupError, ValueError, yaml.YAMLError):
         return ""
     if not isinstance(saved, dict):
         return ""
+    saved = with_present_paths(saved)
     tree, _, overlays = config.choose_recipe(loaded, saved)
     for overlay in overlays:
         tree = config.merge(tree, overlay, "", [])

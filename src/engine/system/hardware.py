@@ -60,11 +60,13 @@ def keep_freed_memory() -> None:
 
 def check_accelerator(given: Any) -> None:
     """Raise InputError if this machine does not have the accelerator."""
+    if not isinstance(given, str) or given == "auto":
+        return
     known = AcceleratorRegistry.available_accelerators()
     _check_name("accelerator", given, {"auto", "gpu", *known})
     present = {name for name in known if AcceleratorRegistry[name]["accelerator"].is_available()}
     present |= {"gpu"} if present & {"cuda", "mps"} else set()
-    if isinstance(given, str) and given not in {"auto", *present}:
+    if given not in present:
         here = f"{', '.join(sorted(present))} ({os.cpu_count()} cores)"
         other = "gpu" if "gpu" in present else "cpu"
         line = f"--accelerator {given}: this machine has none; it has {here}; type --accelerator {other}"

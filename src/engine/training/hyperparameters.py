@@ -127,8 +127,8 @@ def check_limits(net: nn.Module, data: Any) -> None:
     """Raise InputError if the data has more or other tokens, longer texts or a longer context than the network."""
     modules = net.modules() if getattr(data, "own_tokens", False) else ()
     if other := next((one for one in modules if getattr(one, "pretrained", None) and hasattr(one, "vocab_size")), None):
-        names = type(other).__name__, type(data).__name__
-        raise InputError("{} was trained with tokens of its own, {} has others: give another network".format(*names))
+        problem = f"{type(other).__name__} was trained with tokens of its own, {type(data).__name__} has others"
+        raise InputError(f"{problem}: give another network")
     for name, limiting in (("max_length", "block_size"), ("vocab_size", "vocab_size"), ("block_size", "block_size")):
         have, limit = getattr(data, name, None), getattr(net, limiting, None)
         # Other types: names of a network of one's own, which may mean another thing.
