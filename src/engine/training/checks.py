@@ -126,16 +126,14 @@ def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
         return
     for name in ("every_n_train_steps", "train_time_interval"):
         if checkpoint[name]:
-            way = "leave it out and give --trainer.val_check_interval, or give --checkpoint.monitor null"
+            way = "leave it out (--trainer.val_check_interval validates more often), or give --checkpoint.monitor null"
             problem = f"saves when --checkpoint.monitor {monitor} may not be new"
             raise InputError(f"--checkpoint.{name} {checkpoint[name]} {problem}: {way}")
     if trainer.val_check_interval in (None, 1.0) and every == 1:  # validation ends each epoch
         return
     at_epoch_end = "--checkpoint.save_on_train_epoch_end true"
     if monitor.startswith("val") and checkpoint.save_on_train_epoch_end:
-        raise InputError(
-            f"{at_epoch_end}: not every epoch ends with a new --checkpoint.monitor {monitor}: leave it out"
-        )
+        raise InputError(f"{at_epoch_end}: not every epoch ends with a new {monitor}: leave it out")
     if monitor.startswith("train") and not checkpoint.save_on_train_epoch_end:
         raise InputError(f"--checkpoint.monitor {monitor} is new at the end of an epoch only: give {at_epoch_end}")
     if (n := checkpoint.every_n_epochs) and every and n % every:
