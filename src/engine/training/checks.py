@@ -27,14 +27,10 @@ OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
 
 
 class MonitorCheck(Callback):
-    """Raises InputError after the sanity check if a monitored metric named `val/...` or the like is not logged.
-
-    Args:
-        best: the ModelCheckpoint of `--checkpoint`, for messages.
-    """
+    """Raises InputError after the sanity check if a monitored metric named `val/...` or the like is not logged."""
 
     def __init__(self, best: Callback) -> None:
-        self.best = best
+        self.best = best  # the ModelCheckpoint of `--checkpoint`, for messages
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = sorted(trainer.callback_metrics)
