@@ -5,9 +5,9 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 
 from src.engine.system.hooks import find_part
+from src.engine.system.interruption import Interrupted, exit_after
 
 
 def main() -> None:
@@ -29,9 +29,7 @@ def main() -> None:
 
         run(started)
     except KeyboardInterrupt:
-        with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
-            print("stopped by Ctrl-C", file=sys.stderr, flush=True)
-        sys.exit(130)
+        exit_after(Interrupted(signal.SIGINT))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Finds the class of a bare name in a configuration."""
+"""Classes of a configuration: finds those of bare names, and tells what their arguments may be."""
 
 import importlib
 import inspect
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from src.engine.system.classes import argument_types, import_class, nearest, project_classes, subclasses_here
+from src.engine.system import classes
+from src.engine.system.classes import Tree
 from src.engine.system.errors import InputError
 
 # Settings that are a class in every recipe.
@@ -19,33 +20,20 @@ MAX_LISTED = 12  # classes in one message
 PARTS_OF_TRAINER = ("trainer.callbacks", "trainer.logger", "trainer.plugins", "trainer.profiler", "trainer.strategy")
 # Where a bare class name is looked up, in this order, if this project has no such class. Lightning's
 # ReduceLROnPlateau is before torch's because it knows which metric to monitor.
-NAMESPACES = (
-    "torch.nn",
-    "lightning.pytorch.cli",
-    "torch.optim",
-    "torch.optim.lr_scheduler",
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.strategies",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.plugins",
-)
+NAMESPACES = ["torch.nn", "lightning.pytorch.cli", "torch.optim", "torch.optim.lr_scheduler"]
+NAMESPACES += [f"lightning.pytorch.{one}" for one in ("callbacks", "loggers", "strategies", "profilers", "plugins")]
 
 
 def resolve_class(name: str, key: str) -> str:
-    """The dotted path of a class; a bare name is looked up in this project, then in torch and Lightning.
-
-    Raises:
-        InputError: there is no such class, or several in this project.
-    """
+    """The dotted path of a class, looked up here, in torch and in Lightning; InputError if none or several fit."""
     if "." in name:
-        if import_class(name) is None:
+        if classes.import_class(name) is None:
             module, _, leaf = name.rpartition(".")
-            is_module = import_class(f"{module}.__name__") is not None
-            near = nearest(leaf, project_classes(), prefix=f"{module}.") if is_module else ""
+            is_module = classes.import_class(f"{module}.__name__") is not None
+            near = classes.nearest(leaf, classes.project_classes(), prefix=f"{module}.") if is_module else ""
             raise InputError(f"--{key} {name}: there is no class {leaf} in {module}{near}")
         return name
-    own = project_classes().get(name, [])
+    own = classes.project_classes().get(name, [])
     if len(own) > 1:
         raise InputError(f"--{key} {name}: several classes have that name, give one of {', '.join(own)}")
     if own:
@@ -54,8 +42,8 @@ def resolve_class(name: str, key: str) -> str:
         if inspect.isclass(getattr(importlib.import_module(namespace), name, None)):
             return f"{namespace}.{name}"
     library = [n for space in NAMESPACES for n, v in vars(importlib.import_module(space)).items() if inspect.isclass(v)]
-    near = nearest(name, [*project_classes(), *library]).removesuffix("?")
-    here = subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
+    near = classes.nearest(name, [*classes.project_classes(), *library]).removesuffix("?")
+    here = classes.subclasses_here(BASES.get(key.rpartition(".")[2], ""), name)
     more = " ..." if len(here) > MAX_LISTED else ""
     known = f"; this project has {', '.join(here[:MAX_LISTED])}{more}" if here else ""
     raise InputError(f"--{key} {name}: no class of that name{near}{known}; package.module.Class works too")
@@ -99,13 +87,13 @@ def _as_class(class_path: str, argument: str, value: Any) -> Any:
 
 def names_function(value: str) -> bool:
     """Whether a text is the dotted path of a function, which an argument may take as it is."""
-    found = None if value.endswith((".yaml", ".yml")) else import_class(value)
+    found = None if value.endswith((".yaml", ".yml")) else classes.import_class(value)
     return callable(found) and not inspect.isclass(found)
 
 
 def takes_class(class_path: str, argument: str, in_list: bool = False) -> bool:
     """Whether an argument of a class is annotated with a class, such as a network, or with a list of classes."""
-    annotation = argument_types(import_class(class_path)).get(argument)
+    annotation = classes.argument_types(classes.import_class(class_path)).get(argument)
     # The value of type[...] is a class without arguments.
     options: list[Any] = [annotation, *(() if get_origin(annotation) is type else get_args(annotation))]
     if in_list:
@@ -119,5 +107,19 @@ def takes_class(class_path: str, argument: str, in_list: bool = False) -> bool:
 
 def takes_mapping(class_path: str, argument: str) -> bool:
     """Whether an argument of a class may be a dict with any keys; so may one without annotation."""
-    annotation = argument_types(import_class(class_path)).get(argument, Any)
+    annotation = classes.argument_types(classes.import_class(class_path)).get(argument, Any)
     return any((get_origin(one) or one) in (dict, Mapping, Any) for one in (annotation, *get_args(annotation)))
+
+
+def refuse_nulls(tree: Tree) -> None:
+    """Raise InputError if an argument of a class is null and its type does not allow it; jsonargparse misses that."""
+    for key, node in classes.walk(tree):
+        cls = classes.import_class(node["class_path"]) if classes.is_class(node) else None
+        defaults = classes.parameters_of(cls) if cls else {}
+        given = node.get("init_args") or {} if cls else {}
+        for name in (name for name, value in given.items() if value is None and name in defaults):
+            hint = classes.argument_types(cls).get(name, Any)
+            takes_null = any(each in (Any, object, type(None)) for each in (hint, *get_args(hint)))
+            if defaults[name].default is not None and not takes_null:
+                choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
+                raise InputError(f"--{key}.{name} null: expected {', '.join(choices)}")

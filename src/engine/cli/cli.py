@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
@@ -18,53 +20,28 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src.engine.cli import config
-from src.engine.cli.best_checkpoint import BestCheckpoint
-from src.engine.cli.class_names import resolve_names
-from src.engine.cli.keys import refuse_nulls
-from src.engine.cli.matching import match_model_and_data
+from src.engine.cli.class_names import refuse_nulls, resolve_names
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
-from src.engine.cli.saved_config import configuration_text, dump, printed
-from src.engine.cli.summary import print_summary
-from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
+from src.engine.cli.saved_config import checked_settings, dump, plain_settings
+from src.engine.cli.summary import BestCheckpoint, print_summary
+from src.engine.cli.usage import TEXTS
 from src.engine.data.loading import announce, check_batch_size_of
-from src.engine.runs.checkpoint import (
-    CONTENT_ERRORS,
-    check_batches,
-    check_fit,
-    check_unfinished,
-    first_step,
-    read_checkpoint,
-    reason_of,
-)
+from src.engine.runs import checkpoint as checkpoints
 from src.engine.runs.last_checkpoint import LastCheckpoint
 from src.engine.runs.run_record import RunRecord, is_finished
 from src.engine.runs.runs import WORKER_SECONDS, check_root, claim_folder, claim_run, lock_run
-from src.engine.system.classes import Tree, as_list, short, walk
+from src.engine.system.classes import Tree, as_list, import_class, short, walk
 from src.engine.system.errors import InputError, cause_of, constructor_errors, raised_by_lightning
 from src.engine.system.hardware import check_accelerator, check_strategy, choose_precision, tune_hardware
 from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interruption
 from src.engine.system.quiet import hide_information
-from src.engine.training.checks import (
-    DEFAULT_MONITOR,
-    TrainedCheck,
-    check_callbacks,
-    check_clocks,
-    check_settings,
-    check_unchanged,
-    has_precision_plugin,
-)
-from src.engine.training.default_callbacks import (
-    ModuleCheckpoints,
-    add_default_callbacks,
-    add_missing,
-    loggers,
-    own_checkpoint,
-    prepare_checkpoints,
-)
+from src.engine.training import checks, default_callbacks
 from src.engine.training.early_stopping import follow, followers, watched
 from src.engine.training.hyperparameters import keep_sources, store_arguments
 from src.engine.training.optim.configure import configure_optimizers
+
+OPTIMIZATION = ("optimizer", "lr_scheduler", "lr_scheduler_interval")  # settings that a checkpoint brings
 
 
 class StarterCLI(LightningCLI):
@@ -81,7 +58,7 @@ class StarterCLI(LightningCLI):
     def __init__(self, args: list[str], started: float) -> None:
         self.started = started
         self.stage: str | None = None
-        self.checkpoint: dict[str, Any] | None = None
+        self.checkpoint: dict[str, Any] = {}  # its content, until the model is built
         self.from_path: str | None = None  # the checkpoint, if it is not of the user's own runs
         self.saved: Tree = {}  # the configuration of the run that wrote the checkpoint
         self.saved_model: Tree = {}  # class and arguments of its model
@@ -101,15 +78,9 @@ class StarterCLI(LightningCLI):
                 save_config_callback=None,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
-                parser_kwargs={
-                    "prog": PROGRAM,
-                    "usage": USAGE,
-                    "description": DESCRIPTION,
-                    "exit_on_error": False,
-                    "allow_abbrev": False,
-                },
+                parser_kwargs={**TEXTS, "exit_on_error": False, "allow_abbrev": False},
             )
-        except CONTENT_ERRORS as error:
+        except checkpoints.CONTENT_ERRORS as error:
             cause = cause_of(error)
             path: Any = self.from_path  # set while the arguments were parsed
             if path is None or isinstance(cause, InputError):
@@ -118,7 +89,8 @@ class StarterCLI(LightningCLI):
 
     def blame_checkpoint(self, error: BaseException) -> str:
         """The message for an error that a checkpoint may have caused."""
-        return f"--ckpt_path {self.from_path or self.config.ckpt_path}: {reason_of(error)}; --debug shows where"
+        path, reason = self.from_path or self.config.ckpt_path, checkpoints.reason_of(error)
+        return f"--ckpt_path {path}: {reason}; --debug shows where"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, help="Folder of the runs in logs/; default: the recipe's name")
@@ -128,6 +100,7 @@ class StarterCLI(LightningCLI):
             help="Checkpoint: a path, or `best` (default) or `last` of the newest run. For fit, where to continue: a"
             " path, `last` (of the recipe's newest unfinished run) or `auto` (like `last`, else a new run)",
         )
+        # The texts are literals: --help reads them from this file.
         parser.add_argument("--run", type=str | None, help="Run folder to use; default: the newest run")
         parser.add_argument(
             "--save_every_n_steps", type=int, default=0, help="Also save last.ckpt every N optimizer steps; 0: never"
@@ -143,27 +116,27 @@ class StarterCLI(LightningCLI):
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
         parser.add_argument("--lr_scheduler_interval", choices=["step", "epoch"], default="step")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.monitor": DEFAULT_MONITOR, "checkpoint.enable_version_counter": False})
+        parser.set_defaults({"checkpoint.monitor": checks.DEFAULT_MONITOR, "checkpoint.enable_version_counter": False})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         self.stage, files, options = config.split_command_line(list(args or []))
+        self.flags = [flag for flag, _ in options]
+        if "--quiet" in self.flags:
+            hide_information()
         loaded = [config.load_config(file) for file in files]
         dropped: list[str] = []
         unused_paths: list[str] = []
-        if any(flag == "--quiet" for flag, _ in options):
-            hide_information()
         resolved = resolve_checkpoint(self.stage, loaded, options)
         loaded, self.run_folder, self.evaluated = resolved.loaded, resolved.run_folder, resolved.evaluated
         if resolved.path:
-            self.checkpoint = read_checkpoint(resolved.path)
+            self.checkpoint = checkpoints.read_checkpoint(resolved.path)
             self.from_path = None if resolved.own_run else resolved.path
             self.saved, self.saved_model, unused_paths = read_configuration(self.checkpoint, resolved, options)
         options = [option for option in options if option[0] not in ("--ckpt_path", "--run")]
         tree, name, overlays = config.choose_recipe(loaded, self.saved)
         name = self.run_folder.parent.name if self.run_folder else name
-        if self.checkpoint is not None:
-            keys = self.saved.keys() & {"optimizer", "lr_scheduler", "lr_scheduler_interval"}
-            own = {key: self.saved[key] for key in keys}
+        if self.checkpoint:
+            own = {key: self.saved[key] for key in OPTIMIZATION if key in self.saved}
             source = {"model": self.saved_model or None, "data": self.saved.get("data")}
             if self.run_folder is None and (others := config.other_parts(source, tree)):
                 rank_zero_info(f"The checkpoint has {others}: its network is used, and the recipe's data")
@@ -175,30 +148,26 @@ class StarterCLI(LightningCLI):
         for overlay in overlays:
             tree = config.merge(tree, overlay, "", dropped)
         tree["ckpt_path"] = resolved.path
-        given = options
-        self.flags = [flag for flag, _ in options]
-        tree, options = config.merge_class_options(resolve_names(tree), options, dropped)
+        tree, left = config.merge_class_options(resolve_names(tree), options, dropped)
         if not tree["model"]:
             raise InputError("--model: a run needs a model: give the name of its class")
         self.given = {name for name, _ in walk(tree)}
-        self.given |= {flag.removeprefix("--").replace(".init_args", "") for flag, _ in options}
+        self.given |= {flag.removeprefix("--").replace(".init_args", "") for flag, _ in left}
         known = {"data.tokenizer", *self.given}  # the tokenizer is saved
         if missing := [name for name in unused_paths if name.startswith("data.") and name not in known]:
-            raise InputError(
-                f"--{missing[0]} is missing: paths are read from a checkpoint only if --run, or --ckpt_path best or"
-                " last, names one of your own runs"
-            )
-        prints = ("--print_config", None) in options
-        words = [config.full_option(*option) for option in options if option != ("--print_config", None)]
+            if_own = "if --run, or --ckpt_path best or last, names one of your own runs"
+            raise InputError(f"--{missing[0]} is missing: paths are read from a checkpoint only {if_own}")
+        prints = ("--print_config", None) in left
+        words = [config.full_option(*option) for option in left if option != ("--print_config", None)]
         try:
             self.config = parser.parse_args([f"--config={dump(tree)}", *words])
         except argparse.ArgumentError as error:
             message = str(error)
             for explain in hooks("explain"):
-                message = explain(message, parser, tree, given, files)
+                message = explain(message, parser, tree, options, files)
             raise InputError(message) from error
         finally:
-            if any(flag == "--print_config" for flag, _ in options):
+            if "--print_config" in self.flags:
                 print(*dropped, sep="\n", end="\n" if dropped else "", file=sys.stderr)
         for key in ("callbacks", "logger", "plugins"):
             self.config.trainer[key] = config.without_repeats(self.config.trainer[key], self.config.checkpoint)
@@ -207,7 +176,7 @@ class StarterCLI(LightningCLI):
             dropped.append("lr_scheduler dropped: without an optimizer the model's own configure_optimizers is used")
             self.config.lr_scheduler = None
         if prints:
-            print(printed(parser, self.config, "checkpoint.monitor" in self.given), end="")
+            print(dump(plain_settings(parser, self.config, "checkpoint.monitor" in self.given)), end="")
             sys.exit(0)
         self.config.name = self.config.name or name
         if not self.run_folder:
@@ -219,94 +188,125 @@ class StarterCLI(LightningCLI):
         trainer = self.config.trainer
         check_accelerator(trainer.accelerator)
         check_strategy(trainer.strategy)
-        for check in (check_settings, *hooks("check_settings")):
+        for check in (checks.check_settings, *hooks("check_settings")):
             check(self.config, self.stage in (None, "fit"))
-        if trainer.precision is None and not has_precision_plugin(trainer.plugins):
+        if trainer.precision is None and not checks.has_precision_plugin(trainer.plugins):
             trainer.precision, reason = choose_precision(trainer.accelerator)
             rank_zero_info(f"Precision {trainer.precision}: {reason}")
         tune_hardware(trainer.accelerator)
         if trainer.logger and not isinstance(trainer.logger, bool):  # created once the run folder is known
             self.loggers, trainer.logger = as_list(trainer.logger), None
-        match_model_and_data(self)
+        self._match_model_and_data()
+
+    def _match_model_and_data(self) -> None:
+        """Give the data a pretrained network's tokenizer, and the network the sizes that depend on the data.
+
+        Settings given by the user, a recipe or a checkpoint are not changed.
+        """
+        if self.config.data is None:
+            return
+        data: Any = self.config.data.get("init_args", {})
+        model: dict[str, Any] = {"model": self.config.model.get("init_args", {})}
+        if isinstance(net := model["model"].get("net"), Namespace) and "init_args" in net:
+            model = {"model.net": net.init_args, **model}
+        before = config.setting(self.saved, "data.tokenizer")
+        is_other = isinstance(before, str) and "data.tokenizer" in self.given and str(data["tokenizer"]) != before
+        if self.checkpoint and is_other:
+            announce(f"--data.tokenizer {data['tokenizer']} is not used: the checkpoint has its own, {before}")
+            data["tokenizer"] = before
+        pretrained = model.get("model.net", {}).get("pretrained")
+        if pretrained and "tokenizer" in data and "data.tokenizer" not in self.given:
+            data["tokenizer"] = pretrained
+        elif pretrained and data.get("tokenizer", pretrained) != pretrained:
+            rank_zero_info(f"Using the given tokenizer {data['tokenizer']}, not that of {pretrained}")
+        if not hasattr(import_class(self.config.data.class_path), "network_arguments"):
+            return
+        data_only: Any = Namespace(data=self.config.data)  # type: ignore[no-untyped-call]
+        with constructor_errors():
+            self.data = self.parser.instantiate(data_only).data
+        if self.checkpoint:
+            with checkpoints.checkpoint_errors(self.config.ckpt_path):
+                checkpoints.restore_data(self.checkpoint, self.data)  # before new tokenizers and labels are made
+        for name, value in self.data.network_arguments().items():
+            key = next((key for key, arguments in model.items() if name in arguments), None)
+            if key is not None and f"{key}.{name}" not in self.given:
+                model[key][name] = value
 
     def instantiate_classes(self) -> None:
-        with constructor_errors():
-            super().instantiate_classes()
+        try:
+            with constructor_errors():
+                super().instantiate_classes()
+        except BaseException:
+            self._drop_empty_folder()
+            raise
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Create the Trainer, its callbacks and the run folder."""
         self.datamodule = self.data or self.datamodule
         saved = self.config.clone()
         saved.trainer.logger = self.loggers or saved.trainer.logger
-        text, tree = configuration_text(self.parser, saved, "checkpoint.monitor" in self.given)
+        tree = checked_settings(self.parser, saved, "checkpoint.monitor" in self.given)
         store_arguments(self.model, self.datamodule, tree)  # of the configuration, also saved in checkpoints
         options = {**self.config_init.trainer, **kwargs}
         callbacks = options["callbacks"] = as_list(options["callbacks"])
         trains = self.stage in (None, "fit")
-        checkpoint, self.checkpoint = self.checkpoint, None
-        if checkpoint is not None:
-            check_fit(checkpoint, self.model, self.saved_model, tree["model"])
+        checkpoint, self.checkpoint = self.checkpoint, {}
+        if checkpoint:
+            checkpoints.check_fit(checkpoint, self.model, self.saved_model, tree["model"])
         if self.run_folder is not None and self.saved:
             keep_sources(tree["model"], self.saved.get("model") or {}, self.saved_model, self.model)
-            text = f"{text.partition(chr(10))[0]}\n{dump(tree)}"
-        if checkpoint is not None and trains:
+        if checkpoint and trains:
             if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left
-                check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
-            check_batches(checkpoint, self.saved, tree)
+                checkpoints.check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
+            checkpoints.check_batches(checkpoint, self.saved, tree)
             if self.saved and (overrides := hooks("OptimizerOverrides")):
                 callbacks.append(overrides[0](self.saved, tree))
             elif self.saved:
-                check_unchanged(self.saved, tree)
+                checks.check_unchanged(self.saved, tree)
         if tree["optimizer"]:
             is_default = getattr(type(self.model).configure_optimizers, "is_default", False)
             if is_overridden("configure_optimizers", self.model) and not is_default:
-                name = f"{type(self.model).__name__}.configure_optimizers"
-                rank_zero_info(
-                    f"{short(tree['optimizer'])} replaces {name}: give --optimizer null to use the model's own"
-                )
+                names = f"{short(tree['optimizer'])} replaces {type(self.model).__name__}.configure_optimizers"
+                rank_zero_info(f"{names}: give --optimizer null to use the model's own")
             spec = (self.model, tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, *spec)
         if tree["optimizer"] or hasattr(self.model, "parameter_groups"):
-            callbacks.append(TrainedCheck())
+            callbacks.append(checks.TrainedCheck())
         for more in hooks("callbacks"):
-            add_missing(callbacks, more(self.config, self.stage))
-        check_callbacks(callbacks, self.model, trains)
-        add_default_callbacks(options, self.stage, self.config.quiet, self.config_init.checkpoint)
-        self.best = self.config_init.checkpoint
-        if "checkpoint.monitor" not in self.given and (own := own_checkpoint(callbacks, checkpoint or {})):
+            default_callbacks.add_missing(callbacks, more(self.config, self.stage))
+        checks.check_callbacks(callbacks, self.model, trains)
+        best = self.best = self.config_init.checkpoint
+        default_callbacks.add_default_callbacks(options, self.stage, self.config.quiet, best)
+        own = default_callbacks.own_checkpoint(callbacks, checkpoint)
+        if own and "checkpoint.monitor" not in self.given:
             self.best = own
             if unused := next((flag for flag in self.flags if flag.startswith("--checkpoint.")), None):
-                raise InputError(
-                    f"{unused}: the ModelCheckpoint in trainer.callbacks chooses the best checkpoint: give it"
-                    f" {unused.partition('.')[2]}, or give --checkpoint.monitor too"
-                )
+                way = f"give it {unused.partition('.')[2]}, or give --checkpoint.monitor too"
+                raise InputError(f"{unused}: a ModelCheckpoint in trainer.callbacks chooses the best checkpoint: {way}")
         if not options["fast_dev_run"]:
             saves = trains and options["enable_checkpointing"] is not False
-            prepare_checkpoints(self.config_init.checkpoint, callbacks, self.run_folder is not None, saves)
-            self._open_folder(options, text, checkpoint or {})
-        saved_by = len((checkpoint or {}).get("half_epoch", ())) if trains else 0  # processes
+            default_callbacks.prepare_checkpoints(best, callbacks, self.run_folder is not None, saves)
+            self._open_folder(options, tree, checkpoint)
+        saved_by = len(checkpoint.get("half_epoch", ())) if trains else 0  # processes
         try:
             trainer = Trainer(**options)
             check_batch_size_of(self.datamodule, trainer.world_size)
-            check_clocks(self.config.trainer, trainer.world_size if trains else 1)
+            checks.check_clocks(self.config.trainer, trainer.world_size if trains else 1)
             for check in hooks("check_trainer"):
                 check(trainer, self.config.ckpt_path)
             if saved_by not in (0, trainer.world_size):
-                rank_zero_info(
-                    f"The checkpoint was written by {saved_by} processes, this run has {trainer.world_size}: with"
-                    " this project's loaders each batch has the same samples, but results are no longer identical"
-                )
+                number = f"written by {saved_by} processes, this run has {trainer.world_size}"
+                rank_zero_info(f"The checkpoint was {number}: results are no longer identical")
             return trainer
         except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
-            self._drop_empty_folder()
-            if raised_by_lightning(error):
-                text = str(error).rstrip(".")
-                if "stateful callback" in text:
-                    text += "; leave out the overlay that adds it again, and give only --trainer.callbacks.NAME VALUE"
-                raise InputError(text) from error
-            raise
+            if not raised_by_lightning(error):
+                raise
+            text = str(error).rstrip(".")
+            if "stateful callback" in text:
+                text += "; leave out the overlay that adds it again, and give only --trainer.callbacks.NAME VALUE"
+            raise InputError(text) from error
 
-    def _open_folder(self, options: dict[str, Any], text: str, checkpoint: dict[str, Any]) -> None:
+    def _open_folder(self, options: dict[str, Any], tree: Tree, checkpoint: dict[str, Any]) -> None:
         """Claim the run folder, and add the callbacks and loggers that write to it."""
         check_root(root := options["default_root_dir"])
         if self.evaluated is not None:
@@ -320,6 +320,7 @@ class StarterCLI(LightningCLI):
                 mark(folder)
             for more in hooks("run_callbacks") if self.evaluated is None else ():
                 options["callbacks"] += more(folder, root)
+        text = f"# lightning=={lightning.__version__}\n{dump(tree)}"
         self.record = RunRecord(folder, text, is_new=self.run_folder is None)
         options["callbacks"].append(self.record)
         if options["enable_checkpointing"] is not False:
@@ -331,19 +332,18 @@ class StarterCLI(LightningCLI):
             last = LastCheckpoint(path, self.interruption, *every)
             # First: the Trainer's `checkpoint_callback` is the first of them, and says which checkpoint is tested.
             options["callbacks"][:] = [self.best, *(one for one in options["callbacks"] if one is not self.best)]
-            options["callbacks"] += [ModuleCheckpoints(path), last]
-        choices = [] if "checkpoint.monitor" in self.given else hooks("MonitorChoice")
-        for monitor_choice in choices:  # before EarlyStopping, whose metric it sets
-            options["callbacks"].insert(0, monitor_choice(self.config_init.checkpoint, checkpoint))
-        if not choices:
+            options["callbacks"] += [default_callbacks.ModuleCheckpoints(path), last]
+        if "checkpoint.monitor" not in self.given and (choices := hooks("MonitorChoice")):
+            # Before EarlyStopping, whose metric it sets.
+            options["callbacks"].insert(0, choices[0](self.config_init.checkpoint, checkpoint))
+        else:
             follow(followers(options["callbacks"]), *watched(self.best))
         options["default_root_dir"] = folder
         if options["logger"] is not False:
             try:
-                purge_step = first_step(checkpoint, self.model) if self.run_folder else None
-                options["logger"] = loggers(self.loggers, folder, purge_step)
+                purge_step = checkpoints.first_step(checkpoint, self.model) if self.run_folder else None
+                options["logger"] = default_callbacks.loggers(self.loggers, folder, purge_step)
             except Exception as error:  # each logger has its own exceptions
-                self._drop_empty_folder()
                 raise InputError(f"--trainer.logger cannot be used: {' '.join(str(error).split())[:300]}") from error
 
     def _drop_empty_folder(self) -> None:
@@ -371,12 +371,12 @@ class StarterCLI(LightningCLI):
                     self.lock.release()
 
     def _run_stage(self) -> None:
-        given = {"ckpt_path": self.config.ckpt_path, "weights_only": True}
-        common = {"model": self.model, "datamodule": self.datamodule}
+        given = {"model": self.model, "datamodule": self.datamodule}
+        given |= {"ckpt_path": self.config.ckpt_path, "weights_only": True}
         seconds, best = {}, None
         if self.stage in (None, "fit"):
             start = time.perf_counter()
-            self.trainer.fit(**common, **given)
+            self.trainer.fit(**given)
             seconds["train_seconds"] = time.perf_counter() - start
             for extra_seconds in hooks("extra_seconds"):
                 extra = extra_seconds(self.trainer)
@@ -385,12 +385,12 @@ class StarterCLI(LightningCLI):
             if self.stage is None:
                 best.test(self.model, self.datamodule)
         elif self.stage == "predict":
-            self.trainer.predict(**common, **given)
+            self.trainer.predict(**given)
             callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
             if not any(isinstance(one, BasePredictionWriter) for one in callbacks):
                 rank_zero_info("These predictions are not saved")
         else:
-            getattr(self.trainer, self.stage)(**common, **given, verbose=False)
+            getattr(self.trainer, self.stage)(**given, verbose=False)
         if self.trainer.is_global_zero:
             seconds["total_seconds"] = time.perf_counter() - self.started
             if self.record is not None:

@@ -8,14 +8,14 @@ import re
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from src.engine.system import errors
 from src.engine.system.classes import nearest
-from src.engine.system.errors import InputError, cause_of, machine_fault, raised_by_lightning, raised_in, report
+from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags
-from src.engine.system.interruption import Interrupted, Interruption
+from src.engine.system.interruption import Interrupted, Interruption, exit_after
 
 PLACES = ("inputs", "runs", "folder")  # what commands take without an option
 
@@ -32,12 +32,10 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
     try:
         sys.exit(command(sys.argv[1:]))
     except (Interrupted, KeyboardInterrupt) as error:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signum: int = getattr(error, "signum", signal.SIGINT)
-        if is_first:
-            with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
-                print(Interrupted(signum), file=sys.stderr, flush=True)
-        sys.exit(128 + signum)
+        stop = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        if not is_first:
+            sys.exit(128 + stop.signum)
+        exit_after(stop)
     except BrokenPipeError:
         from src.engine.system.quiet import drop_output  # lazy import: keeps --help fast
 
@@ -46,15 +44,15 @@ def run_command(command: Callable[[list[str]], int | None], message: str = "Load
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        cause = cause_of(error)
+        cause = errors.cause_of(error)
         # By name: importing Lightning would take seconds.
         is_refused = isinstance(cause, ValueError | TypeError) or type(cause).__name__ == "MisconfigurationException"
-        is_refused = is_refused and raised_by_lightning(cause)
-        if isinstance(cause, InputError) or raised_in(cause, "forward") or is_refused:
-            report(cause)
-        if (fault := machine_fault(cause)) is None:
+        is_refused = is_refused and errors.raised_by_lightning(cause)
+        if isinstance(cause, InputError) or errors.raised_in(cause, "forward") or is_refused:
+            errors.report(cause)
+        if (fault := errors.machine_fault(cause)) is None:
             raise
-        report(InputError(fault))
+        errors.report(InputError(fault))
 
 
 def command_parser(module: str, description: str) -> argparse.ArgumentParser:
@@ -69,91 +67,72 @@ def command_parser(module: str, description: str) -> argparse.ArgumentParser:
 def parse_words(parser: argparse.ArgumentParser, args: list[str], also: str | None = None) -> argparse.Namespace:
     """Parse a command line. Other options whose names start with `also` are in `more`, as pairs of flag and value.
 
-    Raises:
-        InputError: an option is unknown or has a wrong value; the message suggests the nearest option.
+    Raises InputError if an option is unknown or has a wrong value; the message suggests the nearest option.
     """
-    words, more = _set_aside(args, f"--{also}") if also else (args, [])
+    usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
+    flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
+    words, more = (args, []) if also is None else _set_aside(args, f"--{also}", flags)
     try:
         options, unknown = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
         raise InputError(str(error).removeprefix("argument ")) from error
-    options.more = []
-    unknown = [*more, *(word for word in unknown if word != f"--{also}")]
-    while unknown and also is not None and unknown[0].startswith(f"--{also}"):
-        flag, equals, value = unknown.pop(0).partition("=")
-        if not equals and not also and unknown and not unknown[0].startswith("--"):
-            value = unknown.pop(0)
-        elif not equals and (flag in bare_flags() or flag.endswith("fast_dev_run")):
-            value = "true"
-        elif not equals:
-            raise InputError(f"{flag}: give a value, or leave it out")
-        options.more.append((flag, value))
-    if unknown:
-        raise InputError(f"{unknown[0]}: {_no_option(parser, options, unknown[0].partition('=')[0])}")
+    options.more = more
+    for word in unknown:
+        if word != f"--{also}":
+            raise InputError(f"{word}: {_no_option(flags, options, word.partition('=')[0])}")
     return options
 
 
-def _no_option(parser: argparse.ArgumentParser, options: argparse.Namespace, word: str) -> str:
+def _no_option(flags: list[str], options: argparse.Namespace, word: str) -> str:
     places = [name for name in PLACES if name in vars(options)]
     if not word.startswith("-"):
         takes_several = any(isinstance(getattr(options, name), list) for name in places)
         way = "give all inputs in one place" if takes_several else "give it after its option (see --help)"
         return f"no option takes it: {way}, and a text with blanks in quotes"
-    usage = re.sub(r"\x1b\[[\d;]*m", "", parser.format_usage())  # Python 3.14 colours it
-    flags = ["--help", *re.findall(r"(?<!\w)--\w[\w.-]*", usage)]
     if word.removeprefix("--") in places:
         return f"no such option: leave the word {word} out and give only its values"
     return f"no such option{nearest(word, flags)}"
 
 
-def _set_aside(args: list[str], prefix: str) -> tuple[list[str], list[str]]:
-    """Split a command line into words, and options with a prefix, each joined with its value.
+def _set_aside(args: list[str], prefix: str, flags: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Split a command line into words for argparse, and the options with a prefix that are not among its `flags`.
 
-    argparse would read such a value, or a word with a blank, as an input. `prefix` marks each option's place in the
-    words: it ends the values of the option before.
+    argparse would read their values as inputs. The bare prefix marks their places: it ends the values before it.
     """
     words: list[str] = []
-    found: list[str] = []
-    needs_value = False
-    for word in args:
-        if word.startswith(prefix):
-            found.append(word)
-            words += [prefix] if words and words[0].startswith("--") else []
-            needs_value = "=" not in word
-        elif needs_value and not word.startswith("--"):
-            found[-1] += f"={word}"
-            needs_value = False
-        else:
+    found: list[tuple[str, str]] = []
+    left = list(args)
+    while left:
+        word = left.pop(0)
+        flag, equals, value = word.partition("=")
+        if not flag.startswith(prefix) or flag in flags:
             words.append(word)
-            needs_value = False
+            continue
+        if not equals and left and not left[0].startswith("--"):
+            value = left.pop(0)
+        elif not equals and (flag in bare_flags() or flag.endswith("fast_dev_run")):
+            value = "true"
+        elif not equals:
+            raise InputError(f"{flag}: give a value, or leave it out")
+        found.append((flag, value))
+        if prefix != "--" and words and words[0].startswith("--"):
+            words.append(prefix)
     return words, found
 
 
 def data_options(options: argparse.Namespace) -> dict[str, Any]:
     """The values of options such as `--data.path`, keyed by argument name."""
-    from src.engine.cli.config import parse_value
+    from src.engine.cli.config import parse_option
 
-    found = {}
-    for flag, value in options.more:
-        try:
-            found[flag.removeprefix("--data.")] = parse_value(value)
-        except InputError as error:
-            raise InputError(f"{flag} {value}: not YAML: put quotes within the quotes ({error})") from error
-    return found
+    return {flag.removeprefix("--data."): parse_option(flag, value) for flag, value in options.more}
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose a checkpoint and set arguments of its DataModule."""
-    parser.add_argument(
-        "--ckpt_path", default="best", help="a path, or `best` or `last` of the newest run; default: %(default)s"
-    )
-    parser.add_argument(
-        "--trust",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="module outside this project whose classes the checkpoint may use; repeatable",
-    )
+    which = "a path, or `best` or `last` of the newest run; default: %(default)s"
+    parser.add_argument("--ckpt_path", default="best", help=which)
+    trust = "module outside this project whose classes the checkpoint may use; repeatable"
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=trust)
     parser.add_argument(
         "--data.NAME", action="append", dest="_", metavar="VALUE", help="arguments of its data, as in src.train"
     )
@@ -169,11 +148,7 @@ def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
 
 
 def new_output(option: str, given: str) -> Path:
-    """The absolute path of a file to write.
-
-    Raises:
-        InputError: the path exists, or its folder does not.
-    """
+    """The absolute path of a file to write. Raises InputError if the path exists, or its folder does not."""
     path = Path(given).expanduser().absolute()
     if path.exists() or path.is_symlink():  # perhaps to a file that is not there yet
         raise InputError(f"{option} {given} already exists: give another name, or remove it")

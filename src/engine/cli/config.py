@@ -14,17 +14,7 @@ from jsonargparse import Namespace, get_loader
 from lightning.pytorch import LightningModule
 
 from src import ROOT
-from src.engine.cli.class_names import (
-    CLASS_KEYS,
-    PARTS_OF_TRAINER,
-    is_part_of_trainer,
-    names_function,
-    resolve_class,
-    resolve_names,
-    takes_class,
-    takes_mapping,
-)
-from src.engine.cli.keys import check_keys
+from src.engine.cli import class_names
 from src.engine.cli.usage import SHORT_FLAGS
 from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import Tree, as_list, import_class, is_class, nearest, short
@@ -41,13 +31,11 @@ BARE_FLAGS = ("-h", "--help", "--help_all", "--quiet", "--debug", "--print_confi
 # Arguments by which Lightning tells two callbacks of one class apart.
 STATE_KEY = ("monitor", "mode", "every_n_train_steps", "every_n_epochs", "train_time_interval")
 
+MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words such as on and no
+
 
 def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Option]]:
-    """Stage (or None), configuration files, and all other options with their values, in the order given.
-
-    Raises:
-        InputError: an argument is neither a stage, an option nor a value, or an option has no value.
-    """
+    """Stage (or None), configuration files, and all other options with their values. Raises InputError for the rest."""
     stage: str | None = None
     files: list[str] = []
     options: list[Option] = []
@@ -95,9 +83,7 @@ def choose_recipe(loaded: list[tuple[Path, Tree]], saved: Tree) -> tuple[Tree, s
     """The recipe, its name (the file name without suffix) and the overlays among the given configurations.
 
     The recipe is the last one given; default: the configuration `saved` in a checkpoint, or `configs/default.yaml`.
-
-    Raises:
-        InputError: the model or the data of the recipe has no class.
+    Raises InputError if the model or the data of the recipe has no class.
     """
     recipes = [(path, tree) for path, tree in loaded if is_recipe(tree)]
     default = ROOT / "configs" / "default.yaml"
@@ -120,9 +106,8 @@ def describe_files(loaded: list[tuple[Path, Tree]], saved: Tree) -> str:
 def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     """Path and tree of a YAML file, found in the working directory or else in the project; a search has `dotted` keys.
 
-    Raises:
-        InputError: the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class that
-            does not exist.
+    Raises InputError if the file is missing, is not a YAML mapping, has a key twice or with a dot, or names a class
+    that does not exist.
     """
     candidates = [Path(given).expanduser(), ROOT / given]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -152,17 +137,38 @@ def load_config(given: str, dotted: bool = False) -> tuple[Path, Tree]:
     if short := [name for name in SHORT_FLAGS if name in tree]:
         raise InputError(f"{given}: {short[0]} belongs under trainer, as in trainer: {{{short[0]}: ...}}")
     try:
-        return path, resolve_names(tree)
+        return path, class_names.resolve_names(tree)
     except InputError as error:
         raise InputError(f"{given}: {str(error).removeprefix('--')}") from error
 
 
-def parse_value(text: str) -> Any:
-    """Parse a YAML value; 1e-3 is a number.
+def check_keys(node: yaml.Node | None, given: str, dotted: bool, arguments: bool = False) -> None:
+    """Raise InputError if a key of a YAML file is repeated, or a setting's name has dots; unless `dotted`.
 
-    Raises:
-        InputError: the text is not YAML.
+    A plain dict among the `arguments` of a class may have keys with dots.
     """
+    lines: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise InputError(f"--config {given}, line {line}: {name} is also in line {lines[name]}: keep one of them")
+        lines[name] = line
+        if key.tag in MISREAD and not dotted:
+            raise InputError(f"--config {given}, line {line}: {name} is not the name of a setting: put it in quotes")
+        if "." in name and not dotted:
+            nested = f"{': {'.join(name.split('.'))}: ...{'}' * name.count('.')}"
+            raise InputError(f"--config {given}, line {line}: {name} has dots: write {nested}")
+        check_keys(value, given, (dotted or arguments) and not _names_class(value), name == "init_args")
+    for item in node.value if isinstance(node, yaml.SequenceNode) else ():
+        check_keys(item, given, dotted and not _names_class(item))
+
+
+def _names_class(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.MappingNode) and any(key.value == "class_path" for key, _ in node.value)
+
+
+def parse_value(text: str) -> Any:
+    """Parse a YAML value; 1e-3 is a number. Raises InputError if the text is not YAML."""
     try:
         return get_loader("yaml")(text)
     except Exception as error:  # the exception class depends on the YAML loader
@@ -177,55 +183,50 @@ def is_recipe(tree: Tree) -> bool:
 
 
 def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -> tuple[Tree, list[Option]]:
-    """Merge the classes given on the command line into a tree; returns it and the remaining options, plain values.
-
-    Raises:
-        InputError: a class does not exist, or an option sets an argument of a class that is not there.
-    """
+    """Merge the classes of the command line into a tree; returns it and the other options. Unknown ones: InputError."""
     left: list[Option] = []
     for flag, value in sorted(options, key=_depth):  # a class before the classes in its arguments
         key = _key(flag)
+        over: Tree = {}  # what is merged
         if value is None:
-            left.append((flag, value))
+            pass
         elif flag.endswith(".help"):
-            left.append((flag, resolve_class(value, key.removesuffix(".help"))))
-        elif is_class_setting(tree, key) and not names_function(value):
-            over = None if value.lower() in ("none", "null") else _parse_option(flag, value)
-            if isinstance(over, str) and over.endswith((".yaml", ".yml")):
-                over = load_config(over)[1]
-            over = {"class_path": resolve_class(over, key)} if isinstance(over, str) else resolve_names(over, key)
-            tree = merge(tree, nest(key, over), "", dropped)
+            value = class_names.resolve_class(value, key.removesuffix(".help"))
+        elif is_class_setting(tree, key) and not class_names.names_function(value):
+            given = None if value.lower() in ("none", "null") else parse_option(flag, value)
+            if isinstance(given, str) and given.endswith((".yaml", ".yml")):
+                given = load_config(given)[1]
+            given = {"class_path": given} if isinstance(given, str) else given
+            over = nest(key, class_names.resolve_names(given, key))
         elif key in ("strategy", "trainer.strategy") and re.fullmatch(r"[\w.]+(\.\w+|Strategy)", value):
-            over = nest("trainer.strategy", {"class_path": resolve_class(value, key)})
-            tree, left = merge(tree, over, "", dropped), _without(left, over)
-        elif key in ("trainer", "checkpoint") and isinstance(over := _parse_option(flag, value), dict):
-            over = {key: resolve_names(over, key)}
-            tree, left = merge(tree, over, "", dropped), _without(left, over)
-        elif is_part_of_trainer(value, key) and is_class(setting(tree, key)):
-            over = nest(key, {"class_path": resolve_class(value, key)})
-            tree, left = merge(tree, over, "", dropped), _without(left, over)
-        elif key.rstrip("+") in PARTS_OF_TRAINER and value[:1] in ("[", "{"):
-            left.append((flag, json.dumps(resolve_names(_parse_option(flag, value), key))))
+            over = nest("trainer.strategy", {"class_path": class_names.resolve_class(value, key)})
+        elif key in ("trainer", "checkpoint") and isinstance(given := parse_option(flag, value), dict):
+            over = {key: class_names.resolve_names(given, key)}
+        elif class_names.is_part_of_trainer(value, key):
+            value = class_names.resolve_class(value, key)
+            over = nest(key, {"class_path": value}) if is_class(setting(tree, key)) else {}
+        elif key.rstrip("+") in class_names.PARTS_OF_TRAINER and value[:1] in ("[", "{"):
+            value = json.dumps(class_names.resolve_names(parse_option(flag, value), key))
+        if over:
+            tree = merge(tree, over, "", dropped)
+            # Those that are set again: the parser would apply them after it.
+            left = [one for one in left if setting(over, _key(full_option(one[0], "").rstrip("="))) is None]
         else:
-            left.append((flag, resolve_class(value, key) if is_part_of_trainer(value, key) else value))
+            left.append((flag, value))
     for flag, _ in left:
         key, _, leaf = flag.removeprefix("--").partition(".")
-        if key in CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
+        if key in class_names.CLASS_KEYS and leaf and not flag.endswith(".help") and not is_class(tree.get(key)):
             own = ", or give the model's own option, as in --model.lr" if key in ("optimizer", "lr_scheduler") else ""
             raise InputError(f"{flag}: there is no {key}; add one, as in --{key} CLASS{own}")
     return tree, left
 
 
-def _without(options: list[Option], over: Tree) -> list[Option]:
-    """Options without those that a later one sets; they would be applied after it."""
-    return [one for one in options if setting(over, _key(full_option(one[0], "").rstrip("="))) is None]
-
-
-def _parse_option(flag: str, value: str) -> Any:
+def parse_option(flag: str, value: str) -> Any:
+    """The value of an option. Raises InputError if it is not YAML."""
     try:
         return parse_value(value)
     except InputError as error:
-        raise InputError(f"{flag} {value}: it is not YAML: {error}") from error
+        raise InputError(f"{flag} {value}: not YAML: put quotes within the quotes ({error})") from error
 
 
 def _key(flag: str) -> str:
@@ -235,7 +236,7 @@ def _key(flag: str) -> str:
 def _depth(option: Option) -> int:
     """How deep within model, data, optimizer or schedule an option is; the order of others counts."""
     key = _key(option[0])
-    return key.count(".") if key.partition(".")[0] in CLASS_KEYS else 0
+    return key.count(".") if key.partition(".")[0] in class_names.CLASS_KEYS else 0
 
 
 def other_parts(saved: Tree, tree: Tree) -> str:
@@ -251,26 +252,17 @@ def other_parts(saved: Tree, tree: Tree) -> str:
 
 
 def check_mode(trees: list[Tree], options: list[Option]) -> None:
-    """Check that the metric that selects the best checkpoint has a mode: the default is for losses.
-
-    Args:
-        trees: the recipe and its overlays.
-        options: of the command line.
-
-    Raises:
-        InputError: the recipe's mode, or the default, would be used for a metric that it is not for.
-    """
-    given: Tree = {}
+    """Raise InputError if the metric of the best checkpoint has no mode of its own; `trees`: recipe and overlays."""
+    recipe, *later = [tree.get("checkpoint") or {} for tree in trees]
     for flag, value in options:
-        if flag == "--checkpoint" and isinstance(settings := _parse_option(flag, value or ""), dict):
-            given |= settings
+        if flag == "--checkpoint" and isinstance(settings := parse_option(flag, value or ""), dict):
+            later.append(settings)
         elif flag.startswith("--checkpoint."):
-            given[flag.removeprefix("--checkpoint.")] = None if value == "null" else value
-    later = [tree.get("checkpoint") or {} for tree in trees[1:]] + [given]
-    before, mode = (setting(trees[0], f"checkpoint.{name}") for name in ("monitor", "mode"))
-    monitor = next((one["monitor"] for one in reversed(later) if "monitor" in one), before)
+            later.append({flag.removeprefix("--checkpoint."): None if value == "null" else value})
+    monitor = next((one["monitor"] for one in [*reversed(later), recipe] if "monitor" in one), None)
     has_mode = any("mode" in one and one.get("monitor", monitor) == monitor for one in later)
-    has_mode = has_mode or bool(mode and monitor == before)
+    mode = recipe.get("mode")
+    has_mode = has_mode or bool(mode and recipe.get("monitor") == monitor)
     if monitor and not has_mode and (mode == "max" or "loss" not in str(monitor).lower()):
         raise InputError(f"--checkpoint.monitor {monitor}: lowest or highest? give --checkpoint.mode min or max too")
 
@@ -279,7 +271,7 @@ def is_class_setting(tree: Tree, key: str) -> bool:
     """Whether the setting with this dotted name, such as `model.net`, is a class."""
     parent, _, leaf = key.rpartition(".")
     node = setting(tree, parent)
-    return key in CLASS_KEYS or (is_class(node) and takes_class(node["class_path"], leaf))
+    return key in class_names.CLASS_KEYS or (is_class(node) and class_names.takes_class(node["class_path"], leaf))
 
 
 def setting(tree: Tree, key: str) -> Any:
@@ -304,7 +296,7 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
     class. `name+` appends to the list `name`. A dict that is an argument of a class replaces the old one as a whole.
     """
     if is_class(base) and isinstance(over, str):
-        over = {"class_path": resolve_class(over, key)}
+        over = {"class_path": class_names.resolve_class(over, key)}
     if is_class(base) and isinstance(over, dict):
         if not is_class(over):
             if not over.keys() & {"init_args", "dict_kwargs"}:
@@ -312,9 +304,8 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
             over = {"class_path": base["class_path"], **over}
         if import_class(over["class_path"]) is not import_class(base["class_path"]):
             if lost := base.get("init_args"):
-                old, new = (path.rpartition(".")[2] for path in (base["class_path"], over["class_path"]))
                 values = ", ".join(f"{name}={short(value)}" for name, value in lost.items())
-                dropped.append(f"{key}: {new} starts from its own defaults; {old}'s {values} dropped")
+                dropped.append(f"{key}: {short(over)} starts from its own defaults; {short(base)}'s {values} dropped")
             return over
     if base is None and isinstance(over, dict) and not is_class(over):
         base = {}  # so that `name+` becomes a list
@@ -326,7 +317,7 @@ def merge(base: Any, over: Any, key: str, dropped: list[str], owner: str = "") -
     for name, value in over.items():
         path = f"{key}.{name}" if key and name != "init_args" else key or name
         is_dict = isinstance(value, dict) and not (is_class(value) or is_class(merged.get(name)))
-        if owner and is_dict and takes_mapping(owner, name):
+        if owner and is_dict and class_names.takes_mapping(owner, name):
             merged[name] = value
         elif name.endswith("+"):
             before = [one for one in as_list(merged.get(name[:-1])) if not isinstance(one, bool)]  # logger: true

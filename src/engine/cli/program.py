@@ -15,18 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from src import ROOT
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.runs import checkpoints_of, relative
-from src.engine.system.errors import (
-    GUIDE,
-    InputError,
-    cause_of,
-    machine_fault,
-    raised_by_lightning,
-    raised_in,
-    raised_in_restore,
-    report,
-)
+from src.engine.system import errors
+from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.system.interruption import Interrupted
+from src.engine.system.interruption import Interrupted, exit_after
 from src.engine.system.quiet import silence_known_warnings
 from src.engine.training.finite_loss import NotFiniteError
 
@@ -54,26 +46,26 @@ def run(started: float) -> None:
     except Interrupted as stop:
         _exit_after_signal(cli, stop)
     except Exception as error:
-        cause = cause_of(error)
+        cause = errors.cause_of(error)
         if cli is not None and (signum := cli.interruption.received) and "DataLoader worker" in str(cause):
             _exit_after_signal(cli, Interrupted(signum))  # a scheduler has ended the processes that load data too
         refused = MisconfigurationException | ModuleNotFoundError | ValueError | RuntimeError
-        is_fixable = isinstance(cause, InputError) or raised_in(cause, "forward")
-        if raised_by_lightning(cause) and (isinstance(cause, refused) or "dataloader" in str(cause)):
+        is_fixable = isinstance(cause, InputError) or errors.raised_in(cause, "forward")
+        if errors.raised_by_lightning(cause) and (isinstance(cause, refused) or "dataloader" in str(cause)):
             hint, is_fixable = _hint(cli, str(cause)), True
             cause = InputError(f"{cause}; {hint}") if hint else cause
         for input_error in hooks("input_error"):
             if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
                 cause, is_fixable = fixable, True
-        if (fault := machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
+        if (fault := errors.machine_fault(cause, cli.record.folder if cli and cli.record else None)) is not None:
             more = "" if fault.startswith("too little memory") else _continue_command(cli)
             cause, is_fixable = InputError("; ".join(filter(None, (fault, more)))), True
-        elif cli is not None and not is_fixable and (cli.from_path or raised_in_restore(cause)):
+        elif cli is not None and not is_fixable and (cli.from_path or errors.raised_in_restore(cause)):
             cause, is_fixable = InputError(cli.blame_checkpoint(cause)), True
         if "--debug" in args or not is_fixable:
             raise
         try:
-            report(cause, getattr(rank_zero_only, "rank", 0))
+            errors.report(cause, getattr(rank_zero_only, "rank", 0))
         finally:
             _end_processes(cli, 5)  # they report the error too, and may end with this process
 
@@ -81,7 +73,7 @@ def run(started: float) -> None:
 def _hint(cli: StarterCLI | None, message: str) -> str:
     """What to do about an error of Lightning."""
     if re.search(r"method|dataloader|must be implemented", message):
-        return GUIDE
+        return errors.GUIDE
     if "Early stopping conditioned on metric" in message:
         return "give the monitor of a metric that is logged, or leave EarlyStopping out"
     return _continue_command(cli) if "metric" in message else ""
@@ -113,10 +105,5 @@ def _exit_after_signal(cli: StarterCLI | None, stop: Interrupted) -> NoReturn:
     if getattr(rank_zero_only, "rank", 0) != 0:
         os._exit(0)  # any other code makes Lightning kill the first process, which reports the end
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    lines = [f"{stop}"]
-    if cli is not None:
-        _end_processes(cli, 2)
-        lines.append(_continue_command(cli))
-    with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
-        print(*filter(None, lines), sep="\n", file=sys.stderr, flush=True)
-    sys.exit(128 + stop.signum)
+    _end_processes(cli, 2)
+    exit_after(stop, *filter(None, [_continue_command(cli)]))

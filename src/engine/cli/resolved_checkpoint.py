@@ -11,18 +11,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from src import ROOT
 from src.engine.cli import config
 from src.engine.cli.class_names import resolve_names
+from src.engine.runs import runs
 from src.engine.runs.checkpoint import PATHS, configurations, own_configuration
-from src.engine.runs.runs import (
-    checkpoint_of,
-    find_checkpoint,
-    from_first_process,
-    good_checkpoint,
-    newest_run,
-    relative,
-    run_of,
-    runs_of,
-    runs_to_continue,
-)
 from src.engine.system.classes import Tree, with_present_paths
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
@@ -50,18 +40,13 @@ class ResolvedCheckpoint:
 
 
 def resolve_checkpoint(stage: str | None, loaded: Loaded, options: list[config.Option]) -> ResolvedCheckpoint:
-    """Find the checkpoint for `--ckpt_path` and `--run`.
-
-    Raises:
-        InputError: there is no such run, or it has no checkpoint.
-    """
+    """Find the checkpoint for `--ckpt_path` and `--run`. Raises InputError if run or checkpoint is missing."""
     given = dict(options)
     for flag in ("--ckpt_path", "--run"):
         if given.get(flag) == "":
             raise InputError(f"{flag} is empty: give a path, or leave it out")
-    names_recipe = _names_recipe(loaded)
-    path = _given("ckpt_path", _settings(loaded) if names_recipe else [tree for _, tree in loaded], options)
-    if stage in (None, "fit") and not (path or given.get("--run") or names_recipe):
+    path = _given("ckpt_path", _settings(loaded) if _names_recipe(loaded) else [tree for _, tree in loaded], options)
+    if stage in (None, "fit") and not (path or given.get("--run") or _names_recipe(loaded)):
         recipe = next(iter(_settings([])), {})
         if path := recipe.get("ckpt_path"):
             loaded = [(ROOT / "configs" / "default.yaml", recipe), *loaded]
@@ -88,46 +73,41 @@ def read_configuration(
 
     The user's own runs (`--run`, `best`, `last`) give their whole configuration. From other checkpoints the part
     `trust` reads the settings that it allows; without this part they give weights only, unless they are in `logs/`.
-
-    Raises:
-        InputError: the checkpoint names a class that is not allowed, or is not of this project.
+    Raises InputError if the checkpoint names a class that is not allowed, or is not of this project.
     """
     own = own_configuration(checkpoint, resolved.own_run)
-    for checked_configuration in hooks("checked_configuration"):
-        found: tuple[Tree, Tree, list[str]] = checked_configuration(checkpoint, own, resolved, options)
+    if checked_configuration := hooks("checked_configuration"):
+        found: tuple[Tree, Tree, list[str]] = checked_configuration[0](checkpoint, own, resolved, options)
         return found
-    own = own or own_configuration(checkpoint, find_checkpoint(str(resolved.path))[1])
+    own = own or own_configuration(checkpoint, runs.find_checkpoint(str(resolved.path))[1])
     return own, own.get("model") or {}, []
 
 
 def _to_continue(
     path: str | None, folder: Path | None, root: Path | None, loaded: Loaded, options: list[config.Option]
 ) -> ResolvedCheckpoint:
-    automatic = path == "auto"
     if folder is None:
         name = _given("name", _settings(loaded), options) or config.choose_recipe(loaded, {})[1]
-        parent = runs_of(root or ROOT / "logs", name)
+        parent = runs.runs_of(root or ROOT / "logs", name)
         is_first = getattr(rank_zero_only, "rank", 0) == 0
-        runs = runs_to_continue(parent, automatic) if is_first else iter(())
-        newest = from_first_process(str(next((one for one in runs if _suits(one, loaded, options)), "")))
-        folder = Path(newest) if newest else None
-    else:
+        unfinished = runs.runs_to_continue(parent, path == "auto") if is_first else iter(())
+        newest = runs.from_first_process(str(next((one for one in unfinished if _suits(one, loaded, options)), "")))
+        if not newest and path == "auto":
+            return ResolvedCheckpoint(loaded)
+        if not newest:
+            way = "for one of another recipe give its --config, or --run FOLDER; for a new run leave --ckpt_path out"
+            raise InputError(f"--ckpt_path last: {parent} has no unfinished run with a checkpoint, not in use; {way}")
+        folder = Path(newest)
+    elif _others(folder, loaded, options):
         recipes = [one for one in loaded if config.is_recipe(one[1])]
-        if _others(folder, loaded, options) and (others := _others(folder, recipes, [])):
-            rank_zero_info(f"{relative(folder)} has {others}: it is continued with its own settings")
-    if folder is None:
-        if not automatic:
-            raise InputError(
-                f"--ckpt_path last: {parent} has no unfinished run that has a checkpoint and is not in use; for"
-                " a run of another recipe give its --config, or --run FOLDER; for a new run leave --ckpt_path out"
-            )
-        return ResolvedCheckpoint(loaded)
+        if others := _others(folder, recipes, []):
+            rank_zero_info(f"{runs.relative(folder)} has {others}: it is continued with its own settings")
     if path in (None, "last", "auto"):
-        checkpoint, lines = good_checkpoint(folder)
+        checkpoint, lines = runs.good_checkpoint(folder)
         for line in lines:
             rank_zero_info(line)
         path = str(checkpoint)
-    rank_zero_info(f"Continuing run {relative(folder)} from {Path(path).name}")
+    rank_zero_info(f"Continuing run {runs.relative(folder)} from {Path(path).name}")
     overlays = [(file, tree) for file, tree in loaded if not config.is_recipe(tree)]
     own_run = folder if Path(path).expanduser().absolute().parent.parent == folder else None
     return ResolvedCheckpoint(overlays, path, run_folder=folder, own_run=own_run)
@@ -154,8 +134,8 @@ def _given(key: str, trees: list[Tree], options: list[config.Option]) -> Any:
 
 def _suits(folder: Path, loaded: Loaded, options: list[config.Option]) -> bool:
     """Whether a run has the network and the data of the command line; if not, print one line."""
-    run = shlex.quote(relative(folder))
     if others := _others(folder, loaded, options):
+        run = shlex.quote(runs.relative(folder))
         way = "" if others.startswith("settings") else f": give --run {run} to continue it"
         rank_zero_info(f"{run} has {others}, so it is not continued{way}")
     return not others
@@ -190,14 +170,14 @@ def _others(folder: Path, loaded: Loaded, options: list[config.Option]) -> str:
 def _to_evaluate(
     stage: str, path: str | None, folder: Path | None, root: Path | None, loaded: Loaded, options: list[config.Option]
 ) -> ResolvedCheckpoint:
-    given = dict(options)
+    given, trees = dict(options), [tree for _, tree in loaded]
     if path not in (None, "best", "last"):
         if folder and (own := folder / "checkpoints" / path).exists():  # named by an error
             path = str(own)
-        is_elsewhere = _given("trainer.default_root_dir", [tree for _, tree in loaded], options)
         if folder and Path(path).expanduser().absolute().parent.parent != folder:
             raise InputError(f"--run {folder} has no checkpoint {path}: leave --run out")
-        evaluated = None if is_elsewhere else folder or run_of(Path(path))
+        is_elsewhere = _given("trainer.default_root_dir", trees, options)
+        evaluated = None if is_elsewhere else folder or runs.run_of(Path(path))
         return ResolvedCheckpoint(loaded, path, evaluated=evaluated, own_run=folder)
     if path is None and any(flag.endswith("help") or flag in ("-h", "--print_config") for flag in given):
         return ResolvedCheckpoint(loaded)
@@ -206,9 +186,9 @@ def _to_evaluate(
         rank_zero_info(f"No --ckpt_path given: {stage} --fast_dev_run uses the untrained model")
         return ResolvedCheckpoint(loaded)
     if folder is None:
-        name = _given("name", [tree for _, tree in loaded], options)
+        name = _given("name", trees, options)
         name = name or (config.choose_recipe(loaded, {})[1] if _names_recipe(loaded) else None)
-        folder = Path(from_first_process(str(newest_run(root or ROOT / "logs", name))))
-    checkpoint = checkpoint_of(folder, path or "best")
-    rank_zero_info(f"{stage} of run {relative(folder)}, {checkpoint.name}")
+        folder = Path(runs.from_first_process(str(runs.newest_run(root or ROOT / "logs", name))))
+    checkpoint = runs.checkpoint_of(folder, path or "best")
+    rank_zero_info(f"{stage} of run {runs.relative(folder)}, {checkpoint.name}")
     return ResolvedCheckpoint(loaded, str(checkpoint), evaluated=folder, own_run=folder)

@@ -6,7 +6,6 @@ import warnings
 from enum import Enum
 from typing import get_args
 
-import lightning
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -30,37 +29,25 @@ def dump(tree: Tree) -> str:
     return yaml.safe_dump(tree, sort_keys=False)
 
 
-def configuration_text(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> tuple[str, Tree]:
-    """A configuration as text for `config.yaml`, and as a tree.
+def checked_settings(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> Tree:
+    """A configuration as a tree that can be written to `config.yaml`. Raises InputError if it would be read as another.
 
     Args:
         parser: reads the text back.
         given: the configuration.
         has_monitor: whether it names the metric that selects the best checkpoint; else that is left out, so that a run
             that repeats or continues this one chooses it again.
-
-    Raises:
-        InputError: it holds a value that cannot be written, or that is read back as another.
     """
-    tree = _written(parser, given)
-    again = _written(parser, parser.parse_string(dump(tree)))
+    tree = plain_settings(parser, given, has_monitor)
+    again = plain_settings(parser, parser.parse_string(dump(tree)), has_monitor)
     if dump(again) != dump(tree):
         changed = [one for key in tree for one in differences(again.get(key), tree[key], key)]
         raise InputError(f"{changed[0]}: config.yaml would not repeat this run: give a plain value")
-    if not has_monitor:
-        del tree["checkpoint"]["monitor"]
-    return f"# lightning=={lightning.__version__}\n{dump(tree)}", tree
+    return tree
 
 
-def printed(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> str:
-    """A configuration as text for `--print_config`, which a run can take as its recipe; arguments as above."""
-    tree = _written(parser, given)
-    if not has_monitor:
-        del tree["checkpoint"]["monitor"]
-    return dump(tree)
-
-
-def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
+def plain_settings(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> Tree:
+    """A configuration as a tree, which a run can take as its recipe; arguments as above."""
     for key in (*CALL_ONLY, *(flag.removeprefix("--") for flag in bare_flags())):
         given.pop(key, None)
     for key in hooks("UNWRITTEN_IF_ZERO"):  # so that a run can be read where this part has been removed
@@ -71,16 +58,14 @@ def _written(parser: LightningArgumentParser, given: Namespace) -> Tree:
             tree: Tree = yaml.safe_load(parser.dump(given, skip_unset=False))
     except (ValueError, TypeError, yaml.YAMLError) as error:
         raise InputError(f"the configuration cannot be written to config.yaml: {reason_of(error)}") from error
+    if not has_monitor:
+        del tree["checkpoint"]["monitor"]
     _drop_objects(tree)
     return tree
 
 
 def _drop_objects(tree: Tree) -> None:
-    """Remove the arguments that jsonargparse cannot write, if they are defaults, as Lightning's `torch.device("cpu")`.
-
-    Raises:
-        InputError: such an argument is not a default.
-    """
+    """Remove defaults that jsonargparse cannot write, as `torch.device("cpu")`; for other values raise InputError."""
     for node in [value for _, value in walk(tree) if is_class(value)]:
         cls, given = import_class(node["class_path"]), node.get("init_args") or {}
         for name in [name for name, value in given.items() if str(value).startswith(NOT_WRITTEN)]:

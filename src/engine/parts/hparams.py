@@ -6,7 +6,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from src.engine.system.settings import flat
+from src.engine.system.classes import flat
 
 COMPARED = ("seed_everything", "model", "data", "optimizer", "lr_scheduler")
 COMPARED_OF_TRAINER = ("max_epochs", "max_steps", "precision", "gradient_clip_val", "accumulate_grad_batches")

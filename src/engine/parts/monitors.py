@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from src.engine.runs.checkpoint import best_states
 from src.engine.system.metric_names import final_names
 from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
+from src.engine.training.default_callbacks import validates
 from src.engine.training.early_stopping import follow, followers
 
 
@@ -43,8 +44,7 @@ class MonitorChoice(Callback):
         self._follow()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
-        if not self._is_settled and (is_empty or not trainer.enable_validation):
+        if not self._is_settled and not validates(trainer):
             self._settle(None, "there is no validation")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

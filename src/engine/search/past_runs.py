@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from src.engine.runs.checkpoint import configuration_files
+from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
-from src.engine.system.settings import flat
 
 MAX_POINTS = 2000  # of a curve
 

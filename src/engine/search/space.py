@@ -15,9 +15,8 @@ from optuna.distributions import (
 
 from src.engine.cli.config import Option, full_option
 from src.engine.runs.checkpoint import PATHS
-from src.engine.system.classes import nearest, short
+from src.engine.system.classes import flat, nearest, short
 from src.engine.system.errors import InputError
-from src.engine.system.settings import flat
 
 KINDS = ("float", "int", "categorical")
 DISTRIBUTIONS: dict[str, Any] = dict(

@@ -14,11 +14,7 @@ def is_address(given: Any) -> bool:
 
 
 def local_path(given: str | Path) -> Path:
-    """The path of a file or folder; what an address names is copied first.
-
-    Raises:
-        InputError: the address cannot be read.
-    """
+    """The path of a file or folder; what an address names is copied first. Raises InputError if it cannot be read."""
     return at_address(hooks("copy_of"), given)(str(given)) if is_address(given) else Path(given).expanduser()
 
 
@@ -28,11 +24,7 @@ def local_name(given: str) -> str:
 
 
 def at_address(found: list[Any], given: object) -> Any:
-    """What the part for addresses defines.
-
-    Raises:
-        InputError: the part has been removed.
-    """
+    """What the part for addresses defines. Raises InputError if the part has been removed."""
     if not found:
         raise InputError(f"{given}: this project has no part for addresses: give a path on this machine")
     return found[0]

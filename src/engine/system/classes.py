@@ -85,11 +85,7 @@ def is_class(node: Any) -> bool:
 
 
 def import_class(path: str) -> Any:
-    """The class or function at a dotted path, or None if missing.
-
-    Raises:
-        InputError: the module cannot be imported; the message names file and line of the error.
-    """
+    """The class or function at a dotted path, or None. Raises InputError, with its line, if the module has an error."""
     module, _, name = path.rpartition(".")
     if not module or not all(part.isidentifier() for part in path.split(".")):
         return None
@@ -149,6 +145,23 @@ def differences(old: Any, new: Any, key: str) -> list[str]:
             found += differences(old.get(name), new[name], key if name == "init_args" else f"{key}.{name}")
         return found
     return [] if old == new else [f"--{key} {short(new)}"]
+
+
+def flat(node: Any, name: str = "") -> dict[str, Any]:
+    """The settings of a configuration by option name, such as `model.net.width`; a class is its name."""
+    if isinstance(node, list) and node and all(is_class(one) for one in node):
+        found = {name: ", ".join(map(short, node))}
+        for one in node:
+            inner = flat(one, f"{name}.{short(one)}")
+            found |= {key: value for key, value in inner.items() if "." in key.removeprefix(f"{name}.")}
+        return found
+    if not isinstance(node, dict) or not node:
+        return {name: node}
+    found = {name: short(node)} if is_class(node) else {}
+    children = {**(node.get("init_args") or {}), **(node.get("dict_kwargs") or {})} if is_class(node) else node
+    for key, value in children.items():
+        found |= flat(value, f"{name}.{key}".lstrip("."))
+    return found
 
 
 def short(value: Any) -> str:

@@ -9,21 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from traceback import walk_tb
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 GUIDE = "see docs/your_own.md"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
-UNUSABLE_GPU = re.compile("NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable")
 MEMORY = re.compile("(out of|allocate)( shared)? memory")  # of a GPU; of a CPU; between processes
+# What torch's errors say, and the line for each; {} is what the pattern has found.
+FAULTS = {
+    ".*(NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable).*": "the GPU cannot be used ({}): update its"
+    " driver or take another one, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command",
+    ".* does not have a deterministic implementation": "{}: give --trainer.deterministic warn, which repeats"
+    " everything else",
+    r"DataLoader worker \(pid[^.]*": "a process that loads data has died, often for lack of memory: {}. Give a smaller"
+    " num_workers",
+    ".*([Cc]onnection (closed|reset|refused)|Broken pipe|gloo).*": "another process of this run has ended ({})",
+}
 
 
 class InputError(ValueError):
-    """Invalid input; the message says what was given and what would work.
-
-    The command line prints it as one line and exits with code 2, without a traceback.
-    """
+    """Invalid input: what was given and what would work. Commands print it as one line and exit with code 2."""
 
 
 class SampleError(InputError):
@@ -64,10 +70,7 @@ def report(error: BaseException, rank: int = 0) -> NoReturn:
 
 @contextmanager
 def constructor_errors() -> Iterator[None]:
-    """Turn a ValueError that a class raises in its constructor into an InputError.
-
-    Networks can raise ValueError, so they do not depend on the engine; the user still sees one line.
-    """
+    """Turn a ValueError that a class raises in its constructor into an InputError: networks do not know the engine."""
     try:
         yield
     except ValueError as error:
@@ -85,23 +88,22 @@ def raised_in(error: BaseException, method: str) -> bool:
     All frames in between must be of the same package. A library's class counts only if jsonargparse created it: an
     error of a torch layer inside the user's network needs its traceback.
     """
-    frames: list[tuple[FrameType, int]] = []
+    traces: list[TracebackType] = []
     trace = error.__traceback__
     while trace is not None:
-        frames.insert(0, (trace.tb_frame, trace.tb_lasti))
+        traces.insert(0, trace)
         trace = trace.tb_next
-    if type(error) is not ValueError or not frames:
+    if type(error) is not ValueError or not traces:
         return False
-    code, at = frames[0][0].f_code, frames[0][1]
-    if dis.opname[code.co_code[at]] != "RAISE_VARARGS":  # Python itself raised it, as in unpacking
+    code = traces[0].tb_frame.f_code
+    if dis.opname[code.co_code[traces[0].tb_lasti]] != "RAISE_VARARGS":  # Python itself raised it, as in unpacking
         return False
-    package = _package(frames[0][0])
-    for number, (frame, _) in enumerate(frames):
-        if _package(frame) != package:
+    packages = [_package(one.tb_frame) for one in traces]
+    for number, one in enumerate(traces):
+        if packages[number] != packages[0]:
             return False
-        if frame.f_code.co_name == method:
-            caller = _package(frames[number + 1][0]) if number + 1 < len(frames) else ""
-            return not is_library(code.co_filename) or caller == "jsonargparse"
+        if one.tb_frame.f_code.co_name == method:
+            return not is_library(code.co_filename) or packages[number + 1 : number + 2] == ["jsonargparse"]
     return False
 
 
@@ -146,15 +148,7 @@ def machine_fault(error: BaseException, folder: Path | None = None) -> str | Non
         if "shared" in reason:
             return f"too little shared memory: give num_workers 0, or docker run --shm-size 8g ({reason[:120]})"
         return f"too little memory: start again with a smaller batch_size ({reason[:120]})"
-    if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(text):
-        return (
-            f"the GPU cannot be used ({text[:120]}): update its driver or take another one, or train on the CPU with"
-            " CUDA_VISIBLE_DEVICES= before the command"
-        )
-    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
-        return f"{text.partition(',')[0]}: give --trainer.deterministic warn, which repeats everything else"
-    if isinstance(error, RuntimeError) and (found := re.search(r"DataLoader worker \(pid.*", text)):
-        return f"a process that loads data has died, often for lack of memory: {found[0]} Give a smaller num_workers"
-    if isinstance(error, RuntimeError) and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe|gloo", text):
-        return f"another process of this run has ended ({text[:120]})"
+    for pattern, line in FAULTS.items() if isinstance(error, RuntimeError) else ():
+        if found := re.search(pattern, text):
+            return line.format(found[0][:120])
     return None

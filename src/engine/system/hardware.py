@@ -25,15 +25,14 @@ def choose_precision(accelerator: Any, given: str | None = None) -> tuple[str, s
     if given is not None:
         return given, "as given"
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bf16-mixed", f"{torch.cuda.get_device_name()} has bfloat16 arithmetic"
-        return "32-true", f"{torch.cuda.get_device_name()} has no bfloat16 arithmetic"
-    if accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
-        found = [name for name in BF16_INSTRUCTIONS if torch.cpu.get_capabilities().get(name)]
-        if found:
-            return "bf16-mixed", f"this CPU has bfloat16 arithmetic ({found[0]})"
-        return "32-true", "this CPU has no bfloat16 arithmetic"
-    return "32-true", "the safe choice for this accelerator"
+        device, has_bf16 = torch.cuda.get_device_name(), torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
+        device, has_bf16 = "this CPU", any(torch.cpu.get_capabilities().get(name) for name in BF16_INSTRUCTIONS)
+    else:
+        return "32-true", "the safe choice for this accelerator"
+    if has_bf16:
+        return "bf16-mixed", f"{device} has bfloat16 arithmetic"
+    return "32-true", f"{device} has no bfloat16 arithmetic"
 
 
 def tune_hardware(accelerator: Any) -> None:
@@ -61,20 +60,16 @@ def keep_freed_memory() -> None:
 
 def check_accelerator(given: Any) -> None:
     """Raise InputError if this machine does not have the accelerator."""
-    registry = AcceleratorRegistry
-    known = {"auto", "gpu", *registry.available_accelerators()}
     if not isinstance(given, str) or given == "auto":
         return
-    if given not in known:
-        near = nearest(given, known) or f"; known: {', '.join(sorted(known))}"
-        raise InputError(f"--accelerator {given}: no such accelerator{near}")
-    present = {name for name in registry.available_accelerators() if registry[name]["accelerator"].is_available()}
+    known = AcceleratorRegistry.available_accelerators()
+    _check_name("accelerator", given, {"auto", "gpu", *known})
+    present = {name for name in known if AcceleratorRegistry[name]["accelerator"].is_available()}
     present |= {"gpu"} if present & {"cuda", "mps"} else set()
     if given not in present:
-        line = (
-            f"--accelerator {given}: this machine has none; it has {', '.join(sorted(present))}"
-            f" ({os.cpu_count()} cores); type --accelerator {'gpu' if 'gpu' in present else 'cpu'}"
-        )
+        here = f"{', '.join(sorted(present))} ({os.cpu_count()} cores)"
+        other = "gpu" if "gpu" in present else "cpu"
+        line = f"--accelerator {given}: this machine has none; it has {here}; type --accelerator {other}"
         if sys.platform == "linux" and given in ("gpu", "cuda") and not (torch.version.cuda or torch.version.hip):
             line += "; PyTorch is its CPU build here: for a GPU install the default build (make clean, make train)"
         raise InputError(line)
@@ -89,7 +84,10 @@ def check_strategy(given: Any) -> None:
     if re.search("fsdp(?!2)", name.lower()):
         way = "".join(["give ddp", *hooks("INSTEAD_OF_FSDP")])
         raise InputError(f"--strategy {name} makes all weights vectors, which have no weight decay: {way}")
-    known = {"auto", *StrategyRegistry.available_strategies()}
+    _check_name("strategy", given, {"auto", *StrategyRegistry.available_strategies()})
+
+
+def _check_name(option: str, given: Any, known: set[str]) -> None:
     if isinstance(given, str) and given not in known:
         near = nearest(given, known) or f"; known: {', '.join(sorted(known))}"
-        raise InputError(f"--strategy {given}: no such strategy{near}")
+        raise InputError(f"--{option} {given}: no such {option}{near}")

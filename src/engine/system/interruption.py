@@ -2,22 +2,28 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """The run was stopped by a signal.
-
-    Args:
-        signum: the signal; the exit code is 128 + signum.
-    """
+    """The run was stopped by the signal `signum`; the exit code is 128 + signum."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
         super().__init__(f"stopped by {'Ctrl-C' if signum == signal.SIGINT else signal.Signals(signum).name}")
+
+
+def exit_after(stop: Interrupted, *lines: str) -> NoReturn:
+    """Say that a signal has stopped the program, print more lines, and exit; another Ctrl-C has no effect."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(BrokenPipeError):  # Ctrl-C has ended `2>&1 | tee` too
+        print(stop, *lines, sep="\n", file=sys.stderr, flush=True)
+    sys.exit(128 + stop.signum)
 
 
 class Interruption:

@@ -30,8 +30,7 @@ def step_position(trainer: Any) -> tuple[int, int, int]:
 def counting() -> Iterator[None]:
     """Let metrics count with `torch.bincount` where algorithms must be deterministic.
 
-    torchmetrics' other way takes gigabytes and seconds a batch: samples times thresholds times bins. Integer sums do
-    not depend on their order.
+    torchmetrics' other way takes gigabytes and seconds a batch; integer sums do not depend on their order.
     """
     was, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)

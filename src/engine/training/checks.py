@@ -4,15 +4,7 @@ import re
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    BackboneFinetuning,
-    BatchSizeFinder,
-    GradientAccumulationScheduler,
-    LearningRateFinder,
-    SpikeDetection,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.plugins import Precision
 from torch import nn
 
@@ -24,42 +16,33 @@ DEFAULT_MONITOR = "val/loss"
 FOLLOWED = "checkpoint.monitor"  # monitor of an EarlyStopping that watches what selects the best checkpoint
 # Callbacks of Lightning that a run refuses, and why.
 UNUSABLE: dict[type[Callback], str] = {
-    BatchSizeFinder: "changes the batch size after the schedule is made, and config.yaml would not show it: give"
-    " --data.batch_size",
-    LearningRateFinder: "sets an attribute lr of the model, but the schedule follows the optimizer's: give"
-    " --optimizer.lr",
-    StochasticWeightAveraging: "sets the average after the last checkpoint is saved, so no checkpoint has it: give"
-    " --config configs/callbacks/weight_averaging.yaml",
-    SpikeDetection: "of Lightning 2.6 cannot read its own state, so the run could not be continued or tested: leave it"
-    " out; a run stops by itself when the loss becomes NaN or infinite",
+    callbacks.BatchSizeFinder: "changes the batch size after the schedule is made: give --data.batch_size",
+    callbacks.LearningRateFinder: "sets an attribute lr of the model, but the optimizer's is used: give --optimizer.lr",
+    callbacks.StochasticWeightAveraging: "sets the average after the last checkpoint is saved: give --config"
+    " configs/callbacks/weight_averaging.yaml",
+    callbacks.SpikeDetection: "of Lightning 2.6 cannot read its own state: leave it out; a NaN loss stops a run anyway",
 }
 # A metric with another name may be logged in training.
 OF_EVALUATION = re.compile("(val|valid|validation|test)[/_]")
 
 
 class MonitorCheck(Callback):
-    """Raises InputError after the sanity check if a monitored metric named `val/...` or the like is not logged.
-
-    Args:
-        best: the ModelCheckpoint of `--checkpoint`, for messages.
-    """
+    """Raises InputError after the sanity check if a monitored metric named `val/...` or the like is not logged."""
 
     def __init__(self, best: Callback) -> None:
-        self.best = best
+        self.best = best  # the ModelCheckpoint of `--checkpoint`, for messages
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = sorted(trainer.callback_metrics)
+        known = ", ".join(logged) or "nothing"
         plateaus: Any = [one for one in trainer.lr_scheduler_configs if one.reduce_on_plateau]
         for one in [*trainer.callbacks, *plateaus]:  # type: ignore[attr-defined]
+            owner = "--checkpoint." if one is self.best else f"{type(getattr(one, 'scheduler', one)).__name__}: "
             of_name = re.findall(r"\{([^:}]+)", str(getattr(one, "filename", None)))  # metrics in names of checkpoints
             for key, metric in [("monitor", getattr(one, "monitor", None)), *(("filename", name) for name in of_name)]:
-                if not isinstance(metric, str) or metric in logged or not OF_EVALUATION.match(metric):
-                    continue
-                owner = "--checkpoint." if one is self.best else f"{type(getattr(one, 'scheduler', one)).__name__}: "
-                raise InputError(
-                    f"{owner}{key} {metric}: validation logs {', '.join(logged) or 'nothing'}{nearest(metric, logged)}"
-                    " (--trainer.num_sanity_val_steps 0 skips this check)"
-                )
+                if isinstance(metric, str) and metric not in logged and OF_EVALUATION.match(metric):
+                    hint = f"{nearest(metric, logged)} (--trainer.num_sanity_val_steps 0 skips this check)"
+                    raise InputError(f"{owner}{key} {metric}: validation logs {known}{hint}")
 
 
 class TrainedCheck(Callback):
@@ -72,13 +55,11 @@ class TrainedCheck(Callback):
             return
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         held = {id(parameter) for group in groups for parameter in group["params"]}
-        own = pl_module.named_parameters()
-        if left := [name for name, one in own if one.requires_grad and id(one) not in held]:
+        if left := [name for name, one in pl_module.named_parameters() if one.requires_grad and id(one) not in held]:
             self._has_warned = True
-            announce(
-                f"{len(left)} parameters, such as {left[0]}, are not in the optimizer and stay as they are: freeze"
-                " them in on_train_start, not before, or return them in parameter_groups"
-            )
+            way = "freeze them in on_train_start, not before, or return them in parameter_groups"
+            names = f"{len(left)} parameters, such as {left[0]}"
+            announce(f"{names}, are not in the optimizer and stay as they are: {way}")
 
 
 def check_settings(config: Any, trains: bool) -> None:
@@ -87,20 +68,17 @@ def check_settings(config: Any, trains: bool) -> None:
     check_least(1, **{"--trainer.accumulate_grad_batches": trainer.accumulate_grad_batches})
     check_least(0, **{f"--{name}": config[name] for name in ("save_every_n_steps", "save_every_n_minutes")})
     if trainer.barebones:
-        raise InputError(
-            "--trainer.barebones true: every run logs and saves; leave it out, and for less of both give"
-            " --trainer.logger false, --trainer.enable_checkpointing false and --quiet"
-        )
+        less = "--trainer.logger false, --trainer.enable_checkpointing false and --quiet"
+        raise InputError(f"--trainer.barebones true: every run logs and saves; leave it out, and for less give {less}")
+    if not trains:
+        return
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
-        if trains and trainer[name] == 0:
+        if trainer[name] == 0:
             raise InputError(f"--trainer.{name} 0 leaves nothing to train: give at least 1, or the stage test")
     for name, usual in {"check_val_every_n_epoch": "1", "val_check_interval": "1.0, once per epoch"}.items():
-        if trains and trainer[name] == 0 and trainer.limit_val_batches != 0:
-            raise InputError(
-                f"--trainer.{name} 0: give {usual}, or --trainer.limit_val_batches 0 to train without validation"
-            )
-    if trains:
-        check_checkpoint_timing(config.checkpoint, trainer)
+        if trainer[name] == 0 and trainer.limit_val_batches != 0:
+            raise InputError(f"--trainer.{name} 0: give {usual}, or --trainer.limit_val_batches 0 for no validation")
+    check_checkpoint_timing(config.checkpoint, trainer)
 
 
 def check_unchanged(saved: Tree, now: Tree) -> None:
@@ -114,29 +92,27 @@ def check_unchanged(saved: Tree, now: Tree) -> None:
 def check_clocks(trainer: Any, processes: int) -> None:
     """Raise InputError if each of several processes would decide by its own clock when to validate."""
     if processes > 1 and not isinstance(trainer.val_check_interval, int | float | None):
-        raise InputError(
-            f"--trainer.val_check_interval {trainer.val_check_interval}: the clocks of {processes} processes differ, so"
-            " that some would wait for others: give a number of batches"
-        )
+        problem = f"the clocks of {processes} processes differ: give a number of batches"
+        raise InputError(f"--trainer.val_check_interval {trainer.val_check_interval}: {problem}")
 
 
 def changes_accumulation(trainer: Trainer) -> bool:
     """Whether a callback changes how many batches a step has, so that the Trainer cannot count the steps of a run."""
-    return any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)  # type: ignore[attr-defined]
+    kind = callbacks.GradientAccumulationScheduler
+    return any(isinstance(one, kind) for one in trainer.callbacks)  # type: ignore[attr-defined]
 
 
-def check_callbacks(callbacks: list[Callback], model: LightningModule, trains: bool) -> None:
+def check_callbacks(given: list[Callback], model: LightningModule, trains: bool) -> None:
     """Raise InputError if a callback of the configuration cannot work."""
-    for callback in callbacks:
-        if isinstance(callback, StochasticWeightAveraging) and not trains:
-            continue  # of a run of an earlier version, which is tested
-        if reason := next((reason for kind, reason in UNUSABLE.items() if isinstance(callback, kind)), None):
-            raise InputError(f"{type(callback).__name__} {reason}")
-        if isinstance(callback, BackboneFinetuning) and not isinstance(getattr(model, "backbone", None), nn.Module):
-            raise InputError(
-                f"BackboneFinetuning needs a task with the attribute backbone, a network, which {type(model).__name__}"
-                " does not have: add it in a subclass, or leave the callback out"
-            )
+    for callback in given:
+        for kind, reason in UNUSABLE.items():
+            # A run of an earlier version with StochasticWeightAveraging may be tested.
+            if isinstance(callback, kind) and (trains or kind is not callbacks.StochasticWeightAveraging):
+                raise InputError(f"{type(callback).__name__} {reason}")
+        has_backbone = isinstance(getattr(model, "backbone", None), nn.Module)
+        if isinstance(callback, callbacks.BackboneFinetuning) and not has_backbone:
+            way = f"add one in a subclass of {type(model).__name__}, or leave the callback out"
+            raise InputError(f"BackboneFinetuning needs a task with the attribute backbone, a network: {way}")
 
 
 def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
@@ -145,32 +121,21 @@ def check_checkpoint_timing(checkpoint: Any, trainer: Any) -> None:
     if not monitor:
         return
     for name in ("every_n_train_steps", "train_time_interval"):
-        if checkpoint[name] and not OF_EVALUATION.match(monitor):
-            raise InputError(
-                f"--checkpoint.{name} {checkpoint[name]} saves at steps at which --checkpoint.monitor {monitor} may not"
-                " be new: leave it out, or give --checkpoint.monitor null"
-            )
         if checkpoint[name]:
-            raise InputError(
-                f"--checkpoint.{name} {checkpoint[name]} saves between validations, but --checkpoint.monitor {monitor}"
-                " is known only after one: leave it out and validate more often with --trainer.val_check_interval, or"
-                " give --checkpoint.monitor null"
-            )
-    at_epoch_end = trainer.val_check_interval in (None, 1.0) and every == 1
-    if monitor.startswith("val") and checkpoint.save_on_train_epoch_end and not at_epoch_end:
+            way = "leave it out (--trainer.val_check_interval validates more often), or give --checkpoint.monitor null"
+            problem = f"saves when --checkpoint.monitor {monitor} may not be new"
+            raise InputError(f"--checkpoint.{name} {checkpoint[name]} {problem}: {way}")
+    if trainer.val_check_interval in (None, 1.0) and every == 1:  # validation ends each epoch
+        return
+    at_epoch_end = "--checkpoint.save_on_train_epoch_end true"
+    if monitor.startswith("val") and checkpoint.save_on_train_epoch_end:
+        raise InputError(f"{at_epoch_end}: not every epoch ends with a new {monitor}: leave it out")
+    if monitor.startswith("train") and not checkpoint.save_on_train_epoch_end:
+        raise InputError(f"--checkpoint.monitor {monitor} is new at the end of an epoch only: give {at_epoch_end}")
+    if (n := checkpoint.every_n_epochs) and every and n % every:
+        way = f"give a multiple of {every}, such as {every * -(-n // every)}"
         raise InputError(
-            f"--checkpoint.save_on_train_epoch_end true: --checkpoint.monitor {monitor} is not computed at the end of"
-            " every epoch: leave it out"
-        )
-    if monitor.startswith("train") and not checkpoint.save_on_train_epoch_end and not at_epoch_end:
-        raise InputError(
-            f"--checkpoint.monitor {monitor} is new at the end of an epoch, but it is read after validation: give"
-            " --checkpoint.save_on_train_epoch_end true"
-        )
-    if (n := checkpoint.every_n_epochs) and every and n % every and not at_epoch_end:
-        raise InputError(
-            f"--checkpoint.every_n_epochs {n} does not fit --trainer.check_val_every_n_epoch {every}: give a multiple"
-            f" of {every}, such as {every * -(-n // every)}"
+            f"--checkpoint.every_n_epochs {n} does not fit --trainer.check_val_every_n_epoch {every}: {way}"
         )
 
 

@@ -13,15 +13,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint, LearningRateMonitor, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from src.engine.runs.checkpoint import WholeCheckpointIO, best_states
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
+from src.engine.system.randomness import derive_seed, run_seed, step_position
 from src.engine.training.checks import OF_EVALUATION, MonitorCheck
 from src.engine.training.finite_loss import FiniteLoss
-from src.engine.training.step_seeds import StepSeeds
 
 MAX_NAME = 200  # characters of a checkpoint's file name
 
@@ -46,6 +47,43 @@ class DataWaitProfiler(PassThroughProfiler):
     def stop(self, action_name: str) -> None:
         if action_name.endswith("train_dataloader_next"):
             self.waited += time.perf_counter() - self._since
+
+
+class StepSeeds(Callback):
+    """Reseeds torch's generators before every training step, and again between steps.
+
+    Dropout and augmentation then depend only on seed, epoch, batch and process: a run that is continued in the middle
+    of an epoch draws the same numbers as one that was never stopped.
+    """
+
+    _seed = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._seed = run_seed()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._reseed(trainer, between=1)
+
+    on_train_epoch_start = on_train_start
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._reseed(trainer, between=0)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._reseed(trainer, between=1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._reseed(trainer, between=1)
+
+    def _reseed(self, trainer: Trainer, between: int) -> None:
+        seed = derive_seed(self._seed, *step_position(trainer), between)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed is slower: it checks every kind of device
+        kind = trainer.strategy.root_device.type
+        if kind != "cpu" and hasattr(torch, kind):  # torch has no module for some devices, such as TPUs
+            getattr(torch, kind).manual_seed(seed)
 
 
 class AverageOnDevice(Callback):
@@ -103,7 +141,7 @@ class ModuleCheckpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = trainer.checkpoint_callback
-        if not isinstance(best, ModelCheckpoint) or best.monitor or _validates(trainer):
+        if not isinstance(best, ModelCheckpoint) or best.monitor or validates(trainer):
             return
         if best._save_on_train_epoch_end is None:
             best._save_on_train_epoch_end = True  # with check_val_every_n_epoch it would wait for a validation
@@ -113,7 +151,7 @@ class ModuleCheckpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = trainer.checkpoint_callback
         monitor = getattr(best, "monitor", None)
-        if not monitor or monitor in trainer.callback_metrics or _validates(trainer):
+        if not monitor or monitor in trainer.callback_metrics or validates(trainer):
             return
         if isinstance(best, ModelCheckpoint) and OF_EVALUATION.match(monitor):
             rank_zero_info(f"The best checkpoint is the last one, as there is no validation to log {monitor}")
@@ -121,7 +159,7 @@ class ModuleCheckpoints(Callback):
             self.on_train_start(trainer, pl_module)
 
 
-def _validates(trainer: Trainer) -> bool:
+def validates(trainer: Trainer) -> bool:
     """Whether a run that trains has validation batches."""
     is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
     return trainer.enable_validation and not is_empty
@@ -155,17 +193,26 @@ def prepare_checkpoints(best: ModelCheckpoint, callbacks: list[Callback], is_con
 def _save_whole(best: ModelCheckpoint, flag: str) -> None:
     if best.save_weights_only:
         best.save_weights_only = False
-        rank_zero_info(
-            f"{flag}.save_weights_only true has no effect: the best checkpoint holds the run's configuration, which"
-            " test and predict read"
-        )
+        reason = "test and predict read the run's configuration from the best checkpoint"
+        rank_zero_info(f"{flag}.save_weights_only true has no effect: {reason}")
 
 
 def _prepare(one: Checkpoint, flag: str, saves: bool, may_have_files: bool) -> None:
+    """Give checkpoints names that can be written, and make their folder."""
     if isinstance(one, ModelCheckpoint) and one.filename:
         _name_files(one, f"{flag}.filename {one.filename}")
-    if saves and (folder := getattr(one, "dirpath", None)) and "://" not in str(folder):
-        _make_folder(Path(folder), f"{flag}.dirpath {folder}", may_have_files)
+    given = str(getattr(one, "dirpath", None) or "")
+    if not saves or not given or "://" in given or getattr(rank_zero_only, "rank", 0) != 0:
+        return
+    folder = Path(given)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"{flag}.dirpath {given} cannot be written ({error.strerror})") from error
+    if not may_have_files and (found := next(folder.glob("*.ckpt"), None)):
+        raise InputError(f"{flag}.dirpath {given} has {found.name} of another run: give another folder")
 
 
 def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
@@ -184,22 +231,8 @@ def _name_files(checkpoint: ModelCheckpoint, given: str) -> None:
         raise InputError(f"{given} has a folder in it or is too long: give a file name, and folders as dirpath")
     if path.stem == "last":
         raise InputError(f"{given} is the name of the newest checkpoint: give another")
-    if checkpoint.save_top_k not in (0, 1) and "{" not in pattern:
-        raise InputError(
-            f"{given} is the same for all checkpoints of save_top_k {checkpoint.save_top_k}: add {{epoch}} or {{step}}"
-        )
-
-
-@rank_zero_only
-def _make_folder(folder: Path, given: str, may_have_files: bool) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"{given} cannot be written ({error.strerror})") from error
-    if not may_have_files and (found := next(folder.glob("*.ckpt"), None)):
-        raise InputError(f"{given} has {found.name} of another run: give another folder")
+    if (top_k := checkpoint.save_top_k) not in (0, 1) and "{" not in pattern:
+        raise InputError(f"{given} is the same for all checkpoints of save_top_k {top_k}: add {{epoch}} or {{step}}")
 
 
 def loggers(specs: list[Any], folder: Path, purge_step: int | None) -> list[Logger]:

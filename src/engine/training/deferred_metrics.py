@@ -61,8 +61,7 @@ class DeferredMetrics(nn.Module):
             may_wait: whether the metrics may be updated now, which may wait for the device.
         """
         pending = self._pending[stage]
-        seen = {name: value.detach() if isinstance(value, Tensor) else value for name, value in seen.items()}
-        pending.append(seen)
+        pending.append({name: value.detach() if isinstance(value, Tensor) else value for name, value in seen.items()})
         size = sum(value.numel() for value in seen.values() if isinstance(value, Tensor))
         if (may_wait and len(pending) >= STEPS_PER_UPDATE) or len(pending) * size > MAX_PENDING:
             self._update(stage)
@@ -130,23 +129,16 @@ def _join(values: list[Any], device: torch.device) -> Tensor:
 
 
 def check_step(name: str, result: Any, metrics: DeferredMetrics) -> None:
-    """Check what a task's `step` returns.
-
-    Raises:
-        InputError: it is not a loss and a dict, the loss is not one number, `weight` is missing, a metric does not take
-            the values, or no metric takes one.
-    """
+    """Raise InputError if a task's `step` does not return a loss and a dict of the arguments of all metrics."""
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
         raise InputError(f"{name}.step returns {_shown(result)}: return the loss and a dict of the metrics' arguments")
     loss, seen = result
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.ndim:
-        raise InputError(
-            f"{name}.step returns the loss {_shown(loss)}: give one number, as loss.mean() or reduction=mean do"
-        )
+    if not isinstance(loss, Tensor) or loss.ndim:
+        way = "give one number, as loss.mean() or reduction=mean do"
+        raise InputError(f"{name}.step returns the loss {_shown(loss)}: {way}")
     if "weight" not in seen:
-        raise InputError(
-            f"{name}.step gives {', '.join(seen) or 'nothing'}: add weight, the number of samples in the loss"
-        )
+        names = ", ".join(seen) or "nothing"
+        raise InputError(f"{name}.step gives {names}: add weight, the number of samples in the loss")
     given = ", ".join(f"{key} {_shown(value)}" for key, value in seen.items())
     known = {"weight"}
     for key, metric in [*metrics._train_metrics().items(), *metrics.unlogged.items(keep_base=True, copy_state=False)]:

@@ -19,8 +19,7 @@ class NotFiniteError(InputError):
 class FiniteLoss(Callback):
     """Keeps the loss of every step on its device; checks all at log steps and before validations and checkpoints.
 
-    Raises NotFiniteError with step and learning rate if a loss, or a trained weight in a checkpoint, is NaN or
-    infinite.
+    Raises NotFiniteError if a loss, or a trained weight in a checkpoint, is NaN or infinite.
     """
 
     def __init__(self) -> None:
@@ -55,16 +54,15 @@ class FiniteLoss(Callback):
         self._check(trainer)
         bad = [name for name, one in pl_module.named_parameters() if one.requires_grad and not _is_finite(one)]
         if trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
-            name = f" ({bad[0]})" if bad else ""
+            step = trainer.global_step - 1
             raise NotFiniteError(
-                f"a weight{name} is NaN or infinite after step {trainer.global_step - 1}, {_advice(trainer)}"
+                f"a weight{f' ({bad[0]})' if bad else ''} is NaN or infinite after step {step}, {_advice(trainer)}"
             )
 
     def _check(self, trainer: Trainer) -> None:
-        seen_steps, losses = zip(*self._losses, strict=True) if self._losses else ((), ())
-        self._losses = []
-        finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
-        bad = (step for step, is_finite in zip(seen_steps, finite, strict=True) if not is_finite)
+        seen, self._losses = self._losses, []
+        finite = torch.isfinite(torch.stack([loss for _, loss in seen])).tolist() if seen else []
+        bad = (step for (step, _), is_finite in zip(seen, finite, strict=True) if not is_finite)
         first = next(bad, NO_STEP)
         if trainer.world_size > 1:
             steps = torch.tensor(first, device=trainer.strategy.root_device)
@@ -76,14 +74,11 @@ class FiniteLoss(Callback):
 
 def _advice(trainer: Trainer) -> str:
     lr = max((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups), default=0.0)
-    if "configure_optimizers" not in vars(trainer.lightning_module):  # the model makes its own optimizer
-        ways = ["give the model a lower rate"]
-    else:
-        ways = ["give a lower --optimizer.lr"]
-    if getattr(trainer.lightning_module, "automatic_optimization", True) and not trainer.gradient_clip_val:
-        ways.insert(1, "clip with --trainer.gradient_clip_val 1")
-    *first, last = ["look for NaN in the data", *ways]
-    return f"at learning rate {lr:.3g}: {', '.join(first)}{',' * (len(first) > 1)} or {last}"
+    is_own = "configure_optimizers" not in vars(trainer.lightning_module)  # the model makes its own optimizer
+    lower = "give the model a lower rate" if is_own else "give a lower --optimizer.lr"
+    may_clip = getattr(trainer.lightning_module, "automatic_optimization", True) and not trainer.gradient_clip_val
+    clip = " clip with --trainer.gradient_clip_val 1," if may_clip else ""
+    return f"at learning rate {lr:.3g}: look for NaN in the data,{clip} or {lower}"
 
 
 def _is_finite(value: Tensor) -> bool:

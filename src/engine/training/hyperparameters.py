@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -92,10 +93,9 @@ def keep_sources(now: Tree, before: Tree, stored: Tree, module: Any) -> None:
     """Restore the original arguments of networks in a configuration, which those of a checkpoint have replaced.
 
     Args:
-        now: class and arguments of the model, changed in place.
+        now: class and arguments of the model `module`, changed in place.
         before: the same, in the configuration of the checkpoint's run.
         stored: the same, in the checkpoint.
-        module: the model.
     """
     for name, spec in (now.get("init_args") or {}).items():
         specs = [spec, *((tree.get("init_args") or {}).get(name) for tree in (before, stored))]
@@ -127,20 +127,15 @@ def check_limits(net: nn.Module, data: Any) -> None:
     """Raise InputError if the data has more or other tokens, longer texts or a longer context than the network."""
     modules = net.modules() if getattr(data, "own_tokens", False) else ()
     if other := next((one for one in modules if getattr(one, "pretrained", None) and hasattr(one, "vocab_size")), None):
-        raise InputError(
-            f"{type(other).__name__} was trained with tokens of its own, {type(data).__name__} has others: give another"
-            " network"
-        )
+        problem = f"{type(other).__name__} was trained with tokens of its own, {type(data).__name__} has others"
+        raise InputError(f"{problem}: give another network")
     for name, limiting in (("max_length", "block_size"), ("vocab_size", "vocab_size"), ("block_size", "block_size")):
         have, limit = getattr(data, name, None), getattr(net, limiting, None)
-        is_length = name == "max_length"  # of texts; a network of one's own may mean another thing
-        is_plain = isinstance(have, int) and isinstance(limit, int)
-        if have and limit and (is_plain or not is_length) and have > limit > 0:
-            is_vocab = name == "vocab_size"
-            way = "data that fits, or leave the network's vocab_size out" if is_vocab else f"--data.{name} {limit}"
-            raise InputError(
-                f"{name} {have} of the data does not fit {type(net).__name__}, which has {limiting} {limit}: give {way}"
-            )
+        # Other types: names of a network of one's own, which may mean another thing.
+        if isinstance(have, Integral) and isinstance(limit, Integral) and int(have) > int(limit) > 0:
+            way = f"--data.{name} {limit}" if name != "vocab_size" else "data that fits, or leave the network's out"
+            problem = f"does not fit {type(net).__name__}, which has {limiting} {limit}"
+            raise InputError(f"{name} {have} of the data {problem}: give {way}")
 
 
 _MISSING = object()

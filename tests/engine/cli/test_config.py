@@ -346,7 +346,7 @@ def test_of_an_option_given_twice_the_last_counts(parse: Parse) -> None:
         given = {"trainer": {"logger": {"class_path": "lightning.pytorch.loggers.CSVLogger"}}}
         assert merge_class_options(given, options, [])[1] == []
     for word in ("trainer={max_epochs: 1", "trainer.callbacks=[Timer", "checkpoint={mode: a", "model.net={class_path"):
-        with pytest.raises(InputError, match=rf"^--{word.partition('=')[0]} .*: it is not YAML: "):
+        with pytest.raises(InputError, match=rf"^--{word.partition('=')[0]} .*: not YAML: "):
             parse(f"--{word}")
 
 

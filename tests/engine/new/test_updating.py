@@ -65,7 +65,7 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     (project / ENGINE).write_text((project / ENGINE).read_text() + "\n\nMINE = True\n")
     replace(project / "README.md", "# mine", "# My own")
     replace(project / "pyproject.toml", '"torch>=2.14",', '"torch>=2.14",\n  "pandas>=2",')
-    (project / "src" / "engine" / "cli" / "keys.py").unlink()
+    (project / "src" / "engine" / "cli" / "saved_config.py").unlink()
     save(project)
     assert update(template, project) == 0
     said = capsys.readouterr().out
@@ -79,7 +79,7 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     assert "clean:  ## delete" in (project / "Makefile").read_text()
     assert (project / "src" / "mine" / "network.py").read_text() == "# mine\n"
     assert (project / "README.md").read_text().startswith("# My own")
-    assert not (project / "src" / "engine" / "cli" / "keys.py").exists()
+    assert not (project / "src" / "engine" / "cli" / "saved_config.py").exists()
     table = (project / "pyproject.toml").read_text()
     assert '"pandas>=2"' in table
     assert git(template, "rev-parse", "HEAD").stdout.strip() in table
@@ -118,7 +118,7 @@ def test_a_conflict_is_listed_and_both_versions_are_in_the_file(
     template, project = both
     old = "def hide_information() -> None:"
     replace(template / ENGINE, old, "def hide_information() -> None:  # theirs")
-    (template / "src" / "engine" / "cli" / "keys.py").write_text('"""Nothing any more."""\n')
+    (template / "src" / "engine" / "cli" / "saved_config.py").write_text('"""Nothing any more."""\n')
     save(template)
     replace(project / ENGINE, old, "def hide_information() -> None:  # mine")
     save(project)

@@ -28,7 +28,7 @@ TOY = ("--model.net.dropout=0.3", "--max_epochs=3")  # 10 steps an epoch
 
 @pytest.mark.slow
 def test_last_takes_the_newest_unfinished_run_of_the_recipe(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no unfinished run that has a checkpoint"):
+    with pytest.raises(InputError, match="no unfinished run with a checkpoint"):
         train("fit", *TOY, "--ckpt_path=last")
     with pytest.raises(Interrupted):
         train("fit", *TOY, *stopped_at(3, tmp_path))

@@ -17,9 +17,9 @@ from src.engine.runs.run_record import RunRecord
 from src.engine.search import comparing
 from src.engine.search.comparing import compare
 from src.engine.search.past_runs import read_run
+from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
 from src.engine.system.metric_names import shown
-from src.engine.system.settings import flat
 from tests.conftest import Run, program
 
 Train = Callable[..., Run]

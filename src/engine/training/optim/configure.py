@@ -32,7 +32,7 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
         InputError: the schedule needs the run's length but the run has no end, or torch rejects an argument.
     """
     groups = getattr(module, "parameter_groups", None)
-    trained = groups() if groups else [parameter for parameter in module.parameters() if parameter.requires_grad]
+    trained = groups() if groups else [one for one in module.parameters() if one.requires_grad]
     built: torch.optim.Optimizer = _build(trained, _fused(optimizer, module))
     if any("fused" in group for group in built.param_groups):
         built.register_load_state_dict_pre_hook(_keep_fused)
@@ -54,8 +54,7 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
 def _fused(spec: Spec, module: LightningModule) -> Spec:
     """Make the optimizer fused, which is faster and as exact, unless its options are given or it would not work.
 
-    In mixed precision Lightning does not clip the gradients of a fused optimizer. Fused ones reject sparse gradients
-    and complex numbers.
+    In mixed precision Lightning cannot clip for it, and it rejects sparse gradients and complex numbers.
     """
     init_args = spec.get("init_args") or {}
     trainer: Any = module.trainer

@@ -39,21 +39,19 @@ class MuonWithAdamW(Optimizer):
     ) -> None:
         params = list(params)
         is_grouped = bool(params) and isinstance(params[0], dict)
-        groups = [_listed(group) for group in params] if is_grouped else _split_by_shape({"params": params})
-        groups = [{"hidden": False, **group} for group in groups if group["params"]]
+        given = [{"hidden": False, **group} for group in params] if is_grouped else [{"params": params}]
+        groups = sorted((part for group in given for part in _split(group)), key=lambda part: not part["hidden"])
         rest = [parameter for group in groups if not group["hidden"] for parameter in group["params"]]
         fused = not any(parameter.is_complex() for parameter in rest)
         options: dict[str, Any] = {"momentum": momentum, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}
         adamw = AdamW([{"params": []}], lr=adamw_lr, weight_decay=weight_decay, betas=betas, fused=fused)
         muon = Muon([{"params": []}], lr=lr, weight_decay=weight_decay, **options)
         self._parts: tuple[Optimizer, Optimizer] = (adamw, muon)  # by `hidden`
-        super().__init__(sorted(groups, key=lambda group: not group["hidden"]), {})
+        super().__init__(groups, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, also later, as BackboneFinetuning does; without `hidden`, all matrices go to Muon."""
-        for group in [_listed(param_group)] if "hidden" in param_group else _split_by_shape(param_group):
-            if not group["params"]:
-                continue
+        for group in _split(param_group):
             part = self._parts[group["hidden"]]
             # The part checks the group, and adds its defaults.
             part.add_param_group({name: value for name, value in group.items() if name != "hidden"})
@@ -69,7 +67,7 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part, is_muon in zip(self._parts, (False, True), strict=True):
+        for is_muon, part in enumerate(self._parts):
             # Loading a checkpoint replaces groups and state, so give them to the parts in every step.
             part.param_groups = [group for group in self.param_groups if group["hidden"] == is_muon]
             part.state = self.state
@@ -77,14 +75,10 @@ class MuonWithAdamW(Optimizer):
         return loss
 
 
-def _listed(group: dict[str, Any]) -> dict[str, Any]:
-    given = group["params"]
-    return {**group, "params": [given] if isinstance(given, Tensor) else list(given)}
-
-
-def _split_by_shape(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group as one of its matrices, for Muon, and one of its other parameters."""
-    parameters = _listed(group)["params"]
-    matrices = [one for one in parameters if one.ndim == 2]
-    others = [one for one in parameters if one.ndim != 2]
-    return [{**group, "params": matrices, "hidden": True}, {**group, "params": others, "hidden": False}]
+def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """A group without `hidden` as one of its matrices, for Muon, and one of its other parameters; no empty ones."""
+    parameters = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+    if "hidden" in group:
+        return [{**group, "params": parameters}] if parameters else []
+    parts = {True: [one for one in parameters if one.ndim == 2], False: [one for one in parameters if one.ndim != 2]}
+    return [{**group, "params": part, "hidden": hidden} for hidden, part in parts.items() if part]

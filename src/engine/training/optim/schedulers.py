@@ -25,9 +25,9 @@ class _Continued(lr_scheduler.LRScheduler):
         position, steps = state_dict.get("last_epoch", 0), getattr(self, self.length)
         is_changed = state_dict.get(self.length, steps) != steps
         if is_changed and position >= steps:
+            way = "give more --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
             raise InputError(
-                f"the checkpoint is at step {position} of a schedule with {steps} steps in this run: give more"
-                " --max_epochs, or the checkpoint's --data.batch_size and --lr_scheduler_interval"
+                f"the checkpoint is at step {position} of a schedule with {steps} steps in this run: {way}"
             )
         left_out = (self.length, "_schedule_phases")
         super().load_state_dict({name: value for name, value in state_dict.items() if name not in left_out})
@@ -79,10 +79,8 @@ class OneCycleLR(_Continued, lr_scheduler.OneCycleLR):
     def get_lr(self) -> Any:
         """The next learning rates; a group that was added later, as by BackboneFinetuning, follows the first one."""
         if self.last_epoch > self.total_steps:
-            raise InputError(
-                f"the schedule is over after {self.total_steps} steps, and the run is not: leave out"
-                " --lr_scheduler.total_steps, or give --trainer.max_steps"
-            )
+            way = "leave out --lr_scheduler.total_steps, or give --trainer.max_steps"
+            raise InputError(f"the schedule is over after {self.total_steps} steps, and the run is not: {way}")
         first, *others = self.optimizer.param_groups
         for group in others:
             if "max_lr" not in group:
