@@ -159,8 +159,8 @@ class SpokenWordsDataModule(LabelledDataModule):
         if hasattr(self, "train_set"):
             return
         if self.paths["train"]:
-            files = labelled_files(self.paths, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
-            self.refuse_new_classes(files)
+            kind = f"{' or '.join(SUFFIXES)} files"
+            files = labelled_files(self.paths, self.columns, SUFFIXES, kind, self.restored)
             check_class_sizes(files)
             waves = self.read([one.name for one in files], [one.file for one in files])
             keys = [hash(wave.numpy().tobytes()) for wave in waves]

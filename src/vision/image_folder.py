@@ -138,8 +138,7 @@ class ImageFolderDataModule(LabelledDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
-        found = labelled_files(self.paths, self.columns)
-        self.refuse_new_classes(found)
+        found = labelled_files(self.paths, self.columns, known=self.restored)
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
         parts = split_files(found, files, content_keys(files), self.shares, "images", self.fold)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from src.engine.data.batched import BatchedDataModule, check_loaded
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, in_threads, is_hidden, skipped_line
 from src.engine.data.labelled_tables import local_paths, read_table
-from src.engine.data.labels import check_labels, check_not_parts, report_classes
+from src.engine.data.labels import check_known, check_labels, check_not_parts, report_classes
 from src.engine.data.loading import announce
 from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
 from src.engine.system.addresses import local_path
@@ -50,6 +50,7 @@ def labelled_files(
     columns: Columns,
     suffixes: tuple[str, ...] = IMG_EXTENSIONS,
     kind: str = "images",
+    known: Sequence[str] = (),
 ) -> list[LabelledFile]:
     """Find the files in class folders, or in tables.
 
@@ -59,24 +60,19 @@ def labelled_files(
         columns: the tables' columns.
         suffixes: of the files in folders.
         kind: what the files are, for messages.
+        known: classes of a checkpoint, if there is one.
 
     Raises:
-        InputError: there is no such folder or table, there are no files, or a class has none in the training part.
+        InputError: there is no such folder or table, there are no files, or a class was not trained on.
     """
-    found = [
-        one._replace(part=part)
+    found = {
+        part: _files_of(path, f"--data.{OPTIONS[part]} {path}", columns, suffixes, kind)
         for part, path in paths.items()
         if path
-        for one in _files_of(path, f"--data.{OPTIONS[part]} {path}", columns, suffixes, kind)
-    ]
-    known = {one.label for one in found if one.part == "train"}
-    if unknown := next((one for one in found if one.label not in known), None):
-        check_labels([one.label for one in found], str(paths["train"]))  # it may only be written otherwise
-        raise InputError(
-            f"{unknown.name}: class {unknown.label} is not in the training data, which has"
-            f" {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}"
-        )
-    return found
+    }
+    labels = {part: [one.label for one in own] for part, own in found.items()}
+    check_known(labels, known, lambda part, index: found[part][index].name)
+    return [one._replace(part=part) for part, own in found.items() for one in own]
 
 
 def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
@@ -218,26 +214,13 @@ class LabelledDataModule(BatchedDataModule):
         """Samples of each label in the training and validation part, and where they are from; set by `setup`."""
         self.restored_sizes: dict[str, Any] = {}
 
-    def refuse_new_classes(self, files: Sequence[LabelledFile]) -> None:
-        """Raise InputError, with the first file, if a class is not in the checkpoint."""
-        known = set(self.restored)
-        if unknown := next((one for one in files if known and one.label not in known), None):
-            check_labels([one.label for one in files], unknown.name, self.restored)
-            raise InputError(f"class {unknown.label} of {unknown.name} {self._not_known()}")
-
     def find_labels(self, labels: Sequence[str], source: str) -> dict[str, int]:
         """Set `labels` and `num_classes`, and return the class number of each label; arguments of `check_labels`."""
         check_labels(labels, source, self.restored)
         self.labels = self.restored or sorted(set(labels), key=self.label_order)
         self.num_classes = len(self.labels)
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        if unknown := [label for label in labels if label not in numbers]:
-            raise InputError(f"class {unknown[0]} of {source} {self._not_known()}")
-        return numbers
-
-    def _not_known(self) -> str:
-        known = self.restored or self.labels
-        return f"was not trained on: use only {', '.join(known[:50])}{' ...' if len(known) > 50 else ''}"
+        check_known({"train": labels}, self.restored, lambda *_: source)
+        return {label: number for number, label in enumerate(self.labels)}
 
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.

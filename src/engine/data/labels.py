@@ -3,7 +3,8 @@
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,29 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
             )
         if len(group) > 1:
             announce(f"Labels {shown} of {source} differ only in case and are different classes: is this a typo?")
+
+
+def check_known(
+    parts: Mapping[str, Sequence[str]], known: Iterable[str], place: Callable[[str, int], str]
+) -> None:
+    """Raise InputError, with the first sample, if a label is not in a checkpoint, or without one in the training part.
+
+    Args:
+        parts: the label of each sample, by the name of the part.
+        known: labels of the checkpoint; empty if there is none.
+        place: where a sample is from, by part and index.
+    """
+    trained = {*known} or {*parts["train"]}
+    for part, labels in parts.items():
+        if {*labels} <= trained:
+            continue
+        index = next(index for index, label in enumerate(labels) if label not in trained)
+        where, shown = place(part, index), sorted(trained, key=label_order)
+        check_labels(chain.from_iterable(parts.values()), where, [*known])  # it may only be written otherwise
+        raise InputError(
+            f"{where}: class {labels[index]!r} is not in the training data: use only {', '.join(shown[:SHOWN])}"
+            f"{' ...' if len(shown) > SHOWN else ''}"
+        )
 
 
 def label_order(label: str) -> tuple[bool, float, str]:
