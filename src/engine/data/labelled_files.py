@@ -19,8 +19,6 @@ from src.engine.system.errors import InputError
 T = TypeVar("T")
 
 MAX_LISTED = 5  # unreadable files listed in one message
-LEAST = 3  # files of a class, one for each part
-GROUP = "group_column"
 OPTIONS = {"train": "path", "val": "val_path", "test": "test_path"}
 
 
@@ -81,7 +79,8 @@ def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...]
         rows = read_table(path, columns.path, columns.label, ("path_column", "label_column"))
         groups: list[Any] = [None] * len(rows)
         if columns.group is not None:
-            groups = [group for _, group in read_table(path, columns.path, columns.group, ("path_column", GROUP))]
+            options = ("path_column", "group_column")
+            groups = [group for _, group in read_table(path, columns.path, columns.group, options)]
         files = local_paths([name for name, _ in rows], path)
         return [
             LabelledFile(f"{path}, row {row}: {name}", file, label, group)
@@ -90,7 +89,7 @@ def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...]
     if not place.is_dir():
         raise InputError(f"{given}: no such folder or table; give a folder with one folder per class")
     if columns.group is not None:
-        raise InputError(f"--data.{GROUP} {columns.group}: {path} is a folder: give a table, with this column")
+        raise InputError(f"--data.group_column {columns.group}: {path} is a folder: give a table, with this column")
     folders = sorted(one.name for one in place.iterdir() if one.is_dir() and not is_hidden(one.name))
     check_not_parts(folders, given)
     skipped: Counter[str] = Counter()
@@ -134,14 +133,13 @@ def read_all(
 
 def check_class_sizes(files: Sequence[LabelledFile]) -> None:
     """Raise InputError if a class has too few files for each part to have one."""
-    least = LEAST + 1 - len({one.part for one in files})
-    for label, count in Counter(one.label for one in files if one.part == "train").items():
-        if count < least:
-            name = next(one.name for one in files if one.label == label)
-            raise InputError(
-                f"class {label} has too few files, {count} of {least}, such as {name}: give one for each part, or"
-                " remove the class"
-            )
+    least = 1 + len(PARTS) - len({one.part for one in files})
+    counts = Counter(one.label for one in files if one.part == "train")
+    if few := next((one for one in files if counts[one.label] < least), None):
+        raise InputError(
+            f"class {few.label} has too few files, {counts[few.label]} of {least}, such as {few.name}: give one for"
+            " each part, or remove the class"
+        )
 
 
 def split_files(
@@ -176,9 +174,9 @@ def split_files(
     classes_of = [targets[number] if is_pure else 0 for number in train]
     own = stratified_split(classes_of, list(missing.values()), own_groups)
     places |= {part: [train[index] for index in one] for part, one in zip(("train", *missing), own, strict=True)}
-    split = with_fold(list(places.values()), targets, *fold, keys if groups is None else groups)
+    split = with_fold(list(places.values()), targets, *fold, groups or keys)
     parts = dict(zip(PARTS, split, strict=True))
-    if groups is not None:
+    if groups:
         _check_groups(groups, parts)
     found = {part: [keys[number] for number in own] for part, own in parts.items()}
     report_duplicates(found, kind, lambda part, index: files[parts[part][index]].name)
@@ -202,6 +200,10 @@ class LabelledDataModule(BatchedDataModule):
     """A DataModule with `labels`."""
 
     num_classes: int
+    paths: Any = None  # of the parts
+    shares: Any = None
+    fold: Any = None
+    columns: Any = None
     label_order: Callable[[str], Any] | None = None
     """Key that sorts the labels; None: by name."""
 
@@ -243,15 +245,10 @@ class LabelledDataModule(BatchedDataModule):
     def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
         """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
-        origin = repr([source, getattr(self, "paths", None)])
-        self.sizes = {
-            "origin": origin,
-            "split": repr([getattr(self, name, None) for name in ("shares", "fold", "columns")]),
-            **counts,
-        }
-        paths = getattr(self, "paths", None) or (None,)
-        given = paths.values() if isinstance(paths, dict) else paths
-        is_split = not all(given) or getattr(self, "fold", (None, 5))[0] is not None
+        origin = repr([source, self.paths])
+        self.sizes = {"origin": origin, "split": repr([self.shares, self.fold, self.columns]), **counts}
+        given = self.paths.values() if isinstance(self.paths, dict) else self.paths or (None,)
+        is_split = not all(given) or (self.fold and self.fold[0] is not None)
         if is_split and self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
             announce(
                 f"The {kind} of {source}, or their shares, have changed since training, so they are split differently:"

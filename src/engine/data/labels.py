@@ -46,9 +46,7 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
             announce(f"Labels {shown} of {source} differ only in case and are different classes: is this a typo?")
 
 
-def check_known(
-    parts: Mapping[str, Sequence[str]], known: Iterable[str], place: Callable[[str, int], str]
-) -> None:
+def check_known(parts: Mapping[str, Sequence[str]], known: Iterable[str], place: Callable[[str, int], str]) -> None:
     """Raise InputError, with the first sample, if a label is not in a checkpoint, or without one in the training part.
 
     Args:
