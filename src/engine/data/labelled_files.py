@@ -202,7 +202,6 @@ class LabelledDataModule(BatchedDataModule):
     num_classes: int
     paths: Any = None  # of the parts
     shares: Any = None
-    fold: Any = None
     columns: Any = None
     label_order: Callable[[str], Any] | None = None
     """Key that sorts the labels; None: by name."""
@@ -245,10 +244,10 @@ class LabelledDataModule(BatchedDataModule):
     def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
         """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
-        origin = repr([source, self.paths])
-        self.sizes = {"origin": origin, "split": repr([self.shares, self.fold, self.columns]), **counts}
+        origin, fold = repr([source, self.paths]), getattr(self, "fold", None)
+        self.sizes = {"origin": origin, "split": repr([self.shares, fold, self.columns]), **counts}
         given = self.paths.values() if isinstance(self.paths, dict) else self.paths or (None,)
-        is_split = not all(given) or (self.fold and self.fold[0] is not None)
+        is_split = not all(given) or (fold and fold[0] is not None)
         if is_split and self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
             announce(
                 f"The {kind} of {source}, or their shares, have changed since training, so they are split differently:"
