@@ -13,7 +13,7 @@ from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
 from src.tasks.label_metrics import FirstCurves, MacroAveragePrecision, MacroF1
-from src.tasks.task import Task, check_outputs, label_texts
+from src.tasks.task import Task, check_outputs
 from src.tasks.weighted_bce import WeightedBCE
 
 LISTED = 50  # labels whose F1 is logged one by one
@@ -104,7 +104,7 @@ class MultiLabelClassifier(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The labels that apply, and the probability of each."""
-        labels = label_texts(labels, self.num_classes, type(self).__name__)
+        labels = self.label_names(self.num_classes, labels)
         rows = [dict(zip(labels, row, strict=True)) for row in predictions["probabilities"].tolist()]
         return [
             {"labels": [label for label, value in row.items() if value > self.threshold], "probabilities": row}

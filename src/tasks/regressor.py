@@ -14,7 +14,7 @@ from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.tasks.precision import check_precision
 from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std, regression_figures
-from src.tasks.task import Task, check_outputs, label_texts
+from src.tasks.task import Task, check_outputs
 
 
 class Regressor(Task):
@@ -122,7 +122,7 @@ class Regressor(Task):
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """One number per target, named by the DataModule's `labels`."""
         default = ["value"] if self.num_targets == 1 else [f"value_{number}" for number in range(self.num_targets)]
-        columns = label_texts(labels or default, self.num_targets, type(self).__name__)
+        columns = self.label_names(self.num_targets, labels or default)
         return [dict(zip(columns, row, strict=True)) for row in predictions["values"].tolist()]
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:

@@ -101,13 +101,18 @@ class Task(LightningModule):
         """
         return {}
 
-    def label_names(self, count: int) -> list[str]:
-        """The DataModule's `labels`, or numbers from 0.
+    def label_names(self, count: int, labels: Sequence[Any] | None = None) -> list[str]:
+        """The labels as text, default: those of the DataModule; numbers from 0 if there are none.
 
         Raises:
             InputError: there are not `count` labels.
         """
-        return label_texts(labels_of(getattr(self.trainer, "datamodule", None)), count, type(self).__name__)
+        given = labels_of(getattr(self.trainer, "datamodule", None)) if labels is None else labels
+        found = [str(label) for label in given] or [str(number) for number in range(count)]
+        if len(found) != count:
+            name = type(self).__name__
+            raise InputError(f"the data has {len(found)} labels and {name} {count} outputs: give one label per output")
+        return found
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -219,15 +224,3 @@ def check_outputs(net: nn.Module, count: int) -> None:
             f"{type(net).__name__} averages softmax probabilities, which this task lacks: give"
             " --model.net.average logits"
         )
-
-
-def label_texts(labels: Sequence[Any], count: int, task: str) -> list[str]:
-    """Labels as text, or numbers from 0 if there are none.
-
-    Raises:
-        InputError: there are not `count` labels.
-    """
-    found = [str(label) for label in labels] or [str(number) for number in range(count)]
-    if len(found) != count:
-        raise InputError(f"the data has {len(found)} labels and {task} {count} outputs: give one label per output")
-    return found
