@@ -120,8 +120,7 @@ class ContrastiveModel(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The class whose text is most similar, and the probability of each."""
-        probabilities = predictions["probabilities"]
-        return class_rows(probabilities, self.label_names(probabilities.shape[1], labels))
+        return class_rows(self, predictions["probabilities"], labels)
 
     @torch.no_grad()
     def _features(self, tokens: Tensor, mask: Tensor) -> Tensor:

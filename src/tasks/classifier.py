@@ -191,7 +191,7 @@ class Classifier(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The likeliest class, and the probability of each."""
-        return class_rows(predictions["probabilities"], self.label_names(self.num_classes, labels))
+        return class_rows(self, predictions["probabilities"], labels)
 
 
 def count_classes(task: type, net: nn.Module, num_classes: int | None) -> int:
@@ -220,10 +220,11 @@ def check_classes(task: Task, num_classes: int) -> None:
     task.label_names(num_classes)
 
 
-def class_rows(probabilities: Tensor, labels: list[str]) -> list[dict[str, Any]]:
+def class_rows(task: Task, probabilities: Tensor, labels: list[str]) -> list[dict[str, Any]]:
     """The likeliest class and the probability of each, from probabilities (B, num_classes)."""
+    classes = task.label_names(probabilities.shape[1], labels)
     likeliest = probabilities.argmax(dim=1).tolist()
     return [
-        {"label": labels[index], "probabilities": dict(zip(labels, row, strict=True))}
+        {"label": classes[index], "probabilities": dict(zip(classes, row, strict=True))}
         for index, row in zip(likeliest, probabilities.float().tolist(), strict=True)
     ]
