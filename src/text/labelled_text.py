@@ -195,8 +195,6 @@ class LabelledTextDataModule(LabelledDataModule):
             folded = fold_samples(rows, *self.fold, label=itemgetter(1), key=itemgetter(0))
             parts = {part: _columns(own) for part, own in folded.items()}
         numbers = self.number_labels({part: labels for part, (_, labels) in parts.items()}, self.data_source, "texts")
-        if empty := [name for part, name in PARTS.items() if not parts[part][0]]:
-            raise InputError(f"no {empty[0]} texts in {self.data_source}: give more, or another share")
         self.tokenizer = self._find_tokenizer(parts["train"][0])
         self.vocab_size = self.tokenizer.vocab_size
         self.save_hyperparameters({"data_source": self.data_source})

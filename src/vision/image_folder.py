@@ -144,10 +144,6 @@ class ImageFolderDataModule(LabelledDataModule):
         parts = split_files(found, files, content_keys(files), self.shares, "images", self.fold)
         labels = {part: [label for _, label in own] for part, own in parts.items()}
         numbers = self.number_labels(labels, self.data_source, "images")
-        if empty := [part for part, own in parts.items() if not own]:
-            raise InputError(
-                f"{self.data_source} has {len(files)} images, too few for a {empty[0]} part: give 3 per class"
-            )
         self.train_set, self.val_set, self.test_set = (
             self.dataset([file for file, _ in own], numbers[part], part) for part, own in parts.items()
         )

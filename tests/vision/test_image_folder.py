@@ -113,7 +113,7 @@ def test_too_few_classes_or_images_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one class only, a"):
         ready(path=str(tmp_path))
     picture(tmp_path / "b" / "1.png", 0, "L")
-    with pytest.raises(InputError, match="too few for a val part"):
+    with pytest.raises(InputError, match="too few for a validation part"):
         ready(path=str(tmp_path))
 
 

@@ -63,18 +63,14 @@ def labelled_files(
     Raises:
         InputError: there is no such folder or table, there are no files, or a class was not trained on.
     """
-    found = {
-        part: _files_of(path, f"--data.{OPTIONS[part]} {path}", columns, suffixes, kind)
-        for part, path in paths.items()
-        if path
-    }
+    found = {part: _files_of(part, path, columns, suffixes, kind) for part, path in paths.items() if path}
     labels = {part: [one.label for one in own] for part, own in found.items()}
     check_known(labels, known, lambda part, index: found[part][index].name)
-    return [one._replace(part=part) for part, own in found.items() for one in own]
+    return [one for own in found.values() for one in own]
 
 
-def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
-    place = local_path(path)
+def _files_of(part: str, path: str, columns: Columns, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
+    place, given = local_path(path), f"--data.{OPTIONS[part]} {path}"
     if place.is_file():
         rows = read_table(path, columns.path, columns.label, ("path_column", "label_column"))
         groups: list[Any] = [None] * len(rows)
@@ -83,7 +79,7 @@ def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...]
             groups = [group for _, group in read_table(path, columns.path, columns.group, options)]
         files = local_paths([name for name, _ in rows], path)
         return [
-            LabelledFile(f"{path}, row {row}: {name}", file, label, group)
+            LabelledFile(f"{path}, row {row}: {name}", file, label, group, part)
             for row, (file, (name, label), group) in enumerate(zip(files, rows, groups, strict=True), start=1)
         ]
     if not place.is_dir():
@@ -94,7 +90,8 @@ def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...]
     check_not_parts(folders, given)
     skipped: Counter[str] = Counter()
     files = list(find_files(place, suffixes, skipped))
-    found = [LabelledFile(str(file), file, file.relative_to(place).parts[0]) for file in files if file.parent != place]
+    inside = [file for file in files if file.parent != place]
+    found = [LabelledFile(str(file), file, file.relative_to(place).parts[0], part=part) for file in inside]
     if not found:
         raise InputError(f"{given}: no {kind} in its folders; give one folder of {kind} per class")
     if without := {*folders} - {one.label for one in found}:
@@ -230,10 +227,17 @@ class LabelledDataModule(BatchedDataModule):
             parts: the label of each sample, by the name of the part.
             source: where they are from, for messages.
             kind: what the samples are, such as sounds.
+
+        Raises:
+            InputError: there is one class only, a part is empty, or labels cannot be used.
         """
         numbers = self.find_labels([label for own in parts.values() for label in own], source)
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
+        if empty := [part for part, own in parts.items() if not own]:
+            count = sum(map(len, parts.values()))
+            given = f"{source} has {count:,} {kind}, too few for a {PARTS[empty[0]]} part"
+            raise InputError(f"{given}: give 3 per class, or another share")
         self.report_changes(parts, source, kind)
         sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
