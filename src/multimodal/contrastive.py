@@ -129,8 +129,6 @@ class ContrastiveModel(Task):
 
     def log_metrics(self, stage: str) -> None:
         super().log_metrics(stage)
-        if not self.metrics.has_seen(stage):
-            return
         seen, self._seen = self._seen, []
         *parts_of_features, targets = (
             torch.cat(part) for part in zip(*(batch for batches in gathered(seen) for batch in batches), strict=True)

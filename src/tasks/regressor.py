@@ -59,9 +59,10 @@ class Regressor(Task):
         check_precision(self, stage, "targets")
         self.label_names(self.num_targets)
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and data is None:
+        if stage != "fit":
+            return
+        if data is None:
             announce("no DataModule is given, so targets are not standardised: scale them, or give the Trainer one")
-        if stage != "fit" or data is None:
             return
         limit = self.trainer.limit_train_batches if isinstance(self.trainer.limit_train_batches, int) else None
         loader = data.train_dataloader()

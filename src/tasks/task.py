@@ -181,15 +181,15 @@ class Task(LightningModule):
             self._write(values, self.global_step - 1)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_metrics("val")
+        stage = "test" if self.trainer.testing else "val"
+        if self.metrics.has_seen(stage):  # False after resuming at the end of an epoch
+            self.log_metrics(stage)
 
-    def on_test_epoch_end(self) -> None:
-        self.log_metrics("test")
+    on_test_epoch_end = on_validation_epoch_end
 
     def log_metrics(self, stage: str) -> None:
         """Log the metrics of `val` or `test`; a subclass may log more."""
-        if self.metrics.has_seen(stage):  # False after resuming at the end of an epoch
-            self.log_dict(self.metrics[stage], prog_bar=stage == "val")
+        self.log_dict(self.metrics[stage], prog_bar=stage == "val")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the metrics' state in this epoch, from every process."""

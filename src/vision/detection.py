@@ -98,8 +98,6 @@ class DetectionTask(Task):
     def log_metrics(self, stage: str) -> None:
         """Log the metrics, after the test also the average precision of each class that has true boxes."""
         super().log_metrics(stage)
-        if not self.metrics.has_seen(stage):
-            return
         by_class = stage == "test" and self.net.num_classes <= LISTED
         found = self.average_precision(by_class)
         scores = {f"{stage}/{name}": found[name] for name in ("map", "map_50")}
