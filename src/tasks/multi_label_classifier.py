@@ -1,63 +1,23 @@
-"""Multi-label classification, with metrics that are means over the labels that occur."""
+"""Multi-label classification."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score, MultilabelPrecisionRecallCurve
-from torchmetrics.functional.classification import multilabel_average_precision
-from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics.classification import MultilabelF1Score
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
+from src.tasks.label_metrics import FirstCurves, MacroAveragePrecision, MacroF1
 from src.tasks.task import Task, check_outputs
 from src.tasks.weighted_bce import WeightedBCE
 
 LISTED = 50  # labels whose F1 is logged one by one
 MAX_CURVES = 20  # labels in one figure
-
-
-class MacroAveragePrecision(MultilabelAveragePrecision):
-    """Average precision, mean over the labels that occur: torchmetrics counts others as 0.
-
-    torchmetrics also raises an error if all targets of a label are unknown. `update` takes
-    probabilities (N, num_labels) float and targets (N, num_labels), -100 if unknown.
-    """
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """The mean; 0 if no label occurs."""
-        preds, target = dim_zero_cat(self.preds), dim_zero_cat(self.target)  # (N, num_classes)
-        occurs = (target == 1).any(dim=0)
-        count = int(occurs.sum())
-        if not count:
-            return preds.new_zeros(())
-        options: dict[str, Any] = {"average": "macro", **UNCHECKED}
-        return multilabel_average_precision(preds[:, occurs], target[:, occurs], count, **options)
-
-
-class MacroF1(MultilabelF1Score):
-    """F1, mean over the labels that occur: torchmetrics counts others as 0. `update`: see `MacroAveragePrecision`."""
-
-    def compute(self) -> Tensor:
-        """The mean; 0 if no label occurs."""
-        hits, wrong, missed = (dim_zero_cat(one).float() for one in (self.tp, self.fp, self.fn))  # (num_classes,)
-        scores = 2 * hits / (2 * hits + wrong + missed).clamp(min=1)
-        occurs = hits + missed > 0
-        return (scores * occurs).sum() / occurs.sum().clamp(min=1)
-
-
-class FirstCurves(MultilabelPrecisionRecallCurve):
-    """Precision against recall of the first labels, a thousand samples at a time: each takes thresholds x labels."""
-
-    def update(self, preds: Tensor, target: Tensor) -> None:
-        """Add probabilities and targets, both (N, labels)."""
-        count = self.num_labels
-        for start in range(0, len(preds), 1000):
-            super().update(preds[start : start + 1000, :count], target[start : start + 1000, :count])
 
 
 class MultiLabelClassifier(Task):
