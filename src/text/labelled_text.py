@@ -23,7 +23,7 @@ from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labelled_tables import Columns, Row, read_columns
 from src.engine.data.labels import check_known, label_order
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_indices
+from src.engine.data.split import PARTS, check_parts, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError, check_least
 from src.text.tokenizer import (
@@ -168,9 +168,8 @@ class LabelledTextDataModule(LabelledDataModule):
         check_least(257, max_vocab_size=max_vocab_size)
         check_least(2, max_length=max_length)
         check_least(1, batch_size=batch_size)
-        check_shares(val_share, test_share)
         check_fold(fold, folds)
-        check_paths(path, val_path, test_path, "table")
+        check_parts((path, val_path, test_path), "table", val_share, test_share)
         self.save_hyperparameters()
         self.paths = {"train": path, "val": val_path, "test": test_path}
         self.text_column = text_column

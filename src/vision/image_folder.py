@@ -23,7 +23,7 @@ from src.engine.data.images import (
 from src.engine.data.labelled_files import Columns, LabelledDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.data.split import check_paths, check_shares
+from src.engine.data.split import check_parts
 from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
 from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError, check_least
@@ -107,8 +107,7 @@ class ImageFolderDataModule(LabelledDataModule):
         if not 0 < crop <= 1:
             raise InputError(f"crop {crop} is out of range: give a share of the area above 0 and up to 1")
         check_num_workers(num_workers)
-        check_paths(path, val_path, test_path, "images")
-        check_shares(val_share, test_share)
+        check_parts((path, val_path, test_path), "images", val_share, test_share)
         check_fold(fold, folds)
         self.save_hyperparameters()
         self.paths = {"train": path, "val": val_path, "test": test_path}

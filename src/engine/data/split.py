@@ -120,14 +120,17 @@ def fold_samples(
     return {**parts, "train": train, "val": val}
 
 
-def check_paths(path: str | None, val_path: str | None, test_path: str | None, what: str) -> None:
-    """Raise InputError if validation or test has a path, and training has none; `what` is to train on, for messages."""
-    if not path and (val_path or test_path):
+def check_parts(paths: Sequence[str | None], what: str, val_share: float, test_share: float) -> None:
+    """Raise InputError if only validation or test has a path, or the shares leave nothing to train on.
+
+    Args:
+        paths: of the training, validation and test part.
+        what: what is to train on, for messages.
+        val_share: share of the training part for validation.
+        test_share: share for the test.
+    """
+    if not paths[0] and any(paths):
         raise InputError(f"--data.val_path and --data.test_path need --data.path, the {what} to train on")
-
-
-def check_shares(val_share: float, test_share: float) -> None:
-    """Raise InputError if a share is out of range, or validation and test leave nothing to train on."""
     if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
         given = f"val_share {val_share} and test_share {test_share}"
         raise InputError(f"{given} are out of range: give fractions above 0, together below 1")
