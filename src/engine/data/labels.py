@@ -29,11 +29,10 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
     """
     counts = Counter(dict.fromkeys(known, 0))
     counts.update(labels)
+    alike: dict[str, list[str]] = defaultdict(list)
     for label in counts:
         if any("\ud800" <= character <= "\udfff" for character in label):
             raise InputError(f"label {label!a} of {source} is not valid Unicode: rename it")
-    alike: dict[str, list[str]] = defaultdict(list)
-    for label in counts:
         alike[_visible(label).lower()].append(label)
     for group in alike.values():
         shown = ", ".join(f"{label!a} ({counts[label]:,})" for label in group)
@@ -93,12 +92,11 @@ def check_not_parts(names: Sequence[str], given: str) -> None:
 def report_classes(labels: Sequence[str], parts: Mapping[str, npt.ArrayLike]) -> None:
     """Log how many samples each class has, and the classes that a part lacks; `parts` are the class numbers of each."""
     counts = {part: np.bincount(np.asarray(own, np.int64), minlength=len(labels)) for part, own in parts.items()}
-    sizes = [(label, sum(int(count[number]) for count in counts.values())) for number, label in enumerate(labels)]
-    shown = [f"{label} {size:,}" for label, size in sizes]
+    sizes = np.sum([*counts.values()], axis=0)
+    shown = [f"{label} {size:,}" for label, size in zip(labels, sizes, strict=True)]
     if len(labels) > SHOWN:
-        largest = sorted(sizes, key=lambda one: -one[1])
-        shown = [f"{label} {size:,}" for label, size in (*largest[:SHOWN], largest[-1])]
-        shown.insert(SHOWN, "...")
+        largest = [shown[number] for number in (-sizes).argsort(kind="stable")]
+        shown = [*largest[:SHOWN], "...", largest[-1]]
     rank_zero_info(f"Classes: {', '.join(shown)}")
     for part, count in counts.items():
         if missing := [label for number, label in enumerate(labels) if not count[number]]:
@@ -109,5 +107,5 @@ def report_classes(labels: Sequence[str], parts: Mapping[str, npt.ArrayLike]) ->
 def _visible(label: str) -> str:
     """A label as it looks."""
     form = unicodedata.normalize("NFC", label)
-    marks = [c for c in form if unicodedata.category(c) == "Cf" or c in VARIATION_SELECTORS]
-    return " ".join(form.translate(dict.fromkeys(map(ord, marks))).split())
+    seen = [one for one in form if unicodedata.category(one) != "Cf" and one not in VARIATION_SELECTORS]
+    return " ".join("".join(seen).split())
