@@ -156,8 +156,8 @@ def split_files(
         values: what was read of each.
         keys: equal for files with the same content.
         shares: of validation and test.
-        kind: what they are, such as sounds, for messages.
-        fold: the fold to validate on, and the number of folds: see `with_fold`.
+        kind: what they are, such as sounds.
+        fold: `fold` and `folds` of `with_fold`.
     """
     classes = {label: number for number, label in enumerate(sorted({one.label for one in files}))}
     targets = [classes[one.label] for one in files]
@@ -223,10 +223,7 @@ class LabelledDataModule(BatchedDataModule):
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
 
-        Args:
-            parts: the label of each sample, by the name of the part.
-            source: where they are from, for messages.
-            kind: what the samples are, such as sounds.
+        `parts` are the labels of the samples of each part; `kind` is what these are, such as sounds, of `source`.
 
         Raises:
             InputError: there is one class only, a part is empty, or labels cannot be used.

@@ -22,10 +22,7 @@ VARIATION_SELECTORS = "\ufe0e\ufe0f"
 def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) -> None:
     """Raise InputError if labels look the same or are not valid Unicode; report those that differ only in case.
 
-    Args:
-        labels: the label of each sample.
-        source: where they come from, for messages.
-        known: other labels to compare them with, such as those of a checkpoint.
+    `labels` are those of all samples; they are also compared with the `known` ones, such as those of a checkpoint.
     """
     counts = Counter(dict.fromkeys(known, 0))
     counts.update(labels)
@@ -46,12 +43,10 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
 
 
 def check_known(parts: Mapping[str, Sequence[str]], known: Iterable[str], place: Callable[[str, int], str]) -> None:
-    """Raise InputError, with the first sample, if a label is not in a checkpoint, or without one in the training part.
+    """Raise InputError, with the `place` of the first sample, if a label is neither known nor of the training part.
 
-    Args:
-        parts: the label of each sample, by the name of the part.
-        known: labels of the checkpoint; empty if there is none.
-        place: where a sample is from, by part and index.
+    `parts` are the labels of the samples of each part; `known` those of a checkpoint, which count in place of the
+    training part's if there are some.
     """
     trained = {*known} or {*parts["train"]}
     for part, labels in parts.items():
@@ -76,12 +71,7 @@ def label_order(label: str) -> tuple[bool, float, str]:
 
 
 def check_not_parts(names: Sequence[str], given: str) -> None:
-    """Raise InputError if some names of folders or files, which are to be classes, are those of a data set's parts.
-
-    Args:
-        names: of the folders or files.
-        given: where they are, for messages.
-    """
+    """Raise InputError if some names of folders or files, which are to be classes, are those of a data set's parts."""
     if len(parts := [name for name in names if name.lower() in PART_NAMES]) > 1:
         raise InputError(
             f"{given}: {', '.join(parts)} are parts, not classes: give each by an option of its own: --data.path,"

@@ -121,14 +121,7 @@ def fold_samples(
 
 
 def check_parts(paths: Sequence[str | None], what: str, val_share: float, test_share: float) -> None:
-    """Raise InputError if only validation or test has a path, or the shares leave nothing to train on.
-
-    Args:
-        paths: of the training, validation and test part.
-        what: what is to train on, for messages.
-        val_share: share of the training part for validation.
-        test_share: share for the test.
-    """
+    """Raise InputError if only validation or test has one of the three paths, or shares leave nothing to train on."""
     if not paths[0] and any(paths):
         raise InputError(f"--data.val_path and --data.test_path need --data.path, the {what} to train on")
     if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
@@ -138,12 +131,9 @@ def check_parts(paths: Sequence[str | None], what: str, val_share: float, test_s
 
 @rank_zero_only
 def report_duplicates(parts: Mapping[str, Sequence[Any]], kind: str, name: Callable[[str, int], str]) -> None:
-    """Log how many samples are also in an earlier part, with one example.
+    """Log how many samples are also in an earlier part, with the `name` of one.
 
-    Args:
-        parts: for each part, a key for each sample, equal for equal samples.
-        kind: what the samples are, such as images.
-        name: gives the name of a sample, by part and index.
+    `parts` are the keys of the samples of each part, equal for equal samples; `kind` is what they are, such as images.
     """
     hashes = np.fromiter(map(hash, chain.from_iterable(parts.values())), np.int64)
     ordered = np.sort(hashes)  # eight bytes a sample: a dict of all would take more memory than short texts

@@ -27,9 +27,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, ...]]:
     """The values of some columns of a table, row by row; memory does not grow with the table.
 
-    Args:
-        path: the table.
-        columns: their names, and what an error says to give if one is missing.
+    `columns` are their names, and what an error says to give if one is missing.
     """
     for batch in read_batches(path, list(columns), list(columns.values()), STREAM_BYTES):
         yield from rows_of(batch)
