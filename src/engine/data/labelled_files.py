@@ -197,9 +197,6 @@ class LabelledDataModule(BatchedDataModule):
     """A DataModule with `labels`."""
 
     num_classes: int
-    paths: Any = None  # of the parts
-    shares: Any = None
-    columns: Any = None
     label_order: Callable[[str], Any] | None = None
     """Key that sorts the labels; None: by name."""
 
@@ -245,9 +242,10 @@ class LabelledDataModule(BatchedDataModule):
     def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
         """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
-        origin, fold = repr([source, self.paths]), getattr(self, "fold", None)
-        self.sizes = {"origin": origin, "split": repr([self.shares, fold, self.columns]), **counts}
-        given = self.paths.values() if isinstance(self.paths, dict) else self.paths or (None,)
+        paths, shares, fold, columns = (getattr(self, name, None) for name in ("paths", "shares", "fold", "columns"))
+        origin = repr([source, paths])
+        self.sizes = {"origin": origin, "split": repr([shares, fold, columns]), **counts}
+        given = paths.values() if isinstance(paths, dict) else paths or (None,)
         is_split = not all(given) or (fold and fold[0] is not None)
         if is_split and self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
             announce(
