@@ -25,7 +25,7 @@ from src.engine.data.labelled_files import (
     split_files,
 )
 from src.engine.data.loading import announce
-from src.engine.data.split import check_fraction, check_paths, check_shares
+from src.engine.data.split import check_fraction, check_parts
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed, run_seed, step_position
 
@@ -127,8 +127,7 @@ class SpokenWordsDataModule(LabelledDataModule):
             low, high = image_size / sample_rate, MAX_SAMPLES // sample_rate
             raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high}")
         check_fraction(max_speed=max_speed, max_mask=max_mask)
-        check_paths(path, val_path, test_path, "recordings")
-        check_shares(val_share, test_share)
+        check_parts((path, val_path, test_path), "recordings", val_share, test_share)
         self.save_hyperparameters()
         self.paths = {"train": path, "val": val_path, "test": test_path}
         self.columns = Columns(path_column, label_column, group_column)
@@ -159,8 +158,8 @@ class SpokenWordsDataModule(LabelledDataModule):
         if hasattr(self, "train_set"):
             return
         if self.paths["train"]:
-            files = labelled_files(self.paths, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
-            self.refuse_new_classes(files)
+            kind = f"{' or '.join(SUFFIXES)} files"
+            files = labelled_files(self.paths, self.columns, SUFFIXES, kind, self.restored)
             check_class_sizes(files)
             waves = self.read([one.name for one in files], [one.file for one in files])
             keys = [hash(wave.numpy().tobytes()) for wave in waves]

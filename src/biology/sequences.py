@@ -23,7 +23,7 @@ from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Indices
-from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, check_parts, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
 from src.engine.system.randomness import derive_seed
 
@@ -95,7 +95,6 @@ class SequenceDataModule(LabelledDataModule):
     ) -> None:
         super().__init__()
         check_least(1, variants=variants, max_length=max_length, batch_size=batch_size)
-        check_shares(val_share, test_share)
         check_fold(fold, folds)
         self.per_residue = predicts in ("residues", "hidden")
         fits = {"residues": ("dna", "protein"), "hidden": ("protein",)}.get(predicts, TOKENS)
@@ -105,7 +104,7 @@ class SequenceDataModule(LabelledDataModule):
             raise InputError(f"variants {variants} does not go with kind {kind}: leave it out")
         if reverse_complement and (kind != "dna" or self.per_residue):
             raise InputError("reverse_complement is for kind dna that predicts number or class: leave it out")
-        check_paths(path, val_path, test_path, "data")
+        check_parts((path, val_path, test_path), "data", val_share, test_share)
         self.save_hyperparameters()
         self.options: Any = self.hparams
         self.batch_size = batch_size

@@ -120,7 +120,7 @@ class ContrastiveModel(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The class whose text is most similar, and the probability of each."""
-        return class_rows(predictions["probabilities"], labels, type(self).__name__)
+        return class_rows(self, predictions["probabilities"], labels)
 
     @torch.no_grad()
     def _features(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -129,8 +129,6 @@ class ContrastiveModel(Task):
 
     def log_metrics(self, stage: str) -> None:
         super().log_metrics(stage)
-        if not self.metrics.has_seen(stage):
-            return
         seen, self._seen = self._seen, []
         *parts_of_features, targets = (
             torch.cat(part) for part in zip(*(batch for batches in gathered(seen) for batch in batches), strict=True)

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from src.engine.data.loading import IGNORED
 from src.engine.system.errors import InputError
-from src.tasks.task import Task, check_outputs, label_texts
+from src.tasks.task import Task, check_outputs
 
 Batch = tuple[Tensor, ...]
 
@@ -72,10 +72,9 @@ class Classifier(Task):
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:
         count = count_classes(type(self), net, num_classes)
-        unlogged: dict[str, Metric | MetricCollection] = {}
-        if count <= MAX_CONFUSION:
-            unlogged["confusion"] = MulticlassConfusionMatrix(count, **UNCHECKED)
-        super().__init__(net, self.configure_metrics(count), MetricCollection(unlogged))
+        few = count <= MAX_CONFUSION
+        unlogged = MetricCollection({"confusion": MulticlassConfusionMatrix(count, **UNCHECKED)} if few else {})
+        super().__init__(net, self.configure_metrics(count), unlogged)
         self.save_arguments(net=net, loss=loss, num_classes=num_classes)
         self.num_classes = count
         self._logits: Tensor | None = None
@@ -97,7 +96,7 @@ class Classifier(Task):
 
         It may also take `logits`, (B, num_classes) float.
         """
-        metrics: dict[str, Metric | MetricCollection] = {
+        metrics: dict[str, Any] = {
             "loss": MeanMetric(),
             "acc": MulticlassAccuracy(num_classes, average="micro", **UNCHECKED),
             "f1": MulticlassF1Score(num_classes, average="macro", **UNCHECKED),
@@ -192,7 +191,7 @@ class Classifier(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The likeliest class, and the probability of each."""
-        return class_rows(predictions["probabilities"], labels, type(self).__name__)
+        return class_rows(self, predictions["probabilities"], labels)
 
 
 def count_classes(task: type, net: nn.Module, num_classes: int | None) -> int:
@@ -221,9 +220,9 @@ def check_classes(task: Task, num_classes: int) -> None:
     task.label_names(num_classes)
 
 
-def class_rows(probabilities: Tensor, labels: list[str], task: str) -> list[dict[str, Any]]:
+def class_rows(task: Task, probabilities: Tensor, labels: list[str]) -> list[dict[str, Any]]:
     """The likeliest class and the probability of each, from probabilities (B, num_classes)."""
-    classes = label_texts(labels, probabilities.shape[1], task)
+    classes = task.label_names(probabilities.shape[1], labels)
     likeliest = probabilities.argmax(dim=1).tolist()
     return [
         {"label": classes[index], "probabilities": dict(zip(classes, row, strict=True))}

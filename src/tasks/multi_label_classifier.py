@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MultilabelF1Score
 
 from src.engine.data.loading import IGNORED
@@ -13,7 +13,7 @@ from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import escape_dollars, new_figure
 from src.tasks.classifier import UNCHECKED, check_classes, count_classes
 from src.tasks.label_metrics import FirstCurves, MacroAveragePrecision, MacroF1
-from src.tasks.task import Task, check_outputs, label_texts
+from src.tasks.task import Task, check_outputs
 from src.tasks.weighted_bce import WeightedBCE
 
 LISTED = 50  # labels whose F1 is logged one by one
@@ -48,7 +48,7 @@ class MultiLabelClassifier(Task):
         check_outputs(net, count)
         if isinstance(loss, WeightedBCE) and len(loss.label_weights) != count:
             raise InputError(f"label_weights {loss.label_weights}: give {count} numbers, one per label")
-        unlogged: dict[str, Metric | MetricCollection] = {
+        unlogged: dict[str, Any] = {
             "f1": MultilabelF1Score(count, threshold, average=None, **UNCHECKED),
             "curves": FirstCurves(min(count, MAX_CURVES), thresholds=101, **UNCHECKED),
         }
@@ -60,7 +60,7 @@ class MultiLabelClassifier(Task):
 
     def configure_metrics(self, num_classes: int, threshold: float) -> MetricCollection:
         """The logged metrics; `update` takes `preds` (probabilities) and `target`, `value` (loss) and `weight`."""
-        metrics: dict[str, Metric | MetricCollection] = {
+        metrics: dict[str, Any] = {
             "loss": MeanMetric(),
             "map": MacroAveragePrecision(num_classes, average="macro", **UNCHECKED),
             "f1": MacroF1(num_classes, threshold, average="macro", **UNCHECKED),
@@ -104,7 +104,7 @@ class MultiLabelClassifier(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The labels that apply, and the probability of each."""
-        labels = label_texts(labels, self.num_classes, type(self).__name__)
+        labels = self.label_names(self.num_classes, labels)
         rows = [dict(zip(labels, row, strict=True)) for row in predictions["probabilities"].tolist()]
         return [
             {"labels": [label for label, value in row.items() if value > self.threshold], "probabilities": row}

@@ -14,7 +14,7 @@ from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.tasks.precision import check_precision
 from src.tasks.regression_metrics import MAE, R2, RMSE, mean_and_std, regression_figures
-from src.tasks.task import Task, check_outputs, label_texts
+from src.tasks.task import Task, check_outputs
 
 
 class Regressor(Task):
@@ -59,9 +59,10 @@ class Regressor(Task):
         check_precision(self, stage, "targets")
         self.label_names(self.num_targets)
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and data is None:
+        if stage != "fit":
+            return
+        if data is None:
             announce("no DataModule is given, so targets are not standardised: scale them, or give the Trainer one")
-        if stage != "fit" or data is None:
             return
         limit = self.trainer.limit_train_batches if isinstance(self.trainer.limit_train_batches, int) else None
         loader = data.train_dataloader()
@@ -122,7 +123,7 @@ class Regressor(Task):
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """One number per target, named by the DataModule's `labels`."""
         default = ["value"] if self.num_targets == 1 else [f"value_{number}" for number in range(self.num_targets)]
-        columns = label_texts(labels or default, self.num_targets, type(self).__name__)
+        columns = self.label_names(self.num_targets, labels or default)
         return [dict(zip(columns, row, strict=True)) for row in predictions["values"].tolist()]
 
     def figures(self, samples: list[Sample], labels: list[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from src.engine.data.loading import IGNORED
 from src.engine.system.batches import Sample
 from src.engine.tensorboard.figures import class_colours, class_legend, draw_image, new_figure
 from src.tasks.classifier import UNCHECKED, Batch, Classifier
-from src.tasks.task import Task, label_texts
+from src.tasks.task import Task
 
 LISTED = 50  # classes whose IoU is logged one by one
 
@@ -82,7 +82,7 @@ class SegmentationTask(Classifier):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The mask (H, W) of class numbers, and the share of each class in its area."""
-        labels = label_texts(labels, self.num_classes, type(self).__name__)
+        labels = self.label_names(self.num_classes, labels)
         rows = []
         for mask in predictions["mask"].cpu():
             shares = torch.bincount(mask.flatten(), minlength=self.num_classes) / mask.numel()

@@ -8,7 +8,7 @@ from torch import Tensor
 from src.engine.system.batches import Sample
 from src.engine.tensorboard.figures import class_colours, class_legend, new_figure
 from src.tasks.classifier import Batch, Classifier
-from src.tasks.task import Task, label_texts
+from src.tasks.task import Task
 
 MAX_POSITIONS = 120  # of a sequence in a figure
 
@@ -51,7 +51,7 @@ class SequenceLabeler(Classifier):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """One label per token."""
-        labels = label_texts(labels, self.num_classes, type(self).__name__)
+        labels = self.label_names(self.num_classes, labels)
         return [
             {"labels": [labels[number] for number in row[mask].tolist()]}
             for row, mask in zip(predictions["labels"].cpu(), predictions["mask"].cpu(), strict=True)

@@ -101,13 +101,18 @@ class Task(LightningModule):
         """
         return {}
 
-    def label_names(self, count: int) -> list[str]:
-        """The DataModule's `labels`, or numbers from 0.
+    def label_names(self, count: int, labels: Sequence[Any] | None = None) -> list[str]:
+        """The labels as text, default: those of the DataModule; numbers from 0 if there are none.
 
         Raises:
             InputError: there are not `count` labels.
         """
-        return label_texts(labels_of(getattr(self.trainer, "datamodule", None)), count, type(self).__name__)
+        given = labels_of(getattr(self.trainer, "datamodule", None)) if labels is None else labels
+        found = [str(label) for label in given] or [str(number) for number in range(count)]
+        if len(found) != count:
+            name = type(self).__name__
+            raise InputError(f"the data has {len(found)} labels and {name} {count} outputs: give one label per output")
+        return found
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -176,15 +181,15 @@ class Task(LightningModule):
             self._write(values, self.global_step - 1)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_metrics("val")
+        stage = "test" if self.trainer.testing else "val"
+        if self.metrics.has_seen(stage):  # False after resuming at the end of an epoch
+            self.log_metrics(stage)
 
-    def on_test_epoch_end(self) -> None:
-        self.log_metrics("test")
+    on_test_epoch_end = on_validation_epoch_end
 
     def log_metrics(self, stage: str) -> None:
         """Log the metrics of `val` or `test`; a subclass may log more."""
-        if self.metrics.has_seen(stage):  # False after resuming at the end of an epoch
-            self.log_dict(self.metrics[stage], prog_bar=stage == "val")
+        self.log_dict(self.metrics[stage], prog_bar=stage == "val")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the metrics' state in this epoch, from every process."""
@@ -219,15 +224,3 @@ def check_outputs(net: nn.Module, count: int) -> None:
             f"{type(net).__name__} averages softmax probabilities, which this task lacks: give"
             " --model.net.average logits"
         )
-
-
-def label_texts(labels: Sequence[Any], count: int, task: str) -> list[str]:
-    """Labels as text, or numbers from 0 if there are none.
-
-    Raises:
-        InputError: there are not `count` labels.
-    """
-    found = [str(label) for label in labels] or [str(number) for number in range(count)]
-    if len(found) != count:
-        raise InputError(f"the data has {len(found)} labels and {task} {count} outputs: give one label per output")
-    return found

@@ -4,7 +4,7 @@ import tarfile
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -21,9 +21,9 @@ from src.engine.data.download import DownloadError, download, write_atomically
 from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labelled_tables import Columns, Row, read_columns
-from src.engine.data.labels import check_labels, label_order
+from src.engine.data.labels import check_known, label_order
 from src.engine.data.loading import Batches, Order, announce, batch_loader
-from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_indices
+from src.engine.data.split import PARTS, check_parts, fold_samples, report_duplicates, stratified_indices
 from src.engine.data.texts import Texts
 from src.engine.system.errors import InputError, check_least
 from src.text.tokenizer import (
@@ -168,9 +168,8 @@ class LabelledTextDataModule(LabelledDataModule):
         check_least(257, max_vocab_size=max_vocab_size)
         check_least(2, max_length=max_length)
         check_least(1, batch_size=batch_size)
-        check_shares(val_share, test_share)
         check_fold(fold, folds)
-        check_paths(path, val_path, test_path, "table")
+        check_parts((path, val_path, test_path), "table", val_share, test_share)
         self.save_hyperparameters()
         self.paths = {"train": path, "val": val_path, "test": test_path}
         self.text_column = text_column
@@ -195,8 +194,6 @@ class LabelledTextDataModule(LabelledDataModule):
             folded = fold_samples(rows, *self.fold, label=itemgetter(1), key=itemgetter(0))
             parts = {part: _columns(own) for part, own in folded.items()}
         numbers = self.number_labels({part: labels for part, (_, labels) in parts.items()}, self.data_source, "texts")
-        if empty := [name for part, name in PARTS.items() if not parts[part][0]]:
-            raise InputError(f"no {empty[0]} texts in {self.data_source}: give more, or another share")
         self.tokenizer = self._find_tokenizer(parts["train"][0])
         self.vocab_size = self.tokenizer.vocab_size
         self.save_hyperparameters({"data_source": self.data_source})
@@ -284,14 +281,8 @@ class LabelledTextDataModule(LabelledDataModule):
     def _load_tables(self) -> dict[str, Columns]:
         given = {part: path for part, path in self.paths.items() if path is not None}
         found = {part: read_columns(path, self.text_column, self.label_column) for part, path in given.items()}
-        known = set(self.restored or found["train"][1])
-        for part, (_, labels) in found.items():
-            if unknown := next((one for one in enumerate(labels, start=1) if one[1] not in known), None):
-                check_labels(chain.from_iterable(own for _, own in found.values()), given["train"], self.restored)
-                raise InputError(
-                    f"{given[part]}, row {unknown[0]}: label {unknown[1]!r} is not in the training data, which has"
-                    f" {', '.join(sorted(known, key=label_order)[:10])}{' ...' if len(known) > 10 else ''}"
-                )
+        labels = {part: own for part, (_, own) in found.items()}
+        check_known(labels, self.restored, lambda part, index: f"{given[part]}, row {index + 1}")
         return self._split(found.pop("train"), [part for part in ("val", "test") if part not in found]) | found
 
     def _split(self, columns: Columns, wanted: Sequence[str]) -> dict[str, Columns]:

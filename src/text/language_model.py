@@ -55,8 +55,6 @@ class LanguageModel(Task):
     def log_metrics(self, stage: str) -> None:
         """Log the loss, and from it perplexity and bits per character."""
         super().log_metrics(stage)
-        if not self.metrics.has_seen(stage):
-            return
         loss = self.metrics[stage]["loss"].compute()
         self.log(f"{stage}/perplexity", loss.exp(), sync_dist=True)
         rates = getattr(getattr(self.trainer, "datamodule", None), "tokens_per_char", {})

@@ -12,7 +12,7 @@ from src.engine.system.errors import InputError
 from src.engine.tensorboard.figures import draw_image, escape_dollars, new_figure
 from src.tasks.classifier import check_classes
 from src.tasks.precision import check_precision
-from src.tasks.task import Task, label_texts
+from src.tasks.task import Task
 
 LISTED = 100  # classes whose average precision is logged one by one
 Batch = tuple[Tensor, Tensor]
@@ -98,8 +98,6 @@ class DetectionTask(Task):
     def log_metrics(self, stage: str) -> None:
         """Log the metrics, after the test also the average precision of each class that has true boxes."""
         super().log_metrics(stage)
-        if not self.metrics.has_seen(stage):
-            return
         by_class = stage == "test" and self.net.num_classes <= LISTED
         found = self.average_precision(by_class)
         scores = {f"{stage}/{name}": found[name] for name in ("map", "map_50")}
@@ -119,7 +117,7 @@ class DetectionTask(Task):
 
     def prediction_rows(self, predictions: dict[str, Tensor], labels: list[str]) -> list[dict[str, Any]]:
         """The boxes with a score of at least `threshold`, as shares of width and height."""
-        labels = label_texts(labels, self.net.num_classes, type(self).__name__)
+        labels = self.label_names(self.net.num_classes, labels)
         rows = []
         for image in predictions["boxes"].float().cpu():
             boxes = [

@@ -23,7 +23,7 @@ from src.engine.data.images import (
 from src.engine.data.labelled_files import Columns, LabelledDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.data.split import check_paths, check_shares
+from src.engine.data.split import check_parts
 from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
 from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError, check_least
@@ -107,8 +107,7 @@ class ImageFolderDataModule(LabelledDataModule):
         if not 0 < crop <= 1:
             raise InputError(f"crop {crop} is out of range: give a share of the area above 0 and up to 1")
         check_num_workers(num_workers)
-        check_paths(path, val_path, test_path, "images")
-        check_shares(val_share, test_share)
+        check_parts((path, val_path, test_path), "images", val_share, test_share)
         check_fold(fold, folds)
         self.save_hyperparameters()
         self.paths = {"train": path, "val": val_path, "test": test_path}
@@ -138,17 +137,12 @@ class ImageFolderDataModule(LabelledDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
-        found = labelled_files(self.paths, self.columns)
-        self.refuse_new_classes(found)
+        found = labelled_files(self.paths, self.columns, known=self.restored)
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
         parts = split_files(found, files, content_keys(files), self.shares, "images", self.fold)
         labels = {part: [label for _, label in own] for part, own in parts.items()}
         numbers = self.number_labels(labels, self.data_source, "images")
-        if empty := [part for part, own in parts.items() if not own]:
-            raise InputError(
-                f"{self.data_source} has {len(files)} images, too few for a {empty[0]} part: give 3 per class"
-            )
         self.train_set, self.val_set, self.test_set = (
             self.dataset([file for file, _ in own], numbers[part], part) for part, own in parts.items()
         )

@@ -170,7 +170,7 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
         ("--data.seconds=1e9", "seconds 1000000000.0 is out of range: give 0.001 to"),
         ("--data.sample_rate=1000", "sample_rate 1000 is too small: give at least 2000"),
         ("--data.max_shift=-1", "max_shift -1.0 is too small: give at least 0"),
-        ("--data.val_share=0", "val_share 0.0 is out of range"),
+        ("--data.val_share=0", "val_share 0.0 and test_share 0.1 are out of range: give"),
     ],
 )
 def test_a_wrong_option_is_one_line(words: str, message: str, error_of: Callable[..., str]) -> None:
@@ -194,7 +194,7 @@ def test_labels_of_a_checkpoint_stay_and_others_are_an_error(tmp_path: Path) -> 
     assert data.test_set.targets.unique().tolist() == [0, 1]
     other = SpokenWordsDataModule(str(folder))
     other.load_state_dict({"labels": ["low", "loud"]})
-    with pytest.raises(InputError, match=r"class high of .* was not trained on: use only low, loud"):
+    with pytest.raises(InputError, match=r"class 'high' is not in the training data: use only loud, low"):
         other.setup("fit")
 
 

@@ -190,7 +190,7 @@ def test_files_of_ones_own_are_the_parts(tmp_path: Path) -> None:
     assert data.test_set.targets.tolist() == [1]
     other = write(tmp_path / "other.csv", "text,label\nmine,class 1\nmine,class 9\n")
     with pytest.raises(
-        InputError, match=r"other.csv, row 2: label 'class 9' is not in the training data, which has class 0"
+        InputError, match=r"other.csv, row 2: class 'class 9' is not in the training data: use only class 0"
     ):
         ready(path=path, test_path=other)
 
@@ -230,7 +230,7 @@ def test_texts_that_are_cut_off_are_counted(tmp_path: Path, messages: list[str],
 def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: Path, messages: list[str]) -> None:
     path = table(tmp_path, ".csv", ROWS)  # type: ignore[arg-type]
     other = write(tmp_path / "other.csv", "text,label\nmine,Class 1\n")
-    with pytest.raises(InputError, match=r"other.csv, row 1: label 'Class 1' is not in the training data"):
+    with pytest.raises(InputError, match=r"other.csv, row 1: class 'Class 1' is not in the training data"):
         ready(path=path, test_path=other)
     assert any("Labels 'class 1' (20), 'Class 1' (1) of" in line for line in messages)
     write(tmp_path / "other.csv", "text,label\nmine,class\xa01\n")
@@ -240,11 +240,11 @@ def test_labels_are_compared_over_all_tables_and_with_the_checkpoint(tmp_path: P
     assert "Classes: class 0 20, class 1 20, class 2 20" in messages
     second = LabelledTextDataModule(path=write(tmp_path / "more.csv", "text,label\na,class 1\nb,class 7\n"))
     second.load_state_dict(first.state_dict())
-    with pytest.raises(InputError, match=r"more.csv, row 2: label 'class 7' is not in the training data, which has"):
+    with pytest.raises(InputError, match=r"more.csv, row 2: class 'class 7' is not in the training data: use"):
         second.setup("test")
     third = LabelledTextDataModule(source="language_names")
     third.load_state_dict(first.state_dict())
-    with pytest.raises(InputError, match=r"class .* of language_names was not trained on: use only"):
+    with pytest.raises(InputError, match=r"language_names: class .* is not in the training data: use only"):
         third.setup("test")
 
 

@@ -24,12 +24,9 @@ class BatchDataset(Dataset[Any]):
 
 
 def check_loaded(data: Any, saved: dict[str, Any], what: str) -> None:
-    """Raise InputError if data that is set up differs from a checkpoint, which Lightning's Trainer loads afterwards.
+    """Raise InputError if a DataModule is set up with another `what` than a checkpoint has in `saved`.
 
-    Args:
-        data: a DataModule.
-        saved: its state in the checkpoint.
-        what: the key that is compared.
+    Lightning's Trainer loads the state of data after `setup`.
     """
     if hasattr(data, "train_set") and data.state_dict()[what] != saved[what]:
         raise InputError(

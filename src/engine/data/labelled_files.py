@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from src.engine.data.batched import BatchedDataModule, check_loaded
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, in_threads, is_hidden, skipped_line
 from src.engine.data.labelled_tables import local_paths, read_table
-from src.engine.data.labels import check_labels, check_not_parts, report_classes
+from src.engine.data.labels import check_known, check_labels, check_not_parts, report_classes
 from src.engine.data.loading import announce
 from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
 from src.engine.system.addresses import local_path
@@ -19,8 +19,6 @@ from src.engine.system.errors import InputError
 T = TypeVar("T")
 
 MAX_LISTED = 5  # unreadable files listed in one message
-LEAST = 3  # files of a class, one for each part
-GROUP = "group_column"
 OPTIONS = {"train": "path", "val": "val_path", "test": "test_path"}
 
 
@@ -50,6 +48,7 @@ def labelled_files(
     columns: Columns,
     suffixes: tuple[str, ...] = IMG_EXTENSIONS,
     kind: str = "images",
+    known: Sequence[str] = (),
 ) -> list[LabelledFile]:
     """Find the files in class folders, or in tables.
 
@@ -59,47 +58,40 @@ def labelled_files(
         columns: the tables' columns.
         suffixes: of the files in folders.
         kind: what the files are, for messages.
+        known: classes of a checkpoint, if there is one.
 
     Raises:
-        InputError: there is no such folder or table, there are no files, or a class has none in the training part.
+        InputError: there is no such folder or table, there are no files, or a class was not trained on.
     """
-    found = [
-        one._replace(part=part)
-        for part, path in paths.items()
-        if path
-        for one in _files_of(path, f"--data.{OPTIONS[part]} {path}", columns, suffixes, kind)
-    ]
-    known = {one.label for one in found if one.part == "train"}
-    if unknown := next((one for one in found if one.label not in known), None):
-        check_labels([one.label for one in found], str(paths["train"]))  # it may only be written otherwise
-        raise InputError(
-            f"{unknown.name}: class {unknown.label} is not in the training data, which has"
-            f" {', '.join(sorted(known)[:10])}{' ...' if len(known) > 10 else ''}"
-        )
-    return found
+    found = {part: _files_of(part, path, columns, suffixes, kind) for part, path in paths.items() if path}
+    labels = {part: [one.label for one in own] for part, own in found.items()}
+    check_known(labels, known, lambda part, index: found[part][index].name)
+    return [one for own in found.values() for one in own]
 
 
-def _files_of(path: str, given: str, columns: Columns, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
-    place = local_path(path)
+def _files_of(part: str, path: str, columns: Columns, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
+    place, given = local_path(path), f"--data.{OPTIONS[part]} {path}"
     if place.is_file():
         rows = read_table(path, columns.path, columns.label, ("path_column", "label_column"))
         groups: list[Any] = [None] * len(rows)
         if columns.group is not None:
-            groups = [group for _, group in read_table(path, columns.path, columns.group, ("path_column", GROUP))]
+            options = ("path_column", "group_column")
+            groups = [group for _, group in read_table(path, columns.path, columns.group, options)]
         files = local_paths([name for name, _ in rows], path)
         return [
-            LabelledFile(f"{path}, row {row}: {name}", file, label, group)
+            LabelledFile(f"{path}, row {row}: {name}", file, label, group, part)
             for row, (file, (name, label), group) in enumerate(zip(files, rows, groups, strict=True), start=1)
         ]
     if not place.is_dir():
         raise InputError(f"{given}: no such folder or table; give a folder with one folder per class")
     if columns.group is not None:
-        raise InputError(f"--data.{GROUP} {columns.group}: {path} is a folder: give a table, with this column")
+        raise InputError(f"--data.group_column {columns.group}: {path} is a folder: give a table, with this column")
     folders = sorted(one.name for one in place.iterdir() if one.is_dir() and not is_hidden(one.name))
     check_not_parts(folders, given)
     skipped: Counter[str] = Counter()
     files = list(find_files(place, suffixes, skipped))
-    found = [LabelledFile(str(file), file, file.relative_to(place).parts[0]) for file in files if file.parent != place]
+    inside = [file for file in files if file.parent != place]
+    found = [LabelledFile(str(file), file, file.relative_to(place).parts[0], part=part) for file in inside]
     if not found:
         raise InputError(f"{given}: no {kind} in its folders; give one folder of {kind} per class")
     if without := {*folders} - {one.label for one in found}:
@@ -138,14 +130,13 @@ def read_all(
 
 def check_class_sizes(files: Sequence[LabelledFile]) -> None:
     """Raise InputError if a class has too few files for each part to have one."""
-    least = LEAST + 1 - len({one.part for one in files})
-    for label, count in Counter(one.label for one in files if one.part == "train").items():
-        if count < least:
-            name = next(one.name for one in files if one.label == label)
-            raise InputError(
-                f"class {label} has too few files, {count} of {least}, such as {name}: give one for each part, or"
-                " remove the class"
-            )
+    least = 1 + len(PARTS) - len({one.part for one in files})
+    counts = Counter(one.label for one in files if one.part == "train")
+    if few := next((one for one in files if counts[one.label] < least), None):
+        raise InputError(
+            f"class {few.label} has too few files, {counts[few.label]} of {least}, such as {few.name}: give one for"
+            " each part, or remove the class"
+        )
 
 
 def split_files(
@@ -165,8 +156,8 @@ def split_files(
         values: what was read of each.
         keys: equal for files with the same content.
         shares: of validation and test.
-        kind: what they are, such as sounds, for messages.
-        fold: the fold to validate on, and the number of folds: see `with_fold`.
+        kind: what they are, such as sounds.
+        fold: `fold` and `folds` of `with_fold`.
     """
     classes = {label: number for number, label in enumerate(sorted({one.label for one in files}))}
     targets = [classes[one.label] for one in files]
@@ -180,9 +171,9 @@ def split_files(
     classes_of = [targets[number] if is_pure else 0 for number in train]
     own = stratified_split(classes_of, list(missing.values()), own_groups)
     places |= {part: [train[index] for index in one] for part, one in zip(("train", *missing), own, strict=True)}
-    split = with_fold(list(places.values()), targets, *fold, keys if groups is None else groups)
+    split = with_fold(list(places.values()), targets, *fold, groups or keys)
     parts = dict(zip(PARTS, split, strict=True))
-    if groups is not None:
+    if groups:
         _check_groups(groups, parts)
     found = {part: [keys[number] for number in own] for part, own in parts.items()}
     report_duplicates(found, kind, lambda part, index: files[parts[part][index]].name)
@@ -218,38 +209,29 @@ class LabelledDataModule(BatchedDataModule):
         """Samples of each label in the training and validation part, and where they are from; set by `setup`."""
         self.restored_sizes: dict[str, Any] = {}
 
-    def refuse_new_classes(self, files: Sequence[LabelledFile]) -> None:
-        """Raise InputError, with the first file, if a class is not in the checkpoint."""
-        known = set(self.restored)
-        if unknown := next((one for one in files if known and one.label not in known), None):
-            check_labels([one.label for one in files], unknown.name, self.restored)
-            raise InputError(f"class {unknown.label} of {unknown.name} {self._not_known()}")
-
     def find_labels(self, labels: Sequence[str], source: str) -> dict[str, int]:
         """Set `labels` and `num_classes`, and return the class number of each label; arguments of `check_labels`."""
         check_labels(labels, source, self.restored)
         self.labels = self.restored or sorted(set(labels), key=self.label_order)
         self.num_classes = len(self.labels)
-        numbers = {label: number for number, label in enumerate(self.labels)}
-        if unknown := [label for label in labels if label not in numbers]:
-            raise InputError(f"class {unknown[0]} of {source} {self._not_known()}")
-        return numbers
-
-    def _not_known(self) -> str:
-        known = self.restored or self.labels
-        return f"was not trained on: use only {', '.join(known[:50])}{' ...' if len(known) > 50 else ''}"
+        check_known({"train": labels}, self.restored, lambda *_: source)
+        return {label: number for number, label in enumerate(self.labels)}
 
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:
         """Set `labels` and `num_classes`, report them, and return the class numbers of each part.
 
-        Args:
-            parts: the label of each sample, by the name of the part.
-            source: where they are from, for messages.
-            kind: what the samples are, such as sounds.
+        `parts` are the labels of the samples of each part; `kind` is what these are, such as sounds, of `source`.
+
+        Raises:
+            InputError: there is one class only, a part is empty, or labels cannot be used.
         """
         numbers = self.find_labels([label for own in parts.values() for label in own], source)
         if self.num_classes < 2:
             raise InputError(f"{source} has one class only, {self.labels[0]}: give at least two")
+        if empty := [part for part, own in parts.items() if not own]:
+            count = sum(map(len, parts.values()))
+            given = f"{source} has {count:,} {kind}, too few for a {PARTS[empty[0]]} part"
+            raise InputError(f"{given}: give 3 per class, or another share")
         self.report_changes(parts, source, kind)
         sizes = ", ".join(f"{len(own):,} {PARTS[part]}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {sizes} {kind} of {source}")
@@ -260,15 +242,11 @@ class LabelledDataModule(BatchedDataModule):
     def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
         """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
-        origin = repr([source, getattr(self, "paths", None)])
-        self.sizes = {
-            "origin": origin,
-            "split": repr([getattr(self, name, None) for name in ("shares", "fold", "columns")]),
-            **counts,
-        }
-        paths = getattr(self, "paths", None) or (None,)
-        given = paths.values() if isinstance(paths, dict) else paths
-        is_split = not all(given) or getattr(self, "fold", (None, 5))[0] is not None
+        paths, shares, fold, columns = (getattr(self, name, None) for name in ("paths", "shares", "fold", "columns"))
+        origin = repr([source, paths])
+        self.sizes = {"origin": origin, "split": repr([shares, fold, columns]), **counts}
+        given = paths.values() if isinstance(paths, dict) else paths or (None,)
+        is_split = not all(given) or (fold and fold[0] is not None)
         if is_split and self.restored_sizes.get("origin") == origin and self.restored_sizes != self.sizes:
             announce(
                 f"The {kind} of {source}, or their shares, have changed since training, so they are split differently:"

@@ -3,7 +3,8 @@
 import math
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +22,14 @@ VARIATION_SELECTORS = "\ufe0e\ufe0f"
 def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) -> None:
     """Raise InputError if labels look the same or are not valid Unicode; report those that differ only in case.
 
-    Args:
-        labels: the label of each sample.
-        source: where they come from, for messages.
-        known: other labels to compare them with, such as those of a checkpoint.
+    `labels` are those of all samples; they are also compared with the `known` ones, such as those of a checkpoint.
     """
     counts = Counter(dict.fromkeys(known, 0))
     counts.update(labels)
+    alike: dict[str, list[str]] = defaultdict(list)
     for label in counts:
         if any("\ud800" <= character <= "\udfff" for character in label):
             raise InputError(f"label {label!a} of {source} is not valid Unicode: rename it")
-    alike: dict[str, list[str]] = defaultdict(list)
-    for label in counts:
         alike[_visible(label).lower()].append(label)
     for group in alike.values():
         shown = ", ".join(f"{label!a} ({counts[label]:,})" for label in group)
@@ -45,6 +42,25 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
             announce(f"Labels {shown} of {source} differ only in case and are different classes: is this a typo?")
 
 
+def check_known(parts: Mapping[str, Sequence[str]], known: Iterable[str], place: Callable[[str, int], str]) -> None:
+    """Raise InputError, with the `place` of the first sample, if a label is neither known nor of the training part.
+
+    `parts` are the labels of the samples of each part; `known` those of a checkpoint, which count in place of the
+    training part's if there are some.
+    """
+    trained = {*known} or {*parts["train"]}
+    for part, labels in parts.items():
+        if {*labels} <= trained:
+            continue
+        index = next(index for index, label in enumerate(labels) if label not in trained)
+        where, shown = place(part, index), sorted(trained, key=label_order)
+        check_labels(chain.from_iterable(parts.values()), where, [*known])  # it may only be written otherwise
+        raise InputError(
+            f"{where}: class {labels[index]!r} is not in the training data: use only {', '.join(shown[:SHOWN])}"
+            f"{' ...' if len(shown) > SHOWN else ''}"
+        )
+
+
 def label_order(label: str) -> tuple[bool, float, str]:
     """Sort key: numbers by value, then words."""
     try:
@@ -55,12 +71,7 @@ def label_order(label: str) -> tuple[bool, float, str]:
 
 
 def check_not_parts(names: Sequence[str], given: str) -> None:
-    """Raise InputError if some names of folders or files, which are to be classes, are those of a data set's parts.
-
-    Args:
-        names: of the folders or files.
-        given: where they are, for messages.
-    """
+    """Raise InputError if some names of folders or files, which are to be classes, are those of a data set's parts."""
     if len(parts := [name for name in names if name.lower() in PART_NAMES]) > 1:
         raise InputError(
             f"{given}: {', '.join(parts)} are parts, not classes: give each by an option of its own: --data.path,"
@@ -71,12 +82,11 @@ def check_not_parts(names: Sequence[str], given: str) -> None:
 def report_classes(labels: Sequence[str], parts: Mapping[str, npt.ArrayLike]) -> None:
     """Log how many samples each class has, and the classes that a part lacks; `parts` are the class numbers of each."""
     counts = {part: np.bincount(np.asarray(own, np.int64), minlength=len(labels)) for part, own in parts.items()}
-    sizes = [(label, sum(int(count[number]) for count in counts.values())) for number, label in enumerate(labels)]
-    shown = [f"{label} {size:,}" for label, size in sizes]
+    sizes = np.sum([*counts.values()], axis=0)
+    shown = [f"{label} {size:,}" for label, size in zip(labels, sizes, strict=True)]
     if len(labels) > SHOWN:
-        largest = sorted(sizes, key=lambda one: -one[1])
-        shown = [f"{label} {size:,}" for label, size in (*largest[:SHOWN], largest[-1])]
-        shown.insert(SHOWN, "...")
+        largest = [shown[number] for number in (-sizes).argsort(kind="stable")]
+        shown = [*largest[:SHOWN], "...", largest[-1]]
     rank_zero_info(f"Classes: {', '.join(shown)}")
     for part, count in counts.items():
         if missing := [label for number, label in enumerate(labels) if not count[number]]:
@@ -87,5 +97,5 @@ def report_classes(labels: Sequence[str], parts: Mapping[str, npt.ArrayLike]) ->
 def _visible(label: str) -> str:
     """A label as it looks."""
     form = unicodedata.normalize("NFC", label)
-    marks = [c for c in form if unicodedata.category(c) == "Cf" or c in VARIATION_SELECTORS]
-    return " ".join(form.translate(dict.fromkeys(map(ord, marks))).split())
+    seen = [one for one in form if unicodedata.category(one) != "Cf" and one not in VARIATION_SELECTORS]
+    return " ".join("".join(seen).split())

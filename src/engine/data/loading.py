@@ -83,9 +83,8 @@ class Batches(DistributedSampler[Any]):
         epoch_seed = derive_seed(self.seed, self.epoch) if self.order else 0
         start, self.start = self.start, 0  # once: beside a longer loader this one restarts within the epoch
         generator = torch.Generator().manual_seed(epoch_seed)
-        samples = iter(islice(self.order(generator) if self.order else range(self.count), self.count))
-        for _ in range(start):
-            next(islice(samples, self.batch_size - 1, None), None)
+        order = self.order(generator) if self.order else range(self.count)
+        samples = islice(order, start * self.batch_size, self.count)
         for _ in range(start, len(self)):
             batch = list(islice(samples, self.batch_size))
             indices = Indices(batch[self.rank :: self.num_replicas] or batch[:1])
@@ -269,12 +268,8 @@ def check_batch_size_of(data: Any, processes: int) -> None:
 def already_a_batch(batch: Any) -> Any:
     """Collate function for whole batches; not a lambda, so that it can be sent to worker processes."""
     if get_worker_info() is not None:  # here a lack of shared memory is an error of the run; later it would hang
-        apply_to_collection(batch, Tensor, _share)
+        apply_to_collection(batch, Tensor, lambda one: one.share_memory_() if one.layout == torch.strided else one)
     return batch
-
-
-def _share(tensor: Tensor) -> Tensor:
-    return tensor.share_memory_() if tensor.layout == torch.strided else tensor  # type: ignore[no-untyped-call]
 
 
 def announce(line: str) -> None:

@@ -1,7 +1,7 @@
 """Splits samples into parts, and folds, with equal class proportions, and finds samples that are in several parts."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -30,14 +30,11 @@ def stratified_split(
         keys: a key of every sample; samples with equal keys, such as the pictures of one patient, are in the same part.
             Shares and classes are then those of the keys, whose class is that of their first sample.
     """
-    if keys is not None:
-        groups: dict[Any, list[int]] = {}
-        for index, key in enumerate(_plain(keys)):
-            groups.setdefault(key, []).append(index)
-        together = list(groups.values())
-        parts = stratified_split([int(targets[own[0]]) for own in together], shares)
-        return [sorted(index for number in part for index in together[number]) for part in parts]
-    return [part.tolist() for part in stratified_indices(torch.as_tensor(targets), shares)]
+    if keys is None:
+        return [part.tolist() for part in stratified_indices(torch.as_tensor(targets), shares)]
+    groups = _grouped(range(len(targets)), keys)
+    parts = stratified_split([int(targets[own[0]]) for own in groups], shares)
+    return [sorted(index for number in part for index in groups[number]) for part in parts]
 
 
 def stratified_indices(targets: Tensor, shares: Sequence[float]) -> list[Tensor]:
@@ -74,18 +71,15 @@ def with_fold(
     Raises:
         InputError: there are too few samples for a fold.
     """
-    targets, keys = _plain(targets), None if keys is None else _plain(keys)
     train, val, *rest = ([*part] for part in parts)
     if fold is None:
         return [train, val, *rest]
-    generator = torch.Generator().manual_seed(SPLIT_SEED)
-    pool = sorted(train + val)
-    groups: dict[Any, list[int]] = {}
-    for index in (pool[place] for place in torch.randperm(len(pool), generator=generator).tolist()):
-        groups.setdefault(index if keys is None else keys[index], []).append(index)
+    targets, pool = _plain(targets), sorted(train + val)
+    order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(SPLIT_SEED)).tolist()
+    groups = _grouped([pool[place] for place in order], range(len(targets)) if keys is None else keys)
     dealt: list[list[int]] = [[] for _ in range(folds)]
     counts = [Counter[Any]() for _ in range(folds)]
-    for group in sorted(groups.values(), key=len, reverse=True):  # stable: groups of one size stay shuffled
+    for group in sorted(groups, key=len, reverse=True):  # stable: groups of one size stay shuffled
         label = targets[group[0]]
         least = min(range(folds), key=lambda number: (counts[number][label], len(dealt[number])))
         dealt[least] += group
@@ -94,6 +88,14 @@ def with_fold(
         raise InputError(f"{len(groups)} different samples are too few for {folds} folds: give fewer --data.folds")
     others = [index for number, one in enumerate(dealt) if number != fold - 1 for index in one]
     return [sorted(others), sorted(dealt[fold - 1]), *rest]
+
+
+def _grouped(indices: Iterable[int], keys: Sequence[Any]) -> list[list[int]]:
+    """The indices of each key, in the order in which the keys occur."""
+    keys, groups = _plain(keys), defaultdict[Any, list[int]](list)
+    for index in indices:
+        groups[keys[index]].append(index)
+    return list(groups.values())
 
 
 def _plain(values: Any) -> Sequence[Any]:
@@ -118,29 +120,20 @@ def fold_samples(
     return {**parts, "train": train, "val": val}
 
 
-def check_paths(path: str | None, val_path: str | None, test_path: str | None, what: str) -> None:
-    """Raise InputError if validation or test has a path, and training has none; `what` is to train on, for messages."""
-    if not path and (val_path or test_path):
+def check_parts(paths: Sequence[str | None], what: str, val_share: float, test_share: float) -> None:
+    """Raise InputError if only validation or test has one of the three paths, or shares leave nothing to train on."""
+    if not paths[0] and any(paths):
         raise InputError(f"--data.val_path and --data.test_path need --data.path, the {what} to train on")
-
-
-def check_shares(val_share: float, test_share: float) -> None:
-    """Raise InputError if a share is out of range, or validation and test leave nothing to train on."""
-    for name, share in (("val_share", val_share), ("test_share", test_share)):
-        if not 0 < share < 1:
-            raise InputError(f"{name} {share} is out of range: give a fraction between 0 and 1")
-    if val_share + test_share >= 1:
-        raise InputError(f"val_share {val_share} and test_share {test_share} leave nothing to train on: give less")
+    if not (val_share > 0 and test_share > 0 and val_share + test_share < 1):
+        given = f"val_share {val_share} and test_share {test_share}"
+        raise InputError(f"{given} are out of range: give fractions above 0, together below 1")
 
 
 @rank_zero_only
 def report_duplicates(parts: Mapping[str, Sequence[Any]], kind: str, name: Callable[[str, int], str]) -> None:
-    """Log how many samples are also in an earlier part, with one example.
+    """Log how many samples are also in an earlier part, with the `name` of one.
 
-    Args:
-        parts: for each part, a key for each sample, equal for equal samples.
-        kind: what the samples are, such as images.
-        name: gives the name of a sample, by part and index.
+    `parts` are the keys of the samples of each part, equal for equal samples; `kind` is what they are, such as images.
     """
     hashes = np.fromiter(map(hash, chain.from_iterable(parts.values())), np.int64)
     ordered = np.sort(hashes)  # eight bytes a sample: a dict of all would take more memory than short texts

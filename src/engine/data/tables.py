@@ -27,9 +27,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 def stream_columns(path: Path, columns: dict[str, str]) -> Iterator[tuple[Any, ...]]:
     """The values of some columns of a table, row by row; memory does not grow with the table.
 
-    Args:
-        path: the table.
-        columns: their names, and what an error says to give if one is missing.
+    `columns` are their names, and what an error says to give if one is missing.
     """
     for batch in read_batches(path, list(columns), list(columns.values()), STREAM_BYTES):
         yield from rows_of(batch)
@@ -42,21 +40,34 @@ def rows_of(batch: Batch) -> Iterator[tuple[Any, ...]]:
 def read_batches(path: Path, columns: Sequence[str], options: Sequence[str], block_size: int) -> Iterator[Batch]:
     """The values of columns, in batches of rows; `options` say what to give if one is missing."""
     import pyarrow as pa
+    from pyarrow import parquet
 
     suffix = suffix_of(path)
     if suffix not in TABLES:
         raise InputError(f"{path}: give a .csv, .tsv, .jsonl or .parquet file")
+    batches: Any
     try:
-        if suffix in (".csv", ".tsv"):
-            names, batches = _csv(path, columns, block_size)
+        if suffix == ".parquet":
+            table = parquet.ParquetFile(path)
+            names, batches = table.schema_arrow.names, table.iter_batches(columns=list(columns))
+        elif suffix in (".csv", ".tsv"):
+            reader = _open_csv(path, columns, block_size)
+            names, batches = reader.schema.names, _count_lines(reader, path)
         else:
-            names, batches = _parquet(path, columns) if suffix == ".parquet" else _json(path, columns)
+            rows = _json_rows(path)
+            head = list(islice(rows, 1))  # the first row names the columns
+            names, batches = list(head[0] if head else columns), chain(head, rows)
         for column, option in zip(columns, options, strict=True):
             if column not in names:
                 raise InputError(f"{path} has no column {column}, it has {', '.join(names)}: give {option}")
             if names.count(column) > 1:
                 raise InputError(f"{path} has several columns {column}: rename all but one")
-        yield from batches
+        for batch in batches:
+            if isinstance(batch, dict):  # a row of JSON
+                yield tuple([batch.get(column)] for column in columns)
+            else:
+                batch.validate(full=True)  # texts of Parquet may not be UTF-8
+                yield tuple(batch.column(column) for column in columns)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -75,25 +86,12 @@ def read_batches(path: Path, columns: Sequence[str], options: Sequence[str], blo
         raise InputError(f"{path} is not a {suffix} file that can be read: {reason}") from error
 
 
-Table = tuple[list[str], Iterator[Batch]]  # names of all columns, and the values of those that are wanted
-
-
-def _parquet(path: Path, columns: Sequence[str]) -> Table:
-    from pyarrow import parquet
-
-    table = parquet.ParquetFile(path)
-    return table.schema_arrow.names, _from_batches(table.iter_batches(columns=list(columns)), columns)
-
-
-def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
+def _open_csv(path: Path, columns: Sequence[str], block_size: int) -> Any:
+    """A reader of batches, in which every column is text, so that a label 01 stays 01 and NA is not null."""
     import pyarrow as pa
     from pyarrow import csv
 
     own = "\t" if suffix_of(path) == ".tsv" else ","
-    # In TSV no quoting: a text may begin with a quotation mark.
-    parsing = csv.ParseOptions(delimiter=own, quote_char=False if own == "\t" else '"', newlines_in_values=own == ",")
-    # One thread: otherwise errors do not name the row.
-    reading = csv.ReadOptions(use_threads=False, block_size=block_size)
     with open_utf8(path) as file:
         header = file.readline().decode("utf-8", "replace").strip()
     if header.startswith("sep="):
@@ -104,17 +102,13 @@ def _csv(path: Path, columns: Sequence[str], block_size: int) -> Table:
             f"{path} seems to be separated by {others[0]}, not {SEPARATORS[own]}: its first line is {header};"
             f" separate it by {SEPARATORS[own]}"
         )
-    # Every column is text, so that a label 01 stays 01 and NA is not null.
-    converting = csv.ConvertOptions(default_column_type=pa.string())
-    batches = csv.open_csv(path, reading, parsing, converting)
-    names: list[str] = batches.schema.names
-    return names, _from_batches(_count_lines(batches, path) if set(columns) <= {*names} else batches, columns)
-
-
-def _from_batches(batches: Any, columns: Sequence[str]) -> Iterator[Batch]:
-    for batch in batches:
-        batch.validate(full=True)  # texts of Parquet may not be UTF-8
-        yield tuple(batch.column(column) for column in columns)
+    return csv.open_csv(
+        path,
+        csv.ReadOptions(use_threads=False, block_size=block_size),  # with threads, errors do not name the row
+        # In TSV no quoting: a text may begin with a quotation mark.
+        csv.ParseOptions(delimiter=own, quote_char=False if own == "\t" else '"', newlines_in_values=own == ","),
+        csv.ConvertOptions(default_column_type=pa.string()),
+    )
 
 
 def _count_lines(batches: Any, path: Path) -> Iterator[Any]:
@@ -123,27 +117,18 @@ def _count_lines(batches: Any, path: Path) -> Iterator[Any]:
 
     count = first = start = 0
     for batch in batches:
-        found = [one for one in batch.columns if _has_line_break(one)]
-        has_line = [compute.match_substring_regex(one, "[\n\r]") for one in found]
-        if has_line and (rows := compute.indices_nonzero(reduce(compute.or_, has_line)).to_pylist()):
+        found = []
+        for column in batch.columns:
+            characters = column.buffers()[-1]
+            content = characters.to_pybytes() if characters else b""  # faster to search than the texts
+            if b"\n" in content or b"\r" in content:
+                found.append(compute.match_substring_regex(column, "[\n\r]"))
+        if found and (rows := compute.indices_nonzero(reduce(compute.or_, found)).to_pylist()):
             count, first = count + len(rows), first or start + rows[0] + 1
         start += batch.num_rows
         yield batch
     if count:
         announce(f"{path}: rows that span several lines: {count:,}, first row {first}; check its quotation marks")
-
-
-def _has_line_break(column: Any) -> bool:
-    characters = column.buffers()[-1]
-    content = characters.to_pybytes() if characters else b""  # faster to search than the texts
-    return b"\n" in content or b"\r" in content
-
-
-def _json(path: Path, columns: Sequence[str]) -> Table:
-    rows = _json_rows(path)
-    head = list(islice(rows, 1))  # the first row names the columns
-    names = list(head[0] if head else columns)
-    return names, (tuple([row.get(column)] for column in columns) for row in chain(head, rows))
 
 
 def _json_rows(path: Path) -> Iterator[dict[str, Any]]:

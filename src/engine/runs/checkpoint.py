@@ -158,11 +158,10 @@ def read_checkpoint(given: str) -> dict[str, Any]:
             checkpoint: Any = load(path)
     except InputError:
         raise
-    except pickle.UnpicklingError as error:
-        problem = "holds more than tensors and plain values, so it is not loaded"
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        is_code = isinstance(error, pickle.UnpicklingError)
+        problem = "holds more than tensors and plain values, so it is not loaded" if is_code else "is not a checkpoint"
         raise InputError(f"--ckpt_path {given} {problem}; {GIVE_OWN}") from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"--ckpt_path {given} is not a checkpoint; {GIVE_OWN}") from error
     content = dict(checkpoint) if isinstance(checkpoint, dict) else {}
     if missing := [key for key in ("state_dict", "pytorch-lightning_version") if key not in content]:
         raise InputError(f"--ckpt_path {given} is not a Lightning checkpoint: it has no {missing[0]}; {GIVE_OWN}")
@@ -290,10 +289,15 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
 
     It does in the middle of an epoch, and with a schedule that is as long as the run.
     """
-    counts_steps = _is_as_long_as_the_run(now)
+    schedule = (now.get("lr_scheduler") or {}).get("init_args") or {}
+    ends_by_steps = (now["trainer"].get("max_steps") or -1) > 0
+    is_as_long = not ends_by_steps and any(schedule.get(name, 0) is None for name in LENGTHS)
+    counts_steps = is_as_long and now.get("lr_scheduler_interval") == "step"
     known = saved.get("trainer", {}) if counts_steps else {}
-    for name in ("accumulate_grad_batches", "limit_train_batches"):
-        if name in known and (old := _batches(name, known)) != (new := _batches(name, now["trainer"])):
+    for name, default in {"accumulate_grad_batches": "1", "limit_train_batches": "1.0"}.items():
+        # As text: 1 is one batch, 1.0 are all.
+        old, new = (default if tree.get(name) is None else repr(tree[name]) for tree in (known, now["trainer"]))
+        if name in known and old != new:
             raise InputError(f"--trainer.{name} {new}: the checkpoint has a step schedule, with {old}: give {old}")
     before, after = ((tree.get("data") or {}).get("init_args", {}).get("batch_size") for tree in (saved, now))
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
@@ -303,23 +307,6 @@ def check_batches(checkpoint: dict[str, Any], saved: Tree, now: Tree) -> None:
     if is_inside or (after is not None and counts_steps):
         where = "is in the middle of an epoch" if is_inside else "has a schedule that counts steps,"
         raise InputError(f"--data.batch_size {after}: the checkpoint {where} with batches of {before}: give {before}")
-
-
-def _batches(name: str, trainer: Tree) -> str:
-    """A number of batches, or share of them, as Lightning takes it: 1 is one batch, 1.0 are all."""
-    default = "1.0" if name.startswith("limit") else "1"
-    return default if trainer.get(name) is None else repr(trainer[name])
-
-
-def _is_as_long_as_the_run(tree: Tree) -> bool:
-    """Whether the learning-rate schedule has as many steps as the epochs of the run have."""
-    own = (tree.get("lr_scheduler") or {}).get("init_args") or {}
-    ends_by_steps = (tree["trainer"].get("max_steps") or -1) > 0
-    return (
-        tree.get("lr_scheduler_interval") == "step"
-        and not ends_by_steps
-        and any(own.get(name, 0) is None for name in LENGTHS)
-    )
 
 
 def first_step(checkpoint: dict[str, Any], model: LightningModule) -> int | None:

@@ -93,13 +93,23 @@ class RunRecord(Callback):
             self._write_metrics(trainer, **record["metrics"])
         folders = {str(getattr(one, "dirpath", self.folder / "checkpoints")) for one in trainer.checkpoint_callbacks}
         is_here = str(Path(str(trainer.ckpt_path)).absolute().parent) in folders
-        _own_best(trainer, checkpoint, is_own and is_here)
+        states = checkpoint.get("callbacks") or {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            is_best, key = isinstance(callback, ModelCheckpoint), callback.state_key
+            if not is_best and not isinstance(callback, EarlyStopping):
+                continue
+            if not is_own or (is_best and not is_here):
+                # Its best value is of other data or settings; Lightning would load and delete its checkpoints.
+                states.pop(key, None)
+            elif is_best:
+                _follow_best(callback, states.get(key))
+            elif state := states.get(key):
+                _stay_stopped(trainer, callback, state)
         if not is_own:
             checkpoint.pop("record", None)
             for state in checkpoint.get("lr_schedulers") or ():
                 if "mode_worse" in state:  # of ReduceLROnPlateau
                     state |= {"best": state["mode_worse"], "num_bad_epochs": 0}
-        self._stay_stopped(trainer, checkpoint, is_own)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._resumed_at = time.perf_counter()
@@ -160,28 +170,6 @@ class RunRecord(Callback):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.close()  # stops its thread: a search has many runs in one process
 
-    def _stay_stopped(self, trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
-        """Train nothing after EarlyStopping has stopped this run, unless its patience was changed since."""
-        states = checkpoint.get("callbacks") or {}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            state = states.get(callback.state_key) if isinstance(callback, EarlyStopping) else None
-            if not state:
-                continue
-            if not is_own:
-                del states[callback.state_key]  # its best value was reached on other data or with other settings
-                continue
-            is_changed = state.get("patience") != callback.patience
-            state["patience"] = callback.patience  # that of the configuration, not of the checkpoint
-            if not state.get("stopping_reason"):
-                continue
-            if is_changed:
-                state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}
-            else:
-                trainer.should_stop = True
-                reason = _without_hint(state["stopping_reason_message"])
-                advice = f"change the patience of {type(callback).__name__}, or remove it, to continue"
-                rank_zero_info(f"This run has stopped early ({reason}), so nothing is left to train: {advice}")
-
     def _write_metrics(self, trainer: Trainer, **more: float) -> None:
         if not trainer.is_global_zero:
             return
@@ -220,34 +208,36 @@ def best_metrics(checkpoint: dict[str, Any], monitor: str | None) -> dict[str, f
     return {**metrics, "best_epoch": checkpoint["epoch"] + 1}
 
 
-def _own_best(trainer: Trainer, checkpoint: dict[str, Any], is_own: bool) -> None:
-    """Forget the checkpoints of another run, which Lightning would load and delete; follow those of a moved run.
+def _stay_stopped(trainer: Trainer, callback: EarlyStopping, state: dict[str, Any]) -> None:
+    """Train nothing after EarlyStopping has stopped this run, unless its patience was changed since."""
+    is_changed = state.get("patience") != callback.patience
+    state["patience"] = callback.patience  # that of the configuration, not of the checkpoint
+    if not state.get("stopping_reason"):
+        return
+    if is_changed:
+        state |= {"stopping_reason": EarlyStoppingReason.NOT_STOPPED.value, "stopping_reason_message": None}
+        return
+    trainer.should_stop = True
+    reason = _without_hint(state["stopping_reason_message"])
+    advice = f"change the patience of {type(callback).__name__}, or remove it, to continue"
+    rank_zero_info(f"This run has stopped early ({reason}), so nothing is left to train: {advice}")
 
-    A run that goes on with another `monitor` or `save_top_k` keeps its best checkpoint until there is a better one.
-    """
-    states = checkpoint.get("callbacks") or {}
-    for callback in trainer.checkpoint_callbacks:
-        if not isinstance(callback, ModelCheckpoint):
-            continue
-        state: Any = states.get(callback.state_key)
-        if not is_own:
-            states.pop(callback.state_key, None)
-            continue
-        if not state:
-            _keep_best(callback)
-            continue
-        old, new = str(state.get("dirpath")), str(callback.dirpath)
-        if old != new and Path(state["best_model_path"].replace(old, new)).exists():
-            state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
-            state["best_k_models"] = {
-                path.replace(old, new): score for path, score in state.get("best_k_models", {}).items()
-            }
-        scores = state.get("best_k_models") or {}
-        if 0 < callback.save_top_k <= len(scores):
-            kept = sorted(scores, key=lambda path: float(scores[path]), reverse=callback.mode == "max")
-            state["best_k_models"] = {path: scores[path] for path in kept[: callback.save_top_k]}
-            state["kth_best_model_path"] = kept[callback.save_top_k - 1]
-            state["kth_value"] = scores[state["kth_best_model_path"]]
+
+def _follow_best(callback: ModelCheckpoint, state: dict[str, Any] | None) -> None:
+    """Keep the best checkpoint of a run that was moved, or goes on with another `monitor` or `save_top_k`."""
+    if not state:
+        _keep_best(callback)
+        return
+    old, new = str(state.get("dirpath")), str(callback.dirpath)
+    scores = state.get("best_k_models") or {}
+    if old != new and Path(state["best_model_path"].replace(old, new)).exists():
+        state |= {name: value.replace(old, new) for name, value in state.items() if isinstance(value, str)}
+        scores = state["best_k_models"] = {path.replace(old, new): score for path, score in scores.items()}
+    if 0 < callback.save_top_k <= len(scores):
+        kept = sorted(scores, key=lambda path: float(scores[path]), reverse=callback.mode == "max")
+        state["best_k_models"] = {path: scores[path] for path in kept[: callback.save_top_k]}
+        state["kth_best_model_path"] = kept[callback.save_top_k - 1]
+        state["kth_value"] = scores[state["kth_best_model_path"]]
 
 
 def _keep_best(callback: ModelCheckpoint) -> None:

@@ -69,11 +69,8 @@ def test_a_class_that_only_looks_like_a_known_one_is_said_to(tmp_path: Path) -> 
     paths = {"train": str(tmp_path / "train"), "val": str(tmp_path / "val")}
     with pytest.raises(InputError, match="look the same but differ in Unicode form"):
         labelled_files(paths, Columns())
-    data = LabelledDataModule()
-    data.load_state_dict({"labels": ["caf\xe9", "tea"]})
-    found = labelled_files({"train": paths["val"]}, Columns())
     with pytest.raises(InputError, match="look the same but differ in Unicode form"):
-        data.refuse_new_classes(found)
+        labelled_files({"train": paths["val"]}, Columns(), known=["caf\xe9", "tea"])
 
 
 def test_data_with_parts_of_its_own_is_not_split_differently(messages: list[str]) -> None:

@@ -36,14 +36,11 @@ def test_no_password_of_a_command_is_written(address: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("patience", "stops"), [(1, True), (3, False)])
-def test_a_patience_that_is_changed_in_the_code_of_a_module_lets_a_run_train_on(
-    tmp_path: Path, patience: int, stops: bool
-) -> None:
+def test_a_patience_that_is_changed_in_the_code_of_a_module_lets_a_run_train_on(patience: int, stops: bool) -> None:
     callback = EarlyStopping("val_loss", patience=patience)
     state = {"patience": 1, "stopping_reason": "patience_exhausted", "stopping_reason_message": "over"}
-    trainer: Any = SimpleNamespace(callbacks=[callback], should_stop=False)
-    checkpoint = {"config": "trainer: {}", "callbacks": {callback.state_key: state}}
-    run_record.RunRecord(tmp_path, "trainer: {}", is_new=False)._stay_stopped(trainer, checkpoint, is_own=True)
+    trainer: Any = SimpleNamespace(should_stop=False)
+    run_record._stay_stopped(trainer, callback, state)
     assert trainer.should_stop == stops
 
 
