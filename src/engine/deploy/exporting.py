@@ -55,7 +55,8 @@ def export(args: list[str]) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
             path = Path(folder) / output.name
-            runtime, lines = formats.WRITERS[options.format](reference, path)
+            with formats.exporting(reference):
+                runtime, lines = formats.WRITERS[options.format](reference, path)
             samples = reference.samples(max(2, min(SAMPLES, MAX_OUTPUTS // reference.outputs)))
             difference = formats.largest_difference(reference, runtime, samples)
             count = sum(len(targets) for _, targets in samples)
@@ -67,7 +68,8 @@ def export(args: list[str]) -> None:
                 )
             if options.quantize:
                 before = formats.accuracy(reference, runtime)
-                runtime, lines = formats.quantized_file(reference, path)
+                with formats.exporting(reference):
+                    runtime, lines = formats.quantized_file(reference, path)
                 after = formats.accuracy(reference, runtime)
                 print(f"accuracy on the validation part {before:.2%} in float32 and {after:.2%} in int8")
             formats.write_extras(reference, path, lines)

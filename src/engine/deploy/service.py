@@ -210,7 +210,7 @@ def run_service(options: argparse.Namespace) -> None:
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
     inference = inference.to(device_of(options.accelerator))
-    inference.set_classes("--labels", options.labels)
+    inference.name_classes(options.labels)
     inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
