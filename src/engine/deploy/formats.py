@@ -87,10 +87,8 @@ class Reference:
         """The network's inputs in a batch, and its last part: the targets, or the inputs if there are none."""
         parts = [batch] if isinstance(batch, Tensor) else batch
         if not isinstance(parts, list | tuple) or not all(isinstance(one, Tensor) for one in parts):
-            name = type(self.inference.data).__name__
-            raise InputError(
-                f"{name} has batches of {type(batch).__name__}: export needs tensors, inputs first; {GUIDE}"
-            )
+            name, kind = type(self.inference.data).__name__, type(batch).__name__
+            raise InputError(f"{name} has batches of {kind}: export needs tensors, inputs first; {GUIDE}")
         parameters = inspect.signature(self.inference.task.forward).parameters.values()
         count = sum(one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty for one in parameters)
         return list(parts[: count or max(1, len(parts) - 1)]), parts[-1]

@@ -278,10 +278,8 @@ def _check_labels(labels: Sequence[str], texts: Inputs) -> None:
             raise InputError(f"label {label!r} is empty to this model: give a text with words it was trained on")
         key = str([one.tolist() for one in row])
         if key in seen:
-            raise InputError(
-                f"labels {seen[key]!r} and {label!r} are the same to this model: give texts that differ in words it"
-                " was trained on"
-            )
+            both = f"labels {seen[key]!r} and {label!r}"
+            raise InputError(f"{both} are the same to this model: give texts that differ in words it was trained on")
         seen[key] = label
 
 

@@ -81,8 +81,7 @@ def read_texts(
     """
     options = {column: "--text_column", **dict.fromkeys(truth, "--truth")}
     for name, (text, *true), error in _rows(paths, options, readers):
-        is_text = isinstance(text, str) and text.strip()
-        yield Input(name, text, error or ("" if is_text else _text_error(text)), _one_or_list(true))
+        yield Input(name, text, error or _text_error(text), _one_or_list(true))
 
 
 def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] = ()) -> Iterator[Input]:
@@ -153,9 +152,9 @@ def _lines(path: Path, columns: int, readers: Readers) -> Iterator[tuple[Any, ..
 def _text_error(value: Any) -> str:
     if isinstance(value, UnicodeDecodeError):
         return f"not UTF-8 at byte {value.start + 1} of the line"
-    if value is None or isinstance(value, str):
-        return "the text is empty"
-    return f"{type(value).__name__}, not a text"
+    if not isinstance(value, str | None):
+        return f"{type(value).__name__}, not a text"
+    return "" if value and value.strip() else "the text is empty"
 
 
 @dataclass(eq=False)

@@ -90,13 +90,7 @@ class PredictionTable(Callback):
             self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: Any
     ) -> None:
         predicted = iter([] if outputs is None else outputs)
         for name, path, error, note in zip(*(batch[key] for key in ("names", "paths", "errors", "notes")), strict=True):
@@ -159,9 +153,7 @@ class PredictionTable(Callback):
         if self.draws:
             columns["picture"] = self._save(box_image(path, columns["boxes"]), "pictures", name, trainer)
         if taken := columns.keys() & {"input", "error", "note"}:
-            raise InputError(
-                f"a prediction is named {taken.pop()}, which is already a column of every table: rename it"
-            )
+            raise InputError(f"a prediction is named {taken.pop()}, like a column of every table: rename it")
         return columns
 
     def _save(self, image: Image.Image, kind: str, name: str, trainer: Trainer) -> str:
@@ -285,6 +277,5 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"--output {path} cannot be written ({error.strerror or error}): free some space, or give another --output"
-        ) from error
+        reason = f"--output {path} cannot be written ({error.strerror or error})"
+        raise InputError(f"{reason}: free some space, or give another --output") from error
