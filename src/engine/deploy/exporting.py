@@ -72,7 +72,10 @@ def export(args: list[str]) -> None:
                     runtime, lines = formats.quantized_file(reference, path)
                 after = formats.accuracy(reference, runtime)
                 print(f"accuracy on the validation part {before:.2%} in float32 and {after:.2%} in int8")
-            formats.write_extras(reference, path, lines)
+            tokenizer = getattr(reference.tokenizer, "json", None)
+            if tokenizer is not None and not path.is_dir():  # a folder of a model has its own
+                path.with_name(f"{path.name}.tokenizer.json").write_text(tokenizer, encoding="utf-8")
+            path.with_name(f"{path.name}.example.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
             written = sorted(Path(folder).iterdir())
             if existing := [path.name for path in written if os.path.lexists(output.parent / path.name)]:
                 raise InputError(f"{output.parent / existing[0]} already exists: give another --output")

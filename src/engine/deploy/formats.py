@@ -156,14 +156,6 @@ def accuracy(reference: Reference, runtime: Runtime) -> float:
     return correct / total
 
 
-def write_extras(reference: Reference, path: Path, lines: list[str]) -> None:
-    """Write the tokenizer, unless it is in the folder of a model, and the example program next to the file."""
-    tokenizer = reference.tokenizer
-    if not path.is_dir() and tokenizer is not None and tokenizer.json is not None:
-        path.with_name(f"{path.name}.tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    path.with_name(f"{path.name}.example.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def onnx_file(reference: Reference, path: Path) -> Exported:
     """Write an ONNX file for onnxruntime, with torch's exporter."""
     program = torch.onnx.export(
