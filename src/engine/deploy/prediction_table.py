@@ -81,13 +81,13 @@ class PredictionTable(Callback):
         made = trainer.strategy.broadcast(made)
         if isinstance(made, InputError):
             raise made
+        is_hidden = not trainer.is_global_zero
+        self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True, disable=is_hidden)
         self.folder = made
         Interruption().install()  # Lightning's handler of SIGTERM does not stop a prediction
         own = self._part(trainer.global_rank) if trainer.world_size > 1 else self.folder / self.path.name
         with _writing(self.path):
             self._writer = _Writer(own)
-        if trainer.is_global_zero:
-            self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: Any
@@ -100,15 +100,13 @@ class PredictionTable(Callback):
             row = {"input": _valid(name), **columns, "error": _valid(error), "note": note}
             self._write(row, counts=trainer.world_size == 1)
             self._seen += 1
-        if self._bar is not None:
-            self._bar.update(len(batch["names"]) * trainer.world_size)
+        self._bar.update(len(batch["names"]) * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._writer is not None
         with _writing(self.path):
             self._writer.close()
-            if self._bar is not None:
-                self._bar.close()
+            self._bar.close()
             trainer.strategy.barrier()
             if not trainer.is_global_zero:
                 return
@@ -131,10 +129,9 @@ class PredictionTable(Callback):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._bar is not None:
-            self._bar.close()
         if self.folder is None:
             return
+        self._bar.close()
         launcher: Any = trainer.strategy.launcher
         if isinstance(exception, Interrupted) and hasattr(launcher, "kill"):
             launcher.kill(signal.SIGTERM)  # the other processes, which may not have got it
