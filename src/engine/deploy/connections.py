@@ -168,17 +168,12 @@ class OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         if record.exc_info and (error := record.exc_info[1]):
-            text += f": {describe(error)}"
+            while error.__cause__ is not None:
+                error = error.__cause__
+            text += f": {traceback.format_exception_only(error)[-1].strip()}"
+            for frame in traceback.extract_tb(error.__traceback__)[-1:]:
+                text += f" ({Path(frame.filename).name}:{frame.lineno})"
         return printable(f"{record.levelname.lower()}: {text}")
-
-
-def describe(error: BaseException) -> str:
-    """An error's type, message, file and line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    place = traceback.extract_tb(error.__traceback__)[-1:]
-    where = "".join(f" ({Path(frame.filename).name}:{frame.lineno})" for frame in place)
-    return f"{traceback.format_exception_only(error)[-1].strip()}{where}"
 
 
 def printable(text: str) -> str:

@@ -55,7 +55,8 @@ def export(args: list[str]) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as folder:
             path = Path(folder) / output.name
-            runtime, lines = formats.WRITERS[options.format](reference, path)
+            with formats.exporting(reference):
+                runtime, lines = formats.WRITERS[options.format](reference, path)
             samples = reference.samples(max(2, min(SAMPLES, MAX_OUTPUTS // reference.outputs)))
             difference = formats.largest_difference(reference, runtime, samples)
             count = sum(len(targets) for _, targets in samples)
@@ -67,10 +68,14 @@ def export(args: list[str]) -> None:
                 )
             if options.quantize:
                 before = formats.accuracy(reference, runtime)
-                runtime, lines = formats.quantized_file(reference, path)
+                with formats.exporting(reference):
+                    runtime, lines = formats.quantized_file(reference, path)
                 after = formats.accuracy(reference, runtime)
                 print(f"accuracy on the validation part {before:.2%} in float32 and {after:.2%} in int8")
-            formats.write_extras(reference, path, lines)
+            tokenizer = getattr(reference.tokenizer, "json", None)
+            if tokenizer is not None and not path.is_dir():  # a folder of a model has its own
+                path.with_name(f"{path.name}.tokenizer.json").write_text(tokenizer, encoding="utf-8")
+            path.with_name(f"{path.name}.example.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
             written = sorted(Path(folder).iterdir())
             if existing := [path.name for path in written if os.path.lexists(output.parent / path.name)]:
                 raise InputError(f"{output.parent / existing[0]} already exists: give another --output")

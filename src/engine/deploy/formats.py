@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.export import Dim
 
-from src.engine.deploy.inference import Inference
+from src.engine.deploy.inference import Inference, missing_argument
 from src.engine.deploy.prepare import Inputs
 from src.engine.deploy.rebuild import completed
 from src.engine.system.classes import import_class
@@ -48,11 +48,7 @@ class Reference:
         self.net = inference.net.float().eval()
         self.labels = inference.labels
         if inference.missing_paths:
-            option = ".".join(inference.missing_paths[0].split(".")[:2])
-            raise InputError(
-                f"--{option} is missing: the export is compared on data, and paths are read only from checkpoints of"
-                f" your own runs in logs/: give --{option}=VALUE"
-            )
+            raise missing_argument(inference.missing_paths[0], "the export is compared on data")
         # A hook of the DataModule may ask whether the Trainer trains.
         with silenced():
             inference.data.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
@@ -91,10 +87,8 @@ class Reference:
         """The network's inputs in a batch, and its last part: the targets, or the inputs if there are none."""
         parts = [batch] if isinstance(batch, Tensor) else batch
         if not isinstance(parts, list | tuple) or not all(isinstance(one, Tensor) for one in parts):
-            name = type(self.inference.data).__name__
-            raise InputError(
-                f"{name} has batches of {type(batch).__name__}: export needs tensors, inputs first; {GUIDE}"
-            )
+            name, kind = type(self.inference.data).__name__, type(batch).__name__
+            raise InputError(f"{name} has batches of {kind}: export needs tensors, inputs first; {GUIDE}")
         parameters = inspect.signature(self.inference.task.forward).parameters.values()
         count = sum(one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty for one in parameters)
         return list(parts[: count or max(1, len(parts) - 1)]), parts[-1]
@@ -162,26 +156,17 @@ def accuracy(reference: Reference, runtime: Runtime) -> float:
     return correct / total
 
 
-def write_extras(reference: Reference, path: Path, lines: list[str]) -> None:
-    """Write the tokenizer, unless it is in the folder of a model, and the example program next to the file."""
-    tokenizer = reference.tokenizer
-    if not path.is_dir() and tokenizer is not None and tokenizer.json is not None:
-        path.with_name(f"{path.name}.tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
-    path.with_name(f"{path.name}.example.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def onnx_file(reference: Reference, path: Path) -> Exported:
     """Write an ONNX file for onnxruntime, with torch's exporter."""
-    with exporting(reference):
-        program = torch.onnx.export(
-            reference.net,
-            reference.example,
-            dynamo=True,
-            dynamic_shapes=reference.dynamic_shapes(),
-            input_names=reference.names,
-            output_names=["logits"],
-            verbose=False,
-        )
+    program = torch.onnx.export(
+        reference.net,
+        reference.example,
+        dynamo=True,
+        dynamic_shapes=reference.dynamic_shapes(),
+        input_names=reference.names,
+        output_names=["logits"],
+        verbose=False,
+    )
     assert program is not None
     program.save(path)
     return _load_onnx(reference, path)
@@ -193,15 +178,14 @@ def quantized_file(reference: Reference, path: Path) -> Exported:
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     original, prepared = path.rename(f"{path}.whole"), Path(f"{path}.prepared")
-    with exporting(reference):
-        if reference.kind == "image":
-            batches = iter([{"pixels": one[0].numpy()} for one, _ in reference.samples(CALIBRATION, "train")])
-            quant_pre_process(original, prepared, skip_symbolic_shape=True)
-            calibration = SimpleNamespace(get_next=lambda: next(batches, None))
-            quantization.quantize_static(prepared, path, calibration, per_channel=True)
-            prepared.unlink()
-        else:
-            quantization.quantize_dynamic(original, path, weight_type=quantization.QuantType.QInt8)
+    if reference.kind == "image":
+        batches = iter([{"pixels": one[0].numpy()} for one, _ in reference.samples(CALIBRATION, "train")])
+        quant_pre_process(original, prepared, skip_symbolic_shape=True)
+        calibration = SimpleNamespace(get_next=lambda: next(batches, None))
+        quantization.quantize_static(prepared, path, calibration, per_channel=True)
+        prepared.unlink()
+    else:
+        quantization.quantize_dynamic(original, path, weight_type=quantization.QuantType.QInt8)
     original.unlink()
     return _load_onnx(reference, path)
 
@@ -209,8 +193,7 @@ def quantized_file(reference: Reference, path: Path) -> Exported:
 def _load_onnx(reference: Reference, path: Path) -> Exported:
     import onnxruntime
 
-    with exporting(reference):
-        session = onnxruntime.InferenceSession(path)
+    session = onnxruntime.InferenceSession(path)
     for (axis, dimension), one in product(reference.free_dimensions().items(), session.get_inputs()):
         if isinstance(one.shape[axis], int):  # torch.onnx fixes a dimension rather than fail
             raise _cannot_export(reference, f"it fixes the {dimension.__name__} at {one.shape[axis]}")
@@ -228,12 +211,11 @@ def _load_onnx(reference: Reference, path: Path) -> Exported:
 
 def torch_file(reference: Reference, path: Path) -> Exported:
     """Write a program of torch.export."""
-    with exporting(reference):
-        # Private (torch 2.15): by default a GRU or LSTM is exported as a copy of its cell for each position.
-        from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
+    # Private (torch 2.15): by default a GRU or LSTM is exported as a copy of its cell for each position.
+    from torch.export._patches import register_gru_while_loop_decomposition, register_lstm_while_loop_decomposition
 
-        with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
-            program = torch.export.export(reference.net, reference.example, dynamic_shapes=reference.dynamic_shapes())
+    with register_gru_while_loop_decomposition(), register_lstm_while_loop_decomposition():
+        program = torch.export.export(reference.net, reference.example, dynamic_shapes=reference.dynamic_shapes())
     torch.export.save(program, path)
     module: Any = torch.export.load(path).module()
     arguments = ", ".join(f"torch.from_numpy({name})" for name in reference.names)
@@ -281,39 +263,36 @@ WRITERS = {"onnx": onnx_file, "torch": torch_file, "safetensors": safetensors_fi
 
 def _example_lines(reference: Reference, path: Path, package: str, call: str) -> list[str]:
     """Five lines of a program that predicts on an image file, a text or numbers from the command line."""
-    answer = _answer(reference)
+    data, imports = reference.inference.data, f"import numpy as np, {package}, sys"
     if reference.kind == "image":
+        imports += "; from PIL import Image, ImageOps"
         channels, height, width = reference.example[0].shape[1:]
         mode, order = ("L", "[None, None]") if channels == 1 else ("RGB", ".transpose(2, 0, 1)[None]")
-        needs = getattr(reference.inference.data, "example_needs", "no transparency")
-        deep = ", 8 bits per channel" if getattr(reference.inference.data, "value_ranges", None) else ""
-        fitted = getattr(reference.inference.data, "image_example", "image.resize({size}, Image.Resampling.BILINEAR)")
-        return [
-            f"import numpy as np, {package}, sys; from PIL import Image, ImageOps",
+        needs = getattr(data, "example_needs", "no transparency")
+        deep = ", 8 bits per channel" if getattr(data, "value_ranges", None) else ""
+        fitted = getattr(data, "image_example", "image.resize({size}, Image.Resampling.BILINEAR)")
+        reads = [
             f'image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")  # expects {needs}{deep}',
             f"pixels = np.array({fitted.format(size=(width, height))}){order}",
-            f"logits = {call}",
-            answer,
         ]
-    data = type(reference.inference.data).__name__
-    if reference.kind in ("table", "file"):
-        names = getattr(reference.inference.data, "columns", ())
+    elif reference.kind in ("table", "file"):
+        names = getattr(data, "columns", ())
         columns = ", ".join(json.dumps(str(name), ensure_ascii=False)[1:-1] for name in names)  # without line breaks
-        lines = [f"# the numbers that {data}.prepare returns for a row with the columns {columns}"]
-        lines.append("values = np.array([sys.argv[1:]], dtype=np.float32)")
-        lines = list(getattr(reference.inference.data, "file_example", lines))
-        return [f"import numpy as np, {package}, sys", *lines, f"logits = {call}", answer]
-    first, ids = f"import numpy as np, {package}, sys", "sys.argv[1:]"
-    if reference.tokenizer is None:
-        first += f"  # give the tokens that {data}.prepare returns for a text"
+        reads = [f"# the numbers that {type(data).__name__}.prepare returns for a row with the columns {columns}"]
+        reads.append("values = np.array([sys.argv[1:]], dtype=np.float32)")
+        reads = list(getattr(data, "file_example", reads))
     else:
-        imported, ids = reference.tokenizer.example(
-            f"{path.name}.tokenizer.json", reference.kind == "text", reference.max_length
-        )
-        first += f"; {imported}" if imported else ""
-    how = getattr(reference.inference.data, "mask_example", "np.ones_like(tokens, dtype=bool)")
-    mask = f"; mask = {how}" if "mask" in reference.names else ""
-    return [first, f"tokens = np.array([{ids}])", f"tokens = tokens.astype(np.int64){mask}", f"logits = {call}", answer]
+        ids, is_text = "sys.argv[1:]", reference.kind == "text"
+        if reference.tokenizer is None:
+            imports += f"  # give the tokens that {type(data).__name__}.prepare returns for a text"
+        else:
+            file = f"{path.name}.tokenizer.json"
+            imported, ids = reference.tokenizer.example(file, is_text, reference.max_length)
+            imports += f"; {imported}" if imported else ""
+        how = getattr(data, "mask_example", "np.ones_like(tokens, dtype=bool)")
+        mask = f"; mask = {how}" if "mask" in reference.names else ""
+        reads = [f"tokens = np.array([{ids}])", f"tokens = tokens.astype(np.int64){mask}"]
+    return [imports, *reads, f"logits = {call}", _answer(reference)]
 
 
 def _answer(reference: Reference) -> str:

@@ -35,10 +35,8 @@ def generate(args: list[str]) -> None:
         raise InputError(f"--prompt {options.prompt!r} has no token in this model's tokenizer: give other words")
     limit = getattr(getattr(task, "net", None), "block_size", None)
     if limit and len(prompt) > limit:
-        print(
-            f"--prompt has {len(prompt)} tokens, the model takes {limit}: the last {limit // 2} are used",
-            file=sys.stderr,
-        )
+        used = f"the last {limit // 2} are used"
+        print(f"--prompt has {len(prompt)} tokens, the model takes {limit}: {used}", file=sys.stderr)
     seed = options.seed
     if seed is None:
         seed = torch.seed() % 2**32

@@ -26,7 +26,7 @@ from src.engine.runs.checkpoint import (
     restore_data,
 )
 from src.engine.runs.runs import find_checkpoint
-from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
+from src.engine.runs.trust import Trust, allowed_configuration, names_in
 from src.engine.system.addresses import local_name
 from src.engine.system.batches import gathered, labels_of
 from src.engine.system.classes import Tree, import_class, nearest, parameters_of
@@ -55,31 +55,23 @@ class Inference(LightningModule):
         InputError: the checkpoint is missing or cannot be loaded, or its DataModule cannot prepare single inputs.
     """
 
+    task: Any
+
     def __init__(
         self, given: str, ability: str = "predict_step", data: Tree | None = None, trust: Sequence[str] = ()
     ) -> None:
         super().__init__()
         self.path, run = find_checkpoint(local_name(given))
-        self.checkpoint = read_checkpoint(str(self.path))
-        own = own_configuration(self.checkpoint, run)
+        checkpoint = read_checkpoint(str(self.path))
+        own = own_configuration(checkpoint, run)
         trusted = Trust(tuple(trust), frozenset(names_in(own)), paths=bool(own))
-        task: Any = load_model(self.checkpoint, ability, str(self.path), trusted)
-        self.task = task
+        self.task = load_model(checkpoint, ability, str(self.path), trusted)
         methods = ("forward",) if ability == "forward" else ("predict_step", "forward")
-        if not any(is_overridden(name, task, LightningModule) for name in methods):
-            name = type(task).__name__
+        if not any(is_overridden(name, self.task, LightningModule) for name in methods):
+            name = type(self.task).__name__
             raise InputError(f"--ckpt_path {self.path} is of {name}, which has no method forward; {GUIDE}")
-        self.spec = model_arguments(self.checkpoint, trusted)
-        with checkpoint_errors(str(self.path)):
-            unused: list[str] = []
-            saved = own or run_configuration(self.checkpoint, trusted, unused)
-            # Its tokenizer is saved in the checkpoint.
-            self.missing_paths = [
-                name
-                for name in unused
-                if name.startswith("data.") and name != "data.tokenizer" and name.split(".")[1] not in (data or {})
-            ]
-        spec = saved.get("data") or {}
+        saved, self.spec, unused = allowed_configuration(checkpoint, own, trusted, str(self.path))
+        spec, data = saved.get("data") or {}, data or {}
         cls = import_class(spec.get("class_path", ""))
         if not isinstance(cls, type):
             why = f"has no DataModule, whose method prepare reads the inputs; {GUIDE}"
@@ -87,37 +79,35 @@ class Inference(LightningModule):
                 why = "does not say which data it has: only those of src.train do; in Python use load_from_checkpoint"
             raise InputError(f"--ckpt_path {given} {why}")
         known = parameters_of(cls)
-        if wrong := next((name for name in data or {} if name not in known), None):
+        if wrong := next((name for name in data if name not in known), None):
             raise InputError(f"--data.{wrong}: {cls.__name__} has no such argument{nearest(wrong, known)}")
-        needed = {one.name for one in known.values() if one.default is one.empty}
-        # Others than paths by their names may be used by `prepare`.
-        needed |= {name[5:] for name in self.missing_paths if not PATHS.search(name.rpartition(".")[2])}
-        if missing := [name for name in self.missing_paths if name[5:] in needed]:
-            option = ".".join(missing[0].split(".")[:2])  # of a class within, all of it
-            raise InputError(
-                f"--{option} is missing: its saved value is or looks like a path; paths are read only from your own"
-                f" runs in logs/: give --{option}=VALUE"
-            )
-        given_data = " ".join(f"--data.{name} {value}" for name, value in (data or {}).items())
+        # Its tokenizer is saved in the checkpoint.
+        unused = [name for name in unused if name.startswith("data.") and name != "data.tokenizer"]
+        self.missing_paths = [name for name in unused if name.split(".")[1] not in data]
+        needed = {f"data.{one.name}" for one in known.values() if one.default is one.empty}
+        for name in self.missing_paths:
+            if name in needed or not PATHS.search(name.rpartition(".")[2]):  # `prepare` may use others than paths
+                raise missing_argument(name, "its saved value is or looks like a path")
+        given_data = " ".join(f"--data.{name} {value}" for name, value in data.items())
         problem = {"problem": f"with {given_data}"} if data else {}
         with checkpoint_errors(str(self.path), **problem), constructor_errors():
-            self.data: Any = build({**spec, "init_args": {**spec.get("init_args", {}), **(data or {})}})
+            self.data: Any = build({**spec, "init_args": {**spec.get("init_args", {}), **data}})
         with checkpoint_errors(str(self.path)):
-            restore_data(self.checkpoint, self.data)
-            check_limits(getattr(task, "net", task), getattr(self.data, "tokenizer", None))
-        check_names(self.checkpoint, self.data)
+            restore_data(checkpoint, self.data)
+            check_limits(getattr(self.task, "net", self.task), getattr(self.data, "tokenizer", None))
+        check_names(checkpoint, self.data)
         only_writes = hasattr(self.data, "tokenizer") and not hasattr(self.data, "prepare")
-        writes = hasattr(task, "check_sampling") or (hasattr(task, "generate") and only_writes)
+        writes = hasattr(self.task, "check_sampling") or (hasattr(self.task, "generate") and only_writes)
         self.kind = "prompt" if writes or ability == "generate" else kind_of(self.data)
         self.labels = labels_of(self.data)
         features = Normalise(self.data) if self.kind == "image" else getattr(self.data, "features", None)
         # A copy, because the data stays on the CPU.
         self.features: Any = deepcopy(features) if isinstance(features, nn.Module) else None
-        if self.labels and getattr(task, "takes_names", True):
+        if self.labels and getattr(self.task, "takes_names", True):
             self.name_classes(self.labels)
         if len(set(self.labels)) < len(self.labels):
             raise InputError(f"--ckpt_path {given}: its data has several labels of the same name")
-        classes = None if hasattr(task, "name_classes") else getattr(task, "num_classes", None)
+        classes = None if hasattr(self.task, "name_classes") else getattr(self.task, "num_classes", None)
         if self.labels and classes not in (None, len(self.labels)):
             raise InputError(f"--ckpt_path {given}: its data has {len(self.labels)} labels, its task {classes} classes")
         self._is_checked = False
@@ -125,35 +115,27 @@ class Inference(LightningModule):
         self.scores: dict[str, float] = {}
         self.eval()
 
-    def set_classes(self, option: str, labels: list[str] | None) -> None:
-        """Set the classes that the user names with an option; a model that compares images with texts needs them.
+    def name_classes(self, labels: list[str] | None) -> None:
+        """Set the classes of a model that compares images with texts, as given by `--labels`.
 
         Raises:
-            InputError: the model has fixed classes or takes none, or they are missing.
+            InputError: the model has fixed classes or takes none, they are missing, or it cannot tell them apart.
         """
         name = type(self.task).__name__
-        if hasattr(self.task, "name_classes") and not getattr(self.task, "takes_names", True):
+        if not hasattr(self.task, "name_classes"):
+            if labels and labels != self.labels:
+                raise InputError(f"{name} has fixed classes: give it no labels")
+            return
+        if not getattr(self.task, "takes_names", True):
             raise InputError(f"{name} has no texts to name classes with: it can only be trained, validated and tested")
         if labels:
-            self.name_classes(labels)
-        elif hasattr(self.task, "name_classes") and not self.labels:
-            raise InputError(f"{name} has no classes: give {option}, one text per class")
-
-    def name_classes(self, labels: list[str]) -> None:
-        """Set the classes of a model that compares images with texts.
-
-        Raises:
-            InputError: the model has fixed classes, or cannot tell given labels apart.
-        """
-        task: Any = self.task
-        if hasattr(task, "name_classes"):
             texts = self.data.prepare_texts(labels)
             if labels is not self.labels:
                 _check_labels(labels, texts)
-            task.eval().name_classes(*texts)
-        elif labels != self.labels:
-            raise InputError(f"{type(task).__name__} has fixed classes: give it no labels")
-        self.labels = labels
+            self.task.eval().name_classes(*texts)
+            self.labels = labels
+        elif not self.labels:
+            raise InputError(f"{name} has no classes: give --labels, one text per class")
 
     @property
     def net(self) -> nn.Module:
@@ -171,14 +153,13 @@ class Inference(LightningModule):
     def predictions(self, inputs: Inputs) -> Any:
         """What the model predicts for a prepared batch on this device, in one row per input."""
         inputs = self._network_inputs(inputs)
-        task: Any = self.task
         if _has(self.task, "predictions"):
-            return task.predictions(*inputs)
-        name = "predict_step" if is_overridden("predict_step", task, LightningModule) else "forward"
+            return self.task.predictions(*inputs)
+        name = "predict_step" if is_overridden("predict_step", self.task, LightningModule) else "forward"
         with self.call_errors(name, inputs):
-            if name == "predict_step":
-                return task.predict_step(inputs[0] if len(inputs) == 1 else inputs, 0)
-            return task(*inputs)
+            if name == "forward":
+                return self.task(*inputs)
+            return self.task.predict_step(inputs[0] if len(inputs) == 1 else inputs, 0)
 
     def _network_inputs(self, inputs: Inputs) -> Inputs:
         """Turn what `prepare` returns into network inputs; images and features in the weights' dtype."""
@@ -240,8 +221,7 @@ class Inference(LightningModule):
                     f" write a method prediction_rows; {GUIDE}"
                 )
         else:
-            task: Any = self.task
-            found = task.prediction_rows(predictions, self.labels)
+            found = self.task.prediction_rows(predictions, self.labels)
             rows = [{key: _plain(value, f"{name}: {key}") for key, value in row.items()} for row in found]
         if len(rows) != count:
             raise InputError(f"{name} gives {len(rows)} rows for {count} inputs: give one row per input; {GUIDE}")
@@ -278,6 +258,14 @@ class Inference(LightningModule):
             self.scores = {name: value.item() for name, value in metrics.items()}
 
 
+def missing_argument(name: str, why: str) -> InputError:
+    """The error for an argument of the data that is not read from a checkpoint."""
+    option = ".".join(name.split(".")[:2])  # of a class within, all of it
+    return InputError(
+        f"--{option} is missing: {why}; paths are read only from your own runs in logs/: give --{option}=VALUE"
+    )
+
+
 def _has(task: Any, method: str) -> bool:
     return callable(getattr(task, method, None))  # a plain module may have a list of that name
 
@@ -290,10 +278,8 @@ def _check_labels(labels: Sequence[str], texts: Inputs) -> None:
             raise InputError(f"label {label!r} is empty to this model: give a text with words it was trained on")
         key = str([one.tolist() for one in row])
         if key in seen:
-            raise InputError(
-                f"labels {seen[key]!r} and {label!r} are the same to this model: give texts that differ in words it"
-                " was trained on"
-            )
+            both = f"labels {seen[key]!r} and {label!r}"
+            raise InputError(f"{both} are the same to this model: give texts that differ in words it was trained on")
         seen[key] = label
 
 

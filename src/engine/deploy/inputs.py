@@ -5,24 +5,16 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, open_utf8
-from src.engine.data.images import (
-    UNREADABLE,
-    image_error,
-    original_size,
-    read_image,
-    read_mask,
-)
-from src.engine.data.loading import ResumableLoader, whole_batches
+from src.engine.data.images import UNREADABLE, image_error, original_size, read_image, read_mask
 from src.engine.data.tables import TABLES, stream_columns, suffix_of
 from src.engine.deploy.prepare import LARGEST
 from src.engine.system.errors import InputError, SampleError
@@ -89,8 +81,7 @@ def read_texts(
     """
     options = {column: "--text_column", **dict.fromkeys(truth, "--truth")}
     for name, (text, *true), error in _rows(paths, options, readers):
-        is_text = isinstance(text, str) and text.strip()
-        yield Input(name, text, error or ("" if is_text else _text_error(text)), _one_or_list(true))
+        yield Input(name, text, error or _text_error(text), _one_or_list(true))
 
 
 def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] = ()) -> Iterator[Input]:
@@ -161,9 +152,9 @@ def _lines(path: Path, columns: int, readers: Readers) -> Iterator[tuple[Any, ..
 def _text_error(value: Any) -> str:
     if isinstance(value, UnicodeDecodeError):
         return f"not UTF-8 at byte {value.start + 1} of the line"
-    if value is None or isinstance(value, str):
-        return "the text is empty"
-    return f"{type(value).__name__}, not a text"
+    if not isinstance(value, str | None):
+        return f"{type(value).__name__}, not a text"
+    return "" if value and value.strip() else "the text is empty"
 
 
 @dataclass(eq=False)
@@ -242,22 +233,3 @@ class PreparedInputs(IterableDataset[dict[str, Any]]):
             return read_mask(one.truth) if isinstance(one.truth, Path) else one.truth
         except UNREADABLE as problem:
             raise InputError(f"--truth: mask {one.truth}: {image_error(one.truth, problem)}") from problem
-
-
-class InputsDataModule(LightningDataModule):
-    """Inputs to predict on, distributed over the processes one by one.
-
-    Args:
-        inputs: all of them.
-        num_workers: processes that read and prepare inputs; 0: the predicting process does it.
-    """
-
-    def __init__(self, inputs: PreparedInputs, num_workers: int) -> None:
-        super().__init__()
-        self.inputs = inputs
-        self.num_workers = num_workers
-
-    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
-        assert self.trainer is not None
-        mine = replace(self.inputs, rank=self.trainer.global_rank, world=self.trainer.world_size)
-        return ResumableLoader(mine, **whole_batches(self.num_workers))

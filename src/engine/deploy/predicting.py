@@ -27,8 +27,9 @@ def predict(args: list[str]) -> int:
 
     from src.engine.data.files import skipped_line
     from src.engine.data.images import reader
+    from src.engine.data.loading import ResumableLoader, whole_batches
     from src.engine.deploy.inference import Inference
-    from src.engine.deploy.inputs import InputsDataModule, PreparedInputs
+    from src.engine.deploy.inputs import PreparedInputs
     from src.engine.deploy.prediction_table import PredictionTable
     from src.engine.deploy.prepare import prepare_inputs, prepare_targets
     from src.engine.system.errors import GUIDE
@@ -42,7 +43,7 @@ def predict(args: list[str]) -> int:
     inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
     name = type(inference.task).__name__
     finds_boxes, compares = getattr(inference.task, "finds_boxes", False), hasattr(inference.task, "name_classes")
-    inference.set_classes("--labels", options.labels)
+    inference.name_classes(options.labels)
     if options.truth and compares:
         raise InputError(f"--truth: {name} compares images with texts: leave it out")
     if options.truth and finds_boxes:
@@ -84,8 +85,10 @@ def predict(args: list[str]) -> int:
         if skipped:
             print(skipped_line(skipped, "images" if inference.kind == "image" else "inputs"), file=sys.stderr)
     prepare = partial(prepare_inputs, inference.data)  # without the weights, which workers may not be able to take
-    prepared = PreparedInputs(inputs, prepare, targets, options.batch_size, read=reader(inference.data))
-    trainer.predict(inference, InputsDataModule(prepared, options.num_workers), return_predictions=False)
+    share = trainer.global_rank, trainer.world_size
+    prepared = PreparedInputs(inputs, prepare, targets, options.batch_size, *share, read=reader(inference.data))
+    loader = ResumableLoader(prepared, **whole_batches(options.num_workers))
+    trainer.predict(inference, loader, return_predictions=False)
     if not trainer.is_global_zero:
         return 0
     print(f"{table.rows:,} inputs written to {options.output}", file=sys.stderr)

@@ -81,22 +81,16 @@ class PredictionTable(Callback):
         made = trainer.strategy.broadcast(made)
         if isinstance(made, InputError):
             raise made
+        is_hidden = not trainer.is_global_zero
+        self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True, disable=is_hidden)
         self.folder = made
         Interruption().install()  # Lightning's handler of SIGTERM does not stop a prediction
         own = self._part(trainer.global_rank) if trainer.world_size > 1 else self.folder / self.path.name
         with _writing(self.path):
             self._writer = _Writer(own)
-        if trainer.is_global_zero:
-            self._bar = tqdm(total=self.total, unit=" inputs", desc="Predicting", dynamic_ncols=True)
 
     def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], *_: Any
     ) -> None:
         predicted = iter([] if outputs is None else outputs)
         for name, path, error, note in zip(*(batch[key] for key in ("names", "paths", "errors", "notes")), strict=True):
@@ -106,15 +100,13 @@ class PredictionTable(Callback):
             row = {"input": _valid(name), **columns, "error": _valid(error), "note": note}
             self._write(row, counts=trainer.world_size == 1)
             self._seen += 1
-        if self._bar is not None:
-            self._bar.update(len(batch["names"]) * trainer.world_size)
+        self._bar.update(len(batch["names"]) * trainer.world_size)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._writer is not None
         with _writing(self.path):
             self._writer.close()
-            if self._bar is not None:
-                self._bar.close()
+            self._bar.close()
             trainer.strategy.barrier()
             if not trainer.is_global_zero:
                 return
@@ -137,10 +129,9 @@ class PredictionTable(Callback):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._bar is not None:
-            self._bar.close()
         if self.folder is None:
             return
+        self._bar.close()
         launcher: Any = trainer.strategy.launcher
         if isinstance(exception, Interrupted) and hasattr(launcher, "kill"):
             launcher.kill(signal.SIGTERM)  # the other processes, which may not have got it
@@ -159,9 +150,7 @@ class PredictionTable(Callback):
         if self.draws:
             columns["picture"] = self._save(box_image(path, columns["boxes"]), "pictures", name, trainer)
         if taken := columns.keys() & {"input", "error", "note"}:
-            raise InputError(
-                f"a prediction is named {taken.pop()}, which is already a column of every table: rename it"
-            )
+            raise InputError(f"a prediction is named {taken.pop()}, like a column of every table: rename it")
         return columns
 
     def _save(self, image: Image.Image, kind: str, name: str, trainer: Trainer) -> str:
@@ -285,6 +274,5 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
-            f"--output {path} cannot be written ({error.strerror or error}): free some space, or give another --output"
-        ) from error
+        reason = f"--output {path} cannot be written ({error.strerror or error})"
+        raise InputError(f"{reason}: free some space, or give another --output") from error

@@ -131,13 +131,9 @@ def _true_number(value: Any) -> float:
 class Normalise(nn.Module):
     """Normalises pixels as a DataModule does: (B, C, H, W) of 0 to 255, uint8 or float -> float."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, data: Any) -> None:
         super().__init__()
-        for name, value in zip(("mean", "std"), pixel_statistics(data), strict=True):
-            self.register_buffer(name, value, persistent=False)
+        self.mean, self.std = (nn.Buffer(one, persistent=False) for one in pixel_statistics(data))
 
     def forward(self, pixels: Tensor) -> Tensor:
         return normalise(pixels, self.mean, self.std)

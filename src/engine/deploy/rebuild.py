@@ -36,9 +36,7 @@ def load_model(checkpoint: dict[str, Any], ability: str, given: str, trust: Trus
         raise InputError(f"--ckpt_path {given} does not store the class of its model: load it in Python")
     cls = import_class(spec["class_path"])
     if not hasattr(cls, ability):
-        raise InputError(
-            f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give that of a run that can"
-        )
+        raise InputError(f"--ckpt_path {given} is of {cls.__name__}, which cannot {ability}: give one that can")
     try:
         with constructor_errors():
             found, _ = completed(lambda: build(spec), checkpoint["state_dict"])

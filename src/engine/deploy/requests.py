@@ -91,8 +91,9 @@ class RequestReader:
     def _decode_large(self, body: bytearray, form: str) -> Any:
         try:
             return self._decode(body, form, is_large=True)
-        finally:
-            return_freed_memory()  # otherwise up to 1 GB stays with this process
+        finally:  # glibc returns freed memory to the system only if asked: up to 1 GB
+            if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
+                c_library.malloc_trim(0)
 
     def _decode(self, body: bytearray | bytes, form: str, is_large: bool) -> Any:
         """The input in a body; the number of its pixels if it is a large image and `is_large` is False."""
@@ -253,9 +254,3 @@ async def _form_file(content_type: str, body: bytearray | bytes) -> bytes:
     except (MultiPartException, KeyError, ValueError) as error:
         raise HTTPException(422, "the form cannot be read: send a form with one file") from error
     raise HTTPException(422, "the form is empty: send a form with one file")
-
-
-def return_freed_memory() -> None:
-    """Make glibc return freed memory to the system; does nothing with another C library."""
-    if sys.platform == "linux" and hasattr(c_library := ctypes.CDLL(None), "malloc_trim"):
-        c_library.malloc_trim(0)

@@ -209,8 +209,9 @@ def run_service(options: argparse.Namespace) -> None:
     """
     check_accelerator(options.accelerator)
     inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
-    inference = inference.to(device_of(options.accelerator))
-    inference.set_classes("--labels", options.labels)
+    device = torch.accelerator.current_accelerator(check_available=True) if options.accelerator != "cpu" else None
+    inference = inference.to(device or torch.device("cpu"))
+    inference.name_classes(options.labels)
     inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
@@ -233,9 +234,3 @@ def run_service(options: argparse.Namespace) -> None:
         gc.unfreeze()
         if service.longest():  # Python would wait for the thread
             os._exit(0)
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The torch device of an available accelerator."""
-    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
-    return found or torch.device("cpu")

@@ -40,18 +40,11 @@ def _parse(args: list[str]) -> argparse.Namespace:
         default=os.environ.get("SERVE_TOKEN"),
         help="requests must send `Authorization: Bearer TOKEN`; default: the variable SERVE_TOKEN, or none",
     )
-    parser.add_argument(
-        "--max_body_mb",
-        type=float,
-        default=10.0,
-        help=f"largest request, in MB, up to {LARGEST_BODY_MB}; default: %(default)s",
-    )
+    largest = f"largest request, in MB, up to {LARGEST_BODY_MB}; default: %(default)s"
+    parser.add_argument("--max_body_mb", type=float, default=10.0, help=largest)
     parser.add_argument("--max_batch_size", type=int, default=32, help="most requests per batch; default: %(default)s")
     parser.add_argument(
-        "--batch_timeout",
-        type=float,
-        default=0.005,
-        help="seconds a batch waits for more requests; default: %(default)s",
+        "--batch_timeout", type=float, default=0.005, help="seconds to wait for more requests; default: %(default)s"
     )
     parser.add_argument("--timeout", type=float, default=30.0, help="seconds per request; default: %(default)s")
     parser.add_argument("--labels", nargs="+", help="one text per class, for a model of images and texts")
@@ -67,10 +60,10 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if not 1024 <= options.port <= 65535:
         raise InputError(f"--port {options.port} is out of range: give 1024 to 65535")
     if options.token is not None and not re.fullmatch(r"[!-~]([ -~]*[!-~])?", options.token):
-        given, out = (
+        given, way = (
             ("--token", "leave it out") if "--token" in " ".join(args) else ("variable SERVE_TOKEN", "unset it")
         )
-        raise InputError(f"{given}: give printable ASCII that neither begins nor ends with a space, or {out}")
+        raise InputError(f"{given}: give printable ASCII that neither begins nor ends with a space, or {way}")
     family = socket.AF_INET6 if options.host == "::" else socket.AF_INET
     try:
         socket.create_server((options.host, options.port), family=family).close()
@@ -79,7 +72,6 @@ def _parse(args: list[str]) -> argparse.Namespace:
         if error.errno != errno.EADDRINUSE:
             raise InputError(f"--host {options.host} cannot be used ({reason}): give another") from error
         other = options.port + 1 if options.port < 65535 else 8000
-        raise InputError(
-            f"--port {options.port} of {options.host} cannot be used ({reason}): give another, such as --port {other}"
-        ) from error
+        taken = f"--port {options.port} of {options.host} cannot be used ({reason})"
+        raise InputError(f"{taken}: give another, such as --port {other}") from error
     return options

@@ -4,8 +4,7 @@ from typing import Any
 
 from src.engine.cli.config import Option
 from src.engine.cli.resolved_checkpoint import ResolvedCheckpoint
-from src.engine.runs.checkpoint import checkpoint_errors
-from src.engine.runs.trust import Trust, model_arguments, names_in, run_configuration
+from src.engine.runs.trust import Trust, allowed_configuration, names_in
 from src.engine.system.classes import Tree
 
 
@@ -22,10 +21,7 @@ def checked_configuration(
     named = {path for tree in trees for path in names_in(tree)} | {str(value) for _, value in options}
     modules = tuple(str(value) for flag, value in options if flag == "--trust")
     trust = Trust(modules, frozenset(named), paths=bool(own))
-    unused: list[str] = []
-    with checkpoint_errors(str(resolved.path)):
-        model = model_arguments(checkpoint, trust)
-        saved = own or run_configuration(checkpoint, trust, unused)
+    saved, model, unused = allowed_configuration(checkpoint, own, trust, str(resolved.path))
     if saved and not own:
         saved["model"] = model or None
     return saved, model, unused

@@ -17,7 +17,7 @@ from lightning.pytorch import cli as lightning_cli
 from torch import nn, optim
 from torch.optim import lr_scheduler
 
-from src.engine.runs.checkpoint import PATHS
+from src.engine.runs.checkpoint import PATHS, checkpoint_errors
 from src.engine.system.classes import Tree, argument_types, import_class, parameters_of, project_classes
 from src.engine.system.errors import InputError
 
@@ -158,6 +158,23 @@ def _arguments_of(cls: type, checkpoint: dict[str, Any]) -> list[str]:
             model = yaml.safe_load(checkpoint["config"])["model"]
             given = {**(model.get("init_args") or {}), **(model.get("dict_kwargs") or {})}.keys()
     return [name for name in known if name in own or name in given]
+
+
+def allowed_configuration(
+    checkpoint: dict[str, Any], own: Tree, trust: Trust, given: str
+) -> tuple[Tree, Tree, list[str]]:
+    """The configuration of a checkpoint, that of its model, and names of the settings skipped because they are paths.
+
+    Args:
+        checkpoint: from `read_checkpoint`.
+        own: the whole configuration, if the checkpoint is of the user's own run; else only `run_configuration` is read.
+        trust: what the user trusts.
+        given: path of the checkpoint, for messages.
+    """
+    skipped: list[str] = []
+    with checkpoint_errors(given):
+        model = model_arguments(checkpoint, trust)
+        return own or run_configuration(checkpoint, trust, skipped), model, skipped
 
 
 def run_configuration(checkpoint: dict[str, Any], trust: Trust = NO_TRUST, dropped: list[str] | None = None) -> Tree:

@@ -114,7 +114,7 @@ def test_what_a_task_cannot_do_is_said_first(
 ) -> None:
     data = SimpleNamespace(file_suffixes=(".wav",))
     fake = SimpleNamespace(task=task, labels=[], kind="file", data=data, missing_paths=[])
-    fake.set_classes = partial(Inference.set_classes, fake)
+    fake.name_classes = partial(Inference.name_classes, fake)
     monkeypatch.setattr("src.engine.deploy.inference.Inference", lambda *_, **__: fake)
     with pytest.raises(InputError, match=line):
         predict([str(tmp_path), f"--output={tmp_path / 'out.csv'}", "--accelerator=cpu", *words])

@@ -20,9 +20,9 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from pyarrow import parquet
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from src.engine.deploy.inference import Inference
-from src.engine.deploy.inputs import InputsDataModule
 from src.engine.deploy.predicting import predict
 from src.engine.runs import runs
 from src.engine.runs.runs import find_checkpoint
@@ -243,12 +243,12 @@ class Watcher(pickle.Pickler):
 def test_what_worker_processes_get_has_no_weights(
     more: tuple[str, ...], toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[InputsDataModule] = []
-    monkeypatch.setattr(Trainer, "predict", lambda _, model, data, **options: given.append(data))
+    given: list[DataLoader[Any]] = []
+    monkeypatch.setattr(Trainer, "predict", lambda _, model, loader, **options: given.append(loader))
     image = str(picture(tmp_path / "left" / "a.png", 90, "L"))
     predict([*of(toy_checkpoint), image, *more, "--output", str(tmp_path / "out.csv")])
     watcher = Watcher()
-    watcher.dump(given[0].inputs)
+    watcher.dump(given[0].dataset)
     assert not watcher.seen
 
 

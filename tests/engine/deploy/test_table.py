@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule
 
 from src.engine.deploy import predicting
 from src.engine.deploy.inference import Inference
-from src.engine.deploy.inputs import InputsDataModule
+from src.engine.deploy.inputs import PreparedInputs
 from src.engine.deploy.predicting import predict
 from src.engine.deploy.prediction_table import _shown
 from src.engine.system.errors import InputError, SampleError
@@ -120,14 +120,14 @@ def test_a_signal_ends_a_prediction_and_leaves_nothing(
 def test_a_table_that_another_run_finishes_in_the_meantime_is_kept_with_its_masks(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = InputsDataModule.predict_dataloader
+    batches = PreparedInputs.__iter__
 
-    def finish(self: InputsDataModule) -> Any:
+    def finish(self: PreparedInputs) -> Any:
         (tmp_path / "out.csv").write_text("mine")
         (tmp_path / "out_masks").mkdir()
-        return load(self)
+        return batches(self)
 
-    monkeypatch.setattr(InputsDataModule, "predict_dataloader", finish)
+    monkeypatch.setattr(PreparedInputs, "__iter__", finish)
     with pytest.raises(
         InputError, match=r"out\.csv was written by another run meanwhile: the predictions are in "
     ) as told:
@@ -192,7 +192,7 @@ def test_one_device_predicts_and_more_processes_are_told_the_checkpoint(
 
     def start(*, devices: str, **_: object) -> Any:
         assert devices == ("2" if given else "1")
-        return SimpleNamespace(world_size=int(devices), is_global_zero=False, predict=stop)
+        return SimpleNamespace(world_size=int(devices), global_rank=1, is_global_zero=False, predict=stop)
 
     def stop(*_: object, **__: object) -> None:
         raise StoppedError

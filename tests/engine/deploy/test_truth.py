@@ -192,9 +192,7 @@ def test_masks_lie_in_a_folder_beside_the_table_that_nothing_overwrites(
 def test_a_prediction_named_like_a_column_of_every_table_is_one_line(
     toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        InputError, match="a prediction is named note, which is already a column of every table: rename it"
-    ):
+    with pytest.raises(InputError, match="a prediction is named note, like a column of every table: rename it"):
         predicted([{"mask": torch.zeros(2, 2), "note": 1.0}], tmp_path / "out.csv", monkeypatch, toy_checkpoint)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 

@@ -122,7 +122,7 @@ LOOKED_UP: dict[str, tuple[Change, str]] = {
     "an attribute of a class": (net("torch.nn.Module.__class__"), FOREIGN),
     "a class of another kind": (net("torch.optim.SGD"), "not a Module"),
     "a class of the engine": (net("src.engine.deploy.inference.Inference", given="best", trust=[MODULE]), FOREIGN),
-    "data of the engine": (config("data", "src.engine.deploy.inputs.InputsDataModule", paths=["/etc"]), FOREIGN),
+    "data of the engine": (config("data", "src.engine.deploy.inputs.PreparedInputs", inputs=["/etc"]), FOREIGN),
     "a command": (net("src.train.main"), FOREIGN),
     # Odd spellings of a class.
     "a list in place of a path": (net(["os"]), "which is not a class"),
