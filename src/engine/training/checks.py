@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import Precision
 from torch import nn
 
 from src.engine.data.loading import announce
-from src.engine.system.classes import Tree, as_list, differences, import_class, nearest
+from src.engine.system.classes import Tree, as_list, flat, import_class, nearest
 from src.engine.system.errors import InputError, check_least
 
 DEFAULT_MONITOR = "val/loss"
@@ -82,11 +82,15 @@ def check_settings(config: Any, trains: bool) -> None:
 
 
 def check_unchanged(saved: Tree, now: Tree) -> None:
-    """Raise InputError if a continued run changes what its restored optimizer and schedule would not notice."""
-    for key in ("optimizer", "lr_scheduler", "model"):
-        for one in differences(saved.get(key), now.get(key), key):
-            if key != "model" or re.search(r"[._](lr|learning_rate) ", one):
-                raise InputError(f"{one} cannot be changed in a continued run: leave it out")
+    """Raise InputError if a continued run changes what its restored optimizer and schedule would not notice.
+
+    An argument that only one of them has is new, or no longer there, in its class.
+    """
+    old = flat(saved)
+    for name, value in flat(now).items():
+        is_kept = name in old and re.match(r"(optimizer|lr_scheduler)\.|model\..*(?<=[._])(lr|learning_rate)$", name)
+        if value != old.get(name) and (is_kept or name in ("optimizer", "lr_scheduler")):
+            raise InputError(f"--{name} {value} cannot be changed in a continued run: leave it out")
 
 
 def check_clocks(trainer: Any, processes: int) -> None:

@@ -157,6 +157,11 @@ def test_without_this_part_what_a_restored_optimizer_would_not_notice_is_refused
     }
     own = {"class_path": "Own", "init_args": {"head_lr": 0.1, "flr": 0.3}}
     check_unchanged(saved, {**saved, "model": own})
+    newer = {
+        "class_path": "Own",
+        "init_args": {"head_lr": 0.1, "flr": 0.1, "body_lr": 0.3},
+    }  # its class got an argument
+    check_unchanged(saved, {**saved, "model": newer})
     with pytest.raises(InputError, match=rf"^{message} cannot be changed in a continued run: leave it out$"):
         check_unchanged(saved, {**saved, **now})
 
