@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from src.engine.new.pyproject import TO_TRAIN, project_table, requirements
+from src.engine.new.pyproject import TO_TRAIN, distribution, project_table, requirements
 from src.engine.new.template import Template
 from src.engine.new.trimming import Gone, Suite
 from src.engine.system.classes import nearest
@@ -140,9 +140,9 @@ class Project:
         return {"torch", "lightning", "tensorboard", *code, *re.findall(r"needs `pip install (\w+)", text)}
 
     def requirements(self) -> set[str]:
-        """The packages to install, as `pyproject.toml` will name them."""
+        """The names of the packages to install."""
         found = requirements(self.template.text("pyproject.toml"), self.packages()).values()
-        return {re.split(r"\W", one)[0] for group in found for one in group}
+        return {distribution(one) for group in found for one in group}
 
     def files(self) -> dict[str, bytes]:
         """Content of all files, by path."""

@@ -35,7 +35,7 @@ def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:
 
 def distributions(text: str) -> set[str]:
     """The packages that a `pyproject.toml` names, in lower case with underscores."""
-    return {_distribution(one).replace("-", "_") for group in _groups(text).values() for one in group}
+    return {distribution(one).replace("-", "_") for group in _groups(text).values() for one in group}
 
 
 def _groups(text: str) -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     base = extras.pop("")
     own = [one for group in extras.values() for one in group]  # not by the project's name, which may change
     known = dict.fromkeys(one for group in _groups(text).values() for one in group if one not in {*base, *own})
-    extras["dev"] = own + [one for one in known if _is_imported(one, tested) or _distribution(one) in TOOLS]
+    extras["dev"] = own + [one for one in known if _is_imported(one, tested) or distribution(one) in TOOLS]
 
     head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}
     head["requires-python"] = project["requires-python"]
@@ -86,12 +86,13 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     return "\n".join([*lines, "[tool.lightning-starter]", *_lines(noted)]) + "\n"
 
 
-def _distribution(requirement: str) -> str:
+def distribution(requirement: str) -> str:
+    """The name of the package of a requirement, in lower case."""
     return re.split(r"[\s\[<>=!~;@(]", requirement)[0].lower()
 
 
 def _is_imported(requirement: str, names: Iterable[str]) -> bool:
-    name = _distribution(requirement)
+    name = distribution(requirement)
     module = IMPORTED_AS.get(name, name.replace("-", "_"))
     return bool({module, LOADED_BY.get(name, module), *_modules().get(name.replace("_", "-"), ())} & {*names})
 

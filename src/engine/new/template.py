@@ -7,13 +7,13 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from src.engine.system.errors import InputError
 
-IGNORED = {".git", ".venv", "data", "logs", "build", "__pycache__"}
 JUNK = (".DS_Store", "~", ".swp")  # of desktops and editors
 CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
@@ -148,20 +148,17 @@ def commit(folder: Path, message: str, author: str) -> None:
 
 @cache
 def _listed(root: Path) -> tuple[str, ...]:
-    """The files of a clone that git does not ignore; of a copy without history, all but environment, data and runs."""
-    if (root / ".git").exists():
-        done = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)
-        if done.returncode:
-            raise InputError(f"{root}: {' '.join(done.stderr.split())}")
-        found = {path for path in done.stdout.split("\0") if path and not path.endswith(JUNK)}
-        return tuple(sorted(path for path in found if (root / path).is_file()))
-    paths = []
-    for folder, folders, names in os.walk(root):
-        ignored = {"__pycache__"} if Path(folder) != root else IGNORED  # src/engine/data is code
-        folders[:] = [name for name in folders if name not in ignored and not name.endswith(("_cache", ".egg-info"))]
-        names = [name for name in names if not name.endswith(JUNK)]
-        paths += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
-    return tuple(sorted([*paths, "logs/.gitkeep"]))
+    """The files of a clone, or of a copy without history, that git does not ignore."""
+    with TemporaryDirectory() as empty:
+        history = []
+        if not (root / ".git").exists():
+            git(root, "init", "--quiet", "--bare", empty)
+            history = [f"--git-dir={empty}", "--work-tree=."]
+        done = git(root, *history, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)
+    if done.returncode:
+        raise InputError(f"{root}: {' '.join(done.stderr.split())}")
+    found = {path for path in done.stdout.split("\0") if path and not path.endswith(JUNK)}
+    return tuple(sorted(path for path in found if (root / path).is_file()))
 
 
 @cache
