@@ -30,12 +30,10 @@ from src.engine.search.space import (
     by_name,
     check_choices,
     check_same,
-    check_space,
-    check_types,
-    conditional_values,
-    first_values,
+    check_spec,
     metric_and_direction,
     says_where,
+    values_with,
     what_is_trained,
 )
 from src.engine.system.addresses import is_address
@@ -62,14 +60,11 @@ class _Grid(optuna.samplers.GridSampler):
 class Search:
     """A search, from its file and the command line, and its study."""
 
+    options: argparse.Namespace
     spec: dict[str, Any]
     folder: Path
     study: optuna.Study
     metric: str
-    more: list[config.Option]
-    seed: int
-    beats: bool
-    """Whether its database notices machines that stop."""
     is_over: bool = False
     is_broken: bool = False
     """Whether the machine made it stop."""
@@ -88,11 +83,10 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     silence_known_warnings()
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, plots
     path, spec = config.load_config(options.config, dotted=True)
-    check_types(spec, options.config)
     spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
+    check_spec(spec, options.config)
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
     spec |= {name: value for name in ("recipe", "n_trials", "sampler", "pruner") if (value := getattr(options, name))}
-    check_space(spec, options.config)
     given = by_name(options.more)
     if any(name.removeprefix("trainer.") == "fast_dev_run" for name in {**spec["options"], **given}):
         raise InputError(
@@ -129,18 +123,15 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         )
     for check in hooks("check_trial"):
         check(cli.config)
-    firsts = first_values(spec["space"])
-    if probes:
-        try:
-            build_run(spec, firsts, options.more, folder, probe=True)
-        except Exception:  # perhaps only these values do not fit together
-            for one in firsts.items():
-                build_run(spec, dict([one]), options.more, folder, probe=True)
-        for name in spec["space"].keys() - firsts.keys():
+    checked: set[str] = set()
+    for name in spec["space"] if probes else ():
+        if name not in checked:
+            values = values_with(spec["space"], name)
             try:
-                build_run(spec, conditional_values(spec["space"], name), options.more, folder, probe=True)
-            except Exception:  # as above
-                build_run(spec, conditional_values(spec["space"], name, alone=True), options.more, folder, probe=True)
+                build_run(spec, values, options.more, folder, probe=True)
+                checked |= values.keys()
+            except Exception:  # perhaps only these values do not fit together
+                build_run(spec, values_with(spec["space"], name, alone=True), options.more, folder, probe=True)
     metric, direction = metric_and_direction(spec, cli.best, options.config)
     if stage_of(metric) == "test" and (chosen := [name for name in spec["space"] if name not in REPEATED]):
         raise InputError(
@@ -154,22 +145,20 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     repeated = {name: one for name, one in spec["space"].items() if name in REPEATED}  # the report has their mean
     # A mean needs each trial once: a pruner stops the worst, other samplers repeat the best, and it would be too good.
-    usual = ("GridSampler", "NopPruner") if repeated else ("TPESampler", "SuccessiveHalvingPruner")
-    spec = {**dict(zip(("sampler", "pruner"), usual, strict=True)), **spec}
-    if repeated and not all("categorical" in one for one in spec["space"].values()):
-        raise InputError(f"{options.config}: a mean over {', '.join(repeated)} needs every entry of space categorical")
-    for what, does in (("sampler", "repeats some trials"), ("pruner", "stops the worst trials")) if repeated else ():
-        if spec[what] not in usual:
-            raise InputError(
-                f"{what} {spec[what]} {does}: the mean over {', '.join(repeated)} needs each once: leave {what} out"
-            )
-    sampler = instantiate(optuna.samplers, spec["sampler"], "sampler", options.seed, spec["space"])
+    usual = {"sampler": "GridSampler", "pruner": "NopPruner"}
+    spec = {**(usual if repeated else {"sampler": "TPESampler", "pruner": "SuccessiveHalvingPruner"}), **spec}
+    if other := next((what for what in usual if repeated and spec[what] != usual[what]), None):
+        does = {"sampler": "repeats some trials", "pruner": "stops the worst trials"}[other]
+        raise InputError(
+            f"{other} {spec[other]} {does}: the mean over {', '.join(repeated)} needs each once: leave {other} out"
+        )
+    sampler = instantiate("sampler", spec, options.seed)
     if spec["sampler"] == "GridSampler":
         size = math.prod(len(one["categorical"]) for one in spec["space"].values())
         if size < spec["n_trials"] and probes:
             print(f"n_trials {spec['n_trials']}: the space has {size} combinations, each runs once", file=sys.stderr)
         spec["n_trials"] = min(size, spec["n_trials"])
-    pruner = instantiate(optuna.pruners, spec["pruner"], "pruner", None, None)
+    pruner = instantiate("pruner", spec)
     try:
         file = str(folder / "study.log")
         storage = _open_database(options.storage) if options.storage else JournalStorage(Journal(file))
@@ -184,22 +173,21 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     except Exception as error:  # every database has its own exceptions
         where = f"--storage {without_password(options.storage)}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    compared = {"metric": metric, "direction": direction}
-    check_same(study, "compared", {**compared, "direction": study.direction.name.lower()}, compared, folder)
     fixed = {name: value for name, value in spec["options"].items() if not says_where(name)}
-    same = {**what_is_trained(recipe), "options": fixed, **repeated}
-    check_same(study, "same", same, same, folder)
-    own = {name: value for name, value in given.items() if not says_where(name)}
-    check_same(study, "given", own, own, folder)
+    same = {
+        "compared": {"metric": metric, "direction": direction},
+        "same": {**what_is_trained(recipe), "options": fixed, **repeated},
+        "given": {name: value for name, value in given.items() if not says_where(name)},
+    }
+    for attribute, settings in same.items():
+        check_same(study, attribute, settings, folder)
     check_choices(study, spec["space"], folder)
     if spec["sampler"] == "GridSampler":  # which goes on by the number of its combinations
         ended = study.get_trials(deepcopy=False, states=DONE)
         if ended and not any("grid_id" in trial.system_attrs for trial in ended):
             raise InputError(f"{folder} holds trials of another sampler: give another --name")
-        check_same(study, "grid", spec["space"], spec["space"], folder)
-    return Search(
-        spec, folder, study, study.user_attrs.get("metric", metric), options.more, options.seed, bool(options.storage)
-    )
+        check_same(study, "grid", spec["space"], folder)
+    return Search(options, spec, folder, study, study.user_attrs.get("metric", metric))
 
 
 def _open_database(url: str) -> Any:
@@ -227,15 +215,19 @@ class Journal(JournalFileBackend):
         super().append_logs(logs)
 
 
-def instantiate(module: Any, name: str, what: str, seed: int | None, space: Any) -> Any:
+def instantiate(what: str, spec: dict[str, Any], seed: int | None = None) -> Any:
+    """The sampler or pruner of a search."""
+    module: Any = {"sampler": optuna.samplers, "pruner": optuna.pruners}[what]
     own = (one for one in module.__all__ if one.endswith(what.title()) and not one.startswith("Base"))
     # The first unpickles what is in the study, the second ends an `optimize` of all trials.
     known = sorted({*own} - {"CmaEsSampler", "BruteForceSampler"})
+    name, space = spec[what], spec["space"]
     if name not in known:
         raise InputError(f"--{what} {name}: not one to use here{nearest(name, known) or f'; known: {known}'}")
     if name == "GridSampler":
         if not all("categorical" in one for one in space.values()):
-            raise InputError("--sampler GridSampler: every entry of space must be categorical")
+            means = " for the mean over seeds or folds" if {*REPEATED} & space.keys() else ""
+            raise InputError(f"--sampler GridSampler{means}: every entry of space must be categorical")
         # One order for all machines and commands: a trial takes the combination of its number.
         return _Grid({key: one["categorical"] for key, one in space.items()}, seed=0)
     cls, arguments = getattr(module, name), dict(ARGUMENTS.get(name, {}))

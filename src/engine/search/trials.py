@@ -1,6 +1,5 @@
 """Runs the trials of a search."""
 
-import argparse
 import io
 import os
 import socket
@@ -21,7 +20,7 @@ from src.engine.runs.checkpoint import configurations
 from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import checkpoints_of, lock_run
 from src.engine.search.pruning import Pruning
-from src.engine.search.search import DONE, Search, build_run, instantiate, open_search, queue_again, trials_of
+from src.engine.search.search import DONE, Search, build_run, instantiate, queue_again, trials_of
 from src.engine.search.space import suggest
 from src.engine.system.errors import FULL, InputError, UnwritableError, cause_of
 from src.engine.system.interruption import Interrupted, Interruption
@@ -29,14 +28,9 @@ from src.engine.system.metric_names import shown
 from src.engine.training.checks import DEFAULT_MONITOR
 
 
-def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:
-    """Run trials until the study has enough. Returns the search, and the signal that stopped it or 0."""
-    search = open_search(options, probes)
-    return search, _take_trials(search, options.timeout)
-
-
-def _take_trials(search: Search, timeout: float | None) -> int:
-    """Run trials until there are enough. Returns the signal that stopped them, or 0."""
+def run_trials(search: Search) -> int:
+    """Run trials until the study has enough. Returns the signal that stopped them, or 0."""
+    timeout = search.options.timeout
     end = time.monotonic() + timeout if timeout else None
     lock = FileLock(search.folder / ".ask")
     Interruption().install()  # so that a trial that is being built is tried again
@@ -121,13 +115,12 @@ def _this_process() -> str:
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
-    if (name := search.spec["sampler"]) != "GridSampler":  # which needs one seed for the whole study
+    if search.spec["sampler"] != "GridSampler":  # which needs one seed for the whole study
         # One seed per trial: otherwise the processes of a study would all draw the same values.
-        search.study.sampler = instantiate(
-            optuna.samplers, name, "sampler", (search.seed * 100_003 + trial.number) % 2**32, None
-        )
+        seed = (search.options.seed * 100_003 + trial.number) % 2**32
+        search.study.sampler = instantiate("sampler", search.spec, seed)
     trial.set_user_attr("process", _this_process())
-    if search.beats:
+    if search.options.storage:  # it notices machines that stop
         trial.set_user_attr("beats", True)
     broken = trial.user_attrs.get("broken", "")
     # Another machine may have the run of another trial in a folder of that name.
@@ -136,7 +129,7 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     try:
         values = suggest(trial, search.spec["space"])
         lock.release()
-        cli = build_run(search.spec, values, search.more, search.folder, resume)
+        cli = build_run(search.spec, values, search.options.more, search.folder, resume)
         assert cli.record is not None
         trial.set_user_attr("run", str(cli.record.folder))
         trial.set_user_attr("config", cli.record.config)
