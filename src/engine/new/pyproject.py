@@ -25,11 +25,8 @@ TO_TRAIN = ("sample", "pretrained", "detection", "audio", "biology")
 
 def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:
     """The requirements of a `pyproject.toml` whose packages are imported: those of all, by "", and of each extra."""
-    found = {
-        name: [one for one in group if _is_imported(one, imported)]
-        for name, group in _groups(text).items()
-        if name != "dev"
-    }
+    groups = {name: group for name, group in _groups(text).items() if name != "dev"}
+    found = {name: [one for one in group if _is_imported(one, imported)] for name, group in groups.items()}
     return {name: group for name, group in found.items() if group}
 
 
@@ -44,14 +41,13 @@ def _groups(text: str) -> dict[str, list[str]]:
 
 
 def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, str], root: Path) -> str:
-    """The content of `pyproject.toml`.
+    """The content of `pyproject.toml`, which notes the `Choice` of a project for updates.
 
     Args:
-        text: that of the template.
-        choice: the `Choice` of the project, which is noted for updates.
+        text: that of the template in the folder `root`.
+        choice: the `Choice`.
         imported: names of packages that the code imports.
         tests: content of the tests, by path.
-        root: folder of the template.
     """
     tool, project = (tomllib.loads(text)[name] for name in ("tool", "project"))
     tested = imported | set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(tests.values()), re.MULTILINE))

@@ -19,11 +19,9 @@ CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
 class Template:
-    """A clone of this template. Paths are relative to it, with slashes; for files of `templates/`, to the project.
+    """A clone of this template in the folder `root`, with the files of `templates/base` and `templates/kinds/<kind>`.
 
-    Args:
-        root: folder of the clone.
-        kind: kind of task; the files in `templates/kinds/<kind>` are added to those of the clone.
+    Paths are relative to the clone, with slashes; those of files in `templates/` to the project.
     """
 
     def __init__(self, root: Path, kind: str | None = None) -> None:
@@ -123,12 +121,7 @@ def uncommitted(root: Path) -> str:
 
 
 def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run git in a folder, whatever repository the environment names.
-
-    Raises:
-        InputError: git is not installed.
-        CalledProcessError: git failed, and `check` is set.
-    """
+    """Run git in a folder, whatever repository the environment names; raises InputError if git is not installed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *words]
     try:

@@ -66,7 +66,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError(f"--mode {options.mode} needs --best and a metric, as in --best val/acc")
     if not options.best and len(options.runs) < 2:
         count = "only one run" if options.runs else "nothing"
-        raise InputError(f"{count} to compare: give at least two run folders, or a metric, as in --best val/acc logs")
+        raise InputError(f"{count} to compare: give at least two run folders, or --best, as in --best val/acc logs")
     return options
 
 
