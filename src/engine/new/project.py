@@ -147,8 +147,9 @@ class Project:
             if not is_code or path.endswith((".py", ".yaml")):  # in a page src is the address of a picture
                 is_engine = path.startswith("src/engine/") or path.count("/") == 1
                 text = packaged(text, choice.package, tops if is_code else (), is_engine)
-            is_same = source in template.source and text == template.text(source)
-            content = template.content(source) if is_same else text.encode(errors="surrogateescape")
+            content = text.encode(errors="surrogateescape")
+            if source in template.source and text == template.text(source):  # with its own line breaks
+                content = (template.root / template.source[source]).read_bytes()
             found[packaged(path, choice.package)] = content
         return found
 

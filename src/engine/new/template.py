@@ -40,10 +40,6 @@ class Template:
             for name in CLASS.findall(self.text(path))
         }
 
-    def content(self, path: str) -> bytes:
-        """The bytes of a file."""
-        return (self.root / self.source[path]).read_bytes()
-
     def text(self, path: str) -> str:
         """The content of a file, with line breaks as in Python."""
         return _read(self.root / self.source[path])
@@ -73,11 +69,11 @@ class Template:
         found = {file for name in modules if (file := self.module(name))}
         found |= {file for folder in Path(path).parents if (file := f"{folder}/__init__.py") in self.source}
         for text in texts:
-            beside = f"{Path(path).parent}/{text}"
-            found |= {beside} & self.source.keys() if not text.endswith(".py") else set()
-            found |= {text} & self.source.keys() if not text.endswith((".py", ".yaml", ".md")) else set()
             named = [f"{one.replace('.', '/')}.py" for one in re.findall(r"python -m (src\.\w+)", text)]
-            found |= {one for one in (*re.findall(r"scripts/[\w.]+\w", text), *named) if one in self.source}
+            named += re.findall(r"scripts/[\w.]+\w", text)
+            named += [] if text.endswith(".py") else [f"{Path(path).parent}/{text}"]
+            named += [] if text.endswith((".py", ".yaml", ".md")) else [text]
+            found |= self.source.keys() & named
         return found
 
     def reached(self, roots: Iterable[str]) -> set[str]:
@@ -105,8 +101,7 @@ class Template:
 def commit_of(root: Path) -> str:
     """The commit of a clone, or "unknown" for a copy without history."""
     done = git(root, "rev-parse", "HEAD", check=False)
-    is_own = not done.returncode and (root / ".git").exists()
-    return done.stdout.strip() if is_own else "unknown"
+    return "unknown" if done.returncode or not (root / ".git").exists() else done.stdout.strip()
 
 
 def uncommitted(root: Path) -> str:
@@ -156,10 +151,7 @@ def _listed(root: Path) -> tuple[str, ...]:
 
 @cache
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:  # such as an array beside a module
-        return path.read_bytes().decode(errors="surrogateescape")
+    return path.read_text(encoding="utf-8", errors="surrogateescape")  # an array beside a module is no text
 
 
 @cache
@@ -194,6 +186,7 @@ def _values(node: Any) -> Iterator[str]:
     """All text in a tree of dicts and lists, keys too."""
     if isinstance(node, str):
         yield node
-    children = [*node, *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
+    if isinstance(node, dict):
+        node = [*node, *node.values()]
+    for child in node if isinstance(node, list) else ():
         yield from _values(child)

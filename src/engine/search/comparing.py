@@ -1,25 +1,52 @@
-"""What differs between runs, with a picture of their curves; runs of a folder, sorted by a metric."""
+"""What differs between runs, with a picture of their curves; runs of a folder, sorted by a metric. Without torch."""
 
 import argparse
+import json
 import math
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from src import ROOT
 from src.engine.cli.command import command_parser, new_output, parse_words
-from src.engine.search.past_runs import PastRun, curves, find_folder, read_run, runs_in
+from src.engine.runs.checkpoint import configuration_files
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
 from src.engine.system.metric_names import STAGE, final_names, shown, stage_of
+from src.engine.system.settings import flat
 
+MAX_POINTS = 2000  # of a curve
 LOWER = {"loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "seconds", "mb", "wer", "cer"}
 HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "ap", "map", "map50", "iou", "miou", "dice", "r2", "recall", "kappa"}
 HIGHER |= {"precision", "bleu", "second"}
+
+Curve = tuple[list[int], list[float]]  # steps and values
+
+
+@dataclass
+class PastRun:
+    """A run folder as it is on the disk.
+
+    `problem` says in one line why a run is unfinished or broken; a broken one has no settings.
+    """
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path, relative to the working directory if it is in it."""
+        return os.path.relpath(self.folder) if self.folder.is_relative_to(Path.cwd()) else str(self.folder)
 
 
 def compare(args: list[str]) -> int:
@@ -184,3 +211,67 @@ def _free_path(folder: Path) -> Path:
             path.touch(exist_ok=False)
             break
     return path
+
+
+def read_run(folder: Path) -> PastRun:
+    """Read the newest configuration and the metrics of a run."""
+    run = PastRun(folder.absolute())
+    tree, problem = _read([folder / "config.yaml", *configuration_files(folder)][-1], yaml.safe_load)
+    if not problem:
+        run.settings = flat(tree)
+        run.metrics, problem = _read(folder / "metrics.json", json.loads)
+    if problem == "it has no metrics.json":
+        run.problem = "unfinished: it has no metrics yet"
+    elif problem:
+        run.problem = f"broken: {problem}"
+    elif "total_seconds" not in run.metrics:
+        run.problem = "unfinished: its metrics are those of its last validation"
+    return run
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any], str]:
+    """The content of a file, and what is wrong with it ("" if nothing)."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, f"it has no {path.name}"
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:100]
+        return {}, f"{path.name} cannot be read ({reason})"
+    return (found, "") if found and isinstance(found, dict) else ({}, f"{path.name} holds no names and values")
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """The run folders, `version_N`, in a folder and its subfolders, sorted."""
+    for path in sorted(
+        folder.iterdir(), key=lambda path: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", path.name)]
+    ):
+        if path.is_dir() and not path.is_symlink():
+            if re.fullmatch(r"version_\d+", path.name):
+                yield path
+            else:
+                yield from runs_in(path)
+
+
+def curves(folder: Path) -> dict[str, Curve]:
+    """The curves that a run has logged to TensorBoard, by name."""
+    from tensorboard.backend.event_processing import event_accumulator  # lazy import: keeps --help fast
+
+    events = event_accumulator.EventAccumulator(
+        str(folder), size_guidance={"scalars": MAX_POINTS, "tensors": 1, "images": 1}
+    )
+    events.Reload()
+    found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    return {name: ([one.step for one in points], [one.value for one in points]) for name, points in found.items()}
+
+
+def find_folder(given: str) -> Path:
+    """A folder that a user names.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{given}: no such folder; give one such as logs/default/version_0")
+    return folder

@@ -9,7 +9,6 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from src.engine.search.space import (
     check_same,
     check_spec,
     metric_and_direction,
-    says_where,
     values_with,
     what_is_trained,
 )
@@ -42,6 +40,7 @@ from src.engine.system.errors import InputError
 from src.engine.system.hooks import bare_flags, hooks
 from src.engine.system.metric_names import stage_of
 from src.engine.system.quiet import silence_known_warnings
+from src.engine.system.settings import flat
 
 # Optuna's default reduction factor of 4 prunes most trials at their first report.
 ARGUMENTS = {"SuccessiveHalvingPruner": {"min_resource": 1, "reduction_factor": 2}}
@@ -71,11 +70,7 @@ class Search:
 
 
 def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
-    """Read a search; open its study, or create it.
-
-    Args:
-        options: command-line options of `src.tune`.
-        probes: whether to check every name of the space by building a run. Workers skip this: their parent has done it.
+    """Read a search; open its study, or create it. `probes`: check each name by building a run, as workers need not.
 
     Raises:
         InputError: a name or range of the search is invalid, or the study cannot be opened.
@@ -89,10 +84,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec |= {name: value for name in ("recipe", "n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     given = by_name(options.more)
     if any(name.removeprefix("trainer.") == "fast_dev_run" for name in {**spec["options"], **given}):
-        raise InputError(
-            "--fast_dev_run: a trial needs its run folder: leave it out; for a quick check give --name quick,"
-            " --n_trials 1 and --trainer.limit_train_batches 2"
-        )
+        instead = "--name quick --n_trials 1 --trainer.limit_train_batches 2"
+        raise InputError(f"--fast_dev_run: a trial needs its run folder: for a quick check give {instead}")
     searched = by_name([(f"--{name}", "") for name in spec["space"]])
     if both := next((name for name in given if name in searched), None):
         raise InputError(f"--{both}: {options.config} searches it: remove it there, or from the command line")
@@ -103,24 +96,20 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         raise InputError(f"{where}{str(error).removeprefix('--config ')}") from error
     devices = (recipe.get("trainer") or {}).get("devices")
     is_one = isinstance(devices, list) and len(devices) == 1 and "trainer.accelerator" not in given
+    spec["more"] = options.more
     spec["first"] = [] if is_one else ["--trainer.devices=1"]  # options may say which device
-    name = f"{path.stem}_{Path(options.recipe).stem}" if options.recipe else path.stem
-    roots = (options.root, spec["options"].get("trainer.default_root_dir"))
-    root = next(filter(None, (*roots, (recipe.get("trainer") or {}).get("default_root_dir"))), ROOT / "logs")
+    cli = build_run(spec, {})  # report errors before the first trial
+    root = cli.config.trainer.default_root_dir or ROOT / "logs"
     if is_address(root):
         raise InputError(f"--trainer.default_root_dir {root}: a search needs a folder on this machine")
+    name = f"{path.stem}_{Path(options.recipe).stem}" if options.recipe else path.stem
     folder = runs_of(Path(root), options.name or name)
     if any(folder.glob("version_*")):
         raise InputError(f"{folder} holds runs of src.train: give another name, as in --name {folder.name}-search")
-    cli = build_run(spec, {}, options.more, folder, probe=True)  # report errors before the first trial
-    if cli.trainer.world_size > 1:  # its other processes would start trials of their own
-        raise InputError(
-            f"a trial trains in one process, not in {cli.trainer.world_size}: give --devices 1 --num_nodes 1"
-        )
+    if (processes := cli.trainer.world_size) > 1:  # the others would start trials of their own
+        raise InputError(f"a trial trains in one process, not in {processes}: give --devices 1 --num_nodes 1")
     if where := cli.config.checkpoint.dirpath:
-        raise InputError(
-            f"--checkpoint.dirpath {where}: each trial keeps its checkpoints in its run folder: leave it out"
-        )
+        raise InputError(f"--checkpoint.dirpath {where}: a trial keeps its checkpoints in its run folder: leave it out")
     for check in hooks("check_trial"):
         check(cli.config)
     checked: set[str] = set()
@@ -128,16 +117,14 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
         if name not in checked:
             values = values_with(spec["space"], name)
             try:
-                build_run(spec, values, options.more, folder, probe=True)
+                build_run(spec, values)
                 checked |= values.keys()
             except Exception:  # perhaps only these values do not fit together
-                build_run(spec, values_with(spec["space"], name, alone=True), options.more, folder, probe=True)
+                build_run(spec, values_with(spec["space"], name, alone=True))
     metric, direction = metric_and_direction(spec, cli.best, options.config)
-    if stage_of(metric) == "test" and (chosen := [name for name in spec["space"] if name not in REPEATED]):
-        raise InputError(
-            f"{options.config}: metric {metric} would choose {', '.join(chosen)} by the test part: give a metric of"
-            " validation"
-        )
+    if stage_of(metric) == "test" and (chosen := ", ".join(name for name in spec["space"] if name not in REPEATED)):
+        problem = f"metric {metric} would choose {chosen} by the test part"
+        raise InputError(f"{options.config}: {problem}: give a metric of validation")
     try:
         (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -162,22 +149,15 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     try:
         file = str(folder / "study.log")
         storage = _open_database(options.storage) if options.storage else JournalStorage(Journal(file))
-        study = optuna.create_study(
-            storage=storage,
-            sampler=sampler,
-            pruner=pruner,
-            study_name=folder.name,
-            direction=direction,
-            load_if_exists=True,
-        )
+        made: Any = {"storage": storage, "sampler": sampler, "pruner": pruner, "study_name": folder.name}
+        study = optuna.create_study(**made, direction=direction, load_if_exists=True)
     except Exception as error:  # every database has its own exceptions
         where = f"--storage {without_password(options.storage)}" if options.storage else f"study {file}"
         raise InputError(f"{where} cannot be used: {' '.join(str(error).split())[:200]}") from error
-    fixed = {name: value for name, value in spec["options"].items() if not says_where(name)}
     same = {
         "compared": {"metric": metric, "direction": direction},
-        "same": {**what_is_trained(recipe), "options": fixed, **repeated},
-        "given": {name: value for name, value in given.items() if not says_where(name)},
+        "same": {**what_is_trained(flat(recipe)), "options": what_is_trained(spec["options"]), **repeated},
+        "given": what_is_trained(given),
     }
     for attribute, settings in same.items():
         check_same(study, attribute, settings, folder)
@@ -192,14 +172,12 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
 
 def _open_database(url: str) -> Any:
     """Open a database; a trial whose machine stops sending heartbeats is tried once more."""
-    open_it = partial(
-        optuna.storages.RDBStorage, url, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=queue_again
-    )
+    options: Any = {"heartbeat_interval": HEARTBEAT, "heartbeat_stale_trial_callback": queue_again}
     try:
-        return open_it()
+        return optuna.storages.RDBStorage(url, **options)
     except SQLAlchemyError:  # another machine was creating the same tables
         time.sleep(1)
-        return open_it()
+        return optuna.storages.RDBStorage(url, **options)
 
 
 class Journal(JournalFileBackend):
@@ -236,32 +214,22 @@ def instantiate(what: str, spec: dict[str, Any], seed: int | None = None) -> Any
     try:
         return cls(**arguments)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"--{what} {name} needs arguments, which a search cannot give ({error}): give another"
-        ) from error
+        problem = f"needs arguments, which a search cannot give ({error})"
+        raise InputError(f"--{what} {name} {problem}: give another") from error
 
 
-def build_run(
-    spec: dict[str, Any],
-    values: dict[str, Any],
-    more: list[config.Option],
-    folder: Path,
-    resume: str = "",
-    probe: bool = False,
-) -> StarterCLI:
-    """Build the run for some values. `resume`: continue the run in this folder; `probe`: check only, no folder."""
+def build_run(spec: dict[str, Any], values: dict[str, Any], folder: Path | None = None, resume: str = "") -> StarterCLI:
+    """Build the run for some values in the folder of a search; without one only check. `resume`: the run to go on."""
     words = ["fit"] if stage_of(str(spec.get("metric"))) != "test" else []
     words += [f"--config={spec['recipe']}", "--quiet", *spec["first"]]
     for name, value in {**spec["options"], **values}.items():
         words.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
-    words += [f"{flag}={value}" for flag, value in more]
+    words += [f"{flag}={value}" for flag, value in spec["more"]]
     words = [word.removesuffix("=true") if word.partition("=")[0] in bare_flags() else word for word in words]
-    words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"]
+    words += [f"--trainer.default_root_dir={folder}", f"--name={TRIALS}"] if folder else ["--fast_dev_run"]
     if resume:
         words = [word for word in words if not word.startswith(("--config", "--name"))]
         words += [f"--run={resume}", "--ckpt_path=last"]
-    if probe:
-        words.append("--fast_dev_run")
     return StarterCLI(words, time.perf_counter())
 
 

@@ -17,7 +17,6 @@ from src.engine.cli.config import Option, full_option
 from src.engine.runs.checkpoint import PATHS
 from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError
-from src.engine.system.settings import flat
 
 KINDS = ("float", "int", "categorical")
 DISTRIBUTIONS: dict[str, Any] = dict(
@@ -34,7 +33,7 @@ def check_spec(spec: dict[str, Any], given: str) -> None:
     """Raise InputError if a key is not known, has a value of another type, or the space has no usable range."""
     if {"model", "data"} & spec.keys():
         raise InputError(
-            f"{given} is a recipe: give it with --recipe, and with --config a search file, with the key space"
+            f"{given} is a recipe: give it with --recipe, and with --config a search file, which has a space"
         )
     for key, value in spec.items():
         if key not in KNOWN:
@@ -45,9 +44,8 @@ def check_spec(spec: dict[str, Any], given: str) -> None:
         raise InputError(f"{given}: n_trials {spec['n_trials']} is too small: give at least 1")
     space = spec.get("space")
     if not space:
-        raise InputError(
-            f"{given}: space is missing: give names and ranges, as in {{optimizer.lr: {{float: [1e-4, 0.1]}}}}"
-        )
+        example = "{optimizer.lr: {float: [1e-4, 0.1]}}"
+        raise InputError(f"{given}: space is missing: give names and ranges, as in {example}")
     before: list[str] = []
     for name, one in space.items():
         _check_entry(one, {key: space[key] for key in before}, f"{given}: {name}")
@@ -94,10 +92,14 @@ def by_name(options: list[Option]) -> dict[str, str]:
     return {name.removesuffix(".class_path"): value for name, _, value in pairs}
 
 
-def says_where(name: str) -> bool:
-    """Whether a setting says where to train, not what."""
-    last = name.rpartition(".")[2]
-    return last in ELSEWHERE or (name.startswith("data.") and PATHS.search(last) is not None)
+def what_is_trained(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted name, without those that say where to train."""
+
+    def says_where(name: str) -> bool:
+        last = name.rpartition(".")[2]
+        return last in ELSEWHERE or (name.startswith("data.") and PATHS.search(last) is not None)
+
+    return {name: value for name, value in settings.items() if not says_where(name)}
 
 
 def _kind(entry: dict[str, Any]) -> str:
@@ -152,17 +154,12 @@ def _applies(entry: dict[str, Any], found: dict[str, Any]) -> bool:
     return all(found.get(key) in _choices(value) for key, value in entry.get("when", {}).items())
 
 
-def what_is_trained(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe by option name, without those that say where to train."""
-    return {name: value for name, value in flat(recipe).items() if not says_where(name)}
-
-
 def check_same(study: Study, attribute: str, own: dict[str, Any], folder: Path) -> None:
     """Refuse trials whose settings `own` differ from those that the study keeps; a new study keeps these."""
     kept = study.user_attrs.get(attribute)
     before = own if kept is None else json.loads(kept)
     if isinstance(options := before.get("options"), dict):  # a study of before has all of them
-        before["options"] = {name: value for name, value in options.items() if not says_where(name)}
+        before["options"] = what_is_trained(options)
     study.set_user_attr(attribute, json.dumps(before))
     for name in {**before, **own}:
         old, new = before.get(name), own.get(name)
@@ -177,10 +174,9 @@ def check_choices(study: Study, space: dict[str, Any], folder: Path) -> None:
         try:
             check_distribution_compatibility(before, _distribution(space[name]))
         except ValueError as error:
+            other = f"another type, log or other choices of {name}"
             choices = f" of {short([*before.choices])}" if hasattr(before, "choices") else ""
-            raise InputError(
-                f"{folder} holds trials with another type, log or other choices of {name}{choices}: give another --name"
-            ) from error
+            raise InputError(f"{folder} holds trials with {other}{choices}: give another --name") from error
 
 
 def metric_and_direction(spec: dict[str, Any], checkpoint: Any, given: str) -> tuple[str, Any]:

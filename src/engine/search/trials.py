@@ -1,6 +1,7 @@
-"""Runs the trials of a search."""
+"""Runs the trials of a search, and stops bad ones early."""
 
 import io
+import math
 import os
 import socket
 import sys
@@ -13,19 +14,19 @@ from typing import Any
 import optuna
 import torch
 from filelock import FileLock
+from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, TrialState
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.checkpoint import configurations
 from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import checkpoints_of, lock_run
-from src.engine.search.pruning import Pruning
 from src.engine.search.search import DONE, Search, build_run, instantiate, queue_again, trials_of
 from src.engine.search.space import suggest
 from src.engine.system.errors import FULL, InputError, UnwritableError, cause_of
 from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import shown
-from src.engine.training.checks import DEFAULT_MONITOR
+from src.engine.training.checks import DEFAULT_MONITOR, changes_accumulation
 
 
 def run_trials(search: Search) -> int:
@@ -101,12 +102,10 @@ def _is_gone(trial: dict[str, Any]) -> bool:
 
 def _is_free(run: Path) -> bool:
     """Whether no process uses a run that is unfinished."""
-    try:
+    with suppress(InputError):  # in use
         if run.is_dir() and not is_finished(run):
             lock_run(run).release()
             return True
-    except InputError:
-        pass
     return False
 
 
@@ -129,7 +128,7 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     try:
         values = suggest(trial, search.spec["space"])
         lock.release()
-        cli = build_run(search.spec, values, search.options.more, search.folder, resume)
+        cli = build_run(search.spec, values, search.folder, resume)
         assert cli.record is not None
         trial.set_user_attr("run", str(cli.record.folder))
         trial.set_user_attr("config", cli.record.config)
@@ -194,3 +193,32 @@ def print_progress(search: Search, workers: list[Any]) -> None:
             print(f"{ended} of {search.spec['n_trials']} trials", file=sys.stderr, flush=True)
             printed = ended
         time.sleep(1)
+
+
+class Pruning(Callback):
+    """Reports a trial's metric after each validation, and stops its run if the study's pruner decides to.
+
+    Args:
+        trial: an Optuna trial.
+        metric: name of the reported metric.
+    """
+
+    def __init__(self, trial: Any, metric: str) -> None:
+        self.trial = trial
+        self.metric = metric
+        self.pruned = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
+            return
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        each, every = trainer.check_val_every_n_epoch or 1, trainer.val_check_batch
+        validations = (trainer.current_epoch + 1) // each
+        if every is not None and not math.isinf(every):  # else by time, or with a loader without a length
+            validations = round(done / (every * each))  # so far, also in a continued run
+        self.trial.report(trainer.callback_metrics[self.metric].item(), max(1, validations))
+        total = trainer.estimated_stepping_batches
+        # Pruning would save nothing.
+        is_last = 0 < total <= trainer.global_step and not changes_accumulation(trainer)
+        if not is_last and self.trial.should_prune():
+            self.pruned = trainer.should_stop = True

@@ -116,5 +116,4 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError(f"--timeout {options.timeout:g}: give seconds above 0")
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed} is out of range: give 0 to {2**32 - 1}")
-    options.root = dict(options.more).get("--trainer.default_root_dir")
     return options

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from src.engine.tensorboard.figures import scaled
 from src.engine.tensorboard.writers import writers
 
 MAX_FILTERS = 256
@@ -67,6 +68,4 @@ class NetworkPictures(Callback):
 
 def _shown(images: Tensor) -> Tensor:
     """Pixels scaled to 0 to 1, in a black frame."""
-    images = images.float().cpu()
-    low, high = images.aminmax()
-    return nn.functional.pad((images - low) / (high - low).clamp(min=1e-6), (1, 1, 1, 1))
+    return nn.functional.pad(scaled(images.float().cpu()), (1, 1, 1, 1))

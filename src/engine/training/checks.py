@@ -120,6 +120,12 @@ def check_clocks(trainer: Any, processes: int) -> None:
         )
 
 
+def validates(trainer: Trainer) -> bool:
+    """Whether a run that trains has validation batches."""
+    is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
+    return trainer.enable_validation and not is_empty
+
+
 def changes_accumulation(trainer: Trainer) -> bool:
     """Whether a callback changes how many batches a step has, so that the Trainer cannot count the steps of a run."""
     return any(isinstance(one, GradientAccumulationScheduler) for one in trainer.callbacks)  # type: ignore[attr-defined]

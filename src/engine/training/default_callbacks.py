@@ -19,7 +19,7 @@ from src.engine.runs.checkpoint import WholeCheckpointIO, best_states
 from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
-from src.engine.training.checks import OF_EVALUATION, MonitorCheck
+from src.engine.training.checks import OF_EVALUATION, MonitorCheck, validates
 from src.engine.training.finite_loss import FiniteLoss
 from src.engine.training.step_seeds import StepSeeds
 
@@ -103,7 +103,7 @@ class ModuleCheckpoints(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = trainer.checkpoint_callback
-        if not isinstance(best, ModelCheckpoint) or best.monitor or _validates(trainer):
+        if not isinstance(best, ModelCheckpoint) or best.monitor or validates(trainer):
             return
         if best._save_on_train_epoch_end is None:
             best._save_on_train_epoch_end = True  # with check_val_every_n_epoch it would wait for a validation
@@ -113,18 +113,12 @@ class ModuleCheckpoints(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         best = trainer.checkpoint_callback
         monitor = getattr(best, "monitor", None)
-        if not monitor or monitor in trainer.callback_metrics or _validates(trainer):
+        if not monitor or monitor in trainer.callback_metrics or validates(trainer):
             return
         if isinstance(best, ModelCheckpoint) and OF_EVALUATION.match(monitor):
             rank_zero_info(f"The best checkpoint is the last one, as there is no validation to log {monitor}")
             best.monitor = None
             self.on_train_start(trainer, pl_module)
-
-
-def _validates(trainer: Trainer) -> bool:
-    """Whether a run that trains has validation batches."""
-    is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
-    return trainer.enable_validation and not is_empty
 
 
 def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> ModelCheckpoint | None:

@@ -41,7 +41,7 @@ def test_a_trial_goes_on_with_its_own_run_and_not_with_another_in_that_folder(
     asked: list[str] = []
 
     def build(*given: Any, **_: Any) -> None:
-        asked.append(given[4])
+        asked.append(given[3])
         raise RuntimeError
 
     monkeypatch.setattr(trials_module, "build_run", build)
@@ -148,7 +148,8 @@ def test_retries_are_refused_and_a_flag_without_a_value_is_passed_on(
     assert options.more[-1] == ("--compile", "true")
     given: list[str] = []
     monkeypatch.setattr(search_module, "StarterCLI", lambda found, _: given.extend(found))
-    build_run({"recipe": "a.yaml", "first": [], "options": {"compile": True}}, {}, options.more, tmp_path)
+    own = {"recipe": "a.yaml", "first": [], "more": options.more, "options": {"compile": True}}
+    build_run(own, {}, tmp_path)
     assert [one for one in given if one.startswith("--compile")] == ["--compile"] * 2
 
 

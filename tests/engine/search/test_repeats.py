@@ -80,7 +80,8 @@ def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
 
 def test_a_trial_uses_the_device_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = SimpleNamespace(trainer=SimpleNamespace(world_size=1), best=SimpleNamespace(monitor="val/acc", mode="max"))
-    run.config = SimpleNamespace(retries=0, checkpoint=SimpleNamespace(dirpath=None))
+    root = SimpleNamespace(default_root_dir=str(tmp_path))
+    run.config = SimpleNamespace(retries=0, checkpoint=SimpleNamespace(dirpath=None), trainer=root)
     monkeypatch.setattr("src.engine.search.search.build_run", lambda *_, **__: run)
     monkeypatch.setattr("tests.engine.search.studies.TINY", ())
     tree = yaml.safe_load(Path(RECIPE).read_text())

@@ -19,8 +19,7 @@ import yaml
 
 from src.engine.cli.command import run_command
 from src.engine.runs.run_record import read_metrics
-from src.engine.search.pruning import Pruning
-from src.engine.search.trials import _retry_broken_trials, run_trials
+from src.engine.search.trials import Pruning, _retry_broken_trials, run_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
 from tests.conftest import Run, program, write
