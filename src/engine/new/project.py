@@ -17,6 +17,7 @@ from src.engine.new.template import Template
 from src.engine.new.trimming import Gone, Suite
 from src.engine.system.classes import nearest
 from src.engine.system.errors import InputError
+from src.engine.system.settings import comment
 
 COPIED: tuple[str, ...] = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
 COPIED += (".vscode/launch.json", ".vscode/settings.json")
@@ -277,12 +278,6 @@ def parts(template: Template) -> dict[str, list[str]]:
 
 def _configs(template: Template) -> Iterable[str]:
     return sorted(path for path in template.source if path.startswith("configs/") and path.endswith(".yaml"))
-
-
-def comment(text: str) -> str:
-    """The comment at the head of a YAML file, as one line."""
-    lines = re.match(r"(#.*\n)*", text)
-    return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
 
 
 def packaged(text: str, package: str, tops: Iterable[str] = (), is_engine: bool = False) -> str:

@@ -5,13 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from optuna import Study
-from optuna.distributions import (
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-    check_distribution_compatibility,
-)
+from optuna import Study, distributions
 
 from src.engine.cli.config import Option, full_option
 from src.engine.runs.checkpoint import PATHS
@@ -19,9 +13,6 @@ from src.engine.system.classes import nearest, short
 from src.engine.system.errors import InputError
 
 KINDS = ("float", "int", "categorical")
-DISTRIBUTIONS: dict[str, Any] = dict(
-    zip(KINDS, (FloatDistribution, IntDistribution, CategoricalDistribution), strict=True)
-)
 KNOWN: dict[str, type] = {"options": dict, "space": dict, "n_trials": int}  # keys of a search file, and their types
 KNOWN |= dict.fromkeys(("recipe", "sampler", "pruner", "metric", "direction"), str)
 # Options that may differ between the trials of a mean, besides paths of the data.
@@ -32,9 +23,7 @@ REPEATED = ("seed_everything", "data.fold")  # settings whose values are repetit
 def check_spec(spec: dict[str, Any], given: str) -> None:
     """Raise InputError if a key is not known, has a value of another type, or the space has no usable range."""
     if {"model", "data"} & spec.keys():
-        raise InputError(
-            f"{given} is a recipe: give it with --recipe, and with --config a search file, which has a space"
-        )
+        raise InputError(f"{given} is a recipe: give it with --recipe, and with --config a search file with a space")
     for key, value in spec.items():
         if key not in KNOWN:
             raise InputError(f"{given}: {key} is not known{nearest(str(key), KNOWN)}")
@@ -46,10 +35,10 @@ def check_spec(spec: dict[str, Any], given: str) -> None:
     if not space:
         example = "{optimizer.lr: {float: [1e-4, 0.1]}}"
         raise InputError(f"{given}: space is missing: give names and ranges, as in {example}")
-    before: list[str] = []
+    before: dict[str, Any] = {}
     for name, one in space.items():
-        _check_entry(one, {key: space[key] for key in before}, f"{given}: {name}")
-        before.append(name)
+        _check_entry(one, before, f"{given}: {name}")
+        before[name] = one
 
 
 def _check_entry(entry: Any, before: dict[str, Any], given: str) -> None:
@@ -115,7 +104,7 @@ def _range(entry: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
 
 def _distribution(entry: dict[str, Any]) -> Any:
     values, options = _range(entry)
-    return DISTRIBUTIONS[_kind(entry)](*values, **options)
+    return getattr(distributions, f"{_kind(entry).title()}Distribution")(*values, **options)
 
 
 def suggest(trial: Any, space: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +161,7 @@ def check_choices(study: Study, space: dict[str, Any], folder: Path) -> None:
     earlier = {name: one for trial in study.trials for name, one in trial.distributions.items()}
     for name, before in ((name, one) for name, one in earlier.items() if name in space):
         try:
-            check_distribution_compatibility(before, _distribution(space[name]))
+            distributions.check_distribution_compatibility(before, _distribution(space[name]))
         except ValueError as error:
             other = f"another type, log or other choices of {name}"
             choices = f" of {short([*before.choices])}" if hasattr(before, "choices") else ""

@@ -1,5 +1,6 @@
-"""The settings of a configuration by option name."""
+"""The settings of a configuration by option name, and what its comment says."""
 
+from itertools import takewhile
 from typing import Any
 
 from src.engine.system.classes import is_class, short
@@ -21,3 +22,9 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
     for key, value in children.items():
         found |= flat(value, f"{name}.{key}".lstrip("."))
     return found
+
+
+def comment(text: str) -> str:
+    """The comment at the head of a YAML file, as one line."""
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.strip("# ") for line in lines)
