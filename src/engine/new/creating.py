@@ -188,12 +188,8 @@ def _needs(project: Project, known: set[str]) -> str:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = command_parser(
-        "src.new", "Make a project of your own: what you choose of this template, and nothing else."
-    )
-    parser.add_argument(
-        "folder", nargs="?", help="folder to make; without it, on a terminal, three questions are asked"
-    )
+    parser = command_parser("src.new", "Make a project of your own: what you choose of this template, nothing else.")
+    parser.add_argument("folder", nargs="?", help="folder to make; without it, on a terminal, questions are asked")
     parser.add_argument("--kind", help=f"kind of task: {', '.join(kinds(ROOT))}")
     parser.add_argument("--recipe", action="append", default=[], help="recipe of this template, by name; repeatable")
     parser.add_argument(

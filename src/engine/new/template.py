@@ -33,12 +33,8 @@ class Template:
             added = {path.removeprefix(f"{folder}/"): path for path in _listed(root) if path.startswith(f"{folder}/")}
             self.source |= added
             self.added |= added.keys() - {"kind.yaml"}
-        self.classes = {
-            name: path
-            for path in sorted(self.source)
-            if path.startswith("src/") and path.endswith(".py")
-            for name in CLASS.findall(self.text(path))
-        }
+        code = [path for path in sorted(self.source) if path.startswith("src/") and path.endswith(".py")]
+        self.classes = {name: path for path in code for name in CLASS.findall(self.text(path))}
 
     def text(self, path: str) -> str:
         """The content of a file, with line breaks as in Python."""

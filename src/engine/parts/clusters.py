@@ -89,9 +89,6 @@ def before_run(trainer: Any) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, world = next(rendezvous("env://"))
-    distributed.init_process_group(
-        distributed.get_default_backend_for_device(device),
-        store=distributed.PrefixStore(f"attempt/{_attempt()}", store),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=world,
-    )
+    store = distributed.PrefixStore(f"attempt/{_attempt()}", store)  # type: ignore[attr-defined]
+    backend = distributed.get_default_backend_for_device(device)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)

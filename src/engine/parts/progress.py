@@ -90,9 +90,7 @@ class ProgressLines(ProgressBar):
         # Start time and step; validation time is added to the start.
         self._rate_from = (self._printed_at, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
             self._print_training(trainer)
 

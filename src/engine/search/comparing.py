@@ -78,13 +78,10 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.compare", "What differs between runs: settings, results and curves.")
     parser.add_argument("runs", nargs="*", help="run folders; with --best folders to search (default: logs)")
     parser.add_argument(
-        "--best", metavar="METRIC", help="list all runs in the folders, the best first, as in --best val/acc"
+        "--best", metavar="METRIC", help="list all runs in the folders, best first, as in --best val/acc"
     )
-    parser.add_argument(
-        "--mode",
-        choices=["min", "max"],
-        help="which value is best (default: as the runs chose their best checkpoint, else by the metric's name)",
-    )
+    default = "as the runs chose their best checkpoint, else by the metric's name"
+    parser.add_argument("--mode", choices=["min", "max"], help=f"which value is best (default: {default})")
     parser.add_argument("--output", help="picture of the curves (default: the next free logs/compare_N.png)")
     options = parse_words(parser, args)
     if options.best and options.output:
@@ -186,9 +183,8 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
                 style = {"linestyle": "--" if is_training else "-", "marker": "." if len(own[name][0]) < 20 else ""}
                 label = "" if is_training and len(plots[plot]) > 1 else run.name
                 axes.plot(*own[name], color=f"C{index % 10}", linewidth=1, label=label, **style)  # type: ignore[arg-type]
-    handles = {
-        text: line for axes in figure.axes[::-1] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes[::-1]]
+    handles = {text: line for legend in legends for line, text in legend}
     figure.legend(handles.values(), handles.keys(), loc="outside lower left", title="dashed: training")
     folder = ROOT / "logs"
     try:
@@ -257,9 +253,8 @@ def curves(folder: Path) -> dict[str, Curve]:
     """The curves that a run has logged to TensorBoard, by name."""
     from tensorboard.backend.event_processing import event_accumulator  # lazy import: keeps --help fast
 
-    events = event_accumulator.EventAccumulator(
-        str(folder), size_guidance={"scalars": MAX_POINTS, "tensors": 1, "images": 1}
-    )
+    most = {"scalars": MAX_POINTS, "tensors": 1, "images": 1}
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance=most)
     events.Reload()
     found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
     return {name: ([one.step for one in points], [one.value for one in points]) for name, points in found.items()}

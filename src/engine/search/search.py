@@ -109,7 +109,7 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     if (processes := cli.trainer.world_size) > 1:  # the others would start trials of their own
         raise InputError(f"a trial trains in one process, not in {processes}: give --devices 1 --num_nodes 1")
     if where := cli.config.checkpoint.dirpath:
-        raise InputError(f"--checkpoint.dirpath {where}: a trial keeps its checkpoints in its run folder: leave it out")
+        raise InputError(f"--checkpoint.dirpath {where}: each trial keeps its checkpoints in its run: leave it out")
     for check in hooks("check_trial"):
         check(cli.config)
     checked: set[str] = set()
@@ -136,9 +136,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     spec = {**(usual if repeated else {"sampler": "TPESampler", "pruner": "SuccessiveHalvingPruner"}), **spec}
     if other := next((what for what in usual if repeated and spec[what] != usual[what]), None):
         does = {"sampler": "repeats some trials", "pruner": "stops the worst trials"}[other]
-        raise InputError(
-            f"{other} {spec[other]} {does}: the mean over {', '.join(repeated)} needs each once: leave {other} out"
-        )
+        mean = f"the mean over {', '.join(repeated)}"
+        raise InputError(f"{other} {spec[other]} {does}: {mean} needs each once: leave {other} out")
     sampler = instantiate("sampler", spec, options.seed)
     if spec["sampler"] == "GridSampler":
         size = math.prod(len(one["categorical"]) for one in spec["space"].values())

@@ -77,9 +77,8 @@ class EvaluationPictures(Callback):
             mask = batch[1]
             if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == batch[0].shape:  # of a text
                 inputs = inputs[mask[index]]
-            self._worst.append(
-                (float(confidences[index]), int(targets[index]), int(preds[index]), inputs.detach().cpu())
-            )
+            values = float(confidences[index]), int(targets[index]), int(preds[index])
+            self._worst.append((*values, inputs.detach().cpu()))
         self._worst = _most_confident(self._worst)
 
     on_validation_batch_end = on_test_batch_end

@@ -48,6 +48,5 @@ def class_legend(figure: Any, labels: list[str]) -> None:
 
     cmap = class_colours(len(labels))["cmap"]
     names = enumerate(escape_dollars(labels[:SHOWN_CLASSES]))
-    figure.legend(
-        handles=[Patch(color=cmap(number), label=label) for number, label in names], loc="outside right", fontsize=8
-    )
+    patches = [Patch(color=cmap(number), label=label) for number, label in names]
+    figure.legend(handles=patches, loc="outside right", fontsize=8)
