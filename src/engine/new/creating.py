@@ -64,11 +64,7 @@ def new(args: list[str]) -> int | None:
 
 
 def write(folder: Path, files: dict[str, bytes], author: str) -> None:
-    """Write a repository with a first commit, completely or not at all.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    """Write a repository with a first commit, completely, or not at all and raise InputError."""
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         temporary.mkdir()
@@ -97,11 +93,7 @@ def write(folder: Path, files: dict[str, bytes], author: str) -> None:
 
 
 def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
-    """Folder and content of the project.
-
-    Raises:
-        InputError: the folder exists, its parent does not, or a name cannot be used.
-    """
+    """Folder and content of the project; raises InputError if the folder or a name cannot be used."""
     if not options.folder:
         raise InputError("the folder is missing: give one, as in python -m src.new ../tumours --kind classification")
     if not options.kind and not options.recipe:

@@ -33,10 +33,7 @@ Curve = tuple[list[int], list[float]]  # steps and values
 
 @dataclass
 class PastRun:
-    """A run folder as it is on the disk.
-
-    `problem` says in one line why a run is unfinished or broken; a broken one has no settings.
-    """
+    """A run folder on the disk; `problem` says why it is unfinished or broken: a broken one has no settings."""
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
@@ -261,11 +258,7 @@ def curves(folder: Path) -> dict[str, Curve]:
 
 
 def find_folder(given: str) -> Path:
-    """A folder that a user names.
-
-    Raises:
-        InputError: there is none.
-    """
+    """A folder that a user names; raises InputError if there is none."""
     folder = Path(given).expanduser()
     if not folder.is_dir():
         raise InputError(f"{given}: no such folder; give one such as logs/default/version_0")

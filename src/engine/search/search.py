@@ -78,8 +78,8 @@ def open_search(options: argparse.Namespace, probes: bool = True) -> Search:
     silence_known_warnings()
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats, plots
     path, spec = config.load_config(options.config, dotted=True)
-    spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
     check_spec(spec, options.config)
+    spec = {name: value for name, value in spec.items() if value is not None}  # null: as if left out
     spec = {"recipe": "configs/default.yaml", "options": {}, "n_trials": 30, **spec}
     spec |= {name: value for name in ("recipe", "n_trials", "sampler", "pruner") if (value := getattr(options, name))}
     given = by_name(options.more)

@@ -27,10 +27,10 @@ def check_spec(spec: dict[str, Any], given: str) -> None:
     for key, value in spec.items():
         if key not in KNOWN:
             raise InputError(f"{given}: {key} is not known{nearest(str(key), KNOWN)}")
-        if type(value) is not KNOWN[key]:
+        if value is not None and type(value) is not KNOWN[key]:
             raise InputError(f"{given}: {key} {json.dumps(value)}: expected {KNOWN[key].__name__}")
-    if spec.get("n_trials", 1) < 1:
-        raise InputError(f"{given}: n_trials {spec['n_trials']} is too small: give at least 1")
+    if (trials := spec.get("n_trials")) is not None and trials < 1:
+        raise InputError(f"{given}: n_trials {trials} is too small: give at least 1")
     space = spec.get("space")
     if not space:
         example = "{optimizer.lr: {float: [1e-4, 0.1]}}"

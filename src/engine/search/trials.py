@@ -196,14 +196,9 @@ def print_progress(search: Search, workers: list[Any]) -> None:
 
 
 class Pruning(Callback):
-    """Reports a trial's metric after each validation, and stops its run if the study's pruner decides to.
+    """Reports a trial's metric after each validation, and stops its run if the study's pruner decides to."""
 
-    Args:
-        trial: an Optuna trial.
-        metric: name of the reported metric.
-    """
-
-    def __init__(self, trial: Any, metric: str) -> None:
+    def __init__(self, trial: optuna.Trial, metric: str) -> None:
         self.trial = trial
         self.metric = metric
         self.pruned = False
