@@ -184,14 +184,9 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("folder", nargs="?", help="folder to make; without it, on a terminal, questions are asked")
     parser.add_argument("--kind", help=f"kind of task: {', '.join(kinds(ROOT))}")
     parser.add_argument("--recipe", action="append", default=[], help="recipe of this template, by name; repeatable")
-    parser.add_argument(
-        "--with",
-        dest="parts",
-        action="append",
-        help="commands and parts besides train, separated by commas, as in predict,serve; default,serve: the default"
-        f" and serve; default: the kind's own, or {','.join(DEFAULT)}; language models: generate in place"
-        " of predict",
-    )
+    usual = f"default: the kind's own, or {','.join(DEFAULT)}; language models: generate in place of predict"
+    words = "commands and parts besides train, separated by commas; default,serve: those of the default, and serve"
+    parser.add_argument("--with", dest="parts", action="append", help=f"{words}; {usual}")
     parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
     parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")
     parser.add_argument("--author", default="", help="for licence and citation (default: git's user.name)")

@@ -41,13 +41,9 @@ def _groups(text: str) -> dict[str, list[str]]:
 
 
 def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, str], root: Path) -> str:
-    """The content of `pyproject.toml`, which notes the `Choice` of a project for updates.
+    """The content of `pyproject.toml` for a `Choice`, which it notes for updates; `text`: the one in `root`.
 
-    Args:
-        text: that of the template in the folder `root`.
-        choice: the `Choice`.
-        imported: names of packages that the code imports.
-        tests: content of the tests, by path.
+    `imported`: names of packages that the code imports; `tests`: content of the tests, by path.
     """
     tool, project = (tomllib.loads(text)[name] for name in ("tool", "project"))
     tested = imported | set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(tests.values()), re.MULTILINE))
