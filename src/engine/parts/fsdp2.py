@@ -21,7 +21,8 @@ def refuse_folder(given: str) -> None:
     path = Path(given).expanduser()
     if path.is_dir() and shard_reader(path):
         export = f"python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
-        raise InputError(f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml, or use {export}")
+        problem = f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too"
+        raise InputError(f"{problem}, or make one file of it with {export}")
 
 
 def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
