@@ -64,11 +64,7 @@ def new(args: list[str]) -> int | None:
 
 
 def write(folder: Path, files: dict[str, bytes], author: str) -> None:
-    """Write a repository with a first commit, completely or not at all.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    """Write a repository with a first commit, completely, or not at all and raise InputError."""
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         temporary.mkdir()
@@ -97,11 +93,7 @@ def write(folder: Path, files: dict[str, bytes], author: str) -> None:
 
 
 def _choice(options: argparse.Namespace) -> tuple[Path, Choice]:
-    """Folder and content of the project.
-
-    Raises:
-        InputError: the folder exists, its parent does not, or a name cannot be used.
-    """
+    """Folder and content of the project; raises InputError if the folder or a name cannot be used."""
     if not options.folder:
         raise InputError("the folder is missing: give one, as in python -m src.new ../tumours --kind classification")
     if not options.kind and not options.recipe:
@@ -188,22 +180,13 @@ def _needs(project: Project, known: set[str]) -> str:
 
 
 def _parse(args: list[str]) -> argparse.Namespace:
-    parser = command_parser(
-        "src.new", "Make a project of your own: what you choose of this template, and nothing else."
-    )
-    parser.add_argument(
-        "folder", nargs="?", help="folder to make; without it, on a terminal, three questions are asked"
-    )
+    parser = command_parser("src.new", "Make a project of your own: what you choose of this template, nothing else.")
+    parser.add_argument("folder", nargs="?", help="folder to make; without it, on a terminal, questions are asked")
     parser.add_argument("--kind", help=f"kind of task: {', '.join(kinds(ROOT))}")
     parser.add_argument("--recipe", action="append", default=[], help="recipe of this template, by name; repeatable")
-    parser.add_argument(
-        "--with",
-        dest="parts",
-        action="append",
-        help="commands and parts besides train, separated by commas, as in predict,serve; default,serve: the default"
-        f" and serve; default: the kind's own, or {','.join(DEFAULT)}; language models: generate in place"
-        " of predict",
-    )
+    usual = f"default: the kind's own, or {','.join(DEFAULT)}; language models: generate in place of predict"
+    words = "commands and parts besides train, separated by commas; default,serve: those of the default, and serve"
+    parser.add_argument("--with", dest="parts", action="append", help=f"{words}; {usual}")
     parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
     parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")
     parser.add_argument("--author", default="", help="for licence and citation (default: git's user.name)")

@@ -12,31 +12,17 @@ from typing import Any
 
 import yaml
 
-from src.engine.new.pyproject import TO_TRAIN, project_table, requirements
+from src.engine.new.pyproject import TO_TRAIN, distribution, project_table, requirements
 from src.engine.new.template import Template
 from src.engine.new.trimming import Gone, Suite
-from src.engine.system.classes import nearest
+from src.engine.system.classes import comment, nearest
 from src.engine.system.errors import InputError
 
 COPIED: tuple[str, ...] = (".ci/in-venv", ".gitignore", ".pre-commit-config.yaml", "pyproject.toml")
 COPIED += (".vscode/launch.json", ".vscode/settings.json")
 ALWAYS = ("train", "new")  # commands
-DEFAULT = (
-    "predict",
-    "compile",
-    "dashboard",
-    "evaluation_pictures",
-    "explain",
-    "hparams",
-    "monitors",
-    "network_pictures",
-    "optimizer_overrides",
-    "overview",
-    "progress",
-    "task_pictures",
-    "throughput",
-    "trust",
-)
+DEFAULT: tuple[str, ...] = ("predict", "compile", "dashboard", "evaluation_pictures", "explain", "hparams", "monitors")
+DEFAULT += ("network_pictures", "optimizer_overrides", "overview", "progress", "task_pictures", "throughput", "trust")
 KILL = "scripts/kill.py"  # kept if a test uses it
 SEARCH = "configs/tune/default.yaml"
 EXAMPLE = "example"  # name of the project in the files of a kind
@@ -68,15 +54,7 @@ class Choice:
 
 
 class Project:
-    """The files that a choice needs.
-
-    Args:
-        root: folder of the template.
-        choice: what to take.
-
-    Raises:
-        InputError: a name of the choice is not known.
-    """
+    """The files of the template in a folder that a choice needs; raises InputError if a name in it is not known."""
 
     def __init__(self, root: Path, choice: Choice) -> None:
         self.choice = choice
@@ -89,6 +67,8 @@ class Project:
         self.recipes.sort(key=lambda path: path != "configs/default.yaml")
         self.default = self.recipes[0] if choice.kind is None else "configs/default.yaml"
         """The recipe that becomes `configs/default.yaml`."""
+        self.data_option = self.given_data(self.default)
+        """The option for data of one's own that it needs, or ""."""
         roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
         added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
         if "src/tune.py" in roots:
@@ -107,19 +87,14 @@ class Project:
         domains = {path.split("/")[1] for path in self.kept if path.startswith("src/")} - {"engine", "tasks"}
         every = [path for path in template.source if path.startswith("tests/")]
         inits = {path for path in every if path.endswith("__init__.py")}
-        paths = [
-            path
-            for path in every
-            if path.endswith(".py")
-            and path not in inits
-            and ("/test_" not in path or path.split("/")[1] in domains or path in template.added)
-        ]
-        data = {
-            path
-            for path in every
-            if path.endswith((".yaml", ".js"))
-            and not any(one.startswith("src/") for one in template.needs(path) - self.kept)
-        }
+        paths, data = [], set()
+        for path in every:
+            is_wanted = "/test_" not in path or path.split("/")[1] in domains or path in template.added
+            if path.endswith(".py") and path not in inits and is_wanted:
+                paths.append(path)
+            lacking = template.needs(path) - self.kept
+            if path.endswith((".yaml", ".js")) and not any(one.startswith("src/") for one in lacking):
+                data.add(path)
         other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
         gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
         found = Suite(template, gone, paths, data).trimmed()
@@ -140,9 +115,9 @@ class Project:
         return {"torch", "lightning", "tensorboard", *code, *re.findall(r"needs `pip install (\w+)", text)}
 
     def requirements(self) -> set[str]:
-        """The packages to install, as `pyproject.toml` will name them."""
+        """The names of the packages to install."""
         found = requirements(self.template.text("pyproject.toml"), self.packages()).values()
-        return {re.split(r"\W", one)[0] for group in found for one in group}
+        return {distribution(one) for group in found for one in group}
 
     def files(self) -> dict[str, bytes]:
         """Content of all files, by path."""
@@ -150,9 +125,8 @@ class Project:
         texts = {path: template.text(path) for path in self.kept} | self.tests
         if choice.kind is None and "configs/default.yaml" not in texts:
             texts["configs/default.yaml"] = template.text(self.default)
-        texts["pyproject.toml"] = project_table(
-            texts["pyproject.toml"], choice, self.packages(), self.tests, template.root
-        )
+        table = texts["pyproject.toml"]
+        texts["pyproject.toml"] = project_table(table, choice, self.packages(), self.tests, template.root)
         gone = Gone(template, {*self.kept, *self.tests})
         for page in ("README.md", "docs/your_own.md"):
             rows = texts[page].splitlines(keepends=True)
@@ -173,8 +147,9 @@ class Project:
             if not is_code or path.endswith((".py", ".yaml")):  # in a page src is the address of a picture
                 is_engine = path.startswith("src/engine/") or path.count("/") == 1
                 text = packaged(text, choice.package, tops if is_code else (), is_engine)
-            is_same = source in template.source and text == template.text(source)
-            content = template.content(source) if is_same else text.encode(errors="surrogateescape")
+            content = text.encode(errors="surrogateescape")
+            if source in template.source and text == template.text(source):  # with its own line breaks
+                content = (template.root / template.source[source]).read_bytes()
             found[packaged(path, choice.package)] = content
         return found
 
@@ -212,13 +187,8 @@ class Project:
         return " --data.path path/to/files" if "--data.path" in comment(self.template.text(path)) else ""
 
     @property
-    def data_option(self) -> str:
-        """The option for data of one's own that the default recipe needs, or nothing."""
-        return self.given_data(self.default)
-
-    @property
     def make_arguments(self) -> str:
-        """What `make train` needs for it."""
+        """What `make train` needs for the default recipe."""
         return f' ARGS="{self.data_option.strip()}"' if self.data_option else ""
 
     def _search_options(self, recipe: str) -> str:
@@ -259,9 +229,8 @@ def kinds(root: Path) -> dict[str, dict[str, Any]]:
 def recipes(template: Template) -> dict[str, str]:
     """The recipes of a template by name: files of `configs` with model and data whose classes are there."""
     classes = {path: _classes(template, path) for path in _configs(template) if path not in template.added}
-    found = [
-        path for path, names in classes.items() if names and all(one in template.classes or "." in one for one in names)
-    ]
+    known = {name for names in classes.values() for name in names if name in template.classes or "." in name}
+    found = [path for path, names in classes.items() if names and known.issuperset(names)]
     count = Counter(PurePosixPath(path).stem for path in found)
     return {name if count[name := PurePosixPath(path).stem] == 1 else path: path for path in found}
 
@@ -291,9 +260,8 @@ def default_parts(root: Path, names: list[str]) -> list[str]:
 
 def overlays(template: Template) -> set[str]:
     """The files of `configs` that are neither recipes nor searches."""
-    return {
-        path for path in _configs(template) if not path.startswith("configs/tune/") and not _classes(template, path)
-    }
+    others = (path for path in _configs(template) if not path.startswith("configs/tune/"))
+    return {path for path in others if not _classes(template, path)}
 
 
 def parts(template: Template) -> dict[str, list[str]]:
@@ -309,12 +277,6 @@ def parts(template: Template) -> dict[str, list[str]]:
 
 def _configs(template: Template) -> Iterable[str]:
     return sorted(path for path in template.source if path.startswith("configs/") and path.endswith(".yaml"))
-
-
-def comment(text: str) -> str:
-    """The comment at the head of a YAML file, as one line."""
-    lines = re.match(r"(#.*\n)*", text)
-    return " ".join(line.lstrip("# ") for line in lines[0].splitlines()) if lines else ""
 
 
 def packaged(text: str, package: str, tops: Iterable[str] = (), is_engine: bool = False) -> str:

@@ -25,17 +25,14 @@ TO_TRAIN = ("sample", "pretrained", "detection", "audio", "biology")
 
 def requirements(text: str, imported: set[str]) -> dict[str, list[str]]:
     """The requirements of a `pyproject.toml` whose packages are imported: those of all, by "", and of each extra."""
-    found = {
-        name: [one for one in group if _is_imported(one, imported)]
-        for name, group in _groups(text).items()
-        if name != "dev"
-    }
+    groups = {name: group for name, group in _groups(text).items() if name != "dev"}
+    found = {name: [one for one in group if _is_imported(one, imported)] for name, group in groups.items()}
     return {name: group for name, group in found.items() if group}
 
 
 def distributions(text: str) -> set[str]:
     """The packages that a `pyproject.toml` names, in lower case with underscores."""
-    return {_distribution(one).replace("-", "_") for group in _groups(text).values() for one in group}
+    return {distribution(one).replace("-", "_") for group in _groups(text).values() for one in group}
 
 
 def _groups(text: str) -> dict[str, list[str]]:
@@ -44,14 +41,9 @@ def _groups(text: str) -> dict[str, list[str]]:
 
 
 def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, str], root: Path) -> str:
-    """The content of `pyproject.toml`.
+    """The content of `pyproject.toml` for a `Choice`, which it notes for updates; `text`: the one in `root`.
 
-    Args:
-        text: that of the template.
-        choice: the `Choice` of the project, which is noted for updates.
-        imported: names of packages that the code imports.
-        tests: content of the tests, by path.
-        root: folder of the template.
+    `imported`: names of packages that the code imports; `tests`: content of the tests, by path.
     """
     tool, project = (tomllib.loads(text)[name] for name in ("tool", "project"))
     tested = imported | set(re.findall(r"^\s*(?:from|import) (\w+)", "\n".join(tests.values()), re.MULTILINE))
@@ -59,7 +51,7 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     base = extras.pop("")
     own = [one for group in extras.values() for one in group]  # not by the project's name, which may change
     known = dict.fromkeys(one for group in _groups(text).values() for one in group if one not in {*base, *own})
-    extras["dev"] = own + [one for one in known if _is_imported(one, tested) or _distribution(one) in TOOLS]
+    extras["dev"] = own + [one for one in known if _is_imported(one, tested) or distribution(one) in TOOLS]
 
     head = {"name": choice.name, "version": "0.1.0", "readme": "README.md", "license": choice.license}
     head["requires-python"] = project["requires-python"]
@@ -86,12 +78,13 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
     return "\n".join([*lines, "[tool.lightning-starter]", *_lines(noted)]) + "\n"
 
 
-def _distribution(requirement: str) -> str:
+def distribution(requirement: str) -> str:
+    """The name of the package of a requirement, in lower case."""
     return re.split(r"[\s\[<>=!~;@(]", requirement)[0].lower()
 
 
 def _is_imported(requirement: str, names: Iterable[str]) -> bool:
-    name = _distribution(requirement)
+    name = distribution(requirement)
     module = IMPORTED_AS.get(name, name.replace("-", "_"))
     return bool({module, LOADED_BY.get(name, module), *_modules().get(name.replace("_", "-"), ())} & {*names})
 

@@ -7,23 +7,21 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 
 from src.engine.system.errors import InputError
 
-IGNORED = {".git", ".venv", "data", "logs", "build", "__pycache__"}
 JUNK = (".DS_Store", "~", ".swp")  # of desktops and editors
 CLASS = re.compile(r"^class ([A-Za-z]\w*)", re.MULTILINE)
 
 
 class Template:
-    """A clone of this template. Paths are relative to it, with slashes; for files of `templates/`, to the project.
+    """A clone of this template in the folder `root`, with the files of `templates/base` and `templates/kinds/<kind>`.
 
-    Args:
-        root: folder of the clone.
-        kind: kind of task; the files in `templates/kinds/<kind>` are added to those of the clone.
+    Paths are relative to the clone, with slashes; those of files in `templates/` to the project.
     """
 
     def __init__(self, root: Path, kind: str | None = None) -> None:
@@ -35,16 +33,8 @@ class Template:
             added = {path.removeprefix(f"{folder}/"): path for path in _listed(root) if path.startswith(f"{folder}/")}
             self.source |= added
             self.added |= added.keys() - {"kind.yaml"}
-        self.classes = {
-            name: path
-            for path in sorted(self.source)
-            if path.startswith("src/") and path.endswith(".py")
-            for name in CLASS.findall(self.text(path))
-        }
-
-    def content(self, path: str) -> bytes:
-        """The bytes of a file."""
-        return (self.root / self.source[path]).read_bytes()
+        code = [path for path in sorted(self.source) if path.startswith("src/") and path.endswith(".py")]
+        self.classes = {name: path for path in code for name in CLASS.findall(self.text(path))}
 
     def text(self, path: str) -> str:
         """The content of a file, with line breaks as in Python."""
@@ -75,11 +65,11 @@ class Template:
         found = {file for name in modules if (file := self.module(name))}
         found |= {file for folder in Path(path).parents if (file := f"{folder}/__init__.py") in self.source}
         for text in texts:
-            beside = f"{Path(path).parent}/{text}"
-            found |= {beside} & self.source.keys() if not text.endswith(".py") else set()
-            found |= {text} & self.source.keys() if not text.endswith((".py", ".yaml", ".md")) else set()
             named = [f"{one.replace('.', '/')}.py" for one in re.findall(r"python -m (src\.\w+)", text)]
-            found |= {one for one in (*re.findall(r"scripts/[\w.]+\w", text), *named) if one in self.source}
+            named += re.findall(r"scripts/[\w.]+\w", text)
+            named += [] if text.endswith(".py") else [f"{Path(path).parent}/{text}"]
+            named += [] if text.endswith((".py", ".yaml", ".md")) else [text]
+            found |= self.source.keys() & named
         return found
 
     def reached(self, roots: Iterable[str]) -> set[str]:
@@ -107,8 +97,7 @@ class Template:
 def commit_of(root: Path) -> str:
     """The commit of a clone, or "unknown" for a copy without history."""
     done = git(root, "rev-parse", "HEAD", check=False)
-    is_own = not done.returncode and (root / ".git").exists()
-    return done.stdout.strip() if is_own else "unknown"
+    return "unknown" if done.returncode or not (root / ".git").exists() else done.stdout.strip()
 
 
 def uncommitted(root: Path) -> str:
@@ -123,12 +112,7 @@ def uncommitted(root: Path) -> str:
 
 
 def git(folder: Path, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run git in a folder, whatever repository the environment names.
-
-    Raises:
-        InputError: git is not installed.
-        CalledProcessError: git failed, and `check` is set.
-    """
+    """Run git in a folder, whatever repository the environment names; raises InputError if git is not installed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), *words]
     try:
@@ -148,28 +132,22 @@ def commit(folder: Path, message: str, author: str) -> None:
 
 @cache
 def _listed(root: Path) -> tuple[str, ...]:
-    """The files of a clone that git does not ignore; of a copy without history, all but environment, data and runs."""
-    if (root / ".git").exists():
-        done = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)
-        if done.returncode:
-            raise InputError(f"{root}: {' '.join(done.stderr.split())}")
-        found = {path for path in done.stdout.split("\0") if path and not path.endswith(JUNK)}
-        return tuple(sorted(path for path in found if (root / path).is_file()))
-    paths = []
-    for folder, folders, names in os.walk(root):
-        ignored = {"__pycache__"} if Path(folder) != root else IGNORED  # src/engine/data is code
-        folders[:] = [name for name in folders if name not in ignored and not name.endswith(("_cache", ".egg-info"))]
-        names = [name for name in names if not name.endswith(JUNK)]
-        paths += [(Path(folder) / name).relative_to(root).as_posix() for name in names]
-    return tuple(sorted([*paths, "logs/.gitkeep"]))
+    """The files of a clone, or of a copy without history, that git does not ignore."""
+    with TemporaryDirectory() as empty:
+        history = []
+        if not (root / ".git").exists():
+            git(root, "init", "--quiet", "--bare", empty)
+            history = [f"--git-dir={empty}", "--work-tree=."]
+        done = git(root, *history, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)
+    if done.returncode:
+        raise InputError(f"{root}: {' '.join(done.stderr.split())}")
+    found = {path for path in done.stdout.split("\0") if path and not path.endswith(JUNK)}
+    return tuple(sorted(path for path in found if (root / path).is_file()))
 
 
 @cache
 def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:  # such as an array beside a module
-        return path.read_bytes().decode(errors="surrogateescape")
+    return path.read_text(encoding="utf-8", errors="surrogateescape")  # an array beside a module is no text
 
 
 @cache
@@ -204,6 +182,7 @@ def _values(node: Any) -> Iterator[str]:
     """All text in a tree of dicts and lists, keys too."""
     if isinstance(node, str):
         yield node
-    children = [*node, *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
+    if isinstance(node, dict):
+        node = [*node, *node.values()]
+    for child in node if isinstance(node, list) else ():
         yield from _values(child)

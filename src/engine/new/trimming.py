@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 
@@ -19,12 +20,7 @@ GONE: Key = ("", "")  # what is not in the project
 
 
 class Gone:
-    """Finds references to what a project leaves out of this template.
-
-    Args:
-        template: the template.
-        kept: the files that stay.
-    """
+    """Finds references to what a project leaves out of this template, all files but `kept`."""
 
     def __init__(self, template: Template, kept: Iterable[str]) -> None:
         self.template = template
@@ -69,25 +65,19 @@ def _names(template: Template, paths: Set[str]) -> set[str]:
     return found
 
 
+@dataclass(eq=False)
 class Part:
-    """A statement at the top of a test file, with the comments before it.
+    """A statement at the top of a test file, with the comments and the number of empty lines before it."""
 
-    Args:
-        path: the file.
-        node: the statement.
-        source: its text.
-        blank: empty lines before it.
-    """
+    path: str
+    node: ast.stmt
+    source: str
+    blank: int
 
-    def __init__(self, path: str, node: ast.stmt, source: str, blank: int) -> None:
-        self.path = path
-        self.node = node
-        self.source = source
-        self.blank = blank
-        nodes = list(ast.walk(node))
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
+    def __post_init__(self) -> None:
+        node, source, nodes = self.node, self.source, [*ast.walk(self.node)]
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else targets
         whole = [one.value if isinstance(one, ast.Subscript) else one for one in targets]
         assigned = {one.id for target in whole for one in ast.walk(target) if isinstance(one, ast.Name)}
         self.names = {node.name} if isinstance(node, FUNCTIONS | ast.ClassDef) else assigned
@@ -110,14 +100,7 @@ class Part:
 
 
 class Suite:
-    """Files of tests, and what each statement in them needs.
-
-    Args:
-        template: the template.
-        gone: what the project leaves out.
-        paths: Python files of tests.
-        data: other files that name helpers, such as recipes of tests.
-    """
+    """Python files of tests (`paths`), and what each statement in them needs; `data`: other files that name helpers."""
 
     def __init__(self, template: Template, gone: Gone, paths: Iterable[str], data: Iterable[str]) -> None:
         self.template = template
@@ -133,7 +116,7 @@ class Suite:
     def trimmed(self) -> dict[str, str]:
         """Content of the files that remain, by path: tests that lack nothing, and what these use."""
         lacking = {part for part, needs in self.needs.items() if GONE in needs}
-        for part in [one for one in lacking if self._replaces(one)]:
+        for part in filter(self._replaces, [*lacking]):
             lacking |= {*self.files[part.path]}  # they may use what it replaces
         while more := {part for part in self.needs if part not in lacking and self._needs_any(part, lacking)}:
             lacking |= more
@@ -181,13 +164,10 @@ class Suite:
     def _bound(self, node: ast.Import | ast.ImportFrom, path: str) -> dict[str, Key]:
         """The names that an import binds, and what each is in tests or `GONE`; others are left out."""
         found: dict[str, Key] = {}
+        parent = f"{module_of(node, path)}." if isinstance(node, ast.ImportFrom) else ""
         for alias in node.names:
-            if isinstance(node, ast.ImportFrom):
-                whole, name = f"{module_of(node, path)}.{alias.name}", alias.name
-            else:
-                whole, name = alias.name, alias.name.partition(".")[0]
-            if key := self._key(whole):
-                found[alias.asname or name] = key
+            if key := self._key(f"{parent}{alias.name}"):
+                found[alias.asname or alias.name.partition(".")[0]] = key
         return found
 
     def _key(self, name: str) -> Key | None:

@@ -25,45 +25,21 @@ BUILT_IN = {
 def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequence[str] = ()) -> int:
     """Merge what has changed since the commit that a project notes; returns the exit code, 1 with conflicts.
 
-    Each file is merged by git from three versions: what the noted commit makes of the project's choice, what this clone
-    makes of it, and the project's own. What the project has changed or deleted stays.
+    Each file is merged by git from three versions: what the noted commit makes of the project's choice, what the clone
+    in `root` makes of it, and the project's own. What the project has changed or deleted stays.
 
     Args:
-        root: the clone of the template.
-        project: the project's folder.
         parts: commands and parts to add to the choice.
         recipes: recipes to add to it.
 
     Raises:
         InputError: the project notes no commit of this clone, or has changes that are not committed.
     """
-    noted = _noted(project)
-    if "default" in recipes and "default" not in noted["recipes"] and not noted["kind"]:
-        raise InputError(
-            f"--update {project}: --recipe default is configs/default.yaml, and yours stays: give --recipe mnist_best,"
-            f" which has the same classes, and copy {root / 'configs/default.yaml'} by another name"
-        )
-    status = git(project, "status", "--porcelain", "--", ".", check=False)
-    if status.returncode:
-        raise InputError(
-            f"--update {project}: git cannot say whether all is committed, so nothing could be undone:"
-            f" {' '.join(status.stderr.split())}"
-        )
-    if status.stdout.strip():
-        raise InputError(f"--update {project}: it has changes that are not committed; commit them first")
-    if reason := uncommitted(root):
-        raise InputError(f"--update {project}: {reason}")
-    if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
-        raise InputError(
-            f"--update {project}: {root} has no commit {noted['commit']}, which the project was made from: update this"
-            " clone (git pull, or git fetch --unshallow if it is a shallow one); if the project was made of a copy"
-            " without history, write the commit of that copy into its pyproject.toml, below [tool.lightning-starter]"
-        )
-    if not (project / noted["package"] / "engine").is_dir():
-        raise InputError(
-            f"--update {project}: it has no folder {noted['package']}/engine; if you have renamed the package, write"
-            " its new name into pyproject.toml, below [tool.lightning-starter]"
-        )
+    try:
+        noted = _noted(project)
+        _check(root, project, noted, recipes)
+    except InputError as error:
+        raise InputError(f"--update {project}: {error}") from error
     with tempfile.TemporaryDirectory() as name:
         before, after, template = (Path(name) / one for one in ("before", "after", "template"))
         git(root, "archive", "--format=zip", f"--output={template}.zip", noted["commit"])
@@ -75,9 +51,10 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
         text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
         (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
         merged, conflicts = _merge(before, after, project, noted)
-    lines = (f"{'merged   ' if (project / path).exists() else 'removed  '} {path}" for path in merged)
-    for line in (*lines, *(f"conflict  {path}" for path in conflicts)):
-        print(line)
+    for path in merged:
+        print(f"{'merged   ' if (project / path).exists() else 'removed  '} {path}")
+    for line in conflicts:
+        print(f"conflict  {line}")
     if any(": " not in line for line in conflicts):
         print("search the conflicts for <<<<<<<, and edit them", file=sys.stderr)
     print(f"{project} is now at {commit_of(root)[:12]}; see git status, run make test, and commit", file=sys.stderr)
@@ -85,28 +62,48 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
 
 
 def _noted(project: Path) -> dict[str, Any]:
+    """What a project notes of its choice."""
     try:
         text = (project / "pyproject.toml").read_text(encoding="utf-8")
-        noted = dict(tomllib.loads(text)["tool"]["lightning-starter"])
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(
-            f"--update {project}: its pyproject.toml cannot be read ({error}): settle the conflicts in it first"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            f"--update {project}: its pyproject.toml cannot be read ({error.strerror}): give the folder of a project"
-        ) from error
-    except KeyError as error:
-        raise InputError(
-            f"--update {project}: not made from this template: its pyproject.toml has no [tool.lightning-starter]"
-        ) from error
+        noted = dict(tomllib.loads(text).get("tool", {}).get("lightning-starter", {}))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        way = "give the folder of a project" if isinstance(error, OSError) else "settle the conflicts in it first"
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"its pyproject.toml cannot be read ({reason}): {way}") from error
     if missing := next((name for name in NOTED if name not in noted), None):
-        raise InputError(f"--update {project}: its pyproject.toml has no {missing} below [tool.lightning-starter]")
+        made = "" if noted else "not made from this template: "
+        raise InputError(f"{made}its pyproject.toml has no {missing} below [tool.lightning-starter]")
     if wrong := next((name for name in ("name", "package") if not str(noted[name]).isidentifier()), None):
-        raise InputError(
-            f"--update {project}: its pyproject.toml has the {wrong} {noted[wrong]}, which is not the name of a module"
-        )
+        raise InputError(f"its pyproject.toml has the {wrong} {noted[wrong]}, which is not the name of a module")
     return noted
+
+
+def _check(root: Path, project: Path, noted: dict[str, Any], recipes: Sequence[str]) -> None:
+    """Raise InputError if an update could lose changes, or cannot tell what has changed."""
+    if "default" in recipes and "default" not in noted["recipes"] and not noted["kind"]:
+        raise InputError(
+            "--recipe default is configs/default.yaml, and yours stays: give --recipe mnist_best, which has the same"
+            f" classes, and copy {root / 'configs/default.yaml'} by another name"
+        )
+    status = git(project, "status", "--porcelain", "--", ".", check=False)
+    if status.returncode:
+        said = " ".join(status.stderr.split())
+        raise InputError(f"git cannot say whether all is committed, so nothing could be undone: {said}")
+    if status.stdout.strip():
+        raise InputError("it has changes that are not committed; commit them first")
+    if reason := uncommitted(root):
+        raise InputError(reason)
+    if git(root, "cat-file", "-e", f"{noted['commit']}^{{commit}}", check=False).returncode:
+        raise InputError(
+            f"{root} has no commit {noted['commit']}, which the project was made from: update this clone (git pull, or"
+            " git fetch --unshallow if it is a shallow one); if the project was made of a copy without history, write"
+            " the commit of that copy into its pyproject.toml, below [tool.lightning-starter]"
+        )
+    if not (project / noted["package"] / "engine").is_dir():
+        raise InputError(
+            f"it has no folder {noted['package']}/engine; if you have renamed the package, write its new name into"
+            " pyproject.toml, below [tool.lightning-starter]"
+        )
 
 
 def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
@@ -133,9 +130,8 @@ def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> t
     """Merge all files but the user's own; returns the paths that changed, and those with conflicts."""
     code = (f"{noted['package']}/{noted['name']}/", f"tests/{noted['name']}/") if noted["kind"] else ()
     own = (*code, "configs/default.yaml", ".git/", *OWN)
-    paths = {
-        path.relative_to(side).as_posix() for side in (before, after) for path in side.rglob("*") if path.is_file()
-    }
+    files = ((side, path) for side in (before, after) for path in side.rglob("*") if path.is_file())
+    paths = {path.relative_to(side).as_posix() for side, path in files}
     merged, conflicts = [], []
     # Last the file that notes the new commit: an update that is stopped before can be repeated.
     for path in sorted(paths, key=lambda path: (path == "pyproject.toml", path)):

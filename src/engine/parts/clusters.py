@@ -1,7 +1,8 @@
 """SLURM and torchrun: several nodes and restarted jobs are one run; `scripts/train.sbatch` is a job for SLURM."""
 
 import os
-import time
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,11 @@ def from_first_process(value: str) -> str:
     if rank == 0:
         store.set(key, value)
         # This process may host the store, so it waits until all others have read the value.
-        end = time.monotonic() + AGREEMENT_SECONDS
-        while store.add(f"{key}/asked", 0) < world - 1 and time.monotonic() < end:
-            time.sleep(0.05)
+        with suppress(RuntimeError):  # too late
+            store.wait([f"{key}/{other}" for other in range(1, world)], timedelta(seconds=AGREEMENT_SECONDS))
         return value
     received: str = store.get(key).decode()
-    store.add(f"{key}/asked", 1)
+    store.set(f"{key}/{rank}", "read")
     return received
 
 
@@ -89,9 +89,6 @@ def before_run(trainer: Any) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, world = next(rendezvous("env://"))
-    distributed.init_process_group(
-        distributed.get_default_backend_for_device(device),
-        store=distributed.PrefixStore(f"attempt/{_attempt()}", store),  # type: ignore[attr-defined]
-        rank=rank,
-        world_size=world,
-    )
+    store = distributed.PrefixStore(f"attempt/{_attempt()}", store)  # type: ignore[attr-defined]
+    backend = distributed.get_default_backend_for_device(device)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=world)

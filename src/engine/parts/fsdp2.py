@@ -20,10 +20,9 @@ def refuse_folder(given: str) -> None:
     """Raise InputError if a checkpoint is sharded, so that only FSDP2 can load it."""
     path = Path(given).expanduser()
     if path.is_dir() and shard_reader(path):
-        raise InputError(
-            f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too, or make one file"
-            f" of it with python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
-        )
+        export = f"python -m src.export --format checkpoint --ckpt_path {given} --output whole.ckpt"
+        problem = f"--ckpt_path {given} is sharded: give --config configs/strategy/fsdp2.yaml too"
+        raise InputError(f"{problem}, or make one file of it with {export}")
 
 
 def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
@@ -37,14 +36,10 @@ def check_trainer(trainer: Any, ckpt_path: str | None) -> None:
 
         is_own = isinstance(trainer.strategy, FSDP2Strategy)
         if not is_own and trainer.strategy._save_distributed_checkpoint:
-            raise InputError(
-                "ModelParallelStrategy writes and reads shards unchecked: give --strategy FSDP2Strategy, or"
-                " --trainer.strategy.save_distributed_checkpoint false"
-            )
-        for one in trainer.callbacks:
-            if isinstance(one, WeightAveraging):
-                name = type(one).__name__
-                raise InputError(f"{name} copies whole weights, FSDP2 has shards: use another --strategy")
+            other = "--strategy FSDP2Strategy, or --trainer.strategy.save_distributed_checkpoint false"
+            raise InputError(f"ModelParallelStrategy writes and reads shards unchecked: give {other}")
+        if copying := [type(one).__name__ for one in trainer.callbacks if isinstance(one, WeightAveraging)]:
+            raise InputError(f"{copying[0]} copies whole weights, FSDP2 has shards: use another --strategy")
     if ckpt_path and not is_own:
         refuse_folder(ckpt_path)
 

@@ -8,8 +8,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import best_states
 from src.engine.system.metric_names import final_names
-from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED
-from src.engine.training.default_callbacks import validates
+from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED, validates
 from src.engine.training.early_stopping import follow, followers
 
 
@@ -41,7 +40,7 @@ class MonitorChoice(Callback):
         if others and self.best not in others:  # the module or the configuration has its own
             self._is_settled, self.best = True, others[0]
         self._stoppers += followers(everyone)
-        self._follow()
+        follow(self._stoppers, self.best.monitor or FOLLOWED, self.best.mode)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_settled and not validates(trainer):
@@ -59,23 +58,16 @@ class MonitorChoice(Callback):
         monitor = next(iter(usual or (losses if len(losses) == 1 else ())), None)
         if trainer.sanity_checking:  # not every module logs in it
             self.best.monitor = monitor
-            self._follow()
-            return
-        self._settle(monitor, f"validation logs {f'{len(losses)} losses' if losses else 'no loss'}")
+            follow(self._stoppers, monitor or FOLLOWED, self.best.mode)
+        else:
+            self._settle(monitor, f"validation logs {f'{len(losses)} losses' if losses else 'no loss'}")
 
     def _settle(self, monitor: str | None, reason: str) -> None:
         self._is_settled = True
         self.best.monitor = monitor
-        self._follow(DEFAULT_MONITOR)
-        if not self._saves:
-            return
-        if monitor is None:
+        follow(self._stoppers, monitor or DEFAULT_MONITOR, self.best.mode)
+        if self._saves and monitor is None:
             rank_zero_info(f"The best checkpoint is the last one, as {reason}: give --checkpoint.monitor for another")
-        elif monitor != DEFAULT_MONITOR:
-            lowest = "lowest" if self.best.mode == "min" else "highest"
-            rank_zero_info(
-                f"The best checkpoint has the {lowest} {monitor}, as validation does not log {DEFAULT_MONITOR}"
-            )
-
-    def _follow(self, otherwise: str = FOLLOWED) -> None:
-        follow(self._stoppers, self.best.monitor or otherwise, self.best.mode)
+        elif self._saves and monitor != DEFAULT_MONITOR:
+            which = f"the {'lowest' if self.best.mode == 'min' else 'highest'} {monitor}"
+            rank_zero_info(f"The best checkpoint has {which}, as validation does not log {DEFAULT_MONITOR}")

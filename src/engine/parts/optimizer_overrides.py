@@ -109,9 +109,9 @@ class OptimizerOverrides(Callback):
         groups = [group for state in states for group in state["param_groups"]]
         has_groups = any("hidden" in group for group in groups)
         if has_groups and "weight_decay" in self.optimizer and not self.before.get("weight_decay"):
+            problem = "its checkpoint does not separate biases and norms from other weights"
             raise InputError(
-                "--optimizer.weight_decay cannot be changed from 0 in a continued run: its checkpoint does not"
-                " separate biases and norms from other weights; leave it out"
+                f"--optimizer.weight_decay cannot be changed from 0 in a continued run, as {problem}: leave it out"
             )
         for group in groups:
             for name in LEARNING_RATES:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from src import ROOT
 from src.engine.cli.usage import DESCRIPTION, PROGRAM, USAGE
-from src.engine.system.classes import project_classes, subclasses_here
+from src.engine.system.classes import comment, project_classes, subclasses_here
 from src.engine.system.errors import InputError, report
 
 WIDTH = 100
@@ -61,7 +61,7 @@ def listed() -> Iterator[str]:
         keys = {*re.findall(r"^(\w+):", text, re.MULTILINE)}
         has_data = "data" in keys or any(re.search(rf"\b{name}\b", text) for name in own_loaders)
         kind = "Recipes" if "model" in keys and has_data else "Searches" if "space" in keys else "Overlays"
-        configs[kind].append((path.relative_to(ROOT).as_posix(), _first_sentence(text)))
+        configs[kind].append((path.relative_to(ROOT).as_posix(), re.sub(r"(?<!\bal)\. .*", ".", comment(text))))
     networks = [name for name in _classes("Module", "Sequential") if _is_network(name)]
     for title, lines in (
         ("Recipes: --config FILE", configs["Recipes"]),
@@ -119,13 +119,6 @@ def _is_network(name: str) -> bool:
 def _described(names: Iterable[str]) -> list[tuple[str, str]]:
     """Names of classes and the first paragraph of their docstrings."""
     return [(name, _line((ast.get_docstring(_definition(name)) or "").split("\n\n")[0])) for name in names]
-
-
-def _first_sentence(text: str) -> str:
-    """The first sentence of the comment at the head of a file."""
-    lines = re.match(r"(#.*\n)*", text)
-    comment = _line(lines[0].replace("#", " ")) if lines else ""
-    return re.sub(r"(?<!\bal)\. .*", ".", comment)
 
 
 def _line(text: str) -> str:

@@ -90,9 +90,7 @@ class ProgressLines(ProgressBar):
         # Start time and step; validation time is added to the start.
         self._rate_from = (self._printed_at, trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
             self._print_training(trainer)
 
@@ -110,13 +108,13 @@ class ProgressLines(ProgressBar):
             self._print_training(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._print_batch("validation", trainer.num_val_batches, *args)
+        self._print_batch("validation", trainer.num_val_batches, *args[2:])
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._print_batch("test", trainer.num_test_batches, *args)
+        self._print_batch("test", trainer.num_test_batches, *args[2:])
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        self._print_batch("prediction", trainer.num_predict_batches, *args)
+        self._print_batch("prediction", trainer.num_predict_batches, *args[2:])
 
     def _print_training(self, trainer: Trainer) -> None:
         now, step, total = time.monotonic(), trainer.global_step, trainer.estimated_stepping_batches
@@ -131,9 +129,7 @@ class ProgressLines(ProgressBar):
         place = f"epoch {trainer.current_epoch + 1}, step {step:,}{of_total}"
         self._print(", ".join([place, *metrics, f"{rate:.1f} steps/s"]))
 
-    def _print_batch(
-        self, what: str, totals: list[int | float], outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
+    def _print_batch(self, what: str, totals: list[int | float], batch_idx: int, dataloader_idx: int = 0) -> None:
         if time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
             total = totals[dataloader_idx]
             of_total = f" of {total:,}" if total < float("inf") else ""

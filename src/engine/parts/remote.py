@@ -46,12 +46,10 @@ def copy_of(address: str) -> Path:
             details = _details(system, system.find(path, detail=True))
         if not details:
             raise FileNotFoundError
-        _transfer(system, address, details)
+        copies = _transfer(system, address, details)
         place = _place(system, path)
-        kept = {_place(system, one) for one in details}
-        for file in place.rglob("*"):
-            if file.is_file() and file not in kept:
-                file.unlink()  # it is gone at the address
+        for file in {path for path in place.rglob("*") if path.is_file()} - {*copies.values()}:
+            file.unlink()  # it is gone at the address
         return place
 
 
@@ -66,18 +64,16 @@ def copies_of(names: Sequence[str], table: str) -> list[Path]:
             found.setdefault(system, {})[address] = path
         copies: dict[str, Path] = {}
         for system, paths in found.items():
-            _transfer(system, f"what {table} names", _details(system, {path: {} for path in paths.values()}))
-            copies |= {address: _place(system, path) for address, path in paths.items()}
+            places = _transfer(system, f"what {table} names", _details(system, {path: {} for path in paths.values()}))
+            copies |= {address: places[path] for address, path in paths.items()}
     return [copies.get(name) or Path(table).expanduser().parent / name for name in wanted]
 
 
 def use_copies(path: str | None, run: str | None, root: Any) -> tuple[str | None, str | None, Any]:
     """Checkpoint, run and folder of runs of a command line, on this machine in place of an address."""
     if path in ("auto", "last") and not run and is_address(root):
-        rank_zero_info(
-            f"--ckpt_path {path} looks for runs on this machine only: for one of {root}, give --run with its"
-            " address, such as .../default/version_0"
-        )
+        other = f"for one of {root}, give --run with its address, such as .../default/version_0"
+        rank_zero_info(f"--ckpt_path {path} looks for runs on this machine only: {other}")
     path = str(copy_of(path)) if path and is_address(path) else path
     run = str(fetch_run(run)) if run and is_address(run) else run
     return path, run, ROOT / "logs" if is_address(root) else root
@@ -97,14 +93,15 @@ def run_callbacks(folder: Path, root: Any) -> list[Callback]:
 
 def after_run(trainer: Any) -> None:
     """Copy what is left of a run; raises InputError if that fails, unless the run itself has failed."""
+    has_failed = sys.exc_info()[0] is not None
     for one in (one for one in trainer.callbacks if isinstance(one, RunCopy)):
-        problem, has_failed = one.copy(), sys.exc_info()[0] is not None
+        problem = one.copy()
         if problem and not has_failed:
             raise InputError(problem)
-        if problem:
-            announce(problem)
-        elif not has_failed:
+        if not has_failed:
             rank_zero_info(f"Copied to {one.address}")
+        elif problem:
+            announce(problem)
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -132,8 +129,7 @@ def reading(address: str, done: str = "read") -> Iterator[None]:
 class RunCopy(Callback):
     """Copies what has changed in a run folder to `<address>/<name>/version_N`, after each checkpoint and at the end.
 
-    Raises:
-        InputError: another run is at the address.
+    Raises InputError if another run is at the address.
     """
 
     def __init__(self, folder: Path, address: str) -> None:
@@ -272,24 +268,22 @@ def _version(info: dict[str, Any]) -> str:
     return ", ".join(str(info[name]) for name in VERSIONS if info.get(name))
 
 
-def _transfer(system: Any, what: str, details: dict[str, Any]) -> None:
-    """Copy the files that are not here yet in this version."""
+def _transfer(system: Any, what: str, details: dict[str, Any]) -> dict[str, Path]:
+    """Copy the files that are not here yet in this version; returns where each is."""
     record = ROOT / "data" / "remote" / f".{sha256(what.encode()).hexdigest()[:16]}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
     versions = {path: _version(info) for path, info in details.items()}
     with FileLock(f"{record}.lock"):  # the processes of a run copy once
         known: dict[str, str] = {}
-        with suppress(OSError, ValueError):  # missing, or half-written: all is copied
+        with suppress(OSError, ValueError):  # missing, or half-written
             known = json.loads(record.read_text(encoding="utf-8"))
         places = {path: _place(system, path) for path in details}
         here = {path: place.stat().st_size for path, place in places.items() if place.is_file()}
-        stale = [
-            path
-            for path, version in versions.items()
-            if not version or known.get(path) != version or here.get(path, -1) != details[path].get("size")
-        ]
+        sizes = {path: info.get("size") for path, info in details.items()}
+        same = {path for path, version in versions.items() if version and known.get(path) == version}
+        stale = [path for path in versions if path not in same or here.get(path, -1) != sizes[path]]
         if not stale:
-            return
+            return places
         rank_zero_info(f"Copying {len(stale):,} of {len(details):,} files of {what} to {record.parent}")
         with tempfile.TemporaryDirectory(dir=record.parent, prefix=".copy-") as folder:
             copies = [str(Path(folder) / str(number)) for number in range(len(stale))]
@@ -300,3 +294,4 @@ def _transfer(system: Any, what: str, details: dict[str, Any]) -> None:
         new = record.with_suffix(".tmp")
         new.write_text(json.dumps({**known, **versions}), encoding="utf-8")
         new.replace(record)
+        return places

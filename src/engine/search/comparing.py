@@ -1,25 +1,48 @@
-"""What differs between runs, with a picture of their curves; runs of a folder, sorted by a metric."""
+"""What differs between runs, with a picture of their curves; runs of a folder, sorted by a metric. Without torch."""
 
 import argparse
+import json
 import math
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from src import ROOT
 from src.engine.cli.command import command_parser, new_output, parse_words
-from src.engine.search.past_runs import PastRun, curves, find_folder, read_run, runs_in
-from src.engine.system.classes import nearest
+from src.engine.runs.checkpoint import configuration_files
+from src.engine.system.classes import flat, nearest
 from src.engine.system.errors import InputError
-from src.engine.system.metric_names import STAGE, final_names, shown
+from src.engine.system.metric_names import STAGE, final_names, shown, stage_of
 
+MAX_POINTS = 2000  # of a curve
 LOWER = {"loss", "error", "err", "mae", "mse", "rmse", "mape", "nll", "perplexity", "seconds", "mb", "wer", "cer"}
 HIGHER = {"acc", "accuracy", "f1", "auc", "auroc", "ap", "map", "map50", "iou", "miou", "dice", "r2", "recall", "kappa"}
 HIGHER |= {"precision", "bleu", "second"}
+
+Curve = tuple[list[int], list[float]]  # steps and values
+
+
+@dataclass
+class PastRun:
+    """A run folder on the disk; `problem` says why it is unfinished or broken: a broken one has no settings."""
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path, relative to the working directory if it is in it."""
+        return os.path.relpath(self.folder) if self.folder.is_relative_to(Path.cwd()) else str(self.folder)
 
 
 def compare(args: list[str]) -> int:
@@ -32,8 +55,8 @@ def compare(args: list[str]) -> int:
     if options.best:
         _print_best(options.best, options.mode, [find_folder(given) for given in options.runs or [ROOT / "logs"]])
         return 0
-    named = Path(options.output) if options.output else None
-    output = new_output("--output", str(named if named.suffix else f"{named}.png")) if named else None
+    named = options.output and f"{options.output}{'' if Path(options.output).suffix else '.png'}"
+    output = new_output("--output", named) if named else None
     runs = [read_run(find_folder(given)) for given in options.runs]
     for run in runs:
         if not run.settings:
@@ -43,11 +66,7 @@ def compare(args: list[str]) -> int:
         if run.problem:
             print(f"{run.name} is {run.problem}")
     path = _draw(runs, output)
-    print(
-        f"curves: {path}"
-        if path
-        else "no curves: the runs have logged no metric of training or validation to TensorBoard"
-    )
+    print(f"curves: {path}" if path else "no curves: TensorBoard has no metric of training or validation of these runs")
     return 0
 
 
@@ -55,13 +74,10 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser = command_parser("src.compare", "What differs between runs: settings, results and curves.")
     parser.add_argument("runs", nargs="*", help="run folders; with --best folders to search (default: logs)")
     parser.add_argument(
-        "--best", metavar="METRIC", help="list all runs in the folders, the best first, as in --best val/acc"
+        "--best", metavar="METRIC", help="list all runs in the folders, best first, as in --best val/acc"
     )
-    parser.add_argument(
-        "--mode",
-        choices=["min", "max"],
-        help="which value is best (default: as the runs chose their best checkpoint, else by the metric's name)",
-    )
+    default = "as the runs chose their best checkpoint, else by the metric's name"
+    parser.add_argument("--mode", choices=["min", "max"], help=f"which value is best (default: {default})")
     parser.add_argument("--output", help="picture of the curves (default: the next free logs/compare_N.png)")
     options = parse_words(parser, args)
     if options.best and options.output:
@@ -69,10 +85,8 @@ def _parse(args: list[str]) -> argparse.Namespace:
     if options.mode and not options.best:
         raise InputError(f"--mode {options.mode} needs --best and a metric, as in --best val/acc")
     if not options.best and len(options.runs) < 2:
-        raise InputError(
-            f"{'only one run' if options.runs else 'nothing'} to compare: give at least two run folders, or --best and"
-            " a metric, as in --best val/acc logs"
-        )
+        count = "only one run" if options.runs else "nothing"
+        raise InputError(f"{count} to compare: give at least two run folders, or --best, as in --best val/acc logs")
     return options
 
 
@@ -96,13 +110,10 @@ def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:
     runs = [read_run(path) for paths in own for path in paths]
     if not runs:
         raise InputError(f"{', '.join(map(str, folders))}: no run in it; train one first with python -m src.train")
-    having = [
-        run for run in runs if isinstance(run.metrics.get(metric), float | int) and math.isfinite(run.metrics[metric])
-    ]
+    numbers = [{name: one for name, one in run.metrics.items() if isinstance(one, float | int)} for run in runs]
+    having = [run for run, own in zip(runs, numbers, strict=True) if math.isfinite(own.get(metric, math.nan))]
     if not having:
-        known = final_names(
-            {name for run in runs for name, value in run.metrics.items() if isinstance(value, float | int)}
-        )
+        known = final_names({name for own in numbers for name in own})
         hint = nearest(metric, known) or f"; they have {', '.join(known) or 'no metric'}"
         raise InputError(f"--best {metric}: no run has it{hint}")
     mode = mode or _mode(metric, having)
@@ -121,9 +132,8 @@ def _print_best(metric: str, mode: str | None, folders: list[Path]) -> None:
 def _mode(metric: str, runs: Sequence[PastRun]) -> str:
     """Whether `min` or `max` is the best: as the runs chose their best checkpoint, else by the name of the metric."""
     words = set(re.split(r"[\W_]+", metric.lower()))
-    modes = {
-        str(run.settings.get("checkpoint.mode")) for run in runs if run.settings.get("checkpoint.monitor") == metric
-    }
+    chosen = (run.settings for run in runs if run.settings.get("checkpoint.monitor") == metric)
+    modes = {str(settings.get("checkpoint.mode")) for settings in chosen}
     modes = modes or ({"min"} if words & LOWER else set()) | ({"max"} if words & HIGHER else set())
     if len(modes) != 1 or not modes <= {"min", "max"}:
         raise InputError(f"--best {metric}: is the lowest or the highest value the best? give --mode min or --mode max")
@@ -147,14 +157,13 @@ def _print_table(head: list[str], *parts: list[list[str]]) -> None:
 def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
     """Draw the curves, one plot per metric, a colour per run: solid for validation, dashed for training."""
     found = [curves(run.folder) for run in runs]
-    names = [name for name in dict.fromkeys(name for one in found for name in one) if STAGE.search(name)]
-    names = [name for name in names if not name.startswith("final/")]
-    names = [name for name in names if name.removesuffix("_step") == name or name.removesuffix("_step") not in names]
+    logged = {name: stage_of(name) for one in found for name in one if not name.startswith("final/")}
     plots: dict[str, list[str]] = {}
-    for name in names:
-        if "test" not in STAGE.search(name)[0].lower():  # type: ignore[index]
+    for name, stage in logged.items():
+        is_whole = not name.endswith("_step") or name.removesuffix("_step") not in logged
+        if stage in ("train", "val") and is_whole:
             plots.setdefault(STAGE.sub("", name).strip("/_- "), []).append(name)
-    shown = sorted(plots, key=lambda plot: all("train" in name.lower() for name in plots[plot]))
+    shown = sorted(plots, key=lambda plot: all(logged[name] == "train" for name in plots[plot]))
     if not shown:
         return None
     from matplotlib.figure import Figure  # lazy import: keeps --help fast
@@ -166,13 +175,12 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
         axes = figure.add_subplot(lines, columns, number + 1, title=plot, xlabel="step")
         for index, (run, own) in enumerate(zip(runs, found, strict=True)):
             for name in (name for name in plots[plot] if name in own):
-                is_training = "train" in name.lower()
+                is_training = logged[name] == "train"
                 style = {"linestyle": "--" if is_training else "-", "marker": "." if len(own[name][0]) < 20 else ""}
                 label = "" if is_training and len(plots[plot]) > 1 else run.name
                 axes.plot(*own[name], color=f"C{index % 10}", linewidth=1, label=label, **style)  # type: ignore[arg-type]
-    handles = {
-        text: line for axes in figure.axes[::-1] for line, text in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    legends = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes[::-1]]
+    handles = {text: line for legend in legends for line, text in legend}
     figure.legend(handles.values(), handles.keys(), loc="outside lower left", title="dashed: training")
     folder = ROOT / "logs"
     try:
@@ -182,9 +190,8 @@ def _draw(runs: Sequence[PastRun], output: Path | None) -> Path | None:
     except OSError as error:
         raise InputError(f"{output or folder} cannot be written ({error.strerror}): give another --output") from error
     except ValueError as error:  # of another format
-        raise InputError(
-            f"--output {output}: {str(error).partition(' (')[0]}: give a name that ends with .png"
-        ) from error
+        reason = str(error).partition(" (")[0]
+        raise InputError(f"--output {output}: {reason}: give a name that ends with .png") from error
     return path
 
 
@@ -196,3 +203,62 @@ def _free_path(folder: Path) -> Path:
             path.touch(exist_ok=False)
             break
     return path
+
+
+def read_run(folder: Path) -> PastRun:
+    """Read the newest configuration and the metrics of a run."""
+    run = PastRun(folder.absolute())
+    tree, problem = _read([folder / "config.yaml", *configuration_files(folder)][-1], yaml.safe_load)
+    if not problem:
+        run.settings = flat(tree)
+        run.metrics, problem = _read(folder / "metrics.json", json.loads)
+    if problem == "it has no metrics.json":
+        run.problem = "unfinished: it has no metrics yet"
+    elif problem:
+        run.problem = f"broken: {problem}"
+    elif "total_seconds" not in run.metrics:
+        run.problem = "unfinished: its metrics are those of its last validation"
+    return run
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> tuple[dict[str, Any], str]:
+    """The content of a file, and what is wrong with it ("" if nothing)."""
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, f"it has no {path.name}"
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:100]
+        return {}, f"{path.name} cannot be read ({reason})"
+    return (found, "") if found and isinstance(found, dict) else ({}, f"{path.name} holds no names and values")
+
+
+def runs_in(folder: Path) -> Iterator[Path]:
+    """The run folders, `version_N`, in a folder and its subfolders, sorted."""
+    for path in sorted(
+        folder.iterdir(), key=lambda path: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", path.name)]
+    ):
+        if path.is_dir() and not path.is_symlink():
+            if re.fullmatch(r"version_\d+", path.name):
+                yield path
+            else:
+                yield from runs_in(path)
+
+
+def curves(folder: Path) -> dict[str, Curve]:
+    """The curves that a run has logged to TensorBoard, by name."""
+    from tensorboard.backend.event_processing import event_accumulator  # lazy import: keeps --help fast
+
+    most = {"scalars": MAX_POINTS, "tensors": 1, "images": 1}
+    events = event_accumulator.EventAccumulator(str(folder), size_guidance=most)
+    events.Reload()
+    found = {name: events.Scalars(name) for name in events.Tags()["scalars"]}
+    return {name: ([one.step for one in points], [one.value for one in points]) for name, points in found.items()}
+
+
+def find_folder(given: str) -> Path:
+    """A folder that a user names; raises InputError if there is none."""
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{given}: no such folder; give one such as logs/default/version_0")
+    return folder

@@ -48,31 +48,23 @@ def _print_results(search: Search) -> None:
     console.print(", ".join(f"{count} {state.name.lower()}" for state, count in counts.items() if count) or "no trials")
     if not ended:
         return
-    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
-    ended.sort(key=lambda trial: sign * float(trial.value or 0))
+    ended.sort(key=lambda trial: _cost(search, [trial]))
     table = Table("trial", search.study.user_attrs.get("metric", search.metric), *search.spec["space"], "run")
     for trial in ended[:5]:
-        run = trial.user_attrs.get("run", "")
-        table.add_row(
-            str(trial.number),
-            shown(trial.value),
-            *(str(trial.params.get(name, "")) for name in search.spec["space"]),
-            run,
-        )
+        params = (str(trial.params.get(name, "")) for name in search.spec["space"])
+        table.add_row(str(trial.number), shown(trial.value), *params, trial.user_attrs.get("run", ""))
     console.print(table)
-    choices = _choices(search, ended) if set(REPEATED) & search.spec["space"].keys() else []
+    choices = _choices(search, ended) if {*REPEATED} & search.spec["space"].keys() else []
     for summary in _means(search, choices) if choices else ():
         console.print(summary)
-    importances: dict[str, float] = {}
-    # Of fewer trials, or equal ones, they would say nothing, and of one option always 1.
+    # Of fewer trials, or equal ones, importances would say nothing, and of one option always 1.
     if len(ended) >= MIN_TRIALS and len({trial.value for trial in ended}) > 1:
         with suppress(Exception):
-            importances = optuna.importance.get_param_importances(
-                search.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
-            )
-    names = [name for name in importances if name not in REPEATED]
-    for name in names if len(names) > 1 else ():
-        console.print(f"importance {name} {importances[name]:.2f}")
+            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+            importances = optuna.importance.get_param_importances(search.study, evaluator=evaluator)
+            names = [name for name in importances if name not in REPEATED]
+            for name in names if len(names) > 1 else ():
+                console.print(f"importance {name} {importances[name]:.2f}")
     best = choices[0][1][0] if choices else ended[0]
     with suppress(OSError):
         text = best.user_attrs.get("config") or Path(best.user_attrs["run"], "config.yaml").read_text(encoding="utf-8")
@@ -91,17 +83,19 @@ def _print_results(search: Search) -> None:
 def _choices(search: Search, trials: list[Any]) -> list[tuple[str, list[Any]]]:
     """Trials grouped by all settings except seed and fold, best mean first; those without all seeds and folds last."""
     groups: dict[str, list[Any]] = {}
-    unique: dict[str, Any] = {}  # a grid repeats trials whose other values do not apply: `when`
     for trial in trials:
-        unique.setdefault(str(sorted(trial.params.items(), key=str)), trial)
-    for trial in unique.values():
-        choice = [f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED]
-        groups.setdefault(", ".join(choice), []).append(trial)
-    sign = -1 if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else 1
+        choice = ", ".join(f"{name} {value}" for name, value in trial.params.items() if name not in REPEATED)
+        group = groups.setdefault(choice, [])
+        if all(trial.params != other.params for other in group):  # a grid repeats those whose `when` does not apply
+            group.append(trial)
     # A seed with which training diverges must not make a mean better.
-    return sorted(
-        groups.items(), key=lambda one: (-len(one[1]), sign * statistics.mean(trial.value for trial in one[1]))
-    )
+    return sorted(groups.items(), key=lambda one: (-len(one[1]), _cost(search, one[1])))
+
+
+def _cost(search: Search, trials: list[Any]) -> float:
+    """The mean value of trials, negative if the highest is the best."""
+    mean = statistics.mean(trial.value for trial in trials)
+    return -mean if search.study.direction == optuna.study.StudyDirection.MAXIMIZE else mean
 
 
 def _means(search: Search, choices: list[tuple[str, list[Any]]]) -> Iterator[str]:
@@ -117,14 +111,11 @@ def _means(search: Search, choices: list[tuple[str, list[Any]]]) -> Iterator[str
         found = [one.get("metrics") or read_metrics(Path(one["run"])) for one in attributes]
         names = [name for name in final_names(found[0]) if stage_of(name)]
         for name in (metric, *(name for name in names if name != metric)):
-            values = [one[name] for one in found if isinstance(one.get(name), float)]
-            deviation = f", standard deviation {shown(statistics.stdev(values))}" if len(values) > 1 else ""
-            if values:
-                yield (
-                    f"{f'{others}, ' if others else ''}{name}: mean {shown(statistics.mean(values))}{deviation},"
-                    f" {len(values)}{f' of {wanted}' if len(values) < wanted else ''} runs:"
-                    f" {', '.join(map(shown, values))}"
-                )
+            if values := [one[name] for one in found if isinstance(one.get(name), float)]:
+                deviation = f", standard deviation {shown(statistics.stdev(values))}" if len(values) > 1 else ""
+                runs = f"{len(values)}{f' of {wanted}' if len(values) < wanted else ''} runs"
+                text = f"{name}: mean {shown(statistics.mean(values))}{deviation}, {runs}"
+                yield f"{f'{others}, ' if others else ''}{text}: {', '.join(map(shown, values))}"
 
 
 def _plot(search: Search, console: Console) -> None:

@@ -1,7 +1,7 @@
-"""Runs the trials of a search."""
+"""Runs the trials of a search, and stops bad ones early."""
 
-import argparse
 import io
+import math
 import os
 import socket
 import sys
@@ -14,29 +14,24 @@ from typing import Any
 import optuna
 import torch
 from filelock import FileLock
+from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import FrozenTrial, TrialState
 
 from src.engine.cli.cli import StarterCLI
 from src.engine.runs.checkpoint import configurations
 from src.engine.runs.run_record import is_finished, read_metrics
 from src.engine.runs.runs import checkpoints_of, lock_run
-from src.engine.search.pruning import Pruning
-from src.engine.search.search import DONE, Search, build_run, instantiate, open_search, queue_again, trials_of
+from src.engine.search.search import DONE, Search, build_run, instantiate, queue_again, trials_of
 from src.engine.search.space import suggest
 from src.engine.system.errors import FULL, InputError, UnwritableError, cause_of
 from src.engine.system.interruption import Interrupted, Interruption
 from src.engine.system.metric_names import shown
-from src.engine.training.checks import DEFAULT_MONITOR
+from src.engine.training.checks import DEFAULT_MONITOR, changes_accumulation
 
 
-def run_trials(options: argparse.Namespace, probes: bool) -> tuple[Search, int]:
-    """Run trials until the study has enough. Returns the search, and the signal that stopped it or 0."""
-    search = open_search(options, probes)
-    return search, _take_trials(search, options.timeout)
-
-
-def _take_trials(search: Search, timeout: float | None) -> int:
-    """Run trials until there are enough. Returns the signal that stopped them, or 0."""
+def run_trials(search: Search) -> int:
+    """Run trials until the study has enough. Returns the signal that stopped them, or 0."""
+    timeout = search.options.timeout
     end = time.monotonic() + timeout if timeout else None
     lock = FileLock(search.folder / ".ask")
     Interruption().install()  # so that a trial that is being built is tried again
@@ -107,12 +102,10 @@ def _is_gone(trial: dict[str, Any]) -> bool:
 
 def _is_free(run: Path) -> bool:
     """Whether no process uses a run that is unfinished."""
-    try:
+    with suppress(InputError):  # in use
         if run.is_dir() and not is_finished(run):
             lock_run(run).release()
             return True
-    except InputError:
-        pass
     return False
 
 
@@ -121,13 +114,12 @@ def _this_process() -> str:
 
 
 def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
-    if (name := search.spec["sampler"]) != "GridSampler":  # which needs one seed for the whole study
+    if search.spec["sampler"] != "GridSampler":  # which needs one seed for the whole study
         # One seed per trial: otherwise the processes of a study would all draw the same values.
-        search.study.sampler = instantiate(
-            optuna.samplers, name, "sampler", (search.seed * 100_003 + trial.number) % 2**32, None
-        )
+        seed = (search.options.seed * 100_003 + trial.number) % 2**32
+        search.study.sampler = instantiate("sampler", search.spec, seed)
     trial.set_user_attr("process", _this_process())
-    if search.beats:
+    if search.options.storage:  # it notices machines that stop
         trial.set_user_attr("beats", True)
     broken = trial.user_attrs.get("broken", "")
     # Another machine may have the run of another trial in a folder of that name.
@@ -136,7 +128,7 @@ def _run_trial(search: Search, lock: FileLock, trial: optuna.Trial) -> float:
     try:
         values = suggest(trial, search.spec["space"])
         lock.release()
-        cli = build_run(search.spec, values, search.more, search.folder, resume)
+        cli = build_run(search.spec, values, search.folder, resume)
         assert cli.record is not None
         trial.set_user_attr("run", str(cli.record.folder))
         trial.set_user_attr("config", cli.record.config)
@@ -201,3 +193,27 @@ def print_progress(search: Search, workers: list[Any]) -> None:
             print(f"{ended} of {search.spec['n_trials']} trials", file=sys.stderr, flush=True)
             printed = ended
         time.sleep(1)
+
+
+class Pruning(Callback):
+    """Reports a trial's metric after each validation, and stops its run if the study's pruner decides to."""
+
+    def __init__(self, trial: optuna.Trial, metric: str) -> None:
+        self.trial = trial
+        self.metric = metric
+        self.pruned = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
+            return
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        each, every = trainer.check_val_every_n_epoch or 1, trainer.val_check_batch
+        validations = (trainer.current_epoch + 1) // each
+        if every is not None and not math.isinf(every):  # else by time, or with a loader without a length
+            validations = round(done / (every * each))  # so far, also in a continued run
+        self.trial.report(trainer.callback_metrics[self.metric].item(), max(1, validations))
+        total = trainer.estimated_stepping_batches
+        # Pruning would save nothing.
+        is_last = 0 < total <= trainer.global_step and not changes_accumulation(trainer)
+        if not is_last and self.trial.should_prune():
+            self.pruned = trainer.should_stop = True

@@ -27,12 +27,14 @@ def tune(args: list[str]) -> int:
     is_worker = WORKER in os.environ
     if options.jobs > 1 and not is_worker:
         return _start_workers(options, args)
-    from src.engine.search.search_report import finish  # lazy import: keeps --help fast
+    from src.engine.search.search import open_search  # lazy import: keeps --help fast
+    from src.engine.search.search_report import finish
     from src.engine.search.trials import run_trials
 
     if is_worker:
         threading.Thread(target=_stop_without_parent, args=(os.getppid(),), daemon=True).start()
-    search, signum = run_trials(options, probes=not is_worker)
+    search = open_search(options, probes=not is_worker)
+    signum = run_trials(search)
     if not is_worker:
         return finish(search, signum)
     return 128 + signum if signum else int(search.is_broken)
@@ -114,5 +116,4 @@ def _parse(args: list[str]) -> argparse.Namespace:
         raise InputError(f"--timeout {options.timeout:g}: give seconds above 0")
     if not 0 <= options.seed < 2**32:
         raise InputError(f"--seed {options.seed} is out of range: give 0 to {2**32 - 1}")
-    options.root = dict(options.more).get("--trainer.default_root_dir")
     return options

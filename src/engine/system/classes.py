@@ -1,4 +1,4 @@
-"""Finds and compares classes named in a configuration."""
+"""Finds and compares classes named in a configuration, and reads its settings."""
 
 import difflib
 import importlib
@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
+from itertools import takewhile
 from typing import Any, get_type_hints
 
 from src import ROOT
@@ -162,6 +163,12 @@ def flat(node: Any, name: str = "") -> dict[str, Any]:
     for key, value in children.items():
         found |= flat(value, f"{name}.{key}".lstrip("."))
     return found
+
+
+def comment(text: str) -> str:
+    """The comment at the head of a YAML file, as one line."""
+    lines = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.strip("# ") for line in lines)
 
 
 def short(value: Any) -> str:

@@ -40,9 +40,8 @@ class Dashboard(Callback):
         if not every or step // every == self._logged // every or optimizer is not trainer.optimizers[0]:
             return
         self._logged = step
-        norm: Any = torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
-        )
+        gradients = [parameter.grad for parameter in pl_module.parameters() if parameter.grad is not None]
+        norm: Any = torch.nn.utils.get_total_norm(gradients)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded model
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):  # it unscales in its step

@@ -13,13 +13,16 @@ from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
 from src.engine.system.batches import gathered, labels_of
 from src.engine.system.randomness import counting
-from src.engine.tensorboard.figures import draw_image, escape_dollars
+from src.engine.tensorboard.figures import draw_image, escape_dollars, new_figure
 from src.engine.tensorboard.writers import writers
 
 WORST = 16  # number of mistakes shown
 THRESHOLDS = 101  # per precision-recall curve
 MAX_CURVES = 50  # precision-recall curves, one per class
 MAX_CLASSES = 100  # of a confusion matrix drawn as a figure; the CSV file has all classes
+
+
+Mistake = tuple[float, int, int, Tensor]  # confidence, target, prediction, inputs
 
 
 def callbacks(config: Any, stage: str | None) -> list[Callback]:
@@ -40,7 +43,7 @@ class EvaluationPictures(Callback):
     def __init__(self, every_n_epochs: int = 0) -> None:
         self.every_n_epochs = every_n_epochs
         self._curves: Any = None
-        self._worst: list[tuple[float, int, int, Tensor]] = []  # confidence, target, prediction, inputs
+        self._worst: list[Mistake] = []
 
     def on_test_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._worst = []
@@ -74,9 +77,9 @@ class EvaluationPictures(Callback):
             mask = batch[1]
             if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == batch[0].shape:  # of a text
                 inputs = inputs[mask[index]]
-            mistake = (float(confidences[index]), int(targets[index]), int(preds[index]), inputs.detach().cpu())
-            self._worst.append(mistake)
-        self._worst = sorted(self._worst, key=lambda mistake: -mistake[0])[:WORST]
+            values = float(confidences[index]), int(targets[index]), int(preds[index])
+            self._worst.append((*values, inputs.detach().cpu()))
+        self._worst = _most_confident(self._worst)
 
     on_validation_batch_end = on_test_batch_end
 
@@ -93,11 +96,14 @@ class EvaluationPictures(Callback):
         if not trainer.is_global_zero:
             return
         is_seen = bool(curves.sum())  # a task may override its steps
-        worst = sorted((mistake for part in everyone for mistake in part), key=lambda mistake: -mistake[0])[:WORST]
+        worst = _most_confident([mistake for part in everyone for mistake in part])
         data: Any = getattr(trainer, "datamodule", None)
         labels = labels_of(data) or [str(number) for number in range(len(counts))]
         if stage == "test":
-            _write_table(Path(trainer.default_root_dir) / "confusion_matrix.csv", labels, counts)
+            path = Path(trainer.default_root_dir) / "confusion_matrix.csv"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                rows = [[label, *row] for label, row in zip(labels, counts.tolist(), strict=True)]
+                csv.writer(file).writerows([["true \\ predicted", *labels], *rows])
         step = trainer.global_step
         for writer in writers(trainer):
             if len(labels) <= MAX_CLASSES:
@@ -113,20 +119,15 @@ class EvaluationPictures(Callback):
     on_validation_end = on_test_end
 
 
-def _write_table(path: Path, labels: list[str], counts: Tensor) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["true \\ predicted", *labels])
-        rows.writerows([label, *row] for label, row in zip(labels, counts.tolist(), strict=True))
+def _most_confident(mistakes: list[Mistake]) -> list[Mistake]:
+    return sorted(mistakes, key=lambda mistake: -mistake[0])[:WORST]
 
 
 def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
     """A matplotlib figure of a confusion matrix, (num_classes, num_classes), each row shaded by its share."""
-    from matplotlib.figure import Figure  # lazy import: it takes 0.25 s
-
     labels = escape_dollars(labels)
     size = 2 + 0.42 * len(labels)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    figure = new_figure(size, size)
     axes = figure.subplots()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
@@ -140,9 +141,9 @@ def confusion_figure(counts: Tensor, labels: list[str]) -> Any:
     return figure
 
 
-def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) -> Any:
+def _image_grid(worst: list[Mistake], labels: list[str]) -> Any:
     """Images in rows of four, all on one pair of axes: one pair per image would take a second or more to draw."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # lazy import: it takes 0.25 s
 
     labels = escape_dollars(labels)
     width, height = 2.0, 2.3  # of a cell, in inches: up to 1.7 for the image, the rest for its title
@@ -158,7 +159,7 @@ def _image_grid(worst: list[tuple[float, int, int, Tensor]], labels: list[str]) 
     return figure
 
 
-def _table(worst: list[tuple[float, int, int, Tensor]], labels: list[str], decode: Callable[[list[Any]], str]) -> str:
+def _table(worst: list[Mistake], labels: list[str], decode: Callable[[list[Any]], str]) -> str:
     rows = ["| confidence | true | predicted | input |", "| --- | --- | --- | --- |"]
     for confidence, target, pred, inputs in worst:
         texts = (labels[target], labels[pred], decode(inputs.flatten().tolist()))

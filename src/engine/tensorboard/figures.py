@@ -18,10 +18,15 @@ def draw_image(axes: Any, image: Tensor, **options: Any) -> None:
 
     If it has neither 1 nor 3 channels, only the first one is drawn.
     """
-    low, high = image.aminmax()
-    shown = ((image.float() - low) / (high - low).clamp(min=1e-6)).movedim(0, -1)  # (H, W, C)
+    shown = scaled(image).movedim(0, -1)  # (H, W, C)
     axes.imshow((shown if shown.shape[2] in (1, 3) else shown[..., :1]).numpy(), cmap="gray", **options)
     axes.set_axis_off()
+
+
+def scaled(image: Tensor) -> Tensor:
+    """Pixels from 0, the lowest value, to 1, the highest."""
+    low, high = image.aminmax()
+    return (image.float() - low) / (high - low).clamp(min=1e-6)
 
 
 def escape_dollars(labels: list[str]) -> list[str]:
@@ -43,6 +48,5 @@ def class_legend(figure: Any, labels: list[str]) -> None:
 
     cmap = class_colours(len(labels))["cmap"]
     names = enumerate(escape_dollars(labels[:SHOWN_CLASSES]))
-    figure.legend(
-        handles=[Patch(color=cmap(number), label=label) for number, label in names], loc="outside right", fontsize=8
-    )
+    patches = [Patch(color=cmap(number), label=label) for number, label in names]
+    figure.legend(handles=patches, loc="outside right", fontsize=8)

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from src.engine.tensorboard.figures import scaled
 from src.engine.tensorboard.writers import writers
 
 MAX_FILTERS = 256
@@ -31,23 +32,22 @@ class NetworkPictures(Callback):
             parts = [one for one in parts if isinstance(one, Tensor) and one.ndim and one.layout == torch.strided]
             self._batch = tuple(part[:MAX_IMAGES].detach().clone() for part in parts)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        task: Any = pl_module
+    def on_fit_end(self, trainer: Trainer, pl_module: Any) -> None:
         batch, self._batch = self._batch, None
         if not batch:
             return
-        first_conv: Any = next((one for one in task.modules() if isinstance(one, nn.Conv2d)), None)
+        first_conv: Any = next((one for one in pl_module.modules() if isinstance(one, nn.Conv2d)), None)
         for writer in writers(trainer):
             is_image = batch[0].ndim == 4 and batch[0].shape[1] in (1, 3)
             if is_image:
                 writer.add_images("network/a batch after augmentation", _shown(batch[0]), trainer.global_step)
-            if is_image and first_conv is not None and getattr(task, "device_mesh", None) is None:  # no shard
+            if is_image and first_conv is not None and getattr(pl_module, "device_mesh", None) is None:  # no shard
                 weights: Any = first_conv.weight[:MAX_FILTERS].detach().float().cpu()  # (filters, channels, H, W)
                 weights = weights if weights.shape[1] == 3 else weights.flatten(0, 1)[:, None]
                 filters = torch.stack([_shown(one) for one in weights])
                 large = nn.functional.interpolate(filters, scale_factor=12, mode="nearest")
                 writer.add_images("network/filters of the first layer", large, trainer.global_step)
-            self._draw_graph(writer, task, batch)
+            self._draw_graph(writer, pl_module, batch)
 
     def _draw_graph(self, writer: Any, task: Any, batch: tuple[Tensor, ...]) -> None:
         net: Any = getattr(task, "net", None)
@@ -67,6 +67,4 @@ class NetworkPictures(Callback):
 
 def _shown(images: Tensor) -> Tensor:
     """Pixels scaled to 0 to 1, in a black frame."""
-    images = images.float().cpu()
-    low, high = images.aminmax()
-    return nn.functional.pad((images - low) / (high - low).clamp(min=1e-6), (1, 1, 1, 1))
+    return nn.functional.pad(scaled(images.float().cpu()), (1, 1, 1, 1))

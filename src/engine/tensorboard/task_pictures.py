@@ -23,9 +23,7 @@ class TaskPictures(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._samples: list[Sample] = []
 
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         wanted = getattr(pl_module, "figure_samples", 0) - len(self._samples)
         if wanted <= 0 or not isinstance(outputs, dict):
             return
@@ -35,13 +33,12 @@ class TaskPictures(Callback):
         rows = zip(*(outputs[name][:wanted].detach().cpu() for name in names), strict=True)
         self._samples += [dict(zip(names, row, strict=True)) for row in rows]
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        task: Any = pl_module
-        if not hasattr(task, "figure_samples") or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if not hasattr(pl_module, "figure_samples") or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        samples = [sample for part in gathered(self._samples) for sample in part][: task.figure_samples]
+        samples = [sample for part in gathered(self._samples) for sample in part][: pl_module.figure_samples]
         labels = labels_of(getattr(trainer, "datamodule", None))
-        figures = task.figures(samples, labels)  # in all processes: it may compute metrics
+        figures = pl_module.figures(samples, labels)  # in all processes: it may compute metrics
         for writer in writers(trainer):
             for name, figure in figures.items():
                 writer.add_figure(f"test/{name}", figure, trainer.global_step)

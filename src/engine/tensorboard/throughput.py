@@ -71,9 +71,7 @@ class Throughput(Callback):
 
     on_validation_end = on_train_epoch_start
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._samples += batch_size(batch)
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
         size = inputs.numel() if isinstance(inputs, Tensor) else 0
@@ -95,7 +93,7 @@ class Throughput(Callback):
             speed["speed/tokens_per_second"] = self._tokens * per_second
         if self._peak and self._value_flops < 0:
             try:
-                self._value_flops = training_flops(pl_module.net, batch) / size  # type: ignore[arg-type]
+                self._value_flops = training_flops(pl_module.net, batch) / size
             except Exception:  # not every network runs without real data, returns one tensor, or can be copied
                 self._peak = None
         if self._peak:

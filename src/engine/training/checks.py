@@ -100,6 +100,12 @@ def check_clocks(trainer: Any, processes: int) -> None:
         raise InputError(f"--trainer.val_check_interval {trainer.val_check_interval}: {problem}")
 
 
+def validates(trainer: Trainer) -> bool:
+    """Whether a run that trains has validation batches."""
+    is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
+    return trainer.enable_validation and not is_empty
+
+
 def changes_accumulation(trainer: Trainer) -> bool:
     """Whether a callback changes how many batches a step has, so that the Trainer cannot count the steps of a run."""
     kind = callbacks.GradientAccumulationScheduler

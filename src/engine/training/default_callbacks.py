@@ -21,7 +21,7 @@ from src.engine.system.classes import as_list, import_class
 from src.engine.system.errors import InputError
 from src.engine.system.hooks import hooks
 from src.engine.system.randomness import derive_seed, run_seed, step_position
-from src.engine.training.checks import OF_EVALUATION, MonitorCheck
+from src.engine.training.checks import OF_EVALUATION, MonitorCheck, validates
 from src.engine.training.finite_loss import FiniteLoss
 
 MAX_NAME = 200  # characters of a checkpoint's file name
@@ -157,12 +157,6 @@ class ModuleCheckpoints(Callback):
             rank_zero_info(f"The best checkpoint is the last one, as there is no validation to log {monitor}")
             best.monitor = None
             self.on_train_start(trainer, pl_module)
-
-
-def validates(trainer: Trainer) -> bool:
-    """Whether a run that trains has validation batches."""
-    is_empty = trainer.val_dataloaders is not None and not sum(trainer.num_val_batches)
-    return trainer.enable_validation and not is_empty
 
 
 def own_checkpoint(callbacks: list[Callback], checkpoint: dict[str, Any]) -> ModelCheckpoint | None:

@@ -8,8 +8,8 @@ import yaml
 
 from src import ROOT
 from src.engine.cli.class_names import resolve_class
-from src.engine.new.project import Choice, Project, comment, default_parts
-from src.engine.system.classes import import_class
+from src.engine.new.project import Choice, Project, default_parts
+from src.engine.system.classes import comment, import_class
 from tests.conftest import copy_of_the_repository
 from tests.engine.new.projects import DOMAIN, OTHER, RECIPES
 

