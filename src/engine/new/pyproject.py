@@ -3,7 +3,6 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -17,6 +16,7 @@ IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn"}
 IMPORTED_AS |= {"types-pyyaml": "yaml", "types-tqdm": "tqdm", "mlflow-skinny": "mlflow"}
 LOADED_BY = {"plotly": "optuna", "scikit-learn": "optuna", "alembic": "mlflow", "sqlalchemy": "mlflow"}
 LOADED_BY |= {"sentencepiece": "transformers"}
+BROUGHT_BY = {"sqlalchemy": "optuna"}  # modules that are installed with another package
 SECTIONS: tuple[str, ...] = ("setuptools.packages.find", "setuptools.package-data")
 SECTIONS += ("ruff", "ruff.lint", "ruff.lint.per-file-ignores", "mypy")
 # Extras that a recipe needs to train, or its sample data; those of commands are installed when they are wanted.
@@ -83,10 +83,11 @@ def distribution(requirement: str) -> str:
     return re.split(r"[\s\[<>=!~;@(]", requirement)[0].lower()
 
 
-def _is_imported(requirement: str, names: Iterable[str]) -> bool:
+def _is_imported(requirement: str, names: set[str]) -> bool:
     name = distribution(requirement)
     module = IMPORTED_AS.get(name, name.replace("-", "_"))
-    return bool({module, LOADED_BY.get(name, module), *_modules().get(name.replace("_", "-"), ())} & {*names})
+    own = {module, LOADED_BY.get(name, module), *_modules().get(name.replace("_", "-"), ())}
+    return bool(own & {one for one in names if BROUGHT_BY.get(one) not in names})
 
 
 @cache

@@ -92,6 +92,14 @@ def test_what_own_code_imports_stays_a_requirement(requirement: str, installed: 
     assert requirements(text, {"cv3"}) == {"": [requirement], "own": [requirement]}
 
 
+def test_a_package_that_comes_with_another_is_not_required_again() -> None:
+    text = (
+        '[project]\ndependencies = []\n[project.optional-dependencies]\ntune = ["optuna"]\nloggers = ["sqlalchemy"]\n'
+    )
+    assert requirements(text, {"optuna", "sqlalchemy"}) == {"tune": ["optuna"]}
+    assert requirements(text, {"mlflow"}) == {"loggers": ["sqlalchemy"]}
+
+
 def test_a_requirement_of_another_name_is_in_the_project(clone: Callable[..., Path], installed: None) -> None:
     text = (ROOT / "pyproject.toml").read_text()
     wanted = "open-vision @ git+https://host/vision.git@v1"
