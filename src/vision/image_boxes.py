@@ -12,16 +12,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from src.engine.data.images import Ranges, Shrink
+from src.engine.data.labelled_files import LabelledFile, content_keys, split_files
 from src.engine.data.labelled_tables import local_paths
 from src.engine.data.labels import report_classes
-from src.engine.data.loading import Indices
-from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
+from src.engine.data.split import PARTS
 from src.engine.data.workers import NumWorkers
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
-from src.vision.image_files import Batch, ImageFiles, content_keys, rgb
+from src.vision.image_files import Batch, ImageFiles, rgb
 from src.vision.image_folder import ImageFolderDataModule, check_files
 
 SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
@@ -52,7 +52,7 @@ class BoxFiles(ImageFiles):
 
         In training, the transform's randomness depends only on run seed, epoch and image.
         """
-        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        epoch_seed = getattr(indices, "epoch_seed", 0)  # 0: not in training
         samples = []
         with torch.random.fork_rng(devices=[]):
             for index, decoded in zip(indices, self.in_threads(self.decoded, indices), strict=True):
@@ -154,26 +154,25 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         if not labels:
             raise InputError(f"{path} has no boxes")
         numbers = self.find_labels(labels, str(path))
-        targets = [_tensors(found.get(name, []), numbers) for name in names]
-        keys = content_keys(files)
-        folded = with_fold(stratified_split([0] * len(names), self.shares), [0] * len(names), *self.fold, keys)
-        parts = dict(zip(PARTS, folded, strict=True))
-        if empty := [part for part, own in parts.items() if not any(len(targets[i][1]) for i in own)]:
+        images = [(file, _tensors(found.get(name, []), numbers)) for name, file in file_of.items()]
+        unlabelled = [LabelledFile(str(file), file, label="") for file in files]  # images have no class
+        split = split_files(unlabelled, images, content_keys(files), self.shares, "images", self.fold)
+        parts = {part: [image for image, _ in own] for part, own in split.items()}
+        classes = {part: [one for _, (_, targets) in own for one in targets.tolist()] for part, own in parts.items()}
+        if empty := [part for part, own in classes.items() if not own]:
             raise InputError(f"{path} has {len(names):,} images, too few for a {PARTS[empty[0]]} part with boxes")
         sizes = ", ".join(f"{len(own):,} {part}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {len(labels):,} boxes, {sizes} images of {path}")
-        classes = {part: [number for i in own for number in targets[i][1].tolist()] for part, own in parts.items()}
         report_classes(self.labels, classes)
         self.report_changes({part: [""] * len(own) for part, own in parts.items()}, self.data_source, "images")
-        own_keys = {part: [keys[i] for i in own] for part, own in parts.items()}
-        report_duplicates(own_keys, "images", lambda part, i: str(files[parts[part][i]]))
-        count = max(len(own) for _, own in targets)
+        count = max(len(boxes) for _, (boxes, _) in images)
+        cropped = Shrink(self.image_size, SMALLEST_CROP) if self.is_cropped else self.shrink
         self.train_set, self.val_set, self.test_set = (
             BoxFiles(
-                [files[i] for i in own],
-                [targets[i] for i in own],
+                [file for file, _ in own],
+                [targets for _, targets in own],
                 self.transform(part),
-                Shrink(self.image_size, SMALLEST_CROP) if part == "train" and self.is_cropped else self.shrink,
+                cropped if part == "train" else self.shrink,
                 self.value_ranges,
                 count,
             )

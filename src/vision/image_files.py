@@ -1,10 +1,7 @@
-"""Image files as pixels of one size, with random crops, and a cache of what was decoded."""
+"""Image files as pixels of one size, with random crops."""
 
-import hashlib
 import math
-import mmap
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -20,9 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from src.engine.data.batched import BatchDataset
-from src.engine.data.files import in_threads
+from src.engine.data.image_cache import DecodedImages
 from src.engine.data.images import CROP_RATIO, UNREADABLE, Ranges, Shrink, flatten, image_error, read_image
-from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 
@@ -30,12 +26,6 @@ Batch = tuple[Tensor, Tensor]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 CROP_TRIES = 10
-
-# Files of Linux with a container's limit and use of memory, for both versions of control groups.
-CONTAINER_MEMORY = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 class ImageFiles(BatchDataset):
@@ -83,7 +73,7 @@ class ImageFiles(BatchDataset):
 
         Crops and flips depend only on run seed, epoch and image.
         """
-        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        epoch_seed = getattr(indices, "epoch_seed", 0)  # 0: not in training
         pixels = self.in_threads(lambda index: self._pixels(index, Random(derive_seed(epoch_seed, index))), indices)
         return torch.stack(pixels), self.targets[list(indices)]
 
@@ -116,93 +106,6 @@ class ImageFiles(BatchDataset):
         if self.cache:
             self.cache[index] = decoded
         return decoded
-
-
-class DecodedImages:
-    """Decoded images in memory that worker processes share, if they are forked; filled as images are decoded.
-
-    Args:
-        sizes: pixels of each image.
-    """
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self.ends = np.cumsum(sizes, dtype=np.int64) * 3
-        # Anonymous memory is zero, and taken only when it is written to.
-        self.pixels = np.frombuffer(mmap.mmap(-1, int(self.ends[-1])), np.uint8)
-        self.shapes = np.frombuffer(mmap.mmap(-1, 8 * len(sizes)), np.int32).reshape(-1, 2)
-
-    def __getitem__(self, index: int) -> Any:
-        """The image as (H, W, 3) uint8; None if it was not decoded yet."""
-        height, width = map(int, self.shapes[index])
-        end = self.ends[index]
-        return self.pixels[end - height * width * 3 : end].reshape(height, width, 3) if height else None
-
-    def __setitem__(self, index: int, decoded: Any) -> None:
-        end = self.ends[index]
-        if end - decoded.size != (self.ends[index - 1] if index else 0):
-            return  # the file has changed
-        self.pixels[end - decoded.size : end] = decoded.ravel()
-        self.shapes[index] = decoded.shape[:2]  # last: other processes then use the pixels
-
-
-def available_memory() -> int:
-    """Bytes that programs can still take, or that the container's limit leaves; 0 if the system does not say."""
-    memory = Path("/proc/meminfo")
-    if not memory.is_file():
-        return 0
-    found = int(memory.read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0]) * 1024
-    for limit, used in CONTAINER_MEMORY:
-        try:
-            found = min(found, max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return found
-
-
-def decoded_sizes(files: Sequence[Path], shrink: Shrink) -> list[int]:
-    """The number of pixels of each image when it is decoded and shrunk, from the heads of the files."""
-
-    def size(file: Path) -> int:
-        with Image.open(file) as opened:
-            shrink.draft(opened)
-            factor = shrink.factor(*opened.size)
-            return math.ceil(opened.width / factor) * math.ceil(opened.height / factor)
-
-    return in_threads(size, files)
-
-
-def content_keys(files: Sequence[Path]) -> list[Any]:
-    """A key for each file, equal for files with the same content; files are read only as far as they look equal."""
-    keys = in_threads(_size, files, "Comparing files")
-    for read in (_middle, _whole):
-        keys = _with_more(keys, files, read)
-    return keys
-
-
-def _with_more(keys: list[Any], files: Sequence[Path], read: Callable[[Path], Any]) -> list[Any]:
-    """The keys, with something more where several files have the same."""
-    counts = Counter(keys)
-    same = [number for number, key in enumerate(keys) if counts[key] > 1]
-    more = in_threads(read, [files[number] for number in same], "Comparing files")
-    keys = [*keys]
-    for number, one in zip(same, more, strict=True):
-        keys[number] = (keys[number], one)
-    return keys
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size
-
-
-def _middle(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        opened.seek(max(0, file.stat().st_size // 2 - 2048))
-        return hashlib.sha256(opened.read(4096)).digest()
-
-
-def _whole(file: Path) -> bytes:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def restored_ranges(state: Any) -> Ranges:

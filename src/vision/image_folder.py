@@ -13,32 +13,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.engine.data.folds import check_fold
-from src.engine.data.images import (
-    Ranges,
-    Shrink,
-    deep_image,
-    image_error,
-    usual_range,
+from src.engine.data.image_cache import keep_decoded
+from src.engine.data.images import Ranges, Shrink, deep_image, image_error, usual_range
+from src.engine.data.labelled_files import (
+    Columns,
+    LabelledDataModule,
+    content_keys,
+    labelled_files,
+    read_all,
+    split_files,
 )
-from src.engine.data.labelled_files import Columns, LabelledDataModule, labelled_files, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import check_paths, check_shares
 from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
 from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError, check_least
-from src.vision.image_files import (
-    Batch,
-    DecodedImages,
-    ImageFiles,
-    available_memory,
-    central_box,
-    content_keys,
-    decoded_sizes,
-    resized,
-    restored_ranges,
-    rgb,
-)
+from src.vision.image_files import Batch, ImageFiles, central_box, resized, restored_ranges, rgb
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -122,7 +113,7 @@ class ImageFolderDataModule(LabelledDataModule):
         self.flip = flip
         self.num_workers = num_workers
         self.cache = cache
-        self._is_cached: bool | None = None
+        self._has_tried_to_cache = False
         self._statistics = pixel_statistics(self)
         self.data_source = path or ""
         self.value_ranges: Ranges = {}
@@ -182,7 +173,9 @@ class ImageFolderDataModule(LabelledDataModule):
         self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
     def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
-        self._keep_decoded()
+        if self.cache and not self._has_tried_to_cache:
+            self._has_tried_to_cache = True
+            keep_decoded((self.train_set, self.val_set), self.trainer)
         return super()._loader(files, shuffle)
 
     def _workers(self, files: ImageFiles, shuffle: bool) -> int:
@@ -201,23 +194,6 @@ class ImageFolderDataModule(LabelledDataModule):
         if part != "train":
             return ImageFiles(files, targets, self.shrink, self.value_ranges)
         return ImageFiles(files, targets, Shrink(self.image_size, self.crop), self.value_ranges, self.flip)
-
-    def _keep_decoded(self) -> None:
-        """Give the training and validation part memory for decoded images, if enough is free."""
-        if not self.cache or self._is_cached is not None:
-            return
-        parts = (self.train_set, self.val_set)
-        sizes = [decoded_sizes(part.files, part.shrink) for part in parts]
-        processes = max(1, self.trainer.world_size // self.trainer.num_nodes) if self.trainer else 1
-        needed, free = 3 * processes * sum(map(sum, sizes)), available_memory()
-        self._is_cached = not free or needed <= free / 2
-        line = f"decoded images take {needed / 1e6:,.0f} MB of memory, of {free / 1e6:,.0f} MB that are free"
-        if not self._is_cached:
-            announce(f"--data.cache: {line}, which is more than half: they are decoded in each epoch")
-            return
-        rank_zero_info(f"Cache: {line}")
-        for part, own in zip(parts, sizes, strict=True):
-            part.cache = DecodedImages(own)
 
 
 def check_files(files: list[Path], known: Ranges) -> Ranges:
