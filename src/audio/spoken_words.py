@@ -27,7 +27,7 @@ from src.engine.data.labelled_files import (
 from src.engine.data.loading import announce
 from src.engine.data.split import check_fraction, check_paths, check_shares
 from src.engine.system.errors import InputError, check_least
-from src.engine.system.randomness import derive_seed, run_seed, step_position
+from src.engine.system.randomness import step_generator
 
 Batch = tuple[Tensor, Tensor]
 
@@ -199,8 +199,7 @@ class SpokenWordsDataModule(LabelledDataModule):
         features = self.features.to(sounds.device)
         if self.trainer is None or not self.trainer.training:
             return features(sounds).to(waveforms.dtype)
-        seed = derive_seed(run_seed(), *step_position(self.trainer))
-        generator = torch.Generator(sounds.device).manual_seed(seed)
+        generator = step_generator(self.trainer, sounds.device)
         images = features(changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator))
         return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
 

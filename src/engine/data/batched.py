@@ -66,5 +66,6 @@ class BatchedDataModule(LightningDataModule):
         return batch_loader(dataset, batches, num_workers=workers, on_device=self.device_resident)
 
     def _workers(self, dataset: Any, shuffle: bool) -> int:
-        """The number of worker processes of a loader."""
-        return getattr(self, "num_workers", 0)
+        """The number of worker processes of a loader; `auto`: none."""
+        given = getattr(self, "num_workers", 0)
+        return 0 if given == "auto" else given
