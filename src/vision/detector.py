@@ -15,13 +15,12 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 
 from src.vision.sizes import check_sizes
-from src.vision.torchvision_net import MEAN, STD, build_net, check_name, read_weights, weights_file
+from src.vision.torchvision_net import MEAN, STD, build_net, check_name, load_weights, read_weights, weights_file
 
 MAX_BOXES = 100  # predicted for an image; COCO counts no more
 CANDIDATES = 1000  # boxes of an image before non-maximum suppression
 ROUNDS = 20  # of non-maximum suppression: the longest chain of boxes each of which suppresses the next one
 KINDS = ("ssd300", "ssdlite320", "retinanet", "fcos", "fasterrcnn")  # first words of the names that torchvision has
-# The mean and standard deviation that images are normalised with.
 
 
 class Detector(nn.Module):
@@ -193,7 +192,7 @@ class TorchvisionDetector(Detector):
         if weights is not None:
             file = weights_file(weights)
             state = build_net(name, weights, **options).state_dict() if file is None else read_weights(file)
-            load_all_but_head(self.net, state, weights, name)
+            load_weights(self.net, state, weights, name, replaced=("classification_head", "box_predictor"))
         transform = self.net.transform  # of images that are normalised already
         mean, std = torch.tensor(transform.image_mean), torch.tensor(transform.image_std)
         transform.image_mean, transform.image_std = ((mean - MEAN) / STD).tolist(), (std / STD).tolist()
@@ -213,26 +212,6 @@ def check_image_size(net: str, image_size: int, **sizes: int) -> None:
     if image_size % 32:
         near = max(32, round(image_size / 32) * 32)
         raise ValueError(f"image_size {image_size} does not fit {net}: give a multiple of 32, such as {near}")
-
-
-def load_all_but_head(net: nn.Module, state: dict[str, Tensor], weights: str, name: str) -> None:
-    """Load weights of a network for other classes: all but those of the last layers, whose shape differs."""
-    other = {
-        key
-        for key, value in net.state_dict().items()
-        if ("classification_head" in key or "box_predictor" in key)
-        and key in state
-        and getattr(state[key], "shape", None) != value.shape
-    }
-    kept = {key: value for key, value in state.items() if key not in other}
-    wrong = f"the weights in {weights} do not fit {name}"
-    try:
-        lost = net.load_state_dict(kept, strict=False)  # torchvision renames those of older versions
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{wrong}: {' '.join(str(error).split())[:200]}") from error
-    keys = {*lost.missing_keys, *lost.unexpected_keys} - other
-    if keys := {key for key in keys if not key.endswith("num_batches_tracked")}:
-        raise ValueError(f"{wrong}: {min(keys)} is missing or of another shape")
 
 
 class SmallFCOS(Detector):
