@@ -67,16 +67,16 @@ def read_boxes(path: Path) -> tuple[list[str], list[Box]]:
     """
     if path.suffix.lower() == ".json":
         return _read_coco(path)
-    rows = list(stream_columns(path, dict.fromkeys(COLUMNS, f"a table with {', '.join(COLUMNS)}")))
-    boxes = [
-        Box(f"{path}, row {number}", str(file or ""), tuple(corners), label)
-        for number, (file, *corners, label) in enumerate(rows, start=1)
-    ]
-    nameless = next((box.place for box in boxes if not box.file.strip()), None)
-    if nameless:
-        raise InputError(f"{nameless}: column file is empty; fill it or remove the row")
-    named = [box for box in boxes if any(value not in ("", None) for value in (*box.corners, box.label))]
-    return list(dict.fromkeys(box.file for box in boxes)), named
+    names, boxes = dict[str, None](), []
+    rows = stream_columns(path, dict.fromkeys(COLUMNS, f"a table with {', '.join(COLUMNS)}"))
+    for number, (file, *corners, label) in enumerate(rows, start=1):
+        place, name = f"{path}, row {number}", str(file or "")
+        if not name.strip():
+            raise InputError(f"{place}: column file is empty; fill it or remove the row")
+        names[name] = None  # in order, each once
+        if any(value not in ("", None) for value in (*corners, label)):
+            boxes.append(Box(place, name, tuple(corners), label))
+    return list(names), boxes
 
 
 def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
@@ -139,12 +139,11 @@ def check_boxes(boxes: list[Box], files: Mapping[str, Path], path: Path) -> dict
     found: dict[str, list[tuple[list[float], str]]] = {}
     broken: list[str] = []
     for box in boxes:
-        size = sizes[box.file]
-        reason, corners = _check(box, size)
-        if reason:
-            broken.append(f"{box.place.removeprefix(f'{path}, ')} of {box.file}: {reason}")
+        try:
+            shares = _shares(box, *sizes[box.file])
+        except ValueError as error:
+            broken.append(f"{box.place.removeprefix(f'{path}, ')} of {box.file}: {error}")
         else:
-            shares = [min(max(value / side, 0.0), 1.0) for value, side in zip(corners, 2 * size, strict=True)]
             found.setdefault(box.file, []).append((shares, str(box.label).strip()))
     if broken:
         more = f"; and {len(broken) - MAX_LISTED:,} more" if len(broken) > MAX_LISTED else ""
@@ -168,24 +167,22 @@ def _size(file: Path) -> tuple[int, int]:
         return upright_size(image)
 
 
-def _check(box: Box, size: tuple[int, int]) -> tuple[str, list[float]]:
-    """What is wrong with a box, or "", and its corners."""
+def _shares(box: Box, width: int, height: int) -> list[float]:
+    """The corners of a box as shares of its image's width and height; ValueError says what is wrong with the box."""
     shown = ", ".join(f"{name} {value}" for name, value in zip(COLUMNS[1:5], box.corners, strict=True))
     try:
-        corners = [float(value) for value in box.corners]
+        x1, y1, x2, y2 = corners = [float(value) for value in box.corners]
     except (TypeError, ValueError):
-        return f"{shown}: not numbers", []
+        raise ValueError(f"{shown}: not numbers") from None
     if not all(map(math.isfinite, corners)):
-        return f"{shown}: not finite numbers", []
+        raise ValueError(f"{shown}: not finite numbers")
     if box.label is None or not str(box.label).strip():
-        return "it has no label", []
-    x1, y1, x2, y2 = corners
+        raise ValueError("it has no label")
     if x2 <= x1 or y2 <= y1:
-        return f"{shown}: it has no area between left and right, or upper and lower edge", []
-    width, height = size
+        raise ValueError(f"{shown}: it has no area between left and right, or upper and lower edge")
     is_cut = min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE
     if is_cut or min(x2, y2) <= 0 or x1 >= width or y1 >= height:
-        return f"{shown}: it is outside of the image, which is {width} x {height}", []
-    if max(corners) <= 1 and min(size) > 1:
-        return f"{shown}: it is within one pixel; give pixels, not shares of width and height", []
-    return "", corners
+        raise ValueError(f"{shown}: it is outside of the image, which is {width} x {height}")
+    if max(corners) <= 1 and min(width, height) > 1:
+        raise ValueError(f"{shown}: it is within one pixel; give pixels, not shares of width and height")
+    return [min(max(value / side, 0.0), 1.0) for value, side in zip(corners, 2 * (width, height), strict=True)]

