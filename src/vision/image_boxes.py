@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from src.engine.data.image_reader import ImageReader, check_files, rgb
 from src.engine.data.images import Ranges, Shrink
 from src.engine.data.labelled_files import LabelledFile, content_keys, split_files
 from src.engine.data.labelled_tables import local_paths
@@ -21,20 +22,20 @@ from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
-from src.vision.image_files import Batch, ImageFiles, rgb
-from src.vision.image_folder import ImageFolderDataModule, check_files
+from src.vision.image_files import Batch
+from src.vision.image_folder import ImageFolderDataModule
 
 SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
 
 
-class BoxFiles(ImageFiles):
-    """Image files with boxes, decoded on access.
+class BoxFiles(ImageReader):
+    """Image files with boxes.
 
     Args:
         files: paths of the images.
         targets: for each image boxes (N, 4) float, as shares of width and height, and classes (N,) int64.
         transform: maps an image in RGB, and a dict of boxes and labels, to pixels (3, S, S) uint8 and that dict.
-        shrink: see `ImageFiles`.
+        shrink: see `ImageReader`.
         ranges: see `read_image`.
         count: number of boxes in the targets of an image, at least those of any image.
     """
@@ -42,7 +43,7 @@ class BoxFiles(ImageFiles):
     def __init__(
         self, files: list[Path], targets: Any, transform: Any, shrink: Shrink, ranges: Ranges, count: int
     ) -> None:
-        super().__init__(files, [], shrink, ranges)
+        super().__init__(files, shrink, ranges)
         self.boxes = targets
         self.transform = transform
         self.count = count

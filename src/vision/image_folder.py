@@ -1,6 +1,5 @@
 """Your own images: one folder per class, or a table of paths and labels."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,15 @@ from torch.utils.data import DataLoader
 
 from src.engine.data.folds import check_fold
 from src.engine.data.image_cache import keep_decoded
-from src.engine.data.images import Ranges, Shrink, deep_image, image_error, usual_range
-from src.engine.data.labelled_files import (
-    Columns,
-    LabelledDataModule,
-    content_keys,
-    labelled_files,
-    read_all,
-    split_files,
-)
-from src.engine.data.loading import announce
+from src.engine.data.image_reader import ImageReader, check_files, restored_ranges, rgb
+from src.engine.data.images import Ranges, Shrink
+from src.engine.data.labelled_files import Columns, LabelledDataModule, content_keys, labelled_files, split_files
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.data.split import check_paths, check_shares
 from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
 from src.engine.system.cores import cores_per_process
 from src.engine.system.errors import InputError, check_least
-from src.vision.image_files import Batch, ImageFiles, central_box, resized, restored_ranges, rgb
+from src.vision.image_files import Batch, ImageFiles, central_box, resized
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -172,16 +164,16 @@ class ImageFolderDataModule(LabelledDataModule):
         super().load_state_dict(state_dict)
         self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
 
-    def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
+    def _loader(self, files: ImageReader, shuffle: bool = False) -> DataLoader[Batch]:
         if self.cache and not self._has_tried_to_cache:
             self._has_tried_to_cache = True
             keep_decoded((self.train_set, self.val_set), self.trainer)
         return super()._loader(files, shuffle)
 
-    def _workers(self, files: ImageFiles, shuffle: bool) -> int:
+    def _workers(self, files: ImageReader, shuffle: bool) -> int:
         return self.workers(files, self.trainer, report=shuffle)
 
-    def workers(self, files: ImageFiles, trainer: Any, report: bool) -> int:
+    def workers(self, files: ImageReader, trainer: Any, report: bool) -> int:
         """The number of worker processes that decode files; without, they are decoded by threads."""
         workers, files.threads = file_workers(self.num_workers, trainer), cores_per_process(trainer)
         if report:
@@ -194,38 +186,3 @@ class ImageFolderDataModule(LabelledDataModule):
         if part != "train":
             return ImageFiles(files, targets, self.shrink, self.value_ranges)
         return ImageFiles(files, targets, Shrink(self.image_size, self.crop), self.value_ranges, self.flip)
-
-
-def check_files(files: list[Path], known: Ranges) -> Ranges:
-    """The ranges of values of deep images, see `read_image`; reported.
-
-    Args:
-        files: paths of the images.
-        known: ranges that are kept, such as those of a checkpoint.
-
-    Raises:
-        InputError: a file is not an image; damage in its pixels shows only on decoding.
-    """
-
-    def check(file: Path) -> tuple[str, float, float] | None:
-        with Image.open(file) as image:
-            if deep := deep_image(image):
-                return deep[1:4]
-            has_deep_colours = any(re.search("(?<!BGR);16", str(one.args)) for one in image.tile)
-            image.verify()
-        return ("colours", 0.0, 0.0) if has_deep_colours else None
-
-    checked = read_all(files, files, check, image_error)
-    if deep_colours := [file for file, found in zip(files, checked, strict=True) if found and found[0] == "colours"]:
-        announce(
-            f"{len(deep_colours):,} images have colours of 16 bits, of which only the upper 8 are read, such as"
-            f" {deep_colours[0]}: if they are dark, scale their values to the full range"
-        )
-    ranges = dict(known)
-    for kind in ("integer", "float"):
-        if deep := [found for found in checked if found and found[0] == kind]:
-            own = usual_range(kind, min(low for _, low, _ in deep), max(high for _, _, high in deep))
-            ranges[kind] = low, high = known.get(kind, own)
-            example = files[checked.index(deep[0])]
-            announce(f"{len(deep):,} images have more than 8 bits, such as {example}: {low:g} is black, {high:g} white")
-    return ranges

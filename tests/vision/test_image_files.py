@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from src.engine.data import image_cache
+from src.engine.data.image_reader import restored_ranges
 from src.engine.data.images import Shrink, read_image, reader
 from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
-from src.vision.image_files import ImageFiles, central_box, random_box, restored_ranges
+from src.vision.image_files import ImageFiles, central_box, random_box
 from tests.conftest import picture
 from tests.vision.test_image_folder import ready
 
