@@ -25,7 +25,7 @@ from src.engine.data.labelled_files import (
     split_files,
 )
 from src.engine.data.loading import announce
-from src.engine.data.split import check_fraction, check_paths, check_shares
+from src.engine.data.split import check_fraction
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import step_generator
 
@@ -127,10 +127,9 @@ class SpokenWordsDataModule(LabelledDataModule):
             low, high = image_size / sample_rate, MAX_SAMPLES // sample_rate
             raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high}")
         check_fraction(max_speed=max_speed, max_mask=max_mask)
-        check_paths(path, val_path, test_path, "recordings")
-        check_shares(val_share, test_share)
+        paths = {"train": path, "val": val_path, "test": test_path}
+        self.use_paths(paths, "recordings", (val_share, test_share))
         self.save_hyperparameters()
-        self.paths = {"train": path, "val": val_path, "test": test_path}
         self.columns = Columns(path_column, label_column, group_column)
         self.source = source
         self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
@@ -139,7 +138,6 @@ class SpokenWordsDataModule(LabelledDataModule):
         """Makes sounds of the right length and rate, (T,) int16, of recordings."""
         self.image_size = image_size
         self.batch_size = batch_size
-        self.shares = (val_share, test_share)
         self.max_shift = max_shift * sample_rate
         self.max_speed, self.max_noise, self.max_mask = max_speed, max_noise, max_mask
         self.features = LogMel(image_size, samples, sample_rate)

@@ -19,11 +19,10 @@ from torch.utils.data import Dataset
 from src.biology.sequence_files import FASTA, FASTQ, Record, read_records
 from src.biology.sequence_sources import SOURCES, load_source
 from src.biology.smiles import TOKEN, read_smiles, without_directions, write_smiles
-from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labels import check_labels, report_classes
 from src.engine.data.loading import IGNORED, Indices
-from src.engine.data.split import PARTS, check_paths, check_shares, fold_samples, report_duplicates, stratified_split
+from src.engine.data.split import PARTS, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
 from src.engine.system.randomness import derive_seed
 
@@ -95,8 +94,6 @@ class SequenceDataModule(LabelledDataModule):
     ) -> None:
         super().__init__()
         check_least(1, variants=variants, max_length=max_length, batch_size=batch_size)
-        check_shares(val_share, test_share)
-        check_fold(fold, folds)
         self.per_residue = predicts in ("residues", "hidden")
         fits = {"residues": ("dna", "protein"), "hidden": ("protein",)}.get(predicts, TOKENS)
         if kind not in fits:
@@ -105,11 +102,10 @@ class SequenceDataModule(LabelledDataModule):
             raise InputError(f"variants {variants} does not go with kind {kind}: leave it out")
         if reverse_complement and (kind != "dna" or self.per_residue):
             raise InputError("reverse_complement is for kind dna that predicts number or class: leave it out")
-        check_paths(path, val_path, test_path, "data")
+        self.use_paths((path, val_path, test_path), "data", (val_share, test_share), (fold, folds))
         self.save_hyperparameters()
         self.options: Any = self.hparams
         self.batch_size = batch_size
-        self.paths, self.shares, self.fold = (path, val_path, test_path), (val_share, test_share), (fold, folds)
         self.text_column = sequence_column
         self.input_title = f"Enter a sequence ({kind})"
         self.readers = dict.fromkeys((*FASTA, *FASTQ), self._read_unlabelled)

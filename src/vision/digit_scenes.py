@@ -16,8 +16,7 @@ from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import box_targets
 from src.vision.digits import light_ink
-from src.vision.image_files import Batch
-from src.vision.image_folder import MEAN, STD
+from src.vision.image_folder import MEAN, STD, Batch
 from src.vision.mnist import MNISTDataModule
 
 MIN_SCALE, MAX_SCALE = 0.7, 2.0  # of a digit, which in MNIST is 20 pixels high or wide

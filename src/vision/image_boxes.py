@@ -22,8 +22,7 @@ from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
-from src.vision.image_files import Batch
-from src.vision.image_folder import ImageFolderDataModule
+from src.vision.image_folder import Batch, ImageFolderDataModule
 
 SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
 

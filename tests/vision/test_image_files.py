@@ -15,7 +15,7 @@ from src.engine.data.image_reader import restored_ranges
 from src.engine.data.images import Shrink, read_image, reader
 from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
-from src.vision.image_files import ImageFiles, central_box, random_box
+from src.vision.image_folder import ImageFiles, central_box, random_box
 from tests.conftest import picture
 from tests.vision.test_image_folder import ready
 

@@ -10,15 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
-from torch.utils.data import get_worker_info
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
 from src.engine.data.batched import BatchDataset
-from src.engine.data.image_cache import DecodedImages
+from src.engine.data.image_cache import DecodedImages, keep_decoded
 from src.engine.data.images import UNREADABLE, Ranges, Shrink, deep_image, flatten, image_error, read_image, usual_range
-from src.engine.data.labelled_files import read_all
+from src.engine.data.labelled_files import LabelledDataModule, read_all
 from src.engine.data.loading import announce
-from src.engine.system.errors import InputError
+from src.engine.data.pixels import normalise, pixel_statistics
+from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
+from src.engine.system.cores import cores_per_process
+from src.engine.system.errors import InputError, check_least
+
+Batch = tuple[Tensor, Tensor]
 
 
 class ImageReader(BatchDataset):
@@ -77,6 +84,72 @@ class ImageReader(BatchDataset):
             size = -(-len(indices) // threads)
             parts = [indices[first : first + size] for first in range(0, len(indices), size)]
             return list(chain.from_iterable(pool.map(lambda part: [function(index) for index in part], parts)))
+
+
+class ImageFilesDataModule(LabelledDataModule):
+    """A DataModule whose parts are an `ImageReader` each: batches are pixels (B, 3, S, S) uint8 and targets (B, ...).
+
+    Args:
+        image_size: S, height and width of the network's input in pixels, at least 4.
+        batch_size: images per batch over all processes, at least 1.
+        num_workers: processes that decode images, or `auto`; 0: threads of the training process decode them.
+        cache: keep decoded training and validation images in memory, if enough is free.
+
+    Raises:
+        InputError: an argument is out of range.
+    """
+
+    input_kind = "image"
+
+    def __init__(self, image_size: int, batch_size: int, num_workers: NumWorkers, cache: bool) -> None:
+        super().__init__()
+        check_least(4, image_size=image_size)
+        check_least(1, batch_size=batch_size)
+        check_num_workers(num_workers)
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.cache = cache
+        self._has_tried_to_cache = False
+        self.shrink = Shrink(image_size)
+        self.value_ranges: Ranges = {}
+        """The values that are black and white in images of more than 8 bits; set by `setup`."""
+        self._statistics = pixel_statistics(self)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise a whole batch, on the training device."""
+        pixels, targets = batch
+        if self._statistics[0].device != pixels.device:
+            self._statistics = self._statistics[0].to(pixels.device), self._statistics[1].to(pixels.device)
+        images = normalise(pixels, *self._statistics)
+        if self.trainer is not None:  # Lightning converts floats before this method, when these were uint8
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, targets
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "value_ranges": self.value_ranges}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Use a checkpoint's labels and ranges of values instead of the files' own; call before `setup`."""
+        super().load_state_dict(state_dict)
+        self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
+
+    def _loader(self, files: ImageReader, shuffle: bool = False) -> DataLoader[Batch]:
+        if self.cache and not self._has_tried_to_cache:
+            self._has_tried_to_cache = True
+            keep_decoded((self.train_set, self.val_set), self.trainer)
+        return super()._loader(files, shuffle)
+
+    def _workers(self, files: ImageReader, shuffle: bool) -> int:
+        return self.workers(files, self.trainer, report=shuffle)
+
+    def workers(self, files: ImageReader, trainer: Any, report: bool) -> int:
+        """The number of worker processes that decode files; without, they are decoded by threads."""
+        workers, files.threads = file_workers(self.num_workers, trainer), cores_per_process(trainer)
+        if report:
+            by = f"{workers} worker processes" if workers else f"{files.threads} threads of the training process"
+            rank_zero_info(f"Images are decoded by {by} (num_workers {self.num_workers})")
+        return workers
 
 
 def rgb(image: Image.Image, shrink: Shrink) -> Image.Image:

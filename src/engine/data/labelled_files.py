@@ -10,10 +10,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.data.batched import BatchedDataModule, check_loaded
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, in_threads, is_hidden, skipped_line
+from src.engine.data.folds import check_fold
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.labels import check_labels, check_not_parts, report_classes
 from src.engine.data.loading import announce
-from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
+from src.engine.data.split import PARTS, check_paths, check_shares, report_duplicates, stratified_split, with_fold
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
@@ -241,6 +242,26 @@ class LabelledDataModule(BatchedDataModule):
         self.sizes: dict[str, Any] = {}
         """Samples of each label in the training and validation part, and where they are from; set by `setup`."""
         self.restored_sizes: dict[str, Any] = {}
+
+    def use_paths(
+        self, paths: Any, what: str, shares: tuple[float, float], fold: tuple[int | None, int] | None = None
+    ) -> None:
+        """Set `paths`, `shares` and `fold`, after checking them.
+
+        Args:
+            paths: of the training, validation and test part; a dict or a tuple.
+            what: what they hold, for messages.
+            shares: of validation and test.
+            fold: the fold to validate on, and the number of folds.
+        """
+        path, val_path, test_path = paths.values() if isinstance(paths, dict) else paths
+        check_paths(path, val_path, test_path, what)
+        check_shares(*shares)
+        self.paths: Any = paths
+        self.shares: Any = shares
+        if fold is not None:
+            check_fold(*fold)
+            self.fold = fold
 
     def refuse_new_classes(self, files: Sequence[LabelledFile]) -> None:
         """Raise InputError, with the first file, if a class is not in the checkpoint."""
