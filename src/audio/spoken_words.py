@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from src import ROOT
 from src.audio.recordings import MAX_SAMPLES, SUFFIXES, Recording, clip, read_recording
 from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.audio.speech_commands import speech_commands
+from src.engine.data.batched import BatchDataset
 from src.engine.data.download import DownloadError
 from src.engine.data.labelled_files import (
     Columns,
@@ -32,15 +32,13 @@ from src.engine.system.randomness import step_generator
 Batch = tuple[Tensor, Tensor]
 
 
-class Clips(Dataset[Batch]):
+class Clips(BatchDataset):
     """Sounds of one length in memory.
 
     Args:
         waveforms: (N, T) int16.
         targets: (N,) int64 class numbers.
     """
-
-    draws_by_itself = True  # see `BatchDataset`
 
     def __init__(self, waveforms: Tensor, targets: Tensor) -> None:
         self.waveforms = waveforms

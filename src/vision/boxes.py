@@ -41,11 +41,7 @@ def box_targets(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
 
 
 def annotation_file(path: Path) -> Path:
-    """The file itself, or the only JSON file or table in a folder.
-
-    Raises:
-        InputError: there is none, or more than one.
-    """
+    """The file itself, or the only JSON file or table in a folder; InputError if it has none, or several."""
     files = sorted(one for one in path.glob("*") if not is_hidden(one.name)) if path.is_dir() else [path]
     found = [one for one in files if one.is_file() and (one.suffix.lower() == ".json" or suffix_of(one) in TABLES)]
     if len(found) != 1:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from src.engine.data.image_reader import ImageReader, check_files, rgb
+from src.engine.data.image_reader import ImageFilesDataModule, ImageReader, check_files, rgb
 from src.engine.data.images import Ranges, Shrink
-from src.engine.data.labelled_files import LabelledFile, content_keys, split_files
+from src.engine.data.labelled_files import Columns, LabelledFile, content_keys, split_files
 from src.engine.data.labelled_tables import local_paths
 from src.engine.data.labels import report_classes
 from src.engine.data.split import PARTS
@@ -22,7 +22,7 @@ from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
 from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
-from src.vision.image_folder import Batch, ImageFolderDataModule
+from src.vision.image_folder import MEAN, STD, Batch
 
 SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
 
@@ -68,7 +68,7 @@ class BoxFiles(ImageReader):
         return pixels, box_targets(found["boxes"] / pixels.shape[-1], found["labels"], self.count)
 
 
-class ImageBoxesDataModule(ImageFolderDataModule):
+class ImageBoxesDataModule(ImageFilesDataModule):
     """Your own images with labelled boxes, of any size, greyscale or colour.
 
     Args:
@@ -95,6 +95,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         InputError: an argument is out of range, there are too few images, or files or boxes cannot be used.
     """
 
+    pixel_mean, pixel_std = MEAN, STD
     image_example = "image.resize({size}, Image.Resampling.BILINEAR)"
 
     def __init__(
@@ -112,28 +113,18 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         fold: int | None = None,
         folds: int = 5,
     ) -> None:
-        super().__init__(
-            path,
-            image_size=image_size,
-            batch_size=batch_size,
-            val_share=val_share,
-            test_share=test_share,
-            flip=flip,
-            num_workers=num_workers,
-            cache=cache,
-            fold=fold,
-            folds=folds,
-        )
+        super().__init__(image_size, batch_size, num_workers, cache)
+        paths = {"train": path, "val": None, "test": None}
+        self.use_paths(paths, "images", (val_share, test_share), (fold, folds))
+        self.columns = Columns()  # checkpoints compare them
         self.save_hyperparameters()
         self.images = images
-        self.is_cropped = crop
+        self.crop = crop
+        self.flip = flip
+        self.data_source = path or ""
 
     def setup(self, stage: str) -> None:
-        """Find, check and split images and boxes, in every process.
-
-        Raises:
-            InputError: there are too few images or no boxes, or some cannot be used.
-        """
+        """Find, check and split images and boxes, in every process."""
         if hasattr(self, "train_set"):
             return
         if not self.data_source:
@@ -166,7 +157,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         report_classes(self.labels, classes)
         self.report_changes({part: [""] * len(own) for part, own in parts.items()}, self.data_source, "images")
         count = max(len(boxes) for _, (boxes, _) in images)
-        cropped = Shrink(self.image_size, SMALLEST_CROP) if self.is_cropped else self.shrink
+        cropped = Shrink(self.image_size, SMALLEST_CROP) if self.crop else self.shrink
         self.train_set, self.val_set, self.test_set = (
             BoxFiles(
                 [file for file, _ in own],
@@ -188,8 +179,8 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         """The transform of a part (`train`, `val` or `test`) of images, and of their boxes."""
         first: list[Any] = []
         if part == "train":
-            first += [v2.RandomIoUCrop()] * self.is_cropped + [v2.RandomHorizontalFlip()] * self.flip
-            first += [v2.SanitizeBoundingBoxes()] * self.is_cropped
+            first += [v2.RandomIoUCrop()] * self.crop + [v2.RandomHorizontalFlip()] * self.flip
+            first += [v2.SanitizeBoundingBoxes()] * self.crop
         return v2.Compose([*first, v2.Resize((self.image_size, self.image_size)), v2.PILToTensor()])
 
 

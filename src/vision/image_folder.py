@@ -130,11 +130,7 @@ class ImageFolderDataModule(ImageFilesDataModule):
         self.data_source = path or ""
 
     def setup(self, stage: str) -> None:
-        """Find, check and split the files, in every process.
-
-        Raises:
-            InputError: there are no images, or some cannot be used.
-        """
+        """Find, check and split the files, in every process."""
         if hasattr(self, "train_set"):
             return
         if not self.data_source:
@@ -159,11 +155,6 @@ class ImageFolderDataModule(ImageFilesDataModule):
         decoded = [np.asarray(rgb(image, self.shrink)) for image in inputs]
         return torch.stack([resized(one, central_box(*one.shape[:2]), self.image_size) for one in decoded])
 
-    def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the data."""
-        self.setup("fit")
-        return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.image_size}
-
     def dataset(self, files: list[Path], targets: list[int], part: str) -> ImageFiles:
         """The images of a part: `train`, `val` or `test`."""
         if part != "train":
@@ -178,14 +169,7 @@ def central_box(height: int, width: int) -> Box:
 
 
 def random_box(height: int, width: int, crop: float, random: Random) -> Box:
-    """A random part of an image, as torchvision's RandomResizedCrop draws it.
-
-    Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        crop: smallest share of the area.
-        random: source of randomness.
-    """
+    """A random part of an image, of at least `crop` of its area, as torchvision's RandomResizedCrop draws it."""
     for _ in range(CROP_TRIES):
         area = height * width * random.uniform(crop, 1)
         ratio = math.exp(random.uniform(math.log(CROP_RATIO), -math.log(CROP_RATIO)))

@@ -100,7 +100,7 @@ class MNISTDataModule(BatchedDataModule):
 
     Raises:
         InputError: an argument is out of range, the folder cannot be written, or the official files are required but
-            missing and cannot be downloaded.
+            missing and cannot be downloaded, or the sample is not installed.
     """
 
     input_kind = "image"
@@ -153,11 +153,7 @@ class MNISTDataModule(BatchedDataModule):
         """Source of the digits in use, `official` or `sample`; set by `setup`."""
 
     def prepare_data(self) -> None:
-        """Find or download the official files, once per machine.
-
-        Raises:
-            InputError: the folder cannot be written, or the files are required and cannot be downloaded.
-        """
+        """Find or download the official files, once per machine."""
         if self.source == "sample" or hasattr(self, "train_set"):
             return
         bad = [path for path in self._files if not check_integrity(path, CHECKSUMS[path.name])]
@@ -180,11 +176,7 @@ class MNISTDataModule(BatchedDataModule):
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Load and split the digits, in every process.
-
-        Raises:
-            InputError: the official files are missing, and the sample is not allowed or not installed.
-        """
+        """Load and split the digits, in every process."""
         if hasattr(self, "train_set"):
             return
         if self.source != "sample" and all(path.is_file() for path in self._files):

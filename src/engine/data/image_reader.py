@@ -126,6 +126,11 @@ class ImageFilesDataModule(LabelledDataModule):
             images = self.trainer.precision_plugin.convert_input(images)
         return images, targets
 
+    def network_arguments(self) -> dict[str, Any]:
+        """The network arguments that depend on the data."""
+        self.setup("fit")
+        return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.image_size}
+
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "value_ranges": self.value_ranges}
 
