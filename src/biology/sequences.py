@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from src.biology.sequence_files import FASTA, FASTQ, Record, read_records
-from src.biology.sequence_sources import SOURCES, load_source
+from src.biology.sequence_files import FASTA, FASTQ, SOURCES, Record, load_source, read_records
 from src.biology.smiles import TOKEN, read_smiles, without_directions, write_smiles
 from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labels import check_labels, report_classes
