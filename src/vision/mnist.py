@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
@@ -41,8 +40,7 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-# A warp moves the points of a coarse grid of WARP_POINTS x WARP_POINTS.
-WARP_POINTS = 5
+WARP_POINTS = 5  # a warp moves the points of a coarse grid of 5 x 5
 
 
 class ImageTensors(BatchDataset):
@@ -211,11 +209,6 @@ class MNISTDataModule(BatchedDataModule):
             return batch
         images, targets = batch
         return distort(images, *self.limits, step_generator(self.trainer, images.device)), targets
-
-    def _loader(self, dataset: ImageTensors, shuffle: bool = False) -> DataLoader[Batch]:
-        if self.device_resident and self.trainer is not None:
-            dataset.to(self.trainer.strategy.root_device)
-        return super()._loader(dataset, shuffle)
 
 
 def distort(
