@@ -173,13 +173,11 @@ class SpokenWordsDataModule(LabelledDataModule):
         else:
             found = self._source_parts()
             parts = {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in found.items()}
-        labels = {part: [label for _, label in sounds] for part, sounds in parts.items()}
-        targets = self.number_labels(labels, self.data_source, "sounds")
-        self.save_hyperparameters({"data_source": self.data_source})
         self.train_set, self.val_set, self.test_set = (
-            Clips(torch.stack([wave for wave, _ in sounds]), torch.tensor(targets[part]))
-            for part, sounds in parts.items()
+            Clips(torch.stack(waves), torch.tensor(targets))
+            for waves, targets in self.with_targets(parts, self.data_source, "sounds").values()
         )
+        self.save_hyperparameters({"data_source": self.data_source})
 
     def prepare(self, inputs: Sequence[Recording]) -> Tensor:
         """Waveforms of recordings, (B, T) float32 from -1 to 1; `features` makes spectrograms of them."""

@@ -14,7 +14,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 
-from src.vision.sizes import check_sizes
+from src.vision.sizes import check_images, check_multiples, check_sizes
 from src.vision.torchvision_net import MEAN, STD, build_net, check_name, load_weights, read_weights, weights_file
 
 MAX_BOXES = 100  # predicted for an image; COCO counts no more
@@ -52,8 +52,8 @@ class Detector(nn.Module):
             images: (B, 3, S, S) float, normalised as ImageNet's.
             targets: for each image boxes (N, 4), x1, y1, x2 and y2 as shares of width and height, and classes (N,).
         """
-        size = self._check(images)
-        found = [{"boxes": boxes * size, "labels": classes + 1} for boxes, classes in targets]
+        self._check(images)
+        found = [{"boxes": boxes * self.image_size, "labels": classes + 1} for boxes, classes in targets]
         parts = [self.net, *(getattr(self.net, name) for name in ("rpn", "roi_heads") if hasattr(self.net, name))]
         before = [one.training for one in parts]
         for one in parts:
@@ -65,13 +65,8 @@ class Detector(nn.Module):
                 one.training = mode
         return torch.stack([one.float() for one in losses.values()]).sum()
 
-    def _check(self, images: Tensor) -> int:
-        """The size of the images, if it fits."""
-        size = self.image_size
-        if images.shape[1:] != (3, size, size):
-            given, name = tuple(images.shape), type(self).__name__
-            raise ValueError(f"images of shape {given} do not fit {name}: it takes (B, 3, {size}, {size})")
-        return size
+    def _check(self, images: Tensor) -> None:
+        check_images(type(self).__name__, images, 3, self.image_size, self.image_size)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -177,7 +172,8 @@ class TorchvisionDetector(Detector):
     ) -> None:
         known = [one for one in models.list_models(module=models.detection) if one.split("_")[0] in KINDS]
         check_name(name, known)
-        check_image_size("TorchvisionDetector", image_size, num_classes=num_classes)
+        check_sizes("TorchvisionDetector", num_classes=num_classes)
+        check_multiples("TorchvisionDetector", 32, image_size=image_size)
         options: dict[str, Any] = {"weights_backbone": None}
         own = {**options, "num_classes": num_classes + 1, "detections_per_img": MAX_BOXES}
         if name.startswith("fcos"):
@@ -206,14 +202,6 @@ class TorchvisionDetector(Detector):
         return self
 
 
-def check_image_size(net: str, image_size: int, **sizes: int) -> None:
-    """Raise ValueError if a size is below 1, or `image_size` no multiple of 32."""
-    check_sizes(net, image_size=image_size, **sizes)
-    if image_size % 32:
-        near = max(32, round(image_size / 32) * 32)
-        raise ValueError(f"image_size {image_size} does not fit {net}: give a multiple of 32, such as {near}")
-
-
 class SmallFCOS(Detector):
     """FCOS (Tian et al. 2019) on a small convolutional network, for small images and objects; from scratch only.
 
@@ -233,9 +221,8 @@ class SmallFCOS(Detector):
     def __init__(
         self, num_classes: int = 10, image_size: int = 128, width: int = 16, channels: int = 64, depth: int = 2
     ) -> None:
-        check_image_size("SmallFCOS", image_size, num_classes=num_classes, width=width, channels=channels, depth=depth)
-        if channels % 32:
-            raise ValueError(f"channels {channels} does not fit SmallFCOS: give a multiple of 32")
+        check_sizes("SmallFCOS", num_classes=num_classes, width=width, depth=depth)
+        check_multiples("SmallFCOS", 32, image_size=image_size, channels=channels)
         anchors = AnchorGenerator(((4,), (8,), (16,)), ((1.0,),) * 3)
         net = FCOS(
             _Pyramid(width, channels),

@@ -139,16 +139,13 @@ class ImageFolderDataModule(ImageFilesDataModule):
         self.refuse_new_classes(found)
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
-        parts = split_files(found, files, content_keys(files), self.shares, "images", self.fold)
-        labels = {part: [label for _, label in own] for part, own in parts.items()}
-        numbers = self.number_labels(labels, self.data_source, "images")
-        if empty := [part for part, own in parts.items() if not own]:
+        split = split_files(found, files, content_keys(files), self.shares, "images", self.fold)
+        parts = self.with_targets(split, self.data_source, "images")
+        if empty := [part for part, (own, _) in parts.items() if not own]:
             raise InputError(
                 f"{self.data_source} has {len(files)} images, too few for a {empty[0]} part: give 3 per class"
             )
-        self.train_set, self.val_set, self.test_set = (
-            self.dataset([file for file, _ in own], numbers[part], part) for part, own in parts.items()
-        )
+        self.train_set, self.val_set, self.test_set = (self.dataset(*own, part) for part, own in parts.items())
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""

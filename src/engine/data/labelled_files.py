@@ -302,6 +302,13 @@ class LabelledDataModule(BatchedDataModule):
         report_classes(self.labels, targets)
         return targets
 
+    def with_targets(
+        self, parts: Mapping[str, Sequence[tuple[T, str]]], source: str, kind: str
+    ) -> dict[str, tuple[list[T], list[int]]]:
+        """The values and class numbers of each part, of values and labels: see `number_labels`."""
+        targets = self.number_labels({part: [label for _, label in own] for part, own in parts.items()}, source, kind)
+        return {part: ([value for value, _ in own], targets[part]) for part, own in parts.items()}
+
     def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
         """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""
         counts = {part: dict(Counter(own)) for part, own in parts.items() if part != "test"}
