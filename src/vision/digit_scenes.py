@@ -14,10 +14,9 @@ from src.engine.data.loading import Indices
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
-from src.vision.boxes import box_targets
-from src.vision.digits import light_ink
+from src.vision.image_boxes import box_targets
 from src.vision.image_folder import MEAN, STD, Batch
-from src.vision.mnist import MNISTDataModule
+from src.vision.mnist import MNISTDataModule, light_ink
 
 MIN_SCALE, MAX_SCALE = 0.7, 2.0  # of a digit, which in MNIST is 20 pixels high or wide
 MARGIN = 1  # pixels of a box around the ink

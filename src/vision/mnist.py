@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule
 from src.engine.data.download import DownloadError, downloading, locked_folder
 from src.engine.data.folds import check_fold
+from src.engine.data.images import flatten
 from src.engine.data.labels import report_classes
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise
@@ -27,7 +28,6 @@ from src.engine.data.split import PARTS, SPLIT_SEED, check_fraction, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import step_generator
-from src.vision.digits import digit_pixels, light_ink
 
 Batch = tuple[Tensor, Tensor]
 
@@ -40,6 +40,9 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
+INVERTED = "inverted: dark ink on a light ground"
+SIDE, BOX = 28, 20  # size in pixels of an MNIST image and of the square that its digit fits into
+FAINT = 24  # contrast (of 255) up to which a picture is empty; after scaling to full contrast, ink is above twice this
 WARP_POINTS = 5  # a warp moves the points of a coarse grid of 5 x 5
 
 
@@ -252,6 +255,47 @@ def distort(
         grid = grid + torch.stack([offsets[:, 0] / width, offsets[:, 1] / height], dim=-1)
     black = -MEAN / STD
     return F.grid_sample(images - black, grid, align_corners=False) + black
+
+
+def digit_pixels(image: Image.Image) -> Tensor:
+    """Convert a picture of one digit to MNIST's format (LeCun et al. 1998): (1, 28, 28) uint8.
+
+    A picture with a light border (median above 127) is dark ink on a light ground and is inverted. In a picture that
+    is not 28 x 28, the digit is then scaled to fit into 20 x 20 and centred by its centre of mass.
+    """
+    grey, _ = light_ink(image)
+    return torch.from_numpy((grey if grey.shape == (SIDE, SIDE) else _fit(grey)).copy()).unsqueeze(0)
+
+
+def light_ink(image: Image.Image) -> tuple[Any, str]:
+    """(H, W) uint8, light ink on a dark ground, and a note if it was inverted."""
+    grey = np.asarray(flatten(image).convert("L"))
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return (255 - grey, INVERTED) if np.median(border) > 127 else (grey, "")
+
+
+def _fit(grey: Any) -> Any:
+    """Scale and centre a digit: (H, W) uint8, light ink on a dark ground -> (28, 28) uint8."""
+    ground = int(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
+    ink = grey.astype(np.int16) - ground
+    strength = int(ink.max(initial=0))
+    if strength <= FAINT:
+        return np.zeros((SIDE, SIDE), dtype=np.uint8)  # an empty picture
+    ink = (ink.clip(0) * 255.0 / strength).astype(np.uint8)  # full contrast, as in MNIST
+    cut = Image.fromarray(ink).crop(Image.fromarray(ink > 2 * FAINT).getbbox())
+    scale = BOX / max(cut.size)
+    size = [max(1, round(side * scale)) for side in cut.size]
+    small = np.asarray(cut.resize((size[0], size[1]), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
+    weight = small.astype(np.float64)
+    centre = [(weight.sum(axis=1 - axis) @ np.arange(weight.shape[axis])) / weight.sum() for axis in (0, 1)]
+    height, width = small.shape
+    top, left = (
+        min(max(round(SIDE / 2 - 0.5 - position), 0), SIDE - side)
+        for position, side in zip(centre, (height, width), strict=True)
+    )
+    result = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    result[top : top + height, left : left + width] = small
+    return result
 
 
 def _download(raw: Path) -> None:

@@ -25,7 +25,7 @@ from src.engine.system.errors import InputError
 from src.engine.tensorboard.task_pictures import TaskPictures
 from src.vision.detection import DetectionTask, box_figure
 from src.vision.digit_scenes import DigitScenesDataModule
-from src.vision.digits import INVERTED
+from src.vision.mnist import INVERTED
 from tests.conftest import Run, fit, once, program, trainer
 from tests.contract import check_prepare
 from tests.engine.deploy.exports import example, written
