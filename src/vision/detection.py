@@ -161,9 +161,8 @@ def box_figure(samples: list[Sample], labels: list[str]) -> Any:
         draw_image(axes, sample["inputs"], extent=(0, 1, 1, 0))
         true = [(*row[:4], f"{labels[int(row[4])]}") for row in sample["target"].tolist() if row[4] >= 0]
         found = [(*row[:4], f"{labels[int(row[5])]} {row[4]:.2f}") for row in sample["preds"].float().tolist()]
-        for colour, boxes in (("limegreen", true), ("orange", found)):
+        for colour, align, boxes in (("limegreen", "top", true), ("orange", "bottom", found)):
             for x1, y1, x2, y2, text in boxes:
                 axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour))
-                below = colour == "limegreen"
-                axes.text(x1, y2 if below else y1, text, va="top" if below else "bottom", color=colour, fontsize=8)
+                axes.text(x1, y2 if align == "top" else y1, text, va=align, color=colour, fontsize=8)
     return figure

@@ -109,7 +109,8 @@ class MNISTDataModule(BatchedDataModule):
     drawn = True  # a page that serves the model offers to draw
     num_classes = 10
     labels: Sequence[str] = tuple("0123456789")
-    pixel_mean, pixel_std = (MEAN,), (STD,)
+    pixel_mean: Sequence[float] = (MEAN,)
+    pixel_std: Sequence[float] = (STD,)
 
     def __init__(
         self,
