@@ -13,12 +13,11 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
-from src import ROOT
 from src.audio.recordings import MAX_SAMPLES, SUFFIXES, Recording, clip, read_recording
 from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.engine.data.batched import BatchDataset
-from src.engine.data.download import DownloadError, published
+from src.engine.data.download import DownloadError, data_folder, published
 from src.engine.data.labelled_files import (
     Columns,
     LabelledDataModule,
@@ -139,7 +138,7 @@ class SpokenWordsDataModule(LabelledDataModule):
         self.save_hyperparameters()
         self.columns = Columns(path_column, label_column, group_column)
         self.source = source
-        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.data_dir = data_folder(data_dir)
         self.sample_rate = sample_rate
         self.clip = partial(clip, samples=samples, sample_rate=sample_rate)
         """Makes sounds of the right length and rate, (T,) int16, of recordings."""
@@ -244,11 +243,9 @@ class SpokenWordsDataModule(LabelledDataModule):
 
 
 def speech_commands(data_dir: Path) -> dict[str, list[tuple[Recording, str]]]:
-    """Recordings and words of each part of 8,000 recordings of eight words (Warden 2018); no speaker is in two parts.
+    """For each part, recordings of eight words (Warden 2018), 8,000 in all; no speaker is in two parts.
 
-    Raises:
-        DownloadError: the file is missing and cannot be downloaded.
-        InputError: the folder cannot be written, or the file is not the published one.
+    Raises DownloadError, or InputError if the folder cannot be written or the file is not the published one.
     """
     path = published(COMMANDS_URL, COMMANDS_SHA256, data_dir / "mini_speech_commands.zip")
     parts: dict[str, list[tuple[Recording, str]]] = {"train": [], "val": [], "test": []}

@@ -1,5 +1,6 @@
 """Object detection."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -49,10 +50,8 @@ class DetectionTask(Task):
         super().__init__(net.to(memory_format=torch.channels_last), MetricCollection({"loss": MeanMetric()}))
         self.save_arguments(net=net, threshold=threshold)
         self.threshold = threshold
-        try:
-            import faster_coco_eval  # noqa: F401 # torchmetrics counts with it
-        except ModuleNotFoundError as error:
-            raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval") from error
+        if find_spec("faster_coco_eval") is None:  # torchmetrics counts with it
+            raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval")
         # Predicted and true boxes of each image. Not in a metric: its lists must have the same length in all processes.
         self._seen: list[tuple[Tensor, Tensor]] = []
 

@@ -226,14 +226,10 @@ def annotation_file(path: Path) -> Path:
 
 
 def read_boxes(path: Path) -> tuple[list[str], list[Box]]:
-    """The names of all images, and their boxes.
+    """The names of all images, and their boxes, of a .json file in COCO's format or a table.
 
-    Args:
-        path: a .json file in COCO's format, or a table with the columns file, x1, y1, x2, y2 and label; a row without
-            box and label names an image without objects.
-
-    Raises:
-        InputError: the file cannot be read.
+    In a table, a row without box and label names an image without objects. Raises InputError if the file cannot be
+    read.
     """
     if path.suffix.lower() == ".json":
         return _read_coco(path)
@@ -293,15 +289,12 @@ def _by_id(content: Any, kind: str, name: str) -> dict[Any, dict[str, Any]]:
 
 
 def check_boxes(boxes: list[Box], files: Mapping[str, Path], path: Path) -> dict[str, list[tuple[list[float], str]]]:
-    """The boxes, as shares of width and height, and their labels by image.
+    """The boxes, as shares of width and height, and their labels by image; InputError if some cannot be used.
 
     Args:
         boxes: from `read_boxes`.
         files: the images by their names in `boxes`; they can be opened.
         path: the file of boxes, for messages.
-
-    Raises:
-        InputError: boxes are outside of their image, have no area, no label, or are no numbers.
     """
     names = list(dict.fromkeys(box.file for box in boxes))
     paths = [files[name] for name in names]

@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
-from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule
-from src.engine.data.download import DownloadError, downloading, locked_folder
+from src.engine.data.download import DownloadError, data_folder, downloading, locked_folder
 from src.engine.data.folds import check_fold
 from src.engine.data.images import flatten
 from src.engine.data.labels import report_classes
@@ -143,7 +142,7 @@ class MNISTDataModule(BatchedDataModule):
         check_fold(fold, folds)
         self.save_hyperparameters()
         self.fold = (fold, folds)
-        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.data_dir = data_folder(data_dir)
         self.source = source
         self.batch_size = batch_size
         self.val_size = val_size
@@ -161,20 +160,17 @@ class MNISTDataModule(BatchedDataModule):
         bad = [path for path in self._files if not check_integrity(path, CHECKSUMS[path.name])]
         if not bad:
             return
-        missing = [path for path in bad if not path.is_file()]
-        damaged = [path for path in bad if path.is_file()]
-        for path in damaged:
+        for path in filter(Path.is_file, bad):
             rank_zero_info(f"{path} is damaged (wrong MD5): downloading it again")
         try:
             _download(self._files[0].parent)
         except DownloadError as error:
-            if len(missing) == len(self._files) and self.source == "auto":
+            if self.source == "auto" and not any(path.is_file() for path in self._files):
                 rank_zero_info(f"{self._files[0].parent} is missing and could not be downloaded: {error}")
                 return
-            problem = f"{damaged[0]} is damaged" if damaged else f"{missing[0]} is missing"
             raise InputError(
-                f"{problem} and could not be downloaded ({error}): put the official files there, or give"
-                " --data.source sample"
+                f"{bad[0]} is {'damaged' if bad[0].is_file() else 'missing'} and could not be downloaded ({error}): put"
+                " the official files there, or give --data.source sample"
             ) from error
 
     def setup(self, stage: str) -> None:
