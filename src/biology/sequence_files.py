@@ -120,8 +120,7 @@ def load_source(source: str, kind: str, predicts: str) -> dict[str, list[Record]
     the start of human introns, and the decimal logarithm of how often each occurs (GENCODE, hg38). `ww_domains`: 3,390
     sequences of the WW domain, aligned, each once (Pfam PF00397).
 
-    Raises:
-        InputError: the package that contains it is not installed, or its sequences are of another kind.
+    Raises InputError if the package that contains it is not installed, or its sequences are of another kind.
     """
     package, folder, _, own_kind = SOURCES[source]
     if kind != own_kind:

@@ -253,14 +253,11 @@ class SequenceDataModule(LabelledDataModule):
 
 
 class Sequences(BatchDataset):
-    """The sequences of one part, with targets.
+    """The sequences of one part, with targets; InputError if a label is not one of the training part.
 
     Args:
         data: says how they are written, and what is predicted.
         records: the sequences, checked.
-
-    Raises:
-        InputError: a label is not one of the training part.
     """
 
     def __init__(self, data: SequenceDataModule, records: list[Record]) -> None:

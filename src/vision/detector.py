@@ -52,7 +52,7 @@ class Detector(nn.Module):
             images: (B, 3, S, S) float, normalised as ImageNet's.
             targets: for each image boxes (N, 4), x1, y1, x2 and y2 as shares of width and height, and classes (N,).
         """
-        self._check(images)
+        check_images(type(self).__name__, images, 3, self.image_size, self.image_size)
         found = [{"boxes": boxes * self.image_size, "labels": classes + 1} for boxes, classes in targets]
         parts = [self.net, *(getattr(self.net, name) for name in ("rpn", "roi_heads") if hasattr(self.net, name))]
         before = [one.training for one in parts]
@@ -65,11 +65,8 @@ class Detector(nn.Module):
                 one.training = mode
         return torch.stack([one.float() for one in losses.values()]).sum()
 
-    def _check(self, images: Tensor) -> None:
-        check_images(type(self).__name__, images, 3, self.image_size, self.image_size)
-
     def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
+        check_images(type(self).__name__, x, 3, self.image_size, self.image_size)
         if isinstance(self.net, FasterRCNN):
             return self._two_stages(x)
         transform = self.net.transform

@@ -15,7 +15,7 @@ from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
 from src.vision.image_boxes import box_targets
 from src.vision.image_folder import MEAN, STD, Batch
-from src.vision.mnist import MNISTDataModule, light_ink
+from src.vision.mnist import ImageTensors, MNISTDataModule, light_ink
 
 MIN_SCALE, MAX_SCALE = 0.7, 2.0  # of a digit, which in MNIST is 20 pixels high or wide
 MARGIN = 1  # pixels of a box around the ink
@@ -26,17 +26,15 @@ class DigitScenes(BatchDataset):
     """Scenes drawn on access.
 
     Args:
-        digits: (N, 28, 28) uint8, light ink on a dark ground.
-        targets: (N,) int64 class numbers.
+        digits: images (N, 28, 28) uint8, light ink on a dark ground, and class numbers (N,) int64.
         count: number of scenes.
         size: S, height and width of a scene in pixels.
         max_digits: T, largest number of digits in a scene; there is at least one.
         seed: another seed gives other scenes.
     """
 
-    def __init__(self, digits: Tensor, targets: Tensor, count: int, size: int, max_digits: int, seed: int) -> None:
-        self.digits = digits.numpy()
-        self.targets = targets
+    def __init__(self, digits: ImageTensors, count: int, size: int, max_digits: int, seed: int) -> None:
+        self.digits, self.targets = digits.images.numpy(), digits.targets
         self.count = count
         self.size = size
         self.max_digits = max_digits
@@ -139,7 +137,7 @@ class DigitScenesDataModule(MNISTDataModule):
         digits = (self.train_set, self.val_set, self.test_set)
         counts = (self.scenes, self.eval_scenes, self.eval_scenes)
         self.train_set, self.val_set, self.test_set = (
-            DigitScenes(part.images, part.targets, count, self.image_size, self.max_digits, seed)
+            DigitScenes(part, count, self.image_size, self.max_digits, seed)
             for seed, (part, count) in enumerate(zip(digits, counts, strict=True))
         )
 

@@ -203,8 +203,9 @@ def restored_ranges(state: Any) -> Ranges:
     """The ranges in a checkpoint; raises InputError if they are not valid."""
     try:
         ranges = {str(kind): (float(low), float(high)) for kind, (low, high) in dict(state).items()}
+        if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
+            raise ValueError("not finite, or black is not below white")
     except (TypeError, ValueError) as error:
-        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of numbers") from error
-    if not all(-math.inf < low < high < math.inf for low, high in ranges.values()):
-        raise InputError(f"its value_ranges are {state!r:.80}, not pairs of finite numbers, black below white")
+        wanted = "pairs of finite numbers, black below white"
+        raise InputError(f"its value_ranges are {state!r:.80}, not {wanted}") from error
     return ranges
