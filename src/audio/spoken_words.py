@@ -18,14 +18,7 @@ from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
 from src.engine.data.batched import BatchDataset
 from src.engine.data.download import DownloadError, data_folder, published
-from src.engine.data.labelled_files import (
-    Columns,
-    LabelledDataModule,
-    check_class_sizes,
-    labelled_files,
-    read_all,
-    split_files,
-)
+from src.engine.data.labelled_files import Columns, LabelledDataModule, check_class_sizes, read_all, split_files
 from src.engine.data.loading import announce
 from src.engine.data.split import check_fraction
 from src.engine.system.errors import InputError, check_least
@@ -163,15 +156,14 @@ class SpokenWordsDataModule(LabelledDataModule):
         if hasattr(self, "train_set"):
             return
         if self.paths["train"]:
-            files = labelled_files(self.paths, self.columns, SUFFIXES, f"{' or '.join(SUFFIXES)} files")
-            self.refuse_new_classes(files)
+            files = self.own_files(SUFFIXES, f"{' or '.join(SUFFIXES)} files")
             check_class_sizes(files)
             waves = self.read([one.name for one in files], [one.file for one in files])
             keys = [hash(wave.numpy().tobytes()) for wave in waves]
             parts = split_files(files, waves, keys, self.shares, "sounds")
         else:
-            found = self._source_parts()
-            parts = {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in found.items()}
+            found = self._source_parts().items()
+            parts = {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in found}
         self.train_set, self.val_set, self.test_set = (
             Clips(torch.stack(waves), torch.tensor(targets))
             for waves, targets in self.with_targets(parts, self.data_source, "sounds").values()

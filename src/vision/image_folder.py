@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from src.engine.data.files import IMG_EXTENSIONS
 from src.engine.data.image_reader import ImageFilesDataModule, ImageReader, check_files, rgb
 from src.engine.data.images import CROP_RATIO, Ranges, Shrink
-from src.engine.data.labelled_files import Columns, content_keys, labelled_files, split_files
+from src.engine.data.labelled_files import Columns, content_keys, split_files
 from src.engine.data.workers import NumWorkers
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
@@ -135,8 +136,7 @@ class ImageFolderDataModule(ImageFilesDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a folder with one folder of images per class")
-        found = labelled_files(self.paths, self.columns)
-        self.refuse_new_classes(found)
+        found = self.own_files(IMG_EXTENSIONS, "images")
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
         split = split_files(found, files, content_keys(files), self.shares, "images", self.fold)

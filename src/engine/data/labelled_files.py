@@ -231,6 +231,7 @@ class LabelledDataModule(BatchedDataModule):
     """A DataModule with `labels`."""
 
     num_classes: int
+    columns: Columns
     label_order: Callable[[str], Any] | None = None
     """Key that sorts the labels; None: by name."""
 
@@ -263,12 +264,14 @@ class LabelledDataModule(BatchedDataModule):
             check_fold(*fold)
             self.fold = fold
 
-    def refuse_new_classes(self, files: Sequence[LabelledFile]) -> None:
-        """Raise InputError, with the first file, if a class is not in the checkpoint."""
+    def own_files(self, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
+        """The files of `paths` and `columns`: see `labelled_files`. InputError if a class is not in the checkpoint."""
+        files = labelled_files(self.paths, self.columns, suffixes, kind)
         known = set(self.restored)
         if unknown := next((one for one in files if known and one.label not in known), None):
             check_labels([one.label for one in files], unknown.name, self.restored)
             raise InputError(f"class {unknown.label} of {unknown.name} {self._not_known()}")
+        return files
 
     def find_labels(self, labels: Sequence[str], source: str) -> dict[str, int]:
         """Set `labels` and `num_classes`, and return the class number of each label; arguments of `check_labels`."""

@@ -71,9 +71,9 @@ def test_a_class_that_only_looks_like_a_known_one_is_said_to(tmp_path: Path) -> 
         labelled_files(paths, Columns())
     data = LabelledDataModule()
     data.load_state_dict({"labels": ["caf\xe9", "tea"]})
-    found = labelled_files({"train": paths["val"]}, Columns())
+    data.paths, data.columns = {"train": paths["val"]}, Columns()
     with pytest.raises(InputError, match="look the same but differ in Unicode form"):
-        data.refuse_new_classes(found)
+        data.own_files((".png",), "images")
 
 
 def test_data_with_parts_of_its_own_is_not_split_differently(messages: list[str]) -> None:
