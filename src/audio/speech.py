@@ -32,10 +32,8 @@ CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes
 def spoken_digits() -> dict[str, list[tuple[Recording, str]]]:
     """For each part, all digits in all languages by all of its voices, at random rates and pitches.
 
-    Made once per process: espeak-ng gives the same sounds only in the same order from its start.
-
-    Raises:
-        InputError: the package espeakng-loader is not installed, or does not work here.
+    Made once per process: espeak-ng gives the same sounds only in the same order from its start. Raises InputError if
+    the package espeakng-loader is not installed, or does not work here.
     """
     speak = Synthesiser()
     draw = random.Random(0)

@@ -1,5 +1,9 @@
 """Spoken words with labels: your own recordings, Speech Commands, or digits of a speech synthesiser."""
 
+import hashlib
+import io
+import re
+import zipfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -8,14 +12,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from src import ROOT
 from src.audio.recordings import MAX_SAMPLES, SUFFIXES, Recording, clip, read_recording
 from src.audio.spectrogram import LogMel, changed_sounds, mask_bands
 from src.audio.speech import VOICES, spoken_digits
-from src.audio.speech_commands import speech_commands
-from src.engine.data.download import DownloadError
+from src.engine.data.batched import BatchDataset
+from src.engine.data.download import DownloadError, data_folder, published
 from src.engine.data.labelled_files import (
     Columns,
     LabelledDataModule,
@@ -25,22 +27,26 @@ from src.engine.data.labelled_files import (
     split_files,
 )
 from src.engine.data.loading import announce
-from src.engine.data.split import check_fraction, check_parts
+from src.engine.data.split import check_fraction
 from src.engine.system.errors import InputError, check_least
-from src.engine.system.randomness import derive_seed, run_seed, step_position
+from src.engine.system.randomness import step_generator
 
 Batch = tuple[Tensor, Tensor]
 
+# The small set of Speech Commands.
+COMMANDS_URL = "https://storage.googleapis.com/download.tensorflow.org/data/mini_speech_commands.zip"
+COMMANDS_SHA256 = "49650f2341b26d886b46b3f4fb8fed59e30300b17550f1ee4a768b3106cf93a0"
+COMMAND_FILE = re.compile(r"mini_speech_commands/(\w+)/(\w+)_nohash_\w+\.wav")  # word and speaker
+MOST_HASHED = 2**27 - 1  # of the rule that assigns speakers to parts
 
-class Clips(Dataset[Batch]):
+
+class Clips(BatchDataset):
     """Sounds of one length in memory.
 
     Args:
         waveforms: (N, T) int16.
         targets: (N,) int64 class numbers.
     """
-
-    draws_by_itself = True  # see `BatchDataset`
 
     def __init__(self, waveforms: Tensor, targets: Tensor) -> None:
         self.waveforms = waveforms
@@ -127,18 +133,17 @@ class SpokenWordsDataModule(LabelledDataModule):
             low, high = image_size / sample_rate, MAX_SAMPLES // sample_rate
             raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high}")
         check_fraction(max_speed=max_speed, max_mask=max_mask)
-        check_parts((path, val_path, test_path), "recordings", val_share, test_share)
+        paths = {"train": path, "val": val_path, "test": test_path}
+        self.use_paths(paths, "recordings", (val_share, test_share))
         self.save_hyperparameters()
-        self.paths = {"train": path, "val": val_path, "test": test_path}
         self.columns = Columns(path_column, label_column, group_column)
         self.source = source
-        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.data_dir = data_folder(data_dir)
         self.sample_rate = sample_rate
         self.clip = partial(clip, samples=samples, sample_rate=sample_rate)
         """Makes sounds of the right length and rate, (T,) int16, of recordings."""
         self.image_size = image_size
         self.batch_size = batch_size
-        self.shares = (val_share, test_share)
         self.max_shift = max_shift * sample_rate
         self.max_speed, self.max_noise, self.max_mask = max_speed, max_noise, max_mask
         self.features = LogMel(image_size, samples, sample_rate)
@@ -165,15 +170,13 @@ class SpokenWordsDataModule(LabelledDataModule):
             keys = [hash(wave.numpy().tobytes()) for wave in waves]
             parts = split_files(files, waves, keys, self.shares, "sounds")
         else:
-            found = self._source_parts()
-            parts = {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in found.items()}
-        labels = {part: [label for _, label in sounds] for part, sounds in parts.items()}
-        targets = self.number_labels(labels, self.data_source, "sounds")
-        self.save_hyperparameters({"data_source": self.data_source})
+            found = self._source_parts().items()
+            parts = {part: [(self.clip(one), label) for one, label in sounds] for part, sounds in found}
         self.train_set, self.val_set, self.test_set = (
-            Clips(torch.stack([wave for wave, _ in sounds]), torch.tensor(targets[part]))
-            for part, sounds in parts.items()
+            Clips(torch.stack(waves), torch.tensor(targets))
+            for waves, targets in self.with_targets(parts, self.data_source, "sounds").values()
         )
+        self.save_hyperparameters({"data_source": self.data_source})
 
     def prepare(self, inputs: Sequence[Recording]) -> Tensor:
         """Waveforms of recordings, (B, T) float32 from -1 to 1; `features` makes spectrograms of them."""
@@ -198,8 +201,7 @@ class SpokenWordsDataModule(LabelledDataModule):
         features = self.features.to(sounds.device)
         if self.trainer is None or not self.trainer.training:
             return features(sounds).to(waveforms.dtype)
-        seed = derive_seed(run_seed(), *step_position(self.trainer))
-        generator = torch.Generator(sounds.device).manual_seed(seed)
+        generator = step_generator(self.trainer, sounds.device)
         images = features(changed_sounds(sounds, self.max_shift, self.max_speed, self.max_noise, generator))
         return mask_bands(images, self.max_mask, generator).to(waveforms.dtype)
 
@@ -238,3 +240,23 @@ class SpokenWordsDataModule(LabelledDataModule):
                 what = "silent" if kind == "silent" else "changed"
                 rank_zero_info(f"{len(found):,} recordings are {what}, such as {': '.join(found[0])}")
         return [wave for wave, _ in sounds]
+
+
+def speech_commands(data_dir: Path) -> dict[str, list[tuple[Recording, str]]]:
+    """For each part, recordings of eight words (Warden 2018), 8,000 in all; no speaker is in two parts.
+
+    Raises DownloadError, or InputError if the folder cannot be written or the file is not the published one.
+    """
+    path = published(COMMANDS_URL, COMMANDS_SHA256, data_dir / "mini_speech_commands.zip")
+    parts: dict[str, list[tuple[Recording, str]]] = {"train": [], "val": [], "test": []}
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if found := COMMAND_FILE.fullmatch(name):
+                parts[part_of(found[2])].append((read_recording(io.BytesIO(archive.read(name))), found[1]))
+    return parts
+
+
+def part_of(speaker: str) -> str:
+    """The part of a speaker: by the data set's own rule, a tenth is for validation and a tenth for test."""
+    percent = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (MOST_HASHED + 1) * (100 / MOST_HASHED)
+    return "val" if percent < 10 else "test" if percent < 20 else "train"

@@ -23,14 +23,9 @@ class SequenceLogo(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         tokens, mask, targets = batch
-        if (
-            batch_idx
-            or tokens.shape[1] > PLACES
-            or not (trainer.is_global_zero and mask.all() and targets.is_floating_point())
-        ):
-            return
-        if pl_module.device_mesh is not None:  # sharded weights: all processes would have to compute
-            return
+        is_drawn = not batch_idx and tokens.shape[1] <= PLACES and mask.all() and targets.is_floating_point()
+        if not is_drawn or not trainer.is_global_zero or pl_module.device_mesh is not None:
+            return  # with sharded weights all processes would have to compute
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         effects = torch.zeros(tokens.shape[1], len(data.numbers))  # (T, bases)
         for place in range(len(effects)):
@@ -40,9 +35,8 @@ class SequenceLogo(Callback):
                 effects[place, base] = pl_module(changed, mask).mean()
         effects -= effects.mean(dim=1, keepdim=True)
         for writer in writers(trainer):
-            writer.add_figure(
-                "test/sequence logo", _letter_figure(effects.tolist(), list(data.numbers)), trainer.global_step
-            )
+            figure = _letter_figure(effects.tolist(), list(data.numbers))
+            writer.add_figure("test/sequence logo", figure, trainer.global_step)
 
 
 def _letter_figure(effects: list[list[float]], letters: list[str]) -> Any:

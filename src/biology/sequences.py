@@ -14,16 +14,14 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
-from src.biology.sequence_files import FASTA, FASTQ, Record, read_records
-from src.biology.sequence_sources import SOURCES, load_source
+from src.biology.sequence_files import FASTA, FASTQ, SOURCES, Record, load_source, read_records
 from src.biology.smiles import TOKEN, read_smiles, without_directions, write_smiles
-from src.engine.data.folds import check_fold
+from src.engine.data.batched import BatchDataset
 from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labels import check_labels, report_classes
-from src.engine.data.loading import IGNORED, Indices
-from src.engine.data.split import PARTS, check_parts, fold_samples, report_duplicates, stratified_split
+from src.engine.data.loading import IGNORED
+from src.engine.data.split import PARTS, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
 from src.engine.system.randomness import derive_seed
 
@@ -95,7 +93,6 @@ class SequenceDataModule(LabelledDataModule):
     ) -> None:
         super().__init__()
         check_least(1, variants=variants, max_length=max_length, batch_size=batch_size)
-        check_fold(fold, folds)
         self.per_residue = predicts in ("residues", "hidden")
         fits = {"residues": ("dna", "protein"), "hidden": ("protein",)}.get(predicts, TOKENS)
         if kind not in fits:
@@ -104,11 +101,10 @@ class SequenceDataModule(LabelledDataModule):
             raise InputError(f"variants {variants} does not go with kind {kind}: leave it out")
         if reverse_complement and (kind != "dna" or self.per_residue):
             raise InputError("reverse_complement is for kind dna that predicts number or class: leave it out")
-        check_parts((path, val_path, test_path), "data", val_share, test_share)
+        self.use_paths((path, val_path, test_path), "data", (val_share, test_share), (fold, folds))
         self.save_hyperparameters()
         self.options: Any = self.hparams
         self.batch_size = batch_size
-        self.paths, self.shares, self.fold = (path, val_path, test_path), (val_share, test_share), (fold, folds)
         self.text_column = sequence_column
         self.input_title = f"Enter a sequence ({kind})"
         self.readers = dict.fromkeys((*FASTA, *FASTQ), self._read_unlabelled)
@@ -125,24 +121,19 @@ class SequenceDataModule(LabelledDataModule):
         else:
             column = self.text_column if options.predicts == "hidden" else options.label_column
             how = (self.text_column, column, options.predicts == "residues")
-            paths = zip(PARTS, (options.path, options.val_path, options.test_path), strict=True)
+            paths = zip(PARTS, self.paths, strict=True)
             parts = {part: list(read_records(path, *how)) for part, path in paths if path}
         parts = self._split({part: [self._checked(one) for one in records] for part, records in parts.items()})
-        is_class = options.predicts == "class"
-        parts = fold_samples(
-            parts, options.fold, options.folds, lambda one: is_class and one.label, lambda one: self._key(one.sequence)
-        )
+        parts = fold_samples(parts, *self.fold, self._class_of, self._key)
         self.train_set, self.val_set, self.test_set = sets = [Sequences(self, parts[part]) for part in PARTS]
         sizes = ", ".join(f"{len(parts[part]):,} {name}" for part, name in PARTS.items())
         rank_zero_info(f"{sizes} sequences of {self.data_source}")
         self.save_hyperparameters({"data_source": self.data_source})
-        labels = {part: [one.label if is_class else "" for one in parts[part]] for part in PARTS}
-        self.report_changes(labels, self.data_source, "sequences")
-        if is_class:
-            report_classes(
-                self.labels, {part: list(map(int, one.targets)) for part, one in zip(PARTS, sets, strict=True)}
-            )
-        keys = {part: [self._key(record.sequence) for record in parts[part]] for part in PARTS}
+        classes = {part: [self._class_of(one) for one in parts[part]] for part in PARTS}
+        self.report_changes(classes, self.data_source, "sequences")
+        if options.predicts == "class":
+            report_classes(self.labels, {part: torch.cat(one.targets) for part, one in zip(PARTS, sets, strict=True)})
+        keys = {part: [self._key(one) for one in parts[part]] for part in PARTS}
         report_duplicates(keys, "sequences", lambda part, index: f"{parts[part][index].sequence[:60]!r}")
 
     def network_arguments(self) -> dict[str, Any]:
@@ -153,8 +144,7 @@ class SequenceDataModule(LabelledDataModule):
     def prepare(self, inputs: list[str]) -> tuple[Tensor, Tensor]:
         """Sequences -> tokens (B, T) int64 and mask (B, T) bool, true for tokens; an X stands for a hidden residue.
 
-        Raises:
-            SampleError: a sequence has other letters, is empty or too long.
+        Raises SampleError if a sequence has other letters, is empty or too long.
         """
         return self.encode([self._clean(text) for text in inputs])
 
@@ -182,9 +172,14 @@ class SequenceDataModule(LabelledDataModule):
         ways = [sequence, reverse_complement(sequence)] if self.options.reverse_complement else [sequence]
         return [rng.choice(ways)] if rng else ways
 
-    def _key(self, sequence: str) -> str:
+    def _key(self, record: Record) -> str:
         """Equal for sequences that are one input."""
+        sequence = record.sequence
         return min(sequence, reverse_complement(sequence)) if self.options.reverse_complement else sequence
+
+    def _class_of(self, record: Record) -> str:
+        """The class that all parts should have their share of; "" if there are no classes."""
+        return record.label if self.options.predicts == "class" else ""
 
     def _tokens(self, sequence: str) -> list[str]:
         found = TOKEN.findall(sequence) if self.options.kind == "smiles" else sequence
@@ -193,9 +188,10 @@ class SequenceDataModule(LabelledDataModule):
     def _clean(self, text: str) -> str:
         """A checked molecule; or a sequence in capital letters, without blanks and a name as in FASTA."""
         kind, limit = self.options.kind, self.options.max_length
-        letters = "".join(re.sub(r"^\s*>.*", "", text).split())
-        letters = letters.translate(CAPITALS).translate(str.maketrans(READ_AS[kind]))
-        sequence = text.strip() if kind == "smiles" else letters
+        sequence = text.strip()
+        if kind != "smiles":
+            letters = "".join(re.sub(r"^\s*>.*", "", text).split())
+            sequence = letters.translate(CAPITALS).translate(str.maketrans(READ_AS[kind]))
         if not sequence:
             raise SampleError("the sequence is empty: remove it")
         length = len(self._tokens(sequence)) if kind == "smiles" else len(sequence)  # of others a letter is a token
@@ -203,15 +199,14 @@ class SequenceDataModule(LabelledDataModule):
             raise SampleError(
                 f"it has {length:,} tokens, more than max_length {limit:,}: shorten it, or train with a larger one"
             )
-        if kind != "smiles":
-            if wrong := {*sequence} - self.numbers.keys():
-                place, one = next((place, one) for place, one in enumerate(sequence, start=1) if one in wrong)
-                raise SampleError(f"{one!a} at position {place} is not a {EXPECTED[kind]}")
-            return sequence
-        try:
-            read_smiles(sequence)
-        except ValueError as error:
-            raise SampleError(f"{sequence[:60]!a} is not SMILES: {error}") from error
+        if kind == "smiles":
+            try:
+                read_smiles(sequence)
+            except ValueError as error:
+                raise SampleError(f"{sequence[:60]!a} is not SMILES: {error}") from error
+        elif wrong := {*sequence} - self.numbers.keys():
+            place, one = next((place, one) for place, one in enumerate(sequence, start=1) if one in wrong)
+            raise SampleError(f"{one!a} at position {place} is not a {EXPECTED[kind]}")
         return sequence
 
     def _checked(self, record: Record) -> Record:
@@ -246,28 +241,24 @@ class SequenceDataModule(LabelledDataModule):
             if len(found := sorted({*labels})) < 2:
                 raise InputError(f"{self.data_source} has one class only, {found[0]!r}: give at least two")
         self.labels = self.labels or found
-        numbers = {label: number for number, label in enumerate(found)} if predicts == "class" else {}
-        classes = [numbers.get(one.label, 0) for one in records]
+        classes = [self._class_of(one) for one in records]
         sizes = Counter(classes)
-        if few := [one for one, number in zip(records, classes, strict=True) if sizes[number] <= len(missing)]:
+        if few := [one for one, label in zip(records, classes, strict=True) if sizes[label] <= len(missing)]:
             what = f" of class {few[0].label!r}" if predicts == "class" else ""
             raise InputError(f"{few[0].place}: too few sequences{what}: give at least one for each part, or remove it")
-        indices = stratified_split(classes, [self.options[f"{part}_share"] for part in missing])
-        return parts | {part: [records[n] for n in one] for part, one in zip(("train", *missing), indices, strict=True)}
+        numbers = {label: number for number, label in enumerate(sorted(sizes))}
+        shares = [self.options[f"{part}_share"] for part in missing]
+        split = stratified_split([numbers[label] for label in classes], shares)
+        return parts | {part: [records[n] for n in one] for part, one in zip(("train", *missing), split, strict=True)}
 
 
-class Sequences(Dataset[Batch]):
-    """The sequences of one part, with targets.
+class Sequences(BatchDataset):
+    """The sequences of one part, with targets; InputError if a label is not one of the training part.
 
     Args:
         data: says how they are written, and what is predicted.
         records: the sequences, checked.
-
-    Raises:
-        InputError: a label is not one of the training part.
     """
-
-    draws_by_itself = True  # see `BatchDataset`
 
     def __init__(self, data: SequenceDataModule, records: list[Record]) -> None:
         self.data, self.predicts, self.records = data, data.options.predicts, records
@@ -285,7 +276,7 @@ class Sequences(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Tokens (B, T) int64, mask (B, T) bool and targets."""
-        seed = indices.epoch_seed if isinstance(indices, Indices) else 0  # 0: not in training
+        seed = getattr(indices, "epoch_seed", 0)  # 0: not in training
         rngs = [random.Random(derive_seed(seed, index)) for index in indices]
         tokens, mask = self.data.encode([self.records[index].sequence for index in indices], rngs if seed else ())
         if self.predicts == "hidden":

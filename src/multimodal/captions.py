@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
+from src.engine.data.image_reader import check_files, restored_ranges
 from src.engine.data.images import Ranges
+from src.engine.data.labelled_files import content_keys
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
 from src.engine.data.split import stratified_split, with_fold
@@ -17,8 +19,7 @@ from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
 from src.text.labelled_text import padded, report_cut
 from src.text.tokenizer import UNKNOWN, Tokenizer, check_tokens, restore_tokenizer, train_words
-from src.vision.image_files import content_keys, restored_ranges
-from src.vision.image_folder import ImageFolderDataModule, check_files
+from src.vision.image_folder import ImageFolderDataModule
 from src.vision.mnist import MNISTDataModule
 
 Batch = tuple[Tensor, ...]

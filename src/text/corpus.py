@@ -24,7 +24,7 @@ from tqdm.utils import CallbackIOWrapper
 
 from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
-from src.engine.data.download import DownloadError, published, unwritable, write_atomically
+from src.engine.data.download import DownloadError, data_folder, published, unwritable, write_atomically
 from src.engine.data.files import not_utf8, open_utf8
 from src.engine.data.folds import check_fold
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
@@ -149,7 +149,7 @@ class TextDataModule(BatchedDataModule):
         self.save_hyperparameters()
         self.path = path
         self.source = source
-        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.data_dir = data_folder(data_dir)
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else ROOT / "data" / "tokens"
         self.tokenizer_name = tokenizer
         self.max_vocab_size = max_vocab_size

@@ -15,9 +15,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from src import ROOT
 from src.engine.data.batched import BatchDataset, check_loaded
-from src.engine.data.download import DownloadError, download, write_atomically
+from src.engine.data.download import DownloadError, data_folder, download, write_atomically
 from src.engine.data.folds import check_fold
 from src.engine.data.labelled_files import LabelledDataModule
 from src.engine.data.labelled_tables import Columns, Row, read_columns
@@ -175,7 +174,7 @@ class LabelledTextDataModule(LabelledDataModule):
         self.text_column = text_column
         self.label_column = label_column
         self.source = source
-        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.data_dir = data_folder(data_dir)
         self.tokenizer_name = tokenizer
         self.max_vocab_size = max_vocab_size
         self.max_length = max_length

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.vision.sizes import check_sizes
+from src.vision.sizes import check_images, check_sizes
 
 
 class CNN(nn.Module):
@@ -51,9 +51,7 @@ class CNN(nn.Module):
         self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        expected = (self.in_channels, self.image_size, self.image_size)
-        if x.shape[1:] != expected:
-            raise ValueError(f"images of shape {tuple(x.shape)} do not fit this CNN: it takes (B, {str(expected)[1:]}")
+        check_images("CNN", x, self.in_channels, self.image_size, self.image_size)
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, width, S/2, S/2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 2*width, S/4, S/4)
         x = F.relu(self.fc1(torch.flatten(x, 1)))  # (B, hidden)

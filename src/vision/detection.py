@@ -1,5 +1,6 @@
 """Object detection."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -49,10 +50,8 @@ class DetectionTask(Task):
         super().__init__(net.to(memory_format=torch.channels_last), MetricCollection({"loss": MeanMetric()}))
         self.save_arguments(net=net, threshold=threshold)
         self.threshold = threshold
-        try:
-            import faster_coco_eval  # noqa: F401 # torchmetrics counts with it
-        except ModuleNotFoundError as error:
-            raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval") from error
+        if find_spec("faster_coco_eval") is None:  # torchmetrics counts with it
+            raise InputError("object detection needs faster-coco-eval: pip install faster-coco-eval")
         # Predicted and true boxes of each image. Not in a metric: its lists must have the same length in all processes.
         self._seen: list[tuple[Tensor, Tensor]] = []
 
@@ -159,9 +158,8 @@ def box_figure(samples: list[Sample], labels: list[str]) -> Any:
         draw_image(axes, sample["inputs"], extent=(0, 1, 1, 0))
         true = [(*row[:4], f"{labels[int(row[4])]}") for row in sample["target"].tolist() if row[4] >= 0]
         found = [(*row[:4], f"{labels[int(row[5])]} {row[4]:.2f}") for row in sample["preds"].float().tolist()]
-        for colour, boxes in (("limegreen", true), ("orange", found)):
+        for colour, align, boxes in (("limegreen", "top", true), ("orange", "bottom", found)):
             for x1, y1, x2, y2, text in boxes:
                 axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color=colour))
-                below = colour == "limegreen"
-                axes.text(x1, y2 if below else y1, text, va="top" if below else "bottom", color=colour, fontsize=8)
+                axes.text(x1, y2 if align == "top" else y1, text, va=align, color=colour, fontsize=8)
     return figure

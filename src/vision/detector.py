@@ -14,14 +14,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import FeaturePyramidNetwork, box_iou
 
-from src.vision.sizes import check_sizes
-from src.vision.torchvision_net import MEAN, STD, build_net, check_name, read_weights, weights_file
+from src.vision.sizes import check_images, check_multiples, check_sizes
+from src.vision.torchvision_net import MEAN, STD, build_net, check_name, load_weights, read_weights, weights_file
 
 MAX_BOXES = 100  # predicted for an image; COCO counts no more
 CANDIDATES = 1000  # boxes of an image before non-maximum suppression
 ROUNDS = 20  # of non-maximum suppression: the longest chain of boxes each of which suppresses the next one
 KINDS = ("ssd300", "ssdlite320", "retinanet", "fcos", "fasterrcnn")  # first words of the names that torchvision has
-# The mean and standard deviation that images are normalised with.
 
 
 class Detector(nn.Module):
@@ -53,8 +52,8 @@ class Detector(nn.Module):
             images: (B, 3, S, S) float, normalised as ImageNet's.
             targets: for each image boxes (N, 4), x1, y1, x2 and y2 as shares of width and height, and classes (N,).
         """
-        size = self._check(images)
-        found = [{"boxes": boxes * size, "labels": classes + 1} for boxes, classes in targets]
+        check_images(type(self).__name__, images, 3, self.image_size, self.image_size)
+        found = [{"boxes": boxes * self.image_size, "labels": classes + 1} for boxes, classes in targets]
         parts = [self.net, *(getattr(self.net, name) for name in ("rpn", "roi_heads") if hasattr(self.net, name))]
         before = [one.training for one in parts]
         for one in parts:
@@ -66,16 +65,8 @@ class Detector(nn.Module):
                 one.training = mode
         return torch.stack([one.float() for one in losses.values()]).sum()
 
-    def _check(self, images: Tensor) -> int:
-        """The size of the images, if it fits."""
-        size = self.image_size
-        if images.shape[1:] != (3, size, size):
-            given, name = tuple(images.shape), type(self).__name__
-            raise ValueError(f"images of shape {given} do not fit {name}: it takes (B, 3, {size}, {size})")
-        return size
-
     def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
+        check_images(type(self).__name__, x, 3, self.image_size, self.image_size)
         if isinstance(self.net, FasterRCNN):
             return self._two_stages(x)
         transform = self.net.transform
@@ -178,7 +169,8 @@ class TorchvisionDetector(Detector):
     ) -> None:
         known = [one for one in models.list_models(module=models.detection) if one.split("_")[0] in KINDS]
         check_name(name, known)
-        check_image_size("TorchvisionDetector", image_size, num_classes=num_classes)
+        check_sizes("TorchvisionDetector", num_classes=num_classes)
+        check_multiples("TorchvisionDetector", 32, image_size=image_size)
         options: dict[str, Any] = {"weights_backbone": None}
         own = {**options, "num_classes": num_classes + 1, "detections_per_img": MAX_BOXES}
         if name.startswith("fcos"):
@@ -193,7 +185,7 @@ class TorchvisionDetector(Detector):
         if weights is not None:
             file = weights_file(weights)
             state = build_net(name, weights, **options).state_dict() if file is None else read_weights(file)
-            load_all_but_head(self.net, state, weights, name)
+            load_weights(self.net, state, weights, name, replaced=("classification_head", "box_predictor"))
         transform = self.net.transform  # of images that are normalised already
         mean, std = torch.tensor(transform.image_mean), torch.tensor(transform.image_std)
         transform.image_mean, transform.image_std = ((mean - MEAN) / STD).tolist(), (std / STD).tolist()
@@ -205,34 +197,6 @@ class TorchvisionDetector(Detector):
             if self.fixes_norms and isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
-
-
-def check_image_size(net: str, image_size: int, **sizes: int) -> None:
-    """Raise ValueError if a size is below 1, or `image_size` no multiple of 32."""
-    check_sizes(net, image_size=image_size, **sizes)
-    if image_size % 32:
-        near = max(32, round(image_size / 32) * 32)
-        raise ValueError(f"image_size {image_size} does not fit {net}: give a multiple of 32, such as {near}")
-
-
-def load_all_but_head(net: nn.Module, state: dict[str, Tensor], weights: str, name: str) -> None:
-    """Load weights of a network for other classes: all but those of the last layers, whose shape differs."""
-    other = {
-        key
-        for key, value in net.state_dict().items()
-        if ("classification_head" in key or "box_predictor" in key)
-        and key in state
-        and getattr(state[key], "shape", None) != value.shape
-    }
-    kept = {key: value for key, value in state.items() if key not in other}
-    wrong = f"the weights in {weights} do not fit {name}"
-    try:
-        lost = net.load_state_dict(kept, strict=False)  # torchvision renames those of older versions
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise ValueError(f"{wrong}: {' '.join(str(error).split())[:200]}") from error
-    keys = {*lost.missing_keys, *lost.unexpected_keys} - other
-    if keys := {key for key in keys if not key.endswith("num_batches_tracked")}:
-        raise ValueError(f"{wrong}: {min(keys)} is missing or of another shape")
 
 
 class SmallFCOS(Detector):
@@ -254,9 +218,8 @@ class SmallFCOS(Detector):
     def __init__(
         self, num_classes: int = 10, image_size: int = 128, width: int = 16, channels: int = 64, depth: int = 2
     ) -> None:
-        check_image_size("SmallFCOS", image_size, num_classes=num_classes, width=width, channels=channels, depth=depth)
-        if channels % 32:
-            raise ValueError(f"channels {channels} does not fit SmallFCOS: give a multiple of 32")
+        check_sizes("SmallFCOS", num_classes=num_classes, width=width, depth=depth)
+        check_multiples("SmallFCOS", 32, image_size=image_size, channels=channels)
         anchors = AnchorGenerator(((4,), (8,), (16,)), ((1.0,),) * 3)
         net = FCOS(
             _Pyramid(width, channels),

@@ -9,16 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from src.engine.data.batched import BatchDataset, BatchedDataModule
-from src.engine.data.loading import Indices
+from src.engine.data.batched import BatchDataset
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.errors import check_least
 from src.engine.system.randomness import derive_seed
-from src.vision.boxes import box_targets
-from src.vision.digits import light_ink
-from src.vision.image_files import Batch
-from src.vision.image_folder import MEAN, STD
-from src.vision.mnist import MNISTDataModule
+from src.vision.image_boxes import box_targets
+from src.vision.image_folder import MEAN, STD, Batch
+from src.vision.mnist import ImageTensors, MNISTDataModule, light_ink
 
 MIN_SCALE, MAX_SCALE = 0.7, 2.0  # of a digit, which in MNIST is 20 pixels high or wide
 MARGIN = 1  # pixels of a box around the ink
@@ -29,17 +26,15 @@ class DigitScenes(BatchDataset):
     """Scenes drawn on access.
 
     Args:
-        digits: (N, 28, 28) uint8, light ink on a dark ground.
-        targets: (N,) int64 class numbers.
+        digits: images (N, 28, 28) uint8, light ink on a dark ground, and class numbers (N,) int64.
         count: number of scenes.
         size: S, height and width of a scene in pixels.
         max_digits: T, largest number of digits in a scene; there is at least one.
         seed: another seed gives other scenes.
     """
 
-    def __init__(self, digits: Tensor, targets: Tensor, count: int, size: int, max_digits: int, seed: int) -> None:
-        self.digits = digits.numpy()
-        self.targets = targets
+    def __init__(self, digits: ImageTensors, count: int, size: int, max_digits: int, seed: int) -> None:
+        self.digits, self.targets = digits.images.numpy(), digits.targets
         self.count = count
         self.size = size
         self.max_digits = max_digits
@@ -51,7 +46,7 @@ class DigitScenes(BatchDataset):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Images (B, 3, S, S) float and targets (B, T, 5); in training, different ones in each epoch."""
-        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        epoch_seed = getattr(indices, "epoch_seed", 0)  # 0: not in training
         scenes = [self.draw(derive_seed(self.seed, epoch_seed, index)) for index in indices]
         pixels = torch.from_numpy(np.stack([scene for scene, _ in scenes]))[:, None].expand(-1, 3, -1, -1)
         return normalise(pixels, *self.statistics), torch.stack([targets for _, targets in scenes])
@@ -84,7 +79,7 @@ class DigitScenes(BatchDataset):
         return np.asarray(ink.resize((width, height), Image.Resampling.BILINEAR))
 
 
-class DigitScenesDataModule(BatchedDataModule):
+class DigitScenesDataModule(MNISTDataModule):
     """Scenes of one to `max_digits` MNIST digits, light on black; digits of MNIST's test part are in test scenes only.
 
     A scene depends only on seed and index; in training also on the epoch, so that no scene occurs twice.
@@ -108,10 +103,8 @@ class DigitScenesDataModule(BatchedDataModule):
         InputError: an argument is out of range, or there are no digits.
     """
 
-    input_kind = "image"
     example_needs = "light ink on a dark background"
-    num_classes = 10
-    labels: Sequence[str] = MNISTDataModule.labels
+    drawn = False
     pixel_mean, pixel_std = MEAN, STD
 
     def __init__(
@@ -127,34 +120,24 @@ class DigitScenesDataModule(BatchedDataModule):
         fold: int | None = None,
         folds: int = 5,
     ) -> None:
-        super().__init__()
-        check_least(1, scenes=scenes, eval_scenes=eval_scenes, max_digits=max_digits, batch_size=batch_size)
+        super().__init__(data_dir, source, batch_size, num_workers=num_workers, fold=fold, folds=folds)
+        check_least(1, scenes=scenes, eval_scenes=eval_scenes, max_digits=max_digits)
         check_least(64, image_size=image_size)
-        check_least(0, num_workers=num_workers)
         self.save_hyperparameters()
-        self.digits = MNISTDataModule(data_dir, source, fold=fold, folds=folds)
         self.scenes = scenes
         self.eval_scenes = eval_scenes
         self.image_size = image_size
         self.max_digits = max_digits
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.data_source = "official"
-        """Source of the digits in use, `official` or `sample`; set by `setup`."""
-
-    def prepare_data(self) -> None:
-        """Find or download MNIST, once per machine."""
-        self.digits.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Load the digits, in every process."""
-        self.digits.setup(stage)
-        self.data_source = self.digits.data_source
-        self.save_hyperparameters({"data_source": self.data_source})
-        digits = (self.digits.train_set, self.digits.val_set, self.digits.test_set)
+        if hasattr(self, "train_set"):
+            return
+        super().setup(stage)
+        digits = (self.train_set, self.val_set, self.test_set)
         counts = (self.scenes, self.eval_scenes, self.eval_scenes)
         self.train_set, self.val_set, self.test_set = (
-            DigitScenes(part.images, part.targets, count, self.image_size, self.max_digits, seed)
+            DigitScenes(part, count, self.image_size, self.max_digits, seed)
             for seed, (part, count) in enumerate(zip(digits, counts, strict=True))
         )
 
@@ -167,7 +150,3 @@ class DigitScenesDataModule(BatchedDataModule):
         size = (self.image_size, self.image_size)
         greys = [Image.fromarray(light_ink(image)[0]).resize(size, Image.Resampling.BILINEAR) for image in inputs]
         return torch.from_numpy(np.stack([np.asarray(grey) for grey in greys]))[:, None].repeat(1, 3, 1, 1)
-
-    def notes(self, inputs: Sequence[Image.Image]) -> list[str]:
-        """Whether each picture was inverted."""
-        return [light_ink(image)[1] for image in inputs]

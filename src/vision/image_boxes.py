@@ -1,40 +1,59 @@
 """Your own images with boxes: COCO JSON, or a table."""
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from src.engine.data.images import Ranges, Shrink
+from src.engine.data.files import is_hidden
+from src.engine.data.image_reader import ImageFilesDataModule, ImageReader, check_files, rgb
+from src.engine.data.images import Ranges, Shrink, image_error, upright_size
+from src.engine.data.labelled_files import Columns, LabelledFile, content_keys, read_all, split_files
 from src.engine.data.labelled_tables import local_paths
 from src.engine.data.labels import report_classes
-from src.engine.data.loading import Indices
-from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
+from src.engine.data.loading import announce
+from src.engine.data.split import PARTS
+from src.engine.data.tables import TABLES, stream_columns, suffix_of
 from src.engine.data.workers import NumWorkers
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 from src.engine.system.randomness import derive_seed
-from src.vision.boxes import annotation_file, box_targets, check_boxes, read_boxes
-from src.vision.image_files import Batch, ImageFiles, content_keys, rgb
-from src.vision.image_folder import ImageFolderDataModule, check_files
+from src.vision.image_folder import MEAN, STD, Batch
 
+COLUMNS = ("file", "x1", "y1", "x2", "y2", "label")
+MAX_LISTED = 5  # broken boxes listed in one message
+EDGE = 1.0  # pixels by which a box may exceed the image, because of rounding; the box is clipped
 SMALLEST_CROP = 0.09  # share of the area, of RandomIoUCrop
 
 
-class BoxFiles(ImageFiles):
-    """Image files with boxes, decoded on access.
+class Box(NamedTuple):
+    """A box as read from a file: its place there, the image, x1, y1, x2 and y2 in pixels, its label, and width and
+    height of the image if the file has them."""
+
+    place: str
+    file: str
+    corners: tuple[Any, ...]
+    label: Any
+    size: tuple[Any, Any] | None = None
+
+
+class BoxFiles(ImageReader):
+    """Image files with boxes.
 
     Args:
         files: paths of the images.
         targets: for each image boxes (N, 4) float, as shares of width and height, and classes (N,) int64.
         transform: maps an image in RGB, and a dict of boxes and labels, to pixels (3, S, S) uint8 and that dict.
-        shrink: see `ImageFiles`.
+        shrink: see `ImageReader`.
         ranges: see `read_image`.
         count: number of boxes in the targets of an image, at least those of any image.
     """
@@ -42,7 +61,7 @@ class BoxFiles(ImageFiles):
     def __init__(
         self, files: list[Path], targets: Any, transform: Any, shrink: Shrink, ranges: Ranges, count: int
     ) -> None:
-        super().__init__(files, [], shrink, ranges)
+        super().__init__(files, shrink, ranges)
         self.boxes = targets
         self.transform = transform
         self.count = count
@@ -52,7 +71,7 @@ class BoxFiles(ImageFiles):
 
         In training, the transform's randomness depends only on run seed, epoch and image.
         """
-        epoch_seed = indices.epoch_seed if isinstance(indices, Indices) else 0
+        epoch_seed = getattr(indices, "epoch_seed", 0)  # 0: not in training
         samples = []
         with torch.random.fork_rng(devices=[]):
             for index, decoded in zip(indices, self.in_threads(self.decoded, indices), strict=True):
@@ -68,7 +87,7 @@ class BoxFiles(ImageFiles):
         return pixels, box_targets(found["boxes"] / pixels.shape[-1], found["labels"], self.count)
 
 
-class ImageBoxesDataModule(ImageFolderDataModule):
+class ImageBoxesDataModule(ImageFilesDataModule):
     """Your own images with labelled boxes, of any size, greyscale or colour.
 
     Args:
@@ -95,6 +114,7 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         InputError: an argument is out of range, there are too few images, or files or boxes cannot be used.
     """
 
+    pixel_mean, pixel_std = MEAN, STD
     image_example = "image.resize({size}, Image.Resampling.BILINEAR)"
 
     def __init__(
@@ -112,28 +132,18 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         fold: int | None = None,
         folds: int = 5,
     ) -> None:
-        super().__init__(
-            path,
-            image_size=image_size,
-            batch_size=batch_size,
-            val_share=val_share,
-            test_share=test_share,
-            flip=flip,
-            num_workers=num_workers,
-            cache=cache,
-            fold=fold,
-            folds=folds,
-        )
+        super().__init__(image_size, batch_size, num_workers, cache)
+        paths = {"train": path, "val": None, "test": None}
+        self.use_paths(paths, "images", (val_share, test_share), (fold, folds))
+        self.columns = Columns()  # checkpoints compare them
         self.save_hyperparameters()
         self.images = images
-        self.is_cropped = crop
+        self.crop = crop
+        self.flip = flip
+        self.data_source = path or ""
 
     def setup(self, stage: str) -> None:
-        """Find, check and split images and boxes, in every process.
-
-        Raises:
-            InputError: there are too few images or no boxes, or some cannot be used.
-        """
+        """Find, check and split images and boxes, in every process."""
         if hasattr(self, "train_set"):
             return
         if not self.data_source:
@@ -154,26 +164,25 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         if not labels:
             raise InputError(f"{path} has no boxes")
         numbers = self.find_labels(labels, str(path))
-        targets = [_tensors(found.get(name, []), numbers) for name in names]
-        keys = content_keys(files)
-        folded = with_fold(stratified_split([0] * len(names), self.shares), [0] * len(names), *self.fold, keys)
-        parts = dict(zip(PARTS, folded, strict=True))
-        if empty := [part for part, own in parts.items() if not any(len(targets[i][1]) for i in own)]:
+        images = [(file, _tensors(found.get(name, []), numbers)) for name, file in file_of.items()]
+        unlabelled = [LabelledFile(str(file), file, label="") for file in files]  # images have no class
+        split = split_files(unlabelled, images, content_keys(files), self.shares, "images", self.fold)
+        parts = {part: [image for image, _ in own] for part, own in split.items()}
+        classes = {part: [one for _, (_, targets) in own for one in targets.tolist()] for part, own in parts.items()}
+        if empty := [part for part, own in classes.items() if not own]:
             raise InputError(f"{path} has {len(names):,} images, too few for a {PARTS[empty[0]]} part with boxes")
         sizes = ", ".join(f"{len(own):,} {part}" for part, own in parts.items())
         rank_zero_info(f"{self.num_classes} classes, {len(labels):,} boxes, {sizes} images of {path}")
-        classes = {part: [number for i in own for number in targets[i][1].tolist()] for part, own in parts.items()}
         report_classes(self.labels, classes)
         self.report_changes({part: [""] * len(own) for part, own in parts.items()}, self.data_source, "images")
-        own_keys = {part: [keys[i] for i in own] for part, own in parts.items()}
-        report_duplicates(own_keys, "images", lambda part, i: str(files[parts[part][i]]))
-        count = max(len(own) for _, own in targets)
+        count = max(len(boxes) for _, (boxes, _) in images)
+        cropped = Shrink(self.image_size, SMALLEST_CROP) if self.crop else self.shrink
         self.train_set, self.val_set, self.test_set = (
             BoxFiles(
-                [files[i] for i in own],
-                [targets[i] for i in own],
+                [file for file, _ in own],
+                [targets for _, targets in own],
                 self.transform(part),
-                Shrink(self.image_size, SMALLEST_CROP) if part == "train" and self.is_cropped else self.shrink,
+                cropped if part == "train" else self.shrink,
                 self.value_ranges,
                 count,
             )
@@ -189,11 +198,154 @@ class ImageBoxesDataModule(ImageFolderDataModule):
         """The transform of a part (`train`, `val` or `test`) of images, and of their boxes."""
         first: list[Any] = []
         if part == "train":
-            first += [v2.RandomIoUCrop()] * self.is_cropped + [v2.RandomHorizontalFlip()] * self.flip
-            first += [v2.SanitizeBoundingBoxes()] * self.is_cropped
+            first += [v2.RandomIoUCrop()] * self.crop + [v2.RandomHorizontalFlip()] * self.flip
+            first += [v2.SanitizeBoundingBoxes()] * self.crop
         return v2.Compose([*first, v2.Resize((self.image_size, self.image_size)), v2.PILToTensor()])
 
 
 def _tensors(boxes: list[tuple[list[float], str]], numbers: dict[str, int]) -> tuple[Tensor, Tensor]:
     corners = torch.tensor([corners for corners, _ in boxes]).reshape(-1, 4)
     return corners, torch.tensor([numbers[label] for _, label in boxes], dtype=torch.int64)
+
+
+def box_targets(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Boxes (N, 4) and classes (N,) as targets (count, 5): class -1 in the rows after the last box."""
+    rows = torch.cat([boxes.float(), classes[:, None].float()], dim=1)
+    return F.pad(rows, (0, 0, 0, count - len(rows)), value=-1)
+
+
+def annotation_file(path: Path) -> Path:
+    """The file itself, or the only JSON file or table in a folder; InputError if it has none, or several."""
+    files = sorted(one for one in path.glob("*") if not is_hidden(one.name)) if path.is_dir() else [path]
+    found = [one for one in files if one.is_file() and (one.suffix.lower() == ".json" or suffix_of(one) in TABLES)]
+    if len(found) != 1:
+        has = f"has {', '.join(one.name for one in found)}" if found else "no JSON file or table of boxes"
+        has = has if path.exists() else "no such file or folder"
+        raise InputError(f"--data.path {path}: {has}; give one COCO .json file or table, or a folder with one")
+    return found[0]
+
+
+def read_boxes(path: Path) -> tuple[list[str], list[Box]]:
+    """The names of all images, and their boxes, of a .json file in COCO's format or a table.
+
+    In a table, a row without box and label names an image without objects. Raises InputError if the file cannot be
+    read.
+    """
+    if path.suffix.lower() == ".json":
+        return _read_coco(path)
+    names, boxes = dict[str, None](), []
+    rows = stream_columns(path, dict.fromkeys(COLUMNS, f"a table with {', '.join(COLUMNS)}"))
+    for number, (file, *corners, label) in enumerate(rows, start=1):
+        place, name = f"{path}, row {number}", str(file or "")
+        if not name.strip():
+            raise InputError(f"{place}: column file is empty; fill it or remove the row")
+        names[name] = None  # in order, each once
+        if any(value not in ("", None) for value in (*corners, label)):
+            boxes.append(Box(place, name, tuple(corners), label))
+    return list(names), boxes
+
+
+def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
+    where, crowds, boxes = "", 0, []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        images, categories = (_by_id(content, *one) for one in (("images", "file_name"), ("categories", "name")))
+        for number, one in enumerate(content["annotations"], start=1):
+            where = f"annotation {number}: "
+            place = f"{path}, annotation {number} (id {one.get('id')})"
+            for name, known in (("image_id", images), ("category_id", categories)):
+                if one[name] not in known:
+                    raise InputError(f"{place}: {name} {one[name]} is not in the file: fix or remove it")
+            if not (isinstance(one["bbox"], list) and len(one["bbox"]) == 4):
+                raise ValueError(f"bbox {one['bbox']!a:.60}")
+            x, y, width, height = map(float, one["bbox"])
+            if one.get("iscrowd"):
+                crowds += 1
+                continue
+            image, corners = images[one["image_id"]], (x, y, x + width, y + height)
+            size = (image["width"], image["height"]) if {"width", "height"} <= {*image} else None
+            boxes.append(Box(place, str(image["file_name"]), corners, categories[one["category_id"]]["name"], size))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path} is not a COCO file of boxes ({where}{reason}): give images with id and file_name, categories with"
+            " id and name, and annotations with image_id, category_id and bbox: [x, y, width, height]"
+        ) from error
+    if crowds:
+        announce(f"{path}: {crowds:,} annotations with iscrowd are left out; boxes found there count as wrong")
+    return list(dict.fromkeys(str(image["file_name"]) for image in images.values())), boxes
+
+
+def _by_id(content: Any, kind: str, name: str) -> dict[Any, dict[str, Any]]:
+    """The images or categories of a COCO file by id; `name` is what they must have."""
+    found: dict[Any, dict[str, Any]] = {}
+    for one in content[kind]:
+        first = found.setdefault(one["id"], one)
+        if first[name] != one[name]:
+            raise ValueError(f"{kind} {first[name]!a} and {one[name]!a} have the same id, {one['id']!a}")
+    return found
+
+
+def check_boxes(boxes: list[Box], files: Mapping[str, Path], path: Path) -> dict[str, list[tuple[list[float], str]]]:
+    """The boxes, as shares of width and height, and their labels by image; InputError if some cannot be used.
+
+    Args:
+        boxes: from `read_boxes`.
+        files: the images by their names in `boxes`; they can be opened.
+        path: the file of boxes, for messages.
+    """
+    names = list(dict.fromkeys(box.file for box in boxes))
+    paths = [files[name] for name in names]
+    sizes = dict(zip(names, read_all(paths, paths, _size, image_error), strict=True))
+    found: dict[str, list[tuple[list[float], str]]] = {}
+    broken: list[str] = []
+    for box in boxes:
+        try:
+            shares = _shares(box, *sizes[box.file])
+        except ValueError as error:
+            broken.append(f"{box.place.removeprefix(f'{path}, ')} of {box.file}: {error}")
+        else:
+            found.setdefault(box.file, []).append((shares, str(box.label).strip()))
+    if broken:
+        more = f"; and {len(broken) - MAX_LISTED:,} more" if len(broken) > MAX_LISTED else ""
+        form = " (bbox is [x, y, width, height], shown as corners)" if path.suffix.lower() == ".json" else ""
+        raise InputError(
+            f"{path}: {len(broken):,} of {len(boxes):,} boxes cannot be used{form}:"
+            f" {'; '.join(broken[:MAX_LISTED])}{more}"
+        )
+    if resized := {box.file: box.size for box in boxes if box.size and box.size != sizes[box.file]}:
+        name, said = next(iter(resized.items()))
+        example = "{} is {} x {}, in this file {} x {}".format(name, *sizes[name], *said)
+        announce(
+            f"{path}: {len(resized):,} images have another size, such as {example}; boxes are read as pixels of the"
+            " images, rotated as EXIF says"
+        )
+    return found
+
+
+def _size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return upright_size(image)
+
+
+def _shares(box: Box, width: int, height: int) -> list[float]:
+    """The corners of a box as shares of its image's width and height; ValueError says what is wrong with the box."""
+    shown = ", ".join(f"{name} {value}" for name, value in zip(COLUMNS[1:5], box.corners, strict=True))
+    try:
+        x1, y1, x2, y2 = corners = [float(value) for value in box.corners]
+    except (TypeError, ValueError):
+        raise ValueError(f"{shown}: not numbers") from None
+    if not all(map(math.isfinite, corners)):
+        raise ValueError(f"{shown}: not finite numbers")
+    if box.label is None or not str(box.label).strip():
+        raise ValueError("it has no label")
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"{shown}: it has no area between left and right, or upper and lower edge")
+    is_cut = min(x1, y1) < -EDGE or x2 > width + EDGE or y2 > height + EDGE
+    if is_cut or min(x2, y2) <= 0 or x1 >= width or y1 >= height:
+        raise ValueError(f"{shown}: it is outside of the image, which is {width} x {height}")
+    if max(corners) <= 1 and min(width, height) > 1:
+        raise ValueError(f"{shown}: it is within one pixel; give pixels, not shares of width and height")
+    return [min(max(value / side, 0.0), 1.0) for value, side in zip(corners, 2 * (width, height), strict=True)]

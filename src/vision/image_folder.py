@@ -1,50 +1,68 @@
 """Your own images: one folder per class, or a table of paths and labels."""
 
-import re
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.nn import functional as F
 
-from src.engine.data.folds import check_fold
-from src.engine.data.images import (
-    Ranges,
-    Shrink,
-    deep_image,
-    image_error,
-    usual_range,
-)
-from src.engine.data.labelled_files import Columns, LabelledDataModule, labelled_files, read_all, split_files
-from src.engine.data.loading import announce
-from src.engine.data.pixels import normalise, pixel_statistics
-from src.engine.data.split import check_parts
-from src.engine.data.workers import NumWorkers, check_num_workers, file_workers
-from src.engine.system.cores import cores_per_process
-from src.engine.system.errors import InputError, check_least
-from src.vision.image_files import (
-    Batch,
-    DecodedImages,
-    ImageFiles,
-    available_memory,
-    central_box,
-    content_keys,
-    decoded_sizes,
-    resized,
-    restored_ranges,
-    rgb,
-)
+from src.engine.data.image_reader import ImageFilesDataModule, ImageReader, check_files, rgb
+from src.engine.data.images import CROP_RATIO, Ranges, Shrink
+from src.engine.data.labelled_files import Columns, content_keys, labelled_files, split_files
+from src.engine.data.workers import NumWorkers
+from src.engine.system.errors import InputError
+from src.engine.system.randomness import derive_seed
 
 # Mean and standard deviation of ImageNet's channels; torchvision's weights expect them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP_TRIES = 10
+
+Batch = tuple[Tensor, Tensor]
+Box = tuple[int, int, int, int]  # top, left, height, width
 
 
-class ImageFolderDataModule(LabelledDataModule):
+class ImageFiles(ImageReader):
+    """Image files with class numbers.
+
+    Args:
+        files: paths of the images.
+        targets: class number of each image.
+        shrink: the size S of the network's input, and the smallest share of an image that a random crop keeps.
+        ranges: see `read_image`.
+        flip: mirror left to right with probability 0.5.
+    """
+
+    def __init__(
+        self, files: list[Path], targets: list[int], shrink: Shrink, ranges: Ranges, flip: bool = False
+    ) -> None:
+        super().__init__(files, shrink, ranges)
+        self.targets = torch.tensor(targets)
+        self.flip = flip
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Pixels (B, 3, S, S) uint8 and targets (B,) int64.
+
+        Crops and flips depend only on run seed, epoch and image.
+        """
+        epoch_seed = getattr(indices, "epoch_seed", 0)  # 0: not in training
+        pixels = self.in_threads(lambda index: self._pixels(index, Random(derive_seed(epoch_seed, index))), indices)
+        return torch.stack(pixels), self.targets[list(indices)]
+
+    def _pixels(self, index: int, random: Random) -> Tensor:
+        decoded = self.decoded(index)
+        (size, crop), (height, width, _) = self.shrink, decoded.shape
+        box = random_box(height, width, crop, random) if crop < 1 else central_box(height, width)
+        pixels = resized(decoded, box, size)
+        return pixels.flip(-1) if self.flip and random.random() < 0.5 else pixels
+
+
+class ImageFolderDataModule(ImageFilesDataModule):
     """Your own labelled images, of any size, greyscale or colour.
 
     Args:
@@ -78,7 +96,6 @@ class ImageFolderDataModule(LabelledDataModule):
             images, or files cannot be read.
     """
 
-    input_kind = "image"
     image_example = "ImageOps.fit(image, {size}, Image.Resampling.BILINEAR)"  # as `prepare`, in other programs
     pixel_mean, pixel_std = MEAN, STD
 
@@ -101,38 +118,19 @@ class ImageFolderDataModule(LabelledDataModule):
         fold: int | None = None,
         folds: int = 5,
     ) -> None:
-        super().__init__()
-        check_least(4, image_size=image_size)
-        check_least(1, batch_size=batch_size)
+        super().__init__(image_size, batch_size, num_workers, cache)
         if not 0 < crop <= 1:
             raise InputError(f"crop {crop} is out of range: give a share of the area above 0 and up to 1")
-        check_num_workers(num_workers)
-        check_parts((path, val_path, test_path), "images", val_share, test_share)
-        check_fold(fold, folds)
-        self.save_hyperparameters()
-        self.paths = {"train": path, "val": val_path, "test": test_path}
+        paths = {"train": path, "val": val_path, "test": test_path}
+        self.use_paths(paths, "images", (val_share, test_share), (fold, folds))
         self.columns = Columns(path_column, label_column, group_column)
-        self.image_size = image_size
-        self.shrink = Shrink(image_size)
-        self.batch_size = batch_size
-        self.shares = (val_share, test_share)
-        self.fold = (fold, folds)
+        self.save_hyperparameters()
         self.crop = crop
         self.flip = flip
-        self.num_workers = num_workers
-        self.cache = cache
-        self._is_cached: bool | None = None
-        self._statistics = pixel_statistics(self)
         self.data_source = path or ""
-        self.value_ranges: Ranges = {}
-        """The values that are black and white in images of more than 8 bits; set by `setup`."""
 
     def setup(self, stage: str) -> None:
-        """Find, check and split the files, in every process.
-
-        Raises:
-            InputError: there are no images, or some cannot be used.
-        """
+        """Find, check and split the files, in every process."""
         if hasattr(self, "train_set"):
             return
         if not self.data_source:
@@ -140,55 +138,14 @@ class ImageFolderDataModule(LabelledDataModule):
         found = labelled_files(self.paths, self.columns, known=self.restored)
         files = [one.file for one in found]
         self.value_ranges = check_files(files, self.value_ranges)
-        parts = split_files(found, files, content_keys(files), self.shares, "images", self.fold)
-        labels = {part: [label for _, label in own] for part, own in parts.items()}
-        numbers = self.number_labels(labels, self.data_source, "images")
-        self.train_set, self.val_set, self.test_set = (
-            self.dataset([file for file, _ in own], numbers[part], part) for part, own in parts.items()
-        )
+        split = split_files(found, files, content_keys(files), self.shares, "images", self.fold)
+        parts = self.with_targets(split, self.data_source, "images")
+        self.train_set, self.val_set, self.test_set = (self.dataset(*own, part) for part, own in parts.items())
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of images as in validation, not normalised, (B, 3, S, S) uint8."""
         decoded = [np.asarray(rgb(image, self.shrink)) for image in inputs]
         return torch.stack([resized(one, central_box(*one.shape[:2]), self.image_size) for one in decoded])
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise a whole batch, on the training device."""
-        pixels, targets = batch
-        if self._statistics[0].device != pixels.device:
-            self._statistics = self._statistics[0].to(pixels.device), self._statistics[1].to(pixels.device)
-        images = normalise(pixels, *self._statistics)
-        if self.trainer is not None:  # Lightning converts floats before this method, when these were uint8
-            images = self.trainer.precision_plugin.convert_input(images)
-        return images, targets
-
-    def network_arguments(self) -> dict[str, Any]:
-        """The network arguments that depend on the data."""
-        self.setup("fit")
-        return {"num_classes": self.num_classes, "in_channels": 3, "image_size": self.image_size}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "value_ranges": self.value_ranges}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Use a checkpoint's labels and ranges of values instead of the files' own; call before `setup`."""
-        super().load_state_dict(state_dict)
-        self.value_ranges = restored_ranges(state_dict.get("value_ranges", {}))
-
-    def _loader(self, files: ImageFiles, shuffle: bool = False) -> DataLoader[Batch]:
-        self._keep_decoded()
-        return super()._loader(files, shuffle)
-
-    def _workers(self, files: ImageFiles, shuffle: bool) -> int:
-        return self.workers(files, self.trainer, report=shuffle)
-
-    def workers(self, files: ImageFiles, trainer: Any, report: bool) -> int:
-        """The number of worker processes that decode files; without, they are decoded by threads."""
-        workers, files.threads = file_workers(self.num_workers, trainer), cores_per_process(trainer)
-        if report:
-            by = f"{workers} worker processes" if workers else f"{files.threads} threads of the training process"
-            rank_zero_info(f"Images are decoded by {by} (num_workers {self.num_workers})")
-        return workers
 
     def dataset(self, files: list[Path], targets: list[int], part: str) -> ImageFiles:
         """The images of a part: `train`, `val` or `test`."""
@@ -196,54 +153,28 @@ class ImageFolderDataModule(LabelledDataModule):
             return ImageFiles(files, targets, self.shrink, self.value_ranges)
         return ImageFiles(files, targets, Shrink(self.image_size, self.crop), self.value_ranges, self.flip)
 
-    def _keep_decoded(self) -> None:
-        """Give the training and validation part memory for decoded images, if enough is free."""
-        if not self.cache or self._is_cached is not None:
-            return
-        parts = (self.train_set, self.val_set)
-        sizes = [decoded_sizes(part.files, part.shrink) for part in parts]
-        processes = max(1, self.trainer.world_size // self.trainer.num_nodes) if self.trainer else 1
-        needed, free = 3 * processes * sum(map(sum, sizes)), available_memory()
-        self._is_cached = not free or needed <= free / 2
-        line = f"decoded images take {needed / 1e6:,.0f} MB of memory, of {free / 1e6:,.0f} MB that are free"
-        if not self._is_cached:
-            announce(f"--data.cache: {line}, which is more than half: they are decoded in each epoch")
-            return
-        rank_zero_info(f"Cache: {line}")
-        for part, own in zip(parts, sizes, strict=True):
-            part.cache = DecodedImages(own)
+
+def central_box(height: int, width: int) -> Box:
+    """The largest square in the middle of an image."""
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
 
 
-def check_files(files: list[Path], known: Ranges) -> Ranges:
-    """The ranges of values of deep images, see `read_image`; reported.
+def random_box(height: int, width: int, crop: float, random: Random) -> Box:
+    """A random part of an image, of at least `crop` of its area, as torchvision's RandomResizedCrop draws it."""
+    for _ in range(CROP_TRIES):
+        area = height * width * random.uniform(crop, 1)
+        ratio = math.exp(random.uniform(math.log(CROP_RATIO), -math.log(CROP_RATIO)))
+        high, wide = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < high <= height and 0 < wide <= width:
+            return random.randint(0, height - high), random.randint(0, width - wide), high, wide
+    # The image is long and narrow: the largest part in its middle.
+    high, wide = min(height, round(width / CROP_RATIO)), min(width, round(height / CROP_RATIO))
+    return (height - high) // 2, (width - wide) // 2, high, wide
 
-    Args:
-        files: paths of the images.
-        known: ranges that are kept, such as those of a checkpoint.
 
-    Raises:
-        InputError: a file is not an image; damage in its pixels shows only on decoding.
-    """
-
-    def check(file: Path) -> tuple[str, float, float] | None:
-        with Image.open(file) as image:
-            if deep := deep_image(image):
-                return deep[1:4]
-            has_deep_colours = any(re.search("(?<!BGR);16", str(one.args)) for one in image.tile)
-            image.verify()
-        return ("colours", 0.0, 0.0) if has_deep_colours else None
-
-    checked = read_all(files, files, check, image_error)
-    if deep_colours := [file for file, found in zip(files, checked, strict=True) if found and found[0] == "colours"]:
-        announce(
-            f"{len(deep_colours):,} images have colours of 16 bits, of which only the upper 8 are read, such as"
-            f" {deep_colours[0]}: if they are dark, scale their values to the full range"
-        )
-    ranges = dict(known)
-    for kind in ("integer", "float"):
-        if deep := [found for found in checked if found and found[0] == kind]:
-            own = usual_range(kind, min(low for _, low, _ in deep), max(high for _, _, high in deep))
-            ranges[kind] = low, high = known.get(kind, own)
-            example = files[checked.index(deep[0])]
-            announce(f"{len(deep):,} images have more than 8 bits, such as {example}: {low:g} is black, {high:g} white")
-    return ranges
+def resized(image: Any, box: Box, size: int) -> Tensor:
+    """A part of an image (H, W, 3) uint8, scaled to (3, size, size) uint8."""
+    top, left, height, width = box
+    part = torch.from_numpy(np.array(image[top : top + height, left : left + width]))  # a copy is faster than strides
+    return F.interpolate(part.permute(2, 0, 1)[None], (size, size), mode="bilinear", antialias=True)[0]

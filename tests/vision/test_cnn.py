@@ -33,7 +33,7 @@ def test_an_argument_that_does_not_fit_is_an_error_at_construction(arguments: di
 
 
 def test_the_error_for_a_wrong_image_size_names_the_right_one() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 1, 32, 32\) do not fit this CNN: it takes \(B, 1, 28, 28\)"):
+    with pytest.raises(ValueError, match=r"\(2, 1, 32, 32\) do not fit CNN: it takes \(B, 1, 28, 28\)"):
         CNN()(torch.zeros(2, 1, 32, 32))
 
 

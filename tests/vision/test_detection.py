@@ -25,7 +25,7 @@ from src.engine.system.errors import InputError
 from src.engine.tensorboard.task_pictures import TaskPictures
 from src.vision.detection import DetectionTask, box_figure
 from src.vision.digit_scenes import DigitScenesDataModule
-from src.vision.digits import INVERTED
+from src.vision.mnist import INVERTED, MNISTDataModule
 from tests.conftest import Run, fit, once, program, trainer
 from tests.contract import check_prepare
 from tests.engine.deploy.exports import example, written
@@ -93,9 +93,10 @@ def test_a_scene_depends_on_seed_and_index_only_and_in_training_on_the_epoch() -
 
 
 def test_a_part_has_its_own_digits_only() -> None:
-    data = small_data()
+    data, mnist = small_data(), MNISTDataModule(source="sample")
+    mnist.setup("fit")
     parts = (data.train_set, data.val_set, data.test_set)
-    own = (data.digits.train_set, data.digits.val_set, data.digits.test_set)
+    own = (mnist.train_set, mnist.val_set, mnist.test_set)
     assert all((part.digits == digits.images.numpy()).all() for part, digits in zip(parts, own, strict=True))
     assert len({part.seed for part in parts}) == 3
 
@@ -390,7 +391,7 @@ def test_the_page_draws_boxes_on_the_chosen_image(detector_service: Service, sce
         ("--data.image_size=32", "image_size 32 is too small: give at least 64"),
         ("--data.image_size=100", "image_size 100 does not fit SmallFCOS: give a multiple of 32, such as 96"),
         ("--data.max_digits=0", "max_digits 0 is too small"),
-        ("--data.num_workers=-1", "num_workers -1 is too small"),
+        ("--data.num_workers=-1", "num_workers -1 is out of range"),
     ],
 )
 def test_a_user_error_is_one_line(word: str, message: str, error_of: Callable[..., str]) -> None:

@@ -13,8 +13,7 @@ from src import ROOT
 from src.engine.data.images import read_image
 from src.engine.parts import remote
 from src.engine.system.errors import InputError
-from src.vision.boxes import COLUMNS
-from src.vision.image_boxes import ImageBoxesDataModule
+from src.vision.image_boxes import COLUMNS, ImageBoxesDataModule
 from tests.conftest import Run, picture, serving, write
 from tests.contract import check_folds, check_prepare
 

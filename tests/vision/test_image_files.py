@@ -1,7 +1,6 @@
 """Image files: as small as is enough, the same pixels everywhere, and a cache."""
 
 import os
-import sys
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,18 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from src.engine.data import image_cache
+from src.engine.data.image_reader import restored_ranges
 from src.engine.data.images import Shrink, read_image, reader
 from src.engine.data.loading import Indices
 from src.engine.system.errors import InputError
-from src.vision import image_files, image_folder
-from src.vision.image_files import (
-    ImageFiles,
-    available_memory,
-    central_box,
-    content_keys,
-    random_box,
-    restored_ranges,
-)
+from src.vision.image_folder import ImageFiles, central_box, random_box
 from tests.conftest import picture
 from tests.vision.test_image_folder import ready
 
@@ -158,7 +151,7 @@ def test_images_that_do_not_fit_are_not_cached(
     photos(tmp_path)
     needed = 3 * 8 * 63 * 47  # six training and two validation images
     for free, is_kept in ((2 * needed, True), (2 * needed - 1, False), (0, True)):
-        monkeypatch.setattr(image_folder, "available_memory", lambda found=free: found)
+        monkeypatch.setattr(image_cache, "available_memory", lambda found=free: found)
         data = ready(path=str(tmp_path), image_size=32, cache=True)
         data.train_dataloader()
         assert (data.train_set.cache is not None) == is_kept
@@ -177,26 +170,6 @@ def test_ranges_of_a_checkpoint_are_checked(state: Any) -> None:
     assert restored_ranges({"float": [0, 1.5]}) == {"float": (0, 1.5)}
 
 
-def test_files_with_the_same_content_have_the_same_key(tmp_path: Path) -> None:
-    paths = [tmp_path / str(number) for number in range(5)]
-    for path, content in zip(paths, (b"abc", b"abc", b"abd", b"longer", b"longer still"), strict=True):
-        path.write_bytes(content)
-    keys = content_keys(paths)
-    assert keys[0] == keys[1]
-    assert len(set(keys)) == 4
-    assert keys[3:] == [6, 12]  # not read, since no other file has their size
-
-
-def test_files_that_differ_in_the_middle_are_not_read_as_a_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(image_files, "_whole", lambda file: pytest.fail(f"{file} read"))
-    paths = [tmp_path / str(number) for number in range(20)]
-    for number, path in enumerate(paths):
-        path.write_bytes(bytes(10_000) + bytes([number]) * 1000 + bytes(10_000))
-    assert len(set(content_keys(paths))) == 20
-
-
 def test_a_part_of_images_holds_no_list_that_workers_would_copy(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")  # not UTF-8
     Image.new("RGB", (9, 9)).save(tmp_path / name)
@@ -204,16 +177,3 @@ def test_a_part_of_images_holds_no_list_that_workers_would_copy(tmp_path: Path) 
     assert part.files == [tmp_path / name]
     assert [value.tolist() for value in part.__getitems__([0])] == [torch.zeros(1, 3, 8, 8).tolist(), [1]]
     assert not any(isinstance(value, list) for value in vars(part).values())
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_free_memory_is_no_more_than_a_container_may_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit, used = tmp_path / "max", tmp_path / "current"
-    monkeypatch.setattr(image_files, "CONTAINER_MEMORY", ((str(limit), str(used)),))
-    whole = available_memory()
-    used.write_text("300\n")
-    for text, expected in (("1000\n", 700), ("200\n", 0)):
-        limit.write_text(text)
-        assert available_memory() == expected
-    limit.write_text("max\n")
-    assert available_memory() > whole / 2 > 0

@@ -17,9 +17,8 @@ from src.engine.data.images import reader
 from src.engine.deploy.formats import _example_lines
 from src.engine.deploy.inference import Inference
 from src.engine.deploy.predicting import predict
-from src.vision.digits import INVERTED
 from src.vision.image_folder import ImageFolderDataModule
-from src.vision.mnist import MNISTDataModule
+from src.vision.mnist import INVERTED, MNISTDataModule
 from tests.conftest import fit, pictures
 from tests.contract import check_prepare
 from tests.engine.deploy.exports import SUFFIXES, check_format, check_free_sizes, check_int8

@@ -39,7 +39,7 @@ class BatchedDataModule(LightningDataModule):
     """Loads `train_set`, `val_set` and `test_set`, which `setup` sets, in batches of `batch_size`."""
 
     batch_size: int
-    device_resident = False  # whether the datasets return batches on the device
+    device_resident = False  # whether datasets are moved to the training device by their method `to`
     train_set: Any
     val_set: Any
     test_set: Any
@@ -56,6 +56,8 @@ class BatchedDataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def _loader(self, dataset: Any, shuffle: bool = False) -> DataLoader[Any]:
+        if self.device_resident and self.trainer is not None:
+            dataset.to(self.trainer.strategy.root_device)
         order = shuffled(len(dataset)) if shuffle else None
         # Batch norm cannot train on a batch of one.
         batches = Batches(len(dataset), self.batch_size, self.trainer, order, drop_single=shuffle)
@@ -63,5 +65,6 @@ class BatchedDataModule(LightningDataModule):
         return batch_loader(dataset, batches, num_workers=workers, on_device=self.device_resident)
 
     def _workers(self, dataset: Any, shuffle: bool) -> int:
-        """The number of worker processes of a loader."""
-        return getattr(self, "num_workers", 0)
+        """The number of worker processes of a loader; `auto`: none."""
+        given = getattr(self, "num_workers", 0)
+        return 0 if given == "auto" else given

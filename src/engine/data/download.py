@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from src import ROOT
 from src.engine.system.errors import InputError
 
 TIMEOUT = 10.0  # seconds without an answer
@@ -66,6 +67,11 @@ def locked_folder(path: Path) -> Iterator[None]:
         with suppress(OSError):  # not empty, or never created
             for folder in sorted({*new_folders}, reverse=True):
                 folder.rmdir()
+
+
+def data_folder(given: str | None) -> Path:
+    """The folder for downloads: the given one, else `data/` in the project."""
+    return ROOT / "data" if given is None else Path(given).expanduser()
 
 
 def download(url: str, sha256: str, path: Path) -> None:

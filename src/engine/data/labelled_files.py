@@ -1,5 +1,6 @@
 """Labelled files of your own: one folder per class, or a table of paths and labels; and data sets of three parts."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.data.batched import BatchedDataModule, check_loaded
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, in_threads, is_hidden, skipped_line
+from src.engine.data.folds import check_fold
 from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.data.labels import check_known, check_labels, check_not_parts, report_classes
 from src.engine.data.loading import announce
-from src.engine.data.split import PARTS, report_duplicates, stratified_split, with_fold
+from src.engine.data.split import PARTS, check_parts, report_duplicates, stratified_split, with_fold
 from src.engine.system.addresses import local_path
 from src.engine.system.errors import InputError
 
@@ -193,10 +195,34 @@ def _check_groups(groups: Sequence[str | None], parts: Mapping[str, Sequence[int
                 )
 
 
+def content_keys(files: Sequence[Path]) -> list[Any]:
+    """A key for each file, equal for files with the same content; files are read only as far as they look equal."""
+    keys: list[Any] = in_threads(lambda file: file.stat().st_size, files, "Comparing files")
+    for read in (_middle, _whole):
+        counts = Counter(keys)
+        alike = [number for number, key in enumerate(keys) if counts[key] > 1]
+        contents = in_threads(read, [files[number] for number in alike], "Comparing files")
+        for number, content in zip(alike, contents, strict=True):
+            keys[number] = (keys[number], content)
+    return keys
+
+
+def _middle(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size // 2 - 2048))
+        return hashlib.sha256(opened.read(4096)).digest()
+
+
+def _whole(file: Path) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
 class LabelledDataModule(BatchedDataModule):
     """A DataModule with `labels`."""
 
     num_classes: int
+    columns: Columns
     label_order: Callable[[str], Any] | None = None
     """Key that sorts the labels; None: by name."""
 
@@ -208,6 +234,24 @@ class LabelledDataModule(BatchedDataModule):
         self.sizes: dict[str, Any] = {}
         """Samples of each label in the training and validation part, and where they are from; set by `setup`."""
         self.restored_sizes: dict[str, Any] = {}
+
+    def use_paths(
+        self, paths: Any, what: str, shares: tuple[float, float], fold: tuple[int | None, int] | None = None
+    ) -> None:
+        """Set `paths`, `shares` and `fold`, after checking them.
+
+        Args:
+            paths: of the training, validation and test part; a dict or a tuple.
+            what: what they hold, for messages.
+            shares: of validation and test.
+            fold: the fold to validate on, and the number of folds.
+        """
+        check_parts([*(paths.values() if isinstance(paths, dict) else paths)], what, *shares)
+        self.paths: Any = paths
+        self.shares: Any = shares
+        if fold is not None:
+            check_fold(*fold)
+            self.fold = fold
 
     def find_labels(self, labels: Sequence[str], source: str) -> dict[str, int]:
         """Set `labels` and `num_classes`, and return the class number of each label; arguments of `check_labels`."""
@@ -238,6 +282,13 @@ class LabelledDataModule(BatchedDataModule):
         targets = {part: [numbers[label] for label in own] for part, own in parts.items()}
         report_classes(self.labels, targets)
         return targets
+
+    def with_targets(
+        self, parts: Mapping[str, Sequence[tuple[T, str]]], source: str, kind: str
+    ) -> dict[str, tuple[list[T], list[int]]]:
+        """The values and class numbers of each part, of values and labels: see `number_labels`."""
+        targets = self.number_labels({part: [label for _, label in own] for part, own in parts.items()}, source, kind)
+        return {part: ([value for value, _ in own], targets[part]) for part, own in parts.items()}
 
     def report_changes(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> None:
         """Set `sizes`, and say whether samples were added or removed since training; arguments of `number_labels`."""

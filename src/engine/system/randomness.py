@@ -26,6 +26,11 @@ def step_position(trainer: Any) -> tuple[int, int, int]:
     return fit.epoch_progress.current.processed, fit.epoch_loop.batch_progress.current.ready, trainer.global_rank
 
 
+def step_generator(trainer: Any, device: torch.device) -> torch.Generator:
+    """A source of randomness for a Trainer's current training step, which is the same whenever this step is made."""
+    return torch.Generator(device).manual_seed(derive_seed(run_seed(), *step_position(trainer)))
+
+
 @contextmanager
 def counting() -> Iterator[None]:
     """Let metrics count with `torch.bincount` where algorithms must be deterministic.
