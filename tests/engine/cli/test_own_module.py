@@ -261,7 +261,7 @@ def test_a_run_that_had_one_more_checkpoint_keeps_it() -> None:
 
 
 def test_an_option_that_would_have_no_effect_is_said(own: Train) -> None:
-    with pytest.raises(InputError, match=r"^--checkpoint.save_top_k: the ModelCheckpoint in trainer.callbacks chooses"):
+    with pytest.raises(InputError, match=r"^--checkpoint.save_top_k: a ModelCheckpoint in trainer.callbacks chooses"):
         own("Own", "--checkpoint.save_top_k=3", callbacks=[checkpoint(monitor="val_loss")])
 
 
@@ -300,8 +300,7 @@ def test_a_module_may_save_in_a_folder_that_is_not_there(own: Train) -> None:
 def test_retries_cannot_halve_the_rate_of_a_modules_own_optimizer(own: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Own, "training_step", lambda *_: pytest.fail("it trains"))
     with pytest.raises(
-        InputError,
-        match=r"^--retries 2: the learning rate of the model's own optimizer cannot be halved: give --retries 0",
+        InputError, match=r"^--retries 2: the learning rate of the model.s own optimizer cannot be halved"
     ):
         own("Own", "--retries=2")
 
@@ -311,7 +310,7 @@ def test_a_loss_that_is_not_a_number_asks_for_another_rate_of_the_module(
 ) -> None:
     monkeypatch.setattr(F, "cross_entropy", lambda logits, _: logits.mean() * torch.nan)
     with pytest.raises(
-        NotFiniteError, match=r"learning rate 0\.04: look for NaN in the data, give the model a lower rate"
+        NotFiniteError, match=r"learning rate 0\.04: look for NaN in the data,.* or give the model a lower rate"
     ) as caught:
         own("Own", limit_val_batches=0)
     assert "--retries" not in str(caught.value)
