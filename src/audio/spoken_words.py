@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import re
 import zipfile
 from collections.abc import Sequence
@@ -128,7 +129,7 @@ class SpokenWordsDataModule(LabelledDataModule):
         check_least(4, image_size=image_size)
         check_least(1, batch_size=batch_size)
         check_least(0, max_shift=max_shift, max_noise=max_noise)
-        samples = round(seconds * sample_rate)
+        samples = round(seconds * sample_rate) if math.isfinite(seconds) else 0
         if not image_size <= samples <= MAX_SAMPLES:
             low, high = image_size / sample_rate, MAX_SAMPLES // sample_rate
             raise InputError(f"seconds {seconds} is out of range: give {low:.6g} to {high}")

@@ -48,6 +48,8 @@ class TextEncoder(nn.Module):
         sizes = {"vocab_size": vocab_size, "num_layers": num_layers, "num_classes": num_classes}
         dropouts = {"dropout": dropout, "token_dropout": token_dropout}
         check_transformer("TextEncoder", dropouts, d_model=d_model, num_heads=num_heads, **sizes)
+        if num_convolutions < 0:
+            raise ValueError(f"num_convolutions {num_convolutions} is too small for TextEncoder: give at least 0")
         self.vocab_size = vocab_size
         self.num_classes = num_classes
         self.d_model = d_model

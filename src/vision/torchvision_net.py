@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from src.vision.sizes import check_sizes
+
 GOOGLE = ("googlenet", "inception_v3")  # with weights, they scale their inputs, and GoogLeNet has no auxiliary branches
 HALVES = ("efficientnet_v2_l",)  # its weights expect mean and deviation 0.5, all others ImageNet's
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -51,6 +53,7 @@ class TorchvisionNet(nn.Module):
     ) -> None:
         super().__init__()
         check_name(name, models.list_models(module=models))
+        check_sizes(name, num_classes=num_classes)
         self.name = name
         self.weights = weights
         self.num_classes = num_classes

@@ -166,6 +166,7 @@ def test_a_class_of_too_few_recordings_is_named_with_file_and_row(tmp_path: Path
         ("--data.max_mask=1", "max_mask 1.0 is out of range: give a share of at least 0 and below 1"),
         ("--data.max_speed=-0.1", "max_speed -0.1 is out of range"),
         ("--data.seconds=0", "seconds 0.0 is out of range: give 0.001 to 1048"),
+        ("--data.seconds=.nan", "seconds nan is out of range"),
         ("--data.seconds=1e9", "seconds 1000000000.0 is out of range: give 0.001 to"),
         ("--data.sample_rate=1000", "sample_rate 1000 is too small: give at least 2000"),
         ("--data.max_shift=-1", "max_shift -1.0 is too small: give at least 0"),

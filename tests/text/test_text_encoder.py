@@ -119,6 +119,7 @@ def test_it_overfits_one_batch() -> None:
         ({"num_classes": 0}, "num_classes 0 is too small"),
         ({"token_dropout": 1.0}, "token_dropout 1.0 is out of range"),
         ({"num_layers": 0}, "num_layers 0 is too small for TextEncoder"),
+        ({"num_convolutions": -1}, "num_convolutions -1 is too small for TextEncoder"),
     ],
 )
 def test_an_argument_out_of_range_is_named(arguments: dict[str, object], message: str) -> None:

@@ -130,6 +130,8 @@ def test_a_vit_of_another_size_is_rebuilt_with_it() -> None:
         assert net.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
     with pytest.raises(ValueError, match=r"options \{'side': 3\} do not fit resnet18: .*side"):
         TorchvisionNet("resnet18", options={"side": 3})
+    with pytest.raises(ValueError, match="num_classes 0 is too small for resnet18"):
+        TorchvisionNet(num_classes=0)
 
 
 def test_an_image_of_one_channel_is_used_three_times() -> None:

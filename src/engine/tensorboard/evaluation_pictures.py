@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassPrecisionRecallCurve
 
 from src.engine.system.batches import gathered, labels_of
+from src.engine.system.errors import check_least
 from src.engine.system.randomness import counting
 from src.engine.tensorboard.figures import draw_image, escape_dollars, new_figure
 from src.engine.tensorboard.writers import writers
@@ -41,6 +42,7 @@ class EvaluationPictures(Callback):
     """
 
     def __init__(self, every_n_epochs: int = 0) -> None:
+        check_least(0, every_n_epochs=every_n_epochs)
         self.every_n_epochs = every_n_epochs
         self._curves: Any = None
         self._worst: list[Mistake] = []
