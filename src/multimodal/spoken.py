@@ -7,6 +7,7 @@ import torch
 
 from src.audio.spoken_words import SpokenWordsDataModule
 from src.engine.data.labelled_tables import local_paths, read_table
+from src.engine.system.errors import InputError
 from src.multimodal.captions import CaptionDataModule
 from src.multimodal.clip import INPUTS, Modality
 
@@ -37,6 +38,8 @@ class SpokenCaptionDataModule(CaptionDataModule):
         seconds: float = 1.0,
         **options: Any,
     ) -> None:
+        if not 2 <= len(set(modalities)) == len(modalities):
+            raise InputError(f"modalities {', '.join(modalities)}: give two or three of {', '.join(INPUTS)}")
         # Saved by `setup`, and given back by `load_from_checkpoint`.
         options = {name: value for name, value in options.items() if name != "data_source"}
         self.modalities = [name for name in INPUTS if name in modalities]

@@ -50,16 +50,15 @@ class SharedCache(KeyValueCache):
 
     Args:
         count: number of texts.
-        block_size: largest number of tokens of a text.
     """
 
     PADDING = 64
 
-    def __init__(self, count: int, block_size: int) -> None:
+    def __init__(self, count: int) -> None:
         super().__init__()
         self.lengths = [0] * count
         """Tokens processed of each text; set it to 0 for a text that is not needed any more."""
-        self.capacity = block_size + self.PADDING  # never used whole: products with all of it could differ in bits
+        self.capacity = 0  # tokens for which there is memory
 
     def __len__(self) -> int:
         return max(self.lengths)
@@ -67,6 +66,7 @@ class SharedCache(KeyValueCache):
     def put(self, row: int, cache: KeyValueCache) -> None:
         """Replace a text by one that has been processed on its own."""
         self.lengths[row] = len(cache)
+        self._reserve(len(cache))
         for (layer, name), value in cache.kept.items():
             if (layer, name) not in self.kept:
                 size = value.shape[-2] if name == "tokens" else self.capacity
@@ -79,6 +79,7 @@ class SharedCache(KeyValueCache):
         self.positions = torch.tensor(self.lengths, device=device)  # (B,)
         self.rows = torch.arange(len(self.lengths), device=device)
         self.lengths = [length + count for length in self.lengths]
+        self._reserve(len(self))
         self.size = -(-len(self) // self.PADDING) * self.PADDING  # S
         keys = torch.arange(self.size, device=device)
         self.mask = (keys <= self.positions[:, None])[:, None, None]  # (B, 1, 1, S)
@@ -90,6 +91,15 @@ class SharedCache(KeyValueCache):
         kept = self.kept[layer, name]  # (B, heads, capacity, head_dim)
         kept[self.rows, :, self.positions] = new[:, :, 0].to(kept.dtype)
         return kept[:, :, : self.size]
+
+    def _reserve(self, length: int) -> None:
+        """Keep more memory than needed: products with the whole buffer could differ in bits."""
+        if length + self.PADDING > self.capacity:
+            more = 2 * -(-(length + self.PADDING) // self.PADDING) * self.PADDING - self.capacity
+            self.capacity += more
+            for (layer, name), value in self.kept.items():
+                if name != "tokens":
+                    self.kept[layer, name] = F.pad(value, (0, 0, 0, more))
 
 
 class Attention(nn.Module):
@@ -249,7 +259,7 @@ class GPT(nn.Module):
 
     def new_shared_cache(self, count: int) -> SharedCache:
         """A cache for `forward` with one token of each of several texts, which are put into it one by one."""
-        return SharedCache(count, self.block_size)
+        return SharedCache(count)
 
     def forward(self, tokens: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Logits for the next token at each position; with a cache, `tokens` are only those not yet processed."""

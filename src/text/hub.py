@@ -42,6 +42,12 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
     looks_like_path = name.startswith((".", "~", "/")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
     if looks_like_path and not is_folder:
         raise ValueError(f"{name}: no such folder")
+    needed = ("config.json", *(["tokenizer_config.json"] if cls.__name__ == "AutoTokenizer" else []))
+    if (folder / "adapter_config.json").is_file() and not any((folder / one).is_file() for one in needed):
+        raise ValueError(
+            f"{name} is an adapter: merge it into its model (peft's merge_and_unload), save that and its tokenizer"
+            " with save_pretrained, and give its folder"
+        )
     problem = None if is_folder else _hub_problem()
     offline = is_folder or problem is not None  # what is in the hub's cache can still be loaded
     if problem and cls.__name__.startswith("AutoModel"):  # it looks for adapters too, and would try for 23 s

@@ -227,8 +227,11 @@ class LabelledTextDataModule(LabelledDataModule):
         """Whether each text was cut off; not for a subclass that prepares its inputs itself."""
         if type(self).prepare is not LabelledTextDataModule.prepare:
             return [""] * len(inputs)
-        lengths = map(len, self.tokenizer.encode_batch(inputs, self.max_length + 1))
-        return [f"cut off after {self.max_length} tokens" if length > self.max_length else "" for length in lengths]
+        # Half: a tokenizer may make more characters of one.
+        long = [text for text in inputs if len(text.encode("utf-8", "replace")) > self.max_length // 2]
+        lengths = map(len, self.tokenizer.encode_batch(long, self.max_length + 1))
+        cut = {text for text, length in zip(long, lengths, strict=True) if length > self.max_length}
+        return [f"cut off after {self.max_length} tokens" if text in cut else "" for text in inputs]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         order = by_length(self.train_set.lengths, self.batch_size)
@@ -310,20 +313,21 @@ def rt_polarity(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
         InputError: the folder cannot be written, or a file is incomplete.
     """
     paths = {suffix: data_dir / "rt_polarity" / f"rt-polarity.{suffix}" for suffix in POLARITY_LABELS}
-    if not all(path.exists() for path in paths.values()):
+    if not any(path.exists() for path in paths.values()):
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "rt-polaritydata.tar.gz"
             download(POLARITY_URL, POLARITY_SHA256, archive)
             with tarfile.open(archive) as tar:
                 for suffix, path in paths.items():
-                    if path.exists():
-                        continue
                     member = tar.extractfile(f"rt-polaritydata/rt-polarity.{suffix}")
                     assert member is not None  # the checksum guarantees it
                     write_atomically(path, member.read().decode("latin-1").encode("utf-8"))
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "val": [], "test": []}
     for suffix, path in paths.items():
-        content = path.read_bytes()
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error}): remove {path.parent} to download it again") from error
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError:  # as it is published

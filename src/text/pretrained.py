@@ -35,6 +35,8 @@ class _Pretrained(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if lora_rank < 0:
+            raise ValueError(f"lora_rank {lora_rank} is out of range: give at least 1, or 0 for no LoRA")
         if freeze_body and lora_rank:
             raise ValueError("freeze_body and lora_rank cannot be combined: give one of them")
         if not pretrained and config is None:

@@ -179,7 +179,7 @@ def load_weights(net: nn.Module, state: Any, weights: str | None, name: str, rep
             del state[key]  # not in a copy, which would lose the version of each layer
         lost = {key for keys in net.load_state_dict(state, strict=False) for key in keys} - left_out
         if lost := {key for key in lost if not key.endswith("num_batches_tracked")}:  # in old files
-            raise RuntimeError(f"{min(lost)} is missing or of another shape")
+            raise RuntimeError(f"{min(lost)} is missing, not expected or of another shape")
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"the weights in {weights} do not fit {name}: {reason}") from error

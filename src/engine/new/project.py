@@ -92,9 +92,9 @@ class Project:
             is_wanted = "/test_" not in path or path.split("/")[1] in domains or path in template.added
             if path.endswith(".py") and path not in inits and is_wanted:
                 paths.append(path)
-            lacking = template.needs(path) - self.kept
-            if path.endswith((".yaml", ".js")) and not any(one.startswith("src/") for one in lacking):
-                data.add(path)
+            if path.endswith((".yaml", ".js")):
+                lacking = template.needs(path) - self.kept
+                data |= set() if any(one.startswith("src/") for one in lacking) else {path}
         other = {"configs/default.yaml"} - {*self.recipes}  # a kind's, or a copy
         gone = Gone(template, {*self.kept, *data, *inits, *paths, KILL} - other)
         found = Suite(template, gone, paths, data).trimmed()

@@ -53,7 +53,7 @@ class MonitorChoice(Callback):
         if self._is_settled or trainer.state.fn != "fit":
             return
         logged = [name for name, one in trainer.callback_metrics.items() if self._before.get(name) is not one]
-        losses = [name for name in final_names(logged) if "loss" in name.lower()]
+        losses = final_names(name for name in logged if "loss" in name.lower())
         usual = [name for name in (DEFAULT_MONITOR, "val_loss") if name in losses]
         monitor = next(iter(usual or (losses if len(losses) == 1 else ())), None)
         if trainer.sanity_checking:  # not every module logs in it

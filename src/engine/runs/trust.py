@@ -37,6 +37,7 @@ UNKNOWN = "unknown"  # a type that cannot be resolved here, though jsonargparse 
 PATH_VALUE = re.compile(r"[/\\]|^[.~]")  # looks like a path
 MAX_DEPTH = 50  # nested classes, lists and dicts
 MAX_VALUES = 100_000  # in all lists and dicts; one that is shared counts each time
+MAX_INTEGER = 2**31  # larger sizes would use up the memory
 # What is read from a checkpoint's configuration: classes of these types, and plain numbers of the Trainer.
 CONFIGURED: dict[str, tuple[type, ...]] = {
     "data": (LightningDataModule,),
@@ -279,6 +280,8 @@ class _Check:
             return {name: self.value(one, inner, f"{place}.{name}", depth + 1) for name, one in kept.items()}
         if type(value) not in PLAIN:
             raise InputError(f"{place} is {_kind(value)}, but only plain values are allowed")
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            raise InputError(f"{place} is too large: its absolute value is above {MAX_INTEGER:,}")
         return value
 
 

@@ -55,8 +55,8 @@ def compare(args: list[str]) -> int:
     if options.best:
         _print_best(options.best, options.mode, [find_folder(given) for given in options.runs or [ROOT / "logs"]])
         return 0
-    named = options.output and f"{options.output}{'' if Path(options.output).suffix else '.png'}"
-    output = new_output("--output", named) if named else None
+    named = Path(options.output) if options.output else None
+    output = new_output("--output", str(named if named.suffix else f"{named}.png")) if named else None
     runs = [read_run(find_folder(given)) for given in options.runs]
     for run in runs:
         if not run.settings:

@@ -59,7 +59,7 @@ def _check_entry(entry: Any, before: dict[str, Any], given: str) -> None:
             raise InputError(f"{given}: {values} is not a range of {kind}: give [lowest, highest], and a step above 0")
         try:
             _distribution(entry)
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise InputError(f"{given}: {values} is not a range of {kind}: {error}") from error
     when = entry.get("when", {})
     if not isinstance(when, dict):

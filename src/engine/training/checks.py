@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import Precision
 from torch import nn
 
 from src.engine.data.loading import announce
-from src.engine.system.classes import Tree, as_list, flat, import_class, nearest
+from src.engine.system.classes import Tree, as_list, flat, import_class, nearest, walk
 from src.engine.system.errors import InputError, check_least
 
 DEFAULT_MONITOR = "val/loss"
@@ -86,11 +86,18 @@ def check_unchanged(saved: Tree, now: Tree) -> None:
 
     An argument that only one of them has is new, or no longer there, in its class.
     """
-    old = flat(saved)
-    for name, value in flat(now).items():
-        is_kept = name in old and re.match(r"(optimizer|lr_scheduler)\.|model\..*(?<=[._])(lr|learning_rate)$", name)
-        if value != old.get(name) and (is_kept or name in ("optimizer", "lr_scheduler")):
-            raise InputError(f"--{name} {value} cannot be changed in a continued run: leave it out")
+    old, new = (flat({name: tree.get(name) for name in ("optimizer", "lr_scheduler")}) for tree in (saved, now))
+    old_rates, new_rates = (
+        {
+            name: value
+            for name, value in walk({"model": tree.get("model")})
+            if re.search(r"[._](lr|learning_rate)$", name)
+        }
+        for tree in (saved, now)
+    )
+    for before, after in ((old, new), (old_rates, new_rates)):
+        if changed := next((name for name in after if name in before and after[name] != before[name]), None):
+            raise InputError(f"--{changed} {after[changed]} cannot be changed in a continued run: leave it out")
 
 
 def check_clocks(trainer: Any, processes: int) -> None:

@@ -146,6 +146,7 @@ def test_without_this_part_a_run_goes_on_with_its_own_optimizer_only(
         ({"optimizer": None}, "--optimizer None"),
         ({"lr_scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1}}}, "--lr_scheduler StepLR"),
         ({"model": {"class_path": "Own", "init_args": {"head_lr": 0.2, "flr": 0.1}}}, "--model.head_lr 0.2"),
+        ({"model": {"class_path": "Own", "init_args": {"groups": [{"lr": 2}]}}}, "--model.groups.lr 2"),
     ],
 )
 def test_without_this_part_what_a_restored_optimizer_would_not_notice_is_refused(
@@ -153,7 +154,7 @@ def test_without_this_part_what_a_restored_optimizer_would_not_notice_is_refused
 ) -> None:
     saved = {
         "optimizer": {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}},
-        "model": {"class_path": "Own", "init_args": {"head_lr": 0.1, "flr": 0.1}},
+        "model": {"class_path": "Own", "init_args": {"head_lr": 0.1, "flr": 0.1, "groups": [{"lr": 1}]}},
     }
     own = {"class_path": "Own", "init_args": {"head_lr": 0.1, "flr": 0.3}}
     check_unchanged(saved, {**saved, "model": own})

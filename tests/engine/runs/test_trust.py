@@ -157,6 +157,7 @@ LOOKED_UP: dict[str, tuple[Change, str]] = {
     "a value that is nested": (net("torch.nn.Linear", device=nested(300)), "levels"),
     "a value that is shared": (net("torch.nn.Linear", device=nested(40, width=2)), "levels"),
     "a list for a number": (put("hyper_parameters/num_classes", nested(200)), "a single value"),
+    "a size that fills the memory": (net("tests.toy.ToyNet", num_classes=10**12), "too large"),
     "a configuration that calls": (put("config", f"!!python/object/apply:os.mkdir [{MARKER}]"), "config"),
     "a configuration that is no YAML": (put("config", "a: ["), "config"),
     "a configuration that is nested": (put("config", "[" * 1000), "config"),
