@@ -108,7 +108,7 @@ def _set_aside(args: list[str], prefix: str, flags: list[str]) -> tuple[list[str
         if not flag.startswith(prefix) or flag in flags:
             words.append(word)
             continue
-        if not equals and left and not left[0].startswith("--"):
+        if not equals and left and left[0] != "-h" and not left[0].startswith("--"):
             value = left.pop(0)
         elif not equals and (flag in bare_flags() or flag.endswith("fast_dev_run")):
             value = "true"

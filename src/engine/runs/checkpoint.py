@@ -71,8 +71,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             temporary.unlink(missing_ok=True)
         if isinstance(error.__context__, Interrupted):  # a second Ctrl-C; torch's own error is about what is missing
             raise error.__context__ from None
-        # Without a folder, the run was deleted: `machine_fault` says so.
-        if not path.parent.is_dir() or not isinstance(error, OSError | RuntimeError) or system_error(error) is None:
+        if not isinstance(error, OSError | RuntimeError) or system_error(error) is None:
             raise
         raise unwritable(path, size_of(checkpoint), error) from error
 
@@ -99,8 +98,11 @@ def system_error(error: BaseException) -> OSError | None:
 
 def unwritable(path: Path, need: int, error: BaseException) -> UnwritableError:
     """The error that says why a checkpoint of `need` bytes could not be written."""
+    run = path.parent.parent
+    if not run.is_dir():
+        return UnwritableError(f"{path} cannot be written: {run} is gone, deleted or renamed during the run")
     system = system_error(error)
-    free = shutil.disk_usage(path.parent).free
+    free = shutil.disk_usage(path.parent if path.parent.is_dir() else run).free
     number = system.errno if system else errno.ENOSPC if free < need else None
     reason = os.strerror(number) if number else str(error)
     if number in FULL:

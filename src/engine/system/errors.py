@@ -16,15 +16,16 @@ GUIDE = "see docs/your_own.md"
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of a disk, of a user's share of it
 UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
 MEMORY = re.compile("(out of|allocate)( shared)? memory")  # of a GPU; of a CPU; between processes
-# What torch's errors say, and the line for each; {} is what the pattern has found.
+# What torch's errors say, and the line for each; {} is what the pattern has found. Without ^ a search of a long text
+# would take minutes.
 FAULTS = {
-    ".*(NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable).*": "the GPU cannot be used ({}): update its"
+    "^.*(NVIDIA driver|No CUDA GPUs|no kernel image|busy or unavailable).*": "the GPU cannot be used ({}): update its"
     " driver or take another one, or train on the CPU with CUDA_VISIBLE_DEVICES= before the command",
-    ".* does not have a deterministic implementation": "{}: give --trainer.deterministic warn, which repeats"
+    "^.* does not have a deterministic implementation": "{}: give --trainer.deterministic warn, which repeats"
     " everything else",
     r"DataLoader worker \(pid[^.]*": "a process that loads data has died, often for lack of memory: {}. Give a smaller"
     " num_workers",
-    ".*([Cc]onnection (closed|reset|refused)|Broken pipe|gloo).*": "another process of this run has ended ({})",
+    "^.*([Cc]onnection (closed|reset|refused)|Broken pipe|gloo).*": "another process of this run has ended ({})",
 }
 
 

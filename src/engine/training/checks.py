@@ -9,7 +9,7 @@ from lightning.pytorch.plugins import Precision
 from torch import nn
 
 from src.engine.data.loading import announce
-from src.engine.system.classes import Tree, as_list, flat, import_class, nearest, walk
+from src.engine.system.classes import Tree, as_list, differences, import_class, nearest, walk
 from src.engine.system.errors import InputError, check_least
 
 DEFAULT_MONITOR = "val/loss"
@@ -86,18 +86,19 @@ def check_unchanged(saved: Tree, now: Tree) -> None:
 
     An argument that only one of them has is new, or no longer there, in its class.
     """
-    old, new = (flat({name: tree.get(name) for name in ("optimizer", "lr_scheduler")}) for tree in (saved, now))
-    old_rates, new_rates = (
-        {
-            name: value
-            for name, value in walk({"model": tree.get("model")})
-            if re.search(r"[._](lr|learning_rate)$", name)
-        }
-        for tree in (saved, now)
-    )
-    for before, after in ((old, new), (old_rates, new_rates)):
-        if changed := next((name for name in after if name in before and after[name] != before[name]), None):
-            raise InputError(f"--{changed} {after[changed]} cannot be changed in a continued run: leave it out")
+    changed: list[str] = []
+    for key in ("optimizer", "lr_scheduler"):
+        old, new = saved.get(key), now.get(key)
+        if old and new:
+            known, given = (one.get("init_args") or {} for one in (old, new))
+            old = {**old, "init_args": known}
+            new = {**new, "init_args": {name: value for name, value in given.items() if name in known}}
+        changed += differences(old, new, key)
+    old, new = (dict(walk({"model": tree.get("model")})) for tree in (saved, now))
+    rates = [name for name in new if name in old and re.search(r"[._](lr|learning_rate)$", name)]
+    changed += [f"--{name} {new[name]}" for name in rates if new[name] != old[name]]
+    if changed:
+        raise InputError(f"{changed[0]} cannot be changed in a continued run: leave it out")
 
 
 def check_clocks(trainer: Any, processes: int) -> None:

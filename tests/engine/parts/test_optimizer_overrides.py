@@ -143,6 +143,7 @@ def test_without_this_part_a_run_goes_on_with_its_own_optimizer_only(
     ("now", "message"),
     [
         ({"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}}, "--optimizer SGD"),
+        ({"optimizer": {"class_path": "own.Adam", "init_args": {"lr": 0.1}}}, "--optimizer Adam"),
         ({"optimizer": None}, "--optimizer None"),
         ({"lr_scheduler": {"class_path": "StepLR", "init_args": {"step_size": 1}}}, "--lr_scheduler StepLR"),
         ({"model": {"class_path": "Own", "init_args": {"head_lr": 0.2, "flr": 0.1}}}, "--model.head_lr 0.2"),

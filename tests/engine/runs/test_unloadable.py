@@ -18,7 +18,7 @@ from torch import nn
 
 from src.engine.runs.checkpoint import read_checkpoint, write_checkpoint
 from src.engine.runs.fsdp2 import FSDP2Strategy
-from src.engine.system.errors import InputError
+from src.engine.system.errors import InputError, UnwritableError
 
 
 class Colour(Enum):
@@ -122,3 +122,8 @@ def loads(value: Any) -> bool:
 def test_nothing_else_is_refused() -> None:
     assert [name for name in ODD if loads(ODD[name]())] == []
     assert all(map(loads, FINE.values()))
+
+
+def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UnwritableError, match=r"run is gone, deleted or renamed during the run"):
+        write_checkpoint({}, tmp_path / "run" / "checkpoints" / "last.ckpt")
