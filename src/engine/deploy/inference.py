@@ -115,8 +115,8 @@ class Inference(LightningModule):
         self.scores: dict[str, float] = {}
         self.eval()
 
-    def name_classes(self, labels: list[str] | None) -> None:
-        """Set the classes of a model that compares images with texts.
+    def name_classes(self, labels: list[str] | None, option: str = "labels") -> None:
+        """Set the classes of a model that compares images with texts; `option` gives them, for messages.
 
         Raises:
             InputError: the model has fixed classes or takes none, they are missing, or it cannot tell them apart.
@@ -135,7 +135,7 @@ class Inference(LightningModule):
             self.task.eval().name_classes(*texts)
             self.labels = labels
         elif not self.labels:
-            raise InputError(f"{name} has no classes: give labels, one text per class")
+            raise InputError(f"{name} has no classes: give {option}, one text per class")
 
     @property
     def net(self) -> nn.Module:

@@ -43,7 +43,7 @@ def predict(args: list[str]) -> int:
     inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
     name = type(inference.task).__name__
     finds_boxes, compares = getattr(inference.task, "finds_boxes", False), hasattr(inference.task, "name_classes")
-    inference.name_classes(options.labels)
+    inference.name_classes(options.labels, "--labels")
     if options.truth and compares:
         raise InputError(f"--truth: {name} compares images with texts: leave it out")
     if options.truth and finds_boxes:

@@ -211,7 +211,7 @@ def run_service(options: argparse.Namespace) -> None:
     inference = Inference(options.ckpt_path, data=data_options(options), trust=options.trust)
     device = torch.accelerator.current_accelerator(check_available=True) if options.accelerator != "cpu" else None
     inference = inference.to(device or torch.device("cpu"))
-    inference.name_classes(options.labels)
+    inference.name_classes(options.labels, "--labels")
     inference.check_on_sample()
     precision, reason = choose_precision(options.accelerator, options.precision)
     print(f"{inference.path}: precision {precision} ({reason})", file=sys.stderr)
