@@ -367,6 +367,9 @@ def test_reviews_are_downloaded_checked_and_split_by_line(tmp_path: Path, monkey
     (tmp_path / "data" / "rt_polarity" / "rt-polarity.pos").write_text("cut short\n")
     with pytest.raises(InputError, match=r"rt-polarity.pos has 1 lines, not 200"):
         ready(data_dir=data_dir)
+    (tmp_path / "data" / "rt_polarity" / "rt-polarity.neg").unlink()
+    with pytest.raises(InputError, match=r"rt-polarity.neg cannot be read .* to download it again"):
+        ready(data_dir=data_dir)
 
 
 def test_the_full_reviews_are_split_as_published(full_data: str) -> None:

@@ -258,7 +258,8 @@ class LabelledDataModule(BatchedDataModule):
         check_labels(labels, source, self.restored)
         self.labels = self.restored or sorted(set(labels), key=self.label_order)
         self.num_classes = len(self.labels)
-        check_known({"train": labels}, self.restored, lambda *_: source)
+        if self.restored:
+            check_known({"train": labels}, self.restored, lambda *_: source)
         return {label: number for number, label in enumerate(self.labels)}
 
     def number_labels(self, parts: Mapping[str, Sequence[str]], source: str, kind: str) -> dict[str, list[int]]:

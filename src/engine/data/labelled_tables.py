@@ -27,7 +27,7 @@ def read_table(path: str, text_column: str, label_column: str, options: Sequence
         path: the file, or its address.
         text_column: column of texts, or of paths.
         label_column: column of labels.
-        options: those that set these columns.
+        options: the options that set these columns, for error messages.
 
     Raises:
         InputError: the file is missing or has another format, a column is missing, or a text or label is empty.

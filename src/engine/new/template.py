@@ -136,9 +136,8 @@ def _listed(root: Path) -> tuple[str, ...]:
     with TemporaryDirectory() as empty:
         history = []
         if not (root / ".git").exists():
-            git(
-                root, "init", "--quiet", "--bare", "--template=", empty, check=False
-            )  # the next call says what is wrong
+            # If it fails, the next call fails too, and says why.
+            git(root, "init", "--quiet", "--bare", "--template=", empty, check=False)
             # Only the template says what is ignored, not what the user ignores everywhere.
             history = ["-c", "core.excludesFile=/dev/null", f"--git-dir={empty}", "--work-tree=."]
         done = git(root, *history, "ls-files", "-z", "--cached", "--others", "--exclude-standard", check=False)

@@ -149,7 +149,10 @@ def test_a_recipe_is_the_default_recipe_of_its_project(tmp_path: Path) -> None:
     assert there & {*RECIPES, "default"} == {first[0], second[0], "default"}
 
 
-def test_a_copy_without_history_has_the_same_code(tmp_path: Path) -> None:
+def test_a_copy_without_history_has_the_same_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".gitconfig").write_text(f"[core]\n\texcludesFile = {tmp_path / 'everywhere'}\n")
+    (tmp_path / "everywhere").write_text("data/\n")  # what the user ignores in all repositories
+    monkeypatch.setenv("HOME", str(tmp_path))
     copy = Template(copy_of_the_repository(tmp_path / "copy"))
     for folder in ("src/", "configs/", "tests/"):
         code = [{path for path in one.source if path.startswith(folder)} for one in (TEMPLATE, copy)]

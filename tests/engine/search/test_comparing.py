@@ -209,6 +209,7 @@ def test_the_best_run_comes_first(
         (["logs/a/version_0", "logs/a"], "logs/a is broken: it has no config.yaml: give a run folder"),
         (["logs/a/version_0", "logs/a/version_1", "--output", "logs/a.png"], "logs/a.png already exists"),
         (["logs/a/version_0", "logs/a/version_1", "--output", "logs/a"], "logs/a.png already exists"),
+        (["logs/a/version_0", "logs/a/version_1", "--output", "logs/a/"], "logs/a.png already exists"),
         (["logs/a/version_0", "logs/a/version_1", "--output", "no/a.png"], "no/a.png: there is no folder"),
         (
             ["logs/a/version_0", "logs/a/version_1", "--output", "a.doc"],
