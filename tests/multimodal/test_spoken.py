@@ -178,6 +178,12 @@ def test_rows_of_one_image_keep_their_own_sounds(tmp_path: Path) -> None:
         assert len({*targets.tolist()}) == len(own) / 2
 
 
+def test_modalities_are_checked_where_they_are_given() -> None:
+    for given in (["image", "image", "text"], ["image"]):
+        with pytest.raises(InputError, match=f"modalities {', '.join(given)}: give two or three of image, sound"):
+            SpokenCaptionDataModule(modalities=given)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),

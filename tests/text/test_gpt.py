@@ -151,3 +151,14 @@ def test_angles_are_exact_whatever_the_type_of_new_tensors() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
+def test_the_memory_for_several_texts_grows_with_them() -> None:
+    net = GPT(vocab_size=8, block_size=4096, d_model=8, num_heads=1, num_layers=1).eval()
+    alone, together = net.new_cache(), net.new_shared_cache(2)
+    sizes = []
+    for count in (10, 290):
+        net(torch.zeros(1, count, dtype=torch.int64), alone)
+        together.put(0, alone)
+        sizes.append(max(one.shape[-2] for one in together.kept.values()))
+    assert sizes[0] < 300 < sizes[1] < 1000

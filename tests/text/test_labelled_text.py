@@ -377,6 +377,11 @@ def test_the_full_reviews_are_split_as_published(full_data: str) -> None:
     assert (len(data.train_set), len(data.val_set), len(data.test_set)) == (8530, 1066, 1066)
 
 
-def test_predictions_say_which_texts_are_cut_off() -> None:
+def test_predictions_say_which_texts_are_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     data = ready(source="language_names", max_length=8)
+    encode, seen = data.tokenizer.encode_batch, list[str]()
+    monkeypatch.setattr(
+        data.tokenizer, "encode_batch", lambda texts, most: (seen.extend(texts), encode(texts, most))[1]
+    )
     assert data.notes(["a", "a" * 8, "a" * 9, "a" * 3]) == ["", "", "cut off after 8 tokens", ""]
+    assert seen == ["a" * 8, "a" * 9]  # short ones are not tokenized once more

@@ -347,6 +347,8 @@ def test_what_cannot_be_had_is_one_clear_error(models: Path, tmp_path: Path, mon
         PretrainedClassifier(str(tmp_path))
     with pytest.raises(ValueError, match="freeze_body and lora_rank"):
         PretrainedClassifier(str(models / "bert"), freeze_body=True, lora_rank=2)
+    with pytest.raises(ValueError, match="lora_rank -1"):
+        PretrainedClassifier(str(models / "bert"), lora_rank=-1)
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "transformers" else find_spec(n))
     with pytest.raises(

@@ -163,7 +163,8 @@ def test_without_this_part_what_a_restored_optimizer_would_not_notice_is_refused
         "class_path": "Own",
         "init_args": {"head_lr": 0.1, "flr": 0.1, "body_lr": 0.3},
     }  # its class got an argument
-    check_unchanged(saved, {**saved, "model": newer})
+    adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1, "fused": True}}  # and Adam too
+    check_unchanged(saved, {"optimizer": adam, "model": newer})
     with pytest.raises(InputError, match=rf"^{message} cannot be changed in a continued run: leave it out$"):
         check_unchanged(saved, {**saved, **now})
 

@@ -12,6 +12,7 @@ from tensorboard.util import tensor_util
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.functional.classification import multiclass_precision_recall_curve
 
+from src.engine.system.errors import InputError
 from src.engine.tensorboard import evaluation_pictures
 from src.engine.tensorboard.evaluation_pictures import EvaluationPictures, _table, confusion_figure
 from src.engine.tensorboard.task_pictures import TaskPictures
@@ -77,6 +78,11 @@ def test_mistakes_that_are_not_images_are_listed_by_their_first_values(train: Tr
         assert len(values.removesuffix(" ...").split(", ")) == 8
     sure = [int(mistake[0].rstrip("%")) for mistake in listed]
     assert sure == sorted(sure, reverse=True)
+
+
+def test_a_number_of_epochs_below_zero_is_refused() -> None:
+    with pytest.raises(InputError, match="every_n_epochs -1 is too small: give at least 0"):
+        EvaluationPictures(every_n_epochs=-1)
 
 
 @pytest.mark.slow
