@@ -43,10 +43,10 @@ def check_labels(labels: Iterable[str], source: str, known: Sequence[str] = ()) 
 
 
 def check_known(parts: Mapping[str, Sequence[str]], known: Iterable[str], place: Callable[[str, int], str]) -> None:
-    """Raise InputError, with the `place` of the first sample, if a label is neither known nor of the training part.
+    """Raise InputError if a label was not trained on; the message names the `place` of the first sample with it.
 
-    `parts` are the labels of the samples of each part; `known` those of a checkpoint, which count in place of the
-    training part's if there are some.
+    `parts` are the labels of the samples of each part. The labels trained on are the `known` ones of a checkpoint;
+    without a checkpoint, those of the training part.
     """
     trained = {*known} or {*parts["train"]}
     for part, labels in parts.items():

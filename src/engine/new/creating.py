@@ -64,7 +64,7 @@ def new(args: list[str]) -> int | None:
 
 
 def write(folder: Path, files: dict[str, bytes], author: str) -> None:
-    """Write a repository with a first commit, completely, or not at all and raise InputError."""
+    """Write a repository with a first commit, completely or not at all; raises InputError if it cannot."""
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
     try:
         temporary.mkdir()

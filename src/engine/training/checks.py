@@ -84,7 +84,7 @@ def check_settings(config: Any, trains: bool) -> None:
 def check_unchanged(saved: Tree, now: Tree) -> None:
     """Raise InputError if a continued run changes what its restored optimizer and schedule would not notice.
 
-    An argument that only one of them has is new, or no longer there, in its class.
+    Arguments that only one of the two configurations has are ignored: a class may have got or lost them since.
     """
     changed: list[str] = []
     for key in ("optimizer", "lr_scheduler"):
