@@ -96,6 +96,7 @@ def test_no_step_is_lost_in_validation(tmp_path: Path, every: int, interval: int
     assert (done.returncode, step_of(folder_of(tmp_path))) == (143, saved)
 
 
+@pytest.mark.slow
 def test_outside_of_training_a_signal_stops_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "src.train", "test", *TOY, f"--trainer.default_root_dir={tmp_path}", *QUIET]
     command.append("--fast_dev_run")

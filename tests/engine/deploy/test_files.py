@@ -70,6 +70,7 @@ def test_files_are_served_and_a_page_has_what_the_data_adds(toy_files: str, file
         page.wait_for_selector(".best")
 
 
+@pytest.mark.slow
 def test_texts_are_the_classes_of_a_model_that_has_none(
     toy_checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
