@@ -17,9 +17,9 @@ from torchvision.transforms import v2
 from src.engine.data.files import is_hidden
 from src.engine.data.image_reader import ImageFilesDataModule, ImageReader, check_files, rgb
 from src.engine.data.images import Ranges, Shrink, image_error, upright_size
-from src.engine.data.labelled_files import Columns, LabelledFile, content_keys, read_all, split_files
+from src.engine.data.labelled_files import OPTIONS, Columns, LabelledFile, content_keys, read_all, split_files
 from src.engine.data.labelled_tables import local_paths
-from src.engine.data.labels import report_classes
+from src.engine.data.labels import check_known, report_classes
 from src.engine.data.loading import announce
 from src.engine.data.split import PARTS
 from src.engine.data.tables import TABLES, stream_columns, suffix_of
@@ -93,7 +93,11 @@ class ImageBoxesDataModule(ImageFilesDataModule):
     Args:
         path: a .json file in COCO's format; or a .csv, .tsv, .jsonl or .parquet table with the columns file, x1, y1,
             x2, y2 (pixels) and label, one row per box; or a folder that holds one such file.
-        images: folder that the names of images are relative to; default: that of the file.
+        val_path: the same for validation. Default: `val_share` of `path`.
+        test_path: the same for test. Default: `test_share` of `path`.
+        images: folder that the names of images in `path` are relative to; default: that of the file.
+        val_images: the same for `val_path`.
+        test_images: the same for `test_path`.
         image_size: S, height and width of the network's input in pixels, a multiple of 32; images are scaled to it
             without regard to their aspect ratio.
         batch_size: images per batch over all processes, at least 1.
@@ -120,7 +124,11 @@ class ImageBoxesDataModule(ImageFilesDataModule):
     def __init__(
         self,
         path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
         images: str | None = None,
+        val_images: str | None = None,
+        test_images: str | None = None,
         image_size: int = 320,
         batch_size: int = 8,
         val_share: float = 0.1,
@@ -133,11 +141,11 @@ class ImageBoxesDataModule(ImageFilesDataModule):
         folds: int = 5,
     ) -> None:
         super().__init__(image_size, batch_size, num_workers, cache)
-        paths = {"train": path, "val": None, "test": None}
+        paths = {"train": path, "val": val_path, "test": test_path}
         self.use_paths(paths, "images", (val_share, test_share), (fold, folds))
         self.columns = Columns()  # checkpoints compare them
         self.save_hyperparameters()
-        self.images = images
+        self.folders = {"train": images, "val": val_images, "test": test_images}
         self.crop = crop
         self.flip = flip
         self.data_source = path or ""
@@ -148,31 +156,35 @@ class ImageBoxesDataModule(ImageFilesDataModule):
             return
         if not self.data_source:
             raise InputError("no images given: give --data.path a COCO .json file or a table of boxes")
-        self.path = local_path(self.data_source)
-        path = annotation_file(self.path)
-        folder = local_path(self.images) if self.images else path.parent
-        names, boxes = read_boxes(path)
-        beside = not self.images and self.path.is_file()
-        files = local_paths(names, self.data_source) if beside else [folder / name for name in names]
-        file_of = dict(zip(names, files, strict=True))
-        for box in {box.file: box for box in reversed(boxes)}.values():  # the first of each image
-            if not (file := file_of[box.file]).is_file():
-                raise InputError(f"{box.place}: {file}: no such file; --data.images names their folder")
-        self.value_ranges = check_files(files, self.value_ranges)
-        found = check_boxes(boxes, file_of, path)
-        labels = [label for own in found.values() for _, label in own]
-        if not labels:
+        read = {part: find_boxes(part, path, self.folders[part]) for part, path in self.paths.items() if path}
+        path = read["train"][0]
+        files = [(part, file) for part, (_, own, _) in read.items() for file in own.values()]
+        self.value_ranges = check_files([file for _, file in files], self.value_ranges)
+        found = {part: check_boxes(boxes, own, where) for part, (where, own, boxes) in read.items()}
+        labels = {part: [label for one in own.values() for _, label in one] for part, own in found.items()}
+        if not labels["train"]:
             raise InputError(f"{path} has no boxes")
-        numbers = self.find_labels(labels, str(path))
-        images = [(file, _tensors(found.get(name, []), numbers)) for name, file in file_of.items()]
-        unlabelled = [LabelledFile(str(file), file, label="") for file in files]  # images have no class
-        split = split_files(unlabelled, images, content_keys(files), self.shares, "images", self.fold)
+        check_known(labels, self.restored, lambda part, _: str(read[part][0]))
+        numbers = self.find_labels([label for own in labels.values() for label in own], str(path))
+        images = [
+            (file, _tensors(found[part].get(name, []), numbers))
+            for part, (_, own, _) in read.items()
+            for name, file in own.items()
+        ]
+        unlabelled = [
+            LabelledFile(str(file), file, label="", part=part) for part, file in files
+        ]  # images have no class
+        keys = content_keys([file for _, file in files])
+        split = split_files(unlabelled, images, keys, self.shares, "images", self.fold)
         parts = {part: [image for image, _ in own] for part, own in split.items()}
         classes = {part: [one for _, (_, targets) in own for one in targets.tolist()] for part, own in parts.items()}
         if empty := [part for part, own in classes.items() if not own]:
-            raise InputError(f"{path} has {len(names):,} images, too few for a {PARTS[empty[0]]} part with boxes")
+            where, own, _ = read.get(empty[0], read["train"])
+            raise InputError(f"{where} has {len(own):,} images, too few for a {PARTS[empty[0]]} part with boxes")
         sizes = ", ".join(f"{len(own):,} {part}" for part, own in parts.items())
-        rank_zero_info(f"{self.num_classes} classes, {len(labels):,} boxes, {sizes} images of {path}")
+        rank_zero_info(
+            f"{self.num_classes} classes, {sum(map(len, labels.values())):,} boxes, {sizes} images of {path}"
+        )
         report_classes(self.labels, classes)
         self.report_changes({part: [""] * len(own) for part, own in parts.items()}, self.data_source, "images")
         count = max(len(boxes) for _, (boxes, _) in images)
@@ -214,14 +226,39 @@ def box_targets(boxes: Tensor, classes: Tensor, count: int) -> Tensor:
     return F.pad(rows, (0, 0, 0, count - len(rows)), value=-1)
 
 
-def annotation_file(path: Path) -> Path:
+def find_boxes(part: str, given: str, images: str | None) -> tuple[Path, dict[str, Path], list[Box]]:
+    """The file with the boxes of a part, its images by their names in it, and the boxes.
+
+    Args:
+        part: `train`, `val` or `test`.
+        given: path or address of the file, or of its folder.
+        images: folder that the names of images are relative to; None: that of the file.
+
+    Raises:
+        InputError: the file cannot be read, or an image with boxes is missing.
+    """
+    place = local_path(given)
+    path = annotation_file(place, f"--data.{OPTIONS[part]} {given}")
+    names, boxes = read_boxes(path)
+    folder = local_path(images) if images else path.parent
+    beside = not images and place.is_file()
+    files = local_paths(names, given) if beside else [folder / name for name in names]
+    file_of = dict(zip(names, files, strict=True))
+    for box in {box.file: box for box in reversed(boxes)}.values():  # the first of each image
+        if not (file := file_of[box.file]).is_file():
+            option = OPTIONS[part].replace("path", "images")
+            raise InputError(f"{box.place}: {file}: no such file; --data.{option} names their folder")
+    return path, file_of, boxes
+
+
+def annotation_file(path: Path, given: str) -> Path:
     """The file itself, or the only JSON file or table in a folder; InputError if it has none, or several."""
     files = sorted(one for one in path.glob("*") if not is_hidden(one.name)) if path.is_dir() else [path]
     found = [one for one in files if one.is_file() and (one.suffix.lower() == ".json" or suffix_of(one) in TABLES)]
     if len(found) != 1:
         has = f"has {', '.join(one.name for one in found)}" if found else "no JSON file or table of boxes"
         has = has if path.exists() else "no such file or folder"
-        raise InputError(f"--data.path {path}: {has}; give one COCO .json file or table, or a folder with one")
+        raise InputError(f"{given}: {has}; give one COCO .json file or table, or a folder with one")
     return found[0]
 
 

@@ -314,3 +314,38 @@ def test_a_cache_changes_no_batch(tmp_path: Path) -> None:
         batches.append([pixels for _ in range(2) for pixels, _ in data.train_dataloader()])
         assert (data.train_set.cache is not None) == cache
     assert all(torch.equal(one, other) for one, other in zip(batches[0], batches[1], strict=True))
+
+
+def test_each_part_can_have_a_file_and_a_folder_of_its_own(
+    tmp_path: Path, train: Callable[..., Run], messages: list[str]
+) -> None:
+    rows = {part: squares(tmp_path / part, count) for part, count in (("train", 6), ("val", 3), ("test", 2))}
+    for number in range(3):  # not the content of a training image
+        Image.open(tmp_path / "val" / f"{number}.png").rotate(180).save(tmp_path / "val" / f"{number}.png")
+    files = {part: write(tmp_path / f"{part}.json", json.dumps(coco(own))) for part, own in rows.items()}
+    folders = {part: str(tmp_path / part) for part in rows}
+    given = {"val_path": files["val"], "val_images": folders["val"], "images": folders["train"]}
+    data = ready(files["train"], **given, test_path=files["test"], test_images=folders["test"])
+    sets = (data.train_set, data.val_set, data.test_set)
+    assert [{str(file.parent) for file in one.files} for one in sets] == [{folder} for folder in folders.values()]
+    assert [len(one) for one in sets] == [6, 3, 2]
+    assert "2 test images are also training images, such as" in " ".join(messages)
+    split = ready(files["train"], **given)
+    assert [len(one) for one in (split.train_set, split.val_set, split.test_set)] == [5, 3, 1]
+    options = [f"--data.{name}={value}" for name, value in {"path": files["train"], **given}.items()]
+    assert train("fit", *RECIPE, *options, "--fast_dev_run").cli.datamodule.val_set.files[0].parent.name == "val"
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"label": "blue"}, "val.csv: class 'blue' is not in the training data: use only green, red"),
+        ({"file": "gone.png"}, "val.csv, row 1: .*gone.png: no such file; --data.val_images names their folder"),
+    ],
+)
+def test_a_file_of_a_part_that_does_not_fit_is_named(tmp_path: Path, change: dict[str, str], problem: str) -> None:
+    rows = squares(tmp_path)
+    with pytest.raises(InputError, match=problem):
+        ready(table(tmp_path / "boxes.csv", rows), val_path=table(tmp_path / "val.csv", [rows[0] | change]))
+    with pytest.raises(InputError, match=r"--data.val_path .*: no such file or folder; give one"):
+        ready(str(tmp_path / "boxes.csv"), val_path=str(tmp_path / "other"))

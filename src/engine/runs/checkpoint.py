@@ -29,7 +29,7 @@ from src.engine.system.hooks import hooks
 from src.engine.system.interruption import Interrupted
 
 # Arguments that are paths or URLs, by the last word of their name.
-PATHS = re.compile(r"(^|_)(path|paths|dir|dirpath|file|files|filename|folder|root|url|weights|pretrained)$")
+PATHS = re.compile(r"(^|_)(path|paths|dir|dirpath|file|files|filename|folder|images|root|url|weights|pretrained)$")
 LENGTHS = ("total_steps", "T_max")  # arguments of a schedule that become the run's length if they are None
 # Errors that unexpected content of a checkpoint causes in the code that reads it.
 CONTENT_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError)
