@@ -10,10 +10,9 @@ from torch.utils.data import DataLoader
 from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.image_reader import check_files, restored_ranges
 from src.engine.data.images import Ranges
-from src.engine.data.labelled_files import content_keys
-from src.engine.data.labelled_tables import local_paths, read_table
+from src.engine.data.labelled_files import Columns, LabelledFile, content_keys, files_of_table, split_files
 from src.engine.data.loading import Batches, Indices, announce, batch_loader, shuffled
-from src.engine.data.split import stratified_split, with_fold
+from src.engine.data.split import check_parts
 from src.engine.data.workers import NumWorkers
 from src.engine.system.errors import InputError, check_least
 from src.engine.system.randomness import derive_seed
@@ -37,6 +36,7 @@ PHRASINGS = {
     "test": ("a photo of the number {}", "the figure {} , drawn with a pen", "looks like a {}", "a scan with a {}"),
 }  # fmt: skip
 MAX_WORDS = 16384
+SHARES = (0.1, 0.1)  # of your own images, for validation and test
 
 
 class CaptionedImages(BatchDataset):
@@ -81,6 +81,8 @@ class CaptionDataModule(BatchedDataModule):
     Args:
         path: a table (.csv, .tsv, .jsonl, .parquet) of image paths (relative to the table) and captions; default:
             MNIST.
+        val_path: the same for validation. Default: a tenth of the images of `path`.
+        test_path: the same for test. Default: a tenth of the images of `path`.
         image_column: the table's column with the image paths.
         caption_column: the table's column with the captions.
         data_dir: see `MNISTDataModule`.
@@ -112,6 +114,8 @@ class CaptionDataModule(BatchedDataModule):
     def __init__(
         self,
         path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
         image_column: str = "image",
         caption_column: str = "caption",
         data_dir: str | None = None,
@@ -128,6 +132,7 @@ class CaptionDataModule(BatchedDataModule):
     ) -> None:
         super().__init__()
         check_least(2, max_length=max_length)
+        check_parts((path, val_path, test_path), "table", *SHARES)
         self.save_hyperparameters()
         shift: dict[str, Any] = {"max_shift": max_shift, "max_rotation": max_rotation}
         self.digits = MNISTDataModule(data_dir, source, batch_size, **shift, fold=fold, folds=folds)
@@ -135,6 +140,7 @@ class CaptionDataModule(BatchedDataModule):
         self._image_options: dict[str, Any] = {"image_size": image_size, "crop": crop, "num_workers": num_workers}
         self._image_options |= {"flip": False, "fold": fold, "folds": folds}
         self.path = path
+        self.paths: Any = {"train": path, "val": val_path, "test": test_path}
         self.columns = (image_column, caption_column)
         self.max_length = max_length
         self.batch_size = batch_size
@@ -145,7 +151,7 @@ class CaptionDataModule(BatchedDataModule):
     def _use_images(self, is_own: bool) -> None:
         """Take one's own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
-        self.files = ImageFolderDataModule(self.path, **self._image_options) if is_own else None
+        self.files = ImageFolderDataModule(*self.paths.values(), **self._image_options) if is_own else None
         pixels: Any = self.files or self.digits
         self.pixel_mean, self.pixel_std, self.prepare = pixels.pixel_mean, pixels.pixel_std, pixels.prepare
         if hasattr(pixels, "notes"):
@@ -162,7 +168,7 @@ class CaptionDataModule(BatchedDataModule):
         """Find and split images and captions, in every process."""
         if hasattr(self, "sets"):
             return
-        own = self._own_parts(self.path, self.files) if self.path and self.files else None
+        own = self._own_parts(self.files) if self.path and self.files else None
         parts = list(own or self._mnist_parts(stage))
         if not self._restored:
             self.tokenizer: Tokenizer = train_words(parts[0][1], MAX_WORDS)
@@ -266,19 +272,27 @@ class CaptionDataModule(BatchedDataModule):
             fits = [list(range(count * digit, count * (digit + 1))) for digit in range(len(NAMES))]
             yield pixels, captions, [fits[digit] for digit in pixels.targets.tolist()]
 
-    def _own_parts(self, path: str, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
-        """As `_mnist_parts`, for your own table: each row is an image and its caption."""
-        rows = read_table(path, *self.columns, ("image_column", "caption_column"))
-        files = local_paths([name for name, _ in rows], path)
+    def rows(self, column: str, option: str) -> list[LabelledFile]:
+        """The files of all your tables in a column that an option sets; their labels are the captions."""
+        columns, options = Columns(column, self.columns[1]), (option, "caption_column")
+        found = [files_of_table(part, path, columns, options) for part, path in self.paths.items() if path]
+        return [row for own in found for row in own]
+
+    def _own_parts(self, data: ImageFolderDataModule) -> Iterator[tuple[Any, list[str], list[list[int]]]]:
+        """As `_mnist_parts`, for your own tables: each row is an image and its caption."""
+        rows = self.rows(self.columns[0], "image_column")
+        files = [row.file for row in rows]
         data.value_ranges = check_files(files, data.value_ranges)
-        keys = content_keys(files)
+        keys = [(row.part, key) for row, key in zip(rows, content_keys(files), strict=True)]
+        first = {key: row._replace(label="") for row, key in zip(reversed(rows), reversed(keys), strict=True)}
         numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         targets = [numbers[key] for key in keys]  # the rows of one image have the same
-        classes = [0] * len(numbers)
-        folded = with_fold(stratified_split(classes, (0.1, 0.1)), classes, *self.fold)
-        if not all(folded):
-            raise InputError(f"{path} has {len(numbers)} different images, too few for three parts: give at least 3")
-        parts = dict(zip(PHRASINGS, map(set, folded), strict=True))
+        unique = [first[key] for key in numbers]
+        split = split_files(unique, range(len(unique)), [key for _, key in numbers], SHARES, "images", self.fold)
+        if not all(split.values()):
+            counted = f"{self.path} has {len(numbers)} different images"
+            raise InputError(f"{counted}, too few for three parts: give at least 3")
+        parts = {part: {number for number, _ in own} for part, own in split.items()}
         self.rows_of = {part: [row for row, one in enumerate(targets) if one in own] for part, own in parts.items()}
         # The captions of one image in different batches, as in training: the loss takes only one of them as right.
         seen, nth = Counter[int](), []
@@ -286,8 +300,8 @@ class CaptionDataModule(BatchedDataModule):
             seen[one] += 1
             nth.append(seen[one])
         self.rows_of |= {part: sorted(self.rows_of[part], key=nth.__getitem__) for part in ("val", "test")}
-        data.report_changes({part: [""] * len(own) for part, own in self.rows_of.items()}, path, "images")
+        data.report_changes({part: [""] * len(own) for part, own in self.rows_of.items()}, str(self.path), "images")
         for part, indices in self.rows_of.items():
             own = [files[index] for index in indices]
             images = data.dataset(own, [targets[index] for index in indices], part)
-            yield images, [rows[index][1] for index in indices], [[number] for number in range(len(indices))]
+            yield images, [rows[index].label for index in indices], [[number] for number in range(len(indices))]

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 
 from src.audio.spoken_words import SpokenWordsDataModule
-from src.engine.data.labelled_tables import local_paths, read_table
 from src.engine.system.errors import InputError
 from src.multimodal.captions import CaptionDataModule
 from src.multimodal.clip import INPUTS, Modality
@@ -69,9 +68,8 @@ class SpokenCaptionDataModule(CaptionDataModule):
                 fits = [(own.targets == digit).nonzero()[:, 0].tolist() for digit in range(len(self.labels))]
                 part.sounds = own.waveforms, [fits[digit] for digit in part.images.targets.tolist()]
         else:
-            rows = read_table(self.path, self.sound_column, self.columns[1], ("sound_column", "caption_column"))
-            names = [f"{self.path}, row {number}: {name}" for number, (name, _) in enumerate(rows, start=1)]
-            waves = torch.stack(self.words.read(names, local_paths([name for name, _ in rows], self.path)))
+            rows = self.rows(self.sound_column, "sound_column")
+            waves = torch.stack(self.words.read([row.name for row in rows], [row.file for row in rows]))
             for name, indices in self.rows_of.items():
                 self.sets[name].sounds = waves[indices], self.sets[name].matching
 

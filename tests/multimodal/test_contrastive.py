@@ -99,6 +99,29 @@ def test_rows_of_one_image_are_in_one_part_and_have_one_target(fold: int | None,
     assert sum(map(len, data.sets.values())) == len(rows)
 
 
+def test_validation_and_test_can_have_tables_of_their_own(tmp_path: Path, messages: list[str]) -> None:
+    folders = {part: own_pairs(tmp_path / part).parent for part in ("train", "val", "test")}
+    tables = {}
+    for part, folder, count in zip(folders, folders.values(), (9, 2, 1), strict=True):
+        for number in range(count):
+            picture = Image.new("RGB", (20, 20), (number * 20, 90, 200) if part != "val" else (200, 9, number))
+            picture.save(folder / f"{number}.png")
+        ways = ("one", "two") if part == "val" else ("one",)
+        rows = [(f"{number}.png", f"caption {way} of {number}") for way in ways for number in range(count)]
+        tables[part] = str(captions(folder, rows))
+    data = CaptionDataModule(tables["train"], tables["val"], tables["test"], image_size=16)
+    data.setup("fit")
+    sets = {part: one.images.files for part, one in data.sets.items()}
+    assert {part: {file.parent for file in own} for part, own in sets.items()} == {p: {f} for p, f in folders.items()}
+    assert {part: len(own) for part, own in sets.items()} == {"train": 9, "val": 4, "test": 1}
+    assert any("1 test images are also training images, such as" in line for line in messages)
+    split = CaptionDataModule(tables["train"], tables["val"], image_size=16)
+    split.setup("fit")
+    assert {part: len(one) for part, one in split.sets.items()} == {"train": 8, "val": 4, "test": 1}
+    with pytest.raises(InputError, match=r"^--data\.val_path and --data\.test_path need --data\.path, the table to"):
+        CaptionDataModule(val_path=tables["val"])
+
+
 def test_too_few_images_are_one_line(tmp_path: Path) -> None:
     folder = own_pairs(tmp_path / "own").parent
     path = captions(folder, [(f"{number % 2}.png", f"caption {number}") for number in range(20)])

@@ -74,16 +74,7 @@ def labelled_files(
 def _files_of(part: str, path: str, columns: Columns, suffixes: tuple[str, ...], kind: str) -> list[LabelledFile]:
     place, given = local_path(path), f"--data.{OPTIONS[part]} {path}"
     if place.is_file():
-        rows = read_table(path, columns.path, columns.label, ("path_column", "label_column"))
-        groups: list[Any] = [None] * len(rows)
-        if columns.group is not None:
-            options = ("path_column", "group_column")
-            groups = [group for _, group in read_table(path, columns.path, columns.group, options)]
-        files = local_paths([name for name, _ in rows], path)
-        return [
-            LabelledFile(f"{path}, row {row}: {name}", file, label, group, part)
-            for row, (file, (name, label), group) in enumerate(zip(files, rows, groups, strict=True), start=1)
-        ]
+        return files_of_table(part, path, columns)
     if not place.is_dir():
         raise InputError(f"{given}: no such folder or table; give a folder with one folder per class")
     if columns.group is not None:
@@ -103,6 +94,21 @@ def _files_of(part: str, path: str, columns: Columns, suffixes: tuple[str, ...],
     if skipped:
         rank_zero_info(skipped_line(skipped, kind))
     return found
+
+
+def files_of_table(
+    part: str, path: str, columns: Columns, options: tuple[str, str] = ("path_column", "label_column")
+) -> list[LabelledFile]:
+    """The files of a table, for a part; `options` set the first two columns. Raises InputError, see `read_table`."""
+    rows = read_table(path, columns.path, columns.label, options)
+    groups: list[Any] = [None] * len(rows)
+    if columns.group is not None:
+        groups = [group for _, group in read_table(path, columns.path, columns.group, (options[0], "group_column"))]
+    files = local_paths([name for name, _ in rows], path)
+    return [
+        LabelledFile(f"{path}, row {row}: {name}", file, label, group, part)
+        for row, (file, (name, label), group) in enumerate(zip(files, rows, groups, strict=True), start=1)
+    ]
 
 
 def read_all(
