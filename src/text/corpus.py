@@ -1,14 +1,10 @@
 """Plain text for language models: windows of tokens from a memory-mapped file."""
 
-import codecs
-import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,17 +15,14 @@ from filelock import FileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
-from tqdm.utils import CallbackIOWrapper
 
 from src import ROOT
 from src.engine.data.batched import BatchDataset, BatchedDataModule, check_loaded
 from src.engine.data.download import DownloadError, data_folder, published, unwritable, write_atomically
-from src.engine.data.files import not_utf8, open_utf8
 from src.engine.data.folds import check_fold
 from src.engine.data.loading import IGNORED, Batches, Order, announce, batch_loader
 from src.engine.system.errors import InputError, check_least
-from src.text.sources import find_texts, python_reference
+from src.text.sources import CHUNK, cache_key, file_stats, find_texts, known_hash, python_reference, read_texts
 from src.text.tokenizer import (
     ByteTokenizer,
     Tokenizer,
@@ -40,10 +33,7 @@ from src.text.tokenizer import (
 )
 
 PARTS = ("train", "val", "test")
-CHUNK = 2**20  # bytes read at a time
 CHECKED = 10_000  # characters that are decoded again, to see whether the tokenizer keeps all of them
-FORMAT = "4"  # part of every cache key; increase it when the files change
-PROGRESS_DELAY = 2.0  # seconds before a progress bar appears
 # Tiny Shakespeare (Karpathy 2015).
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -100,6 +90,8 @@ class TextDataModule(BatchedDataModule):
 
     Args:
         path: your own text in UTF-8: a file, a folder (every .txt file in it), or a glob such as 'books/*.md'.
+        val_path: the same for validation, together with `test_path`. Default: a part of `path`.
+        test_path: the same for test, together with `val_path`. Default: a part of `path`.
         source: the text if no path is given: `tiny_shakespeare`, downloaded if missing; `python_reference`, the
             language reference included in Python; or `auto`, `tiny_shakespeare`, or
             `python_reference` if that is missing and cannot be downloaded.
@@ -115,10 +107,10 @@ class TextDataModule(BatchedDataModule):
             it; default: none.
         folds: number of folds, at least 2.
 
-    Files are joined in the order of their paths, with a line break between, so windows may cross from one to the next.
-    The last tenth of the characters is the test part, the last tenth of the rest the validation part; no window crosses
-    a border. Batches are inputs (B, T) int64 and targets (B, T) int64, the next tokens. Training windows are random;
-    validation and test use each token as a target once, except the first.
+    Files are joined in the order of their paths, with a line break between, so windows may cross from one to the
+    next. Without paths for them, the last tenth of the characters is the test part, the last tenth of the rest the
+    validation part. No window crosses a border. Batches are inputs (B, T) int64 and targets (B, T) int64, the next
+    tokens. Training windows are random; validation and test use each token as a target once, except the first.
 
     Raises:
         InputError: an argument is out of range; the text is missing, too short, or not UTF-8 (the message names file
@@ -128,6 +120,8 @@ class TextDataModule(BatchedDataModule):
     def __init__(
         self,
         path: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
         source: Literal["auto", "tiny_shakespeare", "python_reference"] = "auto",
         data_dir: str | None = None,
         cache_dir: str | None = None,
@@ -146,8 +140,13 @@ class TextDataModule(BatchedDataModule):
         check_fold(fold, folds)
         if final and fold is not None:
             raise InputError(f"fold {fold} and final cannot be combined: final has no validation part")
+        paths = (path, val_path, test_path)
+        if any(paths[1:]) and not all(paths):
+            raise InputError("--data.path, --data.val_path and --data.test_path: give all three, or only --data.path")
         self.save_hyperparameters()
-        self.path = path
+        self.paths = {
+            name: given for name, given in zip(("path", "val_path", "test_path"), paths, strict=True) if given
+        }
         self.source = source
         self.data_dir = data_folder(data_dir)
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir is not None else ROOT / "data" / "tokens"
@@ -170,13 +169,18 @@ class TextDataModule(BatchedDataModule):
         """Find or download the text and write its tokens, once per machine."""
         if self._folder is not None:
             return
-        files = self._find_files()
-        stats = _file_stats(files)
+        groups = self._find_files()
+        files = [file for own in groups for file in own]
+        stats = file_stats(files)
         try:
             self.cache_dir.mkdir(parents=True, exist_ok=True)
             # Others may share a folder that only its owner can write.
             with FileLock(self.cache_dir / ".lock") if os.access(self.cache_dir, os.W_OK) else nullcontext():
-                digest, characters = _known_hash(files, stats, self.cache_dir)
+                known = [known_hash(own, file_stats(own), self.cache_dir) for own in groups]
+                digest = known[0][0] if len(known) == 1 else cache_key(*(one for one, _ in known))
+                if len({one for one, _ in known}) < len(known):
+                    announce("two of --data.path, --data.val_path and --data.test_path hold the same text")
+                characters = [count + (number > 0) for number, (_, count) in enumerate(known)]  # and a line break
                 fold = self.fold if self.fold[0] else ()
                 self._text, before = [str(self.data_source), digest, *fold, self.final], self._restored_text
                 if before[:1] == self._text[:1] and before != self._text:
@@ -186,10 +190,10 @@ class TextDataModule(BatchedDataModule):
                 splits = split_sizes(characters, *self.fold)
                 if not splits["train"] + splits.get("after", 0) or not splits["val"] or not splits["test"]:
                     raise InputError(
-                        f"{self.data_source} has {characters} characters: too few to split, give a longer text"
+                        f"{self.data_source} has {sum(characters)} characters: too few to split, give a longer text"
                     )
                 self.tokenizer = self._find_tokenizer(files, digest, splits)
-                folder = self.cache_dir / _cache_key(digest, self.tokenizer.state, *self._fold_key)
+                folder = self.cache_dir / cache_key(digest, self.tokenizer.state, *self._fold_key)
                 if not folder.exists():
                     _write_tokens(files, splits, self.tokenizer, folder, stats)
         except OSError as error:
@@ -252,14 +256,15 @@ class TextDataModule(BatchedDataModule):
         batches = Batches(count, self.batch_size, self.trainer, random_starts(self.train_set))
         return batch_loader(self.train_set, batches)
 
-    def _find_files(self) -> list[Path]:
-        if self.path is not None:
-            return find_texts(self.path)
+    def _find_files(self) -> list[list[Path]]:
+        """The files of the text, or of each of its parts."""
+        if self.paths:
+            return [find_texts(path, option) for option, path in self.paths.items()]
         if self.source != "python_reference":
             place = self.data_dir / "tiny_shakespeare" / "input.txt"
             try:
                 self.data_source = "tiny_shakespeare"
-                return [published(SHAKESPEARE_URL, SHAKESPEARE_SHA256, place)]
+                return [[published(SHAKESPEARE_URL, SHAKESPEARE_SHA256, place)]]
             except DownloadError as error:
                 if self.source == "tiny_shakespeare":
                     raise InputError(
@@ -269,7 +274,7 @@ class TextDataModule(BatchedDataModule):
                 rank_zero_info(f"Tiny Shakespeare is not in {self.data_dir} and could not be downloaded: {error}")
             announce("*** NOT SHAKESPEARE: using Python's language reference; results are not comparable. ***")
         self.data_source = "python_reference"
-        return [python_reference(self.cache_dir)]
+        return [[python_reference(self.cache_dir)]]
 
     def _find_tokenizer(self, files: list[Path], digest: str, splits: dict[str, int]) -> Tokenizer:
         if self._restored is not None:
@@ -278,7 +283,7 @@ class TextDataModule(BatchedDataModule):
             return ByteTokenizer()
         if self.tokenizer_name != "bpe":
             return pretrained_tokenizer(self.tokenizer_name)
-        cached = self.cache_dir / f"bpe-{_cache_key(digest, str(self.max_vocab_size), *self._fold_key)}.json"
+        cached = self.cache_dir / f"bpe-{cache_key(digest, str(self.max_vocab_size), *self._fold_key)}.json"
         if not cached.exists():
             rank_zero_info(f"Training byte-pair encoding with up to {self.max_vocab_size} tokens ...")
             read = {part: size for part, size in splits.items() if part != "test"}
@@ -287,54 +292,9 @@ class TextDataModule(BatchedDataModule):
         return restore_tokenizer(cached.read_text(encoding="utf-8"))
 
 
-def _file_stats(files: list[Path]) -> list[list[int]]:
-    """Size, time of modification and time of change of each file; Linux and macOS let nobody set the last."""
-    return [[one.st_size, one.st_mtime_ns, one.st_ctime_ns] for one in (path.stat() for path in files)]
-
-
-def _known_hash(files: list[Path], stats: list[list[int]], cache_dir: Path) -> tuple[str, int]:
-    """`_hash_and_count`, kept in `cache_dir` until a file has another size or time."""
-    kept = cache_dir / f"text-{_cache_key(*(str(file.resolve()) for file in files))}.json"
-    with suppress(OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        if known["stats"] == stats:
-            return str(known["digest"]), int(known["characters"])
-    digest, characters = _hash_and_count(files)
-    if _file_stats(files) == stats and os.access(cache_dir, os.W_OK):
-        facts = {"stats": stats, "digest": digest, "characters": characters}
-        write_atomically(kept, json.dumps(facts).encode(), "cache_dir")
-    return digest, characters
-
-
-def _hash_and_count(files: list[Path]) -> tuple[str, int]:
-    """SHA-256 and number of characters of a text."""
-    digest, characters = hashlib.sha256(), 0
-    for text in _read(files, "Reading"):
-        digest.update(text.encode())
-        characters += len(text)
-    return digest.hexdigest(), characters
-
-
-def _read(files: list[Path], title: str) -> Iterator[str]:
-    """The text of all files in pieces, with a line break between files; with a progress bar."""
-    size = sum(path.stat().st_size for path in files)
-    with tqdm(total=size, desc=title, unit="B", unit_scale=True, delay=PROGRESS_DELAY, leave=False) as bar:
-        for number, path in enumerate(files):
-            if number:
-                yield "\n"
-            try:
-                with open_utf8(path) as file:
-                    chunks = iter(partial(CallbackIOWrapper(bar.update, file).read, CHUNK), b"")
-                    yield from codecs.iterdecode(chunks, "utf-8")
-            except UnicodeDecodeError as error:
-                raise not_utf8(path) from error
-            except (OSError, EOFError, zlib.error) as error:
-                raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
-
-
 def _pieces(files: list[Path], splits: dict[str, int]) -> Iterator[tuple[str, str]]:
     """Yield (part, text) pieces; they end at line breaks if possible, so that few words are cut."""
-    texts = _read(files, "Tokenizing")
+    texts = read_texts(files, "Tokenizing")
     buffer = ""
     for part, left in splits.items():
         while left:
@@ -373,7 +333,7 @@ def _write_tokens(
                     is_whole = tokenizer.decode(tokenizer.encode(some).tolist()).strip() == some.strip()
                 file.write(ids.data)
                 counts[part] += len(ids)
-        if [one[:2] for one in _file_stats(files)] != [one[:2] for one in stats]:
+        if [one[:2] for one in file_stats(files)] != [one[:2] for one in stats]:
             _raise_changed(files)
         facts = {"dtype": dtype.name, "tokens": counts, "characters": splits, "is_whole": is_whole}
         (partial / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -382,17 +342,17 @@ def _write_tokens(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _cache_key(*parts: str) -> str:
-    return hashlib.sha256("\0".join((FORMAT, *parts)).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def split_sizes(characters: list[int], fold: int | None = None, folds: int = 5) -> dict[str, int]:
+    """Number of characters in each part of a text, in their order; with a fold, `after` is for training too.
 
-
-def split_sizes(characters: int, fold: int | None = None, folds: int = 5) -> dict[str, int]:
-    """Number of characters in each part of a text, in their order; with a fold, `after` is for training too."""
-    development = characters * 9 // 10
+    `characters` are those of the whole text, or of its parts.
+    """
+    whole = sum(characters)
+    development = whole - (characters[2] if len(characters) == 3 else whole - whole * 9 // 10)
     if fold is not None:
         start, end = development * (fold - 1) // folds, development * fold // folds
         parts = {"train": start, "val": end - start, "after": development - end}
     else:
-        train = development * 9 // 10
+        train = characters[0] if len(characters) == 3 else development * 9 // 10
         parts = {"train": train, "val": development - train}
-    return {**parts, "test": characters - development}
+    return {**parts, "test": whole - development}

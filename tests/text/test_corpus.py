@@ -9,7 +9,7 @@ import torch
 
 from src.engine.data.loading import IGNORED, Batches
 from src.engine.system.errors import InputError
-from src.text import corpus
+from src.text import corpus, sources
 from src.text.corpus import TextDataModule, Windows, random_starts, split_sizes
 from src.text.sources import find_texts
 from tests.conftest import serving
@@ -45,7 +45,7 @@ def own(folder: Path, content: str | bytes, name: str = "own.txt") -> str:
 
 
 def test_the_split_is_the_customary_one() -> None:
-    assert split_sizes(1_115_394) == {"train": 903_468, "val": 100_386, "test": 111_540}
+    assert split_sizes([1_115_394]) == {"train": 903_468, "val": 100_386, "test": 111_540}
 
 
 @pytest.mark.parametrize("letters", ["abcdefghij", "aä日\U0001f600ßcdefg"])
@@ -61,10 +61,10 @@ def test_the_folds_of_a_text_are_pieces_of_its_first_nine_tenths() -> None:
     for folds in (2, 5):
         ends = []
         for fold in range(1, folds + 1):
-            sizes = split_sizes(1003, fold, folds)
+            sizes = split_sizes([1003], fold, folds)
             assert list(sizes) == ["train", "val", "after", "test"]
             assert sum(sizes.values()) == 1003
-            assert sizes["test"] == split_sizes(1003)["test"]
+            assert sizes["test"] == split_sizes([1003])["test"]
             ends += [sizes["train"], sizes["train"] + sizes["val"]]
         assert ends[0] == 0
         assert ends[1:-1:2] == ends[2::2]  # each begins where the last one ends
@@ -165,8 +165,8 @@ def test_the_name_of_a_text_need_not_be_utf8_and_its_rights_may_change(
 
 
 def test_a_text_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, reads, hash_and_count = own(tmp_path, "abcdefghij" * 100), list[Path](), corpus._hash_and_count
-    monkeypatch.setattr(corpus, "_hash_and_count", lambda files: (reads.extend(files), hash_and_count(files))[1])
+    path, reads, hash_and_count = own(tmp_path, "abcdefghij" * 100), list[Path](), sources._hash_and_count
+    monkeypatch.setattr(sources, "_hash_and_count", lambda files: (reads.extend(files), hash_and_count(files))[1])
     ready(tmp_path, path=path)
     ready(tmp_path, path=path)
     assert len(reads) == 1
@@ -196,14 +196,14 @@ def test_a_writing_that_was_cut_short_is_never_used(tmp_path: Path, monkeypatch:
 
 def test_a_text_that_changes_while_it_is_read_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = own(tmp_path, "abcdefghij" * 100)
-    hash_and_count = corpus._hash_and_count
+    hash_and_count = sources._hash_and_count
 
     def slow(files: list[Path]) -> tuple[str, int]:
         found = hash_and_count(files)
         own(tmp_path, "abcdefghiJ" * lengths.pop())
         return found
 
-    monkeypatch.setattr(corpus, "_hash_and_count", slow)
+    monkeypatch.setattr(sources, "_hash_and_count", slow)
     lengths = [50, 101]
     while lengths:
         own(tmp_path, "abcdefghij" * 100)
@@ -279,7 +279,7 @@ def test_a_text_in_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
         ready(tmp_path, path=own(tmp_path, ("to be or not to be " * 50).encode(encoding)))
 
 
-@pytest.mark.parametrize("start", [0, 70, corpus.CHUNK - 1])
+@pytest.mark.parametrize("start", [0, 70, sources.CHUNK - 1])
 def test_a_bad_byte_is_named_with_file_and_offset(tmp_path: Path, start: int) -> None:
     own(tmp_path, "good text " * 50, "books/a.txt")
     content = ("é" * (start // 2 + 1)).encode()[:start] if start % 2 == 0 else b"x" + "é".encode() * (start // 2)

@@ -1,4 +1,4 @@
-"""Plain text: folds, and texts at an address."""
+"""Plain text: parts of your own, folds, and texts at an address."""
 
 import gzip
 import random
@@ -33,6 +33,29 @@ def test_folds_are_pieces_of_the_text_and_no_window_touches_that_of_validation(t
         assert torch.equal(inputs[:, 1:], targets[:, :-1])
         assert len(data.train_dataloader()) == -(-((len(starts) + 8) // 8) // 4)
     assert bytes(seen) == content[:900]
+
+
+def test_validation_and_test_can_have_texts_of_their_own(tmp_path: Path, messages: list[str]) -> None:
+    contents = {"path": "train" * 40, "val_path": "valid" * 20, "test_path": "tests" * 9}
+    paths = {option: own(tmp_path, text.encode(), f"{option}.txt") for option, text in contents.items()}
+    data = ready(tmp_path, **paths)
+    sets = (data.train_set, data.val_set, data.test_set)
+    first, *others = contents.values()
+    assert [bytes(part.tokens.tolist()).decode() for part in sets] == [first, *(f"\n{text}" for text in others)]
+    assert bytes(ready(tmp_path, **paths, final=True).train_set.tokens.tolist()).decode() == f"{first}\n{others[0]}"
+    folded = [ready(tmp_path, **paths, fold=fold, folds=2) for fold in (1, 2)]
+    assert "".join(bytes(one.val_set.tokens.tolist()).decode() for one in folded) == f"{first}\n{others[0]}"
+    again = TextDataModule(paths["path"], paths["test_path"], paths["val_path"], cache_dir=str(tmp_path / "cache"))
+    again.load_state_dict(data.state_dict())
+    again.prepare_data()
+    assert any("has changed since training: validation and test may" in line for line in messages)
+    ready(tmp_path, **paths | {"test_path": paths["path"]})
+    assert "two of --data.path, --data.val_path and --data.test_path hold the same text" in messages
+    for wrong in ({"val_path": paths["val_path"]}, {"path": paths["path"], "test_path": paths["test_path"]}):
+        with pytest.raises(InputError, match=r"give all three, or only --data\.path"):
+            ready(tmp_path, **wrong)
+    with pytest.raises(InputError, match=r"^--data\.val_path .*gone: no such file; give a file"):
+        ready(tmp_path, **paths | {"val_path": str(tmp_path / "gone")})
 
 
 def test_the_byte_pairs_of_a_fold_are_those_of_its_training_part(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def data(tmp_path: Path) -> TextDataModule:
 def test_evaluation_is_the_mean_over_every_token_once(tmp_path: Path, data: TextDataModule, bpe: bool) -> None:
     if bpe:
         options = {"tokenizer": "bpe", "max_vocab_size": 270, "block_size": 16, "batch_size": 3}
-        data = TextDataModule(str(data.path), cache_dir=str(data.cache_dir), **options)  # type: ignore[arg-type]
+        data = TextDataModule(data.paths["path"], cache_dir=str(data.cache_dir), **options)  # type: ignore[arg-type]
     task = LanguageModel(stirred(vocab_size=270))
     (found,) = trainer(tmp_path).test(task, data, verbose=False)
     tokens = torch.from_numpy(data.test_set.tokens.astype("int64"))
