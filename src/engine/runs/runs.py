@@ -107,7 +107,8 @@ def checkpoint_of(folder: Path, which: str) -> Path:
         path = next((one for other in best for one in found if one.name == other.name), path)
     if path not in found:
         have = ", ".join(sorted(other.name for other in found)) or "none"
-        raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give a path to --ckpt_path")
+        way = "--ckpt_path last, or a path" if "last.ckpt" in have.split(", ") else "a path to --ckpt_path"
+        raise InputError(f"run {folder} has no {which} checkpoint, it has {have}: give {way}")
     return path
 
 

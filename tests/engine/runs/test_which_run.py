@@ -159,6 +159,13 @@ def test_the_best_checkpoint_of_another_run_is_not_that_of_a_new_one(train: Trai
     assert "Testing the last weights: no best checkpoint was saved" in again.messages
 
 
+def test_a_run_without_a_best_checkpoint_is_tested_by_its_last(train: Train) -> None:
+    train("fit", *TOY, "--trainer.max_steps=3")  # ends before a validation
+    with pytest.raises(InputError, match=r"no best checkpoint, it has last\.ckpt: give --ckpt_path last, or a path$"):
+        train("test")
+    assert "test/loss" in train("test", "--ckpt_path=last").metrics
+
+
 def test_a_named_folder_must_be_a_run(train: Train, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--run \S*nowhere: no such folder"):
         train("fit", f"--run={tmp_path / 'nowhere'}")
