@@ -159,6 +159,7 @@ def test_the_best_checkpoint_of_another_run_is_not_that_of_a_new_one(train: Trai
     assert "Testing the last weights: no best checkpoint was saved" in again.messages
 
 
+@pytest.mark.filterwarnings("ignore:.ModelCheckpoint.*could not find the monitored key")
 def test_a_run_without_a_best_checkpoint_is_tested_by_its_last(train: Train) -> None:
     train("fit", *TOY, "--trainer.max_steps=3")  # ends before a validation
     with pytest.raises(InputError, match=r"no best checkpoint, it has last\.ckpt: give --ckpt_path last, or a path$"):
