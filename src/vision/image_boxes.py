@@ -283,7 +283,7 @@ def read_boxes(path: Path) -> tuple[list[str], list[Box]]:
 
 
 def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
-    where, crowds, boxes = "", 0, []
+    where, crowds, flat, boxes = "", 0, list[str](), list[Box]()
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         images, categories = (_by_id(content, *one) for one in (("images", "file_name"), ("categories", "name")))
@@ -299,6 +299,9 @@ def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
             if one.get("iscrowd"):
                 crowds += 1
                 continue
+            if 0 in (width, height):  # COCO's own files have some
+                flat.append(place)
+                continue
             image, corners = images[one["image_id"]], (x, y, x + width, y + height)
             size = (image["width"], image["height"]) if {"width", "height"} <= {*image} else None
             boxes.append(Box(place, str(image["file_name"]), corners, categories[one["category_id"]]["name"], size))
@@ -312,6 +315,8 @@ def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
         ) from error
     if crowds:
         announce(f"{path}: {crowds:,} annotations with iscrowd are left out; boxes found there count as wrong")
+    if flat:
+        announce(f"{path}: {len(flat):,} boxes without width or height are left out, such as {flat[0]}")
     return list(dict.fromkeys(str(image["file_name"]) for image in images.values())), boxes
 
 

@@ -201,7 +201,7 @@ def test_five_of_many_broken_boxes_are_named(tmp_path: Path) -> None:
     ("key", "change", "message"),
     [
         ("annotations", {"bbox": [6, 10, 200, 30]}, r"annotation 3 \(id 102\) of 1.png: .*outside of the image"),
-        ("annotations", {"bbox": [6, 10, 0, 30]}, r"annotation 3 \(id 102\) of 1.png: .*no area"),
+        ("annotations", {"bbox": [6, 10, -1, 30]}, r"annotation 3 \(id 102\) of 1.png: .*no area"),
         ("annotations", {"bbox": [6, 10, 200]}, r"not a COCO file of boxes \(annotation 3: bbox \[6, 10, 200\]\)"),
         ("annotations", {"bbox": "6789"}, r"\(annotation 3: bbox '6789'\): give"),
         ("annotations", {"bbox": [6, 10, 10**400, 30]}, r"\(annotation 3: int too large"),
@@ -236,12 +236,17 @@ def test_images_of_another_size_than_the_file_says_are_reported(tmp_path: Path, 
     )
 
 
-def test_crowds_are_left_out_and_said(tmp_path: Path, messages: list[str]) -> None:
+def test_crowds_and_boxes_without_area_are_left_out_and_said(tmp_path: Path, messages: list[str]) -> None:
     content = coco(squares(tmp_path))
     content["annotations"][2] |= {"iscrowd": 1, "bbox": [0, 0, 0, 0]}
-    data = ready(write(tmp_path / "boxes.json", json.dumps(content)))
-    assert sum(len(own) for part in (data.train_set, data.val_set, data.test_set) for _, own in part.boxes) == 19
+    content["annotations"][4]["bbox"][2] = 0
+    content["annotations"][5]["bbox"][3] = 0.0
+    path = write(tmp_path / "boxes.json", json.dumps(content))
+    data = ready(path)
+    assert sum(len(own) for part in (data.train_set, data.val_set, data.test_set) for _, own in part.boxes) == 17
     assert any("1 annotations with iscrowd are left out" in line for line in messages)
+    said = f"{path}: 2 boxes without width or height are left out, such as {path}, annotation 5 (id 104)"
+    assert any(said in line for line in messages)
 
 
 def test_images_that_were_added_since_training_are_noticed(tmp_path: Path, messages: list[str]) -> None:
