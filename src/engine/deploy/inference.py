@@ -189,6 +189,8 @@ class Inference(LightningModule):
         """Check on one input that a model takes what `prepare` returns and gives one row; a `Task` does."""
         columns = dict.fromkeys(getattr(self.data, "columns", ()), 0.0)
         samples = {"table": columns, "text": "text", "image": Image.new("RGB", (64, 64), "grey")}
+        if getattr(self.data, "category_columns", ()):
+            del samples["table"]  # which categories it takes is not known
         if self.kind in samples and not _has(self.task, "predictions"):
             try:
                 inputs, _ = self.prepare([samples[self.kind]])

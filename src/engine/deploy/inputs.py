@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from src.engine.data.files import IMG_EXTENSIONS, file_error, find_files, open_utf8
 from src.engine.data.images import UNREADABLE, image_error, original_size, read_image, read_mask
 from src.engine.data.tables import TABLES, stream_columns, suffix_of
-from src.engine.deploy.prepare import LARGEST
+from src.engine.deploy.prepare import table_row
 from src.engine.system.errors import InputError, SampleError
 
 Prepare = Callable[[list[Any]], tuple[tuple[Any, ...], list[str]]]
@@ -84,27 +84,21 @@ def read_texts(
         yield Input(name, text, error or _text_error(text), _one_or_list(true))
 
 
-def read_numbers(paths: list[str], columns: Sequence[str], truth: Sequence[str] = ()) -> Iterator[Input]:
-    """Rows of tables as numbers by column; named by file and row, counted from 1; `truth`: columns of true values."""
+def read_table_rows(paths: list[str], data: Any, truth: Sequence[str] = ()) -> Iterator[Input]:
+    """Rows of tables for a DataModule; named by file and row, counted from 1; `truth`: columns of true values."""
+    columns = list(data.columns)
     options = dict.fromkeys(columns, "a table with all columns of the run") | dict.fromkeys(truth, "--truth")
     for name, values, error in _rows(paths, options):
-        numbers = dict(zip(columns, map(_number, values), strict=False))
-        if not error and (bad := [column for column, number in numbers.items() if number is None]):
-            value = values[list(columns).index(bad[0])]
-            error = f"column {bad[0]} is {value!r:.80}, not a finite number (largest: {LARGEST:.1e})"
-        yield Input(name, numbers, error, _one_or_list(values[len(columns) :]))
+        row = dict[str, Any]()
+        try:
+            row = {} if error else table_row(data, dict(zip(columns, values, strict=False)))
+        except SampleError as problem:
+            error = str(problem)
+        yield Input(name, row, error, _one_or_list(values[len(columns) :]))
 
 
 def _one_or_list(values: Sequence[Any]) -> Any:
     return values[0] if len(values) == 1 else list(values)
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if abs(number) <= LARGEST else None
 
 
 def _rows(

@@ -106,7 +106,7 @@ def predict(args: list[str]) -> int:
 def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterator[Any]]:
     """Returns a new iterator over the inputs at each call."""
     from src.engine.data.files import IMG_EXTENSIONS
-    from src.engine.deploy.inputs import find_images, read_numbers, read_texts
+    from src.engine.deploy.inputs import find_images, read_table_rows, read_texts
 
     if inference.kind in ("image", "file"):
         if options.truth and options.truth != "folder" and not Path(options.truth).is_dir():
@@ -123,7 +123,7 @@ def _inputs(options: argparse.Namespace, inference: Any) -> Callable[..., Iterat
         raise InputError(f"--truth {inputs.pop()}: this column is an input of the model; give another")
     if inference.kind == "text":
         return partial(read_texts, options.inputs, text_column, truth, getattr(inference.data, "readers", None))
-    return partial(read_numbers, options.inputs, columns, truth)
+    return partial(read_table_rows, options.inputs, inference.data, truth)
 
 
 def _copied(given: str, addresses: dict[str, str], reasons: dict[str, str]) -> str:

@@ -1,7 +1,7 @@
 """From raw inputs to the network: the same code for training, prediction, export and serving."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from src.engine.data.loading import IGNORED
 from src.engine.data.pixels import normalise, pixel_statistics
 from src.engine.system.batches import labels_of
-from src.engine.system.errors import GUIDE, InputError
+from src.engine.system.errors import GUIDE, InputError, SampleError
 
 Inputs = tuple[Tensor, ...]
 
@@ -39,7 +39,35 @@ def kind_of(data: Any) -> str:
     for needed in NEEDED.get(kind, ()):
         if not getattr(data, needed, None):
             raise InputError(f"{type(data).__name__} has no {needed}, which input_kind = {kind!r} needs; {GUIDE}")
+    if unknown := [name for name in getattr(data, "category_columns", ()) if name not in getattr(data, "columns", ())]:
+        raise InputError(f"{type(data).__name__}.category_columns has {unknown[0]}, which is not in columns; {GUIDE}")
     return str(kind)
+
+
+def table_row(data: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table as `prepare` gets it: finite numbers, texts in `category_columns`, and NaN for missing numbers.
+
+    An empty category is an empty text. Numbers may be missing if the DataModule says `allows_missing = True`.
+
+    Raises:
+        SampleError: a value is something else.
+    """
+    categories, allows_missing = getattr(data, "category_columns", ()), getattr(data, "allows_missing", False)
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        is_missing = value is None or value == "" or value != value
+        if name in categories:
+            found[name] = "" if is_missing else str(value).strip()
+        elif is_missing and allows_missing:
+            found[name] = math.nan
+        else:
+            try:
+                found[name] = float(value)
+            except (TypeError, ValueError, OverflowError):
+                found[name] = math.inf
+            if not abs(found[name]) <= LARGEST:
+                raise SampleError(f"column {name} is {value!r:.80}, not a finite number (largest: {LARGEST:.1e})")
+    return found
 
 
 def prepare_inputs(data: Any, inputs: Sequence[Any]) -> tuple[Inputs, list[str]]:

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from src.engine.data.images import original_size, reader
 from src.engine.deploy.batcher import Threads
 from src.engine.deploy.inference import Inference
-from src.engine.deploy.prepare import LARGEST, prepare_inputs
+from src.engine.deploy.prepare import LARGEST, prepare_inputs, table_row
 
 MAX_PIXELS = 50_000_000  # per image; a small file can hold a huge image
 LARGE_PIXELS = 2**20  # larger images, and larger bodies, are decoded one at a time: an image can take 1 GB
@@ -51,6 +51,7 @@ class RequestReader:
     def __init__(self, inference: Inference, token: str | None, max_bytes: int) -> None:
         self.kind = inference.kind
         self.data = inference.data
+        self.categories = tuple(getattr(inference.data, "category_columns", ()))
         self.read_image = reader(inference.data)
         self.check_sampling: Any = getattr(inference.task, "check_sampling", None)
         self.token = token
@@ -113,12 +114,13 @@ class RequestReader:
         return readers[self.kind](value)
 
     def _expected(self) -> str:
+        row = {name: "" if name in self.categories else 0 for name in getattr(self.data, "columns", ())}
         return {
             "image": "a PNG or JPEG, or JSON pixels from 0 to 255 as a list of rows",
             "file": f"a file: {', '.join(getattr(self.data, 'file_suffixes', ()))}",
             "text": 'JSON such as {"text": "..."}',
             "prompt": 'JSON such as {"prompt": "...", "max_new_tokens": 100}',
-            "table": f"JSON numbers for all columns: {json.dumps(dict.fromkeys(getattr(self.data, 'columns', ()), 0))}",
+            "table": f"JSON values for all columns: {json.dumps(row)}",
         }[self.kind]
 
     @asynccontextmanager
@@ -183,16 +185,17 @@ class RequestReader:
             raise HTTPException(422, f"not a usable file: {error}; send {self._expected()}") from error
         return self._prepare(value)
 
-    def _row(self, value: Any) -> dict[str, float]:
-        """The numbers of a table's row, by column."""
+    def _row(self, value: Any) -> dict[str, Any]:
+        """The values of a table's row, by column."""
         columns = self.data.columns
         if not isinstance(value, dict) or set(value) != set(columns):
             raise HTTPException(422, f"not a row: send {self._expected()}")
         for name in columns:
-            if type(value[name]) not in (int, float) or not -LARGEST <= value[name] <= LARGEST:
-                wrong = f"{name} is not a finite number (largest: {LARGEST:.1e})"
+            types = (str,) if name in self.categories else (int, float)
+            if value[name] is not None and type(value[name]) not in types:
+                wrong = f"{name} is not a {'text' if name in self.categories else 'number'}"
                 raise HTTPException(422, f"{wrong}: send {self._expected()}")
-        return {name: float(value[name]) for name in columns}
+        return table_row(self.data, {name: value[name] for name in columns})
 
     def _text(self, value: Any) -> str:
         text = value.get("text") if isinstance(value, dict) else value

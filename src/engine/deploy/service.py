@@ -62,6 +62,7 @@ class Service:
         facts = {
             "kind": inference.kind,
             "columns": list(getattr(inference.data, "columns", ())),
+            "texts": self.read.categories,
             "token": options.token is not None,
             "draws": getattr(inference.data, "drawn", False),
             "suffixes": list(getattr(inference.data, "file_suffixes", ())),

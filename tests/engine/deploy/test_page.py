@@ -176,6 +176,17 @@ def test_the_keyboard_is_enough_for_a_table() -> None:
 
 
 @pytest.mark.slow
+def test_a_table_may_have_texts_and_missing_numbers() -> None:
+    with browser() as page:
+        asked = answered(page, {"kind": "table", "draws": False, "columns": ["x", "y"], "texts": ["y"], "token": False})
+        page.locator("input[name=x]").fill("")
+        page.locator("input[name=y]").fill("Ulm")
+        page.keyboard.press("Enter")
+        page.get_by_text(LONG).wait_for()
+        assert [json.loads(one) for one in asked] == [{"x": None, "y": "Ulm"}]
+
+
+@pytest.mark.slow
 def test_the_keyboard_is_enough_for_a_text() -> None:
     with browser() as page:
         asked = answered(page, {"kind": "text", "draws": False, "columns": [], "token": False})

@@ -1,6 +1,5 @@
 """The contract of a DataModule's `prepare`, and true values from files."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from PIL import Image
 
 from src.engine.data.images import read_mask
-from src.engine.deploy.inputs import read_numbers
 from src.engine.deploy.prepare import kind_of, prepare_inputs, prepare_targets
 from src.engine.system.errors import InputError
 from tests.contract import check_prepare
@@ -181,11 +179,3 @@ def test_masks_keep_their_class_numbers(tmp_path: Any) -> None:
 def test_a_number_that_does_not_fit_is_one_line(value: Any) -> None:
     with pytest.raises(InputError, match=r"the true values are neither labels nor numbers \("):
         prepare_targets(SimpleNamespace(), [1, value])
-
-
-def test_a_number_that_does_not_fit_is_an_error_in_its_row(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text("".join(f'{{"x": {one}}}\n' for one in ("1" * 310, "1e39", "3e38", '"3"')))
-    found = [one.error for one in read_numbers([str(tmp_path / "a.jsonl")], ["x"])]
-    assert found[0].startswith("column x is 1111")
-    assert found[0].endswith("111, not a finite number (largest: 3.4e+38)")
-    assert found[1:] == ["column x is 1e+39, not a finite number (largest: 3.4e+38)", "", ""]

@@ -19,7 +19,6 @@ from PIL import Image
 
 from src.engine.deploy import batcher, requests, service
 from src.engine.deploy.inference import Inference
-from src.engine.deploy.prepare import prepare_inputs
 from src.engine.system.errors import InputError
 from tests.engine.deploy.local import Local, classifier, local, writer
 from tests.engine.deploy.served import TRUSTED, Answer
@@ -135,32 +134,6 @@ def test_an_input_that_the_data_refuses_is_the_clients_fault() -> None:
     with local(classifier(even, refuse)) as one:
         answer = one.predict([[1]])
     assert (answer.status, answer.json["detail"]) == (422, "no ink in this image")
-
-
-def test_a_row_of_a_table_is_finite_numbers_for_all_columns() -> None:
-    def prepare(rows: list[dict[str, float]]) -> torch.Tensor:
-        return torch.tensor([[row["a"], row["b"]] for row in rows], dtype=torch.float64)
-
-    inference = SimpleNamespace(
-        kind="table",
-        data=(data := SimpleNamespace(input_kind="table", columns=["a", "b"], prepare=prepare)),
-        task=None,
-        device=torch.device("cpu"),
-        prepare=lambda rows: prepare_inputs(data, rows),
-        predictions=lambda inputs: inputs[0].sum(dim=1),
-        rows=lambda sums, count, sizes: [{"sum": one} for one in sums.tolist()],
-    )
-    with local(inference) as one:
-        assert one.predict({"b": 2, "a": 1.5}).json == {"sum": 3.5}
-        for wrong in (
-            {"a": 1},
-            [1, 2],
-            {"a": 1, "b": 10**400},
-            {"a": 1, "b": 1e39},
-            {"a": 1, "b": math.nan},
-            {"a": 1, "b": True},
-        ):
-            assert one.predict(wrong).status == 422
 
 
 def file_of(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
