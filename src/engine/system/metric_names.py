@@ -22,8 +22,8 @@ def final_names(names: Iterable[str]) -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """A metric as it is printed: small and large numbers keep four digits."""
+    """A metric as it is printed: large numbers with one decimal, very small and very large ones with four digits."""
     if isinstance(value, float):
-        is_usual = value == 0 or 1e-3 <= abs(value) < 1e4
-        return f"{value:.4f}" if is_usual else f"{value:.4g}"
+        is_usual = value == 0 or 1e-3 <= abs(value) < 1e9
+        return f"{value:.{1 if abs(value) >= 1e4 else 4}f}" if is_usual else f"{value:.4g}"
     return "null" if value is None else str(value)

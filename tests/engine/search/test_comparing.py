@@ -238,7 +238,14 @@ def test_a_wrong_command_is_one_line(words: list[str], expected: str) -> None:
     assert sorted(Path().rglob("*")) == before
 
 
-NUMBERS = [(0.5, "0.5000"), (0.0, "0.0000"), (3.2e-6, "3.2e-06"), (-2e-4, "-0.0002"), (12345.6, "1.235e+04")]
+NUMBERS = [
+    (0.5, "0.5000"),
+    (0.0, "0.0000"),
+    (3.2e-6, "3.2e-06"),
+    (-2e-4, "-0.0002"),
+    (12345.67, "12345.7"),
+    (-2e9, "-2e+09"),
+]
 
 
 @pytest.mark.parametrize(("value", "text"), NUMBERS)
