@@ -1,1 +1,1 @@
-"""What you need not read: what is behind the commands."""
+"""The code behind the commands: you need not read it."""

@@ -163,6 +163,19 @@ def test_your_own_triples_train_and_bad_sounds_are_named_with_their_row(train: T
         train(*words, f"--data.path={table.parent}")
 
 
+def test_sounds_of_validation_can_be_in_a_table_of_their_own(tmp_path: Path) -> None:
+    table, other = triples(tmp_path / "own"), triples(tmp_path / "other")
+    lines = other.read_text().splitlines()
+    other.write_text("\n".join([lines[0], *lines[2:4]]) + "\n")  # tones of 1,000 and 3,000 Hz
+    data = SpokenCaptionDataModule(path=str(table), val_path=str(other), image_size=16)
+    data.setup("fit")
+    waves, matching = data.sets["val"].sounds or ((), ())
+    expected = data.words.read(["1", "2"], [tmp_path / "own" / f"{number}.wav" for number in (1, 2)])
+    assert torch.equal(torch.as_tensor(waves), torch.stack(expected))
+    assert list(matching) == [[0], [1]]
+    assert [file.parent.name for file in data.sets["val"].images.files] == ["other"] * 2
+
+
 def test_rows_of_one_image_keep_their_own_sounds(tmp_path: Path) -> None:
     table = triples(tmp_path / "own")
     lines = table.read_text().splitlines()
