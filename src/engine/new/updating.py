@@ -50,11 +50,9 @@ def update(root: Path, project: Path, parts: Sequence[str] = (), recipes: Sequen
         _make(root, after, {**noted, **choice})
         text = (before / "pyproject.toml").read_text(encoding="utf-8")  # an archive does not know its commit
         (before / "pyproject.toml").write_text(text.replace('"unknown"', f'"{noted["commit"]}"'), encoding="utf-8")
-        merged, conflicts = _merge(before, after, project, noted)
-    for path in merged:
-        print(f"{'merged   ' if (project / path).exists() else 'removed  '} {path}")
-    for line in conflicts:
-        print(f"conflict  {line}")
+        changed, conflicts = _merge(before, after, project, noted)
+    for line in (*changed, *(f"conflict  {one}" for one in conflicts)):
+        print(line)
     if any(": " not in line for line in conflicts):
         print("search the conflicts for <<<<<<<, and edit them", file=sys.stderr)
     print(f"{project} is now at {commit_of(root)[:12]}; see git status, run make test, and commit", file=sys.stderr)
@@ -127,12 +125,12 @@ def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:
 
 
 def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Merge all files but the user's own; returns the paths that changed, and those with conflicts."""
+    """Merge all files but the user's own; returns a line for each that changed, and the paths with conflicts."""
     code = (f"{noted['package']}/{noted['name']}/", f"tests/{noted['name']}/") if noted["kind"] else ()
     own = (*code, "configs/default.yaml", ".git/", *OWN)
     files = ((side, path) for side in (before, after) for path in side.rglob("*") if path.is_file())
     paths = {path.relative_to(side).as_posix() for side, path in files}
-    merged, conflicts = [], []
+    changed, conflicts = [], []
     # Last the file that notes the new commit: an update that is stopped before can be repeated.
     for path in sorted(paths, key=lambda path: (path == "pyproject.toml", path)):
         if path.startswith(own):
@@ -156,8 +154,9 @@ def _merge(before: Path, after: Path, project: Path, noted: dict[str, Any]) -> t
             elif done.returncode:
                 conflicts.append(path)
         if _read(project / path) != mine and path not in conflicts:
-            merged.append(path)
-    return merged, conflicts
+            word = "removed" if new is None else "added" if mine is None else "merged"
+            changed.append(f"{word:9} {path}")
+    return changed, conflicts
 
 
 def _read(path: Path) -> bytes | None:

@@ -71,6 +71,7 @@ def test_a_newer_engine_is_merged_and_changes_of_ones_own_stay(
     said = capsys.readouterr().out
     assert "conflict" not in said
     assert f"merged    {ENGINE}" in said
+    assert "added     src/engine/system/added.py" in said
     text = (project / ENGINE).read_text()
     assert "NEWER = True" in text
     assert "MINE = True" in text
@@ -298,4 +299,4 @@ def test_the_code_of_a_recipe_is_not_the_users_own_whatever_the_name_of_its_proj
         (tmp_path / side / "src" / "text" / "gpt.py").write_text(text)
     noted = {"package": "src", "name": "text", "kind": kind}
     merged, _ = _merge(*(tmp_path / side for side in ("before", "after", "mine")), noted)
-    assert merged == ([] if kind else ["src/text/gpt.py"])
+    assert merged == ([] if kind else ["merged    src/text/gpt.py"])
