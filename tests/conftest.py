@@ -52,8 +52,12 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def clean_distributed_environment() -> Iterator[None]:
-    """Remove the variables that Lightning sets for several devices: the next run would wait for other processes."""
+    """Remove what Lightning leaves of a run with several devices: the next one would wait for other processes, or
+    warn that it does not ask them.
+    """
     yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE"):
         os.environ.pop(name, None)
 
