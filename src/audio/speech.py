@@ -75,7 +75,7 @@ class Synthesiser:
         return 0
 
     def __call__(self, text: str, voice: str, rate: int, pitch: int) -> Recording:
-        """A text by a voice such as `de+f2`, a language and a speaker."""
+        """Speak a text with a voice such as `de+f2`: a language and a speaker."""
         self.pieces.clear()
         library, said = self.library, text.encode()
         for seed in self.seeds:

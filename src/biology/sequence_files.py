@@ -44,7 +44,8 @@ def read_records(
         path: the file; or a folder of them, whose names are the labels of the sequences in them.
         sequence_column: a table's column of sequences.
         label_column: a table's column of labels.
-        labelled: whether the second half of a FASTA record's lines is its label; given letters, if it consists of them.
+        labelled: whether the second half of a FASTA record's lines is its label; if letters are
+            given, only if it consists of them.
     """
     file = local_path(path)
     if not file.exists():

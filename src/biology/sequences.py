@@ -173,12 +173,12 @@ class SequenceDataModule(LabelledDataModule):
         return [rng.choice(ways)] if rng else ways
 
     def _key(self, record: Record) -> str:
-        """Equal for sequences that are one input."""
+        """A key that is equal for sequences that are the same input."""
         sequence = record.sequence
         return min(sequence, reverse_complement(sequence)) if self.options.reverse_complement else sequence
 
     def _class_of(self, record: Record) -> str:
-        """The class that all parts should have their share of; "" if there are no classes."""
+        """The class by which the split is stratified; "" if there are no classes."""
         return record.label if self.options.predicts == "class" else ""
 
     def _tokens(self, sequence: str) -> list[str]:
@@ -186,7 +186,7 @@ class SequenceDataModule(LabelledDataModule):
         return [one for token in found for one in ([token] if token in self.numbers else token)]
 
     def _clean(self, text: str) -> str:
-        """A checked molecule; or a sequence in capital letters, without blanks and a name as in FASTA."""
+        """A checked molecule; or a sequence in capital letters, without spaces or a FASTA name line."""
         kind, limit = self.options.kind, self.options.max_length
         sequence = text.strip()
         if kind != "smiles":
@@ -197,7 +197,8 @@ class SequenceDataModule(LabelledDataModule):
         length = len(self._tokens(sequence)) if kind == "smiles" else len(sequence)  # of others a letter is a token
         if length > limit:
             raise SampleError(
-                f"it has {length:,} tokens, more than max_length {limit:,}: shorten it, or train with a larger one"
+                f"it has {length:,} tokens, more than max_length {limit:,}: shorten it, or train with a larger"
+                " max_length"
             )
         if kind == "smiles":
             try:

@@ -149,7 +149,7 @@ class CaptionDataModule(BatchedDataModule):
         self._use_images(is_own=path is not None)
 
     def _use_images(self, is_own: bool) -> None:
-        """Take one's own images, else those of MNIST."""
+        """Use your own images, else those of MNIST."""
         self.labels: list[str] = [] if is_own else list(WORDS)
         self.files = ImageFolderDataModule(*self.paths.values(), **self._image_options) if is_own else None
         pixels: Any = self.files or self.digits
@@ -226,7 +226,7 @@ class CaptionDataModule(BatchedDataModule):
             if (ids == unknown).any():
                 read = words.inner.encode(text)
                 lost = [text[a:b] for one, (a, b) in zip(read.ids, read.offsets, strict=True) if one == unknown]
-                announce(f"label {text!r}: the model was not trained with {', '.join(lost)}: it may be any word to it")
+                announce(f"label {text!r}: the model was not trained with {', '.join(lost)}, which it reads as unknown")
         return padded(found)
 
     def prompts(self, part: str) -> list[tuple[Tensor, Tensor]]:

@@ -100,7 +100,7 @@ class ContrastiveModel(Task):
         return torch.cat(parts, dim=1), sum(counts[: self.global_rank])
 
     def _is_even(self) -> bool:
-        """Whether all processes have as many pairs of each batch, so that they need not ask each other."""
+        """Whether all processes have the same number of pairs in each batch, so they need not exchange it."""
         sampler = getattr(self.trainer.train_dataloader, "sampler", None) if self.trainer.training else None
         parts = (sampler.count, sampler.batch_size) if isinstance(sampler, Batches) else ()
         return bool(parts) and not any(part % self.trainer.world_size for part in parts)
@@ -159,7 +159,7 @@ class ContrastiveModel(Task):
 
 
 def _distinct(features: Tensor, targets: Tensor) -> Tensor:
-    """The first of each of several samples that have the same target and the same features (N, D)."""
+    """The first sample of each group with the same target and the same features (N, D)."""
     kept = []
     for rows in torch.split(targets.argsort(stable=True), targets.bincount().tolist()):
         own = features[rows].float()

@@ -47,7 +47,7 @@ class WeightedCrossEntropy(nn.CrossEntropyLoss):
 
 
 def _keep_weight(loss: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The arguments decide, not a checkpoint: they may be changed in a continued run."""
+    """Use the weights of the arguments, not of a checkpoint: a continued run may change them."""
     state_dict[f"{prefix}weight"] = loss.weight.new_tensor(loss.class_weights)  # type: ignore[operator]
 
 
@@ -62,12 +62,12 @@ class Classifier(Task):
 
     A batch is the network's inputs, then targets (B,) int64; in a padding batch all targets are -100. Logs
     `{train,val,test}/{loss,acc,f1}` once per epoch; accuracy is micro-averaged, F1 macro-averaged. `confusion` is the
-    confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows; more than
-    1,000 classes have none, and no pictures of mistakes.
+    confusion matrix of the last validation or test, (num_classes, num_classes) int64, true classes in rows; with
+    more than 1,000 classes there is none, and there are no pictures of mistakes.
 
     Raises:
         InputError: `num_classes` is neither given nor an attribute of the network, or does not match the network or the
-            data; the loss has another number of class weights; or the first targets are no class numbers.
+            data; the loss has another number of class weights; or the first targets are not class numbers.
     """
 
     def __init__(self, net: nn.Module, loss: nn.Module | None = None, num_classes: int | None = None) -> None:

@@ -62,7 +62,7 @@ class Regressor(Task):
         if stage != "fit":
             return
         if data is None:
-            announce("no DataModule is given, so targets are not standardised: scale them, or give the Trainer one")
+            announce("no DataModule is given, so targets are not standardised: scale them, or give one to the Trainer")
             return
         limit = self.trainer.limit_train_batches if isinstance(self.trainer.limit_train_batches, int) else None
         loader = data.train_dataloader()

@@ -218,7 +218,7 @@ class Task(LightningModule):
 
 
 def check_outputs(net: nn.Module, count: int) -> None:
-    """Raise InputError if a network averages the probabilities of classes, but its outputs are no such classes."""
+    """Raise InputError if a network averages softmax probabilities, but the task has none."""
     if count > 1 and getattr(net, "average", None) == "probabilities":
         raise InputError(
             f"{type(net).__name__} averages softmax probabilities, which this task lacks: give"

@@ -17,6 +17,6 @@ class WeightedBCE(nn.BCEWithLogitsLoss):
         if not all(0 < weight < float("inf") for weight in label_weights):
             raise InputError(f"label_weights {label_weights}: give numbers above 0")
         super().__init__()
-        # The arguments decide, not a checkpoint: they may be changed in a continued run.
+        # Not saved: the weights are those of the arguments, which a continued run may change.
         self.register_buffer("pos_weight", torch.tensor(label_weights, dtype=torch.float32), persistent=False)
         self.label_weights = label_weights

@@ -72,7 +72,7 @@ def load_from_hub(cls: Any, name: str, **options: Any) -> Any:
 
 @cache
 def _hub_problem() -> str | None:
-    """Why the Hugging Face hub does not answer within `HUB_SECONDS`, or None. Its library would try for minutes."""
+    """Why the Hugging Face hub does not answer within `HUB_SECONDS`, or None. Its library retries for minutes."""
     hub = importlib.import_module("huggingface_hub")
     answer: list[str | None] = [f"no answer in {HUB_SECONDS:g} seconds"]
 

@@ -83,7 +83,7 @@ class TokenizedTexts(BatchDataset):
 
 
 def report_cut(lengths: list[int], limit: int, what: str) -> None:
-    """Say how many training texts, or what they are, may have been cut off, if they are more than a few."""
+    """Report how many training texts (or other `what`) may have been cut off, if more than a few."""
     if (count := sum(length >= limit for length in lengths)) > CUT * len(lengths):
         reached = f"{count:,} of {len(lengths):,} training {what} reach the limit of {limit} tokens"
         announce(f"{reached}; longer ones are cut off: to keep more, raise --data.max_length")

@@ -31,7 +31,7 @@ AS_TABLES = {"json", "jsonl", "ndjson", "csv", "tsv"}  # endings of files that a
 def find_texts(path: str, option: str = "path") -> list[Path]:
     """The files of a path: a file, a folder (its .txt files, without hidden ones) or a glob; sorted.
 
-    `option` of the data has given it, for messages.
+    `option` is the option of the data that gave the path, for messages.
 
     Raises:
         InputError: there are none.

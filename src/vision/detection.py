@@ -127,7 +127,7 @@ class DetectionTask(Task):
         return rows
 
     def difference(self, found: Tensor, expected: Tensor) -> Tensor:
-        """The largest difference of a box of one output from the nearest one of the other, in both directions.
+        """The largest distance from a box of one output to the nearest box of the other, in both directions.
 
         Counts boxes with at least half of `threshold`: their order may differ where scores are nearly equal.
         """

@@ -35,7 +35,7 @@ MISREAD = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null")  # tags of words 
 
 
 def split_command_line(args: list[str]) -> tuple[str | None, list[str], list[Option]]:
-    """Stage (or None), configuration files, and all other options with their values. Raises InputError for the rest."""
+    """Stage (or None), configuration files, and all other options with their values. Raises InputError for others."""
     stage: str | None = None
     files: list[str] = []
     options: list[Option] = []

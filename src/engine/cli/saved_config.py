@@ -47,7 +47,7 @@ def checked_settings(parser: LightningArgumentParser, given: Namespace, has_moni
 
 
 def plain_settings(parser: LightningArgumentParser, given: Namespace, has_monitor: bool) -> Tree:
-    """A configuration as a tree, which a run can take as its recipe; arguments as above."""
+    """A configuration as a tree, which a run can take as its recipe; arguments: see `checked_settings`."""
     for key in (*CALL_ONLY, *(flag.removeprefix("--") for flag in bare_flags())):
         given.pop(key, None)
     for key in hooks("UNWRITTEN_IF_ZERO"):  # so that a run can be read where this part has been removed

@@ -42,7 +42,7 @@ class BestCheckpoint:
         """Test it as `src.train test` does, or the last weights if there is no such checkpoint.
 
         Lightning would let callbacks that have trained, such as WeightAveraging, put other weights in their place.
-        Without a test step or test data, only says so.
+        Without a test step or test data, it only says so.
         """
         for name, instance in (("test_step", model), ("test_dataloader", datamodule or model)):
             if not is_overridden(name, instance):

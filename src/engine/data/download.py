@@ -1,4 +1,4 @@
-"""Downloads with a time limit and a single error class; files that are complete or not there."""
+"""Downloads with a time limit and a single error class; a file is either complete or missing."""
 
 import hashlib
 import os

@@ -149,7 +149,7 @@ class ImageFilesDataModule(LabelledDataModule):
         return self.workers(files, self.trainer, report=shuffle)
 
     def workers(self, files: ImageReader, trainer: Any, report: bool) -> int:
-        """The number of worker processes that decode files; without, they are decoded by threads."""
+        """The number of worker processes that decode files; if 0, threads decode them."""
         workers, files.threads = file_workers(self.num_workers, trainer), cores_per_process(trainer)
         if report:
             by = f"{workers} worker processes" if workers else f"{files.threads} threads of the training process"

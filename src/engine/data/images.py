@@ -123,7 +123,7 @@ def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None 
         shrink: makes large images smaller; default: none.
 
     Raises:
-        an error of any kind: not an image.
+        Exception: of any kind, if it is not an image.
     """
     with Image.open(source) as opened:
         size = upright_size(opened)

@@ -71,7 +71,7 @@ def label_order(label: str) -> tuple[bool, float, str]:
 
 
 def check_not_parts(names: Sequence[str], given: str) -> None:
-    """Raise InputError if some names of folders or files, which are to be classes, are those of a data set's parts."""
+    """Raise InputError if folders or files that should be classes have the names of a data set's parts."""
     if len(parts := [name for name in names if name.lower() in PART_NAMES]) > 1:
         raise InputError(
             f"{given}: {', '.join(parts)} are parts, not classes: give each by an option of its own: --data.path,"

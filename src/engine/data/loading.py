@@ -125,8 +125,8 @@ class Batched(Dataset[Any]):
             return batch
         if not isinstance(batch, tuple | list):
             raise InputError(
-                "processes share a batch whose last part is targets, in a tuple: return one, or give a batch_size that"
-                " divides the number of samples"
+                "several processes can share only a batch that is a tuple with the targets last: return such a tuple,"
+                " or give a batch_size that divides the number of samples"
             )
         ignored = torch.nan if batch[-1].is_floating_point() else IGNORED
         unsigned = batch[-1].dtype in (torch.bool, torch.uint8)

@@ -75,7 +75,7 @@ def read_batches(path: Path, columns: Sequence[str], options: Sequence[str], blo
     except (pa.ArrowException, OSError, *UNREADABLE) as error:
         if isinstance(error, UnicodeDecodeError) or "invalid utf8" in str(error).lower():
             if suffix == ".parquet":
-                raise InputError(f"{path} is not UTF-8 in its texts: write it anew") from error
+                raise InputError(f"{path} has texts that are not UTF-8: write it again as UTF-8") from error
             raise not_utf8(path) from error
         if "Empty CSV" in str(error):
             raise InputError(f"{path} is empty or has no rows") from error

@@ -17,7 +17,7 @@ def check_num_workers(given: NumWorkers) -> None:
 
 
 def file_workers(given: NumWorkers, trainer: Any) -> int:
-    """The number of worker processes for data that are read from files; `auto` is chosen.
+    """The number of worker processes for data that are read from files; resolves `auto`.
 
     A network on a CPU uses all cores itself, so that worker processes would slow it down: `auto` gives none, and the
     dataset can use threads. Otherwise it leaves one core of this process for the training.

@@ -189,7 +189,7 @@ def _parse(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--with", dest="parts", action="append", help=f"{words}; {usual}")
     parser.add_argument("--name", help="name of the project and of the folder of its code (default: the folder's)")
     parser.add_argument("--package", default="src", help="import name in place of src, as in python -m NAME.train")
-    parser.add_argument("--author", default="", help="for licence and citation (default: git's user.name)")
+    parser.add_argument("--author", default="", help="author, for licence and citation (default: git's user.name)")
     parser.add_argument("--license", default="MIT", help="licence of your code (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="list the files with their lines and write nothing")
     parser.add_argument("--update", metavar="PROJECT", help="merge newer files into a project made by this command")

@@ -68,7 +68,7 @@ class Project:
         self.default = self.recipes[0] if choice.kind is None else "configs/default.yaml"
         """The recipe that becomes `configs/default.yaml`."""
         self.data_option = self.given_data(self.default)
-        """The option for data of one's own that it needs, or ""."""
+        """The option for your own data that the recipe needs, or ""."""
         roots = {path for name in (*ALWAYS, *choice.parts) for path in _one("with", name, parts(template))}
         added = {path for path in template.added if not path.startswith("tests/") and "/tune/" not in path}
         if "src/tune.py" in roots:

@@ -174,7 +174,7 @@ def _named(path: Path, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def module_of(node: ast.ImportFrom, place: str) -> str:
-    """The whole name of the module that a file imports from, also where it writes a relative one."""
+    """The full name of the module that a file imports from, also for relative imports."""
     folders = Path(place).parent.parts
     above = folders[: len(folders) + 1 - node.level] if node.level else ()
     return ".".join([*above, *([node.module] if node.module else [])])

@@ -69,7 +69,7 @@ class FiniteLoss(Callback):
             torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MIN)
             first = int(steps)
         if first != NO_STEP:
-            raise NotFiniteError(f"the loss is NaN or infinite since step {first}, {_advice(trainer)}")
+            raise NotFiniteError(f"the loss has been NaN or infinite since step {first}, {_advice(trainer)}")
 
 
 def _advice(trainer: Trainer) -> str:

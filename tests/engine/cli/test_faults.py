@@ -260,7 +260,7 @@ def test_the_error_names_a_deleted_run_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_nan_loss_stops_the_run_at_the_next_log_step(train: Train, tmp_path: Path) -> None:
-    with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step 13, at learning rate"):
+    with pytest.raises(NotFiniteError, match="the loss has been NaN or infinite since step 13, at learning rate"):
         train("fit", *TOY, "--max_epochs=3", *inject_fault("nan", 13, tmp_path / "happened"))
     folder = folder_of(tmp_path)
     assert scalars(folder)["train/loss_step"][-1][0] == 14  # the next log step, not the end of the epoch
@@ -275,7 +275,7 @@ def test_a_nan_loss_stops_the_run_before_a_validation() -> None:
     for loss in (torch.tensor(math.nan), torch.tensor([math.nan])):
         for value in (loss, torch.ones(3)):  # of any shape
             finite.on_train_batch_end(trainer, None, value, None, 0)  # type: ignore[arg-type]
-        with pytest.raises(NotFiniteError, match="the loss is NaN or infinite since step"):
+        with pytest.raises(NotFiniteError, match="the loss has been NaN or infinite since step"):
             finite.on_validation_start(trainer, None)  # type: ignore[arg-type]
 
 

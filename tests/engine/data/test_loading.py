@@ -242,5 +242,5 @@ def test_dicts_are_collated_and_not_shared_by_processes() -> None:
     own: Any = SimpleNamespace(__getitems__=lambda indices: [rows[index] for index in indices])
     for one in (own, Subset(own, range(4))):
         assert isinstance(next(iter(batch_loader(one, Batches(4, 2, None)))), list)  # as its batch
-    with pytest.raises(InputError, match="processes share a batch whose last part is targets, in a tuple"):
+    with pytest.raises(InputError, match="several processes can share only a batch that is a tuple with"):
         list(batch_loader(rows, Batches(1, 2, process(1, 2))))

@@ -44,7 +44,7 @@ def test_half_of_a_surrogate_pair_in_json_is_named(tmp_path: Path) -> None:
 def test_parquet_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     texts = pa.array([b"caf\xe9"]).view(pa.string())
     parquet.write_table(pa.table({"text": texts, "label": ["a"]}), tmp_path / "own.parquet")
-    with pytest.raises(InputError, match=r"own.parquet is not UTF-8"):
+    with pytest.raises(InputError, match=r"own.parquet has texts that are not UTF-8: write"):
         read_columns(str(tmp_path / "own.parquet"), "text", "label")
 
 

@@ -99,7 +99,7 @@ class CosineAnnealingLR(_Continued, lr_scheduler.CosineAnnealingLR):
         eta_min: the lowest learning rate.
 
     Raises:
-        ValueError: no `T_max` outside of a run.
+        ValueError: `T_max` is missing outside of a run.
     """
 
     length = "T_max"
