@@ -283,7 +283,7 @@ def test_a_nan_loss_stops_the_run_before_a_validation() -> None:
 def test_nonfinite_weights_are_never_saved(train: Train, tmp_path: Path) -> None:
     # A step that makes the weights infinite, with a checkpoint due before the next loss is computed.
     explode = ("--optimizer=SGD", "--optimizer.lr=1e38", "--lr_scheduler=null", "--save_every_n_steps=1")
-    with pytest.raises(NotFiniteError, match=r"a weight \(net\S+\) is NaN or infinite after step|the loss has been NaN"):
+    with pytest.raises(NotFiniteError, match=r"a weight \(net\S+\) is NaN or infinite after step|the loss has been"):
         train("fit", *TOY, *explode, "--trainer.gradient_clip_val=null")
     for path in (tmp_path / "logs").glob("*/*/checkpoints/*"):
         assert all(value.isfinite().all() for value in read_checkpoint(str(path))["state_dict"].values())
