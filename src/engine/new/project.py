@@ -24,7 +24,7 @@ ALWAYS = ("train", "new")  # commands
 DEFAULT: tuple[str, ...] = ("predict", "compile", "dashboard", "evaluation_pictures", "explain", "hparams", "monitors")
 DEFAULT += ("network_pictures", "optimizer_overrides", "overview", "progress", "task_pictures", "throughput", "trust")
 KILL = "scripts/kill.py"  # kept if a test uses it
-SEARCH = "configs/tune/default.yaml"
+SEARCH = "configs/tune/search.yaml"
 EXAMPLE = "example"  # name of the project in the files of a kind
 # Files that belong to the user once they are written: an update leaves them alone.
 OWN = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE")

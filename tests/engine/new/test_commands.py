@@ -33,11 +33,23 @@ def test_the_commands_of_a_recipe_fit_it(recipe: str) -> None:
     assert "{{" not in readme.decode()
 
 
+def test_no_search_has_the_name_of_a_recipe_and_so_its_folder_of_runs() -> None:
+    choices = [Choice("mine", kind, parts=["tune"]) for kind in ("regression", "lightning")]
+    for files in (
+        *(Project(ROOT, choice).files() for choice in choices),
+        [str(one) for one in ROOT.glob("configs/**/*")],
+    ):
+        paths = [Path(path) for path in files if "configs/" in path and path.endswith(".yaml")]
+        searches = {path.stem for path in paths if path.parent.name == "tune"}
+        assert searches
+        assert not searches & {path.stem for path in paths if path.parent.name != "tune"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_search_of_a_recipe_knows_its_metric(recipe: str) -> None:
     files = Project(ROOT, Choice("mine", recipes=[recipe], parts=["tune"])).files()
-    search, tree = (yaml.safe_load(files[f"configs/{name}default.yaml"]) for name in ("tune/", ""))
+    search, tree = (yaml.safe_load(files[f"configs/{name}.yaml"]) for name in ("tune/search", "default"))
     assert (
         ("metric" in search) == ("direction" in search) == ((tree.get("checkpoint") or {}).get("monitor", "") is None)
     )

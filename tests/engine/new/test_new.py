@@ -133,6 +133,17 @@ def test_the_commands_of_a_readme_work_its_tests_too(tmp_path: Path, checked_typ
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["regression", "lightning"])
+def test_a_project_trains_before_and_after_its_search(kind: str, tmp_path: Path) -> None:
+    project = make(tmp_path / "mine", "--kind", kind, "--with", "train,tune")
+    (search,) = re.findall(r"`python -m (src\.tune [^`]*)`", (project / "README.md").read_text())
+    short = ("--max_epochs=1", "--accelerator=cpu")
+    for command in ("src.train", f"{search} --n_trials 1", "src.train", "src.train --config logs/search/best.yaml"):
+        done = python_in(project, "-m", *command.split(), *short)
+        assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(3))
 def test_a_random_project_passes_lint_and_its_tests(
     number: int, tmp_path: Path, checked_types: str, tmp_path_factory: pytest.TempPathFactory
