@@ -97,7 +97,7 @@ def text(options: Any) -> list[Row]:
             return (time.perf_counter() - start) / path.stat().st_size * 1e6
 
     with tempfile.TemporaryDirectory() as folder:
-        base = TextDataModule(data_dir=options.data_dir)._find_files()[0].read_bytes()
+        base = TextDataModule(data_dir=options.data_dir)._find_files()[0][0].read_bytes()
         paths = Path(folder) / "small.txt", Path(folder) / "large.txt"
         for path, factor in zip(paths, (1, FACTOR), strict=True):
             path.write_bytes(base * factor)
