@@ -31,7 +31,7 @@ Sample = tuple[Inputs, Tensor]
 Runtime = Callable[..., Tensor]
 """An exported file, loaded: network inputs -> logits."""
 Exported = tuple[Runtime, list[str]]
-"""The same, and five lines of an example program that uses the file."""
+"""The same, and the lines of an example program that uses the file."""
 
 CALIBRATION = 512  # training samples to measure the range of activations
 INPUT_NAMES = {"image": ("pixels",), "text": ("tokens", "mask"), "prompt": ("tokens",)}  # of other kinds: values
@@ -262,8 +262,9 @@ WRITERS = {"onnx": onnx_file, "torch": torch_file, "safetensors": safetensors_fi
 
 
 def _example_lines(reference: Reference, path: Path, package: str, call: str) -> list[str]:
-    """Five lines of a program that predicts on an image file, a text or numbers from the command line."""
+    """A program that predicts on an image file, a text or numbers from the command line, or on zeros to replace."""
     data, imports = reference.inference.data, f"import numpy as np, {package}, sys"
+    known = len(INPUT_NAMES.get(reference.kind, ("values",)))  # inputs that the program reads
     if reference.kind == "image":
         imports += "; from PIL import Image, ImageOps"
         channels, height, width = reference.example[0].shape[1:]
@@ -275,12 +276,16 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
             f'image = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("{mode}")  # expects {needs}{deep}',
             f"pixels = np.array({fitted.format(size=(width, height))}){order}",
         ]
-    elif reference.kind in ("table", "file"):
+    elif hasattr(data, "file_example"):
+        reads = list(data.file_example)
+    elif reference.kind == "table" and [(one.ndim, one.dtype) for one in reference.example] == [(2, torch.float32)]:
         names = getattr(data, "columns", ())
         columns = ", ".join(json.dumps(str(name), ensure_ascii=False)[1:-1] for name in names)  # without line breaks
         reads = [f"# the numbers that {type(data).__name__}.prepare returns for a row with the columns {columns}"]
         reads.append("values = np.array([sys.argv[1:]], dtype=np.float32)")
-        reads = list(getattr(data, "file_example", reads))
+    elif reference.kind in ("table", "file"):
+        reads = [f"# in place of the zeros: what {type(data).__name__}.prepare returns for one {reference.kind}"]
+        known = 0
     else:
         ids, is_text = "sys.argv[1:]", reference.kind == "text"
         if reference.tokenizer is None:
@@ -292,6 +297,9 @@ def _example_lines(reference: Reference, path: Path, package: str, call: str) ->
         how = getattr(data, "mask_example", "np.ones_like(tokens, dtype=bool)")
         mask = f"; mask = {how}" if "mask" in reference.names else ""
         reads = [f"tokens = np.array([{ids}])", f"tokens = tokens.astype(np.int64){mask}"]
+    for name, values in list(zip(reference.names, reference.example, strict=True))[known:]:
+        kind = str(values.dtype).removeprefix("torch.")
+        reads.append(f"{name} = np.zeros({(1, *values.shape[1:])}, dtype=np.{kind})")
     return [imports, *reads, f"logits = {call}", _answer(reference)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -325,7 +326,28 @@ def test_the_program_prepares_inputs_as_the_data_says(
     kind: str, names: tuple[str, ...], own: dict[str, str], expected: str
 ) -> None:
     inference = SimpleNamespace(data=SimpleNamespace(**own), task=None)
-    example = (torch.zeros(1, 3, 8, 6),)
+    example = (torch.zeros(1, 3, 8, 6) if kind == "image" else torch.zeros(1, 2),) * len(names)
     given: Any = {"kind": kind, "names": names, "inference": inference, "example": example, "labels": []}
     reference: Any = SimpleNamespace(**given, tokenizer=None, max_length=None)
     assert expected in "\n".join(formats._example_lines(reference, Path("model.onnx"), "onnxruntime", "run()"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "shown"),
+    [("file", ("values",), "(1, 3, 4)"), ("table", ("values", "input_1"), "(1, 3, 4)(1,)int64")],
+)
+def test_a_program_has_zeros_for_inputs_that_it_cannot_read(
+    kind: str, names: tuple[str, ...], shown: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = (torch.zeros(2, 3, 4), torch.zeros(2, dtype=torch.int64))[: len(names)]
+    inference = SimpleNamespace(data=SimpleNamespace(columns=["a", "b"]), task=None)
+    reference: Any = SimpleNamespace(
+        kind=kind, names=names, inference=inference, example=inputs, labels=[], tokenizer=None, max_length=None
+    )
+    described = " + ".join(["str(values.shape)", "str(input_1.shape) + str(input_1.dtype)"][: len(names)])
+    lines = formats._example_lines(reference, Path("model.onnx"), "math", f"[{described}]")
+    monkeypatch.setattr(sys, "argv", ["model.example.py"])
+    exec("\n".join(lines))
+    assert capsys.readouterr().out.strip() == shown
+    assert "columns" not in "".join(lines)
+    assert f"what SimpleNamespace.prepare returns for one {kind}" in lines[1]
