@@ -118,7 +118,7 @@ class Classifier(Task):
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
         loss: Tensor
-        *inputs, targets = batch
+        inputs, targets = self.split_batch(batch)
         logits = self(*inputs)  # (B, num_classes, ...)
         self._logits = None if self.training else logits.detach()
         self._check_targets(logits, targets)
@@ -167,6 +167,11 @@ class Classifier(Task):
                 " task for numbers, or for several labels per input"
             )
         expected = (len(targets), self.num_classes, *targets.shape[1:])
+        if logits.shape == expected[:2] != expected:
+            raise InputError(
+                f"targets have the shape {tuple(targets.shape)}: {name} takes one class number per input,"
+                f" ({len(targets)},): give targets.squeeze(1), or of one-hot targets targets.argmax(1)"
+            )
         if logits.shape != expected:
             raise InputError(
                 f"{type(self.net).__name__} returns shape {tuple(logits.shape)} for targets {tuple(targets.shape)}:"

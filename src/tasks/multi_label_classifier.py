@@ -73,7 +73,7 @@ class MultiLabelClassifier(Task):
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
-        *inputs, targets = batch
+        inputs, targets = self.split_batch(batch)
         logits = self(*inputs)  # (B, num_classes)
         if not logits.shape == targets.shape == (len(targets), self.num_classes):
             raise InputError(

@@ -70,7 +70,7 @@ class Regressor(Task):
             limit = self.trainer.max_steps * self.trainer.accumulate_grad_batches
         with torch.random.fork_rng(devices=[]):  # a shuffling loader draws a seed
             batches = in_large_batches(loader, limit)
-            targets = torch.cat([self._columns(batch[-1], "targets") for batch in batches])
+            targets = torch.cat([self._columns(self.split_batch(batch)[1], "targets") for batch in batches])
         mean, std = mean_and_std(targets)
         unknown = mean.isnan()
         if limit is not None:  # not all of the part was read
@@ -105,7 +105,7 @@ class Regressor(Task):
 
     def step(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`."""
-        *inputs, target = batch
+        inputs, target = self.split_batch(batch)
         target = self._columns(target, "targets").to(self.target_std.dtype)
         outputs = self._outputs(*inputs)
         scaled = (target - self.target_mean) / self.target_std

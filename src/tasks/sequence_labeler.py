@@ -33,7 +33,7 @@ class SequenceLabeler(Classifier):
 
     def step(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """The loss of a batch, and the arguments of the metrics' `update`, one row per position."""
-        *inputs, targets = batch
+        inputs, targets = self.split_batch(batch)
         loss, seen = super().step((*inputs, targets.view(len(targets), -1)))
         seen |= {name: seen[name].flatten() for name in ("preds", "target")}
         if "logits" in seen:

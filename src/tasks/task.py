@@ -1,5 +1,6 @@
 """The base class of all tasks: a network, its loss, its metrics."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,7 +112,11 @@ class Task(LightningModule):
         found = [str(label) for label in given] or [str(number) for number in range(count)]
         if len(found) != count:
             name = type(self).__name__
-            raise InputError(f"the data has {len(found)} labels and {name} {count} outputs: give one label per output")
+            size = "num_targets" if hasattr(self, "num_targets") else "num_classes"
+            raise InputError(
+                f"the data has {len(found)} labels and {name} {count} outputs: give one label per output, or a network"
+                f" with {len(found)} outputs and {size} {len(found)}"
+            )
         return found
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -145,6 +150,33 @@ class Task(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
         """The `predictions` for a batch, or for one input tensor."""
         return self.predictions(*((batch,) if isinstance(batch, Tensor) else batch[:-1]))
+
+    def split_batch(self, batch: Any) -> tuple[list[Any], Tensor]:
+        """The network's inputs in a batch, and its targets (B, ...).
+
+        Raises:
+            InputError: the batch is not a tuple or list of these, or the network takes other inputs.
+        """
+        data = getattr(self._trainer, "datamodule", None)  # None without a Trainer
+        name = "the DataLoader" if data is None else type(data).__name__
+        parts = list(batch) if isinstance(batch, list | tuple) else [batch]
+        if len(parts) < 2 or not isinstance(parts[-1], Tensor) or not parts[-1].ndim:
+            found = ", ".join(_describe(one) for one in parts)
+            raise InputError(
+                f"a batch of {name} is {found}: {type(self).__name__} takes a tuple of tensors (B, ...), first the"
+                f" network's inputs, last the targets; {GUIDE}"
+            )
+        *inputs, targets = parts
+        if not self._checked:
+            try:
+                inspect.signature(self.net.forward).bind(*inputs)
+            except TypeError as error:
+                found = ", ".join(_describe(one) for one in inputs)
+                raise InputError(
+                    f"{type(self.net).__name__}.forward does not take the inputs that {name} gives before the targets,"
+                    f" {found}: {error}; {GUIDE}"
+                ) from error
+        return inputs, targets
 
     def check_targets(self, targets: Tensor, most: int, advice: str) -> None:
         """Raise InputError if a known target is not 0 to `most`; on a GPU, where it waits, only in the first batch."""
@@ -215,6 +247,13 @@ class Task(LightningModule):
         total = count.clone()
         torch.distributed.all_reduce(total)
         return count * self.trainer.world_size / total.where(total > 0, 1)
+
+
+def _describe(part: Any) -> str:
+    """Of a batch, for a message."""
+    if isinstance(part, Tensor):
+        return f"a tensor {tuple(part.shape)}"
+    return f"a dict with {', '.join(map(str, part))}" if isinstance(part, dict) else f"a {type(part).__name__}"
 
 
 def check_outputs(net: nn.Module, count: int) -> None:

@@ -248,7 +248,7 @@ def test_a_loss_with_more_than_one_value_is_an_error() -> None:
         (torch.full((20,), -1), r"target -1 does not fit Classifier"),
         (
             torch.zeros(20, 1, dtype=torch.int64),
-            r"ToyMLP returns shape \(20, 3\) for targets \(20, 1\): Classifier with",
+            r"targets have the shape \(20, 1\): Classifier takes one class number per input",
         ),
     ],
 )

@@ -17,6 +17,10 @@ from src.engine.system.batches import Sample
 from src.engine.system.errors import InputError
 from src.engine.tensorboard.task_pictures import TaskPictures
 from src.engine.training import deferred_metrics
+from src.tasks.classifier import Classifier
+from src.tasks.multi_label_classifier import MultiLabelClassifier
+from src.tasks.regressor import Regressor
+from src.tasks.sequence_labeler import SequenceLabeler
 from src.tasks.task import Task
 from tests import toy
 from tests.conftest import Run, trainer
@@ -166,3 +170,43 @@ def test_data_that_the_network_is_too_small_for_is_one_line(tmp_path: Path, name
     data.train_dataloader = lambda: DataLoader(TensorDataset(torch.ones(2, 1), torch.ones(2, 1)))  # type: ignore[method-assign]
     with pytest.raises(InputError, match=f"{name} 11 of the data does not fit Linear, which has {name} 10"):
         trainer(tmp_path, max_epochs=1).fit(Doubler(net), data)
+
+
+class TwoInputs(nn.Module):
+    """Takes two inputs."""
+
+    num_classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.layer(x * scale)
+
+
+X, Y = torch.zeros(4, 3), torch.zeros(4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"x": X, "y": Y}, "a batch of the DataLoader is a dict with x, y: {} takes a tuple of tensors"),
+        (X, r"a batch of the DataLoader is a tensor \(4, 3\): {} takes"),
+        ((X, X, Y[0]), r"a tensor \(4, 3\), a tensor \(\): {} takes"),
+        (((X, X), Y), "TwoInputs.forward does not take .* a list: missing a required argument: 'scale'; see docs"),
+        ((X, X, X, Y), r"TwoInputs.forward does not take .* \(4, 3\): too many positional arguments; see docs"),
+    ],
+)
+@pytest.mark.parametrize("task", [Classifier, MultiLabelClassifier, Regressor, SequenceLabeler])
+def test_batches_of_another_form_are_an_error(task: Any, batch: Any, message: str, tmp_path: Path) -> None:
+    loader = DataLoader([batch], batch_size=None)
+    with pytest.raises(InputError, match=message.format(task.__name__)):
+        trainer(tmp_path, max_steps=1).fit(task(TwoInputs()), loader)
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(4, 1), torch.ones(4, 2)])
+def test_one_hot_targets_and_a_dimension_too_many_are_an_error(targets: Tensor, tmp_path: Path) -> None:
+    loader = DataLoader([(X, X, targets.long())], batch_size=None)
+    with pytest.raises(InputError, match=r"takes one class number per input, \(4,\): give targets.squeeze\(1\), or"):
+        trainer(tmp_path, max_steps=1).fit(Classifier(TwoInputs()), loader)
