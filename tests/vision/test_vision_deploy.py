@@ -108,7 +108,9 @@ def test_images_in_colour_are_seen_as_validation_sees_them(tmp_path: Path) -> No
 def program_pixels(data: Any, shape: tuple[int, ...], path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The pixels (1, C, S, S) that the program beside an exported model of this data gives to its network."""
     inference = SimpleNamespace(data=data, task=None)
-    reference: Any = SimpleNamespace(kind="image", example=[torch.zeros(shape)], inference=inference, labels=[])
+    reference: Any = SimpleNamespace(
+        kind="image", names=["pixels"], example=[torch.zeros(shape)], inference=inference, labels=[]
+    )
     imported, opened, pixels, *_ = _example_lines(reference, Path("model.onnx"), "math", "")
     monkeypatch.setattr(sys, "argv", ["program", str(path)])
     names: dict[str, Any] = {}
@@ -153,7 +155,7 @@ def test_the_program_beside_a_model_of_digits_keeps_the_whole_picture(
 def test_the_program_says_what_it_leaves_out() -> None:
     def opened(data: Any) -> str:
         found: Any = {"inference": SimpleNamespace(data=data, task=None), "example": [torch.zeros(1, 1, 8, 8)]}
-        reference: Any = SimpleNamespace(kind="image", labels=[], **found)
+        reference: Any = SimpleNamespace(kind="image", names=["pixels"], labels=[], **found)
         return _example_lines(reference, Path("model.onnx"), "math", "")[1]
 
     assert opened(SimpleNamespace()).endswith("# expects no transparency")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from src.engine.data.files import file_error
+from src.engine.data.loading import announce
+from src.engine.system.errors import GUIDE
 
 UNREADABLE = (Exception,)  # damaged files make PIL raise errors of almost any kind
 SIZE = "original size"  # in the info of an image
@@ -119,7 +121,8 @@ def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None 
 
     Args:
         source: a path or an open file.
-        ranges: the values that become black and white in deep images; default: by the values of the image.
+        ranges: the values that become black and white in deep images, from `check_files`; default: by the values of
+            the image, with a message.
         shrink: makes large images smaller; default: none.
 
     Raises:
@@ -136,6 +139,8 @@ def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None 
 
 def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shrink | None) -> Image.Image:
     if deep := deep_image(opened):
+        if ranges is None:
+            _announce_own_range()
         low, high = (ranges or {}).get(deep.kind) or usual_range(*deep[1:4])
         values = np.nan_to_num(deep.values.astype(np.float64), nan=low).clip(low, high)
         pixels = ((values - low) * (255 / (high - low))).round().astype(np.uint8)
@@ -148,6 +153,11 @@ def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shri
     if opened.mode not in ("L", "RGB", "RGBA"):
         return opened.convert("L" if opened.mode == "1" else "RGB")
     return opened
+
+
+@cache  # once
+def _announce_own_range() -> None:
+    announce(f"each image of more than 8 bits is scaled by its own values; for one range, {GUIDE}: value_ranges")
 
 
 def _read_exif(opened: Image.Image) -> None:

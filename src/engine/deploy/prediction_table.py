@@ -242,7 +242,7 @@ class _Writer:
 
 def box_image(path: Path, boxes: list[dict[str, Any]]) -> Image.Image:
     """An image file with boxes drawn on it, each class in a colour of its own."""
-    image = flatten(read_image(path)).convert("RGB")
+    image = flatten(read_image(path, {})).convert("RGB")
     drawing = ImageDraw.Draw(image)
     size = max(12, round(max(image.size) / 60))  # of the letters, in pixels
     for box in boxes:

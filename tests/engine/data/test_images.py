@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from src.engine.data import images
 from src.engine.data.files import IMG_EXTENSIONS, find_files, in_threads, skipped_line
 from src.engine.data.images import (
     image_error,
@@ -94,6 +95,21 @@ def test_deep_images_are_scaled_by_their_range(name: str, tmp_path: Path) -> Non
     path = tmp_path / f"deep.{suffix}"
     Image.fromarray(values).save(path)
     assert np.asarray(read_image(path)).ravel().tolist() == pixels
+
+
+def test_that_images_have_ranges_of_their_own_is_said_once(tmp_path: Path, messages: list[str]) -> None:
+    images._announce_own_range.cache_clear()
+    for name, values in (("deep", np.uint16([[4095]])), ("deeper", np.uint16([[9000]])), ("usual", np.uint8([[9]]))):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    for name in ("usual", "deep", "deeper"):
+        read_image(tmp_path / f"{name}.png", {})
+    assert not messages
+    read_image(tmp_path / "usual.png")
+    assert not messages
+    for name in ("deep", "deeper"):
+        read_image(tmp_path / f"{name}.png")
+    assert len(messages) == 1
+    assert "each image of more than 8 bits is scaled by its own values" in messages[0]
 
 
 def test_a_range_given_for_a_kind_wins(tmp_path: Path) -> None:
