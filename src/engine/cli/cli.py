@@ -15,7 +15,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
@@ -39,7 +38,7 @@ from src.engine.system.quiet import hide_information
 from src.engine.training import checks, default_callbacks
 from src.engine.training.early_stopping import follow, followers, watched
 from src.engine.training.hyperparameters import keep_sources, store_arguments
-from src.engine.training.optim.configure import configure_optimizers
+from src.engine.training.optim.configure import check_replaced, configure_optimizers
 
 OPTIMIZATION = ("optimizer", "lr_scheduler", "lr_scheduler_interval")  # settings that a checkpoint brings
 
@@ -264,10 +263,7 @@ class StarterCLI(LightningCLI):
             elif self.saved:
                 checks.check_unchanged(self.saved, tree)
         if tree["optimizer"]:
-            is_default = getattr(type(self.model).configure_optimizers, "is_default", False)
-            if is_overridden("configure_optimizers", self.model) and not is_default:
-                names = f"{short(tree['optimizer'])} replaces {type(self.model).__name__}.configure_optimizers"
-                rank_zero_info(f"{names}: give --optimizer null to use the model's own")
+            check_replaced(self.model, short(tree["optimizer"]))
             spec = (self.model, tree["optimizer"], tree["lr_scheduler"], tree["lr_scheduler_interval"])
             self.model.configure_optimizers = partial(configure_optimizers, *spec)
         if tree["optimizer"] or hasattr(self.model, "parameter_groups"):

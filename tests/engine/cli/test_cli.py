@@ -98,6 +98,21 @@ def test_an_optimizer_of_ones_own_is_not_replaced_without_a_word(parse: Any, mes
     assert any("AdamW replaces Decided.configure_optimizers: give --optimizer null" in line for line in messages)
 
 
+class DecidedManually(Decided):
+    """A task that steps its own optimizers."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__(net)
+        self.automatic_optimization = False
+
+
+def test_optimizers_that_a_model_steps_itself_are_not_replaced(parse: Any) -> None:
+    own = (TOY, f"--model={__name__}.DecidedManually", "--model.net=tests.toy.ToyNet", "--fast_dev_run")
+    with pytest.raises(InputError, match=r"AdamW replaces DecidedManually.* \(manual .*\): give --optimizer null$"):
+        parse(*own)
+    parse(*own, "--optimizer=null")
+
+
 @pytest.mark.parametrize(("stage", "flag"), [("test", "--ckpt_path"), ("fit", "--ckpt_path"), ("fit", "--run")])
 def test_an_empty_path_is_not_the_newest_run(train: Train, stage: str, flag: str) -> None:
     with pytest.raises(InputError, match=f"^{flag} is empty: give a path, or leave it out"):

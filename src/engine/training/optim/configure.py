@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import ReduceLROnPlateau, instantiate_class
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import LENGTHS
 from src.engine.system.errors import InputError
@@ -49,6 +50,23 @@ def configure_optimizers(module: LightningModule, optimizer: Spec, scheduler: Sp
         moves = {"frequency": every or 1, "strict": every is not None} if OF_EVALUATION.match(schedule.monitor) else {}
         return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor, **moves}}
     return {"optimizer": built, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+
+def check_replaced(module: LightningModule, name: str) -> None:
+    """Report that the optimizer `name` replaces those of a module's own `configure_optimizers`.
+
+    Raises:
+        InputError: the module steps these itself.
+    """
+    own = type(module).configure_optimizers
+    if not is_overridden("configure_optimizers", module) or getattr(own, "is_default", False):
+        return
+    line = f"{name} replaces {type(module).__name__}.configure_optimizers"
+    if not module.automatic_optimization:
+        raise InputError(
+            f"{line}, whose optimizers its training_step uses (manual optimization): give --optimizer null"
+        )
+    rank_zero_info(f"{line}: give --optimizer null to use the model's own")
 
 
 def _fused(spec: Spec, module: LightningModule) -> Spec:
