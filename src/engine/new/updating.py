@@ -97,11 +97,22 @@ def _check(root: Path, project: Path, noted: dict[str, Any], recipes: Sequence[s
             " git fetch --unshallow if it is a shallow one); if the project was made of a copy without history, write"
             " the commit of that copy into its pyproject.toml, below [tool.lightning-starter]"
         )
+    now = commit_of(root)
+    if _contains(root, noted["commit"], now) and not _contains(root, now, noted["commit"]):
+        raise InputError(
+            f"{root} is at {now[:12]}, older than {noted['commit'][:12]}, which the project has: update this clone"
+            " (git pull) first"
+        )
     if not (project / noted["package"] / "engine").is_dir():
         raise InputError(
             f"it has no folder {noted['package']}/engine; if you have renamed the package, write its new name into"
             " pyproject.toml, below [tool.lightning-starter]"
         )
+
+
+def _contains(root: Path, commit: str, older: str) -> bool:
+    """Whether a commit is another one, or was made after it."""
+    return git(root, "merge-base", "--is-ancestor", older, commit, check=False).returncode == 0
 
 
 def _make(template: Path, folder: Path, noted: dict[str, Any]) -> None:

@@ -251,7 +251,15 @@ def test_what_cannot_be_updated_is_one_line_and_changes_nothing(both: tuple[Path
     save(project)
     with pytest.raises(InputError, match=r"has no commit abcdef.*update this clone \(git pull"):
         update(template, project)
-    replace(project / "pyproject.toml", f"abcdef{noted}", noted)
+    (template / "newer.txt").touch()
+    save(template)
+    newer = git(template, "rev-parse", "HEAD").stdout.strip()
+    git(template, "reset", "--quiet", "--hard", noted)
+    replace(project / "pyproject.toml", f"abcdef{noted}", newer)
+    save(project)
+    with pytest.raises(InputError, match=rf"is at {noted[:12]}, older than {newer[:12]}, which .* \(git pull\) first"):
+        update(template, project)
+    replace(project / "pyproject.toml", newer, noted)
     replace(project / "pyproject.toml", 'kind = "regression"', 'kind = ""')
     save(project)
     with pytest.raises(InputError, match=r"--recipe default is configs/default\.yaml, and yours stays"):
