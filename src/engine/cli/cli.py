@@ -255,8 +255,8 @@ class StarterCLI(LightningCLI):
         if self.run_folder is not None and self.saved:
             keep_sources(tree["model"], self.saved.get("model") or {}, self.saved_model, self.model)
         if checkpoint and trains:
-            if self.run_folder is None or is_finished(self.run_folder):  # else only the test may be left
-                checkpoints.check_unfinished(checkpoint, options["max_epochs"], options["max_steps"])
+            test_is_left = self.run_folder is not None and not is_finished(self.run_folder)
+            checkpoints.check_unfinished(checkpoint, options["max_epochs"], options["max_steps"], test_is_left)
             checkpoints.check_batches(checkpoint, self.saved, tree)
             if self.saved and (overrides := hooks("OptimizerOverrides")):
                 callbacks.append(overrides[0](self.saved, tree))

@@ -319,11 +319,14 @@ def first_step(checkpoint: dict[str, Any], model: LightningModule) -> int | None
     return int(state["_batches_that_stepped"]) + 1  # saved before this batch was counted
 
 
-def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int) -> None:
-    """Raise InputError if a checkpoint already has all epochs or steps of the run that continues from it."""
+def check_unfinished(checkpoint: dict[str, Any], max_epochs: int | None, max_steps: int, test_is_left: bool) -> None:
+    """Raise InputError if a checkpoint already has all epochs or steps of the run that continues from it, or more.
+
+    If `test_is_left`, it may have all.
+    """
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).get("current", {})
     epochs, steps = progress.get("processed", 0), checkpoint.get("global_step", 0)
-    if max_epochs is not None and 0 <= max_epochs <= epochs:
+    if max_epochs is not None and 0 <= max_epochs < epochs + (not test_is_left):
         raise InputError(f"the checkpoint already has {epochs} epochs: give more, as in --max_epochs {2 * epochs}")
-    if 0 <= max_steps <= steps:
+    if 0 <= max_steps < steps + (not test_is_left):
         raise InputError(f"the checkpoint already has {steps} steps: give more, as in --trainer.max_steps {2 * steps}")

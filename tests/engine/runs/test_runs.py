@@ -184,6 +184,15 @@ def test_a_finished_run_cannot_go_on_without_more_epochs(train: Train, tmp_path:
 
 
 @pytest.mark.slow
+def test_an_unfinished_run_goes_on_with_no_fewer_epochs_than_it_has(train: Train) -> None:
+    folder = train("fit", *SHORT, "--max_epochs=2").folder
+    (folder / "metrics.json").unlink()  # as if killed before the test
+    with pytest.raises(InputError, match=r"the checkpoint already has 2 epochs: give more, as in --max_epochs 4"):
+        train("fit", f"--run={folder}", "--max_epochs=1")
+    assert train("fit", f"--run={folder}", "--max_epochs=2").folder == folder
+
+
+@pytest.mark.slow
 def test_an_override_that_does_not_fit_the_weights_is_named(train: Train) -> None:
     fitted = train("fit", *SHORT)
     path = str(fitted.folder / "checkpoints" / "last.ckpt")
