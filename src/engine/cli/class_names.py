@@ -123,3 +123,14 @@ def refuse_nulls(tree: Tree) -> None:
             if defaults[name].default is not None and not takes_null:
                 choices = map(str, get_args(hint)) if get_origin(hint) is Literal else [inspect.formatannotation(hint)]
                 raise InputError(f"--{key}.{name} null: expected {', '.join(choices)}")
+
+
+def refuse_missing(tree: Tree, given: set[str]) -> None:
+    """Raise InputError if an argument without type and default is not among those given; jsonargparse makes it null."""
+    for key, node in classes.walk(tree):
+        cls = classes.import_class(node["class_path"]) if classes.is_class(node) else None
+        for name, argument in (classes.parameters_of(cls) if cls else {}).items():
+            is_untyped = argument.default is argument.annotation is argument.empty
+            is_null = (node.get("init_args") or {}).get(name, ...) is None
+            if is_untyped and is_null and f"{key}.{name}" not in given:
+                raise InputError(f"{cls.__name__} needs {name}: give --{key}.{name}")

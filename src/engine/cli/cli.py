@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch.optim import Optimizer
 
 from src.engine.cli import config
-from src.engine.cli.class_names import refuse_nulls, resolve_names
+from src.engine.cli.class_names import refuse_missing, refuse_nulls, resolve_names
 from src.engine.cli.resolved_checkpoint import read_configuration, resolve_checkpoint
 from src.engine.cli.saved_config import checked_settings, dump, plain_settings
 from src.engine.cli.summary import BestCheckpoint, print_summary
@@ -195,7 +195,9 @@ class StarterCLI(LightningCLI):
         tune_hardware(trainer.accelerator)
         if trainer.logger and not isinstance(trainer.logger, bool):  # created once the run folder is known
             self.loggers, trainer.logger = as_list(trainer.logger), None
+        refuse_missing({"data": self.config.as_dict()["data"]}, self.given)
         self._match_model_and_data()
+        refuse_missing(self.config.as_dict(), self.given)
 
     def _match_model_and_data(self) -> None:
         """Give the data a pretrained network's tokenizer, and the network the sizes that depend on the data.

@@ -9,9 +9,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from src.engine.cli.cli import StarterCLI
 from src.engine.system.errors import InputError
 from tests.conftest import Run
-from tests.engine.cli.lightning_basics import FEATURES
+from tests.engine.cli.lightning_basics import FEATURES, NumbersData
 from tests.engine.cli.test_own_module import Own
 
 Train = Callable[..., Run]
@@ -174,3 +175,38 @@ def test_a_schedule_over_data_without_length_names_what_gives_it_one(train: Trai
     words += ("--lr_scheduler=OneCycleLR", "--max_epochs=2")
     with pytest.raises(InputError, match=r"needs the run's length: give --trainer.max_steps or --trainer.limit_train"):
         train(*words)
+
+
+class Sized(nn.Module):
+    """Has an argument without a type."""
+
+    num_classes = 2
+
+    def __init__(self, features, width: int = 8) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+
+class SizesData(NumbersData):
+    """Says how many features it has; one argument has no type."""
+
+    def __init__(self, rows) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.rows = rows + 1
+
+    def network_arguments(self) -> dict[str, int]:
+        return {"features": FEATURES}
+
+
+def test_an_argument_without_type_and_value_is_named(parse: Callable[..., StarterCLI], of: Callable[..., str]) -> None:
+    words = (of("Classifier"), f"--model.net={HERE}.Sized", "--optimizer=Adam")
+    with pytest.raises(InputError, match=r"^Sized needs features: give --model\.net\.features$"):
+        parse(*words)
+    assert parse(*words, "--model.net.features=3").model.net.layers[0].in_features == 3
+    by_data = (*words, f"--data={HERE}.SizesData")
+    with pytest.raises(InputError, match=r"^SizesData needs rows: give --data\.rows$"):
+        parse(*by_data)
+    assert parse(*by_data, "--data.rows=1").model.net.layers[0].in_features == FEATURES
