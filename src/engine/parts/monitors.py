@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from src.engine.runs.checkpoint import best_states
+from src.engine.system.errors import InputError
 from src.engine.system.metric_names import final_names
 from src.engine.training.checks import DEFAULT_MONITOR, FOLLOWED, validates
 from src.engine.training.early_stopping import follow, followers
@@ -56,11 +57,15 @@ class MonitorChoice(Callback):
         losses = final_names(name for name in logged if "loss" in name.lower())
         usual = [name for name in (DEFAULT_MONITOR, "val_loss") if name in losses]
         monitor = next(iter(usual or (losses if len(losses) == 1 else ())), None)
+        reason = f"validation logs {f'{len(losses)} losses' if losses else 'no loss'}"
+        if monitor is None and any(one.strict for one in self._stoppers) and (others := final_names(logged)):
+            way = losses[0] if losses else f"{others[0]} and --checkpoint.mode max or min"
+            raise InputError(f"EarlyStopping has no metric, as {reason}: give --checkpoint.monitor {way}")
         if trainer.sanity_checking:  # not every module logs in it
             self.best.monitor = monitor
             follow(self._stoppers, monitor or FOLLOWED, self.best.mode)
         else:
-            self._settle(monitor, f"validation logs {f'{len(losses)} losses' if losses else 'no loss'}")
+            self._settle(monitor, reason)
 
     def _settle(self, monitor: str | None, reason: str) -> None:
         self._is_settled = True
