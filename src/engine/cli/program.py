@@ -53,7 +53,7 @@ def run(started: float) -> None:
         is_fixable = isinstance(cause, InputError) or errors.raised_in(cause, "forward")
         if errors.raised_by_lightning(cause) and (isinstance(cause, refused) or "dataloader" in str(cause)):
             hint, is_fixable = _hint(cli, str(cause)), True
-            cause = InputError(f"{cause}; {hint}") if hint else cause
+            cause = InputError(f"{str(cause).rstrip('.')}; {hint}") if hint else cause
         for input_error in hooks("input_error"):
             if cli is not None and (fixable := input_error(cause, cli.config)) is not None:
                 cause, is_fixable = fixable, True

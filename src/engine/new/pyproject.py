@@ -71,7 +71,9 @@ def project_table(text: str, choice: Any, imported: set[str], tests: dict[str, s
         override["module"] = [one for one in override["module"] if one.partition(".")[0] in tested]
         if override["module"]:
             lines += ["", "[[tool.mypy.overrides]]", *_lines(override)]
-    lines += ["", "[tool.pytest.ini_options]", *_section(text, "tool.pytest.ini_options")]
+    has_scripts = any(path.startswith("scripts/") for path in tests)
+    options = _section(text, "tool.pytest.ini_options")
+    lines += ["", "[tool.pytest.ini_options]", *(one for one in options if has_scripts or '"scripts"' not in one)]
     lines += ["", "# Where this project comes from: `python -m src.new --update` takes a newer engine."]
     noted = {"version": project["version"], "commit": commit_of(root), "name": choice.name, "kind": choice.kind or ""}
     noted |= {"recipes": choice.recipes, "with": choice.parts, "package": choice.package}

@@ -35,6 +35,13 @@ def explain(message: str, parser: LightningArgumentParser, tree: Tree, options: 
         key = f"{key}.{found[1]}"
         near = nearest(found[1], arguments) or f"; it has {', '.join(arguments) or 'none'}"
         return f"{_origin(key, options, files)}: {name} has no argument {found[1]}{near}"
+    if found := re.match(r"Parser key \"(\w+)\": Unable to load config '([^']*)'", message):  # it has settings below it
+        key = found[1]
+        settings = [f"--{name}" for name in plain if name.startswith(f"{key}.")]
+        more = "; to save no checkpoints: --trainer.enable_checkpointing false" if key == "checkpoint" else ""
+        return (
+            f"{_origin(key, options, files)} {found[2]}: give settings of it, such as {', '.join(settings[:2])}{more}"
+        )
     if found := re.search(r"arguments are required: (\w+)", message):
         return f"{classes[-1].rpartition('.')[2]} needs {found[1]}: give --{key}.{found[1]}"
     if "Problem with given class_path" in message:  # a scheduler may be of either class

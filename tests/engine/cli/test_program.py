@@ -76,6 +76,8 @@ def broken_files(folder: Path) -> None:
         ("--trainer.callbacks+=EarlyStoping", "EarlyStoping: no class of that name, did you mean EarlyStopping"),
         ("--trainer.logger CometLogger", "not met"),
         # Options
+        ("--trainer null", "--trainer null: give settings of it, such as --trainer.accelerator, --trainer.strategy"),
+        ("--checkpoint false", "; to save no checkpoints: --trainer.enable_checkpointing false"),
         ("--optimizer.lr", "--optimizer.lr needs a value"),
         ("--lr_scheduler null --lr_scheduler.gamma 1", "--lr_scheduler.gamma: there is no lr_scheduler; add one"),
         # Values

@@ -128,8 +128,12 @@ def _targets(project: Path) -> set[str]:
 
 
 @cache
+def _settings(project: Path) -> Any:
+    return tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+
+
 def _table(project: Path) -> Any:
-    return tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return _settings(project)["project"]
 
 
 def _extras(project: Path) -> dict[str, list[str]]:
@@ -156,6 +160,9 @@ def _packages(project: Path, package: str, texts: dict[str, str]) -> Iterator[st
             and "types-" not in name
         ):
             yield f"pyproject.toml: {one} is not used"
+    for folder in _settings(project)["tool"]["pytest"]["ini_options"].get("pythonpath", ()):
+        if not (project / folder).is_dir():
+            yield f"pyproject.toml: there is no folder {folder}"
     for path, text in texts.items():
         names = re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE) if path.endswith(".py") else []
         allowed = (known if path.startswith(f"{package}/") else for_tests) | {package, "tests", "kill"} | IMPLIED
