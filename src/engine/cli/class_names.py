@@ -133,4 +133,4 @@ def refuse_missing(tree: Tree, given: set[str]) -> None:
             is_untyped = argument.default is argument.annotation is argument.empty
             is_null = (node.get("init_args") or {}).get(name, ...) is None
             if is_untyped and is_null and f"{key}.{name}" not in given:
-                raise InputError(f"{cls.__name__} needs {name}: give --{key}.{name}")
+                raise InputError(f"{node['class_path'].rpartition('.')[2]} needs {name}: give --{key}.{name}")

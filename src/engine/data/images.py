@@ -12,7 +12,6 @@ from PIL import EpsImagePlugin, ExifTags, Image, ImageFile, ImageOps, TiffImageP
 
 from src.engine.data.files import file_error
 from src.engine.data.loading import announce
-from src.engine.system.errors import GUIDE
 
 UNREADABLE = (Exception,)  # damaged files make PIL raise errors of almost any kind
 SIZE = "original size"  # in the info of an image
@@ -121,8 +120,8 @@ def read_image(source: Any, ranges: Ranges | None = None, shrink: Shrink | None 
 
     Args:
         source: a path or an open file.
-        ranges: the values that become black and white in deep images, from `check_files`; default: by the values of
-            the image, with a message.
+        ranges: the values that become black and white in deep images, by kind, such as {"integer": (0, 4095)}; also
+            of "float"; default: by the values of the image, with a message.
         shrink: makes large images smaller; default: none.
 
     Raises:
@@ -157,7 +156,10 @@ def _eight_bits(opened: ImageFile.ImageFile, ranges: Ranges | None, shrink: Shri
 
 @cache  # once
 def _announce_own_range() -> None:
-    announce(f"each image of more than 8 bits is scaled by its own values; for one range, {GUIDE}: value_ranges")
+    announce(
+        "each image of more than 8 bits is scaled by its own values; for one range of all, give read_image ranges, such"
+        ' as {"integer": (0, 4095)}, and the DataModule the same as value_ranges, for prediction'
+    )
 
 
 def _read_exif(opened: Image.Image) -> None:
