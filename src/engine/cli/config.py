@@ -198,6 +198,8 @@ def merge_class_options(tree: Tree, options: list[Option], dropped: list[str]) -
                 given = load_config(given)[1]
             given = {"class_path": given} if isinstance(given, str) else given
             over = nest(key, class_names.resolve_names(given, key))
+        elif value == "null" and key.count(".") > 1 and is_class(setting(tree, key.rpartition(".")[0])):
+            over = nest(key, None)  # jsonargparse 4.53 makes it the text None if the argument has no type
         elif key in ("strategy", "trainer.strategy") and re.fullmatch(r"[\w.]+(\.\w+|Strategy)", value):
             over = nest("trainer.strategy", {"class_path": class_names.resolve_class(value, key)})
         elif key in ("trainer", "checkpoint") and isinstance(given := parse_option(flag, value), dict):

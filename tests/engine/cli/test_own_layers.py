@@ -178,12 +178,13 @@ def test_a_schedule_over_data_without_length_names_what_gives_it_one(train: Trai
 
 
 class Sized(nn.Module):
-    """Has an argument without a type."""
+    """Has arguments without a type."""
 
     num_classes = 2
 
-    def __init__(self, features, width: int = 8) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, features, width: int = 8, note="none") -> None:  # type: ignore[no-untyped-def]
         super().__init__()
+        self.note = note
         self.layers = nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(width, 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -206,6 +207,7 @@ def test_an_argument_without_type_and_value_is_named(parse: Callable[..., Starte
     with pytest.raises(InputError, match=r"^Sized needs features: give --model\.net\.features$"):
         parse(*words)
     assert parse(*words, "--model.net.features=3").model.net.layers[0].in_features == 3
+    assert parse(*words, "--model.net.features=3", "--model.net.note=null").model.net.note is None
     by_data = (*words, f"--data={HERE}.SizesData")
     with pytest.raises(InputError, match=r"^SizesData needs rows: give --data\.rows$"):
         parse(*by_data)
