@@ -202,11 +202,11 @@ X, Y = torch.zeros(4, 3), torch.zeros(4)
 def test_batches_of_another_form_are_an_error(task: Any, batch: Any, message: str, tmp_path: Path) -> None:
     loader = DataLoader([batch], batch_size=None)
     with pytest.raises(InputError, match=message.format(task.__name__)):
-        trainer(tmp_path, max_steps=1).fit(task(TwoInputs()), loader)
+        trainer(tmp_path).validate(task(TwoInputs()), loader)
 
 
 @pytest.mark.parametrize("targets", [torch.zeros(4, 1), torch.ones(4, 2)])
 def test_one_hot_targets_and_a_dimension_too_many_are_an_error(targets: Tensor, tmp_path: Path) -> None:
     loader = DataLoader([(X, X, targets.long())], batch_size=None)
     with pytest.raises(InputError, match=r"takes one class number per input, \(4,\): give targets.squeeze\(1\), or"):
-        trainer(tmp_path, max_steps=1).fit(Classifier(TwoInputs()), loader)
+        trainer(tmp_path).validate(Classifier(TwoInputs()), loader)
