@@ -19,7 +19,7 @@ from src.biology.sequence_files import FASTA, FASTQ, SOURCES, Record, load_sourc
 from src.biology.smiles import TOKEN, read_smiles, without_directions, write_smiles
 from src.engine.data.batched import BatchDataset
 from src.engine.data.labelled_files import LabelledDataModule
-from src.engine.data.labels import check_labels, report_classes
+from src.engine.data.labels import as_number, check_labels, report_classes
 from src.engine.data.loading import IGNORED
 from src.engine.data.split import PARTS, fold_samples, report_duplicates, stratified_split
 from src.engine.system.errors import InputError, SampleError, check_least
@@ -220,7 +220,7 @@ class SequenceDataModule(LabelledDataModule):
                 raise InputError("it has no label: give a table, or for classes a folder of FASTA files, one per class")
             if predicts == "residues" and len(label) != len(sequence):
                 raise InputError(f"it has {len(sequence)} residues and {len(label)} labels: give one for each")
-            if predicts == "number" and not torch.tensor(float(label)).isfinite():  # as float32
+            if predicts == "number" and not torch.tensor(as_number(label)).isfinite():  # as float32
                 raise ValueError(label)
         except InputError as error:
             raise InputError(f"{record.place}: {error}") from error

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from src.engine.data.loading import announce
 from src.engine.system.batches import Sample, gathered
 from src.engine.tensorboard.figures import escape_dollars, new_figure
 
@@ -23,6 +24,8 @@ def mean_and_std(targets: Tensor) -> tuple[Tensor, Tensor]:
     # In a second pass: the squares of large numbers would lose the digits of a small deviation.
     squares = torch.where(known, targets - mean, 0) ** 2
     std = (sum(gathered(squares.sum(dim=0))) / count).sqrt()
+    if ((std == 0) & (torch.as_tensor(count) > 1)).any():
+        announce("a target is the same in the whole training part: there is nothing to learn")
     return mean, torch.where(std == 0, 1.0, std)
 
 

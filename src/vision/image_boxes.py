@@ -292,7 +292,7 @@ def _read_coco(path: Path) -> tuple[list[str], list[Box]]:
             place = f"{path}, annotation {number} (id {one.get('id')})"
             for name, known in (("image_id", images), ("category_id", categories)):
                 if one[name] not in known:
-                    raise InputError(f"{place}: {name} {one[name]} is not in the file: fix or remove it")
+                    raise InputError(f"{place}: {name} {one[name]!r} is not in the file: fix or remove it")
             if not (isinstance(one["bbox"], list) and len(one["bbox"]) == 4):
                 raise ValueError(f"bbox {one['bbox']!a:.60}")
             x, y, width, height = map(float, one["bbox"])

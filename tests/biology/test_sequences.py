@@ -295,6 +295,7 @@ FAMILY = {"kind": "protein", "predicts": "hidden"}
         ("a.csv", "sequence,label\nMßK,1\n", RESIDUES, ", row 1: '\\xdf' at position 2 is not a residue"),
         ("a.csv", "sequence,label\nCC,1e300\n", {}, ", row 1: label '1e300' is not a finite number"),
         ("a.csv", "sequence,label\nCC,high\n", {}, ", row 1: label 'high' is not a finite number"),
+        ("a.csv", "sequence,label\nCC,1_000\n", {}, ", row 1: label '1_000' is not a finite number"),
         ("a.csv", "sequence,label\nCC,nan\n", {}, ", row 1: label 'nan' is not a finite number"),
         ("a.csv", "sequence,label\nCCC,1\n", {"max_length": 2}, ", row 1: it has 3 tokens, more than max_length 2"),
         ("a.csv", "sequence,label\nACNG,1\n", DNA, ", row 1: 'N' at position 3 is not a base: give A, C, G, T or U"),

@@ -149,6 +149,15 @@ def test_a_run_of_few_batches_reads_no_more_of_them(tmp_path: Path) -> None:
     assert torch.allclose(task.target_mean, Y[:16].mean(0), rtol=1e-4)
 
 
+def test_a_target_that_is_always_the_same_is_said(tmp_path: Path, messages: list[str]) -> None:
+    y = Y.clone()
+    fitted(tmp_path, Numbers(y=y))
+    assert not any("nothing to learn" in line for line in messages)
+    y[:, 1] = 3
+    fitted(tmp_path, Numbers(y=y))
+    assert any("a target is the same in the whole training part: there is nothing to learn" in one for one in messages)
+
+
 def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     task = Regressor(Line(3, 3), num_targets=2)
     with pytest.raises(InputError, match=r"predictions of Regressor have the shape \(50, 3\): give \(B, 2\)"):

@@ -273,10 +273,11 @@ def test_a_bad_byte_behind_a_byte_order_mark_is_counted_from_the_start(tmp_path:
         ready(tmp_path, path=path)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
-def test_a_text_in_utf_16_is_named(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize("text", ["to be or not to be ", "быть или не быть\n"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-be"])
+def test_a_text_in_utf_16_is_named(tmp_path: Path, encoding: str, text: str) -> None:
     with pytest.raises(InputError, match=r"own.txt seems to be UTF-16: save it as UTF-8"):
-        ready(tmp_path, path=own(tmp_path, ("to be or not to be " * 50).encode(encoding)))
+        ready(tmp_path, path=own(tmp_path, (text * 50).encode(encoding)))
 
 
 @pytest.mark.parametrize("start", [0, 70, sources.CHUNK - 1])

@@ -81,7 +81,9 @@ def open_utf8(path: Path) -> BinaryIO:
     """A text file, opened after its byte order mark if there is one; .gz is unpacked. InputError if it is UTF-16."""
     file = _unpacked(path)
     start = file.peek(4096)[:4096]  # a pipe cannot be rewound
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or start.count(0) > len(start) / 4:
+    has_mark = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    halves = sorted((start[::2].count(0), start[1::2].count(0)))  # blanks and line breaks have one in either of them
+    if has_mark or start.count(0) > len(start) / 4 or (halves[0] == 0 and halves[1] > len(start) / 100):
         file.close()
         raise InputError(f"{path} seems to be UTF-16: save it as UTF-8")
     file.read(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)

@@ -61,6 +61,13 @@ def check_known(parts: Mapping[str, Sequence[str]], known: Iterable[str], place:
         )
 
 
+def as_number(text: str) -> float:
+    """A number in usual notation; raises ValueError for what only Python takes, such as 1_000 or other digits."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
 def label_order(label: str) -> tuple[bool, float, str]:
     """Sort key: numbers by value, then words."""
     try:
