@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,4 +114,6 @@ def test_without_a_domain_the_tests_that_see_all_of_the_repository_pass(domains:
     copy = copy_of_the_repository(tmp_path / "copy", compiled=True)
     for name in (name for domain in domains for name in FOLDERS[domain]):
         shutil.rmtree(copy / name, ignore_errors=True)  # may be gone already
+    lint = [sys.executable, "-m", "ruff", "check", "--no-cache", "--quiet"]
+    assert subprocess.run(lint, cwd=copy, capture_output=True, text=True, check=False).stdout == ""
     assert run_tests(copy) > 100
